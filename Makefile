@@ -1,0 +1,50 @@
+# make check is what .ci/run runs. PYTHON=<interpreter> chooses another Python.
+ifndef PYTHON
+ifneq ($(VIRTUAL_ENV)$(CONDA_PREFIX),)
+PYTHON := python3
+else ifneq ($(wildcard .venv/bin/python),)
+PYTHON := .venv/bin/python
+else
+PYTHON := python3
+endif
+endif
+
+SHAPES_OUTPUT ?= output/shapes_quick
+
+.DEFAULT_GOAL := help
+.PHONY: help install dev shapes check lint types test test-all format clean
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+install: ## install into the active environment
+	./install.sh
+
+dev: ## install with what the checks need
+	./install.sh --dev
+
+shapes: ## the main job: make the shapes data, train, evaluate, draw a panel
+	$(PYTHON) tools/train_net.py --config-file configs/shapes/san_shapes_quick.yaml OUTPUT_DIR $(SHAPES_OUTPUT)
+
+check: lint types test ## everything CI runs
+
+lint: ## ruff: rules and format
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+
+types: ## mypy
+	$(PYTHON) -m mypy
+
+test: ## the default test suite
+	$(PYTHON) -m pytest
+
+test-all: ## with the slow tests
+	$(PYTHON) -m pytest --slow
+
+format: ## let ruff mend what it can
+	$(PYTHON) -m ruff check --fix .
+	$(PYTHON) -m ruff format .
+
+clean: ## remove caches and build leftovers, never outputs or data
+	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache *.egg-info
+	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +

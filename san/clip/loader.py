@@ -1,0 +1,309 @@
+"""From a CLIP's name and weights to plain records: the only file that imports open_clip.
+
+A CLIP comes from open_clip by name and tag, from a local weights file, or from a self-describing file of this project
+(`save_clip_file`), as the small CLIP of the shapes benchmark does.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import torch
+from torch import Tensor, nn
+
+from san.clip.arch import OPENAI_MEAN, OPENAI_STD, TINY, ClipArch, TextArch, VisionArch
+from san.clip.weights import read_clip_weights, read_tensors, weights_fingerprint
+
+logger = logging.getLogger(__name__)
+
+Tokenizer = Callable[[Sequence[str]], Tensor]
+"""Texts to token ids (N, context_length), int64; the end-of-text token has the largest id of its row."""
+
+SHAPES_FILE = Path(__file__).parent.parent / "data" / "shapes" / "assets" / "clip.safetensors"
+_HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+_UNSUPPORTED_VISION = {
+    "timm_model_name": None,
+    "attentional_pool": False,
+    "no_ln_pre": False,
+    "ls_init_value": None,
+    "pool_type": "tok",
+    "pos_embed_type": "learnable",
+    "final_ln_after_pool": False,
+    "qk_norm": False,
+    "block_type": None,
+}
+_UNSUPPORTED_TEXT = {
+    "hf_model_name": None,
+    "hf_tokenizer_name": None,
+    "embed_cls": False,
+    "no_causal_mask": False,
+    "pool_type": "argmax",
+    "proj_type": "linear",
+    "proj_bias": False,
+    "ls_init_value": None,
+}
+
+
+@dataclass(frozen=True)
+class LoadedClip:
+    """A CLIP ready to be built.
+
+    Attributes:
+        arch: the architecture, with QuickGELU as the weights were trained.
+        state_dict: weights under open_clip's names, float32; None where no pretrained weights were asked for.
+        tokenizer: texts to ids.
+        fingerprint: identifies the weights; equal weights give equal fingerprints.
+    """
+
+    arch: ClipArch
+    state_dict: dict[str, Tensor] | None
+    tokenizer: Tokenizer
+    fingerprint: str
+
+
+def load_clip(name: str, pretrained: str | None) -> LoadedClip:
+    """Finds a CLIP by name and weights.
+
+    Args:
+        name: an open_clip model name of a class-token ViT ("ViT-B-16", "ViT-L-14-336", ...), "shapes", or "tiny".
+        pretrained: an open_clip tag ("openai", ...), a path of a weights file, "shapes" for the committed small CLIP,
+            or None for an untrained model.
+
+    Raises:
+        ValueError: the name or the tag is unknown, or the model has not the class-token ViT that SAN needs.
+        FileNotFoundError: the weights are neither here nor to be had; the message says what to download, and where to
+            put it.
+    """
+    if name == "shapes" or pretrained == "shapes":
+        if pretrained not in ("shapes", None) and not Path(pretrained).is_file():
+            raise ValueError(
+                f"CLIP 'shapes' has the weights 'shapes', not {pretrained!r}; set MODEL.CLIP.PRETRAINED to shapes"
+            )
+        return _load_own_file(Path(pretrained) if pretrained not in ("shapes", None) else SHAPES_FILE)
+    if pretrained and Path(pretrained).suffix == ".safetensors" and _own_header(Path(pretrained)) is not None:
+        return _load_own_file(Path(pretrained))
+    arch = TINY if name == "tiny" else _open_clip_arch(name)
+    tokenizer = _bpe_tokenizer(arch.text.context_length)
+    if not pretrained:
+        return LoadedClip(arch, None, tokenizer, fingerprint=f"{name}/untrained")
+    record: dict[str, Any] = {}
+    path = Path(pretrained)
+    if not path.is_file():
+        if name == "tiny" or path.suffix or len(path.parts) > 1:
+            raise FileNotFoundError(
+                f"no CLIP weights at {pretrained!r}; set MODEL.CLIP.PRETRAINED to an open_clip tag or an existing file"
+            )
+        path, record = _fetch(name, pretrained)
+    state_dict, openai = read_clip_weights(path)
+    quick_gelu = arch.quick_gelu or openai or pretrained == "openai" or bool(record.get("quick_gelu"))
+    arch = ClipArch(
+        arch.embed_dim,
+        arch.vision,
+        arch.text,
+        quick_gelu,
+        tuple(record.get("mean", OPENAI_MEAN)),
+        tuple(record.get("std", OPENAI_STD)),
+    )
+    return LoadedClip(arch, state_dict, tokenizer, weights_fingerprint(state_dict))
+
+
+def _open_clip_arch(name: str) -> ClipArch:
+    import open_clip
+
+    config = open_clip.get_model_config(name)
+    if config is None:
+        near = [other for other in open_clip.list_models() if other.lower().startswith(name.lower()[:5])]
+        raise ValueError(
+            f"open_clip knows no model {name!r}; set MODEL.CLIP.NAME to one of its class-token ViTs, "
+            f"such as {near or ['ViT-B-16']}"
+        )
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    wrong = [
+        f"vision {key}={vision[key]!r}" for key, value in _UNSUPPORTED_VISION.items() if vision.get(key, value) != value
+    ]
+    wrong += [f"text {key}={text[key]!r}" for key, value in _UNSUPPORTED_TEXT.items() if text.get(key, value) != value]
+    if isinstance(vision.get("layers"), list):
+        wrong.append("vision is a ResNet")
+    if "multimodal_cfg" in config:
+        wrong.append("a CoCa model")
+    if wrong:
+        raise ValueError(
+            f"CLIP model {name!r} is no plain class-token ViT with a causal text tower ({'; '.join(wrong)}); "
+            "set MODEL.CLIP.NAME to one that is, such as ViT-B-16 or ViT-L-14-336"
+        )
+    width = vision.get("width", 768)
+    return ClipArch(
+        embed_dim=config["embed_dim"],
+        vision=VisionArch(
+            image_size=vision.get("image_size", 224),
+            patch_size=vision.get("patch_size", 16),
+            width=width,
+            depth=vision.get("layers", 12),
+            num_heads=width // vision.get("head_width", 64),
+            mlp_ratio=vision.get("mlp_ratio", 4.0),
+        ),
+        text=TextArch(
+            context_length=text.get("context_length", 77),
+            vocab_size=text.get("vocab_size", 49408),
+            width=text.get("width", 512),
+            depth=text.get("layers", 12),
+            num_heads=text.get("heads", 8),
+            mlp_ratio=text.get("mlp_ratio", 4.0),
+        ),
+        quick_gelu=bool(config.get("quick_gelu", False)),
+    )
+
+
+def _bpe_tokenizer(context_length: int, ids: Sequence[int] | None = None) -> Tokenizer:
+    """CLIP's byte-pair tokenizer; with `ids`, mapped to their ranks, and every other id to 0."""
+    import open_clip
+
+    tokenize = open_clip.SimpleTokenizer(context_length=context_length)
+    if ids is None:
+        return lambda texts: tokenize(list(texts))
+    compact = torch.zeros(tokenize.vocab_size, dtype=torch.long)
+    compact[torch.as_tensor(ids)] = torch.arange(1, len(ids) + 1)  # sorted ids keep end-of-text the largest
+    reported: set[str] = set()
+
+    def encode(texts: Sequence[str]) -> Tensor:
+        full: Tensor = tokenize(list(texts))
+        tokens = compact[full]
+        for text, unknown in zip(texts, ((tokens == 0) & (full != 0)).any(dim=1).tolist(), strict=True):
+            if unknown and text not in reported:
+                reported.add(text)
+                logger.warning("the small CLIP has never met some word of %r: its embedding means little", text)
+        return tokens
+
+    return encode
+
+
+def _fetch(name: str, tag: str) -> tuple[Path, dict[str, Any]]:
+    """The weights file of an open_clip tag, from its cache or its hub, and the tag's record."""
+    import open_clip
+
+    record = open_clip.get_pretrained_cfg(name, tag)
+    if not record:
+        known = open_clip.list_pretrained_tags_by_model(name)
+        raise ValueError(
+            f"open_clip has no weights {tag!r} for {name!r}; set MODEL.CLIP.PRETRAINED to one of {known} or to a file"
+        )
+    hub, url = record.get("hf_hub", "").strip("/"), record.get("url", "")
+    if hub:
+        from huggingface_hub import constants, try_to_load_from_cache
+
+        for file in _HUB_FILES:
+            found = try_to_load_from_cache(hub, file)
+            if isinstance(found, str):
+                return Path(found), record
+        host, source, folder = (
+            constants.ENDPOINT,
+            f"{constants.ENDPOINT}/{hub} ({' or '.join(_HUB_FILES)})",
+            constants.HF_HUB_CACHE,
+        )
+    else:
+        host, source, folder = url, url, "~/.cache/clip"
+        cached = Path(folder).expanduser() / Path(urlparse(url).path).name
+        if cached.is_file():
+            return cached, record
+    try:
+        socket.getaddrinfo(
+            urlparse(host).hostname, 443
+        )  # without a network, say so now and not after a minute of retries
+        return Path(open_clip.download_pretrained(record)), record
+    except (OSError, RuntimeError) as error:
+        raise FileNotFoundError(
+            f"the weights {tag!r} of CLIP {name!r} are not on this machine and cannot be downloaded ({error}); "
+            f"download {source} elsewhere and set MODEL.CLIP.PRETRAINED to that file, or keep it in the cache {folder}"
+        ) from error
+
+
+def build_trainable_clip(arch: ClipArch) -> nn.Module:
+    """An untrained open_clip CLIP of this architecture: encode_image, encode_text and logit_scale, to be pretrained."""
+    from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+
+    vision, text = arch.vision, arch.text
+    model: nn.Module = CLIP(
+        arch.embed_dim,
+        CLIPVisionCfg(
+            layers=vision.depth,
+            width=vision.width,
+            head_width=vision.width // vision.num_heads,
+            mlp_ratio=vision.mlp_ratio,
+            patch_size=vision.patch_size,
+            image_size=vision.image_size,
+        ),
+        CLIPTextCfg(
+            context_length=text.context_length,
+            vocab_size=text.vocab_size,
+            width=text.width,
+            heads=text.num_heads,
+            layers=text.depth,
+            mlp_ratio=text.mlp_ratio,
+        ),
+        quick_gelu=arch.quick_gelu,
+    )
+    return model
+
+
+def compact_tokenizer(ids: Sequence[int], context_length: int) -> Tokenizer:
+    """CLIP's tokenizer for a small vocabulary.
+
+    Args:
+        ids: sorted ids of CLIP's tokenizer that occur; id number i becomes i + 1, every other id 0.
+        context_length: tokens in a row.
+    """
+    if list(ids) != sorted(set(ids)):
+        raise ValueError("the ids of a compact vocabulary must be sorted and distinct")
+    return _bpe_tokenizer(context_length, ids)
+
+
+def save_clip_file(
+    path: Path | str, state_dict: Mapping[str, Tensor], arch: ClipArch, *, token_ids: Sequence[int]
+) -> None:
+    """Writes a self-describing CLIP in half precision.
+
+    Args:
+        path: a `.safetensors` file.
+        arch: the architecture.
+        state_dict: weights under open_clip's names; `arch.text.vocab_size` is len(token_ids) + 1.
+        token_ids: see `compact_tokenizer`.
+    """
+    from safetensors.torch import save_file
+
+    tensors = {
+        key: value.detach().half().contiguous().cpu()
+        for key, value in state_dict.items()
+        if not key.endswith("attn_mask")
+    }
+    header = {"format": "san-clip", "arch": json.dumps(arch.to_dict()), "token_ids": json.dumps(list(token_ids))}
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path, metadata=header)
+
+
+def _own_header(path: Path) -> dict[str, str] | None:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            header: dict[str, str] = file.metadata() or {}
+    except (OSError, SafetensorError):
+        return None
+    return header if header.get("format") == "san-clip" else None
+
+
+def _load_own_file(path: Path) -> LoadedClip:
+    tensors = read_tensors(path)
+    header = _own_header(path)
+    if header is None:
+        raise ValueError(f"{str(path)!r} is no CLIP file of this project; write one with tools/train_shapes_clip.py")
+    arch = ClipArch.from_dict(json.loads(header["arch"]))
+    state = {key: value.float() for key, value in tensors.items()}
+    tokenizer = compact_tokenizer(json.loads(header["token_ids"]), arch.text.context_length)
+    return LoadedClip(arch, state, tokenizer, weights_fingerprint(state))

@@ -1,0 +1,151 @@
+"""CLIP's image tower, cut in two: shallow blocks that feed the side network, deep blocks that recognise masks.
+
+B batch, D CLIP width, E joint embedding, N_h heads, T = h * w patch tokens of the (h, w) CLIP grid, S [SLS] tokens.
+Source: method.md sections 2 and 5; arXiv 2302.12242, section 3.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from san.clip.arch import ClipArch
+from san.clip.blocks import Block
+from san.clip.pos_embed import resize_pos_embed
+
+
+@dataclass(frozen=True)
+class ShallowFeatures:
+    """States of the shallow blocks; index 0 is the state before block 1, index i the state after block i.
+
+    Attributes:
+        patch_tokens: (B, T, D) each, row by row over the grid.
+        class_tokens: (B, 1, D) each.
+        grid: (h, w).
+    """
+
+    patch_tokens: tuple[Tensor, ...]
+    class_tokens: tuple[Tensor, ...]
+    grid: tuple[int, int]
+
+
+class ShallowClip(nn.Module):
+    """Patch embedding and blocks 1..K of the ViT."""
+
+    def __init__(self, arch: ClipArch, depth: int) -> None:
+        super().__init__()
+        vision = arch.vision
+        self.patch_size, self.native_grid = vision.patch_size, vision.grid_size
+        self.conv1 = nn.Conv2d(3, vision.width, vision.patch_size, stride=vision.patch_size, bias=False)
+        self.class_embedding = nn.Parameter(torch.randn(vision.width) * vision.width**-0.5)
+        self.positional_embedding = nn.Parameter(
+            torch.randn(vision.grid_size**2 + 1, vision.width) * vision.width**-0.5
+        )
+        self.ln_pre = nn.LayerNorm(vision.width)
+        self.resblocks = nn.ModuleList(
+            Block(vision.width, vision.num_heads, vision.mlp_ratio, quick_gelu=arch.quick_gelu) for _ in range(depth)
+        )
+
+    def forward(self, images: Tensor) -> ShallowFeatures:
+        """Features of normalised images (B, 3, H, W), already at CLIP's input scale; what exceeds whole patches is cut.
+
+        Raises:
+            ValueError: the image is smaller than a patch.
+        """
+        if min(images.shape[-2:]) < self.patch_size:
+            raise ValueError(
+                f"CLIP's input of {tuple(images.shape[-2:])} pixels is smaller than its patch of {self.patch_size}; "
+                "give larger images or raise MODEL.CLIP.INPUT_SCALE"
+            )
+        x = self.conv1(images)  # (B, D, h, w)
+        grid = (x.shape[-2], x.shape[-1])
+        x = x.flatten(2).transpose(1, 2)  # (B, T, D)
+        x = torch.cat([self.class_embedding.expand(x.shape[0], 1, -1).to(x.dtype), x], dim=1)  # (B, 1 + T, D)
+        x = self.ln_pre(x + self._positions(grid).to(x.dtype))
+        states = [x]
+        for block in self.resblocks:
+            states.append(block(states[-1]))
+        return ShallowFeatures(tuple(s[:, 1:] for s in states), tuple(s[:, :1] for s in states), grid)
+
+    def _positions(self, grid: tuple[int, int]) -> Tensor:
+        """(1 + T, D): the class position as it is, the patch positions resized to the grid."""
+        native = (self.native_grid, self.native_grid)
+        patches = resize_pos_embed(self.positional_embedding[1:], native, grid)
+        return torch.cat([self.positional_embedding[:1], patches])
+
+
+class DeepClip(nn.Module):
+    """Blocks K+1..N: recognises every mask in one pass through its [SLS] token."""
+
+    def __init__(self, arch: ClipArch, depth: int) -> None:
+        super().__init__()
+        vision = arch.vision
+        self.resblocks = nn.ModuleList(
+            Block(vision.width, vision.num_heads, vision.mlp_ratio, quick_gelu=arch.quick_gelu) for _ in range(depth)
+        )
+        self.ln_post = nn.LayerNorm(vision.width)
+        self.proj = nn.Parameter(torch.randn(vision.width, arch.embed_dim) * vision.width**-0.5)
+
+    def forward(self, class_token: Tensor, patch_tokens: Tensor, sls_tokens: Tensor, attn_bias: Tensor) -> Tensor:
+        """One unit-length embedding per [SLS] token.
+
+        Args:
+            class_token: (B, 1, D) after block K.
+            patch_tokens: (B, T, D) after block K.
+            sls_tokens: (B, S, D).
+            attn_bias: (B, L, 1 or N_h, S, T) added to an [SLS] token's logits for the patch tokens; L is
+                1 (the same for all blocks) or the number of blocks.
+
+        Returns:
+            (B, S, E).
+        """
+        x, sls = torch.cat([class_token, patch_tokens], dim=1), sls_tokens
+        shared = attn_bias.shape[1] == 1
+        for index, block in enumerate(self.resblocks):
+            assert isinstance(block, Block)
+            bias = attn_bias[:, 0 if shared else index]
+            last = index + 1 == len(self.resblocks)
+            x, sls = _recognise(block, x, sls, bias, keep_patches=not last)
+        return F.normalize(self.ln_post(sls) @ self.proj, dim=-1)
+
+
+def _recognise(block: Block, x: Tensor, sls: Tensor, bias: Tensor, *, keep_patches: bool) -> tuple[Tensor, Tensor]:
+    """One block for class and patch tokens (B, 1 + T, D), which see no [SLS] token, and for [SLS] tokens (B, S, D)."""
+    q, k, v = block.attn.project(block.ln_1(x))
+    sls_qkv = block.attn.project(block.ln_1(sls))
+    sls = block.finish(sls, sls_attention(*sls_qkv, k[:, :, 1:], v[:, :, 1:], bias))
+    if keep_patches:
+        x = block.finish(x, F.scaled_dot_product_attention(q, k, v))
+    return x, sls
+
+
+def sls_attention(q: Tensor, k_self: Tensor, v_self: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    """Attention of each [SLS] token over itself and the patch tokens.
+
+    A first key that is zero, with the token's own logit as its bias, stands for "itself"; as its value differs from
+    token to token, it gets the value zero and an extra value channel that reads off its probability.
+
+    Args:
+        q: (B, N_h, S, d), queries of the [SLS] tokens.
+        k_self: (B, N_h, S, d), their own keys.
+        v_self: (B, N_h, S, d), their own values.
+        k: (B, N_h, T, d), keys of the patch tokens.
+        v: (B, N_h, T, d), values of the patch tokens.
+        bias: (B, 1 or N_h, S, T).
+
+    Returns:
+        (B, N_h, S, d).
+    """
+    self_logit = (q * k_self).sum(dim=-1, keepdim=True) * q.shape[-1] ** -0.5  # (B, N_h, S, 1)
+    heads_bias = bias.to(q.dtype).expand(-1, q.shape[1], -1, -1)
+    logit_bias = torch.cat([self_logit, heads_bias], dim=-1)  # (B, N_h, S, 1 + T)
+    keys = F.pad(k, (0, 0, 1, 0))  # (B, N_h, 1 + T, d)
+    values = F.pad(v, (0, 1, 1, 0))  # (B, N_h, 1 + T, d + 1)
+    indicator = torch.zeros_like(values[:, :, :, -1:])
+    indicator[:, :, 0] = 1
+    values = torch.cat([values[..., :-1], indicator], dim=-1)
+    mixed = F.scaled_dot_product_attention(q, keys, values, attn_mask=logit_bias)  # (B, N_h, S, d + 1)
+    return mixed[..., :-1] + mixed[..., -1:] * v_self

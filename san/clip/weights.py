@@ -1,0 +1,76 @@
+"""Weights files: read without ever running code from them, and told apart by a fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def read_tensors(path: Path) -> Any:
+    """The content of a weights file, never running code from it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, or holds more than tensors and plain data.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights file at {str(path)!r}; check the path")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        raise ValueError(
+            f"{str(path)!r} is no readable weights file ({str(error).splitlines()[0][:200]}); "
+            "download or write it again"
+        ) from error
+    except Exception as error:
+        if type(error).__name__ != "SafetensorError":
+            raise
+        raise ValueError(
+            f"{str(path)!r} is no readable safetensors file ({error}); download or write it again"
+        ) from error
+
+
+def read_clip_weights(path: Path) -> tuple[dict[str, Tensor], bool]:
+    """CLIP weights in float32 under open_clip's names, and whether they are an original OpenAI file."""
+    try:
+        loaded = read_tensors(path)
+    except ValueError:
+        try:  # OpenAI published TorchScript archives
+            loaded = torch.jit.load(path, map_location="cpu").state_dict()
+        except RuntimeError:
+            loaded = None
+        if loaded is None:
+            raise
+    state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else loaded
+    if not isinstance(state, Mapping) or "visual.class_embedding" not in {key.removeprefix("module.") for key in state}:
+        raise ValueError(
+            f"{str(path)!r} holds no class-token ViT CLIP in open_clip's naming; give a file that open_clip reads"
+        )
+    state = {key.removeprefix("module."): value for key, value in state.items() if isinstance(value, Tensor)}
+    openai = "input_resolution" in state
+    keep = {
+        key: value.float()
+        for key, value in state.items()
+        if value.is_floating_point() and not key.endswith("attn_mask")
+    }
+    return keep, openai
+
+
+def weights_fingerprint(state_dict: Mapping[str, Tensor]) -> str:
+    """A short hash of names, shapes and a sample of every tensor's values."""
+    digest = hashlib.sha256()
+    for key in sorted(state_dict):
+        value = state_dict[key].detach().float().flatten()
+        sample = value[:: max(1, value.numel() // 64)].contiguous().cpu().numpy()
+        digest.update(f"{key}{tuple(state_dict[key].shape)}".encode() + sample.tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,101 @@
+"""Sentences about scenes: what the small CLIP learns language from.
+
+A caption names some or all of what is in a picture, never where. `is_true` says whether a caption holds for a picture, so that
+the contrastive training can count every true pair of a batch as a positive one, not only the pair a caption was written for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from san.data.shapes.world import GROUNDS, Scene
+
+NAME_TEMPLATES: tuple[str, ...] = (
+    "a photo of a {}.",
+    "This is a photo of a {}",
+    "There is a {} in the scene",
+    "There is the {} in the scene",
+    "a photo of a {} in the scene",
+    "a photo of a small {}.",
+    "a photo of a medium {}.",
+    "a photo of a large {}.",
+    "This is a photo of a small {}.",
+    "This is a photo of a medium {}.",
+    "This is a photo of a large {}.",
+    "There is a small {} in the scene.",
+    "There is a medium {} in the scene.",
+    "There is a large {} in the scene.",
+    "a {}",
+    "{}",
+    "the {}",
+    "a picture of the {}",
+    "an image with a {}.",
+)
+"""Sentences about one name: the 14 ViLD templates (what the classifier asks with) and a few plainer ones. The words small,
+medium and large carry no meaning here, as in the templates' use."""
+
+SCENE_TEMPLATES: tuple[str, ...] = (
+    "{}",
+    "a photo of {}.",
+    "This is a photo of {}",
+    "There is {} in the scene",
+    "a picture of {}",
+    "an image with {}.",
+)
+"""Sentences about several names, joined by `join_names`."""
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A sentence and the names it states to be in the picture."""
+
+    text: str
+    names: frozenset[str]
+
+
+def join_names(things: Sequence[str], ground: str | None) -> str:
+    """A phrase such as "a red star, a blue ring and a white bar on dotted ground".
+
+    Args:
+        things: thing names in the order to say them; may be empty when there is a ground.
+        ground: name of the ground, or None to leave it out.
+    """
+    phrases = [f"a {name}" for name in things]
+    phrase = phrases[0] if len(phrases) == 1 else ", ".join(phrases[:-1]) + " and " + phrases[-1] if phrases else ""
+    if ground is None:
+        return phrase
+    return f"{phrase} on {ground}" if phrase else ground
+
+
+def write_caption(rng: np.random.Generator, names: Sequence[str], *, single: float = 0.6) -> Caption:
+    """Write one caption of a picture.
+
+    Args:
+        rng: the only source of chance.
+        names: what the picture holds (things in any order and one ground), e.g. `Scene.names`.
+        single: chance that the caption states a single name; else it lists two or more names, with or without the ground.
+    """
+    things = [name for name in names if name not in GROUNDS]
+    grounds = [name for name in names if name in GROUNDS]
+    if not things or rng.random() < single:
+        pool = list(grounds) if not things or (grounds and rng.random() < 0.15) else things
+        name = pool[int(rng.integers(len(pool)))]
+        return Caption(NAME_TEMPLATES[int(rng.integers(len(NAME_TEMPLATES)))].format(name), frozenset([name]))
+    order = [things[i] for i in rng.permutation(len(things))]
+    kept = order[: int(rng.integers(1, len(order) + 1))]
+    ground = grounds[0] if grounds and (len(kept) == 1 or rng.random() < 0.6) else None
+    text = SCENE_TEMPLATES[int(rng.integers(len(SCENE_TEMPLATES)))].format(join_names(kept, ground))
+    return Caption(text, frozenset(kept) | frozenset([ground] if ground else []))
+
+
+def is_true(caption: Caption, names: Iterable[str]) -> bool:
+    """Whether everything the caption states is among ``names``, what a picture holds."""
+    return caption.names <= set(names)
+
+
+def caption_of(scene: Scene, rng: np.random.Generator) -> Caption:
+    """A caption of a scene; see `write_caption`."""
+    return write_caption(rng, scene.names)

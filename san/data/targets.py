@@ -1,0 +1,32 @@
+"""From one label map to the binary masks that the criterion matches.  M classes present, (H, W) image."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from san.data.label_sets import check_label_values
+
+
+def masks_from_label_map(
+    label_map: Tensor, ignore_label: int, num_classes: int, *, source: str = "the label map"
+) -> tuple[Tensor, Tensor]:
+    """One binary mask per class present; the ignore label belongs to none (method.md 8.1).
+
+    Args:
+        label_map: (H, W) integers, class indices or `ignore_label`.
+        ignore_label: value of pixels without a class.
+        num_classes: C.
+        source: file name for the error message.
+
+    Returns:
+        labels (M,) int64 ascending and masks (M, H, W) bool; M is 0 when every pixel is ignored.
+
+    Raises:
+        ValueError: a value that is neither a class index nor the ignore label.
+    """
+    present = label_map.unique()
+    check_label_values(present.tolist(), num_classes, ignore_label, source=source)
+    labels = present[present != ignore_label]
+    masks = label_map == labels[:, None, None]  # (M, H, W)
+    return labels.to(torch.int64), masks

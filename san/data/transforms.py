@@ -1,0 +1,262 @@
+"""Reading image and label files, resizing, and the training augmentation (method.md 8.5, 8.6), on NumPy and Pillow.
+
+Images are (H, W, 3) uint8 RGB, label maps (H, W) int32, sizes (height, width). Randomness comes from the passed
+generator only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+Array = npt.NDArray[Any]
+
+_LABEL_MODES = ("1", "L", "P", "I", "I;16", "I;16L", "I;16B")
+
+
+def read_image(path: str | Path) -> Array:
+    """An image of any mode as RGB, turned upright by its EXIF orientation.
+
+    Grey, palette, CMYK and the like are converted, transparency is dropped, 16-bit grey is brought to 8 bits
+    (65535 -> 255), of an animation the first frame is taken.
+
+    Returns:
+        (H, W, 3) uint8.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is empty, damaged, no image, or of a mode without an RGB meaning.
+    """
+    image = ImageOps.exif_transpose(_open(path, "image"))
+    if image.mode.startswith("I"):
+        grey = np.asarray(image).astype(np.int64).clip(0, 65535)
+        wide = image.mode != "I" or grey.max() > 255
+        image = Image.fromarray((grey // 257 if wide else grey).astype(np.uint8))
+    try:
+        return np.array(image.convert("RGB"))
+    except ValueError as error:
+        raise ValueError(f"image {path} has mode {image.mode}, which has no RGB form; save it as RGB") from error
+
+
+def read_label_map(path: str | Path) -> Array:
+    """A label map's pixel values as stored: 8 or 16 bits, and the indices, not the colours, of a palette image.
+
+    Returns:
+        (H, W) int32.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is empty, damaged, no image, or has more than one channel.
+    """
+    image = _open(path, "label map")
+    if image.mode not in _LABEL_MODES:
+        raise ValueError(
+            f"label map {path} has mode {image.mode} but must have one channel of class indices (8-bit PNG, or 16-bit "
+            "PNG or TIFF); convert colour-coded labels to indices (see datasets/README.md)"
+        )
+    return np.asarray(image).astype(np.int32)
+
+
+def check_same_size(image: Array, label_map: Array, image_name: str = "image", label_name: str = "label map") -> None:
+    """Refuse a label map that does not lie on its image pixel by pixel.
+
+    Raises:
+        ValueError: names both files and sizes.
+    """
+    if image.shape[:2] != label_map.shape[:2]:
+        raise ValueError(
+            f"{image_name} is {image.shape[0]}x{image.shape[1]} (height x width) but {label_name} is "
+            f"{label_map.shape[0]}x{label_map.shape[1]}: they must be equal; prepare the labels again, and if the "
+            "image carries an EXIF rotation, remove it or rotate the label too"
+        )
+
+
+def resize_short_side(height: int, width: int, short_side: int, max_size: int) -> tuple[int, int]:
+    """Size with the given short side, reduced where the long side would exceed `max_size`; rounded half up.
+
+    Returns:
+        (height, width), as in method.md 8.6.
+    """
+    scale = short_side / min(height, width)
+    new_height, new_width = height * scale, width * scale
+    if max(new_height, new_width) > max_size:
+        scale = max_size / max(new_height, new_width)
+        new_height, new_width = new_height * scale, new_width * scale
+    return int(new_height + 0.5), int(new_width + 0.5)
+
+
+def resize_image(image: Array, size: tuple[int, int]) -> Array:
+    """Bilinear resize, widened when shrinking as Pillow does; (H, W, 3) uint8 to the given (height, width)."""
+    return np.array(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
+
+
+@dataclass(frozen=True)
+class AugmentationConfig:
+    """What `TrainAugmentation` draws from; the defaults are the published ones (method.md 8.5).
+
+    Attributes:
+        short_sides: short side after the resize, one drawn per image, pixels.
+        max_size: largest long side after the resize, pixels.
+        crop_size: (height, width) of the random crop, and of the result.
+        brightness: largest shift, of 255.
+        contrast: range of the factor on pixel values.
+        saturation: range of the factor on saturation.
+        hue_degrees: largest turn of the hue, degrees.
+        color_prob: chance of each of the four photometric steps; 0 switches them off.
+        flip_prob: chance of a mirror image.
+        image_pad: value of padded image pixels.
+        ignore_label: value of padded label pixels.
+    """
+
+    short_sides: tuple[int, ...] = tuple(range(320, 961, 64))
+    max_size: int = 2560
+    crop_size: tuple[int, int] = (640, 640)
+    brightness: float = 32.0
+    contrast: tuple[float, float] = (0.5, 1.5)
+    saturation: tuple[float, float] = (0.5, 1.5)
+    hue_degrees: float = 18.0
+    color_prob: float = 0.5
+    flip_prob: float = 0.5
+    image_pad: int = 128
+    ignore_label: int = 255
+
+    def __post_init__(self) -> None:
+        if not self.short_sides or min(*self.short_sides, *self.crop_size, self.max_size) < 1:
+            raise ValueError(
+                f"short_sides {self.short_sides}, crop_size {self.crop_size} and max_size {self.max_size} must all be "
+                "given and positive"
+            )
+        for name in ("color_prob", "flip_prob"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)} but must be a probability, 0..1")
+        for name in ("contrast", "saturation"):
+            low, high = getattr(self, name)
+            if not 0 <= low <= high:
+                raise ValueError(f"{name} is ({low}, {high}) but must be a range of factors, 0 <= low <= high")
+
+
+class TrainAugmentation:
+    """Resize, crop, photometric distortion, flip, pad: method.md 8.5.
+
+    Only the crop is ever resized, which gives the crop of the resized image at a fraction of the time.
+    """
+
+    def __init__(self, config: AugmentationConfig | None = None) -> None:
+        self.config = config or AugmentationConfig()
+
+    def __call__(self, image: Array, label_map: Array, rng: np.random.Generator) -> tuple[Array, Array]:
+        """Augment one image and its label map alike.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+            label_map: (H, W) integers.
+            rng: the only source of randomness.
+
+        Returns:
+            image and label map of `crop_size`, of the given dtypes, contiguous.
+
+        Raises:
+            ValueError: the sizes differ.
+        """
+        check_same_size(image, label_map)
+        config = self.config
+        height, width = label_map.shape
+        size = resize_short_side(height, width, int(rng.choice(config.short_sides)), config.max_size)
+        crop = [min(have, want) for have, want in zip(size, config.crop_size, strict=True)]
+        top, left = (int(rng.integers(have - cut + 1)) for have, cut in zip(size, crop, strict=True))
+        picture = _resized_crop(image, size, (top, left), crop)
+        labels = _resized_label_crop(label_map, size, (top, left), crop)
+        colors = np.asarray(self.distort_colors(picture, rng))
+        if rng.random() < config.flip_prob:
+            colors, labels = colors[:, ::-1], labels[:, ::-1]
+        return self._pad(colors, labels)
+
+    def distort_colors(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        """Brightness, then contrast, saturation and hue, contrast first or last by even chance, each with `color_prob`.
+
+        Values are rounded and clipped to 8 bits after each step. Saturation and hue are changed in Pillow's 8-bit HSV
+        (hue in steps of 360/256 degrees), both in one pass.
+
+        Args:
+            image: RGB.
+            rng: the only source of randomness.
+
+        Returns:
+            RGB image of the same size.
+        """
+        config = self.config
+        levels = np.arange(256.0)
+        curve = levels
+        if rng.random() < config.color_prob:
+            curve = _to_8_bits(curve + rng.uniform(-config.brightness, config.brightness))
+        contrast = rng.uniform(*config.contrast) if rng.random() < config.color_prob else 1.0
+        contrast_first = rng.random() < 0.5
+        if contrast_first:
+            curve = _to_8_bits(curve * contrast)
+        image = _map_levels(image, [curve] * 3)
+        saturation = rng.uniform(*config.saturation) if rng.random() < config.color_prob else 1.0
+        turn = rng.uniform(-config.hue_degrees, config.hue_degrees) if rng.random() < config.color_prob else 0.0
+        if saturation != 1.0 or turn != 0.0:
+            hue_curve = (levels + round(turn * 256 / 360)) % 256
+            image = _map_levels(image.convert("HSV"), [hue_curve, _to_8_bits(levels * saturation), levels]).convert(
+                "RGB"
+            )
+        return image if contrast_first else _map_levels(image, [_to_8_bits(levels * contrast)] * 3)
+
+    def _pad(self, image: Array, label_map: Array) -> tuple[Array, Array]:
+        height, width = label_map.shape
+        padded_image = np.full((*self.config.crop_size, 3), self.config.image_pad, image.dtype)
+        padded_labels = np.full(self.config.crop_size, self.config.ignore_label, label_map.dtype)
+        padded_image[:height, :width] = image
+        padded_labels[:height, :width] = label_map
+        return padded_image, padded_labels
+
+
+def _resized_crop(image: Array, size: tuple[int, int], corner: tuple[int, int], crop: list[int]) -> Image.Image:
+    """The crop at `corner` of the image resized bilinearly to `size`, without resizing the rest."""
+    scale_y, scale_x = image.shape[0] / size[0], image.shape[1] / size[1]
+    (top, left), (height, width) = corner, crop
+    box = (left * scale_x, top * scale_y, (left + width) * scale_x, (top + height) * scale_y)
+    box = (*box[:2], min(box[2], image.shape[1]), min(box[3], image.shape[0]))  # rounding may step over the edge
+    return Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR, box=box)
+
+
+def _resized_label_crop(label_map: Array, size: tuple[int, int], corner: tuple[int, int], crop: list[int]) -> Array:
+    """The same crop of the label map resized to `size`: each pixel takes the value under its centre."""
+    rows, columns = (
+        ((start + np.arange(length) + 0.5) * (have / want)).astype(np.intp)
+        for have, want, start, length in zip(label_map.shape, size, corner, crop, strict=True)
+    )
+    cut: Array = label_map[rows[:, None], columns]
+    return cut
+
+
+def _map_levels(image: Image.Image, curves: list[Array]) -> Image.Image:
+    """Each of three 8-bit channels through its curve of 256 values."""
+    return image.point(np.concatenate(curves).astype(int).tolist())
+
+
+def _to_8_bits(values: Array) -> Array:
+    return np.clip(np.rint(values), 0, 255)
+
+
+def _open(path: str | Path, kind: str) -> Image.Image:
+    """The decoded file, or one clear error."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{kind} {path} does not exist; check the dataset folder or prepare it again")
+    if not path.stat().st_size:
+        raise ValueError(f"{kind} {path} is an empty file (0 bytes); copy or prepare it again")
+    try:
+        image = Image.open(path)
+        image.load()
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError) as error:
+        raise ValueError(f"{kind} {path} cannot be read ({error}); copy or prepare it again") from error
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{kind} {path} is too large ({error}); shrink it") from error
+    return image

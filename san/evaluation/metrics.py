@@ -1,0 +1,76 @@
+"""Segmentation metrics from a confusion matrix, in percent, under both mIoU conventions (method.md 9)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from san.evaluation.confusion import ConfusionMatrix
+
+Floats = npt.NDArray[np.float64]
+
+
+def metrics(matrix: ConfusionMatrix, class_names: Sequence[str] | None = None) -> dict[str, float]:
+    """The benchmarks' metrics in percent, rows of the result in the order below.
+
+    A class is present if it has labelled pixels. An absent class has no IoU and no accuracy (NaN), whatever was
+    predicted; all are NaN when no pixel was counted.
+
+    Args:
+        matrix: the counts.
+        class_names: C distinct names for the per-class keys; class indices by default.
+
+    Returns:
+        mIoU: mean IoU of the present classes (Detectron2 since July 2022).
+        mIoU_detectron2_v0.6: the same sum divided by the number of classes present or predicted (papers before that).
+        fwIoU: IoU weighted by a class's share of labelled pixels.
+        mACC: mean share of a present class's pixels that are right.
+        pACC: share of all labelled pixels that are right.
+        zero_iou_share: share of present classes whose IoU is 0.
+        IoU-<name>, ACC-<name>: per class.
+
+    Raises:
+        ValueError: the names are not C distinct ones.
+    """
+    names = _names(class_names, matrix.num_classes)
+    correct = matrix.counts.diagonal().astype(np.float64)  # (C,)
+    labelled = matrix.counts.sum(axis=1).astype(np.float64)
+    predicted = matrix.counts.sum(axis=0).astype(np.float64)
+    present = labelled > 0
+    union = labelled + predicted - correct
+    iou = _ratio(correct, np.where(present, union, 0.0))
+    accuracy = _ratio(correct, labelled)
+    num_present = present.sum()
+    iou_sum = iou[present].sum()
+    summary = {
+        "mIoU": _ratio(iou_sum, num_present),
+        "mIoU_detectron2_v0.6": _ratio(iou_sum, (union > 0).sum()),
+        "fwIoU": _ratio((iou * labelled)[present].sum(), labelled.sum()),
+        "mACC": _ratio(accuracy[present].sum(), num_present),
+        "pACC": _ratio(correct.sum(), labelled.sum()),
+        "zero_iou_share": _ratio((iou[present] == 0).sum(), num_present),
+    }
+    per_class = {f"IoU-{name}": value for name, value in zip(names, iou, strict=True)}
+    per_class |= {f"ACC-{name}": value for name, value in zip(names, accuracy, strict=True)}
+    return {key: 100.0 * float(value) for key, value in {**summary, **per_class}.items()}
+
+
+def _names(class_names: Sequence[str] | None, num_classes: int) -> list[str]:
+    names = [str(index) for index in range(num_classes)] if class_names is None else list(class_names)
+    if len(names) != num_classes:
+        raise ValueError(
+            f"{len(names)} class names for a matrix of {num_classes} classes; give the dataset's class list"
+        )
+    if len(set(names)) != num_classes:
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise ValueError(f"class names occur more than once: {', '.join(twice)}; rename them")
+    return names
+
+
+def _ratio(part: npt.ArrayLike, whole: npt.ArrayLike) -> Floats:
+    """Part over whole, NaN where whole is 0."""
+    part, whole = np.asarray(part, np.float64), np.asarray(whole, np.float64)
+    result: Floats = np.divide(part, whole, out=np.full(np.broadcast(part, whole).shape, np.nan), where=whole > 0)
+    return result

@@ -1,0 +1,66 @@
+"""The files of an evaluation: metrics.json, per_class.csv, per_class.png, and a summary for the log."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from san.evaluation.confusion import ConfusionMatrix
+from san.evaluation.metrics import metrics
+
+SUMMARY_KEYS = ("mIoU", "mIoU_detectron2_v0.6", "fwIoU", "mACC", "pACC", "zero_iou_share")
+"""The metrics that are not per class, in the order they are shown."""
+
+
+def write_report(
+    folder: str | Path, matrix: ConfusionMatrix, class_names: Sequence[str], *, title: str = "IoU per class"
+) -> dict[str, float]:
+    """Write an evaluation's three files into `folder`, which is made.
+
+    `metrics.json` holds the result of `metrics`, with null for NaN; `per_class.csv` one row per class with its pixel
+    counts, IoU and accuracy (empty where the class is absent); `per_class.png` the IoUs as bars.
+
+    Args:
+        folder: where to write.
+        matrix: the counts.
+        class_names: C distinct names.
+        title: heading of the picture.
+
+    Returns:
+        the metrics, in percent.
+
+    Raises:
+        ValueError: the names are not C distinct ones.
+    """
+    from san.visualize import plot_per_class
+
+    values = metrics(matrix, class_names)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    plain = {key: None if math.isnan(value) else value for key, value in values.items()}
+    (folder / "metrics.json").write_text(json.dumps(plain, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    _write_csv(folder / "per_class.csv", matrix, class_names, plain)
+    plot_per_class({name: values[f"IoU-{name}"] for name in class_names}, folder / "per_class.png", title=title)
+    return values
+
+
+def format_summary(values: Mapping[str, float]) -> str:
+    """The six summary metrics as a two-row table for the log."""
+    widths = [max(len(key), 6) for key in SUMMARY_KEYS]
+    rows = (SUMMARY_KEYS, [f"{values[key]:.2f}" for key in SUMMARY_KEYS])
+    return "\n".join(" | ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+
+
+def _write_csv(
+    path: Path, matrix: ConfusionMatrix, class_names: Sequence[str], values: Mapping[str, float | None]
+) -> None:
+    labelled, predicted = matrix.counts.sum(axis=1).tolist(), matrix.counts.sum(axis=0).tolist()
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["index", "class", "label_pixels", "predicted_pixels", "IoU", "ACC"])
+        for index, name in enumerate(class_names):
+            scores = ["" if v is None else f"{v:.4f}" for v in (values[f"IoU-{name}"], values[f"ACC-{name}"])]
+            writer.writerow([index, name, labelled[index], predicted[index], *scores])

@@ -1,0 +1,95 @@
+"""Hungarian matching of queries to target masks (method.md 8.2).
+
+Legend: Q queries, C classes, M target masks, P points.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from san.losses.config import LossConfig
+
+
+def pairwise_mask_cost(mask_logits: Tensor, masks: Tensor) -> Tensor:
+    """Binary cross-entropy of every query with every target, averaged over points.
+
+    Uses bce(x, t) = softplus(x) - x * t, so no (Q, M, P) array is made.
+
+    Args:
+        mask_logits: (Q, P) at the points.
+        masks: (M, P) in [0, 1] at the same points.
+
+    Returns:
+        (Q, M), 0 or more.
+    """
+    num_points = mask_logits.shape[1]
+    return F.softplus(mask_logits).mean(dim=1, keepdim=True) - mask_logits @ masks.t() / num_points  # (Q, M)
+
+
+def pairwise_dice_cost(mask_logits: Tensor, masks: Tensor) -> Tensor:
+    """Dice loss of every query with every target: 1 - (2 * sum(p t) + 1) / (sum(p) + sum(t) + 1).
+
+    Args:
+        mask_logits: (Q, P) at the points; p is their sigmoid.
+        masks: (M, P) in [0, 1] at the same points.
+
+    Returns:
+        (Q, M) in [0, 1).
+    """
+    probs = mask_logits.sigmoid()
+    overlap = probs @ masks.t()  # (Q, M)
+    total = probs.sum(dim=1).unsqueeze(1) + masks.sum(dim=1).unsqueeze(0)  # (Q, M)
+    return 1.0 - (2.0 * overlap + 1.0) / (total + 1.0)
+
+
+@torch.no_grad()
+def matching_cost(
+    class_logits: Tensor, mask_logits: Tensor, labels: Tensor, masks: Tensor, *, config: LossConfig
+) -> Tensor:
+    """Cost of pairing every query with every target of one image.
+
+    Args:
+        class_logits: (Q, C + 1); the last class is "no object" and no target's.
+        mask_logits: (Q, P) at the image's points.
+        labels: (M,) int64 in [0, C).
+        masks: (M, P) in [0, 1] at the same points.
+        config: the three weights `cost_*`.
+
+    Returns:
+        (Q, M) float32, whatever the inputs' precision.
+    """
+    class_logits, mask_logits, masks = class_logits.float(), mask_logits.float(), masks.float()
+    with torch.autocast(class_logits.device.type, enabled=False):
+        cost_class = -class_logits.softmax(dim=-1)[:, labels]  # (Q, M)
+        cost_mask = pairwise_mask_cost(mask_logits, masks)
+        cost_dice = pairwise_dice_cost(mask_logits, masks)
+        return config.cost_class * cost_class + config.cost_mask * cost_mask + config.cost_dice * cost_dice
+
+
+def match(cost: Tensor) -> tuple[Tensor, Tensor]:
+    """Assign queries to targets one to one, at the least total cost.
+
+    Args:
+        cost: (Q, M). Where M exceeds Q, only Q targets are matched.
+
+    Returns:
+        Indices of the matched queries and of their targets, both (min(Q, M),) int64 on the CPU, in order of the target.
+
+    Raises:
+        FloatingPointError: if a cost is not finite.
+    """
+    matrix = cost.detach().cpu()
+    finite = torch.isfinite(matrix)
+    if not bool(finite.all()):
+        raise FloatingPointError(
+            f"{int((~finite).sum())} of {matrix.numel()} matching costs are not finite: the model's class or mask "
+            "logits hold nan or inf. Lower the learning rate, check the loaded weights, or train with bf16 or float32 "
+            "instead of fp16"
+        )
+    rows, columns = linear_sum_assignment(matrix.numpy())
+    queries, targets = torch.as_tensor(rows, dtype=torch.int64), torch.as_tensor(columns, dtype=torch.int64)
+    order = targets.argsort()
+    return queries[order], targets[order]

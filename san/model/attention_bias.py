@@ -1,0 +1,55 @@
+"""The attention-bias head: what each [SLS] token looks at, per head of CLIP, apart from the masks.
+
+B batch, Q queries, L bias layers, N bias heads, c embed channels, (h_s, w_s) side grid, (h, w) CLIP grid.
+Source: method.md sections 4.2 and 5.2.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from san.model.config import AttnBiasConfig, HeadConfig
+from san.model.layers import MLP
+from san.model.side_adapter import SideFeatures
+
+
+class AttentionBiasHead(nn.Module):
+    """A patch MLP with one embedding per layer and head, multiplied with the query embedding."""
+
+    def __init__(self, config: AttnBiasConfig, head: HeadConfig, side_width: int) -> None:
+        super().__init__()
+        self.config, self.embed_channels = config, head.embed_channels
+        out_dim = head.embed_channels * config.num_heads * config.num_layers
+        self.attn_mlp = MLP(side_width, head.mlp_channels, out_dim, head.mlp_num_layers)
+        if config.learnt_scale:
+            self.scale = nn.Parameter(torch.ones(1))
+            self.offset = nn.Parameter(torch.zeros(1))
+
+    def forward(self, features: SideFeatures, queries: Tensor) -> Tensor:
+        """Biases (B, L, N, Q, h_s, w_s) from patch tokens and query embeddings (B, Q, c)."""
+        config = self.config
+        patches = self.attn_mlp(features.patch_tokens)
+        patches = patches.unflatten(2, (config.num_layers, config.num_heads, self.embed_channels))  # (B, T_s, L, N, c)
+        bias: Tensor = torch.einsum("bqc,btlnc->blnqt", queries, patches).unflatten(4, features.grid)
+        if config.learnt_scale:
+            bias = bias * self.scale + self.offset
+        return bias
+
+    def to_grid(self, bias: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Biases (B, L, N, Q, h_s, w_s) brought to the CLIP grid: (B, L, N, Q, h * w)."""
+        if bias.shape[-2:] != grid:
+            bias = self._resize(bias.flatten(0, 2), grid).unflatten(0, bias.shape[:3])  # (B, L, N, Q, h, w)
+        return bias.flatten(4)
+
+    def _resize(self, bias: Tensor, grid: tuple[int, int]) -> Tensor:
+        match self.config.pooling:
+            case "max":
+                return F.adaptive_max_pool2d(bias, grid)
+            case "average":
+                return F.adaptive_avg_pool2d(bias, grid)
+            case "bilinear":
+                return F.interpolate(bias, size=grid, mode="bilinear", align_corners=False)
+            case pooling:
+                return F.interpolate(bias, size=grid, mode=pooling)

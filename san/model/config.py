@@ -1,0 +1,235 @@
+"""What a SAN is made of, as frozen dataclasses with every cross-field check, and the named variants.
+
+Checks that need no CLIP run when a dataclass is made; those against the CLIP at hand run in `check_against`, when a
+model is built. Source: method.md; the published configurations.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from san.clip.arch import ClipArch
+from san.clip.templates import load_templates
+
+SLS_INITS = ("class_token", "learnt", "learnt_plus_class_token")
+POOLINGS = ("max", "average", "bilinear", "nearest")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True)
+class ClipConfig:
+    """Which CLIP, and how it is used.
+
+    Attributes:
+        name: open_clip model name, "shapes" or "tiny".
+        pretrained: open_clip tag, file, "shapes", or None for untrained weights.
+        shallow_depth: K, the blocks that feed the side network; the rest recognise.
+        input_scale: CLIP sees the image resized by this factor.
+        train_pos_embed: whether CLIP's positional embedding of the image is trained.
+        templates: prompt template set.
+        sls_init: what the [SLS] tokens start as.
+    """
+
+    name: str = "ViT-B-16"
+    pretrained: str | None = "openai"
+    shallow_depth: int = 9
+    input_scale: float = 0.5
+    train_pos_embed: bool = True
+    templates: str = "vild"
+    sls_init: str = "class_token"
+
+    def __post_init__(self) -> None:
+        load_templates(self.templates)
+        _require(
+            self.sls_init in SLS_INITS,
+            f"[SLS] tokens cannot start as {self.sls_init!r}; set MODEL.CLIP.SLS_INIT to one of {', '.join(SLS_INITS)}",
+        )
+        _require(
+            0 < self.input_scale <= 2,
+            f"CLIP's input scale is {self.input_scale}; set MODEL.CLIP.INPUT_SCALE above 0 and at most 2",
+        )
+        _require(
+            self.shallow_depth >= 0,
+            f"CLIP's shallow depth is {self.shallow_depth}; set MODEL.CLIP.SHALLOW_DEPTH to 0 or more",
+        )
+
+
+@dataclass(frozen=True)
+class SideAdapterConfig:
+    """The side ViT and what CLIP gives it.
+
+    Attributes:
+        embed_dim: S, its width; 144, 192, 240 and 288 are the published ones.
+        image_size: pixels its positional embedding was laid out for.
+        num_queries: Q.
+        fusion: pairs (CLIP feature, side block): feature i is added after that side block, 0 meaning before the first.
+        supervised_blocks: side blocks whose outputs are supervised in training; the last is the one used at inference.
+    """
+
+    embed_dim: int = 240
+    depth: int = 8
+    num_heads: int = 6
+    patch_size: int = 16
+    image_size: int = 640
+    mlp_ratio: float = 4.0
+    num_queries: int = 100
+    fusion: tuple[tuple[int, int], ...] = ((0, 0), (3, 1), (6, 2), (9, 3))
+    supervised_blocks: tuple[int, ...] = (7, 8)
+
+    def __post_init__(self) -> None:
+        _require(
+            self.embed_dim % self.num_heads == 0,
+            f"side width {self.embed_dim} is not a multiple of its {self.num_heads} heads; "
+            "change MODEL.SIDE_ADAPTER.EMBED_DIM or NUM_HEADS",
+        )
+        _require(self.depth >= 1, f"side depth is {self.depth}; set MODEL.SIDE_ADAPTER.DEPTH to 1 or more")
+        _require(self.num_queries >= 1, f"{self.num_queries} queries; set MODEL.SIDE_ADAPTER.NUM_QUERIES to 1 or more")
+        _require(
+            self.image_size % self.patch_size == 0,
+            f"side image size {self.image_size} is not a multiple of its patch {self.patch_size}; "
+            "change MODEL.SIDE_ADAPTER.IMAGE_SIZE",
+        )
+        targets = [block for _, block in self.fusion]
+        _require(
+            all(0 <= block <= self.depth for block in targets) and len(set(targets)) == len(targets),
+            f"fusion targets {targets} do not fit a side network of {self.depth} blocks, each at most once; "
+            f"set the right-hand sides of MODEL.SIDE_ADAPTER.FUSION within 0..{self.depth}",
+        )
+        blocks = self.supervised_blocks
+        _require(
+            len(blocks) > 0 and list(blocks) == sorted(set(blocks)) and blocks[0] >= 1 and blocks[-1] == self.depth,
+            f"supervised blocks {list(blocks)} must be increasing, within 1..{self.depth}, and end with the last; "
+            "set MODEL.SIDE_ADAPTER.SUPERVISED_BLOCKS",
+        )
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """The MLPs of both heads: widths and number of layers."""
+
+    embed_channels: int = 256
+    mlp_channels: int = 256
+    mlp_num_layers: int = 3
+
+    def __post_init__(self) -> None:
+        sizes = (self.embed_channels, self.mlp_channels, self.mlp_num_layers)
+        _require(min(sizes) >= 1, f"head sizes {sizes} must all be 1 or more; set MODEL.HEAD")
+
+
+@dataclass(frozen=True)
+class AttnBiasConfig:
+    """The attention biases for CLIP's deep blocks.
+
+    Attributes:
+        num_heads: CLIP's heads, or 1 to share one bias.
+        num_layers: CLIP's deep blocks, or 1 to use the same biases in all of them.
+        pooling: how a bias is brought to CLIP's grid.
+        learnt_scale: whether a scalar scale and offset are learnt.
+    """
+
+    num_heads: int = 12
+    num_layers: int = 1
+    pooling: str = "max"
+    learnt_scale: bool = True
+
+    def __post_init__(self) -> None:
+        _require(
+            self.pooling in POOLINGS,
+            f"unknown pooling {self.pooling!r}; set MODEL.ATTN_BIAS.POOLING to one of {', '.join(POOLINGS)}",
+        )
+
+
+@dataclass(frozen=True)
+class SANConfig:
+    """A whole model."""
+
+    clip: ClipConfig = field(default_factory=ClipConfig)
+    side_adapter: SideAdapterConfig = field(default_factory=SideAdapterConfig)
+    head: HeadConfig = field(default_factory=HeadConfig)
+    attn_bias: AttnBiasConfig = field(default_factory=AttnBiasConfig)
+    size_divisibility: int = 32
+
+    def __post_init__(self) -> None:
+        patch = self.side_adapter.patch_size
+        _require(
+            self.size_divisibility >= 1 and self.size_divisibility % patch == 0,
+            f"images are padded to multiples of {self.size_divisibility}, which the side network's patch of {patch} "
+            f"does not divide; set MODEL.SIZE_DIVISIBILITY to a multiple of {patch}",
+        )
+        sources = [source for source, _ in self.side_adapter.fusion]
+        depth = self.clip.shallow_depth
+        _require(
+            all(0 <= source <= depth for source in sources),
+            f"fusion takes CLIP features {sources}, but CLIP's shallow part has features 0..{depth}; "
+            "change MODEL.SIDE_ADAPTER.FUSION or MODEL.CLIP.SHALLOW_DEPTH",
+        )
+
+
+def check_against(config: SANConfig, arch: ClipArch) -> None:
+    """Refuses a configuration that this CLIP cannot serve.
+
+    Raises:
+        ValueError: with the value seen, the values accepted and the key to set.
+    """
+    name, vision, bias = config.clip.name, arch.vision, config.attn_bias
+    depth = config.clip.shallow_depth
+    _require(
+        depth < vision.depth,
+        f"K = {depth} shallow blocks leave none to recognise with: CLIP {name!r} has {vision.depth}; "
+        f"set MODEL.CLIP.SHALLOW_DEPTH within 0..{vision.depth - 1}",
+    )
+    _require(
+        bias.num_heads in (1, vision.num_heads),
+        f"attention bias has {bias.num_heads} heads but CLIP {name!r} has {vision.num_heads}; "
+        f"set MODEL.ATTN_BIAS.NUM_HEADS to {vision.num_heads}, or to 1 to share one",
+    )
+    deep = vision.depth - depth
+    _require(
+        bias.num_layers in (1, deep),
+        f"attention bias has {bias.num_layers} layers but CLIP {name!r} has {deep} deep blocks after K = {depth}; "
+        f"set MODEL.ATTN_BIAS.NUM_LAYERS to {deep}, or to 1 to use one for all",
+    )
+
+
+_VIT_L14_336 = SANConfig(
+    clip=ClipConfig(name="ViT-L-14-336", shallow_depth=18, input_scale=0.7),
+    side_adapter=SideAdapterConfig(fusion=((0, 0), (6, 1), (12, 2), (18, 3))),
+    attn_bias=AttnBiasConfig(num_heads=16),
+)
+_TINY = SANConfig(
+    clip=ClipConfig(name="tiny", pretrained=None, shallow_depth=3),
+    side_adapter=SideAdapterConfig(
+        embed_dim=144, image_size=96, num_queries=10, fusion=((0, 0), (1, 1), (2, 2), (3, 3))
+    ),
+    head=HeadConfig(embed_channels=32, mlp_channels=32),
+    attn_bias=AttnBiasConfig(num_heads=3),
+)
+VARIANTS = {"vit_b16": SANConfig(), "vit_l14_336": _VIT_L14_336, "tiny": _TINY}
+SIDE_WIDTHS = {144: 6, 192: 6, 240: 6, 288: 6}
+"""The published side widths and their heads."""
+
+
+def variant(name: str, *, pretrained: str | None = "default", side_width: int | None = None) -> SANConfig:
+    """A named model.
+
+    Args:
+        name: "vit_b16", "vit_l14_336" or "tiny".
+        pretrained: other CLIP weights than the variant's own; None for untrained ones.
+        side_width: another published side width.
+
+    Raises:
+        ValueError: there is no such variant or width.
+    """
+    _require(name in VARIANTS, f"unknown variant {name!r}; choose one of {', '.join(VARIANTS)}")
+    config = VARIANTS[name]
+    if pretrained != "default":
+        config = replace(config, clip=replace(config.clip, pretrained=pretrained))
+    if side_width is not None:
+        _require(side_width in SIDE_WIDTHS, f"unknown side width {side_width}; choose one of {list(SIDE_WIDTHS)}")
+        side = replace(config.side_adapter, embed_dim=side_width, num_heads=SIDE_WIDTHS[side_width])
+        config = replace(config, side_adapter=side)
+    return config

@@ -1,0 +1,84 @@
+"""Small parts of the side network. B batch, T tokens, S width."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+LAYER_NORM_EPS = 1e-6
+"""Of the side network and the fusion layers; CLIP's own is 1e-5 (guarded by tests/test_golden.py)."""
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with qkv bias."""
+
+    def __init__(self, embed_dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(embed_dim, 3 * embed_dim)
+        self.proj = nn.Linear(embed_dim, embed_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, S) to (B, T, S)."""
+        batch, length, width = x.shape
+        qkv = self.qkv(x).view(batch, length, 3, self.num_heads, width // self.num_heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # 3 x (B, heads, T, S / heads)
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)  # (B, T, S)
+        result: Tensor = self.proj(mixed)
+        return result
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block."""
+
+    def __init__(self, embed_dim: int, num_heads: int, mlp_ratio: float) -> None:
+        super().__init__()
+        hidden = int(embed_dim * mlp_ratio)
+        self.norm1 = nn.LayerNorm(embed_dim, eps=LAYER_NORM_EPS)
+        self.attn = Attention(embed_dim, num_heads)
+        self.norm2 = nn.LayerNorm(embed_dim, eps=LAYER_NORM_EPS)
+        self.mlp = nn.Sequential(
+            OrderedDict(fc1=nn.Linear(embed_dim, hidden), act=nn.GELU(), fc2=nn.Linear(hidden, embed_dim))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, S) to (B, T, S)."""
+        x = x + self.attn(self.norm1(x))
+        result: Tensor = x + self.mlp(self.norm2(x))
+        return result
+
+
+class MLP(nn.Module):
+    """Linear layers with ReLU between; on a patch map as tokens this is a row of 1x1 convolutions."""
+
+    def __init__(self, in_dim: int, hidden_dim: int, out_dim: int, num_layers: int) -> None:
+        super().__init__()
+        dims = [in_dim, *[hidden_dim] * (num_layers - 1), out_dim]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(dims))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in_dim) to (..., out_dim)."""
+        for index, layer in enumerate(self.layers):
+            x = layer(x if index == 0 else F.relu(x))
+        return x
+
+
+class ChannelNorm(nn.Module):
+    """LayerNorm over the channels of CLIP's patch map.
+
+    Not an nn.LayerNorm, because the published optimiser decays this one's weights and no nn.LayerNorm's
+    (guarded by the optimiser groups in tests/test_golden.py).
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.bias = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D) to (B, T, D)."""
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, LAYER_NORM_EPS)

@@ -1,0 +1,122 @@
+"""The Side Adapter Network: the method on one screen.
+
+B batch, Q queries, C classes, E joint embedding, L bias layers, N bias heads, (H, W) padded image, (h_s, w_s) side
+grid.
+Source: arXiv 2302.12242; method.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from san.clip.arch import ClipArch
+from san.clip.loader import Tokenizer
+from san.clip.text import TextClassifier
+from san.clip.visual import DeepClip, ShallowClip, ShallowFeatures
+from san.model.attention_bias import AttentionBiasHead
+from san.model.config import SANConfig, check_against
+from san.model.heads import MaskHead
+from san.model.side_adapter import SideAdapter
+
+
+@dataclass(frozen=True)
+class SANOutput:
+    """What one supervised block predicts.
+
+    Attributes:
+        mask_logits: (B, Q, h_s, w_s), before the sigmoid.
+        class_logits: (B, Q, C + 1), "no object" last.
+        attn_bias: (B, L, N, Q, h_s, w_s), before pooling to the CLIP grid.
+        sls_embed: (B, Q, E), unit length.
+        aux: the same of earlier supervised blocks, in training only.
+    """
+
+    mask_logits: Tensor
+    class_logits: Tensor
+    attn_bias: Tensor
+    sls_embed: Tensor
+    aux: tuple[SANOutput, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """The form criteria know: pred_logits, pred_masks, and a list of the same under aux_outputs."""
+        result: dict[str, Any] = {"pred_logits": self.class_logits, "pred_masks": self.mask_logits}
+        if self.aux:
+            result["aux_outputs"] = [output.as_dict() for output in self.aux]
+        return result
+
+
+class SANModel(nn.Module):
+    """A frozen CLIP, a side network, and two decoupled heads.
+
+    `build.build_san` makes one with CLIP's weights; the constructor leaves every weight freshly drawn and trainable.
+
+    Raises:
+        ValueError: CLIP and configuration do not fit together.
+    """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(self, config: SANConfig, arch: ClipArch, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        check_against(config, arch)
+        clip, side_width, width = config.clip, config.side_adapter.embed_dim, arch.vision.width
+        self.config, self.arch = config, arch
+        self.shallow_clip = ShallowClip(arch, clip.shallow_depth)
+        self.deep_clip = DeepClip(arch, arch.vision.depth - clip.shallow_depth)
+        self.text_classifier = TextClassifier(arch, tokenizer, templates=clip.templates)
+        self.side_adapter = SideAdapter(config.side_adapter, width)
+        self.mask_head = MaskHead(config.head, side_width)
+        self.bias_head = AttentionBiasHead(config.attn_bias, config.head, side_width)
+        if clip.sls_init != "class_token":
+            self.sls_embed = nn.Parameter(torch.randn(config.side_adapter.num_queries, width) * 0.02)
+        self.register_buffer("pixel_mean", 255 * torch.tensor(arch.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", 255 * torch.tensor(arch.std).view(3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor, text_embed: Tensor) -> SANOutput:
+        """Masks for a vocabulary.
+
+        Args:
+            images: (B, 3, H, W), normalised with `pixel_mean` and `pixel_std` and padded with zeros at the bottom and
+                right to multiples of `config.size_divisibility`.
+            text_embed: (C, E), from `text_classifier.embed`.
+
+        Returns:
+            The last block's prediction; in training, with those of the earlier supervised blocks in `aux`.
+        """
+        # the scale factor, not a size, decides the sampling grid (guarded by tests/test_golden.py)
+        clip_images = F.interpolate(
+            images, scale_factor=self.config.clip.input_scale, mode="bilinear", align_corners=False, antialias=False
+        )
+        clip = self.shallow_clip(clip_images)
+        blocks = self.config.side_adapter.supervised_blocks
+        side = self.side_adapter(images, clip, blocks if self.training else blocks[-1:])
+        masks, queries = zip(*(self.mask_head(features) for features in side), strict=True)
+        biases = [self.bias_head(features, query) for features, query in zip(side, queries, strict=True)]
+        embeds = self._recognise(clip, biases)
+        outputs: list[SANOutput] = []
+        for mask_logits, bias, embed in zip(masks, biases, embeds, strict=True):
+            outputs.append(SANOutput(mask_logits, self.text_classifier.logits(embed, text_embed), bias, embed))
+        *earlier, last = outputs
+        return SANOutput(last.mask_logits, last.class_logits, last.attn_bias, last.sls_embed, tuple(earlier))
+
+    def _recognise(self, clip: ShallowFeatures, biases: list[Tensor]) -> tuple[Tensor, ...]:
+        """Embeddings (B, Q, E) per bias (B, L, N, Q, h_s, w_s).
+
+        [SLS] tokens do not see each other, so those of all supervised blocks go through CLIP's deep blocks in one pass.
+        """
+        num_queries = self.config.side_adapter.num_queries
+        class_token = clip.class_tokens[-1]
+        sls = class_token.expand(-1, num_queries, -1)
+        if self.config.clip.sls_init == "learnt":
+            sls = self.sls_embed.to(sls.dtype).expand(len(sls), -1, -1)
+        elif self.config.clip.sls_init == "learnt_plus_class_token":
+            sls = sls + self.sls_embed.to(sls.dtype)
+        on_grid = torch.cat([self.bias_head.to_grid(bias, clip.grid) for bias in biases], dim=3)
+        embed = self.deep_clip(class_token, clip.patch_tokens[-1], sls.repeat(1, len(biases), 1), on_grid)
+        return tuple(embed.split(num_queries, dim=1))

@@ -1,0 +1,94 @@
+"""The side network: a small ViT that fuses CLIP's shallow features and carries the queries.
+
+B batch, Q queries, S side width, D CLIP width, (h, w) CLIP grid, (h_s, w_s) side grid, T_s = h_s * w_s.
+Source: method.md section 3.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from san.clip.pos_embed import resize_pos_embed
+from san.clip.visual import ShallowFeatures
+from san.model.config import SideAdapterConfig
+from san.model.layers import Block, ChannelNorm
+
+
+@dataclass(frozen=True)
+class SideFeatures:
+    """What one supervised block gives: queries (B, Q, S) and patch tokens (B, T_s, S) on the grid (h_s, w_s)."""
+
+    queries: Tensor
+    patch_tokens: Tensor
+    grid: tuple[int, int]
+
+
+class Fusion(nn.Module):
+    """Brings a CLIP feature to the side network's width and grid."""
+
+    def __init__(self, clip_width: int, embed_dim: int) -> None:
+        super().__init__()
+        self.norm = ChannelNorm(clip_width)
+        self.proj = nn.Linear(clip_width, embed_dim)
+        nn.init.kaiming_uniform_(self.proj.weight, a=1)  # Caffe2's "Xavier", as published
+        nn.init.zeros_(self.proj.bias)
+
+    def forward(self, patch_tokens: Tensor, grid: tuple[int, int], side_grid: tuple[int, int]) -> Tensor:
+        """(B, h * w, D) on `grid` to (B, T_s, S) on `side_grid`."""
+        x = self.proj(self.norm(patch_tokens)).transpose(1, 2).unflatten(2, grid)  # (B, S, h, w)
+        x = F.interpolate(x, size=side_grid, mode="bilinear", align_corners=False)
+        return x.flatten(2).transpose(1, 2)  # (B, T_s, S)
+
+
+class SideAdapter(nn.Module):
+    """Patch embedding, queries, blocks and fusions."""
+
+    def __init__(self, config: SideAdapterConfig, clip_width: int) -> None:
+        super().__init__()
+        width = config.embed_dim
+        self.config = config
+        self.native_grid = (config.image_size // config.patch_size,) * 2
+        self.patch_embed = nn.Conv2d(3, width, config.patch_size, stride=config.patch_size)
+        self.pos_embed = nn.Parameter(torch.empty(self.native_grid[0] ** 2, width))
+        self.query_embed = nn.Parameter(torch.empty(config.num_queries, width))
+        self.query_pos_embed = nn.Parameter(torch.empty(config.num_queries, width))
+        self.blocks = nn.ModuleList(Block(width, config.num_heads, config.mlp_ratio) for _ in range(config.depth))
+        self.fusions = nn.ModuleDict({str(block): Fusion(clip_width, width) for _, block in config.fusion})
+        self._source = {block: feature for feature, block in config.fusion}
+        for parameter in (self.pos_embed, self.query_embed, self.query_pos_embed):
+            nn.init.normal_(parameter, std=0.02)
+        for module in self.blocks.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, images: Tensor, clip: ShallowFeatures, supervised: tuple[int, ...]) -> list[SideFeatures]:
+        """Features after each of the `supervised` blocks (increasing), of normalised images (B, 3, H, W)."""
+        x = self.patch_embed(images)  # (B, S, h_s, w_s)
+        grid = (x.shape[-2], x.shape[-1])
+        patches = x.flatten(2).transpose(1, 2)  # (B, T_s, S)
+        queries = self.query_embed.expand(len(images), -1, -1)
+        positions = torch.cat([self.query_pos_embed, resize_pos_embed(self.pos_embed, self.native_grid, grid)])
+        x = torch.cat([queries.to(patches.dtype), patches], dim=1) + positions  # (B, Q + T_s, S)
+        x = self._fuse(x, 0, clip, grid)
+        outputs = []
+        for index, block in enumerate(self.blocks, start=1):
+            x = self._fuse(block(x), index, clip, grid)
+            if index in supervised:
+                count = self.config.num_queries
+                outputs.append(SideFeatures(x[:, :count], x[:, count:], grid))
+            if index < len(self.blocks):
+                x = x + positions
+        return outputs
+
+    def _fuse(self, x: Tensor, block: int, clip: ShallowFeatures, grid: tuple[int, int]) -> Tensor:
+        """Adds the CLIP feature meant for this block to the patch tokens; the queries stay as they are."""
+        if block not in self._source:
+            return x
+        feature = self.fusions[str(block)](clip.patch_tokens[self._source[block]], clip.grid, grid)
+        count = self.config.num_queries
+        return torch.cat([x[:, :count], x[:, count:] + feature], dim=1)

@@ -1,0 +1,161 @@
+"""Training curves and per-class bars, drawn with matplotlib."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from san.visualize.palette import short_name
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Curve = tuple[list[int], list[float]]
+
+_BARS_PER_COLUMN = 60
+_MAX_COLUMNS = 6
+_BAR_COLOR, _MEAN_COLOR = "#3b6fb6", "#c0392b"
+
+
+def plot_curves(metrics_file: str | Path, path: str | Path, *, title: str = "Training") -> None:
+    """Draw losses, metrics, learning rate and speed over iterations.
+
+    Args:
+        metrics_file: JSON lines as Detectron2's JSONWriter writes them, one dict with `iteration` per line. After a
+            resume an iteration may stand twice: the later line counts.
+        path: PNG to write; folders are made.
+        title: heading of the picture.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it holds no line with an iteration, or a line that is no JSON.
+    """
+    curves = read_curves(metrics_file)
+    groups: dict[str, dict[str, Curve]] = {
+        "total loss": _starting(curves, "total_loss"),
+        "losses": _starting(curves, "loss_"),
+        "metrics (%)": {name: curve for name, curve in curves.items() if _is_summary_metric(name)},
+        "learning rate": _starting(curves, "lr"),
+        "seconds per iteration": {name: curves[name] for name in ("time", "data_time") if name in curves},
+    }
+    groups = {heading: group for heading, group in groups.items() if group}
+    figure = _figure(13, 3.6 * -(-len(groups) // 2) + 0.4)
+    for index, (heading, group) in enumerate(groups.items()):
+        axes = figure.add_subplot(-(-len(groups) // 2), 2, index + 1)
+        _draw_curves(axes, heading, group)
+    figure.suptitle(title)
+    _save(figure, path)
+
+
+def plot_per_class(values: Mapping[str, float], path: str | Path, *, title: str = "IoU per class") -> None:
+    """Draw one bar per class, best first; absent classes (NaN) are only counted.
+
+    Args:
+        values: class name to percentage.
+        path: PNG to write; folders are made.
+        title: heading of the picture.
+    """
+    ranked = sorted(
+        ((v, name) for name, v in values.items() if not math.isnan(v)), key=lambda pair: (-pair[0], pair[1])
+    )
+    num_columns = min(_MAX_COLUMNS, max(1, -(-len(ranked) // _BARS_PER_COLUMN)))
+    num_rows = max(1, -(-len(ranked) // num_columns))
+    figure = _figure(max(7.0, 4.3 * num_columns), 1.2 + 0.18 * max(num_rows, 4))
+    mean = sum(value for value, _ in ranked) / len(ranked) if ranked else math.nan
+    for column in range(num_columns):
+        axes = figure.add_subplot(1, num_columns, column + 1)
+        _draw_bars(axes, ranked[column * num_rows : (column + 1) * num_rows], num_rows, mean)
+    absent = f", {len(values) - len(ranked)} absent" if len(ranked) < len(values) else ""
+    figure.suptitle(f"{title}: mean {mean:.1f} % of {len(ranked)} classes present{absent}", fontsize=11)
+    _save(figure, path)
+
+
+def read_curves(metrics_file: str | Path) -> dict[str, Curve]:
+    """Every number of a JSON-lines metrics file as (iterations, values), iterations ascending; see `plot_curves`."""
+    metrics_file = Path(metrics_file)
+    if not metrics_file.is_file():
+        raise FileNotFoundError(f"metrics file {metrics_file} does not exist; give the metrics.json of a training run")
+    points: dict[str, dict[int, float]] = {}
+    for number, line in enumerate(metrics_file.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        record = _parse(line, metrics_file, number)
+        iteration = record.pop("iteration", None)
+        for name, value in record.items() if iteration is not None else ():
+            if isinstance(value, (int, float)) and math.isfinite(value):
+                points.setdefault(name, {})[int(iteration)] = float(value)
+    if not points:
+        raise ValueError(f"metrics file {metrics_file} holds no line with an iteration; is it a training run's?")
+    return {name: tuple(map(list, zip(*sorted(curve.items()), strict=True))) for name, curve in points.items()}  # type: ignore[misc]
+
+
+def _parse(line: str, metrics_file: Path, number: int) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{metrics_file} line {number} is no JSON ({error}); remove the line") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"{metrics_file} line {number} is no dict of numbers; remove the line")
+    return record
+
+
+def _starting(curves: Mapping[str, Curve], prefix: str) -> dict[str, Curve]:
+    return {name: curve for name, curve in curves.items() if name.startswith(prefix)}
+
+
+def _is_summary_metric(name: str) -> bool:
+    """Evaluation results, named `dataset/sem_seg/mIoU`, but not the per-class ones."""
+    return name.rpartition("/")[2] in ("mIoU", "pACC", "mACC")
+
+
+def _draw_curves(axes: Axes, heading: str, group: Mapping[str, Curve]) -> None:
+    few = max(len(iterations) for iterations, _ in group.values()) <= 20
+    colors: dict[str, str] = {}
+    for name, (iterations, values) in group.items():
+        earlier_layer = name.startswith("loss_") and name.endswith("_0")
+        color = colors.setdefault(name.removesuffix("_0"), f"C{len(colors)}")
+        axes.plot(iterations, values, label=name, color=color, linestyle=":" if earlier_layer else "-",
+                  linewidth=1.4, marker="o" if few else None, markersize=3.5)  # fmt: skip
+    axes.set_title(heading, fontsize=10, loc="left")
+    axes.set_xlabel("iteration", fontsize=8)
+    axes.tick_params(labelsize=8)
+    axes.grid(alpha=0.3)
+    axes.set_ylim(bottom=0)
+    axes.ticklabel_format(axis="y", style="sci", scilimits=(-3, 4))
+    if len(group) > 1 or heading.startswith("metrics"):
+        axes.legend(fontsize=7, framealpha=0.8)
+
+
+def _draw_bars(axes: Axes, ranked: Sequence[tuple[float, str]], num_rows: int, mean: float) -> None:
+    values = [value for value, _ in ranked]
+    names = [short_name(name) for _, name in ranked]
+    axes.barh(range(len(values)), values, color=_BAR_COLOR, height=0.75)
+    for row, value in enumerate(values):
+        axes.text(value + 1, row, f"{value:.1f}", va="center", fontsize=6.5,
+                  bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6})  # fmt: skip
+    if values:
+        axes.axvline(mean, color=_MEAN_COLOR, linewidth=0.9, linestyle="--")
+    axes.set_yticks(range(len(names)), names, fontsize=7)
+    axes.set_ylim(num_rows - 0.4, -0.6)  # best at the top, the same height of a bar in every column
+    axes.set_xlim(0, 110)
+    axes.set_xticks(range(0, 101, 20))
+    axes.tick_params(axis="x", labelsize=7)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_axisbelow(True)
+
+
+def _figure(width: float, height: float) -> Figure:
+    """A figure outside pyplot, so that no backend or global state is touched; inches."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _save(figure: Figure, path: str | Path) -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)

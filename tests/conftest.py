@@ -1,0 +1,56 @@
+"""What all tests share: markers, threads, the golden folder."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+REPO = Path(__file__).resolve().parent.parent
+
+
+def golden_dir() -> Path:
+    """The folder of golden numbers: SAN_GOLDEN_DIR, or the project's copy."""
+    return Path(os.environ.get("SAN_GOLDEN_DIR") or REPO / "tests" / "golden")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="also run the tests marked slow (or set SAN_SLOW=1)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    os.environ.setdefault("MPLBACKEND", "Agg")
+    os.environ.setdefault("WANDB_MODE", "offline")
+    torch.set_num_threads(min(torch.get_num_threads(), 2))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    reasons = {}
+    if not torch.cuda.is_available():
+        reasons["gpu"] = "no CUDA device"
+    if importlib.util.find_spec("detectron2") is None:
+        reasons["detectron2"] = "Detectron2 is not installed"
+    if not (config.getoption("--slow") or os.environ.get("SAN_SLOW")):
+        reasons["slow"] = "slow; run with --slow"
+    for item in items:
+        for marker, reason in reasons.items():
+            if item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """The folder of golden numbers."""
+    folder = golden_dir()
+    if not folder.is_dir():
+        pytest.fail(f"no golden numbers in {folder}; unset SAN_GOLDEN_DIR or point it at a folder like tests/golden")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def repo() -> Path:
+    """The repository's root."""
+    return REPO

@@ -1,0 +1,150 @@
+"""Every option of the model builds, runs, and gives every trained tensor a gradient, no frozen one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from san.model.build import build_san
+from san.model.config import SIDE_WIDTHS, SANConfig, variant
+
+NAMES = ["cat", "dog", "grass"]
+
+
+def tiny(**changes: dict[str, Any]) -> SANConfig:
+    """The tiny variant with some fields of its parts replaced."""
+    config = variant("tiny")
+    return replace(config, **{part: replace(getattr(config, part), **fields) for part, fields in changes.items()})
+
+
+def images(height: int = 64, width: int = 96, batch: int = 2) -> torch.Tensor:
+    return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(0))
+
+
+OPTIONS = {
+    "shared bias head": tiny(attn_bias={"num_heads": 1}),
+    "a bias per head": tiny(attn_bias={"num_heads": 3}),
+    "a bias per deep block": tiny(
+        clip={"shallow_depth": 2}, side_adapter={"fusion": ((0, 0), (2, 3))}, attn_bias={"num_layers": 2}
+    ),
+    "one bias for two deep blocks": tiny(clip={"shallow_depth": 2}, side_adapter={"fusion": ((0, 0), (2, 3))}),
+    "[SLS] learnt": tiny(clip={"sls_init": "learnt"}),
+    "[SLS] learnt plus class token": tiny(clip={"sls_init": "learnt_plus_class_token"}),
+    "max pooling": tiny(attn_bias={"pooling": "max"}),
+    "average pooling": tiny(attn_bias={"pooling": "average"}),
+    "bilinear": tiny(attn_bias={"pooling": "bilinear"}),
+    "nearest": tiny(attn_bias={"pooling": "nearest"}),
+    "no learnt scale": tiny(attn_bias={"learnt_scale": False}),
+    "no fusion": tiny(side_adapter={"fusion": ()}),
+    "fusion after the last block": tiny(side_adapter={"fusion": ((1, 8), (3, 0))}),
+    "one CLIP feature twice": tiny(side_adapter={"fusion": ((1, 1), (1, 2))}),
+    "full-size CLIP input": tiny(clip={"input_scale": 1.0}),
+    "odd CLIP input scale": tiny(clip={"input_scale": 0.7}),
+    "frozen positions": tiny(clip={"train_pos_embed": False}),
+    "one query": tiny(side_adapter={"num_queries": 1}),
+    "last block only": tiny(side_adapter={"supervised_blocks": (8,)}),
+    "three supervised blocks": tiny(side_adapter={"supervised_blocks": (2, 5, 8)}),
+    "imagenet templates": tiny(clip={"templates": "imagenet"}),
+    "no shallow block": tiny(
+        clip={"shallow_depth": 0}, side_adapter={"fusion": ((0, 0),)}, attn_bias={"num_layers": 4}
+    ),
+    **{f"side width {width}": variant("tiny", side_width=width) for width in SIDE_WIDTHS},
+}
+
+
+@pytest.mark.parametrize("config", OPTIONS.values(), ids=OPTIONS.keys())
+def test_option_trains(config: SANConfig) -> None:
+    torch.manual_seed(0)
+    model = build_san(config).train()
+    output = model(images(), model.text_classifier.embed(NAMES))
+    queries = config.side_adapter.num_queries
+    assert output.mask_logits.shape == (2, queries, 4, 6)
+    assert output.class_logits.shape == (2, queries, len(NAMES) + 1)
+    layers, heads = config.attn_bias.num_layers, config.attn_bias.num_heads
+    assert output.attn_bias.shape == (2, layers, heads, queries, 4, 6)
+    assert len(output.aux) == len(config.side_adapter.supervised_blocks) - 1
+    results = [output, *output.aux]
+    sum(r.mask_logits.square().sum() + r.class_logits.square().sum() for r in results).backward()  # type: ignore[union-attr]
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+        if parameter.grad is not None:
+            assert parameter.grad.isfinite().all(), name
+    trained = model.shallow_clip.positional_embedding.requires_grad
+    assert trained == config.clip.train_pos_embed
+
+
+SAME_FORWARD = {  # the tiny variant's own values, and options that change the text or the training only
+    "max pooling",
+    "a bias per head",
+    "side width 144",
+    "imagenet templates",
+    "frozen positions",
+    "last block only",
+    "three supervised blocks",
+}
+
+
+@pytest.mark.parametrize("option", [name for name in OPTIONS if name not in SAME_FORWARD])
+def test_option_changes_the_prediction(option: str) -> None:
+    """Against the tiny variant with the same seed: an option that does nothing would be a lie."""
+
+    def predict(config: SANConfig) -> torch.Tensor:
+        torch.manual_seed(0)
+        model = build_san(config).eval()
+        if config.attn_bias.learnt_scale:
+            torch.nn.init.constant_(model.bias_head.scale, 3.0)
+        with torch.no_grad():
+            result: torch.Tensor = model(images(64, 64), torch.eye(2, 64)).class_logits
+        return result
+
+    ours, base = predict(OPTIONS[option]), predict(variant("tiny"))
+    assert ours.shape != base.shape or not torch.allclose(ours, base, atol=1e-5)
+
+
+def test_imagenet_templates_change_the_text() -> None:
+    torch.manual_seed(0)
+    vild = build_san(variant("tiny"))
+    torch.manual_seed(0)
+    imagenet = build_san(OPTIONS["imagenet templates"])
+    assert not torch.allclose(vild.text_classifier.embed(["cat"]), imagenet.text_classifier.embed(["cat"]))
+
+
+REFUSED = {
+    "bias heads": (
+        lambda: build_san(tiny(attn_bias={"num_heads": 4})),
+        "4 heads .* has 3; set MODEL.ATTN_BIAS.NUM_HEADS",
+    ),
+    "bias layers": (
+        lambda: build_san(tiny(attn_bias={"num_layers": 3})),
+        "3 layers .* MODEL.ATTN_BIAS.NUM_LAYERS to 1",
+    ),
+    "pooling": (lambda: tiny(attn_bias={"pooling": "median"}), "'median'.*max, average"),
+    "fusion source": (lambda: tiny(side_adapter={"fusion": ((4, 1),)}), r"\[4\].*0\.\.3.*MODEL.SIDE_ADAPTER.FUSION"),
+    "fusion target": (lambda: tiny(side_adapter={"fusion": ((1, 9),)}), r"\[9\].*0\.\.8"),
+    "fusion target twice": (lambda: tiny(side_adapter={"fusion": ((1, 2), (3, 2))}), "at most once"),
+    "supervised block": (lambda: tiny(side_adapter={"supervised_blocks": (7, 9)}), r"\[7, 9\].*1\.\.8"),
+    "last block unsupervised": (lambda: tiny(side_adapter={"supervised_blocks": (7,)}), "end with the last"),
+    "K": (
+        lambda: build_san(tiny(clip={"shallow_depth": 4})),
+        "K = 4 .* has 4; set MODEL.CLIP.SHALLOW_DEPTH within 0..3",
+    ),
+    "templates": (lambda: tiny(clip={"templates": "poem"}), "'poem'.*imagenet, plain, vild"),
+    "sls": (lambda: tiny(clip={"sls_init": "zero"}), "'zero'.*class_token"),
+    "scale": (lambda: tiny(clip={"input_scale": 0.0}), "MODEL.CLIP.INPUT_SCALE"),
+    "heads": (lambda: tiny(side_adapter={"num_heads": 7}), "144 is not a multiple of its 7 heads"),
+    "divisibility": (lambda: replace(variant("tiny"), size_divisibility=24), "multiple of 16"),
+    "ResNet CLIP": (lambda: build_san(tiny(clip={"name": "RN50"})), "'RN50'.*ResNet.*MODEL.CLIP.NAME"),
+    "pooled CLIP": (lambda: build_san(tiny(clip={"name": "ViT-L-14-CLIPA"})), "no_ln_pre=True"),
+    "unknown CLIP": (lambda: build_san(tiny(clip={"name": "ViT-B-17"})), "no model 'ViT-B-17'.*ViT-B-16"),
+    "variant": (lambda: variant("vit_h14"), "'vit_h14'.*vit_b16"),
+    "side width": (lambda: variant("tiny", side_width=100), r"100.*\[144, 192, 240, 288\]"),
+}
+
+
+@pytest.mark.parametrize(("make", "message"), REFUSED.values(), ids=REFUSED.keys())
+def test_refused_with_value_and_remedy(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -1,0 +1,186 @@
+"""The import boundary: rooms import one way, outside packages come in through one door each."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parent.parent
+SAN = REPO / "san"
+
+# What a room may import from san besides itself. design.md: tools -> d2 -> everything -> model -> clip -> torch.
+ROOMS: dict[str, set[str]] = {
+    "clip": set(),
+    "model": {"clip"},
+    "losses": set(),
+    "data": set(),
+    "visualize": {"data"},
+    "postprocess": set(),
+    "evaluation": {"data", "postprocess", "visualize"},
+    "checkpoint": {"model", "clip"},
+    "predictor": {"model", "clip", "checkpoint", "data", "postprocess", "visualize"},
+    "d2": {"clip", "model", "losses", "data", "visualize", "postprocess", "evaluation", "checkpoint", "predictor"},
+    "": {"clip", "model", "checkpoint", "data", "predictor"},  # san/__init__.py, the short public API
+}
+
+# Packages that only one file may import.
+DOORS = {
+    "detectron2": "san/d2/api.py",
+    "open_clip": "san/clip/loader.py",
+}
+# Packages that only one room may import, and then in few files.
+GUESTS = {
+    "wandb": "san/d2/",
+    "gradio": "tools/",
+    "matplotlib": "san/visualize",
+    "fvcore": "san/d2/",
+    "iopath": "san/d2/",
+    "yacs": "san/d2/",
+    "scipy": "san/losses/",
+}
+
+
+def python_files(*folders: str) -> list[Path]:
+    """All Python files below folders of the repository."""
+    return [path for folder in folders for path in sorted((REPO / folder).rglob("*.py"))]
+
+
+@cache
+def imports(path: Path) -> tuple[str, ...]:
+    """Full names of the modules that a file imports anywhere, also inside functions; relative ones resolved."""
+    package = path.relative_to(REPO).parent.parts
+    names = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            names += [module, *(f"{module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            names += [arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)]
+    return tuple(names)
+
+
+def room_of(module: str) -> str | None:
+    """The room of a module of san ("" for san itself), None for other packages."""
+    parts = module.split(".")
+    if parts[0] != "san":
+        return None
+    return parts[1] if len(parts) > 1 and is_room(parts[1]) else ""
+
+
+def is_room(name: str) -> bool:
+    return (SAN / name).is_dir() or (SAN / f"{name}.py").is_file()
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(REPO).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(REPO).as_posix()
+
+
+def test_the_walk_sees_imports(tmp_path):
+    """Guards the guard: every way of importing is seen."""
+    folder = SAN / "losses"
+    assert "san.losses.config" in imports(folder / "criterion.py")
+    assert "scipy.optimize" in imports(folder / "matcher.py")
+    assert room_of("san.losses.config") == "losses"
+    assert room_of("san") == ""
+    assert room_of("sanity") is None
+
+
+@pytest.mark.parametrize("path", python_files("san"), ids=relative)
+def test_rooms_import_one_way(path):
+    room = room_of(module_of(path))
+    assert room in ROOMS, f"{relative(path)}: a new room; say in ROOMS what it may import"
+    for name in imports(path):
+        target = room_of(name)
+        if target in (None, room, ""):  # "" is `san` itself, whose own imports are checked with its room
+            continue
+        assert target in ROOMS[room], f"{relative(path)} imports {name}: {room or 'san'} may not import {target}"
+
+
+def test_rooms_have_no_cycle():
+    order: list[str] = []
+    rooms = {room: set(targets) for room, targets in ROOMS.items()}
+    while rooms:
+        free = [room for room, targets in rooms.items() if targets <= set(order)]
+        assert free, f"a cycle among {sorted(rooms)}"
+        order += free
+        for room in free:
+            del rooms[room]
+
+
+@pytest.mark.parametrize("path", python_files("san/d2/standin"), ids=relative)
+def test_the_stand_in_stands_alone(path):
+    for name in imports(path):
+        assert not name.startswith("san") or name.startswith("san.d2.standin"), f"{relative(path)} imports {name}"
+
+
+@pytest.mark.parametrize("package", DOORS)
+def test_one_door(package):
+    users = [relative(path) for path in python_files("san", "tools", "datasets") if package in roots(path)]
+    assert set(users) <= {DOORS[package]}
+
+
+@pytest.mark.parametrize("package", GUESTS)
+def test_guests_stay_in_their_room(package):
+    users = [relative(path) for path in python_files("san", "tools", "datasets") if package in roots(path)]
+    assert all(user.startswith(GUESTS[package]) for user in users), f"{package} is imported in {users}"
+    if package in ("wandb", "gradio"):
+        assert len(users) <= 1, f"{package} is imported in {users}; one file is enough"
+
+
+def roots(path: Path) -> set[str]:
+    return {name.split(".")[0] for name in imports(path)}
+
+
+@pytest.mark.parametrize("path", [p for p in python_files("san") if "d2" not in p.parts], ids=relative)
+def test_no_environment_below_the_framework(path):
+    """Below san/d2 code sees arguments, never the environment, and does not read the clock's or the shell's mind."""
+    source = path.read_text(encoding="utf-8")
+    for node in ast.walk(ast.parse(source)):
+        text = ast.unparse(node) if isinstance(node, ast.Attribute | ast.Name) else ""
+        assert text not in {"os.environ", "os.getenv", "environ", "getenv"}, f"{relative(path)}:{node.lineno}"
+
+
+PROBE = """
+import importlib, logging, os, pathlib, pkgutil, sys
+HIDDEN = {hidden!r}
+
+class Hide:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in HIDDEN:
+            raise ImportError(name + " is hidden")
+
+sys.meta_path.insert(0, Hide())
+import torch
+before = (torch.get_num_threads(), dict(os.environ), len(logging.root.handlers), torch.random.initial_seed())
+import san
+assert before == (torch.get_num_threads(), dict(os.environ), len(logging.root.handlers), torch.random.initial_seed())
+assert not {{"detectron2", "wandb", "gradio", "matplotlib", "san.d2"}} & set(sys.modules), "import san pulls them in"
+assert not list(pathlib.Path().iterdir()), "import san leaves files behind"
+if {everything}:
+    for module in pkgutil.walk_packages(san.__path__, "san."):
+        importlib.import_module(module.name)
+    assert not list(pathlib.Path().iterdir()), "importing leaves files behind"
+print(san.__version__)
+"""
+
+
+@pytest.mark.parametrize("everything", [False, True], ids=["san", "every module"])
+def test_imports_without_detectron2_wandb_and_gradio(tmp_path, everything):
+    code = PROBE.format(hidden={"detectron2", "wandb", "gradio"}, everything=everything)
+    command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(REPO)!r})\n{code}"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip()[0].isdigit()

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from san import postprocess
+from san.postprocess import semantic_labels, semantic_scores
+
+SIZES = {"padded_size": (96, 128), "image_size": (75, 101), "output_size": (150, 60)}
+
+
+def random_case(num_queries: int = 7, num_classes: int = 5, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    mask_logits = 4 * torch.randn(num_queries, 6, 8, generator=generator)
+    return mask_logits, 3 * torch.randn(num_queries, num_classes + 1, generator=generator)
+
+
+def test_scores_are_the_definition() -> None:
+    """method.md 7, written down directly."""
+    mask_logits, class_logits = random_case()
+    masks = F.interpolate(mask_logits[None], SIZES["padded_size"], mode="bilinear")[..., :75, :101]
+    masks = F.interpolate(masks, SIZES["output_size"], mode="bilinear")[0].sigmoid()
+    expected = torch.einsum("qc,qhw->chw", class_logits.softmax(-1)[:, :-1], masks)
+    scores = semantic_scores(mask_logits, class_logits, **SIZES)
+    assert scores.shape == (5, 150, 60)
+    torch.testing.assert_close(scores, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("band_values", [1, 2000, 2**24])
+def test_labels_are_the_argmax_of_scores(monkeypatch: pytest.MonkeyPatch, band_values: int) -> None:
+    """Whatever the size of a band, down to a single row."""
+    mask_logits, class_logits = random_case()
+    expected = semantic_scores(mask_logits, class_logits, **SIZES).argmax(0)
+    monkeypatch.setattr(postprocess, "_BAND_VALUES", band_values)
+    labels = semantic_labels(mask_logits, class_logits, **SIZES)
+    assert labels.dtype == torch.int64
+    assert torch.equal(labels, expected)
+    assert labels.unique().numel() > 2
+
+
+def test_labels_never_hold_all_scores() -> None:
+    """847 classes at 1200 x 1600 would be 6.5 GB of scores; no tensor made on the way has more than a band's values."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Largest(TorchDispatchMode):
+        numel = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, Tensor):
+                self.numel = max(self.numel, out.numel())
+            return out
+
+    mask_logits, class_logits = random_case(num_queries=2, num_classes=847)
+    with Largest() as largest:
+        labels = semantic_labels(
+            mask_logits, class_logits, padded_size=(96, 128), image_size=(96, 128), output_size=(1200, 1600)
+        )
+    assert labels.shape == (1200, 1600)
+    assert largest.numel <= postprocess._BAND_VALUES
+
+
+def test_of_equal_scores_the_first_class_wins() -> None:
+    mask_logits, class_logits = random_case(num_classes=3)
+    class_logits[:, 2] = class_logits[:, 1] = class_logits[:, 0] + 2
+    assert (semantic_labels(mask_logits, class_logits, **SIZES) == 1).all()
+
+
+def test_background_and_absent_masks_do_not_count() -> None:
+    mask_logits = torch.stack([torch.full((2, 2), 50.0), torch.full((2, 2), 50.0), torch.full((2, 2), -50.0)])
+    class_logits = torch.tensor([[0.0, 0.0, 90.0], [0.0, 5.0, 0.0], [90.0, 0.0, 0.0]])
+    sizes = {"padded_size": (32, 32), "image_size": (32, 32), "output_size": (4, 4)}
+    assert (semantic_labels(mask_logits, class_logits, **sizes) == 1).all()
+
+
+def test_permuting_classes_and_queries() -> None:
+    mask_logits, class_logits = random_case()
+    scores = semantic_scores(mask_logits, class_logits, **SIZES)
+    classes, queries = torch.tensor([3, 1, 4, 0, 2]), torch.tensor([6, 0, 5, 2, 1, 4, 3])
+    permuted = class_logits[:, [*classes, 5]]
+    torch.testing.assert_close(semantic_scores(mask_logits, permuted, **SIZES), scores[classes])
+    torch.testing.assert_close(semantic_scores(mask_logits[queries], class_logits[queries], **SIZES), scores)
+
+
+def test_padding_does_not_leak() -> None:
+    """What the network says about padded pixels away from the border changes nothing."""
+    mask_logits, class_logits = random_case()
+    sizes = {"padded_size": (96, 128), "image_size": (48, 64), "output_size": (48, 64)}
+    changed = mask_logits.clone()
+    changed[:, 4:], changed[:, :, 5:] = 1e3, -1e3
+    before, after = (semantic_scores(masks, class_logits, **sizes) for masks in (mask_logits, changed))
+    assert torch.equal(before, after)
+
+
+def test_half_precision_is_computed_in_float32() -> None:
+    mask_logits, class_logits = (tensor.bfloat16() for tensor in random_case())
+    expected = semantic_scores(mask_logits.float(), class_logits.float(), **SIZES)
+    assert torch.equal(semantic_scores(mask_logits, class_logits, **SIZES), expected)
+
+
+@pytest.mark.parametrize(
+    ("masks", "classes", "sizes", "message"),
+    [
+        ((1, 7, 6, 8), (7, 6), {}, "one image of the batch"),
+        ((7, 6, 8), (6, 6), {}, r"\(7, 6, 8\) and class_logits \(6, 6\)"),
+        ((7, 6, 8), (7, 1), {}, "no class but the background"),
+        ((7, 6, 8), (7, 6), {"image_size": (97, 101)}, "exceeds padded_size"),
+        ((7, 6, 8), (7, 6), {"output_size": (0, 10)}, "must be positive"),
+    ],
+)
+def test_misfits_are_refused(masks: tuple[int, ...], classes: tuple[int, ...], sizes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        semantic_labels(torch.zeros(masks), torch.zeros(classes), **{**SIZES, **sizes})
