@@ -10,7 +10,7 @@ import json
 import logging
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -18,7 +18,7 @@ from urllib.parse import urlparse
 import torch
 from torch import Tensor, nn
 
-from san.clip.arch import OPENAI_MEAN, OPENAI_STD, TINY, ClipArch, TextArch, VisionArch
+from san.clip.arch import TINY, ClipArch, TextArch, VisionArch
 from san.clip.weights import read_clip_weights, read_tensors, weights_fingerprint
 
 logger = logging.getLogger(__name__)
@@ -68,50 +68,57 @@ class LoadedClip:
     fingerprint: str
 
 
-def load_clip(name: str, pretrained: str | None) -> LoadedClip:
+def load_clip(name: str, pretrained: str | None, *, weights: bool = True) -> LoadedClip:
     """Finds a CLIP by name and weights.
 
     Args:
         name: an open_clip model name of a class-token ViT ("ViT-B-16", "ViT-L-14-336", ...), "shapes", or "tiny".
         pretrained: an open_clip tag ("openai", ...), a path of a weights file, "shapes" for the committed small CLIP,
             or None for an untrained model.
+        weights: False leaves a tag's weights out and downloads nothing; a checkpoint that has them all will bring them.
 
     Raises:
         ValueError: the name or the tag is unknown, or the model has not the class-token ViT that SAN needs.
         FileNotFoundError: the weights are neither here nor to be had; the message says what to download, and where to
             put it.
     """
-    if name == "shapes" or pretrained == "shapes":
-        if pretrained not in ("shapes", None) and not Path(pretrained).is_file():
+    file = None if pretrained is None else Path(pretrained)
+    if "shapes" in (name, pretrained):
+        if pretrained not in ("shapes", None) and not (file and file.is_file()):
             raise ValueError(
                 f"CLIP 'shapes' has the weights 'shapes', not {pretrained!r}; set MODEL.CLIP.PRETRAINED to shapes"
             )
-        return _load_own_file(Path(pretrained) if pretrained not in ("shapes", None) else SHAPES_FILE)
-    if pretrained and Path(pretrained).suffix == ".safetensors" and _own_header(Path(pretrained)) is not None:
-        return _load_own_file(Path(pretrained))
+        return _load_own_file(file if file and file.is_file() else SHAPES_FILE)
+    if file and file.suffix == ".safetensors" and _own_header(file) is not None:
+        return _load_own_file(file)
     arch = TINY if name == "tiny" else _open_clip_arch(name)
     tokenizer = _bpe_tokenizer(arch.text.context_length)
-    if not pretrained:
+    if not file or not pretrained:
         return LoadedClip(arch, None, tokenizer, fingerprint=f"{name}/untrained")
     record: dict[str, Any] = {}
-    path = Path(pretrained)
-    if not path.is_file():
-        if name == "tiny" or path.suffix or len(path.parts) > 1:
+    if not file.is_file():
+        if name == "tiny" or file.suffix or len(file.parts) > 1:
             raise FileNotFoundError(
                 f"no CLIP weights at {pretrained!r}; set MODEL.CLIP.PRETRAINED to an open_clip tag or an existing file"
             )
-        path, record = _fetch(name, pretrained)
-    state_dict, openai = read_clip_weights(path)
-    quick_gelu = arch.quick_gelu or openai or pretrained == "openai" or bool(record.get("quick_gelu"))
-    arch = ClipArch(
-        arch.embed_dim,
-        arch.vision,
-        arch.text,
-        quick_gelu,
-        tuple(record.get("mean", OPENAI_MEAN)),
-        tuple(record.get("std", OPENAI_STD)),
-    )
+        record = _tag_record(name, pretrained)
+        arch = _as_trained(arch, record, openai=pretrained == "openai")
+        if not weights:
+            return LoadedClip(arch, None, tokenizer, fingerprint=f"{name}/{pretrained}")
+        file = _fetch(name, pretrained, record)
+    state_dict, openai = read_clip_weights(file)
+    arch = _as_trained(arch, record, openai=openai or pretrained == "openai")
     return LoadedClip(arch, state_dict, tokenizer, weights_fingerprint(state_dict))
+
+
+def _as_trained(arch: ClipArch, record: Mapping[str, Any], *, openai: bool) -> ClipArch:
+    """The architecture with the activation and pixel statistics its weights were trained with."""
+    return replace(
+        arch,
+        quick_gelu=arch.quick_gelu or openai or bool(record.get("quick_gelu")),
+        mean=tuple(record.get("mean", arch.mean)),
+        std=tuple(record.get("std", arch.std)),
+    )
 
 
 def _open_clip_arch(name: str) -> ClipArch:
@@ -184,39 +191,38 @@ def _bpe_tokenizer(context_length: int, ids: Sequence[int] | None = None) -> Tok
     return encode
 
 
-def _fetch(name: str, tag: str) -> tuple[Path, dict[str, Any]]:
-    """The weights file of an open_clip tag, from its cache or its hub, and the tag's record."""
+def _tag_record(name: str, tag: str) -> dict[str, Any]:
+    """What open_clip knows of a tag: where its weights are, activation, pixel statistics."""
     import open_clip
 
-    record = open_clip.get_pretrained_cfg(name, tag)
+    record: dict[str, Any] = open_clip.get_pretrained_cfg(name, tag)
     if not record:
         known = open_clip.list_pretrained_tags_by_model(name)
         raise ValueError(
             f"open_clip has no weights {tag!r} for {name!r}; set MODEL.CLIP.PRETRAINED to one of {known} or to a file"
         )
-    hub, url = record.get("hf_hub", "").strip("/"), record.get("url", "")
-    if hub:
-        from huggingface_hub import constants, try_to_load_from_cache
+    return record
 
-        for file in _HUB_FILES:
-            found = try_to_load_from_cache(hub, file)
-            if isinstance(found, str):
-                return Path(found), record
-        host, source, folder = (
-            constants.ENDPOINT,
-            f"{constants.ENDPOINT}/{hub} ({' or '.join(_HUB_FILES)})",
-            constants.HF_HUB_CACHE,
-        )
+
+def _fetch(name: str, tag: str, record: dict[str, Any]) -> Path:
+    """The weights file of an open_clip tag, from its cache or its hub."""
+    import open_clip
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    hub = record.get("hf_hub", "").strip("/")
+    if hub:
+        cached = [try_to_load_from_cache(hub, file, cache_dir=constants.HF_HUB_CACHE) for file in _HUB_FILES]
+        source, folder = f"{constants.ENDPOINT}/{hub} ({' or '.join(_HUB_FILES)})", constants.HF_HUB_CACHE
     else:
-        host, source, folder = url, url, "~/.cache/clip"
-        cached = Path(folder).expanduser() / Path(urlparse(url).path).name
-        if cached.is_file():
-            return cached, record
+        source, folder = record["url"], str(Path("~/.cache/clip").expanduser())
+        cached = [str(Path(folder) / Path(urlparse(source).path).name)]
+    for found in cached:
+        if isinstance(found, str) and Path(found).is_file():
+            return Path(found)
     try:
-        socket.getaddrinfo(
-            urlparse(host).hostname, 443
-        )  # without a network, say so now and not after a minute of retries
-        return Path(open_clip.download_pretrained(record)), record
+        # without a network, say so now and not after a minute of retries
+        socket.getaddrinfo(urlparse(source).hostname, 443)
+        return Path(open_clip.download_pretrained(record))
     except (OSError, RuntimeError) as error:
         raise FileNotFoundError(
             f"the weights {tag!r} of CLIP {name!r} are not on this machine and cannot be downloaded ({error}); "

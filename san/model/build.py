@@ -11,17 +11,18 @@ from san.model.config import SANConfig
 from san.model.san import SANModel
 
 
-def build_san(config: SANConfig, *, clip: LoadedClip | None = None) -> SANModel:
+def build_san(config: SANConfig, *, clip: LoadedClip | None = None, clip_weights: bool = True) -> SANModel:
     """A SAN with CLIP's weights and fresh side weights.
 
     Args:
         config: the model.
         clip: a CLIP already loaded, instead of `config.clip.name` and `config.clip.pretrained`.
+        clip_weights: False leaves CLIP's weights to a checkpoint that holds them all; nothing is downloaded.
 
     Raises:
         ValueError, FileNotFoundError: see `load_clip` and `check_against`.
     """
-    clip = clip or load_clip(config.clip.name, config.clip.pretrained)
+    clip = clip or load_clip(config.clip.name, config.clip.pretrained, weights=clip_weights)
     model = SANModel(config, clip.arch, clip.tokenizer)
     if clip.state_dict is not None:
         _load_clip_weights(model, clip.state_dict)

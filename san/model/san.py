@@ -7,7 +7,8 @@ Source: arXiv 2302.12242; method.md.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,6 +23,21 @@ from san.model.attention_bias import AttentionBiasHead
 from san.model.config import SANConfig, check_against
 from san.model.heads import MaskHead
 from san.model.side_adapter import SideAdapter
+
+
+@dataclass(frozen=True)
+class MaskProposals:
+    """What one supervised block proposes, whatever the vocabulary.
+
+    Attributes:
+        mask_logits: (B, Q, h_s, w_s), before the sigmoid.
+        attn_bias: (B, L, N, Q, h_s, w_s), before pooling to the CLIP grid.
+        sls_embed: (B, Q, E), unit length.
+    """
+
+    mask_logits: Tensor
+    attn_bias: Tensor
+    sls_embed: Tensor
 
 
 @dataclass(frozen=True)
@@ -78,17 +94,38 @@ class SANModel(nn.Module):
         self.register_buffer("pixel_mean", 255 * torch.tensor(arch.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", 255 * torch.tensor(arch.std).view(3, 1, 1), persistent=False)
 
+    def stack(self, images: Sequence[Tensor]) -> Tensor:
+        """Normalises images and pads them with zeros, at the bottom and right, to one size.
+
+        Args:
+            images: (3, H_i, W_i) each, RGB, values 0..255, any number type.
+
+        Returns:
+            (B, 3, H, W) on the model's device, H and W multiples of `config.size_divisibility`.
+        """
+        step = self.config.size_divisibility
+        height, width = (-(-max(image.shape[axis] for image in images) // step) * step for axis in (1, 2))
+        batch = self.pixel_mean.new_zeros(len(images), 3, height, width)
+        for slot, image in zip(batch, images, strict=True):
+            image = image.to(slot.device, non_blocking=True).to(slot.dtype)
+            slot[:, : image.shape[1], : image.shape[2]] = (image - self.pixel_mean) / self.pixel_std
+        return batch
+
     def forward(self, images: Tensor, text_embed: Tensor) -> SANOutput:
         """Masks for a vocabulary.
 
         Args:
-            images: (B, 3, H, W), normalised with `pixel_mean` and `pixel_std` and padded with zeros at the bottom and
-                right to multiples of `config.size_divisibility`.
+            images: (B, 3, H, W) as `stack` makes them.
             text_embed: (C, E), from `text_classifier.embed`.
 
         Returns:
             The last block's prediction; in training, with those of the earlier supervised blocks in `aux`.
         """
+        *earlier, last = (self.classify(proposals, text_embed) for proposals in self.propose(images))
+        return replace(last, aux=tuple(earlier))
+
+    def propose(self, images: Tensor) -> list[MaskProposals]:
+        """All that depends on the images (B, 3, H, W) alone, per supervised block; in evaluation the last one only."""
         # the scale factor, not a size, decides the sampling grid (guarded by tests/test_golden.py)
         clip_images = F.interpolate(
             images, scale_factor=self.config.clip.input_scale, mode="bilinear", align_corners=False, antialias=False
@@ -99,11 +136,12 @@ class SANModel(nn.Module):
         masks, queries = zip(*(self.mask_head(features) for features in side), strict=True)
         biases = [self.bias_head(features, query) for features, query in zip(side, queries, strict=True)]
         embeds = self._recognise(clip, biases)
-        outputs: list[SANOutput] = []
-        for mask_logits, bias, embed in zip(masks, biases, embeds, strict=True):
-            outputs.append(SANOutput(mask_logits, self.text_classifier.logits(embed, text_embed), bias, embed))
-        *earlier, last = outputs
-        return SANOutput(last.mask_logits, last.class_logits, last.attn_bias, last.sls_embed, tuple(earlier))
+        return [MaskProposals(*parts) for parts in zip(masks, biases, embeds, strict=True)]
+
+    def classify(self, proposals: MaskProposals, text_embed: Tensor) -> SANOutput:
+        """Names the masks: the only step that sees the vocabulary (C, E)."""
+        class_logits = self.text_classifier.logits(proposals.sls_embed, text_embed)
+        return SANOutput(proposals.mask_logits, class_logits, proposals.attn_bias, proposals.sls_embed)
 
     def _recognise(self, clip: ShallowFeatures, biases: list[Tensor]) -> tuple[Tensor, ...]:
         """Embeddings (B, Q, E) per bias (B, L, N, Q, h_s, w_s).

@@ -59,7 +59,8 @@ def test_quick_gelu_is_right_for_the_tag(
 ) -> None:
     file = tmp_path / "weights.pt"
     torch.save(build_trainable_clip(small).state_dict(), file)
-    monkeypatch.setattr(loader, "_fetch", lambda name, wanted: (file, {}))
+    monkeypatch.setattr(loader, "_tag_record", lambda name, wanted: {})
+    monkeypatch.setattr(loader, "_fetch", lambda name, wanted, record: file)
     clip = load_clip("ViT-B-16", tag)
     assert clip.arch.quick_gelu == (tag == "openai")
     model = build_san(replace(variant("tiny"), clip=replace(variant("tiny").clip, name="ViT-B-16")), clip=clip)
@@ -73,7 +74,8 @@ def test_tag_record_decides_activation_and_pixels(
     file = tmp_path / "weights.pt"
     torch.save({"state_dict": build_trainable_clip(small).state_dict()}, file)
     record = {"quick_gelu": True, "mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2)}
-    monkeypatch.setattr(loader, "_fetch", lambda name, wanted: (file, record))
+    monkeypatch.setattr(loader, "_tag_record", lambda name, wanted: record)
+    monkeypatch.setattr(loader, "_fetch", lambda name, wanted, record: file)
     arch = load_clip("ViT-B-16", "dfn2b").arch
     assert arch.quick_gelu
     assert arch.mean == (0.5, 0.5, 0.5)
@@ -120,9 +122,17 @@ def test_own_file_round_trip(tmp_path: Path) -> None:
     torch.testing.assert_close(model.deep_clip.proj, reference.visual.proj, atol=1e-3, rtol=1e-3)
 
 
+def test_without_weights_nothing_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "_fetch", lambda *args: pytest.fail("weights were fetched"))
+    clip = load_clip("ViT-B-16", "openai", weights=False)
+    assert clip.arch.quick_gelu
+    assert clip.state_dict is None
+
+
 def test_no_network_says_what_to_download(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import huggingface_hub.constants
     import socket
+
+    import huggingface_hub.constants
 
     def refuse(*args: object, **kwargs: object) -> None:
         raise socket.gaierror("Name or service not known")
