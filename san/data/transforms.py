@@ -106,7 +106,8 @@ class AugmentationConfig:
         brightness: largest shift, of 255.
         contrast: range of the factor on pixel values.
         saturation: range of the factor on saturation.
-        hue_degrees: largest turn of the hue, degrees.
+        hue_degrees: largest turn of the hue, degrees. Code that adds up to 18 to OpenCV's 8-bit hue, whose unit is
+            2 degrees, corresponds to 36 here.
         color_prob: chance of each of the four photometric steps; 0 switches them off.
         flip_prob: chance of a mirror image.
         image_pad: value of padded image pixels.
@@ -202,10 +203,8 @@ class TrainAugmentation:
         saturation = rng.uniform(*config.saturation) if rng.random() < config.color_prob else 1.0
         turn = rng.uniform(-config.hue_degrees, config.hue_degrees) if rng.random() < config.color_prob else 0.0
         if saturation != 1.0 or turn != 0.0:
-            hue_curve = (levels + round(turn * 256 / 360)) % 256
-            image = _map_levels(image.convert("HSV"), [hue_curve, _to_8_bits(levels * saturation), levels]).convert(
-                "RGB"
-            )
+            curves = [(levels + round(turn * 256 / 360)) % 256, _to_8_bits(levels * saturation), levels]
+            image = _map_levels(image.convert("HSV"), curves).convert("RGB")
         return image if contrast_first else _map_levels(image, [_to_8_bits(levels * contrast)] * 3)
 
     def _pad(self, image: Array, label_map: Array) -> tuple[Array, Array]:

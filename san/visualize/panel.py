@@ -198,20 +198,25 @@ def _largest_square(mask: npt.NDArray[np.bool_]) -> tuple[float, float, int]:
 
 
 def _legend_entries(samples: Sequence[Sample], names: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Names in truth or prediction, largest first, with a note where only one of the two has them."""
-    truth, prediction = (np.zeros(len(names)) for _ in range(2))
+    """Names in truth or prediction, largest first, with a note where just one of the two has them on judged pixels."""
+    truth, prediction, judged = (np.zeros(len(names)) for _ in range(3))
     for sample in samples:
-        for shares, labels in ((truth, sample.truth), (prediction, sample.prediction)):
-            if labels is not None:
-                known = labels[(labels >= 0) & (labels < len(names))]
-                shares += np.bincount(known, minlength=len(names)) / max(1, labels.size)
+        prediction += _shares(sample.prediction, len(names))
+        if sample.truth is not None:
+            truth += _shares(sample.truth, len(names))
+            known = (sample.truth >= 0) & (sample.truth < len(names))
+            judged += _shares(np.where(known, sample.prediction, -1), len(names))
     least = _MIN_SHARE * len(samples)
     order = [int(i) for i in np.argsort(-(truth + prediction), kind="stable") if max(truth[i], prediction[i]) >= least]
-    has_truth = truth.any()
-    notes = [
-        "" if not has_truth or (truth[i] and prediction[i]) else "missed" if truth[i] else "not there" for i in order
-    ]
+    notes = ["missed" if truth[i] > judged[i] == 0 else "not there" if judged[i] > truth[i] == 0 else "" for i in order]
     return [names[i] for i in order], notes
+
+
+def _shares(labels: Array, num_classes: int) -> Array:
+    """Share of the pixels each class has, (C,)."""
+    known = labels[(labels >= 0) & (labels < num_classes)]
+    shares: Array = np.bincount(known, minlength=num_classes) / max(1, labels.size)
+    return shares
 
 
 def _boundaries(labels: Array) -> npt.NDArray[np.bool_]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,8 @@ from san.visualize.palette import short_name
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+logger = logging.getLogger(__name__)
 
 Curve = tuple[list[int], list[float]]
 
@@ -32,7 +35,7 @@ def plot_curves(metrics_file: str | Path, path: str | Path, *, title: str = "Tra
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it holds no line with an iteration, or a line that is no JSON.
+        ValueError: it holds no line with an iteration.
     """
     curves = read_curves(metrics_file)
     groups: dict[str, dict[str, Curve]] = {
@@ -83,7 +86,12 @@ def read_curves(metrics_file: str | Path) -> dict[str, Curve]:
     for number, line in enumerate(metrics_file.read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip():
             continue
-        record = _parse(line, metrics_file, number)
+        record = _parse(line)
+        if record is None:
+            logger.warning(
+                "%s line %d is no record and is left out (a run was stopped while writing?)", metrics_file, number
+            )
+            continue
         iteration = record.pop("iteration", None)
         for name, value in record.items() if iteration is not None else ():
             if isinstance(value, (int, float)) and math.isfinite(value):
@@ -93,14 +101,12 @@ def read_curves(metrics_file: str | Path) -> dict[str, Curve]:
     return {name: tuple(map(list, zip(*sorted(curve.items()), strict=True))) for name, curve in points.items()}  # type: ignore[misc]
 
 
-def _parse(line: str, metrics_file: Path, number: int) -> dict[str, Any]:
+def _parse(line: str) -> dict[str, Any] | None:
     try:
         record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{metrics_file} line {number} is no JSON ({error}); remove the line") from error
-    if not isinstance(record, dict):
-        raise ValueError(f"{metrics_file} line {number} is no dict of numbers; remove the line")
-    return record
+    except json.JSONDecodeError:
+        return None
+    return record if isinstance(record, dict) else None
 
 
 def _starting(curves: Mapping[str, Curve], prefix: str) -> dict[str, Curve]:

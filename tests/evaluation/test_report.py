@@ -41,7 +41,8 @@ def test_report_files(tmp_path: Path, matrix: ConfusionMatrix) -> None:
         rows = list(csv.DictReader(file))
     assert [row["class"] for row in rows] == NAMES
     assert rows[0] == {
-        "index": "0", "class": "road, route", "label_pixels": "2", "predicted_pixels": "1", "IoU": "50.0000", "ACC": "50.0000",
+        "index": "0", "class": "road, route", "label_pixels": "2", "predicted_pixels": "1",
+        "IoU": "50.0000", "ACC": "50.0000",
     }  # fmt: skip
     assert rows[2]["IoU"] == ""
     with Image.open(folder / "per_class.png") as picture:

@@ -1,0 +1,31 @@
+"""Write the shapes benchmark: ``python -m san.data.shapes --root datasets``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from san.data.shapes.dataset import ShapesSizes, write_shapes
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line of `write_shapes`; returns the exit status."""
+    default = ShapesSizes()
+    parser = argparse.ArgumentParser(prog="python -m san.data.shapes", description=__doc__)
+    parser.add_argument("--root", default="datasets", help="data sets' folder; ROOT/shapes is made (default: datasets)")
+    parser.add_argument("--num-train", type=int, default=default.num_train, help="training images (default: %(default)s)")
+    parser.add_argument("--num-val", type=int, default=default.num_val, help="images per validation split (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=default.seed, help="another seed, other images (default: %(default)s)")
+    parser.add_argument("--overwrite", action="store_true", help="replace a benchmark of other sizes or seed")
+    args = parser.parse_args(argv)
+    try:
+        folder = write_shapes(args.root, ShapesSizes(args.num_train, args.num_val, args.seed), overwrite=args.overwrite)
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    sys.stdout.write(f"{folder}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
