@@ -99,14 +99,14 @@ PYTHON
 run "$python" -m pip install --constraint "$constraints" --editable ".$extras"
 
 # --- Detectron2, where it can be had ---------------------------------------------------------------------------------
-stand_in="the stand-in serves (san/d2/standin), nothing else is needed"
+stand_in="the stand-in serves, nothing else is needed"
 
 install_detectron2() {
     export GIT_TERMINAL_PROMPT=0 GIT_HTTP_LOW_SPEED_LIMIT=1000 GIT_HTTP_LOW_SPEED_TIME=30
-    if "$python" -c 'import detectron2' >/dev/null 2>&1; then
-        say "Detectron2 $("$python" -c 'import detectron2; print(detectron2.__version__)') is already there"
-    elif [ "${SAN_DETECTRON2:-}" = skip ]; then
+    if [ "${SAN_DETECTRON2:-}" = skip ]; then
         say "Detectron2 left out as asked: $stand_in"
+    elif "$python" -c 'import detectron2' >/dev/null 2>&1; then
+        say "Detectron2 $("$python" -c 'import detectron2; print(detectron2.__version__)') is already there"
     elif ! command -v git >/dev/null || ! command -v "${CXX:-c++}" >/dev/null; then
         say "Detectron2 needs git and a C++ compiler, which are not here: $stand_in"
     elif [ -n "$dry_run" ]; then

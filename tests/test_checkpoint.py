@@ -101,11 +101,12 @@ class Bomb:
 def test_files_that_are_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "code.pth").write_bytes(pickle.dumps({"model": Bomb()}))
     (tmp_path / "cut.pth").write_bytes(b"PK\x03\x04")
+    (tmp_path / "none.pth").write_bytes(b"")
     torch.save({"model": {}}, tmp_path / "empty.pth")
     torch.save([1, 2], tmp_path / "list.pth")
-    for name in ("code.pth", "cut.pth", "empty.pth", "list.pth"):
+    for name in ("code.pth", "cut.pth", "none.pth", "empty.pth", "list.pth"):
         with pytest.raises(ValueError, match=name):
             load_checkpoint_file(tmp_path / name)
-    with pytest.raises(FileNotFoundError, match=r"none.pth.*check the path"):
-        load_checkpoint_file(tmp_path / "none.pth")
+    with pytest.raises(FileNotFoundError, match=r"missing.pth.*check the path"):
+        load_checkpoint_file(tmp_path / "missing.pth")
     assert not Path("/tmp/san-bomb").exists()

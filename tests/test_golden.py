@@ -21,6 +21,7 @@ import torch.nn.functional as F
 
 from san.checkpoint import load_weights, own_name, published_name, to_published, trained_names
 from san.clip.templates import load_templates
+from san.d2.solver import SolverConfig, build_optimizer, poly_factor
 from san.data.label_sets import load_label_set
 from san.data.targets import masks_from_label_map
 from san.data.transforms import resize_short_side
@@ -242,3 +243,23 @@ def test_evaluator(golden: Path) -> None:
     assert "mIoU_detectron2_v0.6" in expected
     for key, value in expected.items():
         assert ours[key] == pytest.approx(value, rel=1e-9, nan_ok=True), key
+
+
+def test_optimizer_groups(golden: Path) -> None:
+    expected = {group["name"]: group for group in json.loads((golden / "optimizer_groups_vit_b16.json").read_text())}
+    with torch.device("meta"):
+        model = build_san(golden_config("vit_b16"))
+    optimizer = build_optimizer(model, SolverConfig())
+    groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    found = {published_name(name): p for name, p in model.named_parameters() if p.requires_grad}
+    assert found.keys() == expected.keys() and len(groups) == len(found)
+    for name, parameter in found.items():
+        assert groups[id(parameter)]["weight_decay"] == expected[name]["weight_decay"], name
+        assert groups[id(parameter)]["lr"] == expected[name]["lr"], name
+        assert parameter.numel() == np.prod(expected[name]["shape"]), name
+
+
+def test_learning_rate(golden: Path) -> None:
+    config = SolverConfig()
+    for iteration, rate in json.loads((golden / "learning_rate.json").read_text()).items():
+        assert config.base_lr * poly_factor(config)(int(iteration)) == pytest.approx(rate, rel=1e-9), iteration

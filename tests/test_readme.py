@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,16 +20,17 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 def test_snippet_runs(tmp_path, monkeypatch):
-    """As written, on a picture that lies beside it; relative paths are those of the repository."""
+    """As written, on a picture that lies beside it."""
     (snippet,) = blocks(REPO / "README.md", "python")
     Image.fromarray(np.full((128, 160, 3), 200, dtype=np.uint8)).save(tmp_path / "scene.png")
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "san").symlink_to(REPO / "san")
-    scope: dict[str, object] = {}
+    scope: dict[str, Any] = {}
     exec(snippet, scope)
-    labels = scope["labels"]
-    assert tuple(labels.shape) == (128, 160)
-    assert int(labels.max()) < 3
+    result = scope["result"]
+    assert result.labels.shape == (128, 160)
+    assert result.labels.max() < 3
+    assert sum(result.areas().values()) == pytest.approx(1)
+    assert (tmp_path / "panel.png").is_file()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(REPO).as_posix())

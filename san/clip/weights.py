@@ -9,7 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
+
+_DAMAGED = (
+    RuntimeError,
+    OSError,
+    EOFError,
+    ValueError,
+    KeyError,
+    IndexError,
+    pickle.UnpicklingError,
+    SafetensorError,
+)
+"""What readers raise on a file that is cut, foreign, or holds more than tensors."""
 
 
 def read_tensors(path: Path) -> Any:
@@ -23,21 +37,11 @@ def read_tensors(path: Path) -> Any:
         raise FileNotFoundError(f"no weights file at {str(path)!r}; check the path")
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        raise ValueError(
-            f"{str(path)!r} is no readable weights file ({str(error).splitlines()[0][:200]}); "
-            "download or write it again"
-        ) from error
-    except Exception as error:
-        if type(error).__name__ != "SafetensorError":
-            raise
-        raise ValueError(
-            f"{str(path)!r} is no readable safetensors file ({error}); download or write it again"
-        ) from error
+    except _DAMAGED as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        raise ValueError(f"{str(path)!r} is no readable weights file ({reason}); download or write it again") from error
 
 
 def read_clip_weights(path: Path) -> tuple[dict[str, Tensor], bool]:

@@ -35,7 +35,7 @@ class AttentionBiasHead(nn.Module):
         bias: Tensor = torch.einsum("bqc,btlnc->blnqt", queries, patches).unflatten(4, features.grid)
         if config.learnt_scale:
             bias = bias * self.scale + self.offset
-        return bias
+        return bias if config.enabled else bias * 0  # a product, so that distributed training sees every weight used
 
     def to_grid(self, bias: Tensor, grid: tuple[int, int]) -> Tensor:
         """Biases (B, L, N, Q, h_s, w_s) brought to the CLIP grid: (B, L, N, Q, h * w)."""

@@ -129,12 +129,15 @@ class AttnBiasConfig:
         num_layers: CLIP's deep blocks, or 1 to use the same biases in all of them.
         pooling: how a bias is brought to CLIP's grid.
         learnt_scale: whether a scalar scale and offset are learnt.
+        enabled: False holds all biases at zero, to measure what they are worth: every [SLS] token then sees the whole
+            image and all masks get the same name.
     """
 
     num_heads: int = 12
     num_layers: int = 1
     pooling: str = "max"
     learnt_scale: bool = True
+    enabled: bool = True
 
     def __post_init__(self) -> None:
         _require(

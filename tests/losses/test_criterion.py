@@ -153,8 +153,16 @@ def test_images_without_targets(counts):
 
 
 def test_more_targets_than_queries():
-    losses = SetCriterion(SMALL)(make_outputs(queries=2), make_targets((4, 3)))
-    assert all(value.isfinite() for value in losses.values())
+    """The one query goes to the target it fits, and the others still count among the masks."""
+    masks = torch.zeros(3, 16, 16, dtype=torch.bool)
+    masks[2] = True
+    logits = torch.zeros(1, 1, NUM_CLASSES + 1)
+    outputs = {"pred_logits": logits, "pred_masks": torch.full((1, 1, 4, 4), 5.0)}
+    logits[0, 0, 4] = 3.0
+    losses = SetCriterion(SMALL)(outputs, [Target(torch.tensor([0, 1, 4]), masks)], seeds=[0])
+    torch.testing.assert_close(losses["loss_ce"], -2 * logits[0, 0].log_softmax(-1)[4])
+    one = SetCriterion(SMALL)(outputs, [Target(torch.tensor([4]), masks[2:])], seeds=[0])
+    torch.testing.assert_close(losses["loss_mask"], one["loss_mask"] / 3)
 
 
 def test_seeds_make_images_independent_of_their_batch():

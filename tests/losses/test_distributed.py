@@ -22,28 +22,36 @@ def losses_and_gradients(counts, part):
     return {key: value.detach() for key, value in losses.items()}, [tensor.grad for tensor in tensors(outputs)]
 
 
-def work(rank, folder, counts, parts):
+CASES = [
+    ((3, 1, 0, 4), ([0, 1], [2, 3])),
+    ((3, 1, 0, 4), ([0, 1, 3], [2])),  # uneven, and one worker without any target
+    ((0, 0, 1, 0), ([0, 1], [2, 3])),  # fewer masks than workers
+]
+
+
+def work(rank, folder):
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=len(parts))
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     try:
-        torch.save(losses_and_gradients(counts, parts[rank]), f"{folder}/{rank}.pt")
+        torch.save([losses_and_gradients(counts, parts[rank]) for counts, parts in CASES], f"{folder}/{rank}.pt")
     finally:
         dist.destroy_process_group()
 
 
-@pytest.mark.parametrize(
-    ("counts", "parts"),
-    [
-        ((3, 1, 0, 4), ([0, 1], [2, 3])),
-        ((3, 1, 0, 4), ([0, 1, 3], [2])),  # uneven, and one worker without any target
-        ((0, 0, 1, 0), ([0, 1], [2, 3])),  # fewer masks than workers
-    ],
-)
-def test_two_processes_equal_one(tmp_path, counts, parts):
-    expected_losses, expected_gradients = losses_and_gradients(counts, [0, 1, 2, 3])
-    mp.spawn(work, args=(str(tmp_path), counts, parts), nprocs=2)
-    results = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """Per process, per case."""
+    folder = tmp_path_factory.mktemp("workers")
+    mp.spawn(work, args=(str(folder),), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+@pytest.mark.parametrize("case", range(len(CASES)))
+def test_two_processes_equal_one(results, case):
+    expected_losses, expected_gradients = losses_and_gradients(CASES[case][0], [0, 1, 2, 3])
+    per_process = [result[case] for result in results]
     for key, value in expected_losses.items():
-        torch.testing.assert_close(sum(losses[key] for losses, _ in results) / 2, value)
+        torch.testing.assert_close(sum(losses[key] for losses, _ in per_process) / 2, value)
     for i, gradient in enumerate(expected_gradients):
-        torch.testing.assert_close(sum(gradients[i] for _, gradients in results) / 2, gradient, rtol=1e-5, atol=1e-7)
+        total = sum(gradients[i] for _, gradients in per_process)
+        torch.testing.assert_close(total / 2, gradient, rtol=1e-5, atol=1e-7)

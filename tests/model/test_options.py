@@ -38,6 +38,7 @@ OPTIONS = {
     "bilinear": tiny(attn_bias={"pooling": "bilinear"}),
     "nearest": tiny(attn_bias={"pooling": "nearest"}),
     "no learnt scale": tiny(attn_bias={"learnt_scale": False}),
+    "biases held at zero": tiny(attn_bias={"enabled": False}),
     "no fusion": tiny(side_adapter={"fusion": ()}),
     "fusion after the last block": tiny(side_adapter={"fusion": ((1, 8), (3, 0))}),
     "one CLIP feature twice": tiny(side_adapter={"fusion": ((1, 1), (1, 2))}),

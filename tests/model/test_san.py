@@ -88,6 +88,18 @@ def test_permuting_names_permutes_logits(model: SANModel) -> None:
     torch.testing.assert_close(forward, backward[..., [2, 1, 0, 3]])
 
 
+def test_without_biases_every_mask_gets_the_same_name(model: SANModel) -> None:
+    config = replace(model.config, attn_bias=replace(model.config.attn_bias, enabled=False))
+    blind = build_san(config).eval()
+    blind.load_state_dict(model.state_dict())
+    images, text = draw(1, 3, 64, 64), torch.eye(3, 64)
+    with torch.no_grad():
+        seeing, blinded = model(images, text), blind(images, text)
+    torch.testing.assert_close(blinded.class_logits, blinded.class_logits[:, :1].expand_as(blinded.class_logits))
+    assert not torch.allclose(seeing.class_logits, blinded.class_logits, atol=1e-3)
+    torch.testing.assert_close(seeing.mask_logits, blinded.mask_logits)
+
+
 @pytest.mark.parametrize("size", [(32, 32), (32, 160), (96, 64)])
 def test_any_padded_size(model: SANModel, size: tuple[int, int]) -> None:
     with torch.no_grad():
