@@ -1,7 +1,8 @@
 """Sentences about scenes: what the small CLIP learns language from.
 
-A caption names some or all of what is in a picture, never where. `is_true` says whether a caption holds for a picture, so that
-the contrastive training can count every true pair of a batch as a positive one, not only the pair a caption was written for.
+A caption names some or all of what is in a picture, never where. `is_true` says whether a caption holds for a
+picture, so that the contrastive training can count every true pair of a batch as a positive one, not only the pair a
+caption was written for.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from san.data.shapes.world import GROUNDS, Scene
+from san.data.shapes.world import GROUNDS, SHAPES, Scene
 
 NAME_TEMPLATES: tuple[str, ...] = (
     "a photo of a {}.",
@@ -34,7 +35,8 @@ NAME_TEMPLATES: tuple[str, ...] = (
     "a picture of the {}",
     "an image with a {}.",
 )
-"""Sentences about one name: the 14 ViLD templates (what the classifier asks with) and a few plainer ones. The words small,
+"""Sentences about one name: the 14 ViLD templates (what the classifier asks with) and a few plainer ones. The words
+small,
 medium and large carry no meaning here, as in the templates' use."""
 
 SCENE_TEMPLATES: tuple[str, ...] = (
@@ -50,7 +52,7 @@ SCENE_TEMPLATES: tuple[str, ...] = (
 
 @dataclass(frozen=True)
 class Caption:
-    """A sentence and the names it states to be in the picture."""
+    """A sentence and what it states to be in the picture: names, or a shape without its colour."""
 
     text: str
     names: frozenset[str]
@@ -76,7 +78,8 @@ def write_caption(rng: np.random.Generator, names: Sequence[str], *, single: flo
     Args:
         rng: the only source of chance.
         names: what the picture holds (things in any order and one ground), e.g. `Scene.names`.
-        single: chance that the caption states a single name; else it lists two or more names, with or without the ground.
+        single: chance that the caption states a single name; else it lists one or more things, with or without the
+            ground.
     """
     things = [name for name in names if name not in GROUNDS]
     grounds = [name for name in names if name in GROUNDS]
@@ -91,9 +94,43 @@ def write_caption(rng: np.random.Generator, names: Sequence[str], *, single: flo
     return Caption(text, frozenset(kept) | frozenset([ground] if ground else []))
 
 
+def sibling_captions(caption: Caption) -> list[Caption]:
+    """Hard negatives: a single-name caption's sentence with the shape (or the ground) exchanged for each other one."""
+    if len(caption.names) != 1:
+        return []
+    name = next(iter(caption.names))
+    if name in GROUNDS:
+        others = [other for other in GROUNDS if other != name]
+    elif name in SHAPES:
+        others = [other for other in SHAPES if other != name]
+    else:
+        colour, shape = name.split()
+        others = [f"{colour} {other}" for other in SHAPES if other != shape]
+    return [Caption(caption.text.replace(name, other), frozenset([other])) for other in others]
+
+
+def word_caption(rng: np.random.Generator, names: Sequence[str], *, ground: bool) -> Caption | None:
+    """A caption that states one shape without its colour ("a photo of a star"), or the ground.
+
+    Returns:
+        None where the picture has no such thing.
+    """
+    pool = [name if ground else name.split()[1] for name in names if (name in GROUNDS) == ground]
+    if not pool:
+        return None
+    word = pool[int(rng.integers(len(pool)))]
+    return Caption(NAME_TEMPLATES[int(rng.integers(len(NAME_TEMPLATES)))].format(word), frozenset([word]))
+
+
+def facts(names: Iterable[str]) -> frozenset[str]:
+    """All that captions may state of a picture with these names: the names, and the shapes among them."""
+    names = list(names)
+    return frozenset(names) | {name.split()[1] for name in names if name not in GROUNDS}
+
+
 def is_true(caption: Caption, names: Iterable[str]) -> bool:
-    """Whether everything the caption states is among ``names``, what a picture holds."""
-    return caption.names <= set(names)
+    """Whether all that the caption states holds for a picture with these names."""
+    return caption.names <= facts(names)
 
 
 def caption_of(scene: Scene, rng: np.random.Generator) -> Caption:

@@ -1,16 +1,17 @@
 """The shapes benchmark on disk: the layout of the real sets, written by code, the same on every machine.
 
-``ROOT/shapes/images/<split>/00000.jpg`` and ``ROOT/shapes/annotations/<split>/00000.png`` (uint8, 255 ignored), beside a
-``manifest.json`` that says what was written. The folder appears whole or not at all: it is made under another name and
-renamed at the end.
+``ROOT/shapes/images/<split>/00000.jpg`` and ``ROOT/shapes/annotations/<split>/00000.png`` (uint8, 255 ignored),
+beside a ``manifest.json`` that says what was written. The folder appears whole or not at all: it is made under
+another name and renamed at the end.
 
 What may be read off the splits, all evaluated with the mixed vocabulary of 36 names (`world.NAMES`):
 
-- ``val_seen``: scenes of seen things; every pixel is labelled. Its mIoU is over the 28 classes that had masks in training.
-- ``val_novel``: scenes of novel things only; the grounds' pixels are ignored, so that its mIoU is over the 8 novel classes
-  and nothing else.
-- ``val_mixed``: seen and novel things together, every pixel labelled. The mean of its per-class IoUs over `NOVEL` is the
-  strictest figure, since it also counts what is wrongly called novel on seen things and grounds.
+- ``val_seen``: scenes of seen things; every pixel is labelled. Its mIoU is over the 28 classes that had masks in
+  training.
+- ``val_novel``: scenes of novel things only; the grounds' pixels are ignored, so that its mIoU is over the 8 novel
+  classes and nothing else.
+- ``val_mixed``: seen and novel things together, every pixel labelled. The mean of its per-class IoUs over `NOVEL` is
+  the strictest figure, since it also counts what is wrongly called novel on seen things and grounds.
 """
 
 from __future__ import annotations
@@ -84,7 +85,11 @@ class ShapesSizes:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for key, value, least in (("num_train", self.num_train, 1), ("num_val", self.num_val, 1), ("seed", self.seed, 0)):
+        for key, value, least in (
+            ("num_train", self.num_train, 1),
+            ("num_val", self.num_val, 1),
+            ("seed", self.seed, 0),
+        ):
             if value < least:
                 raise ValueError(f"{key} is {value}; set it to {least} or more")
 
@@ -152,7 +157,7 @@ def write_shapes(root: str | Path, sizes: ShapesSizes | None = None, *, overwrit
 
     Args:
         root: the data sets' folder; ``shapes`` is made in it.
-        sizes: how many images, and the seed.
+        sizes: how many images, and the seed; None takes whatever is there already, else the default sizes.
         overwrite: replace a benchmark of other sizes or seed.
 
     Returns:
@@ -161,9 +166,12 @@ def write_shapes(root: str | Path, sizes: ShapesSizes | None = None, *, overwrit
     Raises:
         ValueError: the folder holds something else than what was asked for, and ``overwrite`` is False.
     """
-    sizes = sizes or ShapesSizes()
     root = Path(root)
     target = root / FOLDER
+    found = _read_manifest(target)
+    if sizes is None and not overwrite and found is not None and found.get("format") == FORMAT:
+        return target
+    sizes = sizes or ShapesSizes()
     manifest = {"format": FORMAT, **asdict(sizes)}
     if _is_written(target, manifest, overwrite=overwrite):
         return target
@@ -187,17 +195,7 @@ def write_shapes(root: str | Path, sizes: ShapesSizes | None = None, *, overwrit
 
 
 def ensure_written(root: str | Path) -> Path:
-    """Write the benchmark under ``root`` at its default sizes, unless one of any sizes is there already.
-
-    Returns:
-        The folder ``root/shapes``.
-
-    Raises:
-        ValueError: the folder is there but was not written by `write_shapes`, or by an older version of it.
-    """
-    record = _read_manifest(Path(root) / FOLDER)
-    if record is not None and record.get("format") == FORMAT:
-        return Path(root) / FOLDER
+    """`write_shapes` with whatever sizes are there already, else the default ones."""
     return write_shapes(root)
 
 

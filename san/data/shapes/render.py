@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from san.data.shapes.world import SCENE_SIZE, Ground, Scene, Thing, class_index
+from san.data.shapes.world import SCENE_SIZE, SHAPES, Ground, Scene, Thing, class_index
 
 Array = NDArray[np.float32]
 
@@ -29,8 +29,8 @@ def render(scenes: Sequence[Scene], size: int = SCENE_SIZE) -> tuple[NDArray[np.
 
     Args:
         scenes: N scenes.
-        size: S, the height and width to render at; a power-of-two part of SCENE_SIZE looks like the full-size image after
-            averaging blocks of pixels (what CLIP sees at an input scale of 0.5 is ``size=SCENE_SIZE // 2``).
+        size: S, the height and width to render at; a power-of-two part of SCENE_SIZE looks like the full-size image
+            after averaging blocks of pixels (what CLIP sees at an input scale of 0.5 is ``size=SCENE_SIZE // 2``).
 
     Returns:
         Images (N, S, S, 3) uint8 RGB, and label maps (N, S, S) uint8 whose values index ``world.NAMES``.
@@ -77,28 +77,38 @@ def _ground(ground: Ground, grid: Array, step: float) -> Array:
         else:
             inside = (np.float32(0.30) - np.hypot(0.25 - wave_a, 0.25 - wave_b)) * sharp
     share = np.clip(inside + np.float32(0.5), 0, 1)[..., None]
-    return first + share * (second - first)
+    colours: Array = first + share * (second - first)
+    return colours
 
 
 def _inside(shape: str, u: Array, v: Array) -> Array:
     """How far inside a shape of radius 1 each point (u, v) is: positive inside, in units of the radius."""
+    inside: Array
     if shape == "square":
-        return SQUARE_HALF - np.maximum(np.abs(u), np.abs(v))
-    if shape == "bar":
-        return np.minimum(1 - np.abs(u), BAR_HALF_WIDTH - np.abs(v))
+        inside = np.float32(SQUARE_HALF) - np.maximum(np.abs(u), np.abs(v))
+    elif shape == "bar":
+        inside = np.minimum(1 - np.abs(u), BAR_HALF_WIDTH - np.abs(v))
+    elif shape == "ring":
+        half = np.float32((1 - RING_HOLE) / 2)
+        inside = half - np.abs(np.hypot(u, v) - (np.float32(1) - half))
+    elif shape == "star":
+        inside = _inside_star(u, v)
+    else:
+        raise ValueError(f"unknown shape {shape!r}; the shapes are {', '.join(SHAPES)}")
+    return inside
+
+
+def _inside_star(u: Array, v: Array) -> Array:
+    """`_inside` of a five-armed star: signed distance to the edge between a tip and the inner corner beside it."""
+    fifth = np.float32(2 * np.pi / 5)
+    theta = np.arctan2(v, u) / fifth
+    theta = np.abs(theta - np.rint(theta)) * fifth  # folded to one half of one arm, 0 at the tip
+    corner = np.array([STAR_INNER * np.cos(np.pi / 5), STAR_INNER * np.sin(np.pi / 5)])
+    edge = corner - np.array([1.0, 0.0])
+    outwards = (np.array([edge[1], -edge[0]]) / np.hypot(*edge)).astype(np.float32)
     rho = np.hypot(u, v)
-    if shape == "ring":
-        half = (1 - RING_HOLE) / 2
-        return half - np.abs(rho - np.float32(1 - half))
-    if shape == "star":
-        fifth = np.float32(2 * np.pi / 5)
-        theta = np.arctan2(v, u) / fifth
-        theta = np.abs(theta - np.rint(theta)) * fifth  # folded to one half of one arm, 0 at the tip
-        corner = np.array([STAR_INNER * np.cos(np.pi / 5), STAR_INNER * np.sin(np.pi / 5)])
-        edge = corner - np.array([1.0, 0.0])
-        normal = np.array([edge[1], -edge[0]]) / np.hypot(*edge)  # points outwards from tip-to-corner edge
-        return -(rho * np.cos(theta) - np.float32(1)) * np.float32(normal[0]) - rho * np.sin(theta) * np.float32(normal[1])
-    raise ValueError(f"unknown shape {shape!r}")
+    inside: Array = (1 - rho * np.cos(theta)) * outwards[0] - rho * np.sin(theta) * outwards[1]
+    return inside
 
 
 def _paint(image: Array, labels: NDArray[np.uint8], thing: Thing, grid: Array, step: float) -> None:
@@ -107,7 +117,9 @@ def _paint(image: Array, labels: NDArray[np.uint8], thing: Thing, grid: Array, s
     (y0, y1), (x0, x1) = (
         (max(0, int((c - reach) / step)), min(len(grid), int((c + reach) / step) + 1)) for c in thing.centre
     )
-    along, across = _turned(grid[y0:y1] - np.float32(thing.centre[0]), grid[x0:x1] - np.float32(thing.centre[1]), thing.angle)
+    along, across = _turned(
+        grid[y0:y1] - np.float32(thing.centre[0]), grid[x0:x1] - np.float32(thing.centre[1]), thing.angle
+    )
     u, v = along / np.float32(thing.radius[0]), across / np.float32(thing.radius[1])
     inside = _inside(thing.shape, u, v) * np.float32(min(thing.radius) / step)
     share = np.clip(inside + np.float32(0.5), 0, 1)[..., None]

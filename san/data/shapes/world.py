@@ -1,9 +1,10 @@
 """The shapes world: which classes there are, and how one scene of it is drawn by chance.
 
-A *thing* is a colour times a shape ("red star"); a *ground* is a texture that fills what no thing covers ("striped ground").
-A scene is a small record of numbers (`Scene`), drawn from ``numpy.random.default_rng((seed, index))`` alone, so that image
-``index`` of a split is the same on every machine and whatever was drawn before it. `san.data.shapes.render` turns scenes into
-pixels and label maps, `san.data.shapes.captions` into sentences.
+A *thing* is a colour times a shape ("red star"); a *ground* is a texture that fills what no thing covers
+("striped ground").
+A scene is a small record of numbers (`Scene`), drawn from ``numpy.random.default_rng((seed, index))`` alone, so that
+image ``index`` of a split is the same on every machine and whatever was drawn before it. `san.data.shapes.render`
+turns scenes into pixels and label maps, `san.data.shapes.captions` into sentences.
 
 All lengths are in scene pixels: a scene is `SCENE_SIZE` x `SCENE_SIZE`, whatever resolution it is rendered at.
 """
@@ -35,11 +36,13 @@ GROUNDS: tuple[str, ...] = ("plain ground", "striped ground", "dotted ground", "
 
 THINGS: tuple[str, ...] = tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)
 NOVEL: tuple[str, ...] = tuple(f"{colour} {SHAPES[i % len(SHAPES)]}" for i, colour in enumerate(COLOURS))
-"""Things that occur in captions but never with a mask in training: one shape of every colour, two colours of every shape."""
+"""Things that occur in captions but never with a mask in training: one shape of every colour, two colours of every
+shape."""
 SEEN: tuple[str, ...] = tuple(name for name in THINGS if name not in NOVEL)
 
 NAMES: tuple[str, ...] = SEEN + GROUNDS + NOVEL
-"""All names in the order of the label maps: first those with masks in training (0..27), then the novel ones (28..35)."""
+"""All names in the order of the label maps: first those with masks in training (0..27), then the novel ones
+(28..35)."""
 NUM_TRAIN_CLASSES = len(SEEN) + len(GROUNDS)
 
 _INDEX = {name: index for index, name in enumerate(NAMES)}
@@ -52,7 +55,8 @@ class SceneStyle:
     Attributes:
         num_things: fewest and most things in a scene (both included).
         thing_size: smallest and largest diameter of a thing, in scene pixels.
-        margin: how far a thing's centre stays inside the scene, as a share of its diameter (0.5: never cut by the border).
+        margin: how far a thing's centre stays inside the scene, as a share of its diameter (0.5: never cut by the
+            border).
         spread: smallest distance of two things' centres, as a share of the mean of their diameters.
     """
 
@@ -162,7 +166,12 @@ def draw_scene(
 
 
 def scene_at(
-    seed: int, index: int, things: Sequence[str] = THINGS, style: SceneStyle | None = None, *, required: Sequence[str] = ()
+    seed: int,
+    index: int,
+    things: Sequence[str] = THINGS,
+    style: SceneStyle | None = None,
+    *,
+    required: Sequence[str] = (),
 ) -> Scene:
     """Scene ``index`` of the endless stream ``seed``: the same one wherever and whenever it is asked for."""
     return draw_scene(np.random.default_rng((seed, index)), things, style, required=required)
@@ -205,7 +214,10 @@ def _draw_ground(rng: np.random.Generator) -> Ground:
         dark, bright = bright, dark
     return Ground(
         name=name,
-        colours=((float(dark[0]), float(dark[1]), float(dark[2])), (float(bright[0]), float(bright[1]), float(bright[2]))),
+        colours=(
+            (float(dark[0]), float(dark[1]), float(dark[2])),
+            (float(bright[0]), float(bright[1]), float(bright[2])),
+        ),
         period=float(rng.uniform(12.0, 22.0)),
         angle=float(rng.uniform(0.0, 2 * np.pi)),
         phase=(float(rng.random()), float(rng.random())),

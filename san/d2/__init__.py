@@ -1,0 +1,13 @@
+"""The framework side of SAN: configuration, data sets, training and evaluation on Detectron2 or its stand-in.
+
+Everything about the engine goes through `san.d2.api`. Importing this package registers the meta-architecture ``SAN``
+and nothing else; data sets are registered by `register_datasets`, the configuration keys by `add_san_config`.
+"""
+
+from __future__ import annotations
+
+from san.d2.config import add_san_config, load_config, san_cfg
+from san.d2.datasets import register_datasets
+from san.d2.meta_arch import SAN
+
+__all__ = ["SAN", "add_san_config", "load_config", "register_datasets", "san_cfg"]

@@ -1,0 +1,144 @@
+"""The one door to Detectron2: every name SAN takes from it, and nothing else in SAN imports it.
+
+Where Detectron2 imports, its own objects are served; elsewhere those of `san.d2.standin`, which behave the same. The
+environment variable ``SAN_BACKEND`` (``detectron2`` or ``standin``) forces one. Nothing is logged on import:
+`log_backend` says which one runs and why, once, when training starts.
+
+What SAN takes, and what for:
+
+- ``CfgNode``, ``get_cfg``: configuration with ``_BASE_``, ``merge_from_file``, ``merge_from_list``.
+- ``META_ARCH_REGISTRY``, ``build_model``: the model by its configured name, on ``MODEL.DEVICE``.
+- ``DatasetCatalog``, ``MetadataCatalog``: data sets by name.
+- ``TrainerBase``, ``HookBase``, ``hooks`` (``IterationTimer``, ``LRScheduler``, ``PeriodicCheckpointer``,
+  ``EvalHook``, ``PeriodicWriter``): the training loop.
+- ``DetectionCheckpointer``: checkpoint files (``_load_file``, ``_load_model``, ``save``, ``resume_or_load``, ...).
+- ``default_argument_parser``, ``launch``: the command line, worker processes.
+- ``comm``: ``get_rank``, ``get_local_rank``, ``get_world_size``, ``is_main_process``, ``synchronize``, ``gather``,
+  ``all_gather``, ``reduce_dict``, ``shared_random_seed``, ``create_local_process_group``.
+- ``EventStorage``, ``get_event_storage``, ``EventWriter``, ``JSONWriter``, ``TensorboardXWriter``: what is logged.
+- ``DatasetEvaluator``, ``verify_results``: evaluation.
+- ``setup_logger``: a named logger with colour on the terminal and a file per worker.
+
+Source: `design.md`, "Detectron2, and machines without it".
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Literal
+
+Backend = Literal["detectron2", "standin"]
+"""The two engines that can stand behind this module."""
+
+BACKEND_VARIABLE = "SAN_BACKEND"
+
+
+def _choose_backend() -> tuple[Backend, str]:
+    """Decides which engine serves, and says why.
+
+    Returns:
+        The engine and the reason, a sentence for the log.
+
+    Raises:
+        ValueError: if ``SAN_BACKEND`` names neither engine.
+        ImportError: if ``SAN_BACKEND`` is ``detectron2`` and Detectron2 does not import.
+    """
+    forced = os.environ.get(BACKEND_VARIABLE, "")
+    if forced == "standin":
+        return "standin", f"{BACKEND_VARIABLE}=standin"
+    if forced not in ("", "detectron2"):
+        raise ValueError(f"{BACKEND_VARIABLE} is {forced!r}; set it to 'detectron2' or 'standin', or leave it unset")
+    try:
+        import detectron2.engine  # its whole chain of imports, not only the package: a half-installed one fails here
+    except ImportError as error:
+        if forced:
+            raise ImportError(
+                f"{BACKEND_VARIABLE}=detectron2, but Detectron2 does not import ({error}); "
+                f"install it (install.sh tries to), or unset {BACKEND_VARIABLE} to run on the stand-in"
+            ) from error
+        return "standin", f"Detectron2 does not import ({error})"
+    version = getattr(detectron2, "__version__", "unknown")
+    return "detectron2", f"{BACKEND_VARIABLE}=detectron2" if forced else f"Detectron2 {version} imports"
+
+
+BACKEND, BACKEND_REASON = _choose_backend()
+
+if BACKEND == "detectron2":
+    from detectron2.checkpoint import DetectionCheckpointer
+    from detectron2.config import CfgNode, get_cfg
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+    from detectron2.engine import (
+        HookBase,
+        TrainerBase,
+        default_argument_parser,
+        hooks,
+        launch,
+    )
+    from detectron2.evaluation import DatasetEvaluator, verify_results
+    from detectron2.modeling import META_ARCH_REGISTRY, build_model
+    from detectron2.utils import comm
+    from detectron2.utils.events import EventStorage, EventWriter, JSONWriter, TensorboardXWriter, get_event_storage
+    from detectron2.utils.logger import setup_logger
+else:
+    from san.d2.standin import (  # type: ignore[assignment]
+        META_ARCH_REGISTRY,
+        CfgNode,
+        DatasetCatalog,
+        DatasetEvaluator,
+        DetectionCheckpointer,
+        EventStorage,
+        EventWriter,
+        HookBase,
+        JSONWriter,
+        MetadataCatalog,
+        TensorboardXWriter,
+        TrainerBase,
+        build_model,
+        comm,
+        default_argument_parser,
+        get_cfg,
+        get_event_storage,
+        hooks,
+        launch,
+        setup_logger,
+        verify_results,
+    )
+
+
+def log_backend(logger: logging.Logger) -> None:
+    """Says which engine runs, and why.
+
+    Args:
+        logger: where to say it.
+    """
+    names = {"detectron2": "Detectron2", "standin": "the stand-in (san.d2.standin)"}
+    logger.info("Engine: %s, because %s.", names[BACKEND], BACKEND_REASON)
+
+
+__all__ = [
+    "BACKEND",
+    "BACKEND_REASON",
+    "META_ARCH_REGISTRY",
+    "CfgNode",
+    "DatasetCatalog",
+    "DatasetEvaluator",
+    "DetectionCheckpointer",
+    "EventStorage",
+    "EventWriter",
+    "HookBase",
+    "JSONWriter",
+    "MetadataCatalog",
+    "TensorboardXWriter",
+    "TrainerBase",
+    "build_model",
+    "comm",
+    "default_argument_parser",
+    "get_cfg",
+    "get_event_storage",
+    "hooks",
+    "launch",
+    "log_backend",
+    "setup_logger",
+    "verify_results",
+]

@@ -1,0 +1,218 @@
+"""Evaluation of a model on registered data sets: a thin evaluator over `san.evaluation`, and the loop that feeds it.
+
+Workers evaluate every n-th image each; their counts are added up, so the result does not depend on their number.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from san.d2.api import CfgNode, DatasetEvaluator, comm
+from san.d2.datasets import load_records, metadata_of
+from san.d2.loaders import Sample, build_eval_loader
+from san.d2.mapper import EvalMapper, dataset_info
+from san.data.transforms import read_image
+from san.evaluation import ConfusionMatrix, RLEWriter, format_summary, write_label_map, write_report
+from san.evaluation.report import SUMMARY_KEYS
+from san.visualize import Sample as PanelRow
+from san.visualize import panels
+
+logger = logging.getLogger("san.d2.evaluation")
+
+SECONDS_BETWEEN_LINES = 10.0
+"""Between progress lines of an evaluation, where no progress bar can be drawn."""
+
+
+@dataclass(frozen=True)
+class OutputConfig:
+    """What an evaluation writes beside its report.
+
+    Attributes:
+        folder: where to write.
+        num_panels: rows of ``panel.png``; 0 writes none.
+        label_maps: write every prediction to ``label_maps/``.
+        rle: write all predictions to ``sem_seg_predictions.json``.
+    """
+
+    folder: Path
+    num_panels: int = 4
+    label_maps: bool = False
+    rle: bool = False
+
+
+class SemSegEvaluator(DatasetEvaluator):
+    """Counts label maps against the truth and writes the report.
+
+    Args:
+        name: the data set, registered with class names.
+        output: what to write and where.
+    """
+
+    def __init__(self, name: str, output: OutputConfig) -> None:
+        metadata = metadata_of(name)
+        self.name = name
+        self.output = output
+        self.classes: list[str] = list(metadata.stuff_classes)
+        self.ignore_label: int = metadata.ignore_label
+        ids = metadata.get("stuff_dataset_id_to_contiguous_id")
+        self.category_ids = sorted(ids, key=lambda category: ids[category]) if ids else None
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets everything counted."""
+        self.matrix = ConfusionMatrix(len(self.classes), self.ignore_label)
+        self.rle = RLEWriter(self.category_ids)
+        self.rows: list[PanelRow] = []
+
+    def process(self, inputs: list[Sample], outputs: list[dict[str, Any]]) -> None:
+        """Counts a batch: samples with ``sem_seg``, predictions with ``sem_seg_labels``, both at the file's size."""
+        for sample, output in zip(inputs, outputs, strict=True):
+            prediction = output["sem_seg_labels"].cpu().numpy()
+            truth = np.asarray(sample["sem_seg"])
+            self.matrix.update(prediction, truth, file_name=sample["file_name"])
+            if len(self.rows) < self.output.num_panels and comm.is_main_process():
+                self.rows.append(PanelRow(read_image(sample["file_name"]), prediction, truth))
+            if self.output.label_maps:
+                stem = Path(sample["sem_seg_file_name"]).stem
+                write_label_map(self.output.folder / "label_maps" / f"{stem}.png", prediction)
+            if self.output.rle:
+                self.rle.update(prediction, sample["file_name"])
+
+    def evaluate(self) -> dict[str, Any] | None:
+        """Adds up the workers' counts and writes the files.
+
+        Returns:
+            On the main process ``{"sem_seg": metrics in percent}``, elsewhere None.
+        """
+        shares = comm.gather((self.matrix.counts, self.rle.entries))
+        if not comm.is_main_process():
+            return None
+        for counts, entries in shares[1:]:
+            self.matrix.merge(counts)
+            self.rle.merge(entries)
+        folder = self.output.folder
+        values = write_report(folder, self.matrix, self.classes, title=f"IoU per class, {self.name}")
+        if self.output.rle:
+            self.rle.write(folder / "sem_seg_predictions.json")
+        if self.rows:
+            panels(self.rows, self.classes, folder / "panel.png")
+        return {"sem_seg": values}
+
+
+def progress(batches: Iterable[Any], total: int, title: str) -> Iterator[Any]:
+    """Passes batches on, with a progress bar and ETA: drawn on a terminal, as log lines every 10 s elsewhere.
+
+    Args:
+        batches: what to pass on.
+        total: their number.
+        title: what is going on.
+
+    Yields:
+        The batches.
+    """
+    if not comm.is_main_process():
+        yield from batches
+        return
+    with tqdm(batches, total=total, desc=title, unit="img", disable=None, dynamic_ncols=True, leave=False) as bar:
+        start = last = time.perf_counter()
+        for done, batch in enumerate(bar):
+            yield batch
+            now = time.perf_counter()
+            if bar.disable and now - last >= SECONDS_BETWEEN_LINES:
+                last = now
+                eta = datetime.timedelta(seconds=int((now - start) / (done + 1) * (total - done - 1)))
+                rate = (now - start) / (done + 1)
+                logger.info("%s: %d/%d images of this process, %.3f s each, eta %s", title, done + 1, total, rate, eta)
+
+
+@contextlib.contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Puts a model into evaluation mode without gradients, and back."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def evaluate_dataset(cfg: CfgNode, model: nn.Module, name: str, folder: Path) -> dict[str, float] | None:
+    """Evaluates a model on one data set, in float32.
+
+    Args:
+        cfg: the run.
+        model: a ``SAN``, not wrapped.
+        name: a registered data set.
+        folder: where the report goes.
+
+    Returns:
+        On the main process the metrics in percent, elsewhere None.
+    """
+    records = load_records(name)
+    info = dataset_info(name, metadata_of(name))
+    loader = build_eval_loader(
+        records,
+        EvalMapper(info, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST),
+        rank=comm.get_rank(),
+        world=comm.get_world_size(),
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+    )
+    output = OutputConfig(folder, cfg.TEST.NUM_PANELS, cfg.TEST.SAVE_LABEL_MAPS, cfg.TEST.SAVE_RLE)
+    evaluator = SemSegEvaluator(name, output)
+    start = time.perf_counter()
+    with evaluation_mode(model):
+        for batch in progress(loader, len(loader), f"evaluating {name}"):
+            evaluator.process(batch, model(batch))
+    result = evaluator.evaluate()
+    if result is None:
+        return None
+    seconds = time.perf_counter() - start
+    logger.info(
+        "%s: %d images in %.1f s; report in %s\n%s",
+        name,
+        len(records),
+        seconds,
+        folder,
+        format_summary(result["sem_seg"]),
+    )
+    return dict(result["sem_seg"])
+
+
+def evaluate(cfg: CfgNode, model: nn.Module, names: Sequence[str] | None = None) -> OrderedDict[str, dict[str, float]]:
+    """Evaluates a model on all data sets of DATASETS.TEST, each with its own vocabulary.
+
+    Args:
+        cfg: the run; reports go to ``OUTPUT_DIR/inference/<data set>``.
+        model: a ``SAN``, not wrapped.
+        names: other data sets.
+
+    Returns:
+        On the main process the metrics in percent by data set, elsewhere nothing.
+    """
+    results: OrderedDict[str, dict[str, float]] = OrderedDict()
+    for name in names or cfg.DATASETS.TEST:
+        values = evaluate_dataset(cfg, model, name, Path(cfg.OUTPUT_DIR) / "inference" / name)
+        if values is not None:
+            results[name] = values
+    if len(results) > 1:
+        logger.info("mIoU: %s", ", ".join(f"{name} {values['mIoU']:.2f}" for name, values in results.items()))
+    return results
+
+
+def summary(results: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """The metrics that are not per class, by data set: what curves are drawn of."""
+    return {name: {key: values[key] for key in SUMMARY_KEYS} for name, values in results.items()}

@@ -1,0 +1,110 @@
+"""From the command line to a run in one process or many: workers, logs, seeds.
+
+Workers are started by `launch` (``--num-gpus``, ``--num-machines``, ``--machine-rank``, ``--dist-url``) or by torchrun,
+whose environment is recognised. On GPUs they talk over NCCL, on CPUs over Gloo.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import platform
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from san.d2.api import CfgNode, comm, launch, log_backend, setup_logger
+
+TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+logger = logging.getLogger("san.d2.launcher")
+
+
+def under_torchrun() -> bool:
+    """Whether torchrun (or a launcher that sets the same environment) has started this process."""
+    return all(name in os.environ for name in TORCHRUN_VARIABLES)
+
+
+def start_workers(main: Callable[..., None], cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Calls ``main(cfg, args)`` in every worker.
+
+    Args:
+        main: a function of a module, so that it can be sent to other processes.
+        cfg: the run.
+        args: the command line, with num_gpus, num_machines, machine_rank, dist_url.
+
+    Raises:
+        ValueError: if there are fewer GPUs than asked for.
+        torch.multiprocessing.ProcessExitedException: if a worker failed.
+    """
+    on_gpu = cfg.MODEL.DEVICE.startswith("cuda")
+    if under_torchrun():
+        _join_torchrun(on_gpu)
+        try:
+            main(cfg, args)
+        finally:
+            dist.destroy_process_group()
+        return
+    if on_gpu and args.num_gpus > torch.cuda.device_count():
+        raise ValueError(
+            f"--num-gpus is {args.num_gpus} but PyTorch sees {torch.cuda.device_count()}; "
+            "lower it, or set MODEL.DEVICE cpu to train with that many processes"
+        )
+    if not on_gpu and args.num_gpus * args.num_machines > 1:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # else the workers would be connected for GPUs
+    launch(main, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(cfg, args))
+
+
+def _join_torchrun(on_gpu: bool) -> None:
+    """Connects this process to the others that torchrun has started."""
+    if on_gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if on_gpu else "gloo")
+    comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
+
+
+def setup_run(cfg: CfgNode) -> None:
+    """Logs, seeds and the folder of a run; every worker calls it once.
+
+    Args:
+        cfg: written to ``OUTPUT_DIR/config.yaml``.
+    """
+    folder, rank = Path(cfg.OUTPUT_DIR), comm.get_rank()
+    if comm.is_main_process():
+        folder.mkdir(parents=True, exist_ok=True)
+    comm.synchronize()
+    _setup_loggers(folder, rank)
+    torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
+    if cfg.SEED >= 0:
+        seed_all(cfg.SEED)
+    if not comm.is_main_process():
+        return
+    log_backend(logger)
+    device = cfg.MODEL.DEVICE
+    hardware = torch.cuda.get_device_name() if device.startswith("cuda") else f"{torch.get_num_threads()} CPU threads"
+    logger.info(
+        "Python %s, PyTorch %s, %s x %s", platform.python_version(), torch.__version__, comm.get_world_size(), hardware
+    )
+    (folder / "config.yaml").write_text(cfg.dump(), encoding="utf-8")
+    logger.info("Configuration: %s", folder / "config.yaml")
+
+
+def _setup_loggers(folder: Path, rank: int) -> None:
+    """Logs to the terminal and to the run's folder, and no longer to those of an earlier run of this process."""
+    if hasattr(setup_logger, "cache_clear"):
+        setup_logger.cache_clear()
+    for name in ("fvcore", "detectron2", "san"):
+        logging.getLogger(name).handlers.clear()
+        setup_logger(str(folder), distributed_rank=rank, name=name)
+
+
+def seed_all(seed: int) -> None:
+    """Seeds Python, NumPy and PyTorch; the weights drawn next are the same in every worker and every run."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)

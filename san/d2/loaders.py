@@ -1,0 +1,255 @@
+"""Training and evaluation batches.
+
+All randomness of training is a pure function of (seed, position in the sample stream): position p of the stream is
+one sample of the p // n-th shuffling of the n samples, its augmentation and its loss points are drawn from generators
+seeded by (seed, p). Batch i holds positions i * B .. i * B + B - 1. So neither the number of loading workers nor the
+number of processes nor an interruption changes what is trained on.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+Record = dict[str, Any]
+"""One sample of a data set as registered: at least file_name and sem_seg_file_name."""
+
+Sample = dict[str, Any]
+"""One sample as the model takes it."""
+
+TrainMapping = Callable[[Record, np.random.Generator], Sample]
+EvalMapping = Callable[[Record], Sample]
+
+_SHUFFLE_STREAM = 0
+_AUGMENT_STREAM = 1
+_POINT_STREAM = 2
+
+
+@dataclass(frozen=True)
+class BadSample:
+    """An error made by a data file, carried from a loading worker to the main process without its stack trace."""
+
+    error: type[Exception]
+    message: str
+
+
+@functools.lru_cache(maxsize=4)
+def epoch_order(seed: int, epoch: int, size: int) -> np.ndarray:
+    """The order of samples in one pass over the data.
+
+    Args:
+        seed: of the run.
+        epoch: number of the pass, from 0.
+        size: number of samples.
+
+    Returns:
+        (size,) a permutation.
+    """
+    return np.random.default_rng((seed, _SHUFFLE_STREAM, epoch)).permutation(size)
+
+
+def point_seed(seed: int, position: int) -> int:
+    """The seed of the loss points of the sample at a position: 31 bits."""
+    return int(np.random.default_rng((seed, _POINT_STREAM, position)).integers(2**31 - 1))
+
+
+class PositionDataset(Dataset[Any]):
+    """The endless, shuffled, augmented stream of training samples, indexed by position.
+
+    Args:
+        records: the data set.
+        mapping: record and generator to sample.
+        seed: of the run, 0 or more.
+    """
+
+    def __init__(self, records: Sequence[Record], mapping: TrainMapping, seed: int) -> None:
+        self.records = records
+        self.mapping = mapping
+        self.seed = seed
+
+    def __getitem__(self, position: int) -> Sample | BadSample:
+        """The sample at a position; a file's error comes back as a `BadSample`."""
+        epoch, rank_in_epoch = divmod(position, len(self.records))
+        record = self.records[int(epoch_order(self.seed, epoch, len(self.records))[rank_in_epoch])]
+        try:
+            sample = self.mapping(record, np.random.default_rng((self.seed, _AUGMENT_STREAM, position)))
+        except (ValueError, OSError) as error:
+            return BadSample(type(error), str(error))
+        return sample | {"seed": point_seed(self.seed, position), "position": position}
+
+
+class PositionSampler(Sampler[int]):
+    """The positions one process reads: rank, rank + world, rank + 2 * world, ... from a start to an end.
+
+    Args:
+        start: first position of the stream, over all processes.
+        end: position after the last.
+        rank: number of this process.
+        world: number of processes.
+    """
+
+    def __init__(self, start: int, end: int, rank: int = 0, world: int = 1) -> None:
+        self.positions = range(start + rank, end, world)
+
+    def __iter__(self) -> Iterator[int]:
+        """Yields positions in order."""
+        return iter(self.positions)
+
+    def __len__(self) -> int:
+        """Number of positions left to this process."""
+        return len(self.positions)
+
+
+class EvalDataset(Dataset[Any]):
+    """A data set in order, mapped; a file's error comes back as a `BadSample`."""
+
+    def __init__(self, records: Sequence[Record], mapping: EvalMapping) -> None:
+        self.records = records
+        self.mapping = mapping
+
+    def __getitem__(self, index: int) -> Sample | BadSample:
+        """The sample of one record."""
+        try:
+            return self.mapping(self.records[index])
+        except (ValueError, OSError) as error:
+            return BadSample(type(error), str(error))
+
+    def __len__(self) -> int:
+        """Number of records."""
+        return len(self.records)
+
+
+class Batches:
+    """A `DataLoader` whose bad samples are raised here, in the main process, as the one-line errors they are."""
+
+    def __init__(self, loader: DataLoader[Any]) -> None:
+        self.loader = loader
+
+    def __len__(self) -> int:
+        """Number of batches."""
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[list[Sample]]:
+        """Yields lists of samples; raises what a file did wrong."""
+        for batch in self.loader:
+            for sample in batch:
+                if isinstance(sample, BadSample):
+                    raise sample.error(sample.message)
+            yield batch
+
+
+def as_list(batch: list[Any]) -> list[Any]:
+    """Collates nothing: images of a batch may differ in size."""
+    return batch
+
+
+def _one_thread(_: int) -> None:
+    """A loading worker uses one thread: the workers are the parallelism."""
+    torch.set_num_threads(1)
+
+
+@dataclass(frozen=True)
+class StreamConfig:
+    """Which part of the stream a process reads, and in what batches.
+
+    Attributes:
+        seed: of the run, 0 or more.
+        batch_size: B, samples of one iteration over all processes and accumulation steps.
+        start_iter: first iteration to deliver.
+        max_iter: iteration after the last.
+        rank: number of this process.
+        world: number of processes.
+        accumulation: steps into which an iteration is divided.
+
+    Raises:
+        ValueError: if the batch cannot be divided so.
+    """
+
+    seed: int
+    batch_size: int
+    start_iter: int
+    max_iter: int
+    rank: int = 0
+    world: int = 1
+    accumulation: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse batches that cannot be divided."""
+        parts = self.world * self.accumulation
+        if self.batch_size < 1 or self.accumulation < 1 or self.batch_size % parts:
+            raise ValueError(
+                f"SOLVER.IMS_PER_BATCH is {self.batch_size}, which {self.world} process(es) times "
+                f"SOLVER.ACCUMULATION_STEPS {self.accumulation} do not divide; choose a multiple of {max(parts, 1)}"
+            )
+
+    @property
+    def step_size(self) -> int:
+        """Samples of one accumulation step of one process."""
+        return self.batch_size // (self.world * self.accumulation)
+
+
+def build_train_loader(
+    records: Sequence[Record],
+    mapping: TrainMapping,
+    stream: StreamConfig,
+    *,
+    num_workers: int,
+    pin_memory: bool = False,
+) -> Batches:
+    """The training batches of one process, one accumulation step each.
+
+    Args:
+        records: the data set, not empty.
+        mapping: record and generator to sample.
+        stream: which part of the stream.
+        num_workers: loading processes; 0 loads in this one.
+        pin_memory: for copies to a GPU.
+
+    Returns:
+        ``accumulation * (max_iter - start_iter)`` batches of ``stream.step_size`` samples.
+    """
+    sampler = PositionSampler(
+        stream.start_iter * stream.batch_size, stream.max_iter * stream.batch_size, stream.rank, stream.world
+    )
+    loader = DataLoader(
+        PositionDataset(records, mapping, stream.seed),
+        batch_size=stream.step_size,
+        sampler=sampler,
+        num_workers=num_workers,
+        collate_fn=as_list,
+        pin_memory=pin_memory,
+        worker_init_fn=_one_thread,
+    )
+    return Batches(loader)
+
+
+def build_eval_loader(
+    records: Sequence[Record], mapping: EvalMapping, *, rank: int = 0, world: int = 1, num_workers: int = 0
+) -> Batches:
+    """The images one process evaluates, one at a time: number rank, rank + world, ...
+
+    Args:
+        records: the data set.
+        mapping: record to sample.
+        rank: number of this process.
+        world: number of processes.
+        num_workers: loading processes; 0 loads in this one.
+
+    Returns:
+        Batches of one sample.
+    """
+    loader = DataLoader(
+        EvalDataset(records, mapping),
+        batch_size=1,
+        sampler=range(rank, len(records), world),
+        num_workers=num_workers,
+        collate_fn=as_list,
+        worker_init_fn=_one_thread,
+    )
+    return Batches(loader)

@@ -1,0 +1,124 @@
+"""From a data set's record to a sample the model takes: one for training, one for evaluation.
+
+A sample holds ``image`` (3, H, W) uint8 RGB, ``sem_seg`` (H, W) int32, ``file_name``, ``sem_seg_file_name``, ``height``
+and ``width`` of the file, ``dataset_name`` and ``ignore_label``; in training also ``num_masks``, the classes present.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from san.d2.loaders import Record, Sample
+from san.data.label_sets import check_label_values
+from san.data.transforms import (
+    TrainAugmentation,
+    check_same_size,
+    read_image,
+    read_label_map,
+    resize_image,
+    resize_short_side,
+)
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What a mapper must know of a data set.
+
+    Attributes:
+        name: as registered.
+        num_classes: C.
+        ignore_label: value of pixels without a class.
+    """
+
+    name: str
+    num_classes: int
+    ignore_label: int
+
+
+def _read_labels(record: Record, info: DatasetInfo) -> np.ndarray:
+    """The label map (H, W) int32 of a record, its values checked."""
+    path = record["sem_seg_file_name"]
+    labels = read_label_map(path)
+    wrong = (labels < 0) | (labels >= info.num_classes)
+    wrong &= labels != info.ignore_label
+    if wrong.any():
+        check_label_values(np.unique(labels[wrong]), info.num_classes, info.ignore_label, source=f"label map {path}")
+    return labels
+
+
+def _sample(record: Record, info: DatasetInfo, image: np.ndarray, labels: np.ndarray, size: tuple[int, int]) -> Sample:
+    """A sample from an image (H, W, 3) and a label map (H', W'), with the size of the file."""
+    return {
+        "image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
+        "sem_seg": torch.from_numpy(np.ascontiguousarray(labels)),
+        "file_name": record["file_name"],
+        "sem_seg_file_name": record["sem_seg_file_name"],
+        "height": size[0],
+        "width": size[1],
+        "dataset_name": info.name,
+        "ignore_label": info.ignore_label,
+    }
+
+
+class TrainMapper:
+    """Reads, checks and augments a training sample; image and label map have the crop's size.
+
+    Args:
+        info: the data set.
+        augmentation: the random changes, all drawn from the generator given with the record.
+    """
+
+    def __init__(self, info: DatasetInfo, augmentation: TrainAugmentation) -> None:
+        self.info = info
+        self.augmentation = augmentation
+
+    def __call__(self, record: Record, rng: np.random.Generator) -> Sample:
+        """The sample of a record.
+
+        Raises:
+            FileNotFoundError, ValueError: if a file is missing, unreadable, of another size or with illegal values.
+        """
+        image, labels = _read_pair(record, self.info)
+        height, width = labels.shape
+        image, labels = self.augmentation(image, labels, rng)
+        present = np.bincount(labels.ravel(), minlength=self.info.num_classes)[: self.info.num_classes]
+        sample = _sample(record, self.info, image, labels, (height, width))
+        return sample | {"num_masks": int(np.count_nonzero(present))}
+
+
+class EvalMapper:
+    """Reads an image and resizes it; the label map keeps the file's size, at which is evaluated.
+
+    Args:
+        info: the data set.
+        short_side: of the image after the resize, pixels.
+        max_size: of its long side, pixels.
+    """
+
+    def __init__(self, info: DatasetInfo, short_side: int = 640, max_size: int = 2560) -> None:
+        self.info = info
+        self.short_side = short_side
+        self.max_size = max_size
+
+    def __call__(self, record: Record) -> Sample:
+        """The sample of a record; raises as `TrainMapper`."""
+        image, labels = _read_pair(record, self.info)
+        height, width = labels.shape
+        resized = resize_image(image, resize_short_side(height, width, self.short_side, self.max_size))
+        return _sample(record, self.info, resized, labels, (height, width))
+
+
+def _read_pair(record: Record, info: DatasetInfo) -> tuple[np.ndarray, np.ndarray]:
+    """Image (H, W, 3) uint8 and label map (H, W) int32 of a record, of one size."""
+    image, labels = read_image(record["file_name"]), _read_labels(record, info)
+    check_same_size(image, labels, f"image {record['file_name']}", f"label map {record['sem_seg_file_name']}")
+    return image, labels
+
+
+def dataset_info(name: str, metadata: Any) -> DatasetInfo:
+    """What a mapper must know, from a registered data set's metadata."""
+    return DatasetInfo(name, len(metadata.stuff_classes), metadata.ignore_label)

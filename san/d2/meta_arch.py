@@ -1,0 +1,129 @@
+"""The meta-architecture ``SAN``: from lists of samples to losses or label maps.
+
+Legend: B images, C classes, Q queries, (H, W) padded image. Source: method.md 1, 7 and 8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from san.d2.api import META_ARCH_REGISTRY, CfgNode, MetadataCatalog
+from san.d2.checkpointer import holds_clip
+from san.d2.config import loss_config, san_config
+from san.data.targets import masks_from_label_map
+from san.losses import SetCriterion
+from san.model.build import build_san
+from san.model.san import SANOutput
+from san.postprocess import semantic_labels, semantic_scores
+
+
+@META_ARCH_REGISTRY.register()
+class SAN(nn.Module):
+    """A SAN with its criterion, as Detectron2 builds and calls models.
+
+    The vocabulary of a sample is that of its data set (``dataset_name``, looked up in the metadata catalogue), unless
+    `set_vocabulary` has set one.
+
+    Args:
+        cfg: configuration with SAN's keys. Where MODEL.WEIGHTS holds all weights, CLIP's are left to it: load it.
+
+    Raises:
+        ValueError: if keys do not fit each other or the CLIP.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        super().__init__()
+        self.model = build_san(san_config(cfg), clip_weights=not holds_clip(cfg.MODEL.WEIGHTS))
+        self.criterion = SetCriterion(loss_config(cfg))
+        self.return_scores = bool(cfg.TEST.SCORES)
+        self.train_dataset: str | None = cfg.DATASETS.TRAIN[0] if cfg.DATASETS.TRAIN else None
+        self.vocabulary: tuple[str, ...] | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.pixel_mean.device
+
+    def set_vocabulary(self, names: Sequence[str] | None) -> None:
+        """Makes inference use these class names for every image; None goes back to those of each image's data set."""
+        self.vocabulary = None if names is None else tuple(names)
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
+        """Losses in training, predictions in evaluation.
+
+        Args:
+            batched_inputs: samples with ``image`` (3, H_i, W_i) uint8 RGB; in training also ``sem_seg`` (H_i, W_i)
+                integers and, for repeatable losses, ``seed``; in evaluation optionally ``height`` and ``width`` of the
+                result. ``dataset_name`` chooses the vocabulary and the ignore label.
+
+        Returns:
+            In training the weighted losses by name, scalars. In evaluation one dictionary per image:
+            ``sem_seg_labels`` (height, width) int64, and where TEST.SCORES is set ``sem_seg`` (C, height, width).
+
+        Raises:
+            ValueError: if samples are of several data sets in training, or no vocabulary is known.
+        """
+        images = self.model.stack([sample["image"] for sample in batched_inputs])
+        if self.training:
+            return self._losses(images, batched_inputs)
+        return self._predict(images, batched_inputs)
+
+    def _names(self, sample: dict[str, Any]) -> tuple[str, ...]:
+        """Class names of a sample."""
+        if self.vocabulary is not None and not self.training:
+            return self.vocabulary
+        dataset = sample.get("dataset_name") or self.train_dataset
+        if dataset is None:
+            raise ValueError("no vocabulary: give samples a dataset_name, or call set_vocabulary with class names")
+        return tuple(MetadataCatalog.get(dataset).stuff_classes)
+
+    def _losses(self, images: Tensor, samples: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """The criterion's weighted losses of a batch of one vocabulary."""
+        names = self._names(samples[0])
+        if any(self._names(sample) != names for sample in samples[1:]):
+            raise ValueError("training samples of one batch have different class names; train on one vocabulary")
+        output = self.model(images, self.model.text_classifier.embed(names))
+        targets = [self._target(sample, len(names), images.shape[-2:]) for sample in samples]
+        seeds = [sample["seed"] for sample in samples] if all("seed" in sample for sample in samples) else None
+        return self.criterion(output.as_dict(), targets, seeds=seeds)
+
+    def _target(self, sample: dict[str, Any], num_classes: int, size: Sequence[int]) -> dict[str, Tensor]:
+        """One mask per class present in a sample, padded with nothing to the batch's size."""
+        label_map = sample["sem_seg"].to(self.device, non_blocking=True)
+        ignore = sample.get("ignore_label", 255)
+        labels, masks = masks_from_label_map(
+            label_map, ignore, num_classes, source=str(sample.get("sem_seg_file_name", "the label map"))
+        )
+        padding = (0, size[1] - masks.shape[2], 0, size[0] - masks.shape[1])
+        return {"labels": labels, "masks": F.pad(masks, padding)}  # (M,), (M, H, W)
+
+    def _predict(self, images: Tensor, samples: list[dict[str, Any]]) -> list[dict[str, Tensor]]:
+        """Predictions of a batch; images of one vocabulary go through the network together."""
+        groups: dict[tuple[str, ...], list[int]] = {}
+        for index, sample in enumerate(samples):
+            groups.setdefault(self._names(sample), []).append(index)
+        results: list[dict[str, Tensor]] = [{} for _ in samples]
+        height, width = images.shape[-2:]
+        for names, members in groups.items():
+            output = self.model(images[members], self.model.text_classifier.embed(names))
+            for row, index in enumerate(members):
+                results[index] = self._result(output, row, samples[index], (height, width))
+        return results
+
+    def _result(
+        self, output: SANOutput, row: int, sample: dict[str, Any], padded_size: tuple[int, int]
+    ) -> dict[str, Tensor]:
+        """Label map, and scores if asked for, of one image at the size its sample asks for."""
+        image_size = tuple(sample["image"].shape[-2:])
+        output_size = (sample.get("height", image_size[0]), sample.get("width", image_size[1]))
+        sizes: Any = {"padded_size": padded_size, "image_size": image_size, "output_size": output_size}
+        masks, classes = output.mask_logits[row], output.class_logits[row]
+        if not self.return_scores:
+            return {"sem_seg_labels": semantic_labels(masks, classes, **sizes)}
+        scores = semantic_scores(masks, classes, **sizes)
+        return {"sem_seg_labels": scores.argmax(dim=0), "sem_seg": scores}

@@ -1,0 +1,90 @@
+"""What one worker of `tools/train_net.py` does: evaluate, or train and evaluate."""
+
+from __future__ import annotations
+
+from san.d2.api import CfgNode, build_model, comm, verify_results
+from san.d2.checkpointer import SANCheckpointer, starting_weights
+from san.d2.datasets import check_names, prepare_shapes, register_datasets
+from san.d2.evaluation import evaluate, summary
+from san.d2.launcher import setup_run
+from san.d2.trainer import Trainer
+
+
+def run(cfg: CfgNode, *, eval_only: bool = False, resume: bool = False) -> dict[str, dict[str, float]]:
+    """One worker's part of a run.
+
+    Args:
+        cfg: the run, as `san.d2.config.load_config` gives it.
+        eval_only: evaluate MODEL.WEIGHTS, or with ``resume`` the latest checkpoint, without training.
+        resume: go on from the latest checkpoint in OUTPUT_DIR, if there is one.
+
+    Returns:
+        On the main process the metrics in percent by data set, elsewhere nothing.
+
+    Raises:
+        ValueError, FileNotFoundError, FloatingPointError: what configuration, data or checkpoint did wrong.
+        SystemExit: with status 1 if TEST.EXPECTED_RESULTS are missed.
+    """
+    setup_run(cfg)
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.WEIGHTS = starting_weights(cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR, resume=resume)
+    cfg.freeze()
+    register_datasets(cfg.DATASETS.ROOT)
+    check_names(cfg.DATASETS.TEST, "DATASETS.TEST")
+    if not eval_only:
+        check_names(cfg.DATASETS.TRAIN, "DATASETS.TRAIN")
+    if comm.get_local_rank() == 0:  # once on every machine
+        prepare_shapes([*cfg.DATASETS.TEST, *([] if eval_only else cfg.DATASETS.TRAIN)], cfg.DATASETS.ROOT)
+    comm.synchronize()
+    if eval_only:
+        results = evaluate_only(cfg)
+    else:
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=resume)
+        trainer.train()
+        results = trainer.results
+    if comm.is_main_process():
+        verify(cfg, results)
+    return results
+
+
+def evaluate_only(cfg: CfgNode) -> dict[str, dict[str, float]]:
+    """Evaluates MODEL.WEIGHTS on DATASETS.TEST.
+
+    Raises:
+        ValueError: if there is nothing to evaluate, or no weights.
+    """
+    if not cfg.DATASETS.TEST:
+        raise ValueError("DATASETS.TEST is empty, so there is nothing to evaluate; name data sets")
+    if not cfg.MODEL.WEIGHTS:
+        raise ValueError(
+            "--eval-only needs weights: set MODEL.WEIGHTS to a checkpoint, or give --resume to take the latest one of "
+            f"OUTPUT_DIR {cfg.OUTPUT_DIR}"
+        )
+    model = build_model(cfg)
+    SANCheckpointer(model, cfg.OUTPUT_DIR).load(cfg.MODEL.WEIGHTS, checkpointables=[])
+    return evaluate(cfg, model)
+
+
+def verify(cfg: CfgNode, results: dict[str, dict[str, float]]) -> None:
+    """Compares results with TEST.EXPECTED_RESULTS, where a single data set may also be called ``sem_seg``.
+
+    Raises:
+        ValueError: if an entry is malformed, or names a data set that was not evaluated.
+        SystemExit: with status 1 if a result is missed.
+    """
+    expected = cfg.TEST.EXPECTED_RESULTS
+    if not expected:
+        return
+    full = results | {"sem_seg": next(iter(results.values()))} if len(results) == 1 else results
+    for entry in expected:
+        if len(entry) != 4 or entry[0] not in full or entry[1] not in full[entry[0]]:
+            raise ValueError(
+                f"TEST.EXPECTED_RESULTS holds {list(entry)}; give [data set, metric, value, tolerance], a data set of "
+                f"{', '.join(full)} and a metric such as mIoU"
+            )
+    shown = {name: values for name, values in summary(full).items() if any(name == entry[0] for entry in expected)}
+    for name, metric, *_ in expected:
+        shown[name][metric] = full[name][metric]
+    verify_results(cfg, shown)

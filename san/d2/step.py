@@ -1,0 +1,137 @@
+"""One training iteration: forward and backward passes in mixed precision, accumulation, clipping, the update.
+
+An iteration divided into accumulation steps gives the losses and gradients of the undivided one: each step's losses,
+which the criterion has divided by that step's number of masks and class weight, are weighted by the step's share of the
+whole iteration's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from san.d2.loaders import Sample
+from san.d2.solver import SolverConfig, clip_gradient
+
+MAX_NAMED_FILES = 8
+"""Files of a batch that an error message names."""
+
+
+@dataclass(frozen=True)
+class StepConfig:
+    """How an iteration is computed.
+
+    Attributes:
+        solver: for the clipping.
+        device: "cuda" or "cpu".
+        amp_dtype: of mixed precision; None computes in float32. float16 comes with loss scaling.
+        num_queries: Q, of the model.
+        no_object_weight: of the criterion.
+    """
+
+    solver: SolverConfig
+    device: str
+    amp_dtype: torch.dtype | None
+    num_queries: int
+    no_object_weight: float
+
+
+class Stepper:
+    """Runs iterations of a model.
+
+    Args:
+        model: maps a list of samples to weighted losses by name; may be wrapped for distribution.
+        optimizer: of its trained parameters.
+        config: how.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, config: StepConfig) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self.config = config
+        self.scaler = torch.amp.GradScaler(config.device, enabled=config.amp_dtype == torch.float16)
+
+    def run(self, batches: Sequence[list[Sample]], iteration: int) -> tuple[dict[str, Tensor], Tensor]:
+        """Updates the weights once.
+
+        Args:
+            batches: one list of samples per accumulation step.
+            iteration: for error messages.
+
+        Returns:
+            The weighted losses of the iteration by name, and the norm of the gradient before clipping; scalars.
+
+        Raises:
+            FloatingPointError: if a loss or the gradient is not finite; the weights have not been changed then.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        totals: dict[str, Tensor] = {}
+        for index, (batch, shares) in enumerate(zip(batches, self._shares(batches), strict=True)):
+            with self._no_sync_unless(index == len(batches) - 1):
+                losses = self._forward(batch, shares, iteration)
+                self.scaler.scale(torch.stack(list(losses.values())).sum()).backward()
+            for name, value in losses.items():
+                totals[name] = totals.get(name, 0) + value.detach()
+        self.scaler.unscale_(self.optimizer)
+        norm = clip_gradient(self.optimizer, self.config.solver)
+        if not self.scaler.is_enabled() and not torch.isfinite(norm):
+            raise FloatingPointError(_message(f"the gradient's norm is {norm.item()}", iteration, batches))
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return totals, norm
+
+    def _forward(self, batch: list[Sample], shares: dict[str, float], iteration: int) -> dict[str, Tensor]:
+        """Finite losses of one accumulation step, times its share of the iteration."""
+        dtype = self.config.amp_dtype
+        try:
+            with torch.autocast(self.config.device, dtype or torch.bfloat16, enabled=dtype is not None):
+                losses: dict[str, Tensor] = self.model(batch)
+        except FloatingPointError as error:
+            raise FloatingPointError(_message(str(error), iteration, [batch])) from error
+        values = torch.stack([value.detach().float() for value in losses.values()])
+        if not torch.isfinite(values).all():
+            wrong = ", ".join(f"{n} is {v}" for n, v in zip(losses, values.tolist(), strict=True))
+            raise FloatingPointError(_message(f"a loss is not finite ({wrong})", iteration, [batch]))
+        return {name: value * shares["ce" if "ce" in name else "mask"] for name, value in losses.items()}
+
+    def _no_sync_unless(self, last: bool) -> contextlib.AbstractContextManager[Any]:
+        """Gradients are exchanged between workers in the last accumulation step only."""
+        if not last and isinstance(self.model, DistributedDataParallel):
+            return self.model.no_sync()
+        return contextlib.nullcontext()
+
+    def _shares(self, batches: Sequence[list[Sample]]) -> list[dict[str, float]]:
+        """Each accumulation step's share of the iteration's class weight ("ce") and number of masks ("mask")."""
+        if len(batches) == 1:
+            return [{"ce": 1.0, "mask": 1.0}]
+        config = self.config
+        sums = torch.zeros(len(batches), 2, dtype=torch.float64)
+        for row, batch in zip(sums, batches, strict=True):
+            counts = [sample["num_masks"] for sample in batch]
+            matched = sum(min(config.num_queries, count) for count in counts)
+            row[0] = matched + config.no_object_weight * (len(batch) * config.num_queries - matched)
+            row[1] = sum(counts)
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            sums = sums.to(torch.device(config.device))
+            dist.all_reduce(sums)
+        parts = torch.stack([sums[:, 0], sums[:, 1].clamp(min=1)], dim=1)  # the criterion divides by at least 1 mask
+        wholes = torch.stack([sums[:, 0].sum(), sums[:, 1].sum().clamp(min=1)])
+        return [{"ce": ce, "mask": mask} for ce, mask in (parts / wholes).tolist()]
+
+
+def _message(what: str, iteration: int, batches: Sequence[list[Sample]]) -> str:
+    """An error of numbers, with the files that led to it and what to do."""
+    files = [str(sample.get("file_name", "?")) for batch in batches for sample in batch]
+    named = ", ".join(files[:MAX_NAMED_FILES]) + (", ..." if len(files) > MAX_NAMED_FILES else "")
+    return (
+        f"{what} at iteration {iteration}, images {named}: training stops before this update, earlier checkpoints are "
+        "untouched; lower SOLVER.BASE_LR, or set SOLVER.AMP.DTYPE bf16 or SOLVER.AMP.ENABLED False, or look at these "
+        "images, then go on with --resume"
+    )

@@ -1,0 +1,237 @@
+"""The training run: model, data, optimiser, checkpoints, evaluation and logs on Detectron2's loop of hooks."""
+
+from __future__ import annotations
+
+import logging
+import time
+import weakref
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from san.d2.api import CfgNode, EventStorage, HookBase, TrainerBase, build_model, comm, hooks
+from san.d2.checkpointer import SANCheckpointer
+from san.d2.config import AMP_DTYPES, augmentation_config, solver_config
+from san.d2.datasets import check_names, load_records, metadata_of
+from san.d2.evaluation import evaluate, summary
+from san.d2.loaders import Batches, Record, Sample, StreamConfig, build_train_loader
+from san.d2.mapper import DatasetInfo, TrainMapper, dataset_info
+from san.d2.solver import build_lr_scheduler, build_optimizer
+from san.d2.step import StepConfig, Stepper
+from san.d2.writers import build_writers
+from san.data.transforms import TrainAugmentation
+from san.visualize import plot_curves
+
+logger = logging.getLogger("san.d2.trainer")
+
+
+class Trainer(TrainerBase):
+    """A run as its configuration describes it; `resume_or_load`, then `train`.
+
+    Args:
+        cfg: frozen or not; not changed.
+
+    Raises:
+        ValueError, FileNotFoundError: if the configuration or the data it names cannot serve.
+    """
+
+    iter: int
+    """The iteration under way, from 0; MAX_ITER when training is complete."""
+
+    def __init__(self, cfg: CfgNode) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.records, self.info = training_records(cfg.DATASETS.TRAIN)
+        self.stream = StreamConfig(
+            seed=cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed(),
+            batch_size=cfg.SOLVER.IMS_PER_BATCH,
+            start_iter=0,
+            max_iter=cfg.SOLVER.MAX_ITER,
+            rank=comm.get_rank(),
+            world=comm.get_world_size(),
+            accumulation=cfg.SOLVER.ACCUMULATION_STEPS,
+        )
+        check_names(cfg.DATASETS.TEST, "DATASETS.TEST")
+        for name in cfg.DATASETS.TEST:
+            load_records(name)  # a missing folder must not stop a run after hours
+        self.san: nn.Module = build_model(cfg)
+        self.san.train()
+        self.optimizer = build_optimizer(self.san, solver_config(cfg))
+        self.stepper = Stepper(distribute(self.san), self.optimizer, self._step_config())
+        self.checkpointer = SANCheckpointer(self.san, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.results: dict[str, dict[str, float]] = {}
+        self._batches: Iterator[list[Sample]] = iter(())
+        self.register_hooks(self.build_hooks())
+        trained = sum(p.numel() for p in self.san.parameters() if p.requires_grad)
+        logger.info("%d images of %s; %d parameters trained", len(self.records), self.info.name, trained)
+
+    def _step_config(self) -> StepConfig:
+        cfg = self.cfg
+        return StepConfig(
+            solver=solver_config(cfg),
+            device=torch.device(cfg.MODEL.DEVICE).type,
+            amp_dtype=AMP_DTYPES[cfg.SOLVER.AMP.DTYPE] if cfg.SOLVER.AMP.ENABLED else None,
+            num_queries=cfg.MODEL.SIDE_ADAPTER.NUM_QUERIES,
+            no_object_weight=cfg.MODEL.LOSS.NO_OBJECT_WEIGHT,
+        )
+
+    def build_hooks(self) -> list[HookBase]:
+        """Timer, schedule, checkpoints, evaluation, logs and curves, in the order in which they must run."""
+        cfg = self.cfg
+        scheduler = build_lr_scheduler(self.optimizer, solver_config(cfg))
+        found: list[HookBase] = [hooks.IterationTimer(), hooks.LRScheduler(self.optimizer, scheduler)]
+        if comm.is_main_process():
+            keep = cfg.SOLVER.CHECKPOINT_KEEP or None
+            found.append(hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, max_to_keep=keep))
+        if cfg.DATASETS.TEST:
+            found.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate))
+        if comm.is_main_process():
+            found.append(hooks.PeriodicWriter(build_writers(cfg, self.max_iter), period=cfg.SOLVER.LOG_PERIOD))
+            found.append(CurvesHook(Path(cfg.OUTPUT_DIR)))
+        return found
+
+    def _evaluate(self) -> dict[str, dict[str, float]]:
+        """Evaluates the present weights on DATASETS.TEST; returns what curves are drawn of."""
+        self.results = evaluate(self.cfg, self.san)
+        return summary(self.results)
+
+    def resume_or_load(self, resume: bool) -> None:
+        """Goes on from the latest checkpoint of OUTPUT_DIR if asked to and there is one, else loads MODEL.WEIGHTS.
+
+        Args:
+            resume: whether to look for a checkpoint.
+        """
+        found = resume and self.checkpointer.has_checkpoint()
+        if not found and not self.cfg.MODEL.WEIGHTS:
+            logger.info("The side network starts from fresh weights.")
+            return
+        self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
+        if found:
+            self.start_iter = self.iter + 1
+            logger.info("Resuming at iteration %d of %d.", self.start_iter, self.max_iter)
+
+    def train(self) -> None:  # type: ignore[override]
+        """Trains from ``start_iter`` to ``max_iter``, then evaluates.
+
+        Unlike the base's, an error is not logged with its stack trace, and no hook runs after it but the writers'.
+        """
+        self.iter = self.start_iter
+        with EventStorage(self.start_iter) as self.storage:
+            try:
+                self.before_train()
+                for iteration in range(self.start_iter, self.max_iter):
+                    self.iter = iteration
+                    self.before_step()
+                    self.run_step()
+                    self.after_step()
+                self.iter = self.max_iter  # tells hooks that training is complete
+                self.after_train()
+            except BaseException:
+                self._close_writers()
+                raise
+
+    def _close_writers(self) -> None:
+        """After an error: what was logged so far is written."""
+        for hook in self._hooks:
+            if isinstance(hook, hooks.PeriodicWriter):
+                hook.after_train()
+
+    def before_train(self) -> None:
+        """Opens the sample stream where this run starts."""
+        self._batches = iter(self._train_loader())
+        super().before_train()
+
+    def _train_loader(self) -> Batches:
+        augmentation = TrainAugmentation(augmentation_config(self.cfg, self.info.ignore_label))
+        stream = StreamConfig(**{**self.stream.__dict__, "start_iter": min(self.start_iter, self.max_iter)})
+        return build_train_loader(
+            self.records,
+            TrainMapper(self.info, augmentation),
+            stream,
+            num_workers=self.cfg.DATALOADER.NUM_WORKERS,
+            pin_memory=torch.device(self.cfg.MODEL.DEVICE).type == "cuda",
+        )
+
+    def run_step(self) -> None:
+        """One iteration, its losses logged."""
+        start = time.perf_counter()
+        batches = [next(self._batches) for _ in range(self.stream.accumulation)]
+        data_time = time.perf_counter() - start
+        losses, grad_norm = self.stepper.run(batches, self.iter)
+        means = comm.reduce_dict(losses)
+        if comm.is_main_process():
+            values = {name: float(value) for name, value in means.items()}
+            self.storage.put_scalars(total_loss=sum(values.values()), **values, data_time=data_time)
+            self.storage.put_scalar("grad_norm", float(grad_norm))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but the weights: iteration, schedule, optimiser, loss scaling, seed of the sample stream."""
+        state: dict[str, Any] = super().state_dict()
+        return state | {
+            "optimizer": self.optimizer.state_dict(),
+            "grad_scaler": self.stepper.scaler.state_dict(),
+            "seed": self.stream.seed,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes up what `state_dict` gave."""
+        super().load_state_dict(state_dict)
+        self.optimizer.load_state_dict(state_dict["optimizer"])
+        if state_dict["grad_scaler"] and self.stepper.scaler.is_enabled():
+            self.stepper.scaler.load_state_dict(state_dict["grad_scaler"])
+        if self.cfg.SEED < 0:
+            self.stream = StreamConfig(**{**self.stream.__dict__, "seed": state_dict["seed"]})
+
+
+class CurvesHook(HookBase):
+    """Draws ``curves.png`` from ``metrics.json`` at the end of training.
+
+    Args:
+        folder: of the run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def after_train(self) -> None:
+        """Draws, where anything was logged."""
+        if (self.folder / "metrics.json").is_file():
+            plot_curves(self.folder / "metrics.json", self.folder / "curves.png")
+            logger.info("Curves: %s", self.folder / "curves.png")
+
+
+def distribute(model: nn.Module) -> nn.Module:
+    """The model, wrapped for distribution where there are several workers."""
+    if comm.get_world_size() == 1:
+        return model
+    device = next(model.parameters()).device
+    ids = [comm.get_local_rank()] if device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
+
+
+def training_records(names: Sequence[str]) -> tuple[list[Record], DatasetInfo]:
+    """The records of all training sets together.
+
+    Args:
+        names: DATASETS.TRAIN, of one vocabulary.
+
+    Returns:
+        Records, and what the mapper must know.
+
+    Raises:
+        ValueError: if there is none, one is unknown, or their class names differ.
+        FileNotFoundError: if folders are missing or empty.
+    """
+    if not names:
+        raise ValueError("DATASETS.TRAIN is empty; name a data set such as shapes_sem_seg_train")
+    check_names(names, "DATASETS.TRAIN")
+    kinds = {(tuple(metadata_of(name).stuff_classes), metadata_of(name).ignore_label) for name in names}
+    if len(kinds) > 1:
+        raise ValueError(f"DATASETS.TRAIN names sets of different classes or ignore labels: {', '.join(names)}")
+    records = [record for name in names for record in load_records(name)]
+    return records, dataset_info(names[0], metadata_of(names[0]))

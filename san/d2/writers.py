@@ -1,0 +1,153 @@
+"""Where training is logged: a progress line, JSON lines, TensorBoard, and Weights & Biases if asked for.
+
+wandb is imported in this file only, and only when WANDB.ENABLED is set.
+"""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from san.d2.api import CfgNode, EventStorage, EventWriter, JSONWriter, TensorboardXWriter, get_event_storage
+
+MIB = 1024**2
+
+
+def build_writers(cfg: CfgNode, max_iter: int) -> list[EventWriter]:
+    """The writers a configuration asks for.
+
+    Args:
+        cfg: the run; files go to OUTPUT_DIR.
+        max_iter: for the ETA.
+
+    Returns:
+        Progress line, JSON lines (``metrics.json``), TensorBoard, and Weights & Biases where enabled.
+    """
+    folder = Path(cfg.OUTPUT_DIR)
+    writers: list[EventWriter] = [
+        ProgressLine(max_iter, cfg.SOLVER.LOG_PERIOD),
+        JSONWriter(str(folder / "metrics.json"), window_size=cfg.SOLVER.LOG_PERIOD),
+        TensorboardXWriter(str(folder), window_size=cfg.SOLVER.LOG_PERIOD),
+    ]
+    if cfg.WANDB.ENABLED:
+        writers.append(WandbWriter(cfg))
+    return writers
+
+
+def memory_mib() -> tuple[str, float]:
+    """The largest memory this process has held: its kind ("GPU" or "RAM") and size in MiB."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return "GPU", torch.cuda.max_memory_allocated() / MIB
+    per_unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB elsewhere
+    return "RAM", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * per_unit / MIB
+
+
+class ProgressLine(EventWriter):
+    """One line for a person: iteration, ETA, losses, learning rate, seconds per iteration, data time, memory.
+
+    Args:
+        max_iter: iterations of the run.
+        window: iterations over which losses and times are smoothed.
+    """
+
+    def __init__(self, max_iter: int, window: int = 20) -> None:
+        self.max_iter = max_iter
+        self.window = window
+        self.logger = logging.getLogger("san.d2.progress")
+        self._previous: tuple[int, float] | None = None
+
+    def write(self) -> None:
+        """Logs the line of the current iteration."""
+        storage = get_event_storage()
+        iteration = storage.iter
+        if iteration >= self.max_iter:  # after the last iteration nothing is new
+            return
+        parts = [f"iter {iteration + 1}/{self.max_iter}"]
+        seconds = self._seconds_per_iteration(storage)
+        if seconds is not None:
+            left = datetime.timedelta(seconds=int(seconds * (self.max_iter - iteration - 1)))
+            parts.append(f"eta {left}")
+        losses = {k: v.median(self.window) for k, v in storage.histories().items() if "loss" in k}
+        parts += [f"{name} {value:.4g}" for name, value in sorted(losses.items(), key=lambda x: x[0] != "total_loss")]
+        parts += self._latest(storage, "lr", "lr {:.3g}")
+        parts += self._latest(storage, "grad_norm", "grad {:.3g}")
+        parts += [] if seconds is None else [f"{seconds:.3f} s/iter"]
+        parts += self._latest(storage, "data_time", "data {:.3f} s")
+        kind, size = memory_mib()
+        parts.append(f"{kind} {size:.0f} MiB")
+        self.logger.info("  ".join(parts))
+
+    def _seconds_per_iteration(self, storage: EventStorage) -> float | None:
+        """From the iteration timer; before it has measured anything, from one line to the next."""
+        if "time" in storage.histories():
+            return float(storage.history("time").global_avg())
+        now, before = (storage.iter, time.perf_counter()), self._previous
+        self._previous = now
+        if before is None or now[0] == before[0]:
+            return None
+        return (now[1] - before[1]) / (now[0] - before[0])
+
+    def _latest(self, storage: EventStorage, name: str, form: str) -> list[str]:
+        """A scalar smoothed over the window, or nothing where it was never logged."""
+        if name not in storage.histories():
+            return []
+        history = storage.history(name)
+        return [form.format(history.latest() if name == "lr" else history.avg(self.window))]
+
+
+class WandbWriter(EventWriter):
+    """Sends every scalar and picture to Weights & Biases.
+
+    Offline (the default) nothing is sent and no account is needed: the run lies under OUTPUT_DIR and can be uploaded
+    later with ``wandb sync``.
+
+    Args:
+        cfg: the run, logged as its configuration.
+
+    Raises:
+        ValueError: if wandb is not installed.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise ValueError(
+                f"WANDB.ENABLED is set but wandb does not import ({error}); install it or set WANDB.ENABLED False"
+            ) from error
+        self.window = cfg.SOLVER.LOG_PERIOD
+        self.run: Any = wandb.init(
+            project=cfg.WANDB.PROJECT,
+            name=cfg.WANDB.NAME or Path(cfg.OUTPUT_DIR).resolve().name,
+            dir=cfg.OUTPUT_DIR,
+            mode=cfg.WANDB.MODE,
+            config=_plain(cfg),
+        )
+        self._last_written = -1
+
+    def write(self) -> None:
+        """Logs what is new since the last call."""
+        storage = get_event_storage()
+        by_iteration: dict[int, dict[str, float]] = {}
+        for name, (value, iteration) in storage.latest_with_smoothing_hint(self.window).items():
+            if iteration > self._last_written:
+                by_iteration.setdefault(iteration, {})[name] = value
+        for iteration in sorted(by_iteration):
+            self.run.log(by_iteration[iteration], step=iteration)
+            self._last_written = iteration
+
+    def close(self) -> None:
+        """Ends the run."""
+        self.run.finish()
+
+
+def _plain(node: Any) -> Any:
+    """A configuration as plain dictionaries."""
+    return {key: _plain(value) for key, value in node.items()} if isinstance(node, dict) else node

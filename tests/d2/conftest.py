@@ -1,0 +1,116 @@
+"""A tiny model and a tiny data set in VOC's layout, for tests of the framework side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+TINY = {
+    "MODEL.DEVICE": "cpu",
+    "MODEL.CLIP.NAME": "tiny",
+    "MODEL.CLIP.PRETRAINED": "",
+    "MODEL.CLIP.SHALLOW_DEPTH": 3,
+    "MODEL.SIDE_ADAPTER.EMBED_DIM": 24,
+    "MODEL.SIDE_ADAPTER.NUM_HEADS": 2,
+    "MODEL.SIDE_ADAPTER.DEPTH": 3,
+    "MODEL.SIDE_ADAPTER.IMAGE_SIZE": 64,
+    "MODEL.SIDE_ADAPTER.NUM_QUERIES": 6,
+    "MODEL.SIDE_ADAPTER.FUSION": ["0->0", "1->1", "3->2"],
+    "MODEL.SIDE_ADAPTER.SUPERVISED_BLOCKS": [2, 3],
+    "MODEL.HEAD.EMBED_CHANNELS": 16,
+    "MODEL.HEAD.MLP_CHANNELS": 16,
+    "MODEL.ATTN_BIAS.NUM_HEADS": 3,
+    "MODEL.LOSS.NUM_POINTS": 64,
+    "INPUT.MIN_SIZE_TRAIN": [64, 80],
+    "INPUT.CROP.SIZE": [64, 64],
+    "INPUT.MIN_SIZE_TEST": 64,
+    "DATASETS.TRAIN": ["voc_sem_seg_train"],
+    "DATASETS.TEST": [],
+    "DATALOADER.NUM_WORKERS": 0,
+    "SOLVER.IMS_PER_BATCH": 4,
+    "SOLVER.MAX_ITER": 6,
+    "SOLVER.BASE_LR": 1e-3,
+    "SOLVER.AMP.ENABLED": False,
+    "SOLVER.CHECKPOINT_PERIOD": 1000,
+    "SOLVER.LOG_PERIOD": 1,
+    "TEST.EVAL_PERIOD": 0,
+    "TEST.NUM_PANELS": 1,
+    "SEED": 7,
+}
+"""Options of a run that takes about a second; one thread and one process."""
+
+
+def write_voc(root: Path, *, train: int = 7, val: int = 3) -> None:
+    """Writes images of coloured blocks with their label maps, in VOC's layout."""
+    rng = np.random.default_rng(0)
+    for split, number in (("train", train), ("val", val)):
+        (root / "VOC2012/JPEGImages").mkdir(parents=True, exist_ok=True)
+        (root / f"VOC2012/annotations_detectron2/{split}").mkdir(parents=True, exist_ok=True)
+        for index in range(number):
+            labels = np.full((70 + index, 90), 255, np.uint8)
+            labels[5:40, 5:45] = index % 20
+            labels[30:70, 40:88] = (index * 3 + 5) % 20
+            image = rng.integers(0, 60, (*labels.shape, 3), np.uint8)
+            image[..., 0] += labels % 20 * 9
+            image[..., 1] += labels % 7 * 20
+            name = f"{split}_{index:03d}"
+            Image.fromarray(image).save(root / f"VOC2012/JPEGImages/{name}.jpg", quality=95)
+            Image.fromarray(labels).save(root / f"VOC2012/annotations_detectron2/{split}/{name}.png")
+
+
+@pytest.fixture(scope="session")
+def shared_voc(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A datasets root that no test changes."""
+    root = tmp_path_factory.mktemp("datasets")
+    write_voc(root)
+    return root
+
+
+@pytest.fixture
+def own_voc(tmp_path: Path) -> Path:
+    """A datasets root that the test may spoil."""
+    write_voc(tmp_path / "datasets", train=4, val=2)
+    return tmp_path / "datasets"
+
+
+def as_arguments(options: dict[str, Any]) -> list[str]:
+    """Options as KEY VALUE pairs of the command line."""
+    return [part for key, value in options.items() for part in (key, str(value))]
+
+
+@pytest.fixture
+def options(shared_voc: Path, tmp_path: Path) -> dict[str, Any]:
+    """Options of a tiny run on the shared data set, writing under tmp_path/run."""
+    return TINY | {"DATASETS.ROOT": str(shared_voc), "OUTPUT_DIR": str(tmp_path / "run")}
+
+
+@pytest.fixture
+def make_cfg(options: dict[str, Any]) -> Callable[..., Any]:
+    """A function from changed options to a configuration."""
+    from san.d2.config import load_config
+
+    def make(**changes: Any) -> Any:
+        changed = {key.replace("__", "."): value for key, value in changes.items()}
+        cfg = load_config("", as_arguments(options | changed))
+        cfg.freeze()
+        return cfg
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def reference(shared_voc: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of 6 iterations with checkpoints and evaluations every 3."""
+    from san.d2.config import load_config
+    from san.d2.run import run
+
+    folder = tmp_path_factory.mktemp("reference")
+    changes = {"SOLVER.CHECKPOINT_PERIOD": 3, "TEST.EVAL_PERIOD": 3, "DATASETS.TEST": ["voc_sem_seg_val"]}
+    options = TINY | changes | {"DATASETS.ROOT": str(shared_voc), "OUTPUT_DIR": str(folder)}
+    run(load_config("", as_arguments(options)))
+    return folder

@@ -1,0 +1,77 @@
+"""Optimiser, schedule and clipping; tests/test_golden.py compares them with the published ones."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from san.d2.solver import (
+    SolverConfig,
+    build_lr_scheduler,
+    build_optimizer,
+    clip_gradient,
+)
+from san.model.build import build_san
+from san.model.config import variant
+from san.model.san import SANModel
+
+
+@pytest.fixture(scope="module")
+def vit_b16() -> SANModel:
+    with torch.device("meta"):
+        return build_san(variant("vit_b16", pretrained=None))
+
+
+def test_optimizer_holds_every_trained_tensor_once(vit_b16: SANModel) -> None:
+    optimizer = build_optimizer(vit_b16, SolverConfig(base_lr=3e-4))
+    held = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
+    trained = [id(parameter) for parameter in vit_b16.parameters() if parameter.requires_grad]
+    assert len(held) == len(set(held)) and set(held) == set(trained)
+    assert sum(p.numel() for p in vit_b16.parameters() if p.requires_grad) == 8_370_866
+    assert {(group["lr"], group["weight_decay"]) for group in optimizer.param_groups} == {(3e-4, 0.0), (3e-4, 1e-4)}
+
+
+def test_nothing_to_train_is_refused() -> None:
+    with pytest.raises(ValueError, match="no trained parameter"):
+        build_optimizer(nn.Linear(2, 2).requires_grad_(False), SolverConfig())
+
+
+def test_scheduler_follows_the_schedule_and_resumes() -> None:
+    config = SolverConfig(base_lr=0.1, max_iter=10, power=2.0)
+
+    def make() -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
+        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=config.base_lr)
+        return optimizer, build_lr_scheduler(optimizer, config)
+
+    optimizer, scheduler = make()
+    rates = []
+    for _ in range(10):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+        if len(rates) == 5:
+            states = optimizer.state_dict(), scheduler.state_dict()
+            optimizer, scheduler = make()
+            optimizer.load_state_dict(states[0])
+            scheduler.load_state_dict(states[1])
+    assert rates == pytest.approx([0.1 * (1 - i / 10) ** 2 for i in range(10)])
+    assert optimizer.param_groups[0]["lr"] == 0
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(0.01, 0.01), (100.0, 5.0), (0.0, 5.0)])
+def test_the_whole_models_gradient_is_clipped(limit: float, expected: float) -> None:
+    parameters = [nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))]
+    optimizer = torch.optim.SGD([{"params": [p]} for p in parameters], lr=1.0)
+    for parameter, value in zip(parameters, (3.0, 4.0), strict=True):
+        parameter.grad = torch.tensor([value])
+    assert clip_gradient(optimizer, SolverConfig(clip_norm=limit)).item() == pytest.approx(5.0)
+    assert torch.cat([p.grad for p in parameters]).norm().item() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("wrong", [{"base_lr": 0.0}, {"base_lr": math.inf}, {"max_iter": 0}, {"clip_norm": -1.0}])
+def test_values_out_of_range_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="give"):
+        SolverConfig(**wrong)

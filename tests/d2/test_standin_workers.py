@@ -1,0 +1,107 @@
+"""Several workers on the CPU, on both engines: `launch` and `comm`. This file is also the program the workers run."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+REPO = Path(__file__).resolve().parents[2]
+ENGINES = ["standin", pytest.param("detectron2", marks=pytest.mark.detectron2)]
+
+
+def load_comm_and_launch(engine: str) -> tuple[Any, Any]:
+    """`comm` and `launch` of one engine."""
+    if engine == "standin":
+        from san.d2.standin import comm, launch
+    else:
+        from detectron2.engine import launch
+        from detectron2.utils import comm
+    return comm, launch
+
+
+def talk(engine: str, folder: str) -> None:
+    """Every worker writes down what it heard."""
+    import torch
+
+    comm, _ = load_comm_and_launch(engine)
+    rank = comm.get_rank()
+    reduced = [
+        comm.reduce_dict({"b": torch.tensor(float(rank)), "a": torch.tensor(2.0 * rank)}, average=average)
+        for average in (True, False)
+    ]
+    heard: dict[str, Any] = {
+        "rank": rank,
+        "local": comm.get_local_rank(),
+        "world": comm.get_world_size(),
+        "main": comm.is_main_process(),
+        "gather": comm.gather({"from": rank}),
+        "gather_to_1": comm.gather(rank, dst=1),
+        "all_gather": comm.all_gather("x" * rank),
+        "reduced_keys": [list(values) for values in reduced],
+        "reduced": [[value.item() for value in values.values()] for values in reduced] if rank == 0 else [],
+        "one_seed": len(set(comm.all_gather(comm.shared_random_seed()))),
+        "backend": torch.distributed.get_backend(),
+    }
+    comm.synchronize()
+    Path(folder, f"{rank}.json").write_text(json.dumps(heard))
+
+
+def fail(engine: str, folder: str) -> None:
+    """Worker 1 fails while worker 0 waits for it."""
+    comm, _ = load_comm_and_launch(engine)
+    if comm.get_rank() == 1:
+        raise RuntimeError("worker 1 stumbled")
+    comm.synchronize()
+
+
+def run(task: str, engine: str, folder: Path, *, workers: int = 2) -> subprocess.CompletedProcess[str]:
+    """Runs a task of this file in several workers."""
+    environment = {**os.environ, "SAN_BACKEND": engine, "PYTHONPATH": str(REPO)}
+    environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-W", "ignore", __file__, task, engine, str(folder), str(workers)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_workers_talk(engine, tmp_path):
+    result = run("talk", engine, tmp_path)
+    assert result.returncode == 0, result.stderr
+    heard = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    everyone = {"world": 2, "all_gather": ["", "x"], "one_seed": 1, "backend": "gloo", "reduced_keys": [["a", "b"]] * 2}
+    main = {"main": True, "gather": [{"from": 0}, {"from": 1}], "gather_to_1": [], "reduced": [[1.0, 0.5], [2.0, 1.0]]}
+    other = {"main": False, "gather": [], "gather_to_1": [0, 1], "reduced": []}
+    assert heard[0] == {**everyone, **main, "rank": 0, "local": 0}
+    assert heard[1] == {**everyone, **other, "rank": 1, "local": 1}
+
+
+def test_a_failing_worker_ends_all(tmp_path):
+    result = run("fail", "standin", tmp_path)
+    assert result.returncode != 0
+    assert "worker 1 stumbled" in result.stderr
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_auto_port_is_for_one_machine(engine):
+    _, launch = load_comm_and_launch(engine)
+    with pytest.raises((ValueError, AssertionError), match="auto"):
+        launch(print, 1, num_machines=2, dist_url="auto")
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_one_worker_runs_in_this_process(engine):
+    _, launch = load_comm_and_launch(engine)
+    seen: list[tuple[int, int]] = []
+    launch(lambda a, b: seen.append((a, b)), 1, args=(1, 2))
+    assert seen == [(1, 2)]
+
+
+if __name__ == "__main__":
+    _task, _engine, _folder, _workers = sys.argv[1:]
+    _, _launch = load_comm_and_launch(_engine)
+    _launch(globals()[_task], int(_workers), dist_url="auto", args=(_engine, _folder))

@@ -1,0 +1,94 @@
+"""The committed small CLIP recognises what it should, and its training tool runs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from san.clip.loader import SHAPES_FILE, build_trainable_clip, load_clip
+from san.clip.templates import load_templates
+from san.data.shapes import NAMES
+from san.data.shapes.captions import NAME_TEMPLATES
+from san.data.shapes.pretraining import zero_shot
+
+TOOL = Path(__file__).parents[2] / "tools" / "train_shapes_clip.py"
+
+
+def measure(path: str, count: int) -> dict[str, float]:
+    """Zero-shot accuracy of a weights file, through open_clip's own towers."""
+    loaded = load_clip("shapes", path)
+    assert loaded.state_dict is not None
+    clip = build_trainable_clip(loaded.arch)
+    clip.load_state_dict(loaded.state_dict, strict=False)
+    clip.eval()
+    mean = 255 * torch.tensor(loaded.arch.mean).view(3, 1, 1)
+    std = 255 * torch.tensor(loaded.arch.std).view(3, 1, 1)
+    prompts = load_templates("vild")
+    with torch.no_grad():
+        texts = [prompt.format(name) for name in NAMES for prompt in prompts]
+        text = F.normalize(clip.encode_text(loaded.tokenizer(texts)), dim=-1)
+        classes = F.normalize(text.view(len(NAMES), len(prompts), -1).mean(dim=1), dim=-1)
+
+        def embed(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+            pixels = (torch.from_numpy(images).permute(0, 3, 1, 2).float() - mean) / std
+            return F.normalize(clip.encode_image(pixels), dim=-1).numpy()
+
+        return zero_shot(embed, classes.numpy(), seed=901, count=count)
+
+
+def test_committed_clip_names_things_it_has_never_seen_masks_of() -> None:
+    accuracy = measure("shapes", 300)
+    assert accuracy["things"] >= 90 and accuracy["novel"] >= 90 and accuracy["grounds"] >= 95, accuracy
+
+
+def test_committed_files_are_small_and_tell_their_making() -> None:
+    assert SHAPES_FILE.stat().st_size < 8e6
+    report = json.loads(SHAPES_FILE.with_suffix(".json").read_text())
+    assert report["zero_shot_percent"]["things"] >= 90 and report["seed"] == 0 and report["command"]
+
+
+def test_captions_use_the_classifiers_prompts() -> None:
+    assert set(load_templates("vild")) <= set(NAME_TEMPLATES)
+
+
+def test_tokenizer_knows_every_name_and_prompt() -> None:
+    loaded = load_clip("shapes", "shapes")
+    tokens = loaded.tokenizer([prompt.format(name) for name in NAMES for prompt in load_templates("vild")])
+    lengths = tokens.argmax(dim=1) + 1  # end of text has the largest id
+    assert tokens.max() == loaded.arch.text.vocab_size - 1
+    assert ((tokens != 0).sum(dim=1) == lengths).all()
+
+
+def test_training_tool_writes_a_clip_that_loads(tmp_path: Path) -> None:
+    output = tmp_path / "clip.safetensors"
+    options = ["--schedule", "0.0001", "--bank", "0.0001", "--width", "32", "--depth", "1", "--threads", "1"]
+    command = [sys.executable, str(TOOL), "--output", str(output), *options]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=TOOL.parents[1], timeout=300)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(output.with_suffix(".json").read_text())
+    assert report["steps"] == 5 and set(report["zero_shot_percent"]) == {"things", "seen", "novel", "grounds"}
+    assert load_clip("shapes", str(output)).arch.vision.width == 32
+
+
+def test_help_is_complete() -> None:
+    done = subprocess.run([sys.executable, str(TOOL), "--help"], capture_output=True, text=True, cwd=TOOL.parents[1])
+    assert done.returncode == 0
+    for option in (
+        "--output",
+        "--seed",
+        "--schedule",
+        "--bank",
+        "--lr",
+        "--width",
+        "--depth",
+        "--threads",
+        "--compile",
+    ):
+        assert option in done.stdout
