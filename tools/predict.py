@@ -24,19 +24,22 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--checkpoint", default="shapes", help="a checkpoint file, or 'shapes' for the committed one (default: shapes)"
     )
     parser.add_argument(
-        "--model", default="vit_b16", choices=VARIANTS, help="the model the checkpoint belongs to (default: vit_b16)"
+        "--model",
+        default="vit_b16",
+        choices=VARIANTS,
+        help="the model the checkpoint belongs to (default: %(default)s)",
     )
     parser.add_argument(
         "--out", type=Path, default=Path("predictions"), help="folder to write to (default: predictions)"
     )
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or mps (default: cpu)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or mps (default: %(default)s)")
     return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     options = parse_arguments(arguments)
-    names = [name for name in options.vocab.split(",") if name.strip()]
+    names = options.vocab.split(",")
     try:
         predictor = Predictor.from_pretrained(options.checkpoint, options.model, device=options.device)
         for path in options.images:

@@ -211,7 +211,22 @@ _TINY = SANConfig(
     head=HeadConfig(embed_channels=32, mlp_channels=32),
     attn_bias=AttnBiasConfig(num_heads=3),
 )
-VARIANTS = {"vit_b16": SANConfig(), "vit_l14_336": _VIT_L14_336, "tiny": _TINY}
+_SHAPES = SANConfig(
+    clip=ClipConfig(name="shapes", pretrained="shapes", shallow_depth=3, train_pos_embed=False),
+    side_adapter=SideAdapterConfig(
+        embed_dim=96,
+        depth=5,
+        num_heads=3,
+        patch_size=8,
+        image_size=128,
+        num_queries=16,
+        fusion=((0, 0), (1, 1), (2, 2), (3, 3)),
+        supervised_blocks=(4, 5),
+    ),
+    head=HeadConfig(embed_channels=64, mlp_channels=96),
+    attn_bias=AttnBiasConfig(num_heads=4),
+)
+VARIANTS = {"vit_b16": SANConfig(), "vit_l14_336": _VIT_L14_336, "shapes": _SHAPES, "tiny": _TINY}
 SIDE_WIDTHS = {144: 6, 192: 6, 240: 6, 288: 6}
 """The published side widths and their heads."""
 
@@ -220,7 +235,7 @@ def variant(name: str, *, pretrained: str | None = "default", side_width: int | 
     """A named model.
 
     Args:
-        name: "vit_b16", "vit_l14_336" or "tiny".
+        name: "vit_b16", "vit_l14_336", "shapes" (configs/shapes) or "tiny" (tests).
         pretrained: other CLIP weights than the variant's own; None for untrained ones.
         side_width: another published side width.
 

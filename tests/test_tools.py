@@ -1,0 +1,132 @@
+"""The small tools as their users run them; train_net.py has tests of its own in tests/d2."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from san.checkpoint import is_published, load_checkpoint_file, trained_names
+from san.model.build import build_san
+from san.model.config import variant
+
+TOOLS = sorted((Path(__file__).resolve().parent.parent / "tools").glob("*.py"))
+
+TINY = """
+MODEL:
+  CLIP: {NAME: tiny, PRETRAINED: "", SHALLOW_DEPTH: 3}
+  SIDE_ADAPTER:
+    {EMBED_DIM: 144, IMAGE_SIZE: 96, NUM_QUERIES: 10, FUSION: ["0->0", "1->1", "2->2", "3->3"]}
+  HEAD: {EMBED_CHANNELS: 32, MLP_CHANNELS: 32}
+  ATTN_BIAS: {NUM_HEADS: 3}
+"""
+
+
+def load_tool(name: str) -> ModuleType:
+    (path,) = (tool for tool in TOOLS if tool.stem == name)
+    spec = importlib.util.spec_from_file_location(f"tool_{name}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("tool", TOOLS, ids=lambda path: path.name)
+def test_help_explains_every_option(tool: Path) -> None:
+    done = subprocess.run([sys.executable, str(tool), "--help"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "usage:" in done.stdout
+    assert len(done.stdout.splitlines()) > 6
+
+
+@pytest.fixture
+def tiny_run(tmp_path: Path) -> tuple[Path, Path]:
+    """A checkpoint of the tiny model as training writes it, and its configuration."""
+    torch.manual_seed(0)
+    checkpoint, config = tmp_path / "model_final.pth", tmp_path / "tiny.yaml"
+    torch.save({"model": build_san(variant("tiny")).state_dict(), "iteration": 9}, checkpoint)
+    config.write_text(TINY)
+    return checkpoint, config
+
+
+@pytest.mark.parametrize("form", ["published", "own"])
+def test_convert_to_a_whole_checkpoint_and_back(tiny_run: tuple[Path, Path], tmp_path: Path, form: str) -> None:
+    convert = load_tool("convert_checkpoint")
+    checkpoint, config = tiny_run
+    assert (
+        convert.main([str(checkpoint), "--config-file", str(config), "--to", form, "--out", str(tmp_path / "a.pth")])
+        == 0
+    )
+    assert is_published(load_checkpoint_file(tmp_path / "a.pth")["model"]) == (form == "published")
+    again = [str(tmp_path / "a.pth"), "--config-file", str(config), "--to", "own", "--out", str(tmp_path / "b.pth")]
+    assert convert.main(again) == 0
+    back, before = load_checkpoint_file(tmp_path / "b.pth")["model"], load_checkpoint_file(checkpoint)["model"]
+    torch.testing.assert_close(dict(back), dict(before), atol=0, rtol=0)
+
+
+def test_convert_to_slim_halves_and_refuses_to_overwrite(
+    tiny_run: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    convert = load_tool("convert_checkpoint")
+    checkpoint, config = tiny_run
+    arguments = [
+        str(checkpoint),
+        "--config-file",
+        str(config),
+        "--to",
+        "slim",
+        "--half",
+        "--out",
+        str(tmp_path / "s.pth"),
+    ]
+    assert convert.main(arguments) == 0
+    tensors = load_checkpoint_file(tmp_path / "s.pth")["model"]
+    assert set(tensors) == trained_names(build_san(variant("tiny")))
+    assert {value.dtype for value in tensors.values()} == {torch.float16}
+    assert convert.main(arguments) == 1
+    assert "exists; remove it" in capsys.readouterr().err
+
+
+def test_convert_refuses_what_does_not_fit(
+    tiny_run: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    convert = load_tool("convert_checkpoint")
+    checkpoint, config = tiny_run
+    config.write_text(TINY.replace("NUM_QUERIES: 10", "NUM_QUERIES: 12"))
+    out = tmp_path / "a.pth"
+    assert convert.main([str(checkpoint), "--config-file", str(config), "--to", "own", "--out", str(out)]) == 1
+    assert "(10, 144) instead of (12, 144)" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_predict_writes_a_panel_and_a_label_map(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    predict = load_tool("predict")
+    Image.fromarray(np.full((96, 128, 3), (200, 30, 30), np.uint8)).save(tmp_path / "scene.png")
+    out = tmp_path / "out"
+    code = predict.main([str(tmp_path / "scene.png"), "--vocab", "red square, plain ground", "--out", str(out)])
+    assert code == 0, capsys.readouterr().err
+    assert "%" in capsys.readouterr().out
+    assert Image.open(out / "scene_labels.png").size == (128, 96)
+    assert (out / "scene_panel.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("image", "vocab", "message"),
+    [("none.png", "red star", "none.png"), ("broken.png", "red star", "broken.png"), ("ok.png", " , ", "blank")],
+)
+def test_predict_tells_what_is_wrong(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], image: str, vocab: str, message: str
+) -> None:
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG")
+    Image.new("RGB", (32, 32)).save(tmp_path / "ok.png")
+    code = load_tool("predict").main([str(tmp_path / image), "--vocab", vocab, "--out", str(tmp_path / "out")])
+    assert code == 1
+    assert message in capsys.readouterr().err
