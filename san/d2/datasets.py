@@ -68,6 +68,8 @@ def _register_benchmark(benchmark: Benchmark, root: Path) -> None:
     extra: dict[str, Any] = {}
     if labels.category_ids is not None:
         extra["stuff_dataset_id_to_contiguous_id"] = {c: i for i, c in enumerate(labels.category_ids)}
+    if labels.groups:
+        extra["class_groups"] = dict(labels.groups)
     register_folder(
         benchmark.name,
         image_dir,

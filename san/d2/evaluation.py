@@ -26,7 +26,7 @@ from san.d2.loaders import Sample, build_eval_loader
 from san.d2.mapper import EvalMapper, dataset_info
 from san.data.transforms import read_image
 from san.evaluation import ConfusionMatrix, RLEWriter, format_summary, write_label_map, write_report
-from san.evaluation.report import SUMMARY_KEYS
+from san.evaluation.report import summary_keys
 from san.visualize import Sample as PanelRow
 from san.visualize import panels
 
@@ -67,6 +67,7 @@ class SemSegEvaluator(DatasetEvaluator):
         self.output = output
         self.classes: list[str] = list(metadata.stuff_classes)
         self.ignore_label: int = metadata.ignore_label
+        self.groups: dict[str, tuple[str, ...]] = metadata.get("class_groups", {})
         ids = metadata.get("stuff_dataset_id_to_contiguous_id")
         self.category_ids = sorted(ids, key=lambda category: ids[category]) if ids else None
         self.reset()
@@ -104,7 +105,9 @@ class SemSegEvaluator(DatasetEvaluator):
             self.matrix.merge(counts)
             self.rle.merge(entries)
         folder = self.output.folder
-        values = write_report(folder, self.matrix, self.classes, title=f"IoU per class, {self.name}")
+        values = write_report(
+            folder, self.matrix, self.classes, groups=self.groups, title=f"IoU per class, {self.name}"
+        )
         if self.output.rle:
             self.rle.write(folder / "sem_seg_predictions.json")
         if self.rows:
@@ -215,4 +218,4 @@ def evaluate(cfg: CfgNode, model: nn.Module, names: Sequence[str] | None = None)
 
 def summary(results: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
     """The metrics that are not per class, by data set: what curves are drawn of."""
-    return {name: {key: values[key] for key in SUMMARY_KEYS} for name, values in results.items()}
+    return {name: {key: values[key] for key in summary_keys(values)} for name, values in results.items()}

@@ -6,8 +6,8 @@ Legend: C classes; the class index of a name is its position in `LabelSet.classe
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
@@ -40,6 +40,7 @@ class LabelSet:
         category_ids: COCO's category ids, which prediction files carry in place of class indices; None elsewhere.
         official_numbers: PASCAL Context's own 1-based numbers of the 59 classes, a different order; None elsewhere.
         absent_in_val: classes without a pixel in the validation images.
+        groups: names of classes whose mean IoU is reported beside that of all, by the name of the group.
     """
 
     name: str
@@ -51,6 +52,7 @@ class LabelSet:
     raw_values_are: str
     num_thing_classes: int | None = None
     category_ids: tuple[int, ...] | None = None
+    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     official_numbers: tuple[int, ...] | None = None
     absent_in_val: tuple[int, ...] = ()
 

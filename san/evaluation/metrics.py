@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +12,11 @@ from san.evaluation.confusion import ConfusionMatrix
 Floats = npt.NDArray[np.float64]
 
 
-def metrics(matrix: ConfusionMatrix, class_names: Sequence[str] | None = None) -> dict[str, float]:
+def metrics(
+    matrix: ConfusionMatrix,
+    class_names: Sequence[str] | None = None,
+    groups: Mapping[str, Sequence[str]] | None = None,
+) -> dict[str, float]:
     """The benchmarks' metrics in percent, rows of the result in the order below.
 
     A class is present if it has labelled pixels. An absent class has no IoU and no accuracy (NaN), whatever was
@@ -21,6 +25,7 @@ def metrics(matrix: ConfusionMatrix, class_names: Sequence[str] | None = None) -
     Args:
         matrix: the counts.
         class_names: C distinct names for the per-class keys; class indices by default.
+        groups: names of some classes by a name for them together; names that are no class here are left out.
 
     Returns:
         mIoU: mean IoU of the present classes (Detectron2 since July 2022).
@@ -29,6 +34,7 @@ def metrics(matrix: ConfusionMatrix, class_names: Sequence[str] | None = None) -
         mACC: mean share of a present class's pixels that are right.
         pACC: share of all labelled pixels that are right.
         zero_iou_share: share of present classes whose IoU is 0.
+        mIoU-<group>: mean IoU of the present classes of a group.
         IoU-<name>, ACC-<name>: per class.
 
     Raises:
@@ -52,6 +58,9 @@ def metrics(matrix: ConfusionMatrix, class_names: Sequence[str] | None = None) -
         "pACC": _ratio(correct.sum(), labelled.sum()),
         "zero_iou_share": _ratio((iou[present] == 0).sum(), num_present),
     }
+    for group, members in (groups or {}).items():
+        inside = np.isin(names, list(members)) & present
+        summary[f"mIoU-{group}"] = _ratio(iou[inside].sum(), inside.sum())
     per_class = {f"IoU-{name}": value for name, value in zip(names, iou, strict=True)}
     per_class |= {f"ACC-{name}": value for name, value in zip(names, accuracy, strict=True)}
     return {key: 100.0 * float(value) for key, value in {**summary, **per_class}.items()}

@@ -16,7 +16,12 @@ SUMMARY_KEYS = ("mIoU", "mIoU_detectron2_v0.6", "fwIoU", "mACC", "pACC", "zero_i
 
 
 def write_report(
-    folder: str | Path, matrix: ConfusionMatrix, class_names: Sequence[str], *, title: str = "IoU per class"
+    folder: str | Path,
+    matrix: ConfusionMatrix,
+    class_names: Sequence[str],
+    *,
+    groups: Mapping[str, Sequence[str]] | None = None,
+    title: str = "IoU per class",
 ) -> dict[str, float]:
     """Write an evaluation's three files into `folder`, which is made.
 
@@ -27,6 +32,7 @@ def write_report(
         folder: where to write.
         matrix: the counts.
         class_names: C distinct names.
+        groups: see `metrics`.
         title: heading of the picture.
 
     Returns:
@@ -37,7 +43,7 @@ def write_report(
     """
     from san.visualize import plot_per_class
 
-    values = metrics(matrix, class_names)
+    values = metrics(matrix, class_names, groups)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     plain = {key: None if math.isnan(value) else value for key, value in values.items()}
@@ -47,10 +53,16 @@ def write_report(
     return values
 
 
+def summary_keys(values: Mapping[str, float]) -> list[str]:
+    """The metrics that are not per class: the six, and the means of groups that have a value."""
+    return [*SUMMARY_KEYS, *(key for key, value in values.items() if key.startswith("mIoU-") and not math.isnan(value))]
+
+
 def format_summary(values: Mapping[str, float]) -> str:
-    """The six summary metrics as a two-row table for the log."""
-    widths = [max(len(key), 6) for key in SUMMARY_KEYS]
-    rows = (SUMMARY_KEYS, [f"{values[key]:.2f}" for key in SUMMARY_KEYS])
+    """The six summary metrics, and the means of groups that occur, as a two-row table for the log."""
+    keys = summary_keys(values)
+    widths = [max(len(key), 6) for key in keys]
+    rows = (keys, [f"{values[key]:.2f}" for key in keys])
     return "\n".join(" | ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
 
 

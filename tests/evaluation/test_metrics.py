@@ -47,6 +47,14 @@ def test_predicted_but_absent_class_counts_in_the_older_convention_only() -> Non
     assert values["mIoU_detectron2_v0.6"] == pytest.approx((100 + 50) / 3)
 
 
+def test_groups_are_means_over_their_present_classes() -> None:
+    """Classes a: 1/2, b: 1/2, c absent; names that are no class here do not count."""
+    matrix = counted([0, 1, 1], [0, 1, 0])
+    values = metrics(matrix, ["a", "b", "c"], {"first": ["a", "c"], "gone": ["c"], "other": ["b", "z"]})
+    assert values["mIoU-first"] == values["mIoU-other"] == pytest.approx(50.0)
+    assert math.isnan(values["mIoU-gone"])
+
+
 def test_zero_iou_share_is_over_present_classes() -> None:
     values = metrics(counted([0, 0, 0], [0, 1, 1]))
     assert values["zero_iou_share"] == pytest.approx(50.0)

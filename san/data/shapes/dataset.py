@@ -115,6 +115,7 @@ class ShapesBenchmark(Benchmark):
             label_dtype="uint8",
             raw_values=tuple(range(len(self.classes))),
             raw_values_are="class indices",
+            groups={"seen": SEEN, "novel": NOVEL, "grounds": GROUNDS},
         )
 
 
