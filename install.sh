@@ -88,12 +88,12 @@ echo "iopath<0.1.10" >"$constraints" # Detectron2 wants it
 "$python" - >>"$constraints" <<'PYTHON'
 from importlib import metadata
 
-for name in ("torch", "torchvision"):
-    try:
-        version = metadata.version(name).split("+")[0]
-    except metadata.PackageNotFoundError:
-        continue
-    if name == "torchvision" or tuple(int(part) for part in version.split(".")[:2]) >= (2, 4):
+try:
+    versions = {name: metadata.version(name).split("+")[0] for name in ("torch", "torchvision")}
+except metadata.PackageNotFoundError:
+    versions = {}  # one without the other leaves both to the package index
+if versions and tuple(int(part) for part in versions["torch"].split(".")[:2]) >= (2, 4):
+    for name, version in versions.items():
         print(f"{name}=={version}")
 PYTHON
 run "$python" -m pip install --constraint "$constraints" --editable ".$extras"

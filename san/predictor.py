@@ -132,7 +132,7 @@ class Predictor:
         if isinstance(names, str):
             raise ValueError(f"the vocabulary is one string, {names!r}; give a list of names")
         names = tuple(name.strip() for name in names)
-        twice = sorted({name for name in names if names.count(name) > 1})
+        twice = sorted({name for name in names if name and names.count(name) > 1})
         if twice:
             raise ValueError(f"names stand twice in the vocabulary: {', '.join(twice)}; remove the repetitions")
         output = self.model.classify(self._proposals, self.model.text_classifier.embed(names))

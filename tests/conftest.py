@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 from pathlib import Path
 
@@ -54,3 +55,10 @@ def golden() -> Path:
 def repo() -> Path:
     """The repository's root."""
     return REPO
+
+
+@pytest.fixture(autouse=True)
+def logs_reach_caplog() -> None:
+    """A run sets up loggers that keep their records to themselves; the next test starts without that."""
+    for name in ("san", "fvcore", "detectron2"):
+        logging.getLogger(name).propagate = True

@@ -85,7 +85,13 @@ def test_make_prefers_the_active_environment(tmp_path, active):
     env = {key: value for key, value in os.environ.items() if key not in ("VIRTUAL_ENV", "CONDA_PREFIX", "PYTHON")}
     env |= {"VIRTUAL_ENV": "/somewhere"} if active else {}
     result = subprocess.run(
-        ["make", "-n", "check"], cwd=tmp_path, env=env, capture_output=True, text=True, check=True, timeout=60
+        ["make", "--no-print-directory", "-n", "check"],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
     )
     expected = "python3" if active else ".venv/bin/python"
     commands = result.stdout.splitlines()

@@ -118,6 +118,12 @@ def test_predict_writes_a_panel_and_a_label_map(tmp_path: Path, capsys: pytest.C
     assert (out / "scene_panel.png").is_file()
 
 
+def test_predict_never_overwrites_one_result_with_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = [str(tmp_path / name) for name in ("a.png", "a.jpg")]
+    assert load_tool("predict").main([*images, "--vocab", "red star", "--out", str(tmp_path / "out")]) == 1
+    assert "two pictures have one name" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("image", "vocab", "message"),
     [("none.png", "red star", "none.png"), ("broken.png", "red star", "broken.png"), ("ok.png", " , ", "blank")],

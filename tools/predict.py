@@ -10,6 +10,8 @@ import argparse
 import sys
 from pathlib import Path
 
+import torch
+
 from san.evaluation.predictions import write_label_map
 from san.model.config import VARIANTS
 from san.predictor import Predictor
@@ -32,7 +34,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--out", type=Path, default=Path("predictions"), help="folder to write to (default: predictions)"
     )
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or mps (default: %(default)s)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     return parser.parse_args(arguments)
 
 
@@ -40,7 +42,12 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     options = parse_arguments(arguments)
     names = options.vocab.split(",")
+    stems = [path.stem for path in options.images]
     try:
+        if len(set(stems)) < len(stems):
+            raise ValueError("two pictures have one name: a result would overwrite another; give them in two runs")
+        if torch.device(options.device).type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"--device {options.device}, but PyTorch sees no GPU; use cpu")
         predictor = Predictor.from_pretrained(options.checkpoint, options.model, device=options.device)
         for path in options.images:
             result = predictor.predict(path, names)
@@ -48,9 +55,9 @@ def main(arguments: list[str] | None = None) -> int:
             write_label_map(options.out / f"{path.stem}_labels.png", result.labels)
             shares = ", ".join(f"{name} {share:.1%}" for name, share in result.areas().items())
             print(f"{path}: {shares} -> {options.out / path.stem}_panel.png")
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 1
     return 0
 
 

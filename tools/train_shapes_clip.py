@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from san.clip.arch import ClipArch, TextArch, VisionArch
-from san.clip.loader import build_trainable_clip, compact_tokenizer, save_clip_file
+from san.clip.loader import build_trainable_clip, compact_tokenizer, save_clip_file, token_ids
 from san.clip.templates import load_templates
 from san.data.shapes.captions import NAME_TEMPLATES, SCENE_TEMPLATES, join_names
 from san.data.shapes.pretraining import (
@@ -81,13 +81,8 @@ DECAY_STEPS = 600
 
 def vocabulary() -> list[int]:
     """Sorted ids of CLIP's tokenizer that occur in captions and prompts."""
-    from open_clip import SimpleTokenizer
-
-    tokenizer = SimpleTokenizer()
     texts = [template.format(name) for template in (*NAME_TEMPLATES, *load_templates("vild")) for name in NAMES]
-    texts += [template.format(join_names(NAMES[:3], GROUNDS[0])) for template in SCENE_TEMPLATES]
-    ids = {tokenizer.sot_token_id, tokenizer.eot_token_id}
-    return sorted(ids.union(*(tokenizer.encode(text) for text in texts)))
+    return token_ids(texts + [template.format(join_names(NAMES[:3], GROUNDS[0])) for template in SCENE_TEMPLATES])
 
 
 def architecture(width: int, depth: int, vocab_size: int) -> ClipArch:
@@ -223,12 +218,12 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     if args.threads:
         torch.set_num_threads(args.threads)
     stages = [replace(stage, steps=max(1, round(stage.steps * args.schedule))) for stage in STAGES]
-    token_ids = vocabulary()
-    arch = architecture(args.width, args.depth, len(token_ids) + 1)
+    ids = vocabulary()
+    arch = architecture(args.width, args.depth, len(ids) + 1)
     model: Any = build_trainable_clip(arch)
     nn.init.constant_(model.logit_scale, math.log(START_SCALE))
     start_local(model.visual)
-    towers = Towers(model, arch, token_ids, compiled=args.compile)
+    towers = Towers(model, arch, ids, compiled=args.compile)
     decayed = [p for p in model.parameters() if p.ndim >= 2]
     others = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
@@ -248,7 +243,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
                 minutes = (time.monotonic() - start) / 60
                 sys.stdout.write(f"step {step}/{total} {minutes:.1f} min loss {loss:.3f} zero-shot {accuracy}\n")
                 sys.stdout.flush()
-                save_clip_file(args.output, model.state_dict(), arch, token_ids=token_ids)
+                save_clip_file(args.output, model.state_dict(), arch, token_ids=ids)
     report = {
         "command": " ".join(["python", "tools/train_shapes_clip.py", *args.argv]),
         "seed": args.seed,
@@ -256,7 +251,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
         "minutes": round((time.monotonic() - start) / 60, 1),
         "zero_shot_percent": towers.accuracy(1500),
     }
-    save_clip_file(args.output, model.state_dict(), arch, token_ids=token_ids)
+    save_clip_file(args.output, model.state_dict(), arch, token_ids=ids)
     Path(args.output).with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return report
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import logging
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
+from urllib.request import getproxies
 
 import torch
 from torch import Tensor, nn
@@ -73,8 +74,8 @@ def load_clip(name: str, pretrained: str | None, *, weights: bool = True) -> Loa
 
     Args:
         name: an open_clip model name of a class-token ViT ("ViT-B-16", "ViT-L-14-336", ...), "shapes", or "tiny".
-        pretrained: an open_clip tag ("openai", ...), a path of a weights file, "shapes" for the committed small CLIP,
-            or None for an untrained model.
+        pretrained: an open_clip tag ("openai", ...), a weights file, "tag:file" for a tag's weights in a file of yours,
+            "shapes" for the committed small CLIP, or None for an untrained model.
         weights: False leaves a tag's weights out and downloads nothing; a checkpoint that has them all will bring them.
 
     Raises:
@@ -82,33 +83,74 @@ def load_clip(name: str, pretrained: str | None, *, weights: bool = True) -> Loa
         FileNotFoundError: the weights are neither here nor to be had; the message says what to download, and where to
             put it.
     """
-    file = None if pretrained is None else Path(pretrained)
-    if "shapes" in (name, pretrained):
-        if pretrained not in ("shapes", None) and not (file and file.is_file()):
-            raise ValueError(
-                f"CLIP 'shapes' has the weights 'shapes', not {pretrained!r}; set MODEL.CLIP.PRETRAINED to shapes"
-            )
-        return _load_own_file(file if file and file.is_file() else SHAPES_FILE)
-    if file and file.suffix == ".safetensors" and _own_header(file) is not None:
-        return _load_own_file(file)
+    if name == "shapes":
+        return _load_shapes(pretrained)
+    if pretrained == "shapes":
+        raise ValueError(f"the weights 'shapes' are not of CLIP {name!r}; set MODEL.CLIP.NAME to shapes")
     arch = TINY if name == "tiny" else _open_clip_arch(name)
     tokenizer = _bpe_tokenizer(arch.text.context_length)
-    if not file or not pretrained:
+    if not pretrained:
         return LoadedClip(arch, None, tokenizer, fingerprint=f"{name}/untrained")
-    record: dict[str, Any] = {}
-    if not file.is_file():
-        if name == "tiny" or file.suffix or len(file.parts) > 1:
-            raise FileNotFoundError(
-                f"no CLIP weights at {pretrained!r}; set MODEL.CLIP.PRETRAINED to an open_clip tag or an existing file"
+    tag, file = _tag_and_file(pretrained)
+    if tag:
+        if name == "tiny":
+            raise ValueError(f"CLIP 'tiny' has no weights {tag!r}; leave MODEL.CLIP.PRETRAINED empty, or name a file")
+        record = _tag_record(name, tag)
+        arch = _as_trained(arch, record, openai=tag == "openai")
+        if not file and not weights:
+            return LoadedClip(arch, None, tokenizer, fingerprint=f"{name}/{tag}")
+        file = file or _fetch(name, tag, record)
+    assert file is not None
+    state_dict, openai = read_clip_weights(file, trusted_scripts=_openai_hashes)
+    if not tag:
+        arch = replace(arch, quick_gelu=arch.quick_gelu or openai)
+        if not arch.quick_gelu and name != "tiny":
+            logger.warning(
+                "%s does not say how it was trained: taken as %s with plain GELU. If these are OpenAI's weights, every "
+                "number would be off: set MODEL.CLIP.PRETRAINED to openai:%s",
+                file,
+                name,
+                file,
             )
-        record = _tag_record(name, pretrained)
-        arch = _as_trained(arch, record, openai=pretrained == "openai")
-        if not weights:
-            return LoadedClip(arch, None, tokenizer, fingerprint=f"{name}/{pretrained}")
-        file = _fetch(name, pretrained, record)
-    state_dict, openai = read_clip_weights(file)
-    arch = _as_trained(arch, record, openai=openai or pretrained == "openai")
     return LoadedClip(arch, state_dict, tokenizer, weights_fingerprint(state_dict))
+
+
+def _load_shapes(pretrained: str | None) -> LoadedClip:
+    """The committed small CLIP, one like it from a file, or its architecture without weights."""
+    if pretrained in (None, "", "shapes"):
+        clip = _load_own_file(SHAPES_FILE)
+        return clip if pretrained else replace(clip, state_dict=None, fingerprint="shapes/untrained")
+    assert pretrained is not None
+    if not Path(pretrained).is_file():
+        raise ValueError(
+            f"CLIP 'shapes' has the weights 'shapes', and there is no file {pretrained!r}; "
+            "set MODEL.CLIP.PRETRAINED to shapes, or to a file of tools/train_shapes_clip.py"
+        )
+    return _load_own_file(Path(pretrained))
+
+
+def _tag_and_file(pretrained: str) -> tuple[str, Path | None]:
+    """A tag, a file, or both ("openai:ViT-B-16.safetensors"); an empty tag where only a file is named."""
+    if Path(pretrained).is_file():
+        return "", Path(pretrained)
+    tag, colon, file = pretrained.partition(":")
+    if colon and Path(file).is_file():
+        return tag, Path(file)
+    if colon or Path(pretrained).suffix or len(Path(pretrained).parts) > 1:
+        raise FileNotFoundError(
+            f"no CLIP weights at {file if colon else pretrained!r}; "
+            "set MODEL.CLIP.PRETRAINED to an open_clip tag or an existing file"
+        )
+    return pretrained, None
+
+
+def _openai_hashes() -> set[str]:
+    """SHA-256 of the TorchScript files OpenAI published; their addresses hold it."""
+    import open_clip
+
+    names = open_clip.list_pretrained_models_by_tag("openai")
+    urls = [open_clip.get_pretrained_cfg(name, "openai").get("url", "") for name in names]
+    return {url.split("/")[-2] for url in urls if url}
 
 
 def _as_trained(arch: ClipArch, record: Mapping[str, Any], *, openai: bool) -> ClipArch:
@@ -211,22 +253,21 @@ def _fetch(name: str, tag: str, record: dict[str, Any]) -> Path:
 
     hub = record.get("hf_hub", "").strip("/")
     if hub:
-        cached = [try_to_load_from_cache(hub, file, cache_dir=constants.HF_HUB_CACHE) for file in _HUB_FILES]
         source, folder = f"{constants.ENDPOINT}/{hub} ({' or '.join(_HUB_FILES)})", constants.HF_HUB_CACHE
+        for name_there in _HUB_FILES:
+            found = try_to_load_from_cache(hub, name_there, cache_dir=constants.HF_HUB_CACHE)
+            if isinstance(found, str):
+                return Path(found)
     else:
         source, folder = record["url"], str(Path("~/.cache/clip").expanduser())
-        cached = [str(Path(folder) / Path(urlparse(source).path).name)]
-    for found in cached:
-        if isinstance(found, str) and Path(found).is_file():
-            return Path(found)
     try:
-        # without a network, say so now and not after a minute of retries
-        socket.getaddrinfo(urlparse(source).hostname, 443)
-        return Path(open_clip.download_pretrained(record))
+        if not getproxies():  # without a network, say so now and not after a minute of retries
+            socket.getaddrinfo(urlparse(source).hostname, 443)
+        return Path(open_clip.download_pretrained(record))  # checks what it finds in its cache
     except (OSError, RuntimeError) as error:
         raise FileNotFoundError(
             f"the weights {tag!r} of CLIP {name!r} are not on this machine and cannot be downloaded ({error}); "
-            f"download {source} elsewhere and set MODEL.CLIP.PRETRAINED to that file, or keep it in the cache {folder}"
+            f"download {source} elsewhere and set MODEL.CLIP.PRETRAINED to {tag}:FILE, or keep it in the cache {folder}"
         ) from error
 
 
@@ -256,6 +297,15 @@ def build_trainable_clip(arch: ClipArch) -> nn.Module:
         quick_gelu=arch.quick_gelu,
     )
     return model
+
+
+def token_ids(texts: Iterable[str]) -> list[int]:
+    """Sorted ids of CLIP's tokenizer that occur in these texts, start and end of text among them."""
+    import open_clip
+
+    tokenizer = open_clip.SimpleTokenizer()
+    ids = {tokenizer.sot_token_id, tokenizer.eot_token_id}
+    return sorted(ids.union(*(tokenizer.encode(text) for text in texts)))
 
 
 def compact_tokenizer(ids: Sequence[int], context_length: int) -> Tokenizer:

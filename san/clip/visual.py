@@ -139,13 +139,12 @@ def sls_attention(q: Tensor, k_self: Tensor, v_self: Tensor, k: Tensor, v: Tenso
     Returns:
         (B, N_h, S, d).
     """
-    self_logit = (q * k_self).sum(dim=-1, keepdim=True) * q.shape[-1] ** -0.5  # (B, N_h, S, 1)
+    width = q.shape[-1]
+    self_logit = ((q * k_self).sum(dim=-1, keepdim=True) * width**-0.5).to(q.dtype)  # (B, N_h, S, 1)
     heads_bias = bias.to(q.dtype).expand(-1, q.shape[1], -1, -1)
     logit_bias = torch.cat([self_logit, heads_bias], dim=-1)  # (B, N_h, S, 1 + T)
     keys = F.pad(k, (0, 0, 1, 0))  # (B, N_h, 1 + T, d)
-    values = F.pad(v, (0, 1, 1, 0))  # (B, N_h, 1 + T, d + 1)
-    indicator = torch.zeros_like(values[:, :, :, -1:])
-    indicator[:, :, 0] = 1
-    values = torch.cat([values[..., :-1], indicator], dim=-1)
-    mixed = F.scaled_dot_product_attention(q, keys, values, attn_mask=logit_bias)  # (B, N_h, S, d + 1)
-    return mixed[..., :-1] + mixed[..., -1:] * v_self
+    values = F.pad(v, (0, 8, 1, 0))  # (B, N_h, 1 + T, d + 8): fused kernels want multiples of 8
+    values[:, :, 0, width] = 1
+    mixed = F.scaled_dot_product_attention(q, keys, values, attn_mask=logit_bias)  # (B, N_h, S, d + 8)
+    return mixed[..., :width] + mixed[..., width : width + 1] * v_self

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,17 +45,18 @@ def read_tensors(path: Path) -> Any:
         raise ValueError(f"{str(path)!r} is no readable weights file ({reason}); download or write it again") from error
 
 
-def read_clip_weights(path: Path) -> tuple[dict[str, Tensor], bool]:
-    """CLIP weights in float32 under open_clip's names, and whether they are an original OpenAI file."""
-    try:
-        loaded = read_tensors(path)
-    except ValueError:
-        try:  # OpenAI published TorchScript archives
-            loaded = torch.jit.load(path, map_location="cpu").state_dict()
-        except RuntimeError:
-            loaded = None
-        if loaded is None:
-            raise
+def read_clip_weights(path: Path, *, trusted_scripts: Callable[[], Container[str]]) -> tuple[dict[str, Tensor], bool]:
+    """CLIP weights in float32 under open_clip's names, and whether they are an original OpenAI file.
+
+    Args:
+        path: a weights file; OpenAI published TorchScript archives, which hold code beside the weights.
+        trusted_scripts: gives the SHA-256 of the archives that may be opened.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, no CLIP, or a TorchScript archive other than the trusted ones.
+    """
+    loaded = _read_script(path, trusted_scripts()) if _is_script(path) else read_tensors(path)
     state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else loaded
     if not isinstance(state, Mapping) or "visual.class_embedding" not in {key.removeprefix("module.") for key in state}:
         raise ValueError(
@@ -68,6 +70,25 @@ def read_clip_weights(path: Path) -> tuple[dict[str, Tensor], bool]:
         if value.is_floating_point() and not key.endswith("attn_mask")
     }
     return keep, openai
+
+
+def _is_script(path: Path) -> bool:
+    """Whether a file is a TorchScript archive."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+def _read_script(path: Path, trusted: Container[str]) -> Mapping[str, Tensor]:
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if digest not in trusted:
+        raise ValueError(
+            f"{str(path)!r} is a TorchScript archive, which can run code, and none that OpenAI published (SHA-256 "
+            f"{digest}); save its state_dict as a .safetensors file and give that"
+        )
+    state: Mapping[str, Tensor] = torch.jit.load(path, map_location="cpu").state_dict()
+    return state
 
 
 def weights_fingerprint(state_dict: Mapping[str, Tensor]) -> str:

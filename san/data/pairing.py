@@ -50,7 +50,7 @@ def list_pairs(
 def _files_by_stem(folder: Path, ext: str, kind: str) -> dict[str, Path]:
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"{kind} folder {folder} does not exist; prepare the dataset (see datasets/README.md) "
+            f"{kind} folder {folder} does not exist; prepare the dataset (see docs/benchmarks.md) "
             "or point DETECTRON2_DATASETS at the datasets root"
         )
     suffix = f".{ext}"

@@ -57,7 +57,7 @@ def read_label_map(path: str | Path) -> Array:
     if image.mode not in _LABEL_MODES:
         raise ValueError(
             f"label map {path} has mode {image.mode} but must have one channel of class indices (8-bit PNG, or 16-bit "
-            "PNG or TIFF); convert colour-coded labels to indices (see datasets/README.md)"
+            "PNG or TIFF); convert colour-coded labels to indices (see docs/benchmarks.md)"
         )
     return np.asarray(image).astype(np.int32)
 
@@ -87,7 +87,7 @@ def resize_short_side(height: int, width: int, short_side: int, max_size: int) -
     if max(new_height, new_width) > max_size:
         scale = max_size / max(new_height, new_width)
         new_height, new_width = new_height * scale, new_width * scale
-    return int(new_height + 0.5), int(new_width + 0.5)
+    return max(1, int(new_height + 0.5)), max(1, int(new_width + 0.5))
 
 
 def resize_image(image: Array, size: tuple[int, int]) -> Array:

@@ -81,13 +81,15 @@ class SideAdapterConfig:
     supervised_blocks: tuple[int, ...] = (7, 8)
 
     def __post_init__(self) -> None:
+        sizes = ("embed_dim", "depth", "num_heads", "patch_size", "image_size", "mlp_ratio", "num_queries")
+        for name in sizes:
+            value = getattr(self, name)
+            _require(value > 0, f"{name} of the side network is {value}; set MODEL.SIDE_ADAPTER.{name.upper()} above 0")
         _require(
             self.embed_dim % self.num_heads == 0,
             f"side width {self.embed_dim} is not a multiple of its {self.num_heads} heads; "
             "change MODEL.SIDE_ADAPTER.EMBED_DIM or NUM_HEADS",
         )
-        _require(self.depth >= 1, f"side depth is {self.depth}; set MODEL.SIDE_ADAPTER.DEPTH to 1 or more")
-        _require(self.num_queries >= 1, f"{self.num_queries} queries; set MODEL.SIDE_ADAPTER.NUM_QUERIES to 1 or more")
         _require(
             self.image_size % self.patch_size == 0,
             f"side image size {self.image_size} is not a multiple of its patch {self.patch_size}; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -81,8 +82,9 @@ def test_tag_record_decides_activation_and_pixels(
     assert arch.mean == (0.5, 0.5, 0.5)
 
 
-def test_openai_torchscript_file(small: ClipArch, tmp_path: Path) -> None:
-    """OpenAI's own files are TorchScript archives that carry their resolution."""
+@pytest.fixture
+def script(small: ClipArch, tmp_path: Path) -> tuple[Path, torch.nn.Module]:
+    """A TorchScript archive in OpenAI's form, and the model in it."""
     reference = build_trainable_clip(small)
 
     class Archive(torch.nn.Module):
@@ -97,13 +99,42 @@ def test_openai_torchscript_file(small: ClipArch, tmp_path: Path) -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x
 
-    file = tmp_path / "ViT-B-16.pt"
     with torch.no_grad():
-        torch.jit.trace_module(Archive(), {"forward": torch.zeros(1)}).save(file)
+        torch.jit.trace_module(Archive(), {"forward": torch.zeros(1)}).save(tmp_path / "ViT-B-16.pt")
+    return tmp_path / "ViT-B-16.pt", reference
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_openai_torchscript_file(script: tuple[Path, torch.nn.Module], monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenAI's own files are TorchScript archives that carry their resolution."""
+    file, reference = script
+    monkeypatch.setattr(loader, "_openai_hashes", lambda: {hashlib.sha256(file.read_bytes()).hexdigest()})
     clip = load_clip("ViT-B-16", str(file))
     assert clip.arch.quick_gelu
     assert clip.state_dict is not None
     torch.testing.assert_close(clip.state_dict["visual.proj"], reference.visual.proj.detach())
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_other_torchscript_files_are_not_opened(script: tuple[Path, torch.nn.Module]) -> None:
+    with pytest.raises(ValueError, match="TorchScript archive, which can run code"):
+        load_clip("ViT-B-16", str(script[0]))
+
+
+def test_openai_hashes_are_known() -> None:
+    assert "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f" in loader._openai_hashes()
+
+
+def test_a_tags_weights_in_a_file_of_ones_own(
+    small: ClipArch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The hub's file of OpenAI's weights looks like any other; the tag tells the activation, or a warning is due."""
+    file = tmp_path / "open_clip_model.pt"
+    torch.save(build_trainable_clip(small).state_dict(), file)
+    assert load_clip("ViT-B-16", f"openai:{file}").arch.quick_gelu
+    assert not caplog.text
+    assert not load_clip("ViT-B-16", str(file)).arch.quick_gelu
+    assert f"set MODEL.CLIP.PRETRAINED to openai:{file}" in caplog.text
 
 
 def test_own_file_round_trip(tmp_path: Path) -> None:
@@ -120,6 +151,11 @@ def test_own_file_round_trip(tmp_path: Path) -> None:
     assert tokens[1, :3].tolist() == [3, 0, 4]
     model = build_san(variant("tiny"), clip=clip)
     torch.testing.assert_close(model.deep_clip.proj, reference.visual.proj, atol=1e-3, rtol=1e-3)
+
+
+def test_shapes_without_weights_is_untrained() -> None:
+    assert load_clip("shapes", "shapes").state_dict is not None
+    assert load_clip("shapes", None).state_dict is None
 
 
 def test_without_weights_nothing_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,7 +175,7 @@ def test_no_network_says_what_to_download(monkeypatch: pytest.MonkeyPatch, tmp_p
 
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match=r"vit_base_patch16_clip_224.*safetensors.*MODEL.CLIP.PRETRAINED"):
+    with pytest.raises(FileNotFoundError, match=r"vit_base_patch16_clip_224.*safetensors.*PRETRAINED to openai:FILE"):
         load_clip("ViT-B-16", "openai")
 
 
@@ -149,6 +185,8 @@ def test_no_network_says_what_to_download(monkeypatch: pytest.MonkeyPatch, tmp_p
         ("ViT-B-16", "opneai", ValueError, "no weights 'opneai' for 'ViT-B-16'.*openai"),
         ("ViT-B-16", "weights/none.pt", FileNotFoundError, "no CLIP weights at 'weights/none.pt'"),
         ("shapes", "openai", ValueError, "CLIP 'shapes' has the weights 'shapes'"),
+        ("ViT-B-16", "shapes", ValueError, "set MODEL.CLIP.NAME to shapes"),
+        ("tiny", "openai", ValueError, "CLIP 'tiny' has no weights 'openai'"),
     ],
 )
 def test_wrong_weights(name: str, pretrained: str, error: type[Exception], message: str) -> None:

@@ -69,3 +69,12 @@ def test_cache_is_never_shared_or_stale(classifier: TextClassifier, passes: list
 def test_blank_vocabulary_is_refused(classifier: TextClassifier, names: list[str]) -> None:
     with pytest.raises(ValueError, match="at least one name"):
         classifier.embed(names)
+
+
+def test_mixed_precision_leaves_text_and_logits_in_float32(classifier: TextClassifier) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = classifier.embed(["cat", "dog"])
+        logits = classifier.logits(torch.eye(64)[None].bfloat16(), mixed)
+    assert logits.dtype == torch.float32
+    classifier._cache.clear()
+    torch.testing.assert_close(classifier.embed(["cat", "dog"]), mixed, atol=0, rtol=0)
