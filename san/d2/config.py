@@ -9,11 +9,13 @@ the dataclasses of those packages, which hold the defaults (the published ViT-B/
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import re
 from typing import Any, TypeVar
 
 import torch
 
-from san.d2.api import CfgNode, get_cfg
+from san.d2.api import META_ARCH_REGISTRY, CfgNode, get_cfg
 from san.d2.config_file import merge_file, merge_overrides
 from san.d2.solver import SolverConfig
 from san.data.transforms import AugmentationConfig
@@ -55,6 +57,9 @@ ENGINE_KEYS = (
 
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 """Legal values of SOLVER.AMP.DTYPE."""
+
+FLOAT32_PRECISIONS = ("", "highest", "high", "medium")
+"""Legal values of FLOAT32_PRECISION."""
 
 
 def add_san_config(cfg: CfgNode) -> None:
@@ -131,6 +136,8 @@ def _add_loss_keys(model: CfgNode) -> None:
 def _add_data_keys(cfg: CfgNode) -> None:
     """INPUT, DATASETS.ROOT."""
     augment = AugmentationConfig()
+    if "FORMAT" in cfg.INPUT:  # of Detectron2's own mappers, whose default is BGR
+        cfg.INPUT.FORMAT = "RGB"
     cfg.DATASETS.ROOT = ""  # folder of the data sets; "" = environment variable DETECTRON2_DATASETS, else "datasets"
     cfg.INPUT.MIN_SIZE_TRAIN = list(augment.short_sides)  # short side after the resize, one drawn per image, pixels
     cfg.INPUT.MAX_SIZE_TRAIN = augment.max_size  # largest long side, pixels
@@ -167,7 +174,8 @@ def _add_solver_keys(node: CfgNode) -> None:
 
 
 def _add_test_keys(cfg: CfgNode) -> None:
-    """TEST, WANDB, SEED."""
+    """TEST, WANDB, SEED, FLOAT32_PRECISION."""
+    cfg.FLOAT32_PRECISION = ""  # of float32 products on GPUs: "highest", "high" (TF32), "medium"; "" = PyTorch's own
     cfg.SEED = 0  # 0 or more: a run can be repeated; -1: drawn anew
     cfg.TEST.EVAL_PERIOD = 5000  # iterations between evaluations; 0 = at the end only
     cfg.TEST.EXPECTED_RESULTS = []  # [data set or "sem_seg", metric, value, tolerance] each; else exit code 1
@@ -229,10 +237,13 @@ def check_config(cfg: CfgNode) -> None:
         raise ValueError(f"SOLVER.AMP.DTYPE is {cfg.SOLVER.AMP.DTYPE!r}; set it to one of {', '.join(AMP_DTYPES)}")
     if cfg.WANDB.MODE not in ("offline", "online", "disabled"):
         raise ValueError(f"WANDB.MODE is {cfg.WANDB.MODE!r}; set it to offline, online or disabled")
-    if cfg.MODEL.DEVICE != "cpu" and not cfg.MODEL.DEVICE.startswith("cuda"):
-        raise ValueError(f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}; set it to cpu, cuda or cuda:N")
-    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r} but PyTorch sees no GPU; set it to cpu")
+    if cfg.FLOAT32_PRECISION not in FLOAT32_PRECISIONS:
+        raise ValueError(
+            f"FLOAT32_PRECISION is {cfg.FLOAT32_PRECISION!r}; set it to highest, high or medium, or leave it empty"
+        )
+    _check_model_name(cfg.MODEL.META_ARCHITECTURE)
+    _check_device(cfg.MODEL.DEVICE)
+    _check_expected(cfg.TEST.EXPECTED_RESULTS)
     at_least = {"SOLVER.LOG_PERIOD": 1, "SOLVER.CHECKPOINT_PERIOD": 1, "SOLVER.ACCUMULATION_STEPS": 1, "SEED": -1}
     at_least |= {"SOLVER.IMS_PER_BATCH": 1, "INPUT.MIN_SIZE_TEST": 1, "INPUT.MAX_SIZE_TEST": 1}
     at_least |= {"DATALOADER.NUM_WORKERS": 0, "TEST.EVAL_PERIOD": 0, "TEST.NUM_PANELS": 0, "SOLVER.CHECKPOINT_KEEP": 0}
@@ -243,6 +254,43 @@ def check_config(cfg: CfgNode) -> None:
         if value < least:
             raise ValueError(f"{key} is {value}; set it to {least} or more")
     san_config(cfg), loss_config(cfg), augmentation_config(cfg), solver_config(cfg)
+
+
+def _check_model_name(name: str) -> None:
+    """MODEL.META_ARCHITECTURE must be registered."""
+    if name not in META_ARCH_REGISTRY:
+        known = [each for each, _ in META_ARCH_REGISTRY]
+        near = difflib.get_close_matches(name, known, n=1)
+        raise ValueError(
+            f"MODEL.META_ARCHITECTURE is {name!r}, which is not registered; set it to {(near or ['SAN'])[0]}"
+        )
+
+
+def _check_device(device: str) -> None:
+    """MODEL.DEVICE must be one that this machine has."""
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise ValueError(f"MODEL.DEVICE is {device!r}; set it to cpu, cuda or cuda:N")
+    if device == "cpu":
+        return
+    if not torch.cuda.is_available():
+        raise ValueError(f"MODEL.DEVICE is {device!r} but PyTorch sees no GPU; set it to cpu")
+    index, count = torch.device(device).index, torch.cuda.device_count()
+    if index is not None and index >= count:
+        raise ValueError(
+            f"MODEL.DEVICE is {device!r} but PyTorch sees {count} GPUs; set it to cuda:{count - 1} or less"
+        )
+
+
+def _check_expected(entries: Any) -> None:
+    """TEST.EXPECTED_RESULTS must be of the right shape; `san.d2.run` looks up its names."""
+    for entry in entries:
+        fits = isinstance(entry, (list, tuple)) and len(entry) == 4
+        fits = fits and all(isinstance(name, str) for name in entry[:2])
+        if not fits or not all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in entry[2:]):
+            raise ValueError(
+                f"TEST.EXPECTED_RESULTS holds {entry!r}; give lists of [data set, metric, value, tolerance], such as "
+                "[['sem_seg', 'mIoU', 40.0, 1.0]]"
+            )
 
 
 def _record(kind: type[Record], node: CfgNode, **given: Any) -> Record:

@@ -5,12 +5,41 @@ from __future__ import annotations
 import ast
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from san.d2.api import CfgNode
+
+
+@dataclass(frozen=True)
+class ListRule:
+    """What a key that holds a list takes.
+
+    Attributes:
+        kind: of its elements: int, float (whole numbers are taken too) or str.
+        length: number of elements; None = any.
+    """
+
+    kind: type
+    length: int | None = None
+
+
+LISTS = {
+    "DATASETS.TRAIN": ListRule(str),
+    "DATASETS.TEST": ListRule(str),
+    "INPUT.MIN_SIZE_TRAIN": ListRule(int),
+    "INPUT.CROP.SIZE": ListRule(int, 2),
+    "INPUT.AUGMENT.CONTRAST": ListRule(float, 2),
+    "INPUT.AUGMENT.SATURATION": ListRule(float, 2),
+    "MODEL.SIDE_ADAPTER.FUSION": ListRule(str),
+    "MODEL.SIDE_ADAPTER.SUPERVISED_BLOCKS": ListRule(int),
+}
+"""All keys with a list but TEST.EXPECTED_RESULTS, which `check_config` looks at."""
+
+KINDS = {int: "whole numbers", float: "numbers", str: "names"}
 
 
 def merge_file(cfg: CfgNode, path: str) -> None:
@@ -25,8 +54,11 @@ def merge_file(cfg: CfgNode, path: str) -> None:
         ValueError: if it is no YAML mapping, a key is unknown, or a value does not fit.
     """
     for source, content in _with_bases(Path(path)):
+        # the same file with every scalar as it is written: YAML itself reads 2024_01 as the number 202401
+        raw = yaml.load(source.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)  # makes only str, list and dict
+        texts = dict(_flatten(raw)) if isinstance(raw, dict) else {}
         for key, value in _flatten(content):
-            _set(cfg, key, value, source=str(source))
+            _set(cfg, key, value, texts.get(key, value), source=str(source))
 
 
 def merge_overrides(cfg: CfgNode, overrides: Sequence[str]) -> None:
@@ -42,7 +74,7 @@ def merge_overrides(cfg: CfgNode, overrides: Sequence[str]) -> None:
     if len(overrides) % 2:
         raise ValueError(f"{' '.join(overrides)!r} does not pair every KEY with a VALUE; write KEY VALUE KEY VALUE ...")
     for key, text in zip(overrides[::2], overrides[1::2], strict=True):
-        _set(cfg, key, _parse(text), source="the command line")
+        _set(cfg, key, _parse(text), text, source="the command line")
 
 
 def _with_bases(path: Path, above: tuple[Path, ...] = ()) -> Iterator[tuple[Path, Mapping[str, Any]]]:
@@ -60,6 +92,8 @@ def _with_bases(path: Path, above: tuple[Path, ...] = ()) -> Iterator[tuple[Path
         raise ValueError(f"configuration file {path} holds no mapping of keys to values; see configs/ for examples")
     base = content.pop("_BASE_", None)
     if base is not None:
+        if not isinstance(base, str):
+            raise ValueError(f"_BASE_ of configuration file {path} is {base!r}; give one path, such as 'base.yaml'")
         yield from _with_bases(path.parent / Path(base).expanduser(), (*above, path))
     yield path, content
 
@@ -84,12 +118,12 @@ def _parse(text: str) -> Any:
         return text.lower() == "true"
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError):
         return text
 
 
-def _set(cfg: CfgNode, key: str, value: Any, *, source: str) -> None:
-    """Sets one dotted key to a value of the type it has."""
+def _set(cfg: CfgNode, key: str, value: Any, raw: Any, *, source: str) -> None:
+    """Sets one dotted key to a value of the type it has; raw is the value with every scalar as the user wrote it."""
     *sections, leaf = key.split(".")
     node: Any = cfg
     for section in sections:
@@ -100,35 +134,83 @@ def _set(cfg: CfgNode, key: str, value: Any, *, source: str) -> None:
         same_leaf = [other for other in keys if other.split(".")[-1] == leaf]
         raise ValueError(f"unknown key {key} in {source}; did you mean {(same_leaf or near)[0]}?")
     try:
-        node[leaf] = _coerce(value, node[leaf])
+        if key in LISTS:
+            node[leaf] = type(node[leaf])(_coerce_list(value, raw, LISTS[key]))
+        else:
+            node[leaf] = _coerce(value, raw, node[leaf])
     except TypeError:
+        wanted = _wanted(LISTS[key]) if key in LISTS else f"a {type(node[leaf]).__name__}"
+        example = "" if node[leaf] in ([], (), "") else f", such as {node[leaf]!r}"
         raise ValueError(
-            f"{key} in {source} is {value!r}, of type {type(value).__name__}; "
-            f"give a {type(node[leaf]).__name__}, such as {node[leaf]!r}"
+            f"{key} in {source} is {value!r}, of type {type(value).__name__}; give {wanted}{example}"
         ) from None
 
 
-def _coerce(value: Any, present: Any) -> Any:
+def _wanted(rule: ListRule) -> str:
+    """A rule in words."""
+    return f"a list of {KINDS[rule.kind]}" if rule.length is None else f"a list of {rule.length} {KINDS[rule.kind]}"
+
+
+def _coerce(value: Any, raw: Any, present: Any) -> Any:
     """A value in the type of the present one; TypeError where it has none."""
     if isinstance(present, (list, tuple)):
-        if isinstance(value, str):
-            value = [part.strip() for part in value.strip("()[] ").split(",") if part.strip()]
-        elif isinstance(value, (int, float)):
-            value = [value]
         if not isinstance(value, (list, tuple)):
             raise TypeError
         return type(present)(value)
-    if isinstance(present, float) and not isinstance(value, bool):
-        if isinstance(value, str):  # YAML reads 1e-4 as text
-            try:
-                return float(value)
-            except ValueError:
-                raise TypeError from None
-        value = float(value) if isinstance(value, int) else value
-    if isinstance(present, str) and (
-        value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
-    ):
-        value = "" if value is None else str(value)
-    if present is not None and type(value) is not type(present):
+    if isinstance(present, str):
+        return "" if value is None else _as_text(value, raw)
+    if isinstance(present, float):
+        return _as_number(value, float)
+    if type(value) is not type(present):
         raise TypeError
     return value
+
+
+def _coerce_list(value: Any, raw: Any, rule: ListRule) -> list[Any]:
+    """The elements a rule asks for, else TypeError. Text is elements between commas; a number is one."""
+    if isinstance(value, str) or (rule.kind is str and isinstance(value, (int, float))):
+        parts: Sequence[Any] = _split(_as_text(value, raw))
+        texts: Sequence[Any] = parts
+    elif isinstance(value, (int, float)):
+        parts = texts = [value]
+    elif isinstance(value, (list, tuple)):
+        parts = value
+        texts = _split(raw) if isinstance(raw, str) else raw
+        if not isinstance(texts, (list, tuple)) or len(texts) != len(parts):
+            texts = parts
+    else:
+        raise TypeError
+    if rule.length is not None and len(parts) != rule.length:
+        raise TypeError
+    if rule.kind is str:
+        return [_as_text(part, text) for part, text in zip(parts, texts, strict=True)]
+    return [_as_number(_parse(part) if isinstance(part, str) else part, rule.kind) for part in parts]
+
+
+def _split(text: str) -> list[str]:
+    """The elements of a list written as text, such as ``a,b`` or ``[a, b]``."""
+    parts = (part.strip().strip("'\"") for part in text.strip().strip("()[]").split(","))
+    return [part for part in parts if part]
+
+
+def _as_text(value: Any, raw: Any) -> str:
+    """Text: the value, or where it was read as something else, what the user wrote."""
+    if isinstance(value, str):
+        return value
+    if isinstance(raw, str):
+        return raw
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)
+    raise TypeError
+
+
+def _as_number(value: Any, kind: type) -> Any:
+    """An int as it is, a float also from an int or from text, since YAML reads 1e-4 as text."""
+    if type(value) is kind:
+        return value
+    if kind is float and type(value) in (int, str):
+        try:
+            return float(value)
+        except ValueError:
+            raise TypeError from None
+    raise TypeError

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import functools
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -156,7 +157,7 @@ def load_records(name: str) -> list[Record]:
     check_names([name], "DATASETS")
     records: list[Record] = DatasetCatalog.get(name)
     if not records:
-        raise ValueError(f"data set {name!r} is empty; prepare it (see datasets/README.md)")
+        raise ValueError(f"data set {name!r} is empty; prepare it (see docs/benchmarks.md)")
     return records
 
 
@@ -172,3 +173,17 @@ def metadata_of(name: str) -> Any:
     if metadata.get("ignore_label") is None:
         metadata.set(ignore_label=255)
     return metadata
+
+
+def check_distinct_classes(name: str) -> None:
+    """Refuses a registered data set with two classes of one name: its metrics by name would be of one of them.
+
+    Raises:
+        ValueError: naming them.
+    """
+    counts = Counter(metadata_of(name).stuff_classes)
+    repeated = [repr(each) for each, number in counts.items() if number > 1]
+    if repeated:
+        raise ValueError(
+            f"data set {name!r} has several classes of the name {', '.join(repeated)}; register it with distinct names"
+        )

@@ -21,12 +21,12 @@ from torch import nn
 from tqdm import tqdm
 
 from san.d2.api import CfgNode, DatasetEvaluator, comm
-from san.d2.datasets import load_records, metadata_of
+from san.d2.datasets import check_distinct_classes, load_records, metadata_of
 from san.d2.loaders import Sample, build_eval_loader
 from san.d2.mapper import EvalMapper, dataset_info
 from san.data.transforms import read_image
 from san.evaluation import ConfusionMatrix, RLEWriter, format_summary, write_label_map, write_report
-from san.evaluation.report import summary_keys
+from san.evaluation.report import SUMMARY_KEYS, summary_keys
 from san.visualize import Sample as PanelRow
 from san.visualize import panels
 
@@ -43,7 +43,7 @@ class OutputConfig:
     Attributes:
         folder: where to write.
         num_panels: rows of ``panel.png``; 0 writes none.
-        label_maps: write every prediction to ``label_maps/``.
+        label_maps: write every prediction to ``label_maps/``, in the sub-folders of the data set's label files.
         rle: write all predictions to ``sem_seg_predictions.json``.
     """
 
@@ -59,14 +59,19 @@ class SemSegEvaluator(DatasetEvaluator):
     Args:
         name: the data set, registered with class names.
         output: what to write and where.
+
+    Raises:
+        ValueError: if two classes have one name.
     """
 
     def __init__(self, name: str, output: OutputConfig) -> None:
+        check_distinct_classes(name)
         metadata = metadata_of(name)
         self.name = name
         self.output = output
         self.classes: list[str] = list(metadata.stuff_classes)
         self.ignore_label: int = metadata.ignore_label
+        self.label_root: str | None = metadata.get("sem_seg_root")
         self.groups: dict[str, tuple[str, ...]] = metadata.get("class_groups", {})
         ids = metadata.get("stuff_dataset_id_to_contiguous_id")
         self.category_ids = sorted(ids, key=lambda category: ids[category]) if ids else None
@@ -87,10 +92,18 @@ class SemSegEvaluator(DatasetEvaluator):
             if len(self.rows) < self.output.num_panels and comm.is_main_process():
                 self.rows.append(PanelRow(read_image(sample["file_name"]), prediction, truth))
             if self.output.label_maps:
-                stem = Path(sample["sem_seg_file_name"]).stem
-                write_label_map(self.output.folder / "label_maps" / f"{stem}.png", prediction)
+                write_label_map(self._label_map_path(sample["sem_seg_file_name"]), prediction)
             if self.output.rle:
                 self.rle.update(prediction, sample["file_name"])
+
+    def _label_map_path(self, label_file: str) -> Path:
+        """Where a prediction is written: under the name of its label file, relative to the data set's label folder."""
+        path = Path(label_file)
+        if self.label_root is not None and path.is_relative_to(self.label_root):
+            name = path.relative_to(self.label_root)
+        else:
+            name = Path(path.name)
+        return self.output.folder / "label_maps" / name.with_suffix(".png")
 
     def evaluate(self) -> dict[str, Any] | None:
         """Adds up the workers' counts and writes the files.
@@ -113,6 +126,14 @@ class SemSegEvaluator(DatasetEvaluator):
         if self.rows:
             panels(self.rows, self.classes, folder / "panel.png")
         return {"sem_seg": values}
+
+
+def metric_names(name: str) -> list[str]:
+    """The metrics that an evaluation on a registered data set gives."""
+    metadata = metadata_of(name)
+    groups = [f"mIoU-{group}" for group in metadata.get("class_groups", {})]
+    classes = [f"{kind}-{each}" for kind in ("IoU", "ACC") for each in metadata.stuff_classes]
+    return [*SUMMARY_KEYS, *groups, *classes]
 
 
 def progress(batches: Iterable[Any], total: int, title: str) -> Iterator[Any]:

@@ -12,6 +12,7 @@ import os
 import platform
 import random
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,9 @@ import torch.distributed as dist
 from san.d2.api import CfgNode, comm, launch, log_backend, setup_logger
 
 TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+WORKER_TIMEOUT = timedelta(minutes=30)
+"""How long a worker waits for another, however it was started; Detectron2's."""
 
 logger = logging.getLogger("san.d2.launcher")
 
@@ -39,17 +43,19 @@ def start_workers(main: Callable[..., None], cfg: CfgNode, args: argparse.Namesp
         args: the command line, with num_gpus, num_machines, machine_rank, dist_url.
 
     Raises:
-        ValueError: if there are fewer GPUs than asked for.
+        ValueError: if there are fewer GPUs than asked for, the number of processes or machines is illegal, or
+            MODEL.DEVICE names one GPU for several processes.
         torch.multiprocessing.ProcessExitedException: if a worker failed.
     """
     on_gpu = cfg.MODEL.DEVICE.startswith("cuda")
     if under_torchrun():
+        _check_device(cfg.MODEL.DEVICE, int(os.environ["WORLD_SIZE"]))
         _join_torchrun(on_gpu)
-        try:
-            main(cfg, args)
-        finally:
-            dist.destroy_process_group()
+        main(cfg, args)
+        dist.destroy_process_group()  # after success only: a worker that failed must not wait for the others here
         return
+    _check_numbers(args)
+    _check_device(cfg.MODEL.DEVICE, args.num_gpus * args.num_machines)
     if on_gpu and args.num_gpus > torch.cuda.device_count():
         raise ValueError(
             f"--num-gpus is {args.num_gpus} but PyTorch sees {torch.cuda.device_count()}; "
@@ -57,14 +63,36 @@ def start_workers(main: Callable[..., None], cfg: CfgNode, args: argparse.Namesp
         )
     if not on_gpu and args.num_gpus * args.num_machines > 1:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # else the workers would be connected for GPUs
-    launch(main, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(cfg, args))
+    workers = (args.num_gpus, args.num_machines, args.machine_rank, args.dist_url)
+    launch(main, *workers, args=(cfg, args), timeout=WORKER_TIMEOUT)
+
+
+def _check_numbers(args: argparse.Namespace) -> None:
+    """Refuses numbers of processes and machines that start nothing, or machines that would not know each other."""
+    if args.num_gpus < 0:
+        raise ValueError(
+            f"--num-gpus is {args.num_gpus}; give the processes per machine, 0 or 1 for this process alone"
+        )
+    if args.num_machines < 1:
+        raise ValueError(f"--num-machines is {args.num_machines}; give 1 or more")
+    if args.num_gpus == 0 and args.num_machines > 1:
+        raise ValueError(f"--num-gpus is 0 with {args.num_machines} machines; give 1 or more processes per machine")
+
+
+def _check_device(device: str, processes: int) -> None:
+    """Refuses one numbered GPU for several processes."""
+    if processes > 1 and device.startswith("cuda:"):
+        raise ValueError(
+            f"MODEL.DEVICE is {device!r} but there are {processes} processes; set it to cuda, which gives every "
+            "process its own GPU, and choose GPUs with CUDA_VISIBLE_DEVICES"
+        )
 
 
 def _join_torchrun(on_gpu: bool) -> None:
     """Connects this process to the others that torchrun has started."""
     if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if on_gpu else "gloo")
+    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=WORKER_TIMEOUT)
     comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
 
 
@@ -79,7 +107,12 @@ def setup_run(cfg: CfgNode) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     comm.synchronize()
     _setup_loggers(folder, rank)
+    if cfg.MODEL.DEVICE.startswith("cuda:"):
+        _check_device(cfg.MODEL.DEVICE, comm.get_world_size())
+        torch.cuda.set_device(cfg.MODEL.DEVICE)  # its name and memory are those logged
     torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
+    if cfg.FLOAT32_PRECISION:
+        torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
     if cfg.SEED >= 0:
         seed_all(cfg.SEED)
     if not comm.is_main_process():

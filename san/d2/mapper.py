@@ -85,9 +85,9 @@ class TrainMapper:
         image, labels = _read_pair(record, self.info)
         height, width = labels.shape
         image, labels = self.augmentation(image, labels, rng)
-        present = np.bincount(labels.ravel(), minlength=self.info.num_classes)[: self.info.num_classes]
+        present = np.unique(labels[labels != self.info.ignore_label])
         sample = _sample(record, self.info, image, labels, (height, width))
-        return sample | {"num_masks": int(np.count_nonzero(present))}
+        return sample | {"num_masks": len(present)}
 
 
 class EvalMapper:

@@ -27,7 +27,7 @@ class SAN(nn.Module):
     """A SAN with its criterion, as Detectron2 builds and calls models.
 
     The vocabulary of a sample is that of its data set (``dataset_name``, looked up in the metadata catalogue), unless
-    `set_vocabulary` has set one.
+    `set_vocabulary` has set one. A sample's ignore label is its own ``ignore_label``, else its data set's, else 255.
 
     Args:
         cfg: configuration with SAN's keys. Where MODEL.WEIGHTS holds all weights, CLIP's are left to it: load it.
@@ -77,10 +77,22 @@ class SAN(nn.Module):
         """Class names of a sample."""
         if self.vocabulary is not None and not self.training:
             return self.vocabulary
-        dataset = sample.get("dataset_name") or self.train_dataset
+        dataset = self._dataset(sample)
         if dataset is None:
             raise ValueError("no vocabulary: give samples a dataset_name, or call set_vocabulary with class names")
         return tuple(MetadataCatalog.get(dataset).stuff_classes)
+
+    def _dataset(self, sample: dict[str, Any]) -> str | None:
+        """The data set a sample says it is of, else the one trained on."""
+        return sample.get("dataset_name") or self.train_dataset
+
+    def _ignore_label(self, sample: dict[str, Any]) -> int:
+        """The sample's own, else that of its data set's metadata, else 255."""
+        if sample.get("ignore_label") is not None:
+            return int(sample["ignore_label"])
+        dataset = self._dataset(sample)
+        found = None if dataset is None else MetadataCatalog.get(dataset).get("ignore_label")
+        return 255 if found is None else int(found)
 
     def _losses(self, images: Tensor, samples: list[dict[str, Any]]) -> dict[str, Tensor]:
         """The criterion's weighted losses of a batch of one vocabulary."""
@@ -95,7 +107,7 @@ class SAN(nn.Module):
     def _target(self, sample: dict[str, Any], num_classes: int, size: Sequence[int]) -> dict[str, Tensor]:
         """One mask per class present in a sample, padded with nothing to the batch's size."""
         label_map = sample["sem_seg"].to(self.device, non_blocking=True)
-        ignore = sample.get("ignore_label", 255)
+        ignore = self._ignore_label(sample)
         labels, masks = masks_from_label_map(
             label_map, ignore, num_classes, source=str(sample.get("sem_seg_file_name", "the label map"))
         )

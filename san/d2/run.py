@@ -5,7 +5,7 @@ from __future__ import annotations
 from san.d2.api import CfgNode, build_model, comm, verify_results
 from san.d2.checkpointer import SANCheckpointer, starting_weights
 from san.d2.datasets import check_names, prepare_shapes, register_datasets
-from san.d2.evaluation import evaluate, summary
+from san.d2.evaluation import evaluate, metric_names, summary
 from san.d2.launcher import setup_run
 from san.d2.trainer import Trainer
 
@@ -32,6 +32,7 @@ def run(cfg: CfgNode, *, eval_only: bool = False, resume: bool = False) -> dict[
     cfg.freeze()
     register_datasets(cfg.DATASETS.ROOT)
     check_names(cfg.DATASETS.TEST, "DATASETS.TEST")
+    check_expected(cfg)
     if not eval_only:
         check_names(cfg.DATASETS.TRAIN, "DATASETS.TRAIN")
     if comm.get_local_rank() == 0:  # once on every machine
@@ -67,23 +68,33 @@ def evaluate_only(cfg: CfgNode) -> dict[str, dict[str, float]]:
     return evaluate(cfg, model)
 
 
+def check_expected(cfg: CfgNode) -> None:
+    """Refuses TEST.EXPECTED_RESULTS that no evaluation will give, before hours are spent on one.
+
+    Raises:
+        ValueError: if an entry names a data set that is not evaluated, or a metric that it has not.
+    """
+    names = list(dict.fromkeys(cfg.DATASETS.TEST))
+    alias = {"sem_seg": names[0]} if len(names) == 1 else {}
+    for entry in cfg.TEST.EXPECTED_RESULTS:
+        dataset = alias.get(entry[0], entry[0])
+        if dataset not in names or entry[1] not in metric_names(dataset):
+            raise ValueError(
+                f"TEST.EXPECTED_RESULTS holds {list(entry)}; give [data set, metric, value, tolerance], a data set of "
+                f"DATASETS.TEST ({', '.join([*names, *alias]) or 'which is empty'}) and a metric such as mIoU"
+            )
+
+
 def verify(cfg: CfgNode, results: dict[str, dict[str, float]]) -> None:
     """Compares results with TEST.EXPECTED_RESULTS, where a single data set may also be called ``sem_seg``.
 
     Raises:
-        ValueError: if an entry is malformed, or names a data set that was not evaluated.
         SystemExit: with status 1 if a result is missed.
     """
     expected = cfg.TEST.EXPECTED_RESULTS
     if not expected:
         return
     full = results | {"sem_seg": next(iter(results.values()))} if len(results) == 1 else results
-    for entry in expected:
-        if len(entry) != 4 or entry[0] not in full or entry[1] not in full[entry[0]]:
-            raise ValueError(
-                f"TEST.EXPECTED_RESULTS holds {list(entry)}; give [data set, metric, value, tolerance], a data set of "
-                f"{', '.join(full)} and a metric such as mIoU"
-            )
     shown = {name: values for name, values in summary(full).items() if any(name == entry[0] for entry in expected)}
     for name, metric, *_ in expected:
         shown[name][metric] = full[name][metric]

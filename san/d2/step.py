@@ -99,7 +99,7 @@ class Stepper:
         if not torch.isfinite(values).all():
             wrong = ", ".join(f"{n} is {v}" for n, v in zip(losses, values.tolist(), strict=True))
             raise FloatingPointError(_message(f"a loss is not finite ({wrong})", iteration, [batch]))
-        return {name: value * shares["ce" if "ce" in name else "mask"] for name, value in losses.items()}
+        return {name: value * shares["ce" if name.startswith("loss_ce") else "mask"] for name, value in losses.items()}
 
     def _no_sync_unless(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Gradients are exchanged between workers in the last accumulation step only."""

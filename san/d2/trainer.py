@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from san.d2.api import CfgNode, EventStorage, HookBase, TrainerBase, build_model, comm, hooks
 from san.d2.checkpointer import SANCheckpointer
 from san.d2.config import AMP_DTYPES, augmentation_config, solver_config
-from san.d2.datasets import check_names, load_records, metadata_of
+from san.d2.datasets import check_distinct_classes, check_names, load_records, metadata_of
 from san.d2.evaluation import evaluate, summary
 from san.d2.loaders import Batches, Record, Sample, StreamConfig, build_train_loader
 from san.d2.mapper import DatasetInfo, TrainMapper, dataset_info
@@ -59,6 +59,7 @@ class Trainer(TrainerBase):
         check_names(cfg.DATASETS.TEST, "DATASETS.TEST")
         for name in cfg.DATASETS.TEST:
             load_records(name)  # a missing folder must not stop a run after hours
+            check_distinct_classes(name)
         self.san: nn.Module = build_model(cfg)
         self.san.train()
         self.optimizer = build_optimizer(self.san, solver_config(cfg))
@@ -136,10 +137,16 @@ class Trainer(TrainerBase):
                 raise
 
     def _close_writers(self) -> None:
-        """After an error: what was logged so far is written."""
+        """After an error: what was logged so far is written. Raises nothing, so that the error itself is told."""
         for hook in self._hooks:
-            if isinstance(hook, hooks.PeriodicWriter):
+            if not isinstance(hook, hooks.PeriodicWriter):
+                continue
+            try:
                 hook.after_train()
+            except ValueError:
+                logger.debug("The logs were closed before the error.")
+            except Exception as error:
+                logger.warning("After the error the logs could not be completed: %s", error)
 
     def before_train(self) -> None:
         """Opens the sample stream where this run starts."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import datetime
 import logging
-import resource
 import sys
 import time
 from pathlib import Path
@@ -41,10 +40,14 @@ def build_writers(cfg: CfgNode, max_iter: int) -> list[EventWriter]:
     return writers
 
 
-def memory_mib() -> tuple[str, float]:
-    """The largest memory this process has held: its kind ("GPU" or "RAM") and size in MiB."""
+def memory_mib() -> tuple[str, float] | None:
+    """The largest memory this process has held: its kind ("GPU" or "RAM") and size in MiB; None where unknown."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return "GPU", torch.cuda.max_memory_allocated() / MIB
+    try:
+        import resource
+    except ImportError:  # it is for Unix only
+        return None
     per_unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB elsewhere
     return "RAM", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * per_unit / MIB
 
@@ -80,8 +83,8 @@ class ProgressLine(EventWriter):
         parts += self._latest(storage, "grad_norm", "grad {:.3g}")
         parts += [] if seconds is None else [f"{seconds:.3f} s/iter"]
         parts += self._latest(storage, "data_time", "data {:.3f} s")
-        kind, size = memory_mib()
-        parts.append(f"{kind} {size:.0f} MiB")
+        memory = memory_mib()
+        parts += [] if memory is None else [f"{memory[0]} {memory[1]:.0f} MiB"]
         self.logger.info("  ".join(parts))
 
     def _seconds_per_iteration(self, storage: EventStorage) -> float | None:
@@ -103,7 +106,7 @@ class ProgressLine(EventWriter):
 
 
 class WandbWriter(EventWriter):
-    """Sends every scalar and picture to Weights & Biases.
+    """Logs every scalar, and the configuration, to Weights & Biases; pictures stay in OUTPUT_DIR.
 
     Offline (the default) nothing is sent and no account is needed: the run lies under OUTPUT_DIR and can be uploaded
     later with ``wandb sync``.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -19,6 +20,23 @@ from san.d2.standin import comm
 
 DEFAULT_TIMEOUT = timedelta(minutes=30)
 """How long a worker waits for another."""
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What every worker of this machine is told; the fields mean what `launch`'s arguments of these names mean.
+
+    Attributes:
+        world_size: workers on all machines together.
+    """
+
+    main_func: Callable[..., Any]
+    args: tuple[Any, ...]
+    world_size: int
+    num_gpus_per_machine: int
+    machine_rank: int
+    dist_url: str | None
+    timeout: timedelta
 
 
 def _find_free_port() -> int:
@@ -42,7 +60,7 @@ def launch(
 
     Args:
         main_func: called as ``main_func(*args)``; with several workers it must be picklable.
-        num_gpus_per_machine: workers per machine; without GPUs, processes.
+        num_gpus_per_machine: workers per machine; without GPUs, processes. 0 calls the function in this process.
         num_machines: number of machines.
         machine_rank: this machine's number, from 0.
         dist_url: where workers meet, such as ``tcp://host:port``; ``auto`` finds a free port, on one machine only.
@@ -55,7 +73,7 @@ def launch(
             others are ended.
     """
     world_size = num_machines * num_gpus_per_machine
-    if world_size == 1:
+    if world_size <= 1:
         main_func(*args)
         return
     if dist_url == "auto":
@@ -69,40 +87,32 @@ def launch(
         logging.getLogger(__name__).warning(
             "file:// is not a reliable init_method in multi-machine jobs. Prefer tcp://"
         )
-    worker_args = (main_func, world_size, num_gpus_per_machine, machine_rank, dist_url, args, timeout)
-    spawn(_run_worker, args=worker_args, nprocs=num_gpus_per_machine)
+    job = _Job(main_func, args, world_size, num_gpus_per_machine, machine_rank, dist_url, timeout)
+    spawn(_run_worker, args=(job,), nprocs=num_gpus_per_machine)
 
 
-def _run_worker(
-    local_rank: int,
-    main_func: Callable[..., Any],
-    world_size: int,
-    num_gpus_per_machine: int,
-    machine_rank: int,
-    dist_url: str | None,
-    args: tuple[Any, ...],
-    timeout: timedelta,
-) -> None:
-    """What each started process does: join the others, take its GPU, run the function. Arguments as of `launch`."""
+def _run_worker(local_rank: int, job: _Job) -> None:
+    """What each started process does: join the others, take its GPU, run the function."""
     on_gpu = torch.cuda.is_available()
-    if on_gpu and num_gpus_per_machine > torch.cuda.device_count():
+    if on_gpu and job.num_gpus_per_machine > torch.cuda.device_count():
         raise ValueError(
-            f"--num-gpus is {num_gpus_per_machine}, but this machine has {torch.cuda.device_count()}; give at most that"
+            f"--num-gpus is {job.num_gpus_per_machine}, but this machine has {torch.cuda.device_count()}; "
+            "give at most that"
         )
     try:
         dist.init_process_group(
             backend="nccl" if on_gpu else "gloo",
-            init_method=dist_url,
-            world_size=world_size,
-            rank=machine_rank * num_gpus_per_machine + local_rank,
-            timeout=timeout,
+            init_method=job.dist_url,
+            world_size=job.world_size,
+            rank=job.machine_rank * job.num_gpus_per_machine + local_rank,
+            timeout=job.timeout,
         )
     except Exception:
-        logging.getLogger(__name__).error("Process group URL: %s", dist_url)
+        logging.getLogger(__name__).error("Process group URL: %s", job.dist_url)
         raise
-    comm.create_local_process_group(num_gpus_per_machine)
+    comm.create_local_process_group(job.num_gpus_per_machine)
     if on_gpu:
         torch.cuda.set_device(local_rank)
     comm.synchronize()  # nobody starts before all have arrived
-    main_func(*args)
+    job.main_func(*job.args)
     dist.destroy_process_group()

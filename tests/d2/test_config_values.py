@@ -1,0 +1,127 @@
+"""Values of the configuration: lists, text that looks like a number, names and devices that do not exist."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from san.d2.api import get_cfg
+from san.d2.config import add_san_config, load_config, san_cfg
+from san.d2.config_file import LISTS, leaf_keys
+
+
+def value_of(cfg: Any, key: str) -> Any:
+    for part in key.split("."):
+        cfg = cfg[part]
+    return cfg
+
+
+def load(key: str, text: str, way: str, folder: Path) -> Any:
+    """The configuration with one key set on the command line or in a file."""
+    if way == "command line":
+        return load_config("", ["MODEL.DEVICE", "cpu", key, text])
+    *sections, leaf = key.split(".")
+    content = f"{leaf}: {text}"
+    for section in reversed(sections):
+        content = f"{section}: {{{content}}}"
+    (folder / "it.yaml").write_text(content)
+    return load_config(str(folder / "it.yaml"), ["MODEL.DEVICE", "cpu"])
+
+
+both_ways = pytest.mark.parametrize("way", ["command line", "file"])
+
+
+def test_every_list_has_a_rule() -> None:
+    lists = {key for key in leaf_keys(san_cfg()) if isinstance(value_of(san_cfg(), key), (list, tuple))}
+    assert lists - {"TEST.EXPECTED_RESULTS"} == LISTS.keys()
+
+
+@both_ways
+@pytest.mark.parametrize(
+    ("key", "text", "wanted"),
+    [
+        ("INPUT.MIN_SIZE_TRAIN", "[320, x]", "a list of whole numbers"),
+        ("INPUT.MIN_SIZE_TRAIN", "[320, 1.5]", "a list of whole numbers"),
+        ("INPUT.MIN_SIZE_TRAIN", "[320, [1]]", "a list of whole numbers"),
+        ("MODEL.SIDE_ADAPTER.SUPERVISED_BLOCKS", "[a]", "a list of whole numbers"),
+        ("INPUT.AUGMENT.CONTRAST", "0.5", "a list of 2 numbers"),
+        ("INPUT.AUGMENT.SATURATION", "[0.5, 1.0, 1.5]", "a list of 2 numbers"),
+        ("INPUT.AUGMENT.SATURATION", "[a, b]", "a list of 2 numbers"),
+        ("INPUT.CROP.SIZE", "640", "a list of 2 whole numbers"),
+        ("INPUT.CROP.SIZE", "[640]", "a list of 2 whole numbers"),
+        ("INPUT.CROP.SIZE", "[0.5, 0.5]", "a list of 2 whole numbers"),
+        ("MODEL.META_ARCHITECTURE", "SANN", "set it to SAN"),
+        ("FLOAT32_PRECISION", "lowest", "highest, high or medium"),
+        ("MODEL.DEVICE", "cuda:x", "cuda:N"),
+        ("TEST.EXPECTED_RESULTS", "[sem_seg]", "list"),
+        ("TEST.EXPECTED_RESULTS", "['sem_seg']", "value, tolerance"),
+        ("TEST.EXPECTED_RESULTS", "['sem_seg', 'mIoU', 40.0, 1.0]", "value, tolerance"),
+        ("TEST.EXPECTED_RESULTS", "[['sem_seg', 'mIoU', 40.0]]", "value, tolerance"),
+        ("TEST.EXPECTED_RESULTS", "[['sem_seg', 'mIoU', '40', 1.0]]", "value, tolerance"),
+        ("TEST.EXPECTED_RESULTS", "[[1, 'mIoU', 40.0, 1.0]]", "value, tolerance"),
+        ("TEST.EXPECTED_RESULTS", "5", "a list"),
+    ],
+)
+def test_wrong_values_are_refused_by_key(tmp_path: Path, key: str, text: str, wanted: str, way: str) -> None:
+    if key == "MODEL.DEVICE" and way == "file":
+        pytest.skip("the command line chooses the device here")
+    with pytest.raises(ValueError) as caught:
+        load(key, text, way, tmp_path)
+    assert key in str(caught.value) and wanted in str(caught.value) and "\n" not in str(caught.value)
+
+
+@both_ways
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        ("OUTPUT_DIR", "2024_01", "2024_01"),
+        ("OUTPUT_DIR", "1e3", "1e3"),
+        ("OUTPUT_DIR", "007", "007"),
+        ("OUTPUT_DIR", "2024-01-02", "2024-01-02"),
+        ("WANDB.NAME", "true", "true"),
+        ("OUTPUT_DIR", "'5'", "5"),
+        ("DATASETS.TEST", "[2024_01, 1.50]", ("2024_01", "1.50")),
+        ("DATASETS.TEST", "2024_01", ("2024_01",)),
+        ("INPUT.CROP.SIZE", "[64, 80]", [64, 80]),
+        ("INPUT.AUGMENT.CONTRAST", "[1, 1.5]", [1.0, 1.5]),
+        ("INPUT.MIN_SIZE_TRAIN", "320", [320]),
+    ],
+)
+def test_values_are_taken_as_written(tmp_path: Path, key: str, text: str, value: Any, way: str) -> None:
+    found = value_of(load(key, text, way, tmp_path), key)
+    assert (tuple(found) if isinstance(value, tuple) else found) == value
+    assert type(found) is type(value_of(san_cfg(), key))
+
+
+def test_a_base_that_is_no_path(tmp_path: Path) -> None:
+    (tmp_path / "top.yaml").write_text("_BASE_: 5\n")
+    with pytest.raises(ValueError, match=r"_BASE_ of .*top.yaml is 5"):
+        load_config(str(tmp_path / "top.yaml"))
+
+
+def test_a_gpu_that_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert load_config("", ["MODEL.DEVICE", "cuda:1"]).MODEL.DEVICE == "cuda:1"
+    with pytest.raises(ValueError, match="cuda:1 or less"):
+        load_config("", ["MODEL.DEVICE", "cuda:2"])
+
+
+@pytest.mark.detectron2
+def test_detectron2s_own_mappers_read_rgb() -> None:
+    from detectron2.config import get_cfg as detectron2_cfg
+
+    cfg = detectron2_cfg()
+    assert cfg.INPUT.FORMAT == "BGR"
+    add_san_config(cfg)
+    assert cfg.INPUT.FORMAT == "RGB"
+
+
+def test_no_format_key_is_added() -> None:
+    assert "INPUT.FORMAT" not in leaf_keys(san_cfg())
+    cfg = get_cfg()
+    cfg.INPUT.FORMAT = "BGR"
+    add_san_config(cfg)
+    assert cfg.INPUT.FORMAT == "RGB"

@@ -1,0 +1,186 @@
+"""Single cases that once went wrong: unequal accumulation steps, ignore labels, sub-folders, errors behind errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from san.d2.api import MetadataCatalog, build_model
+from san.d2.config import solver_config
+from san.d2.datasets import register_datasets, register_folder
+from san.d2.evaluation import OutputConfig, SemSegEvaluator, metric_names
+from san.d2.mapper import DatasetInfo, TrainMapper
+from san.d2.run import run
+from san.d2.step import StepConfig, Stepper
+from san.d2.trainer import CurvesHook, Trainer
+
+MakeCfg = Callable[..., Any]
+
+
+def sample_of(seed: int, num_masks: int) -> dict[str, Any]:
+    """A training sample with so many classes."""
+    rng = np.random.default_rng(seed)
+    labels = np.full((64, 64), 255, np.int32)
+    for index in range(num_masks):
+        labels[index * 10 : index * 10 + 10] = index
+    image = torch.from_numpy(rng.integers(0, 256, (3, 64, 64), np.uint8))
+    counts = {"seed": seed, "num_masks": num_masks, "ignore_label": 255, "dataset_name": "voc_sem_seg_train"}
+    return {"image": image, "sem_seg": torch.from_numpy(labels), **counts}
+
+
+def test_unequal_accumulation_steps_give_the_whole_batch(make_cfg: MakeCfg) -> None:
+    cfg = make_cfg(SOLVER__CLIP_GRADIENTS__ENABLED=False)
+    register_datasets(cfg.DATASETS.ROOT)
+    model = build_model(cfg).train()
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0)
+    config = StepConfig(solver_config(cfg), "cpu", None, cfg.MODEL.SIDE_ADAPTER.NUM_QUERIES, 0.1)
+    stepper = Stepper(model, optimizer, config)
+    samples = [sample_of(seed, num_masks) for seed, num_masks in enumerate((1, 1, 5, 6))]
+
+    def compute(batches: list[list[dict[str, Any]]]) -> tuple[dict[str, float], list[torch.Tensor]]:
+        losses, _ = stepper.run(batches, 0)
+        found = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+        return {name: float(value) for name, value in losses.items()}, found
+
+    whole, gradients = compute([samples])
+    parts, their_gradients = compute([samples[:2], samples[2:]])
+    assert {"loss_ce", "loss_mask", "loss_dice"} < whole.keys()
+    assert parts == pytest.approx(whole, rel=1e-4)
+    largest = max(float(gradient.abs().max()) for gradient in gradients)
+    for ours, theirs in zip(gradients, their_gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5 * largest)
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_the_ignore_label_falls_back_to_the_data_set(make_cfg: MakeCfg, given: bool) -> None:
+    cfg = make_cfg()
+    register_datasets(cfg.DATASETS.ROOT)
+    register_folder("odd_ignore", "a", "b", ["cat", "dog"], ignore_label=7)
+    model = build_model(cfg)
+    labels = torch.tensor([[0, 7], [7, 9 if given else 7]])
+    sample = {"sem_seg": labels, "dataset_name": "odd_ignore"}
+    if given:
+        sample |= {"ignore_label": 9}
+        labels[labels == 7] = 9
+    target = model._target(sample, 2, (2, 2))
+    assert target["labels"].tolist() == [0] and target["masks"].sum() == 1
+    MetadataCatalog.remove("odd_ignore")
+    register_folder("odd_ignore", "a", "b", ["cat", "dog"])
+    assert model._ignore_label({"dataset_name": "odd_ignore"}) == 255
+    model.train_dataset = None
+    assert model._ignore_label({}) == 255
+
+
+def write_pair(folder: Path, name: str) -> dict[str, Any]:
+    """An image and a label map of one class; the sample an evaluation makes of them."""
+    for kind, pixels in (("images", np.zeros((4, 4, 3), np.uint8)), ("labels", np.zeros((4, 4), np.uint8))):
+        path = folder / kind / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+    names = {"file_name": str(folder / f"images/{name}.png"), "sem_seg_file_name": str(folder / f"labels/{name}.png")}
+    return names | {"sem_seg": torch.zeros(4, 4, dtype=torch.int32)}
+
+
+def test_label_maps_of_one_name_in_two_folders(tmp_path: Path) -> None:
+    samples = [write_pair(tmp_path, name) for name in ("rome/1", "oslo/1", "2")]
+    register_folder("towns", tmp_path / "images", tmp_path / "labels", ["cat", "dog"], image_ext="png")
+    evaluator = SemSegEvaluator("towns", OutputConfig(tmp_path / "out", num_panels=0, label_maps=True))
+    for value, sample in enumerate(samples):
+        evaluator.process([sample], [{"sem_seg_labels": torch.full((4, 4), value % 2)}])
+    written = {path.relative_to(tmp_path / "out/label_maps").as_posix(): np.array(Image.open(path))[0, 0]
+               for path in (tmp_path / "out/label_maps").rglob("*.png")}  # fmt: skip
+    assert written == {"rome/1.png": 0, "oslo/1.png": 1, "2.png": 0}
+    elsewhere = samples[0] | {"sem_seg_file_name": "/elsewhere/x.tif"}
+    evaluator.process([elsewhere], [{"sem_seg_labels": torch.zeros(4, 4, dtype=torch.int64)}])
+    assert (tmp_path / "out/label_maps/x.png").is_file()
+
+
+def test_two_classes_of_one_name_are_refused_at_once(tmp_path: Path, make_cfg: MakeCfg) -> None:
+    register_folder("twice", tmp_path, tmp_path, ["cat", "dog", "cat"])
+    with pytest.raises(ValueError, match="'twice' has several classes of the name 'cat'"):
+        SemSegEvaluator("twice", OutputConfig(tmp_path))
+
+
+def test_classes_of_one_name_stop_before_training(tmp_path: Path, make_cfg: MakeCfg) -> None:
+    write_pair(tmp_path, "1")
+    register_datasets(make_cfg().DATASETS.ROOT)
+    register_folder("twice", tmp_path / "images", tmp_path / "labels", ["cat", "cat"], image_ext="png")
+    with pytest.raises(ValueError, match="'twice' has several classes"):
+        Trainer(make_cfg(DATASETS__TEST=["twice"]))
+
+
+def test_an_error_after_the_writers_closed_is_told(make_cfg: MakeCfg, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: CurvesHook) -> None:
+        raise OSError("no room for curves")
+
+    monkeypatch.setattr(CurvesHook, "after_train", fail)
+    with pytest.raises(OSError, match="no room for curves"):
+        run(make_cfg(SOLVER__MAX_ITER=1))
+
+
+def test_an_error_is_told_where_the_logs_fail_too(make_cfg: MakeCfg, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError("disk full")
+
+    def stumble(*_: Any) -> None:
+        raise FloatingPointError("not finite")
+
+    monkeypatch.setattr("san.d2.api.hooks.PeriodicWriter.after_train", fail)
+    monkeypatch.setattr("san.d2.step.Stepper.run", stumble)
+    with pytest.raises(FloatingPointError, match="not finite"):
+        run(make_cfg(SOLVER__MAX_ITER=1))
+
+
+@pytest.mark.parametrize("ignore_label", [-1, 255, 1])
+def test_masks_are_counted_whatever_the_ignore_label(tmp_path: Path, ignore_label: int) -> None:
+    record = write_pair(tmp_path, "1")
+
+    def augmentation(image: np.ndarray, labels: np.ndarray, rng: Any) -> tuple[np.ndarray, np.ndarray]:
+        labels = np.full_like(labels, ignore_label)
+        labels[0], labels[1] = 0, 2
+        return image, labels
+
+    mapper = TrainMapper(DatasetInfo("x", 3, ignore_label), augmentation)  # type: ignore[arg-type]
+    assert mapper(record, np.random.default_rng(0))["num_masks"] == 2
+
+
+@pytest.mark.parametrize(
+    ("tests", "entry"),
+    [
+        (["voc_sem_seg_val"], ["voc_sem_seg_val", "mIOU", 1.0, 1.0]),
+        (["voc_sem_seg_val"], ["sem_seg", "IoU-unicorn", 1.0, 1.0]),
+        (["voc_sem_seg_val"], ["ade20k_sem_seg_val", "mIoU", 1.0, 1.0]),
+        (["voc_sem_seg_val", "ade20k_sem_seg_val"], ["sem_seg", "mIoU", 1.0, 1.0]),
+        ([], ["sem_seg", "mIoU", 1.0, 1.0]),
+    ],
+)
+def test_expected_results_are_checked_before_training(
+    make_cfg: MakeCfg, monkeypatch: pytest.MonkeyPatch, tests: list[str], entry: list[Any]
+) -> None:
+    monkeypatch.setattr("san.d2.run.Trainer", lambda cfg: pytest.fail("training has started"))
+    with pytest.raises(ValueError, match="TEST.EXPECTED_RESULTS holds"):
+        run(make_cfg(DATASETS__TEST=tests, TEST__EXPECTED_RESULTS=[entry]))
+
+
+def test_metric_names_are_those_of_an_evaluation(tmp_path: Path) -> None:
+    register_folder("grouped", tmp_path, tmp_path, ["cat", "dog"], class_groups={"seen": ("cat",)})
+    write_pair(tmp_path, "1")
+    evaluator = SemSegEvaluator("grouped", OutputConfig(tmp_path / "out", num_panels=0))
+    result = evaluator.evaluate()
+    assert result is not None and list(result["sem_seg"]) == metric_names("grouped")
+
+
+def test_an_empty_data_set_points_to_a_file_that_exists(monkeypatch: pytest.MonkeyPatch) -> None:
+    from san.d2 import datasets
+
+    register_folder("nothing", "a", "b", ["cat"])
+    monkeypatch.setattr(datasets.DatasetCatalog, "get", lambda name: [])
+    with pytest.raises(ValueError, match="docs/benchmarks.md"):
+        datasets.load_records("nothing")
+    assert (Path(__file__).resolve().parents[2] / "docs/benchmarks.md").is_file()
