@@ -52,6 +52,7 @@ def start_workers(main: Callable[..., None], cfg: CfgNode, args: argparse.Namesp
         _check_device(cfg.MODEL.DEVICE, int(os.environ["WORLD_SIZE"]))
         _join_torchrun(on_gpu)
         main(cfg, args)
+        comm.synchronize()  # nobody leaves while another still talks to it
         dist.destroy_process_group()  # after success only: a worker that failed must not wait for the others here
         return
     _check_numbers(args)

@@ -115,4 +115,4 @@ def _run_worker(local_rank: int, job: _Job) -> None:
         torch.cuda.set_device(local_rank)
     comm.synchronize()  # nobody starts before all have arrived
     job.main_func(*job.args)
-    dist.destroy_process_group()
+    comm.leave_process_groups()
