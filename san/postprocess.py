@@ -14,7 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-_BAND_VALUES = 2**24  # mask probabilities and scores held at a time: 64 MB in float32
+BAND_VALUES = 2**24
+"""Mask probabilities and scores held at a time by default: 64 MB in float32."""
+
+_CACHED_VALUES = 2**20  # on a CPU, for a label map: what its cache holds is read again at once
+_TILE = 16  # output pixels along each side of a tile of which classes are left out
+_FEW_CLASSES = 40  # of which leaving out some would not pay; fewer where there are few queries
 
 
 def semantic_scores(
@@ -24,6 +29,7 @@ def semantic_scores(
     padded_size: tuple[int, int],
     image_size: tuple[int, int],
     output_size: tuple[int, int],
+    band_values: int = BAND_VALUES,
 ) -> Tensor:
     """Score of every class at every pixel: sum over queries of softmax(class) * sigmoid(mask), background dropped.
 
@@ -33,6 +39,7 @@ def semantic_scores(
         padded_size: (height, width) of the padded batch that went into the network.
         image_size: (height, width) of this image inside it, at the top left.
         output_size: (height, width) of the result.
+        band_values: numbers held at a time, at least those of one row.
 
     Returns:
         (C, H, W) float32.
@@ -40,8 +47,10 @@ def semantic_scores(
     Raises:
         ValueError: shapes that do not fit each other.
     """
-    bands = _score_bands(mask_logits, class_logits, padded_size, image_size, output_size)
-    return torch.cat(list(bands), dim=1)
+    class_probs = _class_probs(mask_logits, class_logits)[:, :-1]  # (Q, C)
+    num_rows = max(1, band_values // (sum(class_probs.shape) * output_size[1]))
+    bands = _mask_bands(mask_logits, padded_size, image_size, output_size, num_rows)
+    return torch.cat([torch.einsum("qc,qhw->chw", class_probs, mask_probs) for mask_probs in bands], dim=1)
 
 
 def semantic_labels(
@@ -51,6 +60,7 @@ def semantic_labels(
     padded_size: tuple[int, int],
     image_size: tuple[int, int],
     output_size: tuple[int, int],
+    band_values: int = BAND_VALUES,
 ) -> Tensor:
     """Class of every pixel: the argmax of `semantic_scores`, without ever holding C x H x W scores.
 
@@ -60,6 +70,7 @@ def semantic_labels(
         padded_size: (height, width) of the padded batch that went into the network.
         image_size: (height, width) of this image inside it, at the top left.
         output_size: (height, width) of the result.
+        band_values: numbers held at a time, at least those of one row.
 
     Returns:
         (H, W) int64; of equal scores the first class wins, as in `torch.argmax`.
@@ -67,45 +78,109 @@ def semantic_labels(
     Raises:
         ValueError: shapes that do not fit each other.
     """
-    bands = _score_bands(mask_logits, class_logits, padded_size, image_size, output_size)
-    return torch.cat([scores.argmax(dim=0) for scores in bands])
+    return labels_and_scores(
+        mask_logits,
+        class_logits,
+        padded_size=padded_size,
+        image_size=image_size,
+        output_size=output_size,
+        band_values=band_values,
+    )[0]
 
 
-def _score_bands(
+def labels_and_scores(
     mask_logits: Tensor,
     class_logits: Tensor,
+    *,
     padded_size: tuple[int, int],
     image_size: tuple[int, int],
     output_size: tuple[int, int],
-) -> Iterator[Tensor]:
-    """Scores (C, rows, W) of one band of output rows after the other."""
-    _check(mask_logits, class_logits, padded_size, image_size, output_size)
-    mask_logits = mask_logits.float()
-    class_probs = class_logits.float().softmax(dim=-1)[:, :-1]  # (Q, C)
-    rows, columns = (
-        _resize_matrix(grid, padded, image, output, mask_logits.device)
-        for grid, padded, image, output in zip(mask_logits.shape[1:], padded_size, image_size, output_size, strict=True)
-    )  # (H, h_s), (W, w_s)
-    num_rows = max(1, _BAND_VALUES // (sum(class_probs.shape) * output_size[1]))
-    for band in rows.split(num_rows):
-        mask_probs = (band @ mask_logits @ columns.T).sigmoid()  # (Q, rows, W)
-        yield torch.einsum("qc,qhw->chw", class_probs, mask_probs)
+    threshold: float = 0.0,
+    none_of_these: bool = False,
+    band_values: int = BAND_VALUES,
+) -> tuple[Tensor, Tensor]:
+    """Class of every pixel as `semantic_labels` gives it, or -1 for "none of these", and the score of the best class.
+
+    Args:
+        mask_logits: (Q, h_s, w_s), before the sigmoid.
+        class_logits: (Q, C+1), the last column "no object".
+        padded_size: (height, width) of the padded batch that went into the network.
+        image_size: (height, width) of this image inside it, at the top left.
+        output_size: (height, width) of the result.
+        threshold: a pixel whose best score is below it is none of the classes.
+        none_of_these: "no object" takes part as if it were a class: where its score exceeds that of every class, a
+            pixel is none of them.
+        band_values: numbers held at a time, at least those of one row.
+
+    Returns:
+        labels (H, W) int64, and (H, W) float32, the best class's score, also where the label is -1.
+
+    Raises:
+        ValueError: shapes that do not fit each other.
+    """
+    class_probs = _class_probs(mask_logits, class_logits).t().contiguous()  # (C+1, Q)
+    class_probs, no_object = class_probs[:-1], class_probs[-1]
+    on_cpu, num_queries = mask_logits.device.type == "cpu", class_probs.shape[1]
+    prune = on_cpu and len(class_probs) > min(_FEW_CLASSES, 1.5 * num_queries)
+    band_values = min(_BAND_VALUES, _CACHED_VALUES) if on_cpu else _BAND_VALUES
+    num_rows = _TILE if prune else max(1, band_values // (sum(class_probs.shape) * output_size[1]))
+    labels, best = [], []
+    for mask_probs in _mask_bands(mask_logits, padded_size, image_size, output_size, num_rows):
+        pixels = mask_probs.flatten(1)  # (Q, rows * W)
+        candidates = _possible_winners(mask_probs, class_probs) if prune else slice(None)
+        score, label = (class_probs[candidates] @ pixels).max(dim=0)
+        if isinstance(candidates, Tensor):
+            label = candidates[label]
+        none = score < threshold
+        if none_of_these:
+            none |= no_object @ pixels > score
+        labels.append(label.masked_fill(none, -1).view(mask_probs.shape[1:]))
+        best.append(score.view(mask_probs.shape[1:]))
+    return torch.cat(labels), torch.cat(best)
 
 
-def _resize_matrix(grid: int, padded: int, image: int, output: int, device: torch.device) -> Tensor:
-    """(output, grid): linear to the padded length, cut to the image, linear to the output length, along one axis."""
-    basis = torch.eye(grid, device=device)[None]  # (1, grid, grid)
-    basis = F.interpolate(basis, size=padded, mode="linear", align_corners=False)[..., :image]
-    return F.interpolate(basis, size=output, mode="linear", align_corners=False)[0].T
+def _possible_winners(mask_probs: Tensor, class_probs: Tensor) -> Tensor:
+    """The classes, ascending, that can have the highest score at some pixel of a band.
+
+    Masks are smooth, so within a tile a mask's probability hardly changes. A class whose score is below another's even
+    with every mask at its highest for the one and at its lowest for the other has no pixel of the tile.
+
+    Args:
+        mask_probs: (Q, rows, W).
+        class_probs: (C, Q).
+    """
+    tile = (mask_probs.shape[1], _TILE)
+    highest = F.max_pool2d(mask_probs, tile, ceil_mode=True).flatten(1)  # (Q, tiles)
+    lowest = -F.max_pool2d(-mask_probs, tile, ceil_mode=True).flatten(1)
+    at_least = (class_probs @ lowest).amax(dim=0)  # (tiles,), of the best class
+    possible = class_probs @ highest >= at_least * (1 - 1e-5)  # room for rounding
+    return possible.any(dim=1).nonzero().squeeze(1)
 
 
-def _check(
+def resized_masks(
     mask_logits: Tensor,
-    class_logits: Tensor,
+    *,
     padded_size: tuple[int, int],
     image_size: tuple[int, int],
     output_size: tuple[int, int],
-) -> None:
+) -> Tensor:
+    """Masks brought to the requested size, still before the sigmoid: method.md 7.1.
+
+    Args:
+        mask_logits: (Q, h_s, w_s).
+        padded_size: (height, width) of the padded batch that went into the network.
+        image_size: (height, width) of this image inside it, at the top left.
+        output_size: (height, width) of the result.
+
+    Returns:
+        (Q, H, W) float32.
+    """
+    rows, columns = _axis_matrices(mask_logits, padded_size, image_size, output_size)
+    return rows @ mask_logits.float() @ columns.T
+
+
+def _class_probs(mask_logits: Tensor, class_logits: Tensor) -> Tensor:
+    """(Q, C+1) float32."""
     if mask_logits.ndim != 3 or class_logits.ndim != 2 or len(mask_logits) != len(class_logits):
         raise ValueError(
             f"mask_logits {tuple(mask_logits.shape)} and class_logits {tuple(class_logits.shape)} must be "
@@ -113,7 +188,40 @@ def _check(
         )
     if class_logits.shape[1] < 2:
         raise ValueError("class_logits has no class but the background; give at least one class name")
+    return class_logits.float().softmax(dim=-1)
+
+
+def _mask_bands(
+    mask_logits: Tensor,
+    padded_size: tuple[int, int],
+    image_size: tuple[int, int],
+    output_size: tuple[int, int],
+    num_rows: int,
+) -> Iterator[Tensor]:
+    """Mask probabilities (Q, rows, W) of one band of `num_rows` output rows after the other; the last may be lower."""
+    rows, columns = _axis_matrices(mask_logits, padded_size, image_size, output_size)
+    across = mask_logits.float() @ columns.T  # (Q, h_s, W)
+    for band in rows.split(num_rows):
+        yield (band @ across).sigmoid_()
+
+
+def _axis_matrices(
+    mask_logits: Tensor, padded_size: tuple[int, int], image_size: tuple[int, int], output_size: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """What brings masks to the output size, from the left (H, h_s) and from the right (W, w_s)."""
     if any(image > padded for image, padded in zip(image_size, padded_size, strict=True)):
         raise ValueError(f"image_size {tuple(image_size)} exceeds padded_size {tuple(padded_size)}; were they swapped?")
     if min(*image_size, *output_size) < 1:
         raise ValueError(f"image_size {tuple(image_size)} and output_size {tuple(output_size)} must be positive")
+    rows, columns = (
+        _resize_matrix(grid, padded, image, output, mask_logits.device)
+        for grid, padded, image, output in zip(mask_logits.shape[1:], padded_size, image_size, output_size, strict=True)
+    )
+    return rows, columns
+
+
+def _resize_matrix(grid: int, padded: int, image: int, output: int, device: torch.device) -> Tensor:
+    """(output, grid): linear to the padded length, cut to the image, linear to the output length, along one axis."""
+    basis = torch.eye(grid, device=device)[None]  # (1, grid, grid)
+    basis = F.interpolate(basis, size=padded, mode="linear", align_corners=False)[..., :image]
+    return F.interpolate(basis, size=output, mode="linear", align_corners=False)[0].T

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from san import postprocess
-from san.postprocess import semantic_labels, semantic_scores
+from san.postprocess import labels_and_scores, resized_masks, semantic_labels, semantic_scores
 
 SIZES = {"padded_size": (96, 128), "image_size": (75, 101), "output_size": (150, 60)}
 
@@ -114,3 +114,42 @@ def test_half_precision_is_computed_in_float32() -> None:
 def test_misfits_are_refused(masks: tuple[int, ...], classes: tuple[int, ...], sizes: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         semantic_labels(torch.zeros(masks), torch.zeros(classes), **{**SIZES, **sizes})
+
+
+def test_labels_and_scores_are_those_of_the_definition() -> None:
+    mask_logits, class_logits = random_case()
+    scores = semantic_scores(mask_logits, class_logits, **SIZES)
+    labels, best = labels_and_scores(mask_logits, class_logits, **SIZES)
+    assert torch.equal(labels, semantic_labels(mask_logits, class_logits, **SIZES))
+    assert torch.equal(best, scores.amax(0))
+    assert best.dtype == torch.float32
+
+
+@pytest.mark.parametrize("band_values", [1, 2**24])
+def test_none_by_threshold_and_by_the_background(monkeypatch: pytest.MonkeyPatch, band_values: int) -> None:
+    mask_logits, class_logits = random_case()
+    scores = semantic_scores(mask_logits, class_logits, **SIZES)
+    moved = class_logits[:, [5, 1, 2, 3, 4, 0]]  # the background's score, read where a class's is
+    background = semantic_scores(mask_logits, moved, **SIZES)[0]
+    monkeypatch.setattr(postprocess, "_BAND_VALUES", band_values)
+    threshold = scores.amax(0).median().item()
+    expected = scores.argmax(0)
+    for kwargs, none in (
+        ({"threshold": threshold}, scores.amax(0) < threshold),
+        ({"none_of_these": True}, background > scores.amax(0)),
+        (
+            {"threshold": threshold, "none_of_these": True},
+            (background > scores.amax(0)) | (scores.amax(0) < threshold),
+        ),
+    ):
+        labels, best = labels_and_scores(mask_logits, class_logits, **SIZES, **kwargs)
+        assert 0 < none.float().mean() < 1
+        assert torch.equal(labels, expected.masked_fill(none, -1))
+        torch.testing.assert_close(best, scores.amax(0))
+
+
+def test_resized_masks_are_the_definition() -> None:
+    mask_logits, _ = random_case()
+    masks = F.interpolate(mask_logits[None], SIZES["padded_size"], mode="bilinear")[..., :75, :101]
+    masks = F.interpolate(masks, SIZES["output_size"], mode="bilinear")[0]
+    torch.testing.assert_close(resized_masks(mask_logits, **SIZES), masks, rtol=1e-5, atol=1e-5)

@@ -24,6 +24,9 @@ from san.clip.weights import read_clip_weights, read_tensors, weights_fingerprin
 
 logger = logging.getLogger(__name__)
 
+_MAX_TOLD = 10_000  # words remembered, so that each is told once
+_MAX_SHOWN = 10  # words in one warning
+
 Tokenizer = Callable[[Sequence[str]], Tensor]
 """Texts to token ids (N, context_length), int64; the end-of-text token has the largest id of its row."""
 
@@ -217,20 +220,52 @@ def _bpe_tokenizer(context_length: int, ids: Sequence[int] | None = None) -> Tok
     tokenize = open_clip.SimpleTokenizer(context_length=context_length)
     if ids is None:
         return lambda texts: tokenize(list(texts))
-    compact = torch.zeros(tokenize.vocab_size, dtype=torch.long)
-    compact[torch.as_tensor(ids)] = torch.arange(1, len(ids) + 1)  # sorted ids keep end-of-text the largest
-    reported: set[str] = set()
+    return CompactTokenizer(lambda texts: tokenize(list(texts)), ids, tokenize.vocab_size)
 
-    def encode(texts: Sequence[str]) -> Tensor:
-        full: Tensor = tokenize(list(texts))
-        tokens = compact[full]
-        for text, unknown in zip(texts, ((tokens == 0) & (full != 0)).any(dim=1).tolist(), strict=True):
-            if unknown and text not in reported:
-                reported.add(text)
-                logger.warning("the small CLIP has never met some word of %r: its embedding means little", text)
+
+class CompactTokenizer:
+    """A tokenizer whose ids are the ranks of the few that a small CLIP knows; every other id becomes 0.
+
+    Args:
+        tokenize: texts to full ids.
+        ids: the ids that are known, ascending.
+        vocab_size: number of full ids.
+    """
+
+    def __init__(self, tokenize: Tokenizer, ids: Sequence[int], vocab_size: int) -> None:
+        self._tokenize = tokenize
+        self._ranks = torch.zeros(vocab_size, dtype=torch.long)
+        self._ranks[torch.as_tensor(ids)] = torch.arange(1, len(ids) + 1)  # sorted: end-of-text stays the largest
+        self._told: set[str] = set()
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """Ids (N, T); words that the CLIP has never met are told."""
+        full = self._tokenize(texts)
+        tokens = self._ranks[full]
+        unknown = ((tokens == 0) & (full != 0)).any(dim=1).tolist()
+        self._tell({word for text, strange in zip(texts, unknown, strict=True) if strange for word in _words(text)})
         return tokens
 
-    return encode
+    def _tell(self, words: set[str]) -> None:
+        """One warning for those of the words that are unknown and were not told before."""
+        if len(self._told) > _MAX_TOLD:  # a server meets words without end
+            self._told.clear()
+        fresh = sorted(words - self._told)
+        if not fresh:
+            return
+        self._told.update(fresh)
+        full = self._tokenize(fresh)
+        never = ((self._ranks[full] == 0) & (full != 0)).any(dim=1).tolist()
+        strange = [word for word, unknown in zip(fresh, never, strict=True) if unknown]
+        if strange:
+            shown = ", ".join(map(repr, strange[:_MAX_SHOWN]))
+            more = f" and {len(strange) - _MAX_SHOWN} more" if len(strange) > _MAX_SHOWN else ""
+            logger.warning("the small CLIP has never met %s%s: embeddings of it mean little", shown, more)
+
+
+def _words(text: str) -> list[str]:
+    """A text's words without the punctuation of the templates."""
+    return [word for raw in text.split() if (word := raw.strip(".,"))]
 
 
 def _tag_record(name: str, tag: str) -> dict[str, Any]:

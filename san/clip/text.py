@@ -5,8 +5,11 @@ B batch, Q queries, C classes, E joint embedding, T text tokens, D text width. S
 
 from __future__ import annotations
 
+import hashlib
+import logging
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +17,15 @@ from torch import Tensor, nn
 
 from san.clip.arch import ClipArch
 from san.clip.blocks import Block
-from san.clip.loader import Tokenizer
+from san.clip.loader import CompactTokenizer, Tokenizer
 from san.clip.templates import load_templates
+from san.clip.text_cache import TextCache
+from san.clip.vocabulary import ClassText
+
+logger = logging.getLogger(__name__)
+
+_MAX_CACHED = 32_768  # embeddings a model keeps in memory; at a width of 512 that is 64 MB
+_TEMPLATED, _VERBATIM = "t:", "p:"  # before a text, in a cache: it goes into the templates, or to CLIP as it is
 
 
 class Transformer(nn.Module):
@@ -43,6 +53,9 @@ class TextClassifier(nn.Module):
         tokenizer: texts to ids.
         templates: name of the template set.
         chunk_size: prompts per pass of the text tower.
+
+    Attributes:
+        disk_cache: folder in which embeddings are kept from one run to the next; None keeps them in memory only.
     """
 
     def __init__(self, arch: ClipArch, tokenizer: Tokenizer, *, templates: str = "vild", chunk_size: int = 256) -> None:
@@ -58,24 +71,33 @@ class TextClassifier(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
         self.no_object_embed = nn.Parameter(torch.randn(1, arch.embed_dim) * arch.embed_dim**-0.5)
         nn.init.normal_(self.token_embedding.weight, std=0.02)
+        self.disk_cache: str | Path | None = None
+        self._arch = arch
         self._cache: OrderedDict[str, Tensor] = OrderedDict()
         self._cache_key: object = None
+        self._store: TextCache | None = None
+        self._measured: set[str] = set()
 
-    @torch.no_grad()
-    def embed(self, names: Sequence[str]) -> Tensor:
-        """Text embeddings (C, E) of unit length, averaged over the templates; a name is embedded once per model.
+    def embed(self, classes: Sequence[str | ClassText]) -> Tensor:
+        """Text embeddings (C, E) of unit length, averaged over templates and synonyms; a text is embedded once.
+
+        A text longer than CLIP reads is cut, and a warning says where.
 
         Raises:
-            ValueError: there is no name, or one is blank.
+            ValueError: there is no class, or one is blank.
         """
-        names = [name.strip() for name in names]
-        if not names or not all(names):
-            raise ValueError(f"a vocabulary needs at least one name, and none of them blank; got {names!r}")
+        texts = [_texts_of(each) for each in classes]
+        if not texts:
+            raise ValueError("a vocabulary needs at least one name, and none of them blank; got an empty list")
         self._drop_stale_cache()
-        missing = list(dict.fromkeys(name for name in names if name not in self._cache))
-        with torch.autocast(self.no_object_embed.device.type, enabled=False):  # the cache outlives mixed precision
-            self._cache.update(zip(missing, self._embed_new(missing), strict=True))
-        return torch.stack([self._cache[name] for name in names]).to(self.no_object_embed.device)
+        # the cache outlives inference mode and mixed precision
+        with (
+            torch.inference_mode(False),
+            torch.no_grad(),
+            torch.autocast(self.no_object_embed.device.type, enabled=False),
+        ):
+            vectors = self._vectors(list(dict.fromkeys(text for own in texts for text in own)))
+            return torch.stack([_mean_direction([vectors[text] for text in own]) for own in texts])
 
     def logits(self, sls_embed: Tensor, text_embed: Tensor) -> Tensor:
         """Class logits (B, Q, C + 1), "no object" last, of unit-length [SLS] embeddings (B, Q, E) for names (C, E).
@@ -99,20 +121,137 @@ class TextClassifier(nn.Module):
         """Every parameter of the text tower; all but the "no object" embedding."""
         return (parameter for name, parameter in self.named_parameters() if name != "no_object_embed")
 
-    def _embed_new(self, names: Sequence[str]) -> Tensor:
-        """(len(names), E), in chunks of prompts."""
-        prompts = [prompt.format(name) for name in names for prompt in self._prompts]
-        device = self.positional_embedding.device
-        chunks = [prompts[start : start + self._chunk_size] for start in range(0, len(prompts), self._chunk_size)]
-        encoded = [self.encode_text(self._tokenizer(chunk).to(device)).float() for chunk in chunks]
-        if not encoded:
+    def fingerprint(self) -> str:
+        """Identifies all that a text's embedding depends on: every weight, architecture, tokenizer and templates."""
+        digest = hashlib.sha256(f"{self._arch.text} {self._arch.quick_gelu} {self._prompts}".encode())
+        digest.update(self._tokenizer([prompt.format("") for prompt in self._prompts]).numpy().tobytes())
+        if self.no_object_embed.device.type != "cpu":  # TF32 and the like are not float32
+            digest.update(torch.get_float32_matmul_precision().encode())
+        for name, parameter in self.named_parameters():
+            if name not in ("no_object_embed", "logit_scale"):
+                values = parameter.detach().float().cpu().contiguous().numpy()
+                digest.update(f"{name}{values.shape}".encode())
+                digest.update(values.data)
+        return digest.hexdigest()[:32]
+
+    def _vectors(self, texts: Sequence[str]) -> Mapping[str, Tensor]:
+        """Unit-length embeddings (E,) of texts: from memory, from disk, or made now."""
+        self._report_cuts([text for text in texts if text not in self._measured])
+        vectors = {text: self._cache[text] for text in texts if text in self._cache}
+        missing = [text for text in texts if text not in vectors]
+        if missing:
+            store = self._open_store()
+            found = store.load(missing) if store else {}
+            if found and isinstance(self._tokenizer, CompactTokenizer):
+                self._tokenizer([text[len(_TEMPLATED) :] for text in found])  # tells what its CLIP has never met
+            new = [text for text in missing if text not in found]
+            made = dict(zip(new, self._embed_new(new), strict=True))
+            if store:
+                store.store(made)
+            device = self.no_object_embed.device
+            vectors |= {text: vector.to(device) for text, vector in (found | made).items()}
+            self._cache.update((text, vectors[text]) for text in missing)
+            while len(self._cache) > _MAX_CACHED:
+                self._cache.popitem(last=False)
+        return vectors
+
+    def _embed_new(self, texts: Sequence[str]) -> Tensor:
+        """(len(texts), E), unit length."""
+        prompts = [self._prompts_of(text) for text in texts]
+        per_prompt = self._encode_prompts([prompt for own in prompts for prompt in own]).split(
+            [len(p) for p in prompts]
+        )
+        if not texts:
             return torch.empty(0, self.no_object_embed.shape[1])
-        per_prompt = F.normalize(torch.cat(encoded), dim=-1).view(len(names), len(self._prompts), -1)
-        return F.normalize(per_prompt.mean(dim=1), dim=-1)
+        return torch.stack([F.normalize(own.mean(dim=0), dim=-1) for own in per_prompt])
+
+    def _encode_prompts(self, prompts: Sequence[str]) -> Tensor:
+        """Unit-length embeddings (N, E) of prompts.
+
+        Prompts of like length go through the tower together, cut after the longest's end-of-text: a token sees only
+        those before it, so what is cut changes nothing.
+        """
+        device = self.positional_embedding.device
+        result = torch.empty(len(prompts), self.no_object_embed.shape[1], device=device)
+        if not prompts:
+            return result
+        tokens = self._tokenizer(prompts)
+        lengths = tokens.argmax(dim=-1) + 1
+        for chunk in lengths.argsort(stable=True).split(self._chunk_size):
+            cut = tokens[chunk, : int(lengths[chunk].max())]
+            result[chunk.to(device)] = F.normalize(self.encode_text(cut.to(device)).float(), dim=-1)
+        return result
+
+    def _prompts_of(self, text: str) -> list[str]:
+        """The prompts of a marked text."""
+        kind, words = text[: len(_TEMPLATED)], text[len(_TEMPLATED) :]
+        return [words] if kind == _VERBATIM else [template.format(words) for template in self._prompts]
+
+    def _report_cuts(self, texts: Sequence[str]) -> None:
+        """One warning for every text of which CLIP does not read the end, however often it is embedded."""
+        if len(self._measured) > _MAX_CACHED:  # a server measures texts without end
+            self._measured.clear()
+        self._measured.update(texts)
+        limit = self._arch.text.context_length
+        for text in texts:
+            if max(len(prompt.encode()) for prompt in self._prompts_of(text)) <= limit - 2:
+                continue  # a token is at least one byte; two are start and end
+            prompts = self._prompts_of(text)
+            read = [_words_read(prompt, self._tokenizer, limit) for prompt in prompts]
+            kept, prompt = min(zip(read, prompts, strict=True), key=lambda pair: pair[0] - len(pair[1].split()))
+            words = prompt.split()
+            if kept < len(words):
+                logger.warning(
+                    "%r is longer than the %d tokens CLIP reads: of its prompt's %d words the first %d are read, up to "
+                    "%r; the rest, from %r on, is not; use fewer words",
+                    _shortened(text[len(_TEMPLATED) :]),
+                    limit,
+                    len(words),
+                    kept,
+                    " ".join(words[max(0, kept - 3) : kept]),
+                    _shortened(" ".join(words[kept:])),
+                )
+
+    def _open_store(self) -> TextCache | None:
+        """The cache on disk, if there is to be one."""
+        if self.disk_cache is None:
+            return None
+        if self._store is None or self._store.root != Path(self.disk_cache):
+            self._store = TextCache(Path(self.disk_cache), self.fingerprint())
+        return self._store
 
     def _drop_stale_cache(self) -> None:
-        """Embeddings of weights that have since been replaced or trained are forgotten."""
-        key = tuple((id(parameter), parameter._version) for parameter in self.frozen_parameters())
+        """Embeddings of weights that have since been replaced, trained or moved are forgotten."""
+        key = tuple((id(parameter), parameter._version, parameter.device) for parameter in self.frozen_parameters())
         if key != self._cache_key:
             self._cache.clear()
-            self._cache_key = key
+            self._cache_key, self._store = key, None
+
+
+def _texts_of(each: str | ClassText) -> list[str]:
+    """The marked texts whose embeddings a class's is the mean of."""
+    each = ClassText(each) if isinstance(each, str) else each
+    if each.prompts:
+        return [_VERBATIM + prompt for prompt in each.prompts]
+    return [_TEMPLATED + synonym for synonym in each.synonyms]
+
+
+def _mean_direction(vectors: list[Tensor]) -> Tensor:
+    """The mean (E,) of unit vectors, of unit length; a single one as it is, to the last digit."""
+    return vectors[0] if len(vectors) == 1 else F.normalize(torch.stack(vectors).mean(dim=0), dim=-1)
+
+
+def _words_read(prompt: str, tokenizer: Tokenizer, limit: int) -> int:
+    """How many of a prompt's words fit into `limit` tokens, start and end among them.
+
+    A tokenizer does not say what it cut, but words become tokens one by one, so their lengths add up.
+    """
+    words = prompt.split()
+    if int(tokenizer([prompt]).argmax()) < limit - 1:
+        return len(words)
+    lengths = tokenizer(words).argmax(dim=-1) - 1
+    return int((lengths.cumsum(0) <= limit - 2).sum())
+
+
+def _shortened(text: str, length: int = 60) -> str:
+    return text if len(text) <= length else text[: length - 1].rstrip() + "…"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import struct
 import zipfile
 from collections.abc import Callable, Container, Mapping
 from pathlib import Path
@@ -19,9 +20,15 @@ _DAMAGED = (
     OSError,
     EOFError,
     ValueError,
-    KeyError,
-    IndexError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    ArithmeticError,
+    AssertionError,
+    MemoryError,
+    struct.error,
     pickle.UnpicklingError,
+    zipfile.BadZipFile,
     SafetensorError,
 )
 """What readers raise on a file that is cut, foreign, or holds more than tensors."""
@@ -76,8 +83,11 @@ def _is_script(path: Path) -> bool:
     """Whether a file is a TorchScript archive."""
     if not zipfile.is_zipfile(path):
         return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except _DAMAGED:  # read as plain tensors, where the damage is told of
+        return False
 
 
 def _read_script(path: Path, trusted: Container[str]) -> Mapping[str, Tensor]:

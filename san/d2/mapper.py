@@ -1,7 +1,8 @@
 """From a data set's record to a sample the model takes: one for training, one for evaluation.
 
 A sample holds ``image`` (3, H, W) uint8 RGB, ``sem_seg`` (H, W) int32, ``file_name``, ``sem_seg_file_name``, ``height``
-and ``width`` of the file, ``dataset_name`` and ``ignore_label``; in training also ``num_masks``, the classes present.
+and ``width`` of the file, ``dataset_name`` and ``ignore_label``; in training also ``classes`` (M,) int64, those
+present, and their number ``num_masks``.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 
 from san.d2.loaders import Record, Sample
+from san.data.label_mapping import LabelMapping
 from san.data.label_sets import check_label_values
 from san.data.transforms import (
     TrainAugmentation,
@@ -32,17 +34,32 @@ class DatasetInfo:
         name: as registered.
         num_classes: C.
         ignore_label: value of pixels without a class.
+        label_mapping: from the pixel values of the files to class indices; None where they are class indices.
     """
 
     name: str
     num_classes: int
     ignore_label: int
+    label_mapping: LabelMapping | None = None
 
 
-def _read_labels(record: Record, info: DatasetInfo) -> np.ndarray:
-    """The label map (H, W) int32 of a record, its values checked."""
+def read_labels(record: Record, info: DatasetInfo) -> np.ndarray:
+    """The label map of a record, its values mapped where the data set says so, and checked.
+
+    Args:
+        record: with ``sem_seg_file_name``.
+        info: the data set.
+
+    Returns:
+        (H, W) int32, class indices and the ignore label.
+
+    Raises:
+        FileNotFoundError, ValueError: the file is missing, unreadable or holds illegal values.
+    """
     path = record["sem_seg_file_name"]
     labels = read_label_map(path)
+    if info.label_mapping is not None:
+        labels = info.label_mapping.apply(labels, source=f"label map {path}")
     wrong = (labels < 0) | (labels >= info.num_classes)
     wrong &= labels != info.ignore_label
     if wrong.any():
@@ -87,7 +104,7 @@ class TrainMapper:
         image, labels = self.augmentation(image, labels, rng)
         present = np.unique(labels[labels != self.info.ignore_label])
         sample = _sample(record, self.info, image, labels, (height, width))
-        return sample | {"num_masks": len(present)}
+        return sample | {"num_masks": len(present), "classes": torch.from_numpy(present.astype(np.int64))}
 
 
 class EvalMapper:
@@ -114,11 +131,11 @@ class EvalMapper:
 
 def _read_pair(record: Record, info: DatasetInfo) -> tuple[np.ndarray, np.ndarray]:
     """Image (H, W, 3) uint8 and label map (H, W) int32 of a record, of one size."""
-    image, labels = read_image(record["file_name"]), _read_labels(record, info)
+    image, labels = read_image(record["file_name"]), read_labels(record, info)
     check_same_size(image, labels, f"image {record['file_name']}", f"label map {record['sem_seg_file_name']}")
     return image, labels
 
 
 def dataset_info(name: str, metadata: Any) -> DatasetInfo:
     """What a mapper must know, from a registered data set's metadata."""
-    return DatasetInfo(name, len(metadata.stuff_classes), metadata.ignore_label)
+    return DatasetInfo(name, len(metadata.stuff_classes), metadata.ignore_label, metadata.get("label_mapping"))

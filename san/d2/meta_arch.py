@@ -12,22 +12,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from san.clip.vocabulary import ClassText
 from san.d2.api import META_ARCH_REGISTRY, CfgNode, MetadataCatalog
 from san.d2.checkpointer import holds_clip
-from san.d2.config import loss_config, san_config
-from san.data.targets import masks_from_label_map
-from san.losses import SetCriterion
+from san.d2.config import loss_config, san_config, text_cache_folder
+from san.data.targets import classes_present
+from san.losses import LabelMapTarget, SetCriterion
 from san.model.build import build_san
 from san.model.san import SANOutput
-from san.postprocess import semantic_labels, semantic_scores
+from san.postprocess import BAND_VALUES, semantic_labels, semantic_scores
 
 
 @META_ARCH_REGISTRY.register()
 class SAN(nn.Module):
     """A SAN with its criterion, as Detectron2 builds and calls models.
 
-    The vocabulary of a sample is that of its data set (``dataset_name``, looked up in the metadata catalogue), unless
-    `set_vocabulary` has set one. A sample's ignore label is its own ``ignore_label``, else its data set's, else 255.
+    The vocabulary of a sample is that of its data set (``dataset_name``, looked up in the metadata catalogue: its
+    ``class_texts``, else its ``stuff_classes``), unless `set_vocabulary` has set one. A sample's ignore label is its
+    own ``ignore_label``, else its data set's, else 255.
 
     Args:
         cfg: configuration with SAN's keys. Where MODEL.WEIGHTS holds all weights, CLIP's are left to it: load it.
@@ -39,27 +41,30 @@ class SAN(nn.Module):
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__()
         self.model = build_san(san_config(cfg), clip_weights=not holds_clip(cfg.MODEL.WEIGHTS))
+        self.model.text_classifier.disk_cache = text_cache_folder(cfg)
         self.criterion = SetCriterion(loss_config(cfg))
         self.return_scores = bool(cfg.TEST.SCORES)
         self.train_dataset: str | None = cfg.DATASETS.TRAIN[0] if cfg.DATASETS.TRAIN else None
-        self.vocabulary: tuple[str, ...] | None = None
+        self.vocabulary: tuple[str | ClassText, ...] | None = None
+        self.band_values = BAND_VALUES
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.model.pixel_mean.device
 
-    def set_vocabulary(self, names: Sequence[str] | None) -> None:
-        """Makes inference use these class names for every image; None goes back to those of each image's data set."""
-        self.vocabulary = None if names is None else tuple(names)
+    def set_vocabulary(self, classes: Sequence[str | ClassText] | None) -> None:
+        """Makes inference use these classes for every image; None goes back to those of each image's data set."""
+        self.vocabulary = None if classes is None else tuple(classes)
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
         """Losses in training, predictions in evaluation.
 
         Args:
             batched_inputs: samples with ``image`` (3, H_i, W_i) uint8 RGB; in training also ``sem_seg`` (H_i, W_i)
-                integers and, for repeatable losses, ``seed``; in evaluation optionally ``height`` and ``width`` of the
-                result. ``dataset_name`` chooses the vocabulary and the ignore label.
+                integers, optionally ``classes``, those in it (M,), and, for repeatable losses, ``seed``; in evaluation
+                optionally ``height`` and ``width`` of the result. ``dataset_name`` chooses the vocabulary and the
+                ignore label.
 
         Returns:
             In training the weighted losses by name, scalars. In evaluation one dictionary per image:
@@ -73,14 +78,15 @@ class SAN(nn.Module):
             return self._losses(images, batched_inputs)
         return self._predict(images, batched_inputs)
 
-    def _names(self, sample: dict[str, Any]) -> tuple[str, ...]:
-        """Class names of a sample."""
+    def _classes(self, sample: dict[str, Any]) -> tuple[str | ClassText, ...]:
+        """The vocabulary of a sample."""
         if self.vocabulary is not None and not self.training:
             return self.vocabulary
         dataset = self._dataset(sample)
         if dataset is None:
             raise ValueError("no vocabulary: give samples a dataset_name, or call set_vocabulary with class names")
-        return tuple(MetadataCatalog.get(dataset).stuff_classes)
+        metadata = MetadataCatalog.get(dataset)
+        return tuple(metadata.get("class_texts") or metadata.stuff_classes)
 
     def _dataset(self, sample: dict[str, Any]) -> str | None:
         """The data set a sample says it is of, else the one trained on."""
@@ -96,33 +102,34 @@ class SAN(nn.Module):
 
     def _losses(self, images: Tensor, samples: list[dict[str, Any]]) -> dict[str, Tensor]:
         """The criterion's weighted losses of a batch of one vocabulary."""
-        names = self._names(samples[0])
-        if any(self._names(sample) != names for sample in samples[1:]):
+        classes = self._classes(samples[0])
+        if any(self._classes(sample) != classes for sample in samples[1:]):
             raise ValueError("training samples of one batch have different class names; train on one vocabulary")
-        output = self.model(images, self.model.text_classifier.embed(names))
-        targets = [self._target(sample, len(names), images.shape[-2:]) for sample in samples]
+        output = self.model(images, self.model.text_classifier.embed(classes))
+        targets = [self._target(sample, len(classes), images.shape[-2:]) for sample in samples]
         seeds = [sample["seed"] for sample in samples] if all("seed" in sample for sample in samples) else None
         return self.criterion(output.as_dict(), targets, seeds=seeds)
 
-    def _target(self, sample: dict[str, Any], num_classes: int, size: Sequence[int]) -> dict[str, Tensor]:
-        """One mask per class present in a sample, padded with nothing to the batch's size."""
-        label_map = sample["sem_seg"].to(self.device, non_blocking=True)
-        ignore = self._ignore_label(sample)
-        labels, masks = masks_from_label_map(
-            label_map, ignore, num_classes, source=str(sample.get("sem_seg_file_name", "the label map"))
-        )
-        padding = (0, size[1] - masks.shape[2], 0, size[0] - masks.shape[1])
-        return {"labels": labels, "masks": F.pad(masks, padding)}  # (M,), (M, H, W)
+    def _target(self, sample: dict[str, Any], num_classes: int, size: Sequence[int]) -> LabelMapTarget:
+        """The classes present in a sample, and its label map padded with "ignored" to the batch's size."""
+        label_map, ignore = sample["sem_seg"], self._ignore_label(sample)
+        classes = sample.get("classes")
+        if classes is None:
+            source = str(sample.get("sem_seg_file_name", "the label map"))
+            classes = classes_present(label_map, ignore, num_classes, source=source)
+        padding = (0, size[1] - label_map.shape[1], 0, size[0] - label_map.shape[0])
+        label_map = label_map.to(self.device, non_blocking=True)
+        return LabelMapTarget(classes, F.pad(label_map, padding, value=ignore))  # (M,), (H, W)
 
     def _predict(self, images: Tensor, samples: list[dict[str, Any]]) -> list[dict[str, Tensor]]:
         """Predictions of a batch; images of one vocabulary go through the network together."""
-        groups: dict[tuple[str, ...], list[int]] = {}
+        groups: dict[tuple[str | ClassText, ...], list[int]] = {}
         for index, sample in enumerate(samples):
-            groups.setdefault(self._names(sample), []).append(index)
+            groups.setdefault(self._classes(sample), []).append(index)
         results: list[dict[str, Tensor]] = [{} for _ in samples]
         height, width = images.shape[-2:]
-        for names, members in groups.items():
-            output = self.model(images[members], self.model.text_classifier.embed(names))
+        for classes, members in groups.items():
+            output = self.model(images[members], self.model.text_classifier.embed(classes))
             for row, index in enumerate(members):
                 results[index] = self._result(output, row, samples[index], (height, width))
         return results
@@ -133,7 +140,12 @@ class SAN(nn.Module):
         """Label map, and scores if asked for, of one image at the size its sample asks for."""
         image_size = tuple(sample["image"].shape[-2:])
         output_size = (sample.get("height", image_size[0]), sample.get("width", image_size[1]))
-        sizes: Any = {"padded_size": padded_size, "image_size": image_size, "output_size": output_size}
+        sizes: Any = {
+            "padded_size": padded_size,
+            "image_size": image_size,
+            "output_size": output_size,
+            "band_values": self.band_values,
+        }
         masks, classes = output.mask_logits[row], output.class_logits[row]
         if not self.return_scores:
             return {"sem_seg_labels": semantic_labels(masks, classes, **sizes)}

@@ -108,6 +108,7 @@ def build_optimizer(model: nn.Module, config: SolverConfig) -> torch.optim.AdamW
         [{"params": parameters, "weight_decay": decay} for decay, parameters in groups.items()],
         lr=config.base_lr,
         betas=config.betas,
+        fused=True,  # one kernel for all tensors instead of a dozen per tensor; on CPUs too
     )
 
 

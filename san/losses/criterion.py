@@ -1,7 +1,7 @@
 """Training losses over matched queries (method.md 8.2-8.3).
 
-Legend: B images, Q queries, C classes, M targets of an image, N matched pairs of the batch, P points,
-(H, W) padded image, (h_s, w_s) side grid.
+Legend: B images, Q queries, C classes, M targets of an image, N matched pairs of the batch, P points, (h_s, w_s) side
+grid.
 """
 
 from __future__ import annotations
@@ -16,21 +16,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from san.losses.config import LossConfig
-from san.losses.matcher import match, matching_cost
+from san.losses.matcher import match_all, matching_cost
 from san.losses.point_sampling import keep_uncertain, sample_points, seeded_generator, uniform_points
+from san.losses.truth import AnyTarget, Truth, truth_of
 
 
 @dataclass(frozen=True)
-class Target:
-    """What one image holds.
+class _Pairs:
+    """Matched queries of a layer: image, query, and target counted over the batch, (N,) int64 each, by image."""
 
-    Attributes:
-        labels: (M,) int64 class of each mask, in [0, C); M may be 0.
-        masks: (M, H, W) bool, padded (with False) like the image, so that all images of a batch share (H, W).
-    """
-
-    labels: Tensor
-    masks: Tensor
+    images: Tensor
+    queries: Tensor
+    targets: Tensor
 
 
 @dataclass(frozen=True)
@@ -86,18 +83,16 @@ class SetCriterion(nn.Module):
         self.config = config or LossConfig()
 
     def forward(
-        self,
-        outputs: Mapping[str, Any],
-        targets: Sequence[Target | Mapping[str, Tensor]],
-        *,
-        seeds: Sequence[int] | None = None,
+        self, outputs: Mapping[str, Any], targets: Sequence[AnyTarget], *, seeds: Sequence[int] | None = None
     ) -> dict[str, Tensor]:
         """Compute the weighted losses of a batch, in float32 also under autocast.
+
+        All matching costs of the batch, of every layer and image, go to the CPU in one transfer.
 
         Args:
             outputs: `pred_logits` (B, Q, C + 1), `pred_masks` (B, Q, h_s, w_s) before the sigmoid, and `aux_outputs`,
                 a list of the same for earlier layers (may be empty or absent).
-            targets: one per image, a `Target` or a mapping with `labels` and `masks`.
+            targets: one per image: a `LabelMapTarget`, a `Target`, or a mapping with the entries of one of them.
             seeds: one integer per image. All points of an image then depend on its seed (and on the layer) alone, not
                 on its place in the batch. None draws from torch's global generator.
 
@@ -109,59 +104,83 @@ class SetCriterion(nn.Module):
             ValueError: if targets or seeds do not fit the outputs.
             FloatingPointError: if a matching cost is not finite.
         """
-        class_logits = outputs["pred_logits"]
-        checked = _check(class_logits, targets, seeds)
-        device = class_logits.device
-        masks = torch.cat([target.masks for target in checked]).to(device=device, dtype=torch.float32)  # (sum M, H, W)
-        norm = self._normalisers(class_logits, checked)
+        num_images, num_queries, num_logits = outputs["pred_logits"].shape
+        device = outputs["pred_logits"].device
+        truth = truth_of(targets, num_images, num_logits - 1, device)
+        if seeds is not None and len(seeds) != num_images:
+            raise ValueError(f"{len(seeds)} seeds for {num_images} images; give one per image, or none at all")
+        norm = self._normalisers(num_images, num_queries, truth, device)
         layers = [*outputs.get("aux_outputs", ()), outputs]
+        suffixes = [f"_{index}" for index in range(len(layers) - 1)] + [""]
         losses: dict[str, Tensor] = {}
         with torch.autocast(device.type, enabled=False):
-            for index, layer in enumerate(layers):
-                generators: list[torch.Generator | None] = [None] * len(checked)
-                if seeds is not None:
-                    generators = [seeded_generator(seed, index, device) for seed in seeds]
-                values = self._layer(
-                    layer["pred_logits"].float(), layer["pred_masks"].float(), checked, masks, norm, generators
-                )
-                suffix = "" if layer is outputs else f"_{index}"
+            logits = [(layer["pred_logits"].float(), layer["pred_masks"].float()) for layer in layers]
+            draws: list[list[torch.Generator | None]] = [
+                [None] * num_images if seeds is None else [seeded_generator(seed, index, device) for seed in seeds]
+                for index in range(len(layers))
+            ]
+            costs = [self._costs(*pair, truth, draw) for pair, draw in zip(logits, draws, strict=True)]
+            pairs = self._pairs(costs, truth, device)
+            for (classes, masks), draw, found, suffix in zip(logits, draws, pairs, suffixes, strict=True):
+                values = self._layer(classes, masks, truth, found, norm, draw)
                 losses |= {name + suffix: value for name, value in values.items()}
         return losses
+
+    @torch.no_grad()
+    def _costs(
+        self, class_logits: Tensor, mask_logits: Tensor, truth: Truth, draw: Sequence[torch.Generator | None]
+    ) -> list[Tensor]:
+        """Matching costs (Q, M) per image with a target, at uniform points its queries and targets share."""
+        costs = []
+        labels = truth.labels.split(truth.counts)
+        for image, generator in enumerate(draw):
+            if truth.counts[image] == 0:
+                continue
+            points = uniform_points(1, self.config.num_points, device=mask_logits.device, generator=generator)
+            at_logits = sample_points(mask_logits[image].unsqueeze(0), points)[0]  # (Q, P)
+            at_truth = truth.at_shared_points(image, points[0])  # (M, P)
+            costs.append(matching_cost(class_logits[image], at_logits, labels[image], at_truth, config=self.config))
+        return costs
+
+    def _pairs(self, costs: Sequence[Sequence[Tensor]], truth: Truth, device: torch.device) -> list[_Pairs]:
+        """The assignment of every layer's costs, on the outputs' device: one transfer there, one back."""
+        with_targets = [image for image, count in enumerate(truth.counts) if count]
+        first = [sum(truth.counts[:image]) for image in with_targets]
+        matches = match_all([cost for layer in costs for cost in layer])
+        rows = []
+        for layer in range(len(costs)):
+            found = matches[layer * len(with_targets) :][: len(with_targets)]
+            parts = [
+                torch.stack([torch.full_like(queries, image), queries, targets + start])
+                for image, start, (queries, targets) in zip(with_targets, first, found, strict=True)
+            ]
+            rows.append(torch.cat(parts, dim=1) if parts else torch.empty(3, 0, dtype=torch.int64))
+        moved = torch.cat(rows, dim=1).to(device, non_blocking=True).split([row.shape[1] for row in rows], dim=1)
+        return [_Pairs(*rows_of_layer) for rows_of_layer in moved]
 
     def _layer(
         self,
         class_logits: Tensor,
         mask_logits: Tensor,
-        targets: Sequence[Target],
-        masks: Tensor,
+        truth: Truth,
+        pairs: _Pairs,
         norm: _Normalisers,
-        generators: Sequence[torch.Generator | None],
+        draw: Sequence[torch.Generator | None],
     ) -> dict[str, Tensor]:
-        """Losses of one supervised layer; masks is (sum M, H, W) float, all images' targets one after the other."""
-        config = self.config
-        counts = [len(target.labels) for target in targets]
-        image_masks = masks.split(counts)
-        classes = torch.full(class_logits.shape[:2], class_logits.shape[-1] - 1, device=masks.device)  # (B, Q)
-        paired_logits, paired_masks, points = [], [], []
-        for i, (target, generator) in enumerate(zip(targets, generators, strict=True)):
-            if counts[i] == 0:
-                paired_logits.append(mask_logits[i, :0])  # keeps the graph connected
-                continue
-            queries, matched = self._match(class_logits[i], mask_logits[i], target, image_masks[i], generator)
-            queries, matched = queries.to(masks.device), matched.to(masks.device)
-            classes[i, queries] = target.labels[matched]
-            paired_logits.append(mask_logits[i, queries])
-            paired_masks.append(image_masks[i][matched])
-            points.append(self._loss_points(paired_logits[-1], generator))
-        weight = torch.ones(class_logits.shape[-1], device=masks.device)
+        """Losses of one supervised layer."""
+        config, no_object = self.config, class_logits.shape[-1] - 1
+        classes = torch.full(class_logits.shape[:2], no_object, device=class_logits.device)  # (B, Q)
+        classes[pairs.images, pairs.queries] = truth.labels[pairs.targets]
+        weight = torch.ones(no_object + 1, device=class_logits.device)
         weight[-1] = config.no_object_weight
         loss_ce = F.cross_entropy(class_logits.flatten(0, 1), classes.flatten(), weight, reduction="sum")
-        logits = torch.cat(paired_logits)  # (N, h_s, w_s)
-        if points:
-            where = torch.cat(points)  # (N, P, 2)
-            at_logits = sample_points(logits.unsqueeze(1), where).squeeze(1)  # (N, P)
-            at_masks = sample_points(torch.cat(paired_masks).unsqueeze(1), where).squeeze(1)  # (N, P)
-            loss_mask, loss_dice = mask_loss(at_logits, at_masks).sum(), dice_loss(at_logits, at_masks).sum()
+        logits = mask_logits[pairs.images, pairs.queries]  # (N, h_s, w_s)
+        if len(logits):
+            counts = [min(count, mask_logits.shape[1]) for count in truth.counts]
+            points = self._loss_points(logits, counts, draw)  # (N, P, 2)
+            at_logits = sample_points(logits.unsqueeze(1), points).squeeze(1)  # (N, P)
+            at_truth = truth.at_pair_points(pairs.images, pairs.targets, points)
+            loss_mask, loss_dice = mask_loss(at_logits, at_truth).sum(), dice_loss(at_logits, at_truth).sum()
         else:
             loss_mask = loss_dice = logits.sum()  # of no elements: 0, with a gradient of 0
         return {
@@ -170,74 +189,35 @@ class SetCriterion(nn.Module):
             "loss_dice": config.dice_weight * loss_dice / norm.num_masks,
         }
 
-    @torch.no_grad()
-    def _match(
-        self,
-        class_logits: Tensor,
-        mask_logits: Tensor,
-        target: Target,
-        masks: Tensor,
-        generator: torch.Generator | None,
-    ) -> tuple[Tensor, Tensor]:
-        """Match one image at uniform points shared by its queries (Q, h_s, w_s) and masks (M, H, W)."""
-        points = uniform_points(1, self.config.num_points, device=mask_logits.device, generator=generator)  # (1, P, 2)
-        at_logits = sample_points(mask_logits.unsqueeze(0), points)[0]  # (Q, P)
-        at_masks = sample_points(masks.unsqueeze(0), points)[0]  # (M, P)
-        return match(matching_cost(class_logits, at_logits, target.labels, at_masks, config=self.config))
+    def _loss_points(self, logits: Tensor, counts: Sequence[int], draw: Sequence[torch.Generator | None]) -> Tensor:
+        """Points (N, P, 2) of matched mask logits (N, h_s, w_s): mostly uncertain, the rest uniform.
 
-    def _loss_points(self, mask_logits: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Points (M, P, 2) of one image's matched mask logits (M, h_s, w_s): mostly uncertain, the rest uniform."""
-        config, device = self.config, mask_logits.device
+        The pairs of an image, `counts` of them, are drawn from its own generator.
+        """
+        config, device = self.config, logits.device
         num_uncertain = int(config.importance_ratio * config.num_points)
-        num_candidates = int(config.oversample_ratio * config.num_points)
-        candidates = uniform_points(len(mask_logits), num_candidates, device=device, generator=generator)
-        uncertain = keep_uncertain(mask_logits.detach().unsqueeze(1), candidates, num_uncertain)
-        fresh = uniform_points(len(mask_logits), config.num_points - num_uncertain, device=device, generator=generator)
-        return torch.cat([uncertain, fresh], dim=1)
+        sizes = (int(config.oversample_ratio * config.num_points), config.num_points - num_uncertain)
+        candidates, fresh = zip(
+            *(
+                [uniform_points(count, size, device=device, generator=generator) for size in sizes]
+                for count, generator in zip(counts, draw, strict=True)
+                if count
+            ),
+            strict=True,
+        )
+        uncertain = keep_uncertain(logits.detach().unsqueeze(1), torch.cat(candidates), num_uncertain)
+        return torch.cat([uncertain, torch.cat(fresh)], dim=1)
 
-    def _normalisers(self, class_logits: Tensor, targets: Sequence[Target]) -> _Normalisers:
+    def _normalisers(self, num_images: int, num_queries: int, truth: Truth, device: torch.device) -> _Normalisers:
         """What sums are divided by. Known before matching: min(Q, M) queries of an image get a target."""
-        num_images, num_queries = class_logits.shape[:2]
-        matched = sum(min(num_queries, len(target.labels)) for target in targets)
-        num_masks = float(sum(len(target.labels) for target in targets))
+        matched = sum(min(num_queries, count) for count in truth.counts)
+        num_masks = float(sum(truth.counts))
         class_weight = matched + self.config.no_object_weight * (num_images * num_queries - matched)
         world = 1
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             world = dist.get_world_size()
-            totals = torch.tensor([num_masks, class_weight], dtype=torch.float64, device=class_logits.device)
+            totals = torch.tensor([num_masks, class_weight], dtype=torch.float64, device=device)
             dist.all_reduce(totals)
             num_masks, class_weight = totals.tolist()
         # At least one mask in all, not per worker: the losses must not depend on how many workers share the batch.
         return _Normalisers(num_masks=max(num_masks, 1.0) / world, class_weight=class_weight / world)
-
-
-def _check(
-    class_logits: Tensor, targets: Sequence[Target | Mapping[str, Tensor]], seeds: Sequence[int] | None
-) -> list[Target]:
-    """Targets as dataclasses on the outputs' device, after checking them against the outputs."""
-    num_images, num_classes = class_logits.shape[0], class_logits.shape[-1] - 1
-    if len(targets) != num_images or num_images == 0:
-        raise ValueError(f"{len(targets)} targets for {num_images} images; give one per image, and one image at least")
-    if seeds is not None and len(seeds) != num_images:
-        raise ValueError(f"{len(seeds)} seeds for {num_images} images; give one per image, or none at all")
-    checked = []
-    for target in targets:
-        labels, masks = (
-            (target["labels"], target["masks"]) if isinstance(target, Mapping) else (target.labels, target.masks)
-        )
-        if masks.dim() != 3 or labels.shape != masks.shape[:1]:
-            raise ValueError(
-                f"labels of shape {tuple(labels.shape)} with masks of shape {tuple(masks.shape)}; "
-                "give (M,) and (M, H, W)"
-            )
-        checked.append(Target(labels.to(class_logits.device), masks))
-    sizes = {tuple(target.masks.shape[1:]) for target in checked}
-    if len(sizes) > 1:
-        raise ValueError(f"target masks of different sizes {sorted(sizes)}; pad them to the batch's common size")
-    labels = torch.cat([target.labels for target in checked])
-    if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= num_classes):
-        raise ValueError(
-            f"target labels span {int(labels.min())}..{int(labels.max())} but the vocabulary has {num_classes} classes "
-            f"(0..{num_classes - 1}); check the data set's label map and its ignore label"
-        )
-    return checked

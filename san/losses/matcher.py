@@ -5,6 +5,8 @@ Legend: Q queries, C classes, M target masks, P points.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
@@ -81,14 +83,37 @@ def match(cost: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         FloatingPointError: if a cost is not finite.
     """
-    matrix = cost.detach().cpu()
-    finite = torch.isfinite(matrix)
+    return match_all([cost])[0]
+
+
+def match_all(costs: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """`match` for many images at once: their costs go to the CPU in one transfer.
+
+    Args:
+        costs: (Q, M) each.
+
+    Returns:
+        What `match` returns, for each.
+
+    Raises:
+        FloatingPointError: if a cost is not finite.
+    """
+    if not costs:
+        return []
+    together = torch.cat([cost.detach().flatten() for cost in costs]).cpu()
+    finite = torch.isfinite(together)
     if not bool(finite.all()):
         raise FloatingPointError(
-            f"{int((~finite).sum())} of {matrix.numel()} matching costs are not finite: the model's class or mask "
+            f"{int((~finite).sum())} of {together.numel()} matching costs are not finite: the model's class or mask "
             "logits hold nan or inf. Lower the learning rate, check the loaded weights, or train with bf16 or float32 "
             "instead of fp16"
         )
+    parts = together.split([cost.numel() for cost in costs])
+    return [_assign(part.view(cost.shape)) for part, cost in zip(parts, costs, strict=True)]
+
+
+def _assign(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Matched rows and columns of a cost matrix on the CPU, in order of the columns."""
     rows, columns = linear_sum_assignment(matrix.numpy())
     queries, targets = torch.as_tensor(rows, dtype=torch.int64), torch.as_tensor(columns, dtype=torch.int64)
     order = targets.argsort()

@@ -1,6 +1,7 @@
 """The attention-bias head: what each [SLS] token looks at, per head of CLIP, apart from the masks.
 
-B batch, Q queries, L bias layers, N bias heads, c embed channels, (h_s, w_s) side grid, (h, w) CLIP grid.
+B batch, Q queries, L bias layers, N bias heads, c embed channels, d hidden channels of the patch MLP, (h_s, w_s) side
+grid, T_s = h_s * w_s, (h, w) CLIP grid.
 Source: method.md sections 4.2 and 5.2.
 """
 
@@ -16,7 +17,11 @@ from san.model.side_adapter import SideFeatures
 
 
 class AttentionBiasHead(nn.Module):
-    """A patch MLP with one embedding per layer and head, multiplied with the query embedding."""
+    """A patch MLP with one embedding per layer and head, multiplied with the query embedding.
+
+    The MLP's last layer (W, b) is linear, so query . (W z + b) is computed as (query W) . z + query . b: the embeddings
+    of all patches, (B, T_s, L N c), are never made.
+    """
 
     def __init__(self, config: AttnBiasConfig, head: HeadConfig, side_width: int) -> None:
         super().__init__()
@@ -29,10 +34,14 @@ class AttentionBiasHead(nn.Module):
 
     def forward(self, features: SideFeatures, queries: Tensor) -> Tensor:
         """Biases (B, L, N, Q, h_s, w_s) from patch tokens and query embeddings (B, Q, c)."""
-        config = self.config
-        patches = self.attn_mlp(features.patch_tokens)
-        patches = patches.unflatten(2, (config.num_layers, config.num_heads, self.embed_channels))  # (B, T_s, L, N, c)
-        bias: Tensor = torch.einsum("bqc,btlnc->blnqt", queries, patches).unflatten(4, features.grid)
+        config, last = self.config, self.attn_mlp.layers[-1]
+        assert isinstance(last, nn.Linear)
+        shape = (config.num_layers * config.num_heads, self.embed_channels)  # (L N, c)
+        patches = self.attn_mlp.hidden(features.patch_tokens)  # (B, T_s, d)
+        weights = torch.einsum("bqc,kcd->bkqd", queries, last.weight.unflatten(0, shape)).flatten(1, 2)  # (B, L N Q, d)
+        offsets = torch.einsum("bqc,kc->bkq", queries, last.bias.view(shape)).flatten(1, 2)  # (B, L N Q)
+        bias: Tensor = torch.baddbmm(offsets.unsqueeze(2), weights, patches.transpose(1, 2))  # (B, L N Q, T_s)
+        bias = bias.unflatten(1, (config.num_layers, config.num_heads, -1)).unflatten(4, features.grid)
         if config.learnt_scale:
             bias = bias * self.scale + self.offset
         return bias if config.enabled else bias * 0  # a product, so that distributed training sees every weight used

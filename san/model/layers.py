@@ -62,8 +62,13 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_dim) to (..., out_dim)."""
-        for index, layer in enumerate(self.layers):
-            x = layer(x if index == 0 else F.relu(x))
+        result: Tensor = self.layers[-1](self.hidden(x))
+        return result
+
+    def hidden(self, x: Tensor) -> Tensor:
+        """(..., in_dim) to what the last layer takes, (..., hidden_dim)."""
+        for layer in list(self.layers)[:-1]:
+            x = F.relu(layer(x))
         return x
 
 

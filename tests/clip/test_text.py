@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 import torch
 
 from san.clip.templates import load_templates
 from san.clip.text import TextClassifier
+from san.clip.vocabulary import ClassText
 from san.model.build import build_san
 from san.model.config import variant
 
@@ -67,7 +70,7 @@ def test_cache_is_never_shared_or_stale(classifier: TextClassifier, passes: list
 
 @pytest.mark.parametrize("names", [[], ["cat", "  "]])
 def test_blank_vocabulary_is_refused(classifier: TextClassifier, names: list[str]) -> None:
-    with pytest.raises(ValueError, match="at least one name"):
+    with pytest.raises(ValueError, match="at least one name, and none of them blank"):
         classifier.embed(names)
 
 
@@ -78,3 +81,76 @@ def test_mixed_precision_leaves_text_and_logits_in_float32(classifier: TextClass
     assert logits.dtype == torch.float32
     classifier._cache.clear()
     torch.testing.assert_close(classifier.embed(["cat", "dog"]), mixed, atol=0, rtol=0)
+
+
+def test_synonyms_are_averaged(classifier: TextClassifier) -> None:
+    sofa, couch, both = classifier.embed(["sofa", "couch", ClassText("seat", ("sofa", "couch"))])
+    torch.testing.assert_close(both, torch.nn.functional.normalize((sofa + couch) / 2, dim=0))
+    assert torch.equal(classifier.embed([ClassText("shown", ("sofa",))])[0], sofa)
+
+
+def test_prompts_take_the_place_of_templates(classifier: TextClassifier, passes: list[int]) -> None:
+    prompts = tuple(template.format("cat") for template in load_templates("vild"))
+    own = classifier.embed([ClassText("anything", prompts=prompts)])
+    assert passes == [14]
+    torch.testing.assert_close(own, classifier.embed(["cat"]))
+    assert not torch.allclose(classifier.embed([ClassText("cat", prompts=("cat",))]), own, atol=1e-3)
+
+
+def test_cutting_after_end_of_text_changes_nothing(classifier: TextClassifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts of like length together, none longer than it must be; the same numbers as of 77 tokens each."""
+    names = ["cat", "a very long name of many words that takes many tokens to say " * 3, "road, route", "sky"]
+    widths: list[int] = []
+    original = classifier.encode_text
+    monkeypatch.setattr(classifier, "encode_text", lambda tokens: widths.append(tokens.shape[1]) or original(tokens))
+    classifier._chunk_size = 14
+    found = classifier.embed(names)
+    assert widths == sorted(widths)
+    assert widths[0] < 12
+    whole = []
+    for name in names:
+        tokens = classifier._tokenizer([prompt.format(name) for prompt in load_templates("vild")])
+        assert tokens.shape[1] == 77
+        with torch.no_grad():
+            each = torch.nn.functional.normalize(original(tokens), dim=-1)
+        whole.append(torch.nn.functional.normalize(each.mean(dim=0), dim=-1))
+    torch.testing.assert_close(found, torch.stack(whole), atol=1e-5, rtol=0)
+
+
+def test_what_clip_does_not_read_is_said_once(classifier: TextClassifier, caplog: pytest.LogCaptureFixture) -> None:
+    """A name of 300 words: which, how much of it is read, and where it stops."""
+    words = [f"w{number}" for number in range(300)]
+    with caplog.at_level(logging.WARNING):
+        first = classifier.embed(["cat", " ".join(words)])
+        classifier.embed([" ".join(words), "road, route"])
+    (record,) = caplog.records
+    message = record.getMessage()
+    assert "'w0 w1 w2" in message
+    assert "77 tokens" in message
+    last = int(message.split("up to '")[1].split("'")[0].split()[-1].removeprefix("w"))
+    assert f"from 'w{last + 1} " in message
+    for position, is_read in ((last, True), (last + 10, False)):  # +10: shorter templates leave room for more words
+        other = " ".join([*words[:position], "cat", *words[position + 1 :]])
+        assert torch.equal(classifier.embed([other])[0], first[1]) != is_read
+
+
+def test_a_name_that_just_fits_is_no_matter(classifier: TextClassifier, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        classifier.embed([ClassText("fits", prompts=(" ".join(["cat"] * 75),))])
+        assert not caplog.records
+        classifier.embed([ClassText("one more", prompts=(" ".join(["cat"] * 76),))])
+    assert "of its prompt's 76 words the first 75 are read" in caplog.text
+
+
+def test_embeddings_made_in_inference_mode_serve_training(classifier: TextClassifier) -> None:
+    with torch.inference_mode():
+        classifier.embed(["cat"])
+    weight = torch.ones(64, requires_grad=True)
+    (classifier.embed(["cat"]) * weight).sum().backward()
+    assert weight.grad is not None
+
+
+def test_the_memory_is_bounded(classifier: TextClassifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("san.clip.text._MAX_CACHED", 2)
+    assert len(classifier.embed(["a", "b", "c", "d"])) == 4
+    assert len(classifier._cache) == 2

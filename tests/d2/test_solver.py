@@ -75,3 +75,20 @@ def test_the_whole_models_gradient_is_clipped(limit: float, expected: float) -> 
 def test_values_out_of_range_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="give"):
         SolverConfig(**wrong)
+
+
+def test_the_fused_optimizer_steps_like_the_plain_one() -> None:
+    results = []
+    for fused in (True, False):
+        torch.manual_seed(0)
+        layers = nn.Sequential(nn.Linear(40, 60), nn.LayerNorm(60), nn.Linear(60, 7))
+        optimizer = build_optimizer(layers, SolverConfig(base_lr=1e-2))
+        assert all(group["fused"] for group in optimizer.param_groups)
+        for group in optimizer.param_groups:
+            group["fused"] = fused
+        for _ in range(5):
+            optimizer.zero_grad()
+            layers(torch.randn(8, 40)).square().sum().backward()
+            optimizer.step()
+        results.append([parameter.detach() for parameter in layers.parameters()])
+    torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=1e-6)

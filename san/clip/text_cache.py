@@ -1,0 +1,192 @@
+"""Text embeddings on disk: what one process has embedded, no later one embeds again.
+
+Legend: N embeddings of width E. A folder per text tower (its fingerprint: weights, architecture, tokenizer, templates)
+holds immutable files of embeddings. A new file is written under another name and then moved into place, so a reader
+sees a whole file or none, and any number of processes may read and write at once without a lock. Many small files are
+now and then merged into one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from san.files import replacing
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_FOLDER = "~/.cache/san/text"
+_FORMAT = "san-text-1"
+_MAX_FILES = 64  # of one text tower, before they are merged
+_MAX_ENTRIES = 32_768  # of one text tower; at a width of 512 that is 64 MB
+
+
+def default_folder() -> Path:
+    """Where embeddings are kept unless somebody says otherwise: `DEFAULT_FOLDER` of the user."""
+    return Path(DEFAULT_FOLDER).expanduser()
+
+
+def resolve_folder(setting: str | Path | None, cache_root: str | None = None) -> Path | None:
+    """The folder that a setting means.
+
+    Args:
+        setting: "auto", a folder, or "" or None for no cache on disk.
+        cache_root: the folder of all of SAN's caches, as SAN_CACHE names it; decides what "auto" means.
+    """
+    if setting is None or setting == "":
+        return None
+    if setting != "auto":
+        return Path(setting).expanduser()
+    return Path(cache_root).expanduser() / "text" if cache_root else default_folder()
+
+
+class TextCache:
+    """The embeddings of one text tower on disk.
+
+    What cannot be read or written is reported once through logging; then the embedding is made anew, or not kept.
+
+    Args:
+        root: folder of all text towers' embeddings; made when the first is written.
+        fingerprint: identifies the text tower, as a file name.
+        max_entries: embeddings kept; of more, the oldest are dropped when files are merged.
+    """
+
+    def __init__(self, root: Path, fingerprint: str, *, max_entries: int = _MAX_ENTRIES) -> None:
+        self.root, self.folder = Path(root), Path(root) / fingerprint
+        self._max_entries = max_entries
+        self._entries: dict[str, Tensor] = {}
+        self._read: set[str] = set()
+        self._can_write = True
+
+    def load(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """Those of the texts that are kept, with their embeddings (E,) float32."""
+        keys = {text: _key(text) for text in texts}
+        if not all(key in self._entries for key in keys.values()):
+            self._read_files()
+        return {text: self._entries[key] for text, key in keys.items() if key in self._entries}
+
+    def store(self, embeddings: Mapping[str, Tensor]) -> None:
+        """Keep embeddings (E,) of texts."""
+        if not embeddings or not self._can_write:
+            return
+        fresh = {_key(text): value.detach().float().cpu() for text, value in embeddings.items()}
+        try:
+            self._read.add(self._write(fresh))
+            self._entries.update(fresh)
+            if len(self._files()) > _MAX_FILES:
+                self._merge()
+        except OSError as error:
+            self._can_write = False
+            logger.warning(
+                "text embeddings cannot be kept in %s (%s): they are made anew in every run; make the folder writable, "
+                "choose another or switch the cache off",
+                self.folder,
+                error,
+            )
+
+    def _files(self) -> list[Path]:
+        """Files of embeddings, oldest first."""
+        try:
+            names = [entry.name for entry in os.scandir(self.folder) if entry.name.endswith(".safetensors")]
+            names = [name for name in names if not name.startswith(".")]  # such a one is being written
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        files = []
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):  # merged by another process
+                files.append(((self.folder / name).stat().st_mtime_ns, name))
+        return [self.folder / name for _, name in sorted(files)]
+
+    def _read_files(self) -> None:
+        """Takes in the files that were not read yet."""
+        try:
+            for path in self._files():
+                if path.name not in self._read:
+                    self._entries.update(self._contents(path))
+                    self._read.add(path.name)
+        except OSError as error:
+            logger.warning("text embeddings in %s cannot be read (%s): they are made anew", self.folder, error)
+
+    def _contents(self, path: Path) -> dict[str, Tensor]:
+        """What a file holds; a damaged one is reported, removed and holds nothing."""
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:  # merged by another process, whose file is read in its turn
+            return {}
+        try:
+            return _decode(content)
+        except ValueError as error:
+            logger.warning("text embeddings in %s are damaged (%s): removed, and made anew", path, error)
+            with contextlib.suppress(OSError):
+                path.unlink()
+            return {}
+
+    def _write(self, entries: Mapping[str, Tensor]) -> str:
+        """Writes one file; its name, which follows from what it holds."""
+        content = _encode(entries)
+        path = self.folder / f"{hashlib.sha256(content).hexdigest()[:32]}.safetensors"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as partial:
+            partial.write_bytes(content)
+        return path.name
+
+    def _merge(self) -> None:
+        """All files into one; only files whose content is in the new one are removed."""
+        merged: dict[str, Tensor] = {}
+        files = self._files()
+        for path in files:
+            for key, value in self._contents(path).items():
+                merged.pop(key, None)  # a later file makes an entry young again
+                merged[key] = value
+        kept = dict(list(merged.items())[-self._max_entries :])
+        name = self._write(kept)
+        self._read.add(name)
+        for path in files:
+            if path.name != name:
+                path.unlink(missing_ok=True)
+
+
+def _key(text: str) -> str:
+    """What stands for a text in a file: a hash, so that the file does not show people's words."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def _encode(entries: Mapping[str, Tensor]) -> bytes:
+    from safetensors.torch import save
+
+    table = torch.stack(list(entries.values())).contiguous()  # (N, E)
+    keys = json.dumps(list(entries))
+    header = {"format": _FORMAT, "keys": keys, "sha256": _checksum(keys, table)}
+    return save({"embeddings": table}, metadata=header)
+
+
+def _decode(content: bytes) -> dict[str, Tensor]:
+    """The embeddings of a file's content.
+
+    Raises:
+        ValueError: it is damaged, or of another form.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        table = load(content)["embeddings"]
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
+        keys = json.loads(header["keys"])
+        if header["format"] != _FORMAT or header["sha256"] != _checksum(header["keys"], table):
+            raise ValueError("its checksum is wrong")
+        return dict(zip(keys, table.unbind(), strict=True))
+    except (SafetensorError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+
+
+def _checksum(keys: str, table: Tensor) -> str:
+    return hashlib.sha256(keys.encode() + table.float().contiguous().numpy().tobytes()).hexdigest()

@@ -1,0 +1,208 @@
+"""Text embeddings on disk: found again, keyed by all they depend on, safe with many processes, mended when damaged."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from san.clip import text_cache
+from san.clip.text import TextClassifier
+from san.clip.text_cache import TextCache, default_folder, resolve_folder
+from san.clip.vocabulary import ClassText
+from san.files import replacing
+from san.model.build import build_san
+from san.model.config import SANConfig, variant
+
+
+def embeddings(*texts: str) -> dict[str, torch.Tensor]:
+    """Different for every text."""
+    return {text: torch.full((4,), float(sum(text.encode()))) for text in texts}
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*.safetensors"))
+
+
+def test_what_is_stored_is_found_by_another_cache(tmp_path: Path) -> None:
+    TextCache(tmp_path, "f").store(embeddings("a", "b"))
+    TextCache(tmp_path, "f").store(embeddings("c"))
+    found = TextCache(tmp_path, "f").load(["c", "a", "missing"])
+    assert set(found) == {"a", "c"}
+    torch.testing.assert_close(found, {text: embeddings(text)[text] for text in ("c", "a")})
+    assert TextCache(tmp_path, "other weights").load(["a"]) == {}
+
+
+def test_a_running_cache_sees_what_another_wrote_later(tmp_path: Path) -> None:
+    reader = TextCache(tmp_path, "f")
+    assert reader.load(["a"]) == {}
+    TextCache(tmp_path, "f").store(embeddings("a"))
+    assert set(reader.load(["a"])) == {"a"}
+
+
+def test_files_do_not_show_words(tmp_path: Path) -> None:
+    TextCache(tmp_path, "f").store(embeddings("private word"))
+    (file,) = files(tmp_path)
+    assert b"private" not in file.read_bytes()
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "text", "other"])
+def test_a_damaged_file_is_reported_and_made_anew(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    TextCache(tmp_path, "f").store(embeddings("a"))
+    (file,) = files(tmp_path)
+    content = bytearray(file.read_bytes())
+    if damage == "flipped":
+        content[-1] ^= 1
+    wrong = {"cut": content[:-3], "flipped": content, "empty": b"", "text": b"hello, world, this is no tensor"}
+    if damage == "other":
+        from safetensors.torch import save
+
+        wrong["other"] = save({"x": torch.ones(2)})
+    file.write_bytes(wrong[damage])
+    cache = TextCache(tmp_path, "f")
+    with caplog.at_level(logging.WARNING):
+        assert cache.load(["a"]) == {}
+    assert "are damaged" in caplog.text
+    assert str(file) in caplog.text
+    cache.store(embeddings("a"))
+    torch.testing.assert_close(TextCache(tmp_path, "f").load(["a"]), embeddings("a"))
+
+
+def test_many_files_are_merged_and_the_oldest_entries_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_cache, "_MAX_FILES", 3)
+    cache = TextCache(tmp_path, "f", max_entries=5)
+    for number in range(4):
+        cache.store(embeddings(f"{number}a", f"{number}b"))
+        os.utime(max(files(tmp_path), key=lambda path: path.stat().st_mtime_ns), ns=(number, number))
+    assert len(files(tmp_path)) == 1
+    found = TextCache(tmp_path, "f").load([f"{number}{letter}" for number in range(4) for letter in "ab"])
+    assert len(found) == 5
+    assert {"3a", "3b", "2a", "2b"} < set(found)
+
+
+def test_a_folder_that_cannot_be_written_is_reported_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "file").write_text("in the way")
+    cache = TextCache(tmp_path / "file", "f")
+    with caplog.at_level(logging.WARNING):
+        assert cache.load(["a"]) == {}
+        cache.store(embeddings("a"))
+        cache.store(embeddings("b"))
+    assert caplog.text.count("cannot be kept") == 1
+
+
+def _write_many(folder: Path, worker: int) -> None:
+    text_cache._MAX_FILES = 4  # merge often, so that merging meets reading and writing
+    cache = TextCache(folder, "f")
+    for number in range(15):
+        cache.store(embeddings(f"{worker}/{number}", f"shared {number}"))
+        assert len(cache.load([f"{worker}/{number}", f"shared {number}"])) == 2
+
+
+def test_many_processes_write_at_once_and_nothing_is_lost(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork" if os.name == "posix" else "spawn")
+    workers = [context.Process(target=_write_many, args=(tmp_path, worker)) for worker in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(timeout=60)
+    assert [worker.exitcode for worker in workers] == [0] * 4
+    wanted = [f"{worker}/{number}" for worker in range(4) for number in range(15)]
+    wanted += [f"shared {number}" for number in range(15)]
+    found = TextCache(tmp_path, "f").load(wanted)
+    assert set(found) == set(wanted)
+    torch.testing.assert_close(found, embeddings(*wanted))
+    assert not list(tmp_path.rglob(".*"))
+
+
+def test_a_file_that_another_process_is_writing_is_left_alone(tmp_path: Path) -> None:
+    cache = TextCache(tmp_path, "f")
+    cache.store(embeddings("a"))
+    with replacing(cache.folder / "b.safetensors") as unfinished:
+        unfinished.write_bytes(b"half")
+        assert set(TextCache(tmp_path, "f").load(["a", "b"])) == {"a"}
+        assert unfinished.read_bytes() == b"half"
+
+
+def test_settings_name_a_folder() -> None:
+    assert resolve_folder("auto") == default_folder()
+    assert resolve_folder("auto", "/x") == Path("/x/text")
+    assert resolve_folder("/y", "/x") == Path("/y")
+    assert resolve_folder("") is None
+    assert resolve_folder(None, "/x") is None
+
+
+def test_no_test_writes_to_the_users_own_cache() -> None:
+    assert not default_folder().is_relative_to(Path.home() / ".cache")
+    assert Path(os.environ["SAN_CACHE"]) == default_folder().parent
+
+
+@pytest.fixture(scope="module")
+def weights() -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    return build_san(variant("tiny")).text_classifier.state_dict()
+
+
+def classifier(
+    weights: dict[str, torch.Tensor], folder: Path | None, config: SANConfig | None = None
+) -> tuple[TextClassifier, list[int]]:
+    """A fresh one, as in a new process, and the number of prompts of every pass of its text tower."""
+    fresh = build_san(config or variant("tiny")).text_classifier
+    fresh.load_state_dict(weights)
+    fresh.disk_cache = folder
+    passes: list[int] = []
+    original = fresh.encode_text
+    fresh.encode_text = lambda tokens: passes.append(len(tokens)) or original(tokens)  # type: ignore[method-assign]
+    return fresh, passes
+
+
+WORDS = ["cat", ClassText("sofa", ("sofa", "couch")), ClassText("dog", prompts=("one dog",))]
+
+
+def test_a_second_run_embeds_nothing(weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    first, passes = classifier(weights, tmp_path)
+    before = first.embed(WORDS)
+    assert sum(passes) == 3 * 14 + 1
+    second, passes = classifier(weights, tmp_path)
+    assert torch.equal(second.embed(WORDS), before)
+    assert passes == []
+    second.embed(["couch", "bird"])
+    assert sum(passes) == 14
+    off, passes = classifier(weights, None)
+    assert torch.equal(off.embed(WORDS), before)
+    assert sum(passes) == 3 * 14 + 1
+    assert len(files(tmp_path)) == 2
+
+
+def test_other_weights_or_templates_do_not_share(weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    """Down to one row of the token embedding, which a sample of the weights would miss."""
+    first, _ = classifier(weights, tmp_path)
+    before = first.embed(["cat"])
+    changed = {key: value.clone() for key, value in weights.items()}
+    row = int(first._tokenizer(["cat"])[0, 1])
+    changed["token_embedding.weight"][row] += 1
+    second, passes = classifier(changed, tmp_path)
+    assert not torch.allclose(second.embed(["cat"]), before)
+    assert sum(passes) == 14
+    first.load_state_dict(changed)  # in place: the same classifier must notice
+    assert torch.equal(first.embed(["cat"]), second.embed(["cat"]))
+    from dataclasses import replace
+
+    tiny = variant("tiny")
+    plain, passes = classifier(weights, tmp_path, replace(tiny, clip=replace(tiny.clip, templates="plain")))
+    plain.embed(["cat"])
+    assert sum(passes) == 1
+    assert len({first.fingerprint(), classifier(weights, None)[0].fingerprint(), plain.fingerprint()}) == 3
+
+
+def test_the_learnt_no_object_does_not_matter(weights: dict[str, torch.Tensor]) -> None:
+    """A checkpoint of another training shares the frozen tower, and so the embeddings."""
+    first, second = classifier(weights, None)[0], classifier(weights, None)[0]
+    with torch.no_grad():
+        second.no_object_embed += 1
+    assert first.fingerprint() == second.fingerprint()

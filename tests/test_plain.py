@@ -1,0 +1,121 @@
+"""The fast paths give the plain computations' numbers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from san import postprocess
+from san.data.label_sets import load_label_set
+from san.losses import LabelMapTarget, LossConfig, SetCriterion, Target
+from san.model.build import build_san
+from san.model.config import variant
+from san.model.san import SANModel
+from san.plain import PlainCriterion, plain_labels, plain_paths, plain_scores, plain_text_embed
+from san.postprocess import semantic_labels, semantic_scores
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+def tiny(device: str = "cpu", **parts: dict) -> SANModel:
+    torch.manual_seed(0)
+    model = build_san(variant("tiny", **parts)).to(device)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() < 2:  # biases and scales that are not all zero or one
+            torch.nn.init.normal_(parameter, mean=float("weight" in name or "scale" in name), std=0.1)
+    return model
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("training", [False, True])
+def test_image_side(device, dtype, training):
+    model = tiny(device).train(training)
+    images = torch.randn(2, 3, 96, 128, device=device)
+    results = []
+    with torch.no_grad(), torch.autocast(device, dtype, enabled=dtype != torch.float32):
+        results.append(model.propose(images))
+        with plain_paths(model):
+            results.append(model.propose(images))
+        results.append(model.propose(images))
+    tolerance = 1e-4 if dtype == torch.float32 else 0.1
+    assert len(results[0]) == (len(model.config.side_adapter.supervised_blocks) if training else 1)
+    for fast, plain, again in zip(*results, strict=True):
+        for name in ("mask_logits", "attn_bias", "sls_embed"):
+            a, b, c = (getattr(each, name).float() for each in (fast, plain, again))
+            torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance * max(1.0, float(b.abs().max())))
+            assert torch.equal(a, c), "the fast paths are back afterwards"
+
+
+def test_gradients():
+    gradients = []
+    for plain in (False, True):
+        model = tiny().train()
+        with plain_paths(model) if plain else torch.enable_grad():
+            proposals = model.propose(torch.randn(1, 3, 96, 96, generator=torch.manual_seed(1)))
+            sum(
+                p.sls_embed.square().sum() + (p.attn_bias * p.mask_logits[:, None, None]).mean() for p in proposals
+            ).backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    assert any("bias_head.attn_mlp" in name for name in gradients[0])
+    for name, gradient in gradients[0].items():
+        other = gradients[1][name]
+        torch.testing.assert_close(gradient, other, rtol=1e-3, atol=1e-4 * max(1e-3, float(other.abs().max())))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("num_classes", [1, 5, 300])
+def test_label_map(device, num_classes):
+    torch.manual_seed(0)
+    masks, classes = torch.randn(20, 12, 16, device=device) * 4, torch.randn(20, num_classes + 1, device=device) * 3
+    sizes = {"padded_size": (192, 256), "image_size": (180, 250), "output_size": (77, 131)}
+    scores = plain_scores(masks, classes, **sizes)
+    torch.testing.assert_close(semantic_scores(masks, classes, **sizes), scores, rtol=1e-4, atol=1e-5)
+    labels, plain = semantic_labels(masks, classes, **sizes), plain_labels(masks, classes, **sizes)
+    differing = labels != plain
+    assert differing.float().mean() < 1e-3
+    margin = scores.gather(0, plain[None])[0] - scores.gather(0, labels[None])[0]
+    assert float(margin[differing].max() if differing.any() else 0) < 1e-5, (
+        "only where two scores are equal but for rounding"
+    )
+
+
+def test_classes_that_cannot_win_are_left_out():
+    """Smooth masks and a model that is sure: few of many classes are looked at, the winners among them."""
+    torch.manual_seed(0)
+    masks = torch.nn.functional.interpolate(torch.randn(1, 30, 5, 7) * 4, size=(20, 28), mode="bilinear")[0]
+    classes = torch.randn(30, 801) * 4
+    (band, *_) = postprocess._mask_bands(masks, (160, 224), (160, 224), (160, 224), 16)
+    class_probs = classes.softmax(dim=-1)[:, :-1].t()
+    candidates = postprocess._possible_winners(band, class_probs)
+    winners = (class_probs @ band.flatten(1)).argmax(dim=0).unique()
+    assert set(winners.tolist()) <= set(candidates.tolist())
+    assert len(candidates) < 100
+    sizes = {"padded_size": (160, 224), "image_size": (150, 224), "output_size": (171, 200)}
+    assert torch.equal(semantic_labels(masks, classes, **sizes), plain_labels(masks, classes, **sizes))
+
+
+def test_text():
+    model = tiny()
+    names = load_label_set("ade20k_150").classes[:12]
+    torch.testing.assert_close(
+        model.text_classifier.embed(names), plain_text_embed(model.text_classifier, names), rtol=0, atol=1e-5
+    )
+
+
+def test_losses():
+    """With points enough the two draw different ones and still agree."""
+    torch.manual_seed(0)
+    label_maps = [torch.randint(0, 6, (6, 8)).repeat_interleave(16, 0).repeat_interleave(16, 1) for _ in range(2)]
+    outputs = {"pred_logits": torch.randn(2, 10, 7), "pred_masks": torch.randn(2, 10, 24, 32)}
+    outputs = {**outputs, "aux_outputs": [{name: value.flip(1) for name, value in outputs.items()}]}
+    labels = [label_map.unique() for label_map in label_maps]
+    config = LossConfig(num_points=40_000)
+    fast = SetCriterion(config)(outputs, [LabelMapTarget(*each) for each in zip(labels, label_maps, strict=True)])
+    masks = [label_map == own[:, None, None] for own, label_map in zip(labels, label_maps, strict=True)]
+    plain = PlainCriterion(config)(outputs, [Target(*each) for each in zip(labels, masks, strict=True)])
+    assert fast.keys() == plain.keys()
+    for name, value in fast.items():
+        assert float(value) == pytest.approx(float(plain[name]), rel=0.01), name
+    assert float(fast["loss_ce"]) == pytest.approx(float(plain["loss_ce"]), rel=1e-5)
