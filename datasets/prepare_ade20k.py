@@ -1,0 +1,30 @@
+#!/usr/bin/env python3
+"""Prepares ADE20K SceneParse150 (150 classes): from the download to what the registration reads.
+
+    python datasets/prepare_ade20k.py --root datasets --raw ~/Downloads
+    python datasets/prepare_ade20k.py --root datasets --check
+
+Download: ADEChallengeData2016.zip.
+Result below the root:
+    images  ADEChallengeData2016/images/{training,validation}
+    labels  ADEChallengeData2016/annotations_detectron2/{training,validation}/*.png
+A run that was stopped goes on where it was when started again. See datasets/README.md.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from san.data.preparation.command import main as command
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit status."""
+    root = os.environ.get("DETECTRON2_DATASETS") or "datasets"
+    return command("ade20k", __doc__, arguments, default_root=root)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,51 @@
+"""COCO-Stuff-164k: two image archives and one of 8-bit label PNGs, pixel = category id - 1."""
+
+from __future__ import annotations
+
+from san.data.benchmarks import BENCHMARKS
+from san.data.preparation.plan import Preparation, SplitPlan
+from san.data.preparation.png_labels import plan_png_split
+from san.data.preparation.sources import Options, Part, find_part
+
+REGISTERED = {"train": "coco_2017_train_stuff_sem_seg", "val": "coco_2017_test_stuff_sem_seg"}
+
+
+def images_part(split: str) -> Part:
+    """The images of a split."""
+    folder = f"{split}2017"
+    return Part(
+        f"COCO images {folder}", (f"coco/{folder}", folder), "", (f"{folder}.zip",), f"coco/{folder}",
+        rf"(?:.*/)?{folder}/([^/]+\.jpg)", f"{folder}.zip from cocodataset.org",
+    )  # fmt: skip
+
+
+def labels_part(splits: tuple[str, ...]) -> Part:
+    """The label PNGs of the splits asked for."""
+    names = "|".join(f"{split}2017" for split in splits)
+    home, archive = "coco/stuffthingmaps", "stuffthingmaps_trainval2017.zip"
+    return Part(
+        "COCO-Stuff label maps", (home, "stuffthingmaps"), f"{splits[0]}2017", (archive,), home,
+        rf"(?:.*/)?((?:{names})/[^/]+\.png)", f"{archive} from github.com/nightrome/cocostuff",
+    )  # fmt: skip
+
+
+def plan(options: Options) -> list[SplitPlan]:
+    """Jobs for COCO-Stuff.
+
+    Raises:
+        FileNotFoundError: a part of the download is missing.
+        ValueError: an archive is damaged or refused.
+    """
+    maps = find_part(labels_part(options.splits), options)
+    return [
+        plan_png_split(
+            BENCHMARKS[REGISTERED[split]],
+            options,
+            find_part(images_part(split), options),
+            maps / f"{split}2017",
+        )
+        for split in options.splits
+    ]
+
+
+COCO_STUFF = Preparation("COCO-Stuff-164k, 171 classes", REGISTERED, plan)

@@ -1,0 +1,206 @@
+"""Raw label files as pixel values, pixel values as class indices, class indices as label files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+from san.data.label_sets import load_label_set
+from san.data.preparation.files import write_bytes
+from san.data.transforms import DAMAGE, STARTS_PROGRAMS
+
+Array = npt.NDArray[Any]
+
+ORIENTATION_TAG = 0x0112
+_MAX_PIXELS = 180_000_000
+_UPRIGHT: dict[int, Callable[[Array], Array]] = {
+    1: lambda v: v,
+    2: np.fliplr,
+    3: lambda v: np.rot90(v, 2),
+    4: np.flipud,
+    5: lambda v: v.T,
+    6: lambda v: np.rot90(v, -1),
+    7: lambda v: np.rot90(v, 2).T,
+    8: np.rot90,
+}
+_UNREADABLE = (*DAMAGE, Image.DecompressionBombError)
+
+
+def open_image(path: Path, what: str) -> Image.Image:
+    """An image file, opened but not yet decoded.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is empty or no image.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{what} {path} does not exist; unpack the download again")
+    try:
+        image = Image.open(path)
+    except _UNREADABLE as error:
+        raise ValueError(f"{what} {path} cannot be read ({error}); unpack or download it again") from error
+    if image.format in STARTS_PROGRAMS:
+        raise ValueError(f"{what} {path} is {image.format}, which only another program reads; not of this set")
+    if image.width * image.height > _MAX_PIXELS:
+        raise ValueError(f"{what} {path} has {image.width}x{image.height} pixels, over {_MAX_PIXELS}; not of this set")
+    return image
+
+
+def decode(image: Image.Image, path: Path, what: str) -> Image.Image:
+    """Decode an opened image to its end.
+
+    Raises:
+        ValueError: the file is truncated or damaged.
+    """
+    try:
+        image.load()
+    except _UNREADABLE as error:
+        raise ValueError(f"{what} {path} cannot be read ({error}); unpack or download it again") from error
+    return image
+
+
+def read_indices(path: Path) -> Array:
+    """Pixel values of a one-channel 8-bit label PNG; of a palette image the indices, not the colours.
+
+    Returns:
+        (H, W) uint8.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is damaged, no PNG, or has colours.
+    """
+    image = _open_png(path)
+    if image.mode not in ("L", "P"):
+        raise ValueError(
+            f"label file {path} has mode {image.mode} but must be an 8-bit PNG of indices (mode L or P): it was "
+            "converted to colours or to another type; take the publisher's own file"
+        )
+    return np.asarray(decode(image, path, "label file"))
+
+
+def read_colors(path: Path) -> Array:
+    """Pixels of an RGB label PNG, (H, W, 3) uint8.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is damaged, no PNG, or not RGB.
+    """
+    image = _open_png(path)
+    if image.mode != "RGB":
+        raise ValueError(
+            f"label file {path} has mode {image.mode} but its red and green channels hold the object's number (mode "
+            "RGB): it was converted; take the publisher's own file"
+        )
+    return np.asarray(decode(image, path, "label file"))
+
+
+def _open_png(path: Path) -> Image.Image:
+    """A label file, which must be a PNG whatever its name says: a JPEG's pixels are near their values, not equal."""
+    image = open_image(path, "label file")
+    if image.format != "PNG":
+        raise ValueError(
+            f"label file {path} is a {image.format} but must be a PNG: it was converted, which may change values; take "
+            "the publisher's own file"
+        )
+    return image
+
+
+def check_raw_values(values: Array, legal: frozenset[int], path: Path, remedy: str) -> None:
+    """Refuse raw values that the publisher's files never hold: another release, or a converted file.
+
+    Raises:
+        ValueError: names the file, the values and the remedy.
+    """
+    present = np.flatnonzero(np.bincount(values.ravel(), minlength=1))
+    wrong = [int(value) for value in present if int(value) not in legal]
+    if wrong:
+        shown = ", ".join(map(str, wrong[:5])) + (f" and {len(wrong) - 5} more" if wrong[5:] else "")
+        raise ValueError(f"label file {path} holds the value {shown}, which this set's raw labels never do; {remedy}")
+
+
+@cache
+def class_table(label_set: str) -> Array:
+    """Raw value -> class index, every value without a class -> the ignore label.
+
+    Returns:
+        (65536,) of the label set's own type, uint8 or uint16.
+    """
+    labels = load_label_set(label_set)
+    table = np.full(1 << 16, labels.ignore_label, np.dtype(labels.label_dtype))
+    table[list(labels.raw_values)] = np.arange(labels.num_classes)
+    table.flags.writeable = False
+    return table
+
+
+def orientation(image: Image.Image, path: Path) -> int:
+    """An image's EXIF orientation, 1..8; 1 where it has none.
+
+    Raises:
+        ValueError: the EXIF data is damaged.
+    """
+    try:
+        value = image.getexif().get(ORIENTATION_TAG, 1)
+    except _UNREADABLE as error:
+        raise ValueError(f"image {path} has damaged EXIF data ({error}); download it again") from error
+    return value if value in range(1, 9) else 1
+
+
+def turn_upright(values: Array, tag: int) -> Array:
+    """A label map that lies on an image's stored pixels, turned as readers will turn the image by its EXIF tag."""
+    return np.ascontiguousarray(_UPRIGHT[tag](values))
+
+
+def fit_to_image(values: Array, image_path: Path, label_path: Path) -> Array:
+    """A label map as it lies on its image after the image's EXIF rotation.
+
+    The published label files carry no rotation and lie on the stored pixels, so they are turned with the image.
+
+    Raises:
+        FileNotFoundError: the image does not exist.
+        ValueError: the sizes differ.
+    """
+    with open_image(image_path, "image") as image:
+        tag = orientation(image, image_path)
+        stored = image.height, image.width
+    if values.shape != stored:
+        raise ValueError(
+            f"label file {label_path} is {values.shape[0]}x{values.shape[1]} (height x width) but image {image_path} "
+            f"is {stored[0]}x{stored[1]}: they are not of the same release; unpack both downloads again"
+        )
+    return turn_upright(values, tag)
+
+
+def write_labels(path: Path, values: Array) -> None:
+    """Write a label map atomically: uint8 as PNG, uint16 as losslessly compressed TIFF of 16 bits.
+
+    Raises:
+        ValueError: type and file ending do not belong together.
+    """
+    form = {(".png", "uint8"): ("PNG", {}), (".tif", "uint16"): ("TIFF", {"compression": "tiff_adobe_deflate"})}
+    key = path.suffix, str(values.dtype)
+    if key not in form:
+        raise ValueError(f"label map {path} has type {values.dtype}; write uint8 as .png and uint16 as .tif")
+    name, options = form[key]
+    buffer = BytesIO()
+    Image.fromarray(values).save(buffer, name, **options)
+    write_bytes(path, buffer.getvalue())
+
+
+def read_upright(path: Path) -> Image.Image:
+    """A picture turned upright by its EXIF tag, grey as mode L, everything else as RGB.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is damaged.
+    """
+    image = decode(open_image(path, "image"), path, "image")
+    orientation(image, path)
+    upright = ImageOps.exif_transpose(image)
+    return upright if upright.mode in ("L", "RGB") else upright.convert("RGB")

@@ -1,0 +1,198 @@
+"""Prepares a set: finds the download, makes what is missing, counts; or only checks what is there."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from san.data.benchmarks import Benchmark
+from san.data.preparation.ade20k import ADE20K
+from san.data.preparation.ade20k_full import ADE20K_FULL
+from san.data.preparation.coco_stuff import COCO_STUFF
+from san.data.preparation.files import STATE_FOLDER, check_disk_space, only_run, remove_partial_files
+from san.data.preparation.jobs import Job, run_jobs
+from san.data.preparation.pcontext import PCONTEXT
+from san.data.preparation.pcontext_full import PCONTEXT_FULL
+from san.data.preparation.plan import Preparation, SplitPlan
+from san.data.preparation.sources import Options
+from san.data.preparation.verify import split_jobs
+from san.data.preparation.voc import VOC
+
+logger = logging.getLogger(__name__)
+
+PREPARATIONS: dict[str, Preparation] = {
+    "coco_stuff": COCO_STUFF,
+    "voc": VOC,
+    "pcontext": PCONTEXT,
+    "pcontext_full": PCONTEXT_FULL,
+    "ade20k": ADE20K,
+    "ade20k_full": ADE20K_FULL,
+}
+"""The six sets by the name of their script, `datasets/prepare_<name>.py`."""
+
+
+@dataclass
+class SplitSummary:
+    """What a run did, or a check found, for one registered split.
+
+    Attributes:
+        registered: the split's name.
+        expected: the published number of images.
+        labels: label files there now.
+        written: files made by this run, images and labels.
+        present: files that were there before.
+        problems: why the split is not good; empty when it is.
+        notes: what is worth knowing but fine.
+    """
+
+    registered: str
+    expected: int
+    labels: int = 0
+    written: int = 0
+    present: int = 0
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def good(self) -> bool:
+        """Nothing is wrong."""
+        return not self.problems
+
+
+@dataclass(frozen=True)
+class Summary:
+    """All splits of a run."""
+
+    title: str
+    root: Path
+    splits: tuple[SplitSummary, ...]
+
+    @property
+    def good(self) -> bool:
+        """Nothing is wrong with any split."""
+        return all(split.good for split in self.splits)
+
+
+def preparation(name: str) -> Preparation:
+    """A set by name.
+
+    Raises:
+        ValueError: no such set.
+    """
+    if name not in PREPARATIONS:
+        raise ValueError(f"unknown set {name!r}; the sets are {', '.join(PREPARATIONS)}")
+    return PREPARATIONS[name]
+
+
+def prepare(name: str, options: Options) -> Summary:
+    """Prepare a set: what is there already stays, what is missing is made.
+
+    Args:
+        name: key of `PREPARATIONS`.
+        options: where from, where to, how.
+
+    Returns:
+        counts and problems; `Summary.good` tells whether the set is complete.
+
+    Raises:
+        FileNotFoundError: a part of the download is missing.
+        ValueError: the download is not the one this set needs, the disk is too small, or another run is at work.
+        OSError: writing failed.
+    """
+    chosen = preparation(name)
+    options.root.mkdir(parents=True, exist_ok=True)
+    with only_run(options.root):
+        folders = [folder for row in chosen.benchmarks(options.splits) for folder in row.folders(options.root)]
+        _check_folders(folders)
+        remove_partial_files([*dict.fromkeys(folder.parent for folder in folders), options.root / STATE_FOLDER])
+        plans = chosen.plan(options)
+        missing = {plan.benchmark.name: _missing((*plan.images, *plan.labels)) for plan in plans}
+        check_disk_space(options.root, sum(job.num_bytes for jobs in missing.values() for job in jobs))
+        return Summary(
+            chosen.title, options.root, tuple(_run(plan, missing[plan.benchmark.name], options) for plan in plans)
+        )
+
+
+def check(name: str, options: Options) -> Summary:
+    """Read everything a set's registration will read, and change nothing.
+
+    Args:
+        name: key of `PREPARATIONS`.
+        options: the root, workers and splits; `raw` and `link` are not looked at.
+
+    Returns:
+        counts and problems.
+    """
+    chosen = preparation(name)
+    return Summary(chosen.title, options.root, tuple(_check(row, options) for row in chosen.benchmarks(options.splits)))
+
+
+def _run(plan: SplitPlan, missing: list[Job], options: Options) -> SplitSummary:
+    benchmark = plan.benchmark
+    summary = SplitSummary(benchmark.name, benchmark.num_images, notes=plan.notes)
+    written, failures = run_jobs(missing, workers=options.workers, progress=options.progress, title=benchmark.name)
+    summary.written, summary.present = written, len(plan.images) + len(plan.labels) - len(missing)
+    label_dir = benchmark.folders(options.root)[1]
+    there = existing_files(label_dir, f".{benchmark.label_ext}")
+    summary.labels = len(there)
+    summary.problems += failures + _surplus(there, (job.path.name for job in plan.labels), label_dir)
+    _judge_count(summary, plan.problems, options)
+    return summary
+
+
+def _check(benchmark: Benchmark, options: Options) -> SplitSummary:
+    summary = SplitSummary(benchmark.name, benchmark.num_images)
+    jobs, problems = split_jobs(benchmark, options.root)
+    summary.labels = summary.present = len(jobs)
+    _, failures = run_jobs(
+        jobs, workers=options.workers, progress=options.progress, title=benchmark.name, max_failures=1000
+    )
+    summary.problems += failures + problems
+    _judge_count(summary, [], options)
+    return summary
+
+
+def _judge_count(summary: SplitSummary, problems: list[str], options: Options) -> None:
+    """Fewer files than published are a problem, unless a part is meant."""
+    if summary.labels != summary.expected:
+        problems = [*problems, f"{summary.labels:,} labels, but the published set has {summary.expected:,}"]
+    (summary.notes if options.partial else summary.problems).extend(problems)
+
+
+def _check_folders(folders: Iterable[Path]) -> None:
+    """Refuse to write below what is a file."""
+    for folder in folders:
+        existing = next(path for path in (folder, *folder.parents) if path.exists())
+        if not existing.is_dir():
+            raise ValueError(f"{existing} is a file but a folder must be there; remove or rename it")
+
+
+def _missing(jobs: Iterable[Job]) -> list[Job]:
+    there: dict[Path, set[str]] = {}
+    missing = []
+    for job in jobs:
+        folder = job.path.parent
+        if folder not in there:
+            there[folder] = existing_files(folder, job.path.suffix)
+        if job.path.name not in there[folder]:
+            missing.append(job)
+    return missing
+
+
+def existing_files(folder: Path, suffix: str) -> set[str]:
+    """Names of the files in a folder that are not empty; an empty one was not written here and is made again."""
+    if not folder.is_dir():
+        return set()
+    with os.scandir(folder) as entries:
+        return {e.name for e in entries if e.name.endswith(suffix) and e.is_file() and e.stat().st_size}
+
+
+def _surplus(there: set[str], wanted: Iterable[str], folder: Path) -> list[str]:
+    surplus = sorted(there - set(wanted))
+    if not surplus:
+        return []
+    shown = ", ".join(surplus[:3]) + (", …" if surplus[3:] else "")
+    return [f"{len(surplus)} files in {folder} do not belong to the split: {shown}; remove them"]

@@ -1,0 +1,82 @@
+"""PASCAL Context with 459 classes: `LabelMap` of one .mat file per image (uint16, class + 1), VOC 2010's images."""
+
+from __future__ import annotations
+
+import zlib
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.io
+
+from san.data.benchmarks import BENCHMARKS
+from san.data.preparation.detail import find_detail, image_files, image_folder, read_detail
+from san.data.preparation.encoding import Array, check_raw_values, class_table, fit_to_image, write_labels
+from san.data.preparation.plan import MakeLabel, Preparation, SplitPlan, plan_pairs
+from san.data.preparation.sources import Options, Part, find_part
+
+REGISTERED = {"train": "pcontext_full_sem_seg_train", "val": "pcontext_full_sem_seg_val"}
+LABELS = Part(
+    "PASCAL Context label maps", ("trainval", "pcontext_full/trainval", "VOC2010/trainval"), "", ("trainval.tar.gz",),
+    "pcontext_full/trainval", r"(?:.*/)?trainval/([^/]+\.mat)",
+    "trainval.tar.gz from the PASCAL-Context page",
+)  # fmt: skip
+
+
+def plan(options: Options) -> list[SplitPlan]:
+    """Jobs for PC-459.
+
+    Raises:
+        FileNotFoundError: a part of the download is missing.
+        ValueError: trainval_merged.json or an archive is damaged or not the one named so.
+    """
+    images = read_detail(find_detail(options), with_masks=False)
+    maps, folder = find_part(LABELS, options), image_folder(options)
+    plans = []
+    for split in options.splits:
+        files = image_files(images, split, folder)
+        pairs: dict[str, tuple[Path, MakeLabel]] = {
+            image.stem: (file, partial(convert, maps / f"{image.stem}.mat", file)) for image, file in files.found
+        }
+        plans.append(plan_pairs(BENCHMARKS[REGISTERED[split]], options, pairs, label_bytes=lambda stem: 20_000))
+        plans[-1].problems += files.problems
+    return plans
+
+
+def convert(source: Path, image: Path, path: Path) -> None:
+    """Write the class indices of one .mat file.
+
+    Raises:
+        FileNotFoundError: source or image do not exist.
+        ValueError: they are damaged or differ in size, or the labels are not uint16 ids of 0..459.
+    """
+    values = read_label_map(source)
+    check_raw_values(values, frozenset(range(460)), source, "take trainval.tar.gz of PASCAL-Context (ids 0..459)")
+    write_labels(path, fit_to_image(class_table("pascal_context_459")[values], image, source))
+
+
+def read_label_map(path: Path) -> Array:
+    """`LabelMap` of a .mat file, (H, W) uint16.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is damaged, lacks `LabelMap`, or holds another type.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"label file {path} does not exist; unpack trainval.tar.gz again")
+    try:
+        content: dict[str, Any] = scipy.io.loadmat(path, variable_names=["LabelMap"])
+    except (ValueError, TypeError, OSError, EOFError, NotImplementedError, zlib.error, LookupError) as error:
+        raise ValueError(f"label file {path} cannot be read ({error}); unpack trainval.tar.gz again") from error
+    values = content.get("LabelMap")
+    if values is None or values.ndim != 2 or values.dtype != np.uint16:
+        found = "no LabelMap" if values is None else f"a LabelMap of {values.dtype} in {values.ndim} dimensions"
+        raise ValueError(
+            f"label file {path} holds {found} but must hold a LabelMap of uint16 in 2 dimensions (459 ids do not fit "
+            "in 8 bits); take the publisher's own file"
+        )
+    return np.asarray(values)
+
+
+PCONTEXT_FULL = Preparation("PASCAL Context, 459 classes", REGISTERED, plan)

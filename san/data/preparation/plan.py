@@ -1,0 +1,112 @@
+"""What a set's module hands to the engine: the jobs of each split, and helpers to make them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from san.data.benchmarks import BENCHMARKS, Benchmark
+from san.data.preparation.files import place_file
+from san.data.preparation.jobs import Job
+from san.data.preparation.sources import Options
+
+MakeLabel = Callable[[Path], None]
+
+
+@dataclass
+class SplitPlan:
+    """One split's jobs.
+
+    Attributes:
+        benchmark: names, folders, and the published count.
+        images, labels: one job per file.
+        problems: what is wrong with the download as a whole (files without a partner, wrong lists).
+        notes: what is worth knowing but fine.
+    """
+
+    benchmark: Benchmark
+    images: list[Job] = field(default_factory=list)
+    labels: list[Job] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How one set is prepared.
+
+    Attributes:
+        title: name for people.
+        registered: registered name of each split.
+        plan: finds (and unpacks) the download and lists the jobs of the splits asked for.
+    """
+
+    title: str
+    registered: Mapping[str, str]
+    plan: Callable[[Options], list[SplitPlan]]
+
+    def benchmarks(self, splits: Iterable[str]) -> list[Benchmark]:
+        """The table's rows of some splits."""
+        return [BENCHMARKS[self.registered[split]] for split in splits]
+
+
+def plan_pairs(
+    benchmark: Benchmark,
+    options: Options,
+    pairs: Mapping[str, tuple[Path, MakeLabel]],
+    *,
+    label_bytes: Callable[[str], int],
+) -> SplitPlan:
+    """Jobs that put images where the registration reads them, and make a label of each.
+
+    Args:
+        benchmark: the split.
+        options: root and whether to link.
+        pairs: stem -> image file of the download, and what makes the label.
+        label_bytes: stem -> estimated size of its label file.
+
+    Returns:
+        a plan without problems and notes.
+    """
+    image_dir, label_dir = benchmark.folders(options.root)
+    plan = SplitPlan(benchmark)
+    for stem, (image, make_label) in sorted(pairs.items()):
+        target = image_dir / f"{stem}.{benchmark.image_ext}"
+        if image.parent.resolve() != image_dir.resolve():
+            size = 0 if options.link else file_size(image)
+            plan.images.append(Job(target, partial(place_image, image, link=options.link), size))
+        plan.labels.append(Job(label_dir / f"{stem}.{benchmark.label_ext}", make_label, label_bytes(stem)))
+    return plan
+
+
+def file_size(path: Path) -> int:
+    """Bytes of a file; 0 where it has vanished, which the job that reads it will report."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def place_image(source: Path, path: Path, *, link: bool) -> None:
+    """Copy or link one image, unread.
+
+    Raises:
+        FileNotFoundError: the image does not exist.
+    """
+    if not source.is_file():
+        raise FileNotFoundError(f"image {source} does not exist; unpack the download again")
+    place_file(source, path, link=link)
+
+
+def pair_up(images: Mapping[str, Path], labels: Mapping[str, Path], plan_problems: list[str]) -> list[str]:
+    """Stems that both have, sorted; the others are put among the problems."""
+    for what, lonely, folder in (
+        ("label files without an image", sorted(labels.keys() - images.keys()), labels),
+        ("images without a label file", sorted(images.keys() - labels.keys()), images),
+    ):
+        if lonely:
+            shown = ", ".join(str(folder[stem]) for stem in lonely[:3]) + (", …" if lonely[3:] else "")
+            plan_problems.append(f"{len(lonely)} {what}: {shown}; unpack both downloads again")
+    return sorted(images.keys() & labels.keys())

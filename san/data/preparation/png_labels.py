@@ -1,0 +1,62 @@
+"""Conversions of one-channel label PNGs by a table: COCO-Stuff, VOC, ADE20K-150."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from san.data.benchmarks import Benchmark
+from san.data.label_sets import load_label_set
+from san.data.preparation.encoding import check_raw_values, class_table, fit_to_image, read_indices, write_labels
+from san.data.preparation.plan import MakeLabel, SplitPlan, file_size, pair_up, plan_pairs
+from san.data.preparation.sources import Options, files_by_stem
+
+# Raw values that the publishers' files hold though they stand for no class; anything else betrays another file.
+_LEGAL_BESIDES: dict[str, frozenset[int]] = {
+    "coco_stuff_171": frozenset((*range(182), 255)),
+    "voc_20": frozenset((0, 255)),
+    "ade20k_150": frozenset((0,)),
+}
+_REMEDY = {
+    "coco_stuff_171": "take stuffthingmaps_trainval2017.zip (values 0..181 and 255), not the COCO site's stuff "
+    "annotations or an already converted folder",
+    "voc_20": "take the PNG files as published (indices 0..20 and 255); they were converted to grey levels",
+    "ade20k_150": "take annotations/ of ADEChallengeData2016.zip (values 0..150), not an already converted folder",
+}
+
+
+def convert_png(source: Path, image: Path, label_set: str, path: Path) -> None:
+    """Write the class indices of one label PNG.
+
+    Args:
+        source: the published label file.
+        image: its image, for size and EXIF rotation.
+        label_set: key of `load_label_set`.
+        path: label file to write.
+
+    Raises:
+        FileNotFoundError: source or image do not exist.
+        ValueError: they are damaged, differ in size, or the labels are not the published ones.
+    """
+    values = read_indices(source)
+    legal = _LEGAL_BESIDES[label_set] | frozenset(load_label_set(label_set).raw_values)
+    check_raw_values(values, legal, source, _REMEDY[label_set])
+    write_labels(path, fit_to_image(class_table(label_set)[values], image, source))
+
+
+def plan_png_split(benchmark: Benchmark, options: Options, image_folder: Path, label_folder: Path) -> SplitPlan:
+    """Jobs of a split whose images and label PNGs lie in two folders under equal names.
+
+    Raises:
+        FileNotFoundError: a folder is missing or empty.
+    """
+    images = files_by_stem(image_folder, f".{benchmark.image_ext}")
+    labels = files_by_stem(label_folder, ".png")
+    problems: list[str] = []
+    pairs: dict[str, tuple[Path, MakeLabel]] = {
+        stem: (images[stem], partial(convert_png, labels[stem], images[stem], benchmark.label_set))
+        for stem in pair_up(images, labels, problems)
+    }
+    plan = plan_pairs(benchmark, options, pairs, label_bytes=lambda stem: file_size(labels[stem]))
+    plan.problems += problems
+    return plan

@@ -1,0 +1,176 @@
+"""Finds the parts of a raw download, unpacked or as archives, and unpacks the archives."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+from san.data.preparation.archives import unpack
+from san.data.preparation.files import STATE_FOLDER
+
+logger = logging.getLogger(__name__)
+
+_UNDER_WAY = ".unpacking"  # ends the name of the note that is there while an archive is being unpacked
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a preparation is asked to do.
+
+    Attributes:
+        root: the datasets root, which is written to.
+        raw: files and folders of the download, looked into before the root.
+        workers: processes that convert; 1 converts in this one.
+        splits: "train", "val" or both.
+        link: make symbolic links to images instead of copies.
+        partial: fewer images than published are meant, no error.
+        progress: show bars on a terminal.
+    """
+
+    root: Path
+    raw: tuple[Path, ...] = ()
+    workers: int = 1
+    splits: tuple[str, ...] = ("train", "val")
+    link: bool = False
+    partial: bool = False
+    progress: bool = False
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise ValueError(f"workers is {self.workers} but must be at least 1")
+        wrong = set(self.splits) - {"train", "val"}
+        if wrong or not self.splits:
+            raise ValueError(f"splits is {self.splits} but must be train, val or both")
+        if self.root.exists() and not self.root.is_dir():
+            raise ValueError(f"root {self.root} is no folder; correct --root")
+        for path in self.raw:
+            if not path.exists():
+                raise FileNotFoundError(f"raw download {path} does not exist; correct --raw")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One piece of a download.
+
+    Attributes:
+        what: name for messages.
+        folders: where it may lie unpacked, relative to the root or to a raw folder; "." is that folder itself.
+        sign: path below such a folder that must exist, to know it by.
+        archives: file names of its archive; `*` stands for anything.
+        home: folder under the root that the archive is unpacked to.
+        pattern: the archive's needed members, see `unpack`.
+        source: where people get it.
+    """
+
+    what: str
+    folders: tuple[str, ...]
+    sign: str
+    archives: tuple[str, ...]
+    home: str
+    pattern: str
+    source: str
+
+
+def find_part(part: Part, options: Options) -> Path:
+    """Folder of a part, its archive unpacked if there is one.
+
+    Raw folders come before the root, archives before folders.
+
+    Raises:
+        FileNotFoundError: the part is nowhere; says where it was looked for and where to get it.
+        ValueError: the archive is refused or damaged, or an unpacking stopped half-way and the archive is gone.
+    """
+    found = find_part_if_any(part, options)
+    if found is None:
+        wanted = [*(str(Path(folder) / part.sign) for folder in part.folders), *part.archives]
+        raise FileNotFoundError(
+            f"{part.what} not found: looked for {', '.join(wanted)} in {_shown(options)}; get {part.source} and give "
+            "its folder or file by --raw"
+        )
+    return found
+
+
+def find_part_if_any(part: Part, options: Options) -> Path | None:
+    """Like `find_part`, but None where the part is nowhere."""
+    home = options.root / part.home
+    for base in (*options.raw, options.root):
+        for archive in _archives(part, base):
+            note = options.root / STATE_FOLDER / f"{archive.name}{_UNDER_WAY}"
+            unpack(archive, home, part.pattern, note=note, progress=options.progress)
+            return home
+        for folder in part.folders:
+            if (base / folder / part.sign).exists():
+                _refuse_interrupted(part, options, base / folder)
+                return base / folder
+    return None
+
+
+def find_file(what: str, names: tuple[str, ...], options: Options) -> Path | None:
+    """The first of some relative file names that exists in a raw folder, as a raw file, or under the root."""
+    for base in (*options.raw, options.root):
+        for name in names:
+            path = base if base.is_file() and base.name == Path(name).name else base / name
+            if path.is_file():
+                logger.info("%s: %s", what, path)
+                return path
+    return None
+
+
+def need_file(what: str, names: tuple[str, ...], options: Options, source: str) -> Path:
+    """Like `find_file`.
+
+    Raises:
+        FileNotFoundError: the file is nowhere; says where it was looked for and where to get it.
+    """
+    path = find_file(what, names, options)
+    if path is None:
+        raise FileNotFoundError(
+            f"{what} not found: looked for {', '.join(names)} in {_shown(options)}; get {source} and give it by --raw"
+        )
+    return path
+
+
+def files_by_stem(folder: Path, suffix: str) -> dict[str, Path]:
+    """Files right in a folder by stem; what macOS adds (`._name`) is left out.
+
+    Raises:
+        FileNotFoundError: no such folder, or it holds no such file.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"folder {folder} does not exist; unpack the download again")
+    with os.scandir(folder) as entries:  # follows links: one that leads nowhere is no file
+        names = sorted(e.name for e in entries if e.name.endswith(suffix) and e.name[0] != "." and e.is_file())
+    found = {name.removesuffix(suffix): folder / name for name in names}
+    if not found:
+        raise FileNotFoundError(f"folder {folder} holds no *{suffix} file; unpack the download again")
+    return found
+
+
+def _archives(part: Part, base: Path) -> Iterator[Path]:
+    """The part's archives in a raw folder or in the set's folder below it; or the raw file itself if it is one."""
+    for name in part.archives:
+        if base.is_file():
+            yield from [base] if fnmatch(base.name, name) else []
+        else:
+            for folder in (base, base / Path(part.home).parts[0]):
+                yield from (path for path in sorted(folder.glob(name)) if path.is_file())
+
+
+def _refuse_interrupted(part: Part, options: Options, folder: Path) -> None:
+    if folder.resolve() != (options.root / part.home).resolve():
+        return
+    for name in part.archives:
+        for note in (options.root / STATE_FOLDER).glob(f"{name}{_UNDER_WAY}"):
+            archive = note.name.removesuffix(_UNDER_WAY)
+            raise ValueError(
+                f"unpacking {archive} to {folder} was interrupted: give {archive} again by --raw to finish it; or, if "
+                f"the folder is complete, delete {note}"
+            )
+
+
+def _shown(options: Options) -> str:
+    return ", ".join(map(str, (*options.raw, options.root)))
