@@ -1,24 +1,33 @@
-"""Data sets by name: the six benchmarks, the shapes benchmark, and any folder of images and label maps.
+"""Data sets by name: the six benchmarks, the shapes benchmark, one's own, described by a file or by arguments.
 
-Nothing is registered on import: `register_datasets` does it, and may be called again, with another root too. A name
-that someone else has registered (Detectron2 itself registers ``ade20k_sem_seg_*``) is replaced, so that its class names
-and folders are those of `san.data.benchmarks`.
+Nothing is registered on import: `register_datasets` and `register_custom` do it, and may be called again, with another
+root too. A benchmark's name that someone else has registered (Detectron2 itself registers ``ade20k_sem_seg_*``) is
+replaced, so that its class names and folders are those of `san.data.benchmarks`; one's own data set may not take the
+name of another.
+
+Metadata of a data set: ``stuff_classes`` and ``ignore_label``; where they are wanted ``class_texts`` (what goes to the
+text encoder in place of the names), ``label_mapping`` (pixel values of the files to class indices), ``class_groups``.
 """
 
 from __future__ import annotations
 
 import difflib
 import functools
+import logging
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from san.clip.vocabulary import ClassText
 from san.d2.api import DatasetCatalog, MetadataCatalog
 from san.d2.loaders import Record
 from san.data.benchmarks import BENCHMARKS, Benchmark
-from san.data.pairing import list_pairs
+from san.data.custom import load_custom_dataset
+from san.data.pairing import Pairing, pair_files
+
+logger = logging.getLogger("san.d2.datasets")
 
 ROOT_VARIABLE = "DETECTRON2_DATASETS"
 DEFAULT_ROOT = "datasets"
@@ -66,7 +75,7 @@ def _register_benchmark(benchmark: Benchmark, root: Path) -> None:
     """Registers one split under its name."""
     image_dir, label_dir = benchmark.folders(root)
     labels = benchmark.labels
-    extra: dict[str, Any] = {}
+    extra: dict[str, Any] = {"expected_images": benchmark.num_images} if benchmark.name in BENCHMARKS else {}
     if labels.category_ids is not None:
         extra["stuff_dataset_id_to_contiguous_id"] = {c: i for i, c in enumerate(labels.category_ids)}
     if labels.groups:
@@ -79,6 +88,7 @@ def _register_benchmark(benchmark: Benchmark, root: Path) -> None:
         ignore_label=labels.ignore_label,
         image_ext=benchmark.image_ext,
         label_ext=benchmark.label_ext,
+        shared_images=benchmark.shared_images,
         **extra,
     )
 
@@ -90,8 +100,9 @@ def register_folder(
     classes: Sequence[str],
     *,
     ignore_label: int = 255,
-    image_ext: str = "jpg",
-    label_ext: str = "png",
+    image_ext: str | Sequence[str] = "jpg",
+    label_ext: str | Sequence[str] = "png",
+    shared_images: bool = False,
     **metadata: Any,
 ) -> None:
     """Registers a folder of images and one of label maps of the same names; reads no data.
@@ -102,23 +113,110 @@ def register_folder(
         label_dir: folder of label maps, pixel = index into classes.
         classes: C class names, the vocabulary.
         ignore_label: value of pixels without a class.
-        image_ext: file ending of images, without the dot.
-        label_ext: file ending of label maps.
+        image_ext: file ending of images, without the dot, or several.
+        label_ext: file ending of label maps, or several.
+        shared_images: images without a label are normal in this folder, and not reported.
         **metadata: further entries of the metadata catalogue.
     """
+    files = functools.partial(pair_files, image_dir, label_dir, image_ext, label_ext, shared_images=shared_images)
+    _register(
+        name,
+        files,
+        stuff_classes=list(classes),
+        ignore_label=ignore_label,
+        **_folders(image_dir, label_dir, image_ext, label_ext),
+        **metadata,
+    )
+
+
+def _folders(
+    image_dir: str | Path, label_dir: str | Path, image_ext: str | Sequence[str], label_ext: str | Sequence[str]
+) -> dict[str, Any]:
+    """Metadata of a data set of two folders: where its files are, and their endings."""
+    return {
+        "image_root": str(image_dir),
+        "sem_seg_root": str(label_dir),
+        "image_ext": image_ext,
+        "label_ext": label_ext,
+    }
+
+
+def _register(name: str, files: Callable[[], Pairing], **metadata: Any) -> None:
+    """Registers a data set in place of any other of its name."""
     if name in DatasetCatalog.list():
         DatasetCatalog.remove(name)
     if name in MetadataCatalog.list():
         MetadataCatalog.remove(name)
-    DatasetCatalog.register(name, functools.partial(list_pairs, image_dir, label_dir, image_ext, label_ext))
-    MetadataCatalog.get(name).set(
-        stuff_classes=list(classes),
-        ignore_label=ignore_label,
-        image_root=str(image_dir),
-        sem_seg_root=str(label_dir),
-        evaluator_type="sem_seg",
-        **metadata,
-    )
+    DatasetCatalog.register(name, functools.partial(_records, name, files))
+    MetadataCatalog.get(name).set(evaluator_type="sem_seg", files=files, **metadata)
+
+
+def _records(name: str, files: Callable[[], Pairing]) -> list[Record]:
+    """The records of a data set; what is left out is reported."""
+    return [dict(pair) for pair in files().usable(name)]
+
+
+def register_custom(path: str | Path) -> list[str]:
+    """Registers the splits of one's own data set, described by a file; reads no image and no label.
+
+    Args:
+        path: YAML or JSON, see `san.data.custom`; may be registered again, and after a change of the file.
+
+    Returns:
+        The registered names, such as ``["roofs_train", "roofs_val"]``.
+
+    Raises:
+        FileNotFoundError, ValueError: the file is missing or wrong, or a name of it is another data set's.
+    """
+    dataset = load_custom_dataset(path)
+    for split in dataset.splits:
+        _check_free(split.name, dataset.path)
+        metadata: dict[str, Any] = {"custom_file": str(dataset.path)}
+        if split.image_dir is not None and split.label_dir is not None:
+            metadata |= _folders(split.image_dir, split.label_dir, split.image_ext, split.label_ext)
+        if dataset.label_mapping is not None:
+            metadata["label_mapping"] = dataset.label_mapping
+        _register(
+            split.name,
+            split.pairing,
+            stuff_classes=list(dataset.class_names),
+            class_texts=tuple(ClassText(each.name, each.synonyms) for each in dataset.classes),
+            ignore_label=dataset.ignore_label,
+            **metadata,
+        )
+    return [split.name for split in dataset.splits]
+
+
+def register_custom_files(paths: Sequence[str | Path]) -> list[str]:
+    """Registers several data set files.
+
+    Args:
+        paths: see `register_custom`.
+
+    Returns:
+        The names of all.
+
+    Raises:
+        FileNotFoundError, ValueError: as `register_custom`; also where two files give one name.
+    """
+    owners: dict[str, str | Path] = {}
+    for path in dict.fromkeys(paths):
+        for name in register_custom(path):
+            if name in owners:
+                raise ValueError(f"{owners[name]} and {path} both describe a data set {name!r}; rename one of them")
+            owners[name] = path
+    return list(owners)
+
+
+def _check_free(name: str, path: Path) -> None:
+    """Refuses a name that is not one's own to give."""
+    taken = name in BENCHMARKS or name in shapes_benchmarks()
+    if name in DatasetCatalog.list() and not taken:
+        taken = MetadataCatalog.get(name).get("custom_file") is None
+    if taken:
+        raise ValueError(
+            f"data set file {path} gives the name {name!r}, which is another data set's; choose another name"
+        )
 
 
 def check_names(names: Sequence[str], key: str) -> None:
@@ -136,8 +234,8 @@ def check_names(names: Sequence[str], key: str) -> None:
         if name not in known:
             nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
             raise ValueError(
-                f"{key} names the unknown data set {name!r}; did you mean {nearest[0]!r}? Register your own with "
-                "san.d2.datasets.register_folder"
+                f"{key} names the unknown data set {name!r}; did you mean {nearest[0]!r}? Describe your own in a file "
+                "and name it in DATASETS.CUSTOM or after --dataset (docs/custom_dataset.md)"
             )
 
 
@@ -158,7 +256,26 @@ def load_records(name: str) -> list[Record]:
     records: list[Record] = DatasetCatalog.get(name)
     if not records:
         raise ValueError(f"data set {name!r} is empty; prepare it (see docs/benchmarks.md)")
+    expected = MetadataCatalog.get(name).get("expected_images")
+    if expected is not None and expected != len(records):
+        logger.warning("%s has %d images here, not %d: its figures are not those of the benchmark",
+                       name, len(records), expected)  # fmt: skip
     return records
+
+
+def pairing_of(name: str) -> Pairing:
+    """The files of a data set that SAN has registered: pairs, and what has no partner.
+
+    Raises:
+        ValueError: it is unknown, or registered by someone else.
+        FileNotFoundError: its folders are missing or hold no pair of files.
+    """
+    check_names([name], "the command line")
+    files = MetadataCatalog.get(name).get("files")
+    if files is None:
+        raise ValueError(f"data set {name!r} was not registered by SAN, which therefore does not know its folders")
+    pairing: Pairing = files()
+    return pairing
 
 
 def metadata_of(name: str) -> Any:
@@ -173,6 +290,17 @@ def metadata_of(name: str) -> Any:
     if metadata.get("ignore_label") is None:
         metadata.set(ignore_label=255)
     return metadata
+
+
+def class_texts(name: str) -> tuple[ClassText, ...]:
+    """What goes to the text encoder for each class of a registered data set: its texts, else the class names.
+
+    Raises:
+        ValueError: it has no class names.
+    """
+    metadata = metadata_of(name)
+    texts: tuple[ClassText, ...] | None = metadata.get("class_texts")
+    return texts or tuple(ClassText(each) for each in metadata.stuff_classes)
 
 
 def check_distinct_classes(name: str) -> None:

@@ -21,6 +21,7 @@ class Benchmark:
         image_dir, label_dir: folders relative to the datasets root.
         num_images: how many image and label pairs a complete folder gives.
         image_ext, label_ext: file endings without the dot.
+        shared_images: the image folder serves several splits, so that images without a label are normal there.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Benchmark:
     num_images: int
     image_ext: str = "jpg"
     label_ext: str = "png"
+    shared_images: bool = False
 
     @property
     def labels(self) -> LabelSet:
@@ -52,8 +54,10 @@ _TABLE = (
     Benchmark("coco_2017_train_stuff_sem_seg", "coco_stuff_171", "coco/train2017", f"{_COCO}/train2017", 118_287),
     Benchmark("coco_2017_test_stuff_sem_seg", "coco_stuff_171", "coco/val2017", f"{_COCO}/val2017", 5_000),
     # Both VOC splits share one image folder of 17,125 images; the label folder decides.
-    Benchmark("voc_sem_seg_train", "voc_20", f"{_VOC}/JPEGImages", f"{_VOC}/annotations_detectron2/train", 10_582),
-    Benchmark("voc_sem_seg_val", "voc_20", f"{_VOC}/JPEGImages", f"{_VOC}/annotations_detectron2/val", 1_449),
+    Benchmark("voc_sem_seg_train", "voc_20", f"{_VOC}/JPEGImages", f"{_VOC}/annotations_detectron2/train", 10_582,
+              shared_images=True),
+    Benchmark("voc_sem_seg_val", "voc_20", f"{_VOC}/JPEGImages", f"{_VOC}/annotations_detectron2/val", 1_449,
+              shared_images=True),
     Benchmark("pcontext_sem_seg_train", "pascal_context_59", "pcontext/train/image", "pcontext/train/label", 4_996),
     Benchmark("pcontext_sem_seg_val", "pascal_context_59", "pcontext/val/image", "pcontext/val/label", 5_104),
     Benchmark("pcontext_full_sem_seg_train", "pascal_context_459",

@@ -1,62 +1,206 @@
-"""Image and label files of a folder dataset, paired by their relative path without the extension."""
+"""Image and label files of a data set, paired by their relative path without the extension, or by a list of pairs."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
+REMEDY = (
+    "prepare the dataset (see docs/benchmarks.md), point DETECTRON2_DATASETS or --data-root at the datasets root, or "
+    "take the data set out of the run"
+)
+"""What to do about a folder of a benchmark that is missing or empty."""
 
-def list_pairs(
-    image_dir: str | Path, label_dir: str | Path, image_ext: str = "jpg", label_ext: str = "png"
-) -> list[dict[str, str]]:
-    """Pair every label file with the image of the same stem, sub-folders included.
+Pair = dict[str, str]
+"""One image with its label map: `file_name` and `sem_seg_file_name`."""
 
-    Images without a label are normal (VOC keeps all its images in one folder) and are left out; labels without an image
-    are left out with a warning, since a conversion has gone wrong there.
+
+@dataclass(frozen=True)
+class Pairing:
+    """What the files of a data set come to.
+
+    Attributes:
+        pairs: the usable ones, sorted by stem, or in the order of the list.
+        images_without_label: image files that no label file belongs to.
+        labels_without_image: label files that no image file belongs to.
+        duplicates: files that have the stem of another one of their kind, and so cannot be told apart.
+        shared_images: whether images without a label are meant to be there.
+    """
+
+    pairs: tuple[Pair, ...]
+    images_without_label: tuple[str, ...] = ()
+    labels_without_image: tuple[str, ...] = ()
+    duplicates: tuple[str, ...] = ()
+    shared_images: bool = False
+
+    def usable(self, source: str) -> list[Pair]:
+        """The pairs; logs their number, and warns of files that are left out.
+
+        Args:
+            source: data set or folders they are of, for the message.
+
+        Raises:
+            ValueError: two files of a kind have one stem.
+        """
+        if self.duplicates:
+            raise ValueError(
+                f"{self.duplicates[0]} has the name of another file up to the extension, so that it is not clear which "
+                f"belongs to the label; rename or remove one ({len(self.duplicates)} such file(s) in {source})"
+            )
+        logger.info("%s: %d image and label pairs", source, len(self.pairs))
+        if self.labels_without_image:
+            _warn(source, "label files have no image", self.labels_without_image)
+        if self.images_without_label and not self.shared_images:
+            _warn(source, "image files have no label", self.images_without_label)
+        return list(self.pairs)
+
+
+def pair_files(
+    image_dir: str | Path,
+    label_dir: str | Path,
+    image_ext: str | Sequence[str] = "jpg",
+    label_ext: str | Sequence[str] = "png",
+    *,
+    shared_images: bool = False,
+    remedy: str = REMEDY,
+) -> Pairing:
+    """Pair every label file with the image of the same stem, sub-folders included; never by position.
 
     Args:
         image_dir: existing folder of images.
         label_dir: existing folder of label maps.
-        image_ext: ending of image files without the dot, compared exactly.
-        label_ext: ending of label files without the dot, compared exactly (`tif` does not find `.tiff`).
+        image_ext: ending of image files without the dot, or several, compared exactly.
+        label_ext: the same of label files (`tif` does not find `.tiff`).
+        shared_images: the image folder serves several splits (as VOC's does), so images without a label are normal.
+        remedy: what to do about a folder that is missing or empty, for the message.
+
+    Returns:
+        Pairs and what is left out; files of equal stems are all left to `duplicates` but the first.
+
+    Raises:
+        FileNotFoundError: a folder is missing, holds no file of these extensions, or no two files pair up.
+        ValueError: images and labels are the same files.
+    """
+    images, image_doubles = _files_by_stem(Path(image_dir), image_ext, f"image folder {image_dir}", remedy)
+    labels, label_doubles = _files_by_stem(Path(label_dir), label_ext, f"label folder {label_dir}", remedy)
+    stems = sorted(images.keys() & labels.keys())
+    if stems and images[stems[0]] == labels[stems[0]]:
+        raise ValueError(
+            f"{images[stems[0]]} would be image and label at once; keep labels in a folder of their own, or give them "
+            "another extension"
+        )
+    if not stems:
+        raise FileNotFoundError(
+            f"no image in {image_dir} has a label of the same name in {label_dir}: image {min(images)!r}, label "
+            f"{min(labels)!r}; the names must be equal up to the extension"
+        )
+    return Pairing(
+        pairs=tuple({"file_name": str(images[stem]), "sem_seg_file_name": str(labels[stem])} for stem in stems),
+        images_without_label=tuple(str(images[stem]) for stem in sorted(images.keys() - labels.keys())),
+        labels_without_image=tuple(str(labels[stem]) for stem in sorted(labels.keys() - images.keys())),
+        duplicates=tuple(image_doubles + label_doubles),
+        shared_images=shared_images,
+    )
+
+
+def list_pairs(
+    image_dir: str | Path,
+    label_dir: str | Path,
+    image_ext: str | Sequence[str] = "jpg",
+    label_ext: str | Sequence[str] = "png",
+    *,
+    shared_images: bool = False,
+    remedy: str = REMEDY,
+) -> list[Pair]:
+    """The pairs of `pair_files`, which explains the arguments; a file that is left out is reported in the log.
 
     Returns:
         Dicts with `file_name` and `sem_seg_file_name`, sorted by stem.
 
     Raises:
-        FileNotFoundError: a folder is missing, holds no file of that extension, or no two files pair up.
+        FileNotFoundError: see `pair_files`.
+        ValueError: two files of a kind have one stem, such as `a.jpg` and `a.jpeg`.
     """
-    images = _files_by_stem(Path(image_dir), image_ext, "image")
-    labels = _files_by_stem(Path(label_dir), label_ext, "label")
-    paired = sorted(images.keys() & labels.keys())
-    if not paired:
-        raise FileNotFoundError(
-            f"no image in {image_dir} has a label of the same name in {label_dir}: image {min(images)!r}, label "
-            f"{min(labels)!r}; the names must be equal up to the extension"
-        )
-    orphans = sorted(labels.keys() - images.keys())
-    if orphans:
-        logger.warning(
-            "%d of %d label files in %s have no image in %s and are left out: %s%s",
-            len(orphans), len(labels), label_dir, image_dir, ", ".join(orphans[:3]), ", …" if orphans[3:] else "",
-        )  # fmt: skip
-    logger.info("%d image and label pairs in %s (%d images without a label)",
-                len(paired), image_dir, len(images) - len(paired))  # fmt: skip
-    return [{"file_name": str(images[stem]), "sem_seg_file_name": str(labels[stem])} for stem in paired]
+    pairing = pair_files(image_dir, label_dir, image_ext, label_ext, shared_images=shared_images, remedy=remedy)
+    return pairing.usable(f"{image_dir} and {label_dir}")
 
 
-def _files_by_stem(folder: Path, ext: str, kind: str) -> dict[str, Path]:
+def read_pair_list(path: str | Path) -> Pairing:
+    """Read a list of pairs: a line each with image, a tab, label; blank lines and lines that begin with # do not count.
+
+    Args:
+        path: UTF-8 text file; paths in it are relative to its folder.
+
+    Returns:
+        The pairs in the order of the list; nothing is left out.
+
+    Raises:
+        FileNotFoundError: the list, or a file that it names, is missing.
+        ValueError: the list is no text or empty, a line has not two columns, or an image is listed twice.
+    """
+    path = Path(path)
+    pairs: list[Pair] = []
+    missing: list[str] = []
+    lines: dict[str, int] = {}
+    for number, image, label in _list_lines(path):
+        if image in lines:
+            raise ValueError(f"line {number} of {path} lists {image} again, after line {lines[image]}; remove one")
+        lines[image] = number
+        files = path.parent / image, path.parent / label
+        missing += [f"{file} (line {number})" for file in files if not file.is_file()]
+        pairs.append({"file_name": str(files[0]), "sem_seg_file_name": str(files[1])})
+    if missing:
+        shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+        raise FileNotFoundError(f"{path} lists what does not exist: {shown}; paths are relative to the list's folder")
+    if not pairs:
+        raise ValueError(f"list of pairs {path} is empty; write lines of image, tab, label")
+    return Pairing(tuple(pairs))
+
+
+def _list_lines(path: Path) -> Iterable[tuple[int, str, str]]:
+    """Number, image and label of each line of a list."""
+    if not path.is_file():
+        raise FileNotFoundError(f"list of pairs {path} does not exist; write lines of image, tab, label")
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"list of pairs {path} is no UTF-8 text ({error.reason}); save it as UTF-8") from None
+    for number, line in enumerate(lines, start=1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        columns = [column.strip() for column in line.split("\t")]
+        if len(columns) != 2 or not all(columns):
+            raise ValueError(f"line {number} of {path} is {line!r}; write image, one tab, label")
+        yield number, columns[0], columns[1]
+
+
+def _warn(source: str, what: str, files: Sequence[str]) -> None:
+    """Says that files are left out, and names three."""
+    shown = ", ".join(files[:3]) + (", …" if len(files) > 3 else "")
+    logger.warning("%s: %d %s and are left out: %s", source, len(files), what, shown)
+
+
+def _files_by_stem(
+    folder: Path, ext: str | Sequence[str], title: str, remedy: str
+) -> tuple[dict[str, Path], list[str]]:
+    """Files by relative path without the ending, and those whose stem was there already."""
     if not folder.is_dir():
-        raise FileNotFoundError(
-            f"{kind} folder {folder} does not exist; prepare the dataset (see docs/benchmarks.md) "
-            "or point DETECTRON2_DATASETS at the datasets root"
-        )
-    suffix = f".{ext}"
-    found = {path.relative_to(folder).as_posix().removesuffix(suffix): path for path in folder.rglob(f"*{suffix}")}
+        raise FileNotFoundError(f"{title} does not exist; {remedy}")
+    found: dict[str, Path] = {}
+    doubles: list[str] = []
+    endings = [f".{each}" for each in ([ext] if isinstance(ext, str) else ext)]
+    for ending in endings:
+        for path in sorted(folder.rglob(f"*{ending}")):
+            stem = path.relative_to(folder).as_posix().removesuffix(ending)
+            if stem in found:
+                doubles.append(str(path))
+            else:
+                found[stem] = path
     if not found:
-        raise FileNotFoundError(
-            f"{kind} folder {folder} holds no *{suffix} file; prepare the dataset or set the extension"
-        )
-    return found
+        wanted = " or ".join(f"*{ending}" for ending in endings)
+        raise FileNotFoundError(f"{title} holds no {wanted} file; set the extension, or {remedy}")
+    return found, doubles

@@ -22,6 +22,7 @@ def write_report(
     *,
     groups: Mapping[str, Sequence[str]] | None = None,
     title: str = "IoU per class",
+    subset: str = "",
 ) -> dict[str, float]:
     """Write an evaluation's three files into `folder`, which is made.
 
@@ -34,6 +35,8 @@ def write_report(
         class_names: C distinct names.
         groups: see `metrics`.
         title: heading of the picture.
+        subset: which part of the data set was evaluated, such as "20 of 5000 images"; `metrics.json` then says so
+            under "subset". "" = all of it.
 
     Returns:
         the metrics, in percent.
@@ -47,7 +50,8 @@ def write_report(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     plain = {key: None if math.isnan(value) else value for key, value in values.items()}
-    (folder / "metrics.json").write_text(json.dumps(plain, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    content = {"subset": subset, **plain} if subset else plain
+    (folder / "metrics.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     _write_csv(folder / "per_class.csv", matrix, class_names, plain)
     plot_per_class({name: values[f"IoU-{name}"] for name in class_names}, folder / "per_class.png", title=title)
     return values

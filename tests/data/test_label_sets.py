@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import json
+import os
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from san.data.benchmarks import BENCHMARKS
@@ -13,6 +18,60 @@ COUNTS = {
     "ade20k_150": 150,
     "ade20k_847": 847,
 }
+
+HERE = Path(__file__).resolve().parent
+OUTSIDE = Path(os.environ.get("SAN_LABELS_DIR") or HERE.parents[2] / "shared" / "labels")
+"""The reference facts where they lie beside the repository; `labels/` here is a copy of them."""
+
+REFERENCES = [HERE / "labels", *([OUTSIDE] if OUTSIDE.is_dir() else [])]
+
+
+def read_reference(folder: Path, name: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+    return content
+
+
+@pytest.mark.parametrize("folder", REFERENCES, ids=["copy", "original"][: len(REFERENCES)])
+@pytest.mark.parametrize("name", LABEL_SETS)
+def test_label_set_is_the_published_one(name: str, folder: Path) -> None:
+    """Names, order, count, ids, raw values and ignore label, as published."""
+    labels, facts = load_label_set(name), read_reference(folder, name)
+    assert list(labels.classes) == facts["classes"]
+    assert labels.num_classes == facts["num_classes"] == COUNTS[name]
+    assert len({text.casefold().replace(" ", "") for text in labels.classes}) == labels.num_classes
+    assert labels.ignore_label == facts["ignore_label"]
+    assert labels.label_dtype == facts["label_dtype"]
+    assert labels.ignore_label not in range(labels.num_classes)
+    ids = next(facts[key] for key in ("raw_values", "original_ids", "ids") if key in facts)
+    assert list(labels.raw_values) == ids
+    assert labels.num_thing_classes == facts.get("num_thing_classes")
+    assert list(labels.absent_in_val) == facts.get("val_absent_indices", [])
+    assert labels.official_numbers == (tuple(facts["official_59_numbers"]) if "official_59_numbers" in facts else None)
+    if name == "coco_stuff_171":
+        assert list(labels.category_ids or ()) == facts["ids"]
+        assert not {int(each) for each in facts["unused_ids"]} & set(facts["ids"])
+    else:
+        assert labels.category_ids is None
+
+
+@pytest.mark.parametrize("folder", REFERENCES, ids=["copy", "original"][: len(REFERENCES)])
+@pytest.mark.parametrize("name", LABEL_SETS)
+def test_registered_names_folders_and_counts_are_the_published_ones(name: str, folder: Path) -> None:
+    facts = read_reference(folder, name)
+    splits = [benchmark for benchmark in BENCHMARKS.values() if benchmark.label_set == name]
+    assert [split.name for split in splits] == facts["dataset_names"]
+    assert [split.image_dir for split in splits] == facts["image_dirs"]
+    assert [split.label_dir for split in splits] == facts["label_dirs"]
+    assert [split.num_images for split in splits] == facts["num_images"]
+    assert {split.image_ext for split in splits} == {facts["image_ext"]}
+    assert {split.label_ext for split in splits} == {facts["label_ext"]}
+    assert [split.shared_images for split in splits] == [name == "voc_20"] * 2
+
+
+@pytest.mark.skipif(len(REFERENCES) == 1, reason="the reference facts do not lie beside the repository")
+@pytest.mark.parametrize("name", LABEL_SETS)
+def test_the_copy_is_one(name: str) -> None:
+    assert read_reference(REFERENCES[0], name) == read_reference(REFERENCES[1], name)
 
 
 @pytest.mark.parametrize("name", LABEL_SETS)

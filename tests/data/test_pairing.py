@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from san.data.pairing import list_pairs
+from san.data.pairing import list_pairs, pair_files, read_pair_list
 
 
 @pytest.fixture
@@ -29,8 +29,80 @@ def test_pairs_by_stem(folders: tuple[Path, Path], caplog: pytest.LogCaptureFixt
         pairs = list_pairs(images, labels)
     assert [Path(pair["file_name"]).stem for pair in pairs] == ["a", "b", "c"]
     assert all(Path(pair["file_name"]).stem == Path(pair["sem_seg_file_name"]).stem for pair in pairs)
-    assert "1 of 4 label files" in caplog.text
-    assert "orphan" in caplog.text
+    assert "1 label files have no image and are left out" in caplog.text
+    assert "orphan.png" in caplog.text
+    assert "1 image files have no label" in caplog.text
+    assert "unlabelled.jpg" in caplog.text
+
+
+def test_what_has_no_partner_is_told(folders: tuple[Path, Path], caplog: pytest.LogCaptureFixture) -> None:
+    images, labels = folders
+    touch(images, "a.jpg", "b.jpg", "sub/b.jpg")
+    touch(labels, "a.png", "c.png")
+    pairing = pair_files(images, labels)
+    assert [Path(pair["file_name"]).name for pair in pairing.pairs] == ["a.jpg"]
+    assert pairing.images_without_label == (str(images / "b.jpg"), str(images / "sub/b.jpg"))
+    assert pairing.labels_without_image == (str(labels / "c.png"),)
+    with caplog.at_level(logging.WARNING):
+        list_pairs(images, labels, shared_images=True)
+    assert "c.png" in caplog.text
+    assert "b.jpg" not in caplog.text
+
+
+def test_several_endings_and_doubles(folders: tuple[Path, Path]) -> None:
+    images, labels = folders
+    touch(images, "a.jpg", "b.png")
+    touch(labels, "a.png", "b.png")
+    assert len(list_pairs(images, labels, ["jpg", "png"])) == 2
+    touch(images, "a.png")
+    assert pair_files(images, labels, ["jpg", "png"]).duplicates == (str(images / "a.png"),)
+    with pytest.raises(ValueError, match=r"a\.png has the name of another file.*rename or remove one \(1 such"):
+        list_pairs(images, labels, ["jpg", "png"])
+
+
+def test_images_are_not_their_own_labels(folders: tuple[Path, Path]) -> None:
+    touch(folders[0], "a.png")
+    with pytest.raises(ValueError, match=r"a\.png would be image and label at once"):
+        pair_files(folders[0], folders[0], "png", "png")
+
+
+def test_list_of_pairs(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    images, labels = folders
+    touch(images, "b.jpg", "a b.jpg")
+    touch(labels, "x.png")
+    path = tmp_path / "list.txt"
+    path.write_text("# image\tlabel\nimages/b.jpg\tlabels/x.png\n\nimages/a b.jpg\tlabels/x.png\n")
+    pairing = read_pair_list(path)
+    assert pairing.pairs == (
+        {"file_name": str(images / "b.jpg"), "sem_seg_file_name": str(labels / "x.png")},
+        {"file_name": str(images / "a b.jpg"), "sem_seg_file_name": str(labels / "x.png")},
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "message"),
+    [
+        (b"", ValueError, "is empty"),
+        (b"images/b.jpg labels/x.png\n", ValueError, "line 1 of .* one tab"),
+        (b"images/b.jpg\t\n", ValueError, "line 1 of .* one tab"),
+        (b"images/b.jpg\tlabels/x.png\n" * 2, ValueError, "line 2 .* again, after line 1"),
+        (b"images/b.jpg\tlabels/y.png\n", FileNotFoundError, r"y\.png \(line 1\); paths are relative"),
+        (b"\xff\xfe\xff", ValueError, "no UTF-8 text"),
+    ],
+)
+def test_wrong_lists(
+    folders: tuple[Path, Path], tmp_path: Path, content: bytes, kind: type[Exception], message: str
+) -> None:
+    touch(folders[0], "b.jpg")
+    touch(folders[1], "x.png")
+    (tmp_path / "list.txt").write_bytes(content)
+    with pytest.raises(kind, match=message):
+        read_pair_list(tmp_path / "list.txt")
+
+
+def test_a_missing_list(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="gone.txt does not exist"):
+        read_pair_list(tmp_path / "gone.txt")
 
 
 def test_equal_counts_of_different_names_are_not_paired(folders: tuple[Path, Path]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -92,3 +93,25 @@ def test_help_is_complete() -> None:
         "--compile",
     ):
         assert option in done.stdout
+
+
+def test_an_unknown_word_is_told_once(caplog):
+    tokenizer = load_clip("shapes", "shapes").tokenizer
+    tokenizer(["a photo of a red zebra.", "one zebra, in a scene.", "a photo of a red star."])
+    tokenizer(["a blue zebra"])
+    told = [record.getMessage() for record in caplog.records if "never met" in record.getMessage()]
+    assert sum("zebra" in line for line in told) == 1
+    assert not any("star" in line or "red" in line for line in told)
+
+
+def test_things_are_named_under_their_masks(repo, capsys):
+    """What SAN asks of the committed CLIP: one thing among several, seen through its mask alone."""
+    spec = importlib.util.spec_from_file_location("check_shapes_clip", repo / "tools/check_shapes_clip.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    images, labels = tool.scenes(60, seed=5)
+    found = tool.recognition(load_clip("shapes", "shapes"), 3, images, labels)
+    assert found["seen things"] > 40 and found["novel things"] > 45 and found["grounds"] > 95
+    assert tool.main(["gone.safetensors"]) == 1
+    assert tool.main(["--shallow-depth", "6"]) == 1
+    assert "give depths from 1 to 5" in capsys.readouterr().err

@@ -1,0 +1,219 @@
+"""Read every pair of registered data sets and say what is wrong with them: counts, sizes, values, names, histogram.
+
+Writes OUT/<name>/report.json (every finding), classes.csv and classes.png (the per-class pixel histogram) and
+samples.png (image, coloured labels, legend).
+
+Examples:
+  san check voc_sem_seg_val ade20k_sem_seg_val --data-root datasets --workers 4
+  san check coco_2017_train_stuff_sem_seg --limit 1000
+  san check --dataset my_set.yaml --out output/check
+
+Exit codes: 0 all is well, 1 something is wrong, 2 wrong command line, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from tqdm import tqdm
+
+from san.d2.arguments import add_dataset_arguments, register_from_arguments
+from san.d2.datasets import check_names, load_records, metadata_of, pairing_of, prepare_shapes
+from san.d2.loaders import Record
+from san.data.benchmarks import BENCHMARKS
+from san.data.checking import (
+    CheckReport,
+    CheckTarget,
+    Finding,
+    Folder,
+    PairResult,
+    check_folders,
+    check_pairs,
+    failed_report,
+    format_classes,
+    format_report,
+    spread,
+    summarise,
+    write_classes,
+    write_json,
+)
+from san.data.transforms import read_image, read_label_map
+from san.visualize import contact_sheet, plot_pixel_histogram
+
+_RULE = "─" * 100
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's options."""
+    parser.add_argument("names", nargs="*", metavar="NAME", help="registered data sets; those of --dataset by default")
+    add_dataset_arguments(parser)
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, help="reading processes (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--limit", type=int, default=0, metavar="N", help="read only N pairs, spread evenly (default: all)"
+    )
+    parser.add_argument(
+        "--samples", type=int, default=6, metavar="N", help="rows of samples.png (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--partial",
+        action="store_true",
+        help="the folders hold a part of the published set: fewer pairs and classes that never occur are not wrong",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("output/check"), help="folder to write to (default: %(default)s)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command; returns its exit code."""
+    try:
+        names = _names(args)
+        args.out.mkdir(parents=True, exist_ok=True)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    reports = []
+    for name in names:
+        print(f"{_RULE}\n{name}", flush=True)
+        reports.append(_check(name, args))
+    if len(reports) > 1:
+        print(f"{_RULE}\n{_overview(reports)}")
+    return 0 if all(report.ok for report in reports) else 1
+
+
+def _names(args: argparse.Namespace) -> list[str]:
+    """The data sets to check, registered; refuses a wrong command line."""
+    for option, least in (("workers", 1), ("limit", 0), ("samples", 0)):
+        value = getattr(args, option)
+        if value < least:
+            raise ValueError(f"--{option} is {value}; give {least} or more")
+    registered = register_from_arguments(args)
+    names = list(dict.fromkeys(args.names or registered))
+    if not names:
+        raise ValueError("no data set is named; give names such as voc_sem_seg_val, or --dataset FILE for your own")
+    check_names(names, "the command line")
+    for name in names:
+        metadata_of(name)  # refuses data sets without class names
+    return names
+
+
+def _check(name: str, args: argparse.Namespace) -> CheckReport:
+    """Checks one data set, prints and writes what was found."""
+    target = _target(name, partial=args.partial)
+    folder = args.out / name
+    start = time.perf_counter()
+    try:
+        prepare_shapes([name], args.data_root)
+        pairs = _pairs(name)
+    except (ValueError, OSError) as error:
+        report = failed_report(target, error, _folder_findings(name))
+        write_json(report, folder / "report.json")
+        print(format_report(report))
+        return report
+    positions = spread(len(pairs), args.limit)
+    results = check_pairs(pairs, target, positions=positions, workers=min(args.workers, len(positions)))
+    shown = _Shown()
+    seldom = 0.1 if sys.stderr.isatty() else 10.0  # seconds; in a log file every state is a line
+    bar = tqdm(results, name, len(positions), unit="pair", leave=False, dynamic_ncols=True, mininterval=seldom)
+    report = summarise(target, pairs, shown.watch(bar), _folder_findings(name))
+    seconds = time.perf_counter() - start
+    write_json(report, folder / "report.json")
+    write_classes(report, folder / "classes.csv")
+    pixels = dict(zip(target.classes, report.class_pixels.tolist(), strict=True))
+    plot_pixel_histogram(pixels, folder / "classes.png", title=f"Pixels per class, {name}")
+    _write_samples(pairs, shown.choose(args.samples), target, folder / "samples.png")
+    print(f"{format_classes(report)}\n\n{format_report(report, seconds=seconds)}, see {folder}", flush=True)
+    return report
+
+
+def _pairs(name: str) -> list[Record]:
+    """The pairs of a data set, even where some of its names are ambiguous."""
+    if metadata_of(name).get("files") is None:  # registered by someone else
+        return load_records(name)
+    return [dict(pair) for pair in pairing_of(name).pairs]
+
+
+def _target(name: str, *, partial: bool) -> CheckTarget:
+    """What a registered data set is checked against; of the twelve benchmark splits more is known."""
+    metadata = metadata_of(name)
+    benchmark = BENCHMARKS.get(name)
+    absent = None
+    if benchmark is not None and (not benchmark.labels.absent_in_val or "_train" not in name):
+        absent = frozenset(benchmark.labels.absent_in_val)  # what PC-459's train split lacks is not published
+    return CheckTarget(
+        name=name,
+        classes=tuple(metadata.stuff_classes),
+        ignore_label=metadata.ignore_label,
+        num_pairs=benchmark.num_images if benchmark else None,
+        absent=absent,
+        partial=partial,
+        wide_labels=benchmark is not None and benchmark.labels.label_dtype == "uint16",
+        label_mapping=metadata.get("label_mapping"),
+    )
+
+
+def _folder_findings(name: str) -> list[Finding]:
+    """What the names in the folders tell; nothing where a data set is a list of files, or a folder is missing."""
+    metadata = metadata_of(name)
+    sides = []
+    for root, ext in (("image_root", "image_ext"), ("sem_seg_root", "label_ext")):
+        folder, endings = metadata.get(root), metadata.get(ext)
+        if not folder or not endings or not Path(folder).is_dir():
+            return []
+        sides.append(Folder(Path(folder), (endings,) if isinstance(endings, str) else tuple(endings)))
+    return check_folders(*sides)
+
+
+class _Shown:
+    """Remembers, while the results pass, which pairs can be shown."""
+
+    def __init__(self) -> None:
+        self.upright: list[int] = []
+        self.rotated: list[int] = []
+
+    def watch(self, results: Iterable[PairResult]) -> Iterator[PairResult]:
+        """Passes the results on."""
+        for result in results:
+            if result.size and result.values.size and all(each.kind != "size_mismatch" for each in result.findings):
+                (self.rotated if result.rotated else self.upright).append(result.index)
+            yield result
+
+    def choose(self, number: int) -> list[int]:
+        """Positions spread over the data set; rotated images, of which one wants to see the labels, take up to half."""
+        upright, rotated = sorted(self.upright), sorted(self.rotated)
+        num_rotated = min(len(rotated), max(number // 2, number - len(upright)))
+        chosen = [rotated[i] for i in spread(len(rotated), num_rotated)] if num_rotated else []
+        if number > num_rotated:
+            chosen += [upright[i] for i in spread(len(upright), number - num_rotated)]
+        return sorted(chosen)
+
+
+def _write_samples(records: list[Record], positions: list[int], target: CheckTarget, path: Path) -> None:
+    """Draws the contact sheet of some pairs, which have been read without trouble before."""
+    samples = []
+    for position in positions:
+        record = records[position]
+        labels = read_label_map(record["sem_seg_file_name"])
+        if target.label_mapping is not None:
+            labels = target.label_mapping.apply(labels)
+        samples.append((Path(record["file_name"]).name, read_image(record["file_name"]), labels))
+    if samples:
+        contact_sheet(samples, target.classes, path)
+
+
+def _overview(reports: list[CheckReport]) -> str:
+    """One line per data set."""
+    width = max(len(report.target.name) for report in reports)
+    lines = []
+    for report in reports:
+        wrong = sum(finding.wrong for finding in report.findings)
+        verdict = "ok" if report.ok else f"NOT OK, {wrong:,} {'thing' if wrong == 1 else 'things'} wrong"
+        lines.append(f"{report.target.name:<{width}}  {report.num_listed:>9,} pairs  {verdict}")
+    return "\n".join(lines)

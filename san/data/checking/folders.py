@@ -1,0 +1,116 @@
+"""Names in a data set's folders: files that no other file belongs to, and names that are not told apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from san.data.checking.pair import Finding
+
+PICTURE_ENDINGS = frozenset(
+    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".ppm", ".pgm")
+)
+_NUM_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Folder:
+    """One side of a data set.
+
+    Attributes:
+        path: searched with its sub-folders.
+        exts: endings of the files that are read, without the dot, compared exactly.
+    """
+
+    path: Path
+    exts: tuple[str, ...]
+
+    @property
+    def endings(self) -> str:
+        """The endings, as shown."""
+        return " or ".join(f".{ext}" for ext in self.exts)
+
+
+@dataclass(frozen=True)
+class _File:
+    """A picture file: its path below the folder, its name without ending, and whether its ending is the one read."""
+
+    path: Path
+    stem: str
+    is_read: bool
+
+
+def check_folders(images: Folder, labels: Folder) -> list[Finding]:
+    """Label maps and images that have no partner, and names that differ only in case or ending.
+
+    A label map without an image is wrong; images without a label map are only counted, since several sets (VOC) keep
+    all their images in one folder. Files that are no pictures are left alone.
+
+    Args:
+        images: existing folder of images.
+        labels: existing folder of label maps; it may be the same one, or one below the other.
+    """
+    image_files = _pictures(images, labels)
+    label_files = _pictures(labels, images)
+    findings = _duplicates(image_files) + _duplicates(label_files)
+    image_stems = {file.stem for file in image_files if file.is_read}
+    label_stems = {file.stem for file in label_files if file.is_read}
+    any_image = {file.stem.casefold(): file for file in image_files}
+    for file in label_files:
+        partner = any_image.get(file.stem.casefold())
+        if file.is_read and file.stem not in image_stems:
+            hint = f"; is it {partner.path}? Then rename that to {file.stem}.{images.exts[0]}" if partner else ""
+            message = f"there is no image {file.stem} with the ending {images.endings} in {images.path}{hint}"
+            findings.append(Finding("label_without_image", message, str(file.path)))
+        elif not file.is_read and partner and not {file.stem, partner.stem} & label_stems:
+            message = (
+                f"belongs to {partner.path} but is not read, its ending is not exactly {labels.endings}: rename it"
+            )
+            findings.append(Finding("label_without_image", message, str(file.path)))
+    findings += _unlabelled(image_stems - label_stems, len(image_stems), images.path)
+    return findings
+
+
+def _pictures(folder: Folder, other: Folder) -> list[_File]:
+    """The picture files of one side, sorted; those of the other side left out where the folders overlap."""
+    suffixes = [f".{ext}" for ext in folder.exts]
+    lower = tuple(suffix.lower() for suffix in suffixes)
+    shared = folder.path.resolve() == other.path.resolve()
+    inner = other.path if not shared and other.path.resolve().is_relative_to(folder.path.resolve()) else None
+    files = []
+    for path in sorted(folder.path.rglob("*")):
+        suffix = next((each for each in suffixes if path.name.endswith(each)), None)
+        if suffix is None and path.suffix.lower() not in PICTURE_ENDINGS:
+            continue
+        if shared and not path.name.lower().endswith(lower):
+            continue
+        if (inner is not None and path.is_relative_to(inner)) or not path.is_file():
+            continue
+        name = path.relative_to(folder.path)
+        stem = name.as_posix().removesuffix(suffix) if suffix else name.with_suffix("").as_posix()
+        files.append(_File(path, stem, suffix is not None))
+    return files
+
+
+def _duplicates(files: Iterable[_File]) -> list[Finding]:
+    """Names that are one up to case and ending: on some file systems, and for some readers, they are one file."""
+    groups: dict[str, list[_File]] = {}
+    for file in files:
+        groups.setdefault(file.stem.casefold(), []).append(file)
+    findings = []
+    for group in groups.values():
+        if len(group) > 1:
+            others = ", ".join(file.path.name for file in group[1:])
+            what = "case" if len({file.stem for file in group}) > 1 else "ending"
+            message = f"differs from {others} in its {what} only; remove or rename what does not belong"
+            findings.append(Finding("duplicate_stem", message, str(group[0].path)))
+    return findings
+
+
+def _unlabelled(stems: set[str], num_images: int, folder: Path) -> list[Finding]:
+    if not stems:
+        return []
+    shown = ", ".join(sorted(stems)[:_NUM_SHOWN]) + (", …" if len(stems) > _NUM_SHOWN else "")
+    message = f"{len(stems):,} of {num_images:,} images: {shown}"
+    return [Finding("image_without_label", message, str(folder), wrong=False)]

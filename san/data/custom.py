@@ -1,0 +1,247 @@
+"""One's own data set, described by one YAML or JSON file (docs/custom_dataset.md).
+
+Its keys are `KEYS`; a data set has a name, classes, and either two folders or a list of files, or several splits with
+these. Only the file is read here: images and labels when the data set is used.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from san.data.custom_classes import CustomClass, parse_classes
+from san.data.label_mapping import MAX_VALUE, LabelMapping
+from san.data.pairing import Pairing, pair_files, read_pair_list
+from san.data.plain_file import check_keys, read_plain_file, user_path
+
+SOURCE_KEYS = ("images", "labels", "list")
+"""Where the files of a split are: two folders, or a list of pairs."""
+
+KEYS = (
+    "name",
+    "classes",
+    "splits",
+    *SOURCE_KEYS,
+    "image_ext",
+    "label_ext",
+    "ignore_label",
+    "label_mapping",
+    "unmapped",
+)
+"""All keys of a data set file."""
+
+IGNORED = "ignore"
+"""What `label_mapping` says of pixel values without a class."""
+
+
+@dataclass(frozen=True)
+class CustomSplit:
+    """Where the files of one split are.
+
+    Attributes:
+        name: it is registered by: ``<data set>_<split>``, or the data set's own name where it has one split only.
+        split: its key in the file, such as "train"; "" where there is only one.
+        image_dir, label_dir: folders, or None where there is a list.
+        list_file: a line each with image, tab, label, or None.
+        image_ext: file endings of images, without the dot.
+        label_ext: file endings of label maps.
+    """
+
+    name: str
+    split: str
+    image_dir: Path | None
+    label_dir: Path | None
+    list_file: Path | None
+    image_ext: tuple[str, ...]
+    label_ext: tuple[str, ...]
+
+    def pairing(self) -> Pairing:
+        """Its files, paired by name or as listed.
+
+        Raises:
+            FileNotFoundError, ValueError: see `san.data.pairing`.
+        """
+        if self.list_file is not None:
+            return read_pair_list(self.list_file)
+        assert self.image_dir is not None
+        assert self.label_dir is not None
+        remedy = f"correct the folders of the data set {self.name!r} in its file"
+        return pair_files(self.image_dir, self.label_dir, self.image_ext, self.label_ext, remedy=remedy)
+
+
+@dataclass(frozen=True)
+class CustomDataset:
+    """What a data set file says.
+
+    Attributes:
+        path: the file.
+        name: of the data set.
+        classes: C classes in class-index order.
+        ignore_label: pixel value without a class, C or more.
+        label_mapping: what the pixel values of the files stand for; None where they are class indices.
+        splits: at least one.
+    """
+
+    path: Path
+    name: str
+    classes: tuple[CustomClass, ...]
+    ignore_label: int
+    label_mapping: LabelMapping | None
+    splits: tuple[CustomSplit, ...]
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """C names, as shown and reported."""
+        return tuple(each.name for each in self.classes)
+
+
+def load_custom_dataset(path: str | Path) -> CustomDataset:
+    """Reads a data set file; looks at no image and no label.
+
+    Args:
+        path: .yaml, .yml or .json; relative paths in it are relative to its folder.
+
+    Returns:
+        What it says, checked.
+
+    Raises:
+        FileNotFoundError: it, or the class file it names, does not exist.
+        ValueError: it is no plain data, a key is unknown or missing, or a value does not fit.
+    """
+    path = user_path(str(path), "the path of the data set file")
+    where = f"data set file {path}"
+    content = check_keys(read_plain_file(path, "data set file"), KEYS, where)
+    for key in ("name", "classes"):
+        if key not in content:
+            raise ValueError(f"{where} has no {key!r}; add it")
+    name = _name(content["name"], f"name in {where}")
+    classes = parse_classes(content["classes"], f"classes in {where}", path.parent)
+    default = 255 if len(classes) <= 255 else MAX_VALUE  # 8 bits have no value left for more classes
+    ignore_label = _ignore_label(content.get("ignore_label", default), classes, where)
+    return CustomDataset(
+        path=path,
+        name=name,
+        classes=classes,
+        ignore_label=ignore_label,
+        label_mapping=_label_mapping(content, classes, ignore_label, where),
+        splits=_splits(content, name, path.parent, where),
+    )
+
+
+def _name(value: Any, where: str) -> str:
+    """A name that can stand in configurations and folders."""
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", value):
+        raise ValueError(
+            f"{where} is {value!r}; give letters, digits, '_', '-' and '.', beginning with a letter or digit"
+        )
+    return value
+
+
+def _ignore_label(value: Any, classes: Sequence[CustomClass], where: str) -> int:
+    """A pixel value beyond the class indices."""
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_VALUE:
+        raise ValueError(f"ignore_label in {where} is {value!r}; give a pixel value, 0..{MAX_VALUE}, mostly 255")
+    if value < len(classes):
+        raise ValueError(
+            f"ignore_label in {where} is {value}, which is the index of the class {classes[value].name!r}; set it to "
+            f"{len(classes)} or more (255, or 65535 in 16-bit labels); where pixels of value {value} have no class, "
+            f"write '{value}: {IGNORED}' in label_mapping"
+        )
+    return value
+
+
+def _label_mapping(
+    content: Mapping[str, Any], classes: Sequence[CustomClass], ignore_label: int, where: str
+) -> LabelMapping | None:
+    """The table from pixel values to classes, or None where the file has none."""
+    table = content.get("label_mapping")
+    if table is None:
+        if "unmapped" in content:
+            raise ValueError(
+                f"{where} has 'unmapped' but no 'label_mapping'; remove it, or map pixel values to classes"
+            )
+        return None
+    if not isinstance(table, Mapping) or not table:
+        raise ValueError(f"label_mapping in {where} is {table!r}; give 'pixel value: class name' lines")
+    indices = {each.name: index for index, each in enumerate(classes)}
+    if IGNORED in indices:
+        raise ValueError(f"{where} has a class {IGNORED!r}, which in label_mapping means no class; rename the class")
+    pairs = tuple(
+        (_pixel_value(key, where), _index(value, indices, ignore_label, where)) for key, value in table.items()
+    )
+    try:
+        return LabelMapping(pairs, ignore_label, content.get("unmapped", "refuse"))
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def _pixel_value(key: Any, where: str) -> int:
+    """A key of label_mapping; JSON writes them as text."""
+    if isinstance(key, str) and re.fullmatch(r"\d+", key):
+        return int(key)
+    if not isinstance(key, int) or isinstance(key, bool):
+        raise ValueError(f"label_mapping in {where} has the key {key!r}; give pixel values, 0..{MAX_VALUE}")
+    return key
+
+
+def _index(value: Any, indices: Mapping[str, int], ignore_label: int, where: str) -> int:
+    """A value of label_mapping: class name, class index or `IGNORED`."""
+    if value == IGNORED:
+        return ignore_label
+    if isinstance(value, str) and value.strip() in indices:
+        return indices[value.strip()]
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(indices):
+        return value
+    raise ValueError(
+        f"label_mapping in {where} maps to {value!r}; give a class name, an index 0..{len(indices) - 1}, or {IGNORED}"
+    )
+
+
+def _splits(content: Mapping[str, Any], name: str, folder: Path, where: str) -> tuple[CustomSplit, ...]:
+    """The splits: those under ``splits``, or the one the file itself is."""
+    endings = tuple(_endings(content.get(key, default), f"{key} in {where}") for key, default in
+                    (("image_ext", "jpg"), ("label_ext", "png")))  # fmt: skip
+    given = {key: content[key] for key in SOURCE_KEYS if key in content}
+    if "splits" not in content:
+        return (CustomSplit(name, "", *_source(given, folder, where), *endings),)
+    if given:
+        raise ValueError(
+            f"{where} has both 'splits' and {next(iter(given))!r}; write {', '.join(given)} inside the splits"
+        )
+    splits = content["splits"]
+    if not isinstance(splits, Mapping) or not splits:
+        raise ValueError(f"splits in {where} is {splits!r}; give 'train: {{images: ..., labels: ...}}' and the like")
+    found = []
+    for split, source in splits.items():
+        place = f"splits.{split} in {where}"
+        source = check_keys(source, SOURCE_KEYS, place)
+        full_name = f"{name}_{_name(split, f'a key of splits in {where}')}"
+        found.append(CustomSplit(full_name, split, *_source(source, folder, place), *endings))
+    return tuple(found)
+
+
+def _source(source: Mapping[str, Any], folder: Path, where: str) -> tuple[Path | None, Path | None, Path | None]:
+    """Image folder, label folder, list: the first two or the last."""
+    for key, value in source.items():
+        if not isinstance(value, str) or not value:
+            raise ValueError(f"{key} in {where} is {value!r}; give a path, relative to the file")
+    if set(source) not in ({"images", "labels"}, {"list"}):
+        seen = ", ".join(source) or "none of them"
+        raise ValueError(f"{where} has {seen}; give 'images' and 'labels' (two folders), or 'list' (a file) alone")
+    paths = {key: folder / user_path(value, f"{key} in {where}") for key, value in source.items()}
+    return paths.get("images"), paths.get("labels"), paths.get("list")
+
+
+def _endings(value: Any, where: str) -> tuple[str, ...]:
+    """File endings without the dot."""
+    parts = [value] if isinstance(value, str) else value
+    if (
+        not isinstance(parts, list)
+        or not parts
+        or not all(isinstance(part, str) and part.strip(". ") for part in parts)
+    ):
+        raise ValueError(f"{where} is {value!r}; give a file ending such as png, or a list of them")
+    return tuple(part.strip().lstrip(".") for part in parts)

@@ -1,0 +1,82 @@
+"""From the pixel values of someone's label files to class indices, when the files are read; no file is rewritten."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+MAX_VALUE = 65535
+"""Largest pixel value of a label map: 16 bits."""
+
+
+@dataclass(frozen=True)
+class LabelMapping:
+    """What each pixel value of a label file stands for.
+
+    Attributes:
+        indices: pairs (pixel value, class index or ignore label), each pixel value once.
+        ignore_label: value of pixels without a class, in the files and in the result; it stands for itself unless
+            `indices` says otherwise.
+        unmapped: what becomes of every other value: "ignore" makes it `ignore_label`, "refuse" is an error.
+
+    Raises:
+        ValueError: a pixel value is out of range or given twice, or `unmapped` is something else.
+    """
+
+    indices: tuple[tuple[int, int], ...]
+    ignore_label: int
+    unmapped: Literal["refuse", "ignore"] = "refuse"
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be a table."""
+        if self.unmapped not in ("refuse", "ignore"):
+            raise ValueError(f"unmapped is {self.unmapped!r}; set it to refuse or ignore")
+        values = [value for value, _ in self.indices]
+        for value in values:
+            if not 0 <= value <= MAX_VALUE:
+                raise ValueError(f"label_mapping holds the pixel value {value}; pixel values are 0..{MAX_VALUE}")
+            if values.count(value) > 1:
+                raise ValueError(f"label_mapping holds the pixel value {value} twice; remove one")
+
+    def apply(self, raw: Array, source: str = "the label map") -> Array:
+        """Class indices and ignore labels of a label map.
+
+        Args:
+            raw: (H, W) integers, as stored.
+            source: file, for the message.
+
+        Returns:
+            (H, W) int32.
+
+        Raises:
+            ValueError: it holds values that are not mapped, and these are refused.
+        """
+        indices = self._look_up(raw)  # (H, W), −1 where nothing is mapped
+        wrong = indices < 0
+        if self.unmapped == "refuse" and wrong.any():
+            values = np.unique(raw[wrong]).tolist()
+            shown = ", ".join(map(str, values[:5])) + (f" and {len(values) - 5} more" if len(values) > 5 else "")
+            raise ValueError(
+                f"{source} holds the value {shown}, which label_mapping does not map; add it there, or set unmapped to "
+                "ignore"
+            )
+        indices[wrong] = self.ignore_label
+        return indices
+
+    def unmapped_values(self, raw: Array) -> list[int]:
+        """The distinct values of a label map that `indices` does not mention and that are not the ignore label."""
+        return [int(value) for value in np.unique(raw[self._look_up(raw) < 0])]
+
+    def _look_up(self, raw: Array) -> Array:
+        """(H, W) int32, a copy: class index or ignore label of each pixel, −1 where its value is not mapped."""
+        table = np.full(MAX_VALUE + 2, -1, dtype=np.int32)  # the last one is for values out of range
+        table[self.ignore_label] = self.ignore_label
+        for value, index in self.indices:
+            table[value] = index
+        found: Array = table[np.where((raw < 0) | (raw > MAX_VALUE), MAX_VALUE + 1, raw)]
+        return found

@@ -1,0 +1,232 @@
+"""`san check` and tools/check_dataset.py: exit codes, files, and every fault of a spoilt data set in one run."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from san.cli import check
+from san.cli.main import main as san_main
+from san.d2.api import DatasetCatalog, MetadataCatalog
+
+REPO = Path(__file__).resolve().parents[2]
+NAME = "voc_sem_seg_val"
+IMAGES, LABELS = "VOC2012/JPEGImages", "VOC2012/annotations_detectron2/val"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Three sound pairs in VOC's layout, and an image that another split uses."""
+    for folder in (IMAGES, LABELS):
+        (tmp_path / folder).mkdir(parents=True)
+    for stem in ("a", "b", "c", "other"):
+        Image.new("RGB", (30, 20), (10, 200, 30)).save(tmp_path / IMAGES / f"{stem}.jpg")
+    for index, stem in enumerate("abc"):
+        labels = np.full((20, 30), index, np.uint8)
+        labels[:5] = 255
+        Image.fromarray(labels).save(tmp_path / LABELS / f"{stem}.png")
+    return tmp_path
+
+
+def run(root: Path, *options: str) -> int:
+    return san_main(["check", "--data-root", str(root), "--out", str(root / "out"), "--workers", "1", *options])
+
+
+def report_of(root: Path, name: str = NAME) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads((root / "out" / name / "report.json").read_text(encoding="utf-8"))
+    return report
+
+
+def kinds(report: dict[str, Any]) -> dict[str, bool]:
+    return {finding["kind"]: finding["wrong"] for finding in report["findings"]}
+
+
+def test_a_sound_part_of_a_set(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(root, "--partial", NAME) == 0
+    text = capsys.readouterr().out
+    assert "pairs    3 (published: 1,449), 3 read in" in text
+    assert "classes  3 of 20 occur" in text
+    assert "\nok, see" in text
+    assert kinds(report_of(root)) == {"wrong_count": False, "absent_class": False, "image_without_label": False}
+    with (root / "out" / NAME / "classes.csv").open(encoding="utf-8") as file:
+        assert [int(row["pixels"]) for row in csv.DictReader(file)] == [450, 450, 450, *[0] * 17]
+    for picture in ("classes.png", "samples.png"):
+        with Image.open(root / "out" / NAME / picture) as image:
+            assert min(image.size) > 100
+
+
+def test_a_whole_set_was_promised(root: Path) -> None:
+    assert run(root, NAME) == 1
+    assert kinds(report_of(root)) == {"wrong_count": True, "absent_class": True, "image_without_label": False}
+
+
+def test_every_fault_is_found_in_one_run(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for stem in ("d", "e", "f", "g"):
+        Image.new("RGB", (30, 20)).save(root / IMAGES / f"{stem}.jpg")
+        Image.new("L", (30, 20), 1).save(root / LABELS / f"{stem}.png")
+    (root / IMAGES / "d.jpg").write_bytes(b"")
+    (root / LABELS / "e.png").write_bytes((root / LABELS / "e.png").read_bytes()[:50])
+    Image.new("L", (31, 20), 1).save(root / LABELS / "f.png")
+    Image.new("L", (30, 20), 20).save(root / LABELS / "g.png")
+    Image.new("L", (30, 20), 1).save(root / LABELS / "orphan.png")
+    Image.new("RGB", (30, 20)).save(root / IMAGES / "A.jpeg")
+    assert run(root, "--partial", NAME) == 1
+    report = report_of(root)
+    wrong = {kind for kind, is_wrong in kinds(report).items() if is_wrong}
+    assert wrong == {
+        "unreadable_image", "unreadable_label", "size_mismatch", "illegal_values", "label_without_image",
+        "duplicate_stem",
+    }  # fmt: skip
+    assert report["checked"] == 7
+    text = capsys.readouterr().out
+    assert "WRONG  label maps with values outside the label set: 1" in text
+    assert "NOT OK, see" in text
+    assert (root / "out" / NAME / "samples.png").is_file()
+
+
+def test_one_bad_set_does_not_stop_the_others(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(root, "--partial", "ade20k_sem_seg_val", NAME) == 1
+    text = capsys.readouterr().out
+    assert "ADEChallengeData2016/images/validation does not exist" in " ".join(text.split())
+    lines = text.splitlines()[-2:]
+    assert lines[0].split() == ["ade20k_sem_seg_val", "0", "pairs", "NOT", "OK,", "1", "thing", "wrong"]
+    assert lines[1].split() == [NAME, "3", "pairs", "ok"]
+    assert kinds(report_of(root, "ade20k_sem_seg_val")) == {"no_data": True}
+
+
+def test_names_are_looked_at_even_where_nothing_pairs_up(root: Path) -> None:
+    for path in (root / IMAGES).iterdir():
+        path.rename(path.with_suffix(".JPG"))
+    assert run(root, "--partial", NAME) == 1
+    findings = report_of(root)["findings"]
+    assert {finding["kind"] for finding in findings} == {"no_data", "label_without_image"}
+    assert "is it" in findings[-1]["message"]
+
+
+def test_limit_reads_some_pairs_spread_evenly(root: Path) -> None:
+    (root / IMAGES / "b.jpg").write_bytes(b"")
+    assert run(root, "--partial", "--limit", "2", NAME) == 1
+    report = report_of(root)
+    assert (report["pairs"], report["checked"]) == (3, 2)
+    assert [row["images"] for row in report["classes"][:3]] == [1, 1, 0]
+
+
+def test_rotated_images_are_among_the_samples(root: Path) -> None:
+    shown = check._Shown()
+    shown.upright, shown.rotated = list(range(90)), [93, 91]
+    assert shown.choose(4) == [0, 45, 91, 93]
+    assert shown.choose(1) == [0]
+    assert shown.choose(0) == []
+    shown.upright = []
+    assert shown.choose(4) == [91, 93]
+
+
+CUSTOM = """
+name: roofs
+classes: [roof, wall, sky]
+images: images
+labels: labels
+label_mapping: {10: roof, 20: wall, 30: sky}
+"""
+
+
+@pytest.fixture
+def custom(tmp_path: Path) -> Path:
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+    for index in range(2):
+        Image.new("RGB", (30, 20)).save(tmp_path / f"images/{index}.jpg")
+        Image.new("L", (30, 20), 10 * (index + 1)).save(tmp_path / f"labels/{index}.png")
+    (tmp_path / "roofs.yaml").write_text(CUSTOM)
+    return tmp_path
+
+
+def test_own_data_set_with_mapped_values(custom: Path) -> None:
+    file = str(custom / "roofs.yaml")
+    assert run(custom, "--dataset", file) == 0
+    report = report_of(custom, "roofs")
+    assert [row["pixels"] for row in report["classes"]] == [600, 600, 0]
+    assert kinds(report) == {"absent_class": False}
+    Image.new("L", (30, 20), 3).save(custom / "labels/1.png")
+    assert run(custom, "--dataset", file, "roofs") == 1
+    assert kinds(report_of(custom, "roofs"))["illegal_values"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "no data set is named"),
+        (["voc_sem_seg_vall"], "did you mean 'voc_sem_seg_val'?"),
+        ([NAME, "--limit", "-1"], "--limit is -1; give 0 or more"),
+        ([NAME, "--workers", "0"], "--workers is 0; give 1 or more"),
+        (["--dataset", "nowhere.yaml"], "nowhere.yaml"),
+        ([NAME, "--no-such-option"], "--no-such-option"),
+    ],
+)
+def test_a_wrong_command_line_is_exit_code_2(
+    root: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    assert run(root, *options) == 2
+    assert message in capsys.readouterr().err
+    assert not list(root.glob("out/*"))
+
+
+def test_an_output_folder_that_cannot_be_made(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (root / "out").write_text("a file")
+    assert run(root, NAME) == 2
+    assert "out" in capsys.readouterr().err
+
+
+def test_a_set_without_class_names_is_refused(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    DatasetCatalog.register("nameless", list)
+    try:
+        assert run(root, "nameless") == 2
+    finally:
+        DatasetCatalog.remove("nameless")
+        MetadataCatalog.remove("nameless")
+    assert "has no stuff_classes" in capsys.readouterr().err
+
+
+def test_a_set_registered_by_someone_else(root: Path) -> None:
+    records = [{"file_name": str(root / IMAGES / "a.jpg"), "sem_seg_file_name": str(root / LABELS / "a.png")}]
+    DatasetCatalog.register("foreign", lambda: records)
+    MetadataCatalog.get("foreign").set(stuff_classes=["x", "y"], ignore_label=255)
+    try:
+        assert run(root, "foreign") == 0
+    finally:
+        DatasetCatalog.remove("foreign")
+        MetadataCatalog.remove("foreign")
+    assert report_of(root, "foreign")["classes"][0]["pixels"] == 450
+
+
+def test_the_tool_with_two_processes(root: Path) -> None:
+    for index in range(12):
+        Image.new("RGB", (30, 20)).save(root / IMAGES / f"{index}.jpg")
+        Image.new("L", (30, 20), index).save(root / LABELS / f"{index}.png")
+    (root / IMAGES / "7.jpg").write_bytes(b"no picture")
+    command = [sys.executable, str(REPO / "tools/check_dataset.py"), NAME, "--partial", "--workers", "2",
+               "--data-root", str(root), "--out", str(root / "out")]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 1, done.stderr
+    assert "images that cannot be read: 1" in done.stdout
+    assert report_of(root)["checked"] == 15
+
+
+def test_the_tool_is_the_sub_command(root: Path) -> None:
+    spec = importlib.util.spec_from_file_location("tool", REPO / "tools/check_dataset.py")
+    assert spec is not None
+    assert spec.loader is not None
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    arguments = [NAME, "--partial", "--data-root", str(root), "--out", str(root / "out"), "--workers", "1"]
+    assert tool.main([*arguments, "--samples", "0"]) == 0
+    assert not (root / "out" / NAME / "samples.png").exists()

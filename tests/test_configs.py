@@ -1,0 +1,96 @@
+"""The configurations as files: what they evaluate, and that their heads say what the documentation says."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from san.d2.config import load_config, san_config
+from san.data.benchmarks import BENCHMARKS
+from san.model.config import variant
+
+REPO = Path(__file__).resolve().parent.parent
+CONFIGS = REPO / "configs"
+ALL_SIX = (
+    "coco_2017_test_stuff_sem_seg", "voc_sem_seg_val", "pcontext_sem_seg_val", "ade20k_sem_seg_val",
+    "pcontext_full_sem_seg_val", "ade20k_full_sem_seg_val",
+)  # fmt: skip
+COLUMNS = {
+    "coco_stuff_171": 0, "voc_20": 1, "pascal_context_59": 2, "ade20k_150": 3, "pascal_context_459": 4, "ade20k_847": 5,
+}  # fmt: skip
+"""Column of the table of published figures in docs/benchmarks.md."""
+
+ROWS = {"vit_b16": "ViT-B/16", "vit_l14_336": "ViT-L/14-336"}
+
+
+def published(model: str) -> list[str]:
+    """The row of a variant in docs/benchmarks.md."""
+    text = (REPO / "docs/benchmarks.md").read_text(encoding="utf-8")
+    (row,) = re.findall(rf"^\| {re.escape(ROWS[model])} \|(.*)\|$", text, flags=re.MULTILINE)
+    return [cell.strip() for cell in row.split("|")]
+
+
+def head(path: Path) -> str:
+    """The comment that a file opens with, as one line."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    comment = next((index for index, line in enumerate(lines) if not line.startswith("#")), len(lines))
+    return " ".join(line.lstrip("# ") for line in lines[:comment])
+
+
+@pytest.mark.parametrize("model", ROWS)
+@pytest.mark.parametrize("label_set", COLUMNS)
+def test_each_benchmark_alone(model: str, label_set: str) -> None:
+    path = CONFIGS / "eval" / model / f"{label_set}.yaml"
+    cfg = load_config(str(path), ["MODEL.DEVICE", "cpu"])
+    (name,) = cfg.DATASETS.TEST
+    assert name in ALL_SIX
+    assert BENCHMARKS[name].label_set == label_set
+    assert san_config(cfg) == variant(model)
+    assert cfg.DATASETS.TEST_SUBSET == 0
+    text = head(path)
+    figures = re.findall(r"\d+\.\d+", published(model)[COLUMNS[label_set]])
+    assert all(figure in text for figure in figures)
+    assert f"{BENCHMARKS[name].num_images:,} images" in text
+    assert f"--config-file {path.relative_to(REPO)} " in text
+
+
+@pytest.mark.parametrize("model", ROWS)
+def test_all_six_and_a_quick_look(model: str) -> None:
+    for name, subset in (("all", 0), ("quick", 50)):
+        path = CONFIGS / "eval" / model / f"{name}.yaml"
+        cfg = load_config(str(path), ["MODEL.DEVICE", "cpu"])
+        assert tuple(cfg.DATASETS.TEST) == ALL_SIX
+        assert subset == cfg.DATASETS.TEST_SUBSET
+        assert san_config(cfg) == variant(model)
+        assert f"--config-file {path.relative_to(REPO)} " in head(path)
+    text = head(CONFIGS / "eval" / model / "all.yaml")
+    assert all(figure in text for cell in published(model) for figure in re.findall(r"\d+\.\d+", cell))
+    assert f"{sum(BENCHMARKS[name].num_images for name in ALL_SIX):,} images" in text
+
+
+@pytest.mark.parametrize("name", ["san_clip_vit_b16_coco", "san_clip_vit_l14_336_coco"])
+def test_training_evaluates_all_six(name: str) -> None:
+    cfg = load_config(str(CONFIGS / f"{name}.yaml"), ["MODEL.DEVICE", "cpu"])
+    assert tuple(cfg.DATASETS.TRAIN) == ("coco_2017_train_stuff_sem_seg",)
+    assert tuple(cfg.DATASETS.TEST) == ALL_SIX
+
+
+@pytest.mark.parametrize(("name", "model"), [("finetune_shapes", "shapes"), ("finetune_vit_b16", "vit_b16")])
+def test_fine_tuning_waits_for_a_data_set(name: str, model: str) -> None:
+    cfg = load_config(str(CONFIGS / "custom" / f"{name}.yaml"), ["MODEL.DEVICE", "cpu"])
+    assert san_config(cfg) == variant(model)
+    assert not cfg.DATASETS.TRAIN
+    assert not cfg.DATASETS.TEST
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.relative_to(CONFIGS).as_posix())
+def test_every_configuration_loads_and_says_how_to_run_it(path: Path) -> None:
+    cfg = load_config(str(path), ["MODEL.DEVICE", "cpu"])
+    if path.name != "base.yaml":
+        assert "tools/train_net.py --config-file" in head(path)
+        assert "hardware" in head(path)
+    folder = path.relative_to(CONFIGS).parent
+    if folder.parts[:1] == ("eval",):
+        assert Path("output") / folder / path.stem == Path(cfg.OUTPUT_DIR)
