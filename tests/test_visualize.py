@@ -12,8 +12,9 @@ from PIL import Image
 
 from san.data.label_sets import LABEL_SETS, load_label_set
 from san.visualize import Sample, class_color, legend, overlay, palette, panel, panels, plot_curves, plot_per_class
-from san.visualize.panel import _largest_square, _legend_entries
+from san.visualize.panel import _legend_entries
 from san.visualize.plots import read_curves
+from san.visualize.text import largest_square
 
 NAMES = ["red star", "blue ring", "striped ground", "novel"]
 
@@ -75,11 +76,12 @@ def test_legend_holds_only_what_is_shown(scene: tuple[np.ndarray, np.ndarray]) -
 def test_legend_notes_judge_annotated_pixels_only() -> None:
     image = np.zeros((2, 2, 3), np.uint8)
     sample = Sample(image, prediction=np.array([[0, 2], [2, 3]]), truth=np.array([[0, 0], [1, 255]]))
-    shown, notes = _legend_entries([sample], NAMES)
+    shown, notes, num_more = _legend_entries([sample], NAMES)
+    assert num_more == 0
     assert dict(zip(shown, notes, strict=True)) == {
         "red star": "", "striped ground": "not there", "blue ring": "missed", "novel": "",
     }  # fmt: skip
-    assert _legend_entries([Sample(image, prediction=np.zeros((2, 2), int))], NAMES) == (["red star"], [""])
+    assert _legend_entries([Sample(image, prediction=np.zeros((2, 2), int))], NAMES) == (["red star"], [""], 0)
 
 
 def test_panels_of_several_sizes_and_without_truth(scene: tuple[np.ndarray, np.ndarray]) -> None:
@@ -105,9 +107,9 @@ def test_legend_of_long_names_and_of_none() -> None:
 def test_largest_square() -> None:
     mask = np.zeros((20, 30), bool)
     mask[3:5, 2:20] = mask[8:16, 10:18] = True
-    assert _largest_square(mask) == (14, 12, 8)
-    assert _largest_square(np.zeros((4, 4), bool))[2] == 0
-    assert _largest_square(np.ones((4, 6), bool))[2] == 4
+    assert largest_square(mask) == (14, 12, 8)
+    assert largest_square(np.zeros((4, 4), bool))[2] == 0
+    assert largest_square(np.ones((4, 6), bool))[2] == 4
 
 
 def write_lines(path: Path, *records: dict[str, object]) -> Path:

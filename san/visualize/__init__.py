@@ -3,13 +3,22 @@
 The only part of the package that imports matplotlib, and only once a picture is drawn.
 """
 
+from san.visualize.attention import AttentionView, attention_panel
+from san.visualize.legend import legend
+from san.visualize.overlay import error_map, overlay
 from san.visualize.palette import class_color, palette
-from san.visualize.panel import Sample, legend, overlay, panel, panels
-from san.visualize.plots import plot_curves, plot_per_class
+from san.visualize.panel import Sample, contact_sheet, panel, panels
+from san.visualize.plots import plot_curves, plot_per_class, plot_pixel_histogram
+from san.visualize.text import annotate
 
 __all__ = [
+    "AttentionView",
     "Sample",
+    "annotate",
+    "attention_panel",
     "class_color",
+    "contact_sheet",
+    "error_map",
     "legend",
     "overlay",
     "palette",
@@ -17,4 +26,5 @@ __all__ = [
     "panels",
     "plot_curves",
     "plot_per_class",
+    "plot_pixel_histogram",
 ]

@@ -1,31 +1,35 @@
-"""Label maps over their images, and panels `image | truth | prediction` with a legend.
+"""Panels `image | truth | prediction | errors` with a legend, and contact sheets of many labelled images.
 
-Images are (H, W, 3) uint8 RGB, label maps (H, W) integers; a label outside the names is shown as ignored: the image,
-faded and grey.
+Images are (H, W, 3) uint8 RGB, label maps (H, W) integers; see `san.visualize.overlay` for labels that are no class.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-from san.visualize.palette import palette, short_name
+from san.files import replacing
+from san.visualize.legend import legend
+from san.visualize.overlay import RIGHT_COLOR, WRONG_COLOR, check_sizes, error_map, overlay
+from san.visualize.text import FAINT, INK, PAPER, annotate, font
 
 Array = npt.NDArray[Any]
 
 _MIN_SIDE, _MAX_SIDE = 384, 768  # pixels of a shown image: short side at least, long side at most
 _GAP = 12
 _FONT_SIZE = 15
-_INK, _FAINT, _PAPER = (25, 25, 25), (120, 120, 120), (255, 255, 255)
-_IGNORED = 245  # grey of pixels without a class
 _MIN_SHARE = 0.002  # of a label map's pixels, to get a line in the legend
+_LEAST_TOLD = 0.0005  # what is less, 0.0 % of the pixels, is not even counted there as left out
+_MAX_LEGEND = 60  # entries of a legend under panels
+_SHEET_SIDE = 300  # longest side of an image of a contact sheet, pixels
+_SHEET_WIDTH = 1500  # wanted width of a contact sheet, pixels
 
 
 @dataclass(frozen=True)
@@ -43,74 +47,19 @@ class Sample:
     truth: Array | None = None
 
 
-def overlay(image: Array, labels: Array, names: Sequence[str], *, alpha: float = 0.7) -> Array:
-    """The image in grey under its class colours, with a thin dark line between segments.
-
-    Args:
-        image: (H, W, 3) uint8 RGB.
-        labels: (H, W) integers; values outside 0..C-1 are shown faded and grey.
-        names: C class names.
-        alpha: weight of the class colour against the image.
-
-    Returns:
-        (H, W, 3) uint8 RGB.
-
-    Raises:
-        ValueError: the sizes differ.
-    """
-    if image.shape[:2] != labels.shape:
-        raise ValueError(f"image is {image.shape[:2]} but its label map {labels.shape}; resize one to the other")
-    known = (labels >= 0) & (labels < len(names))
-    colors = np.full((*labels.shape, 3), _IGNORED, np.float32)
-    colors[known] = palette(names)[labels[known]]
-    grey = image.mean(axis=2, dtype=np.float32)[..., None]
-    tinted = alpha * colors + (1 - alpha) * grey
-    tinted[_boundaries(labels)] *= 0.35
-    blended: Array = tinted.astype(np.uint8)
-    return blended
-
-
-def legend(names: Sequence[str], width: int, *, notes: Sequence[str] | None = None) -> Image.Image:
-    """Colour swatches with names, in as many equal columns as fit the width.
-
-    Args:
-        names: class names, in the order shown.
-        width: pixels.
-        notes: a remark in grey behind each name, "" for none.
-    """
-    font = _font(_FONT_SIZE)
-    notes = notes or [""] * len(names)
-    colors = palette(names).tolist()
-    names = [short_name(name) for name in names]
-    swatch, line = _FONT_SIZE + 3, _FONT_SIZE + 11
-    wanted = max((font.getlength(f"{name}  {note}") for name, note in zip(names, notes, strict=True)), default=0.0)
-    num_columns = int(max(1, min(len(names), width // (wanted + swatch + 3 * _GAP))))
-    num_rows = -(-len(names) // num_columns)
-    canvas = Image.new("RGB", (width, max(1, num_rows * line)), _PAPER)
-    draw = ImageDraw.Draw(canvas)
-    column_width = min(width / num_columns, wanted + swatch + 5 * _GAP)
-    for index, (name, note, color) in enumerate(zip(names, notes, colors, strict=True)):
-        x, y = int(index // num_rows * column_width), index % num_rows * line + 4
-        draw.rectangle((x, y, x + swatch, y + swatch), fill=tuple(color), outline=_INK)
-        x += swatch + _GAP - 4
-        draw.text((x, y + swatch / 2), name, _INK, font, anchor="lm")
-        draw.text((x + font.getlength(f"{name}  "), y + swatch / 2), note, _FAINT, font, anchor="lm")
-    return canvas
-
-
 def panel(
     image: Array, truth: Array | None, prediction: Array, names: Sequence[str], path: str | Path | None = None
 ) -> Image.Image:
-    """Image, truth and prediction side by side over a legend of the classes in them.
+    """Image, truth, prediction and errors side by side over a legend of the classes in them.
 
     Small images are enlarged by a whole factor, large ones reduced, so that the picture can be read.
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        truth: (H, W) class indices, other values ignored; None leaves the column out.
+        truth: (H, W) class indices, other values ignored; None leaves the columns of truth and errors out.
         prediction: (H, W) class indices.
         names: C class names.
-        path: PNG to write as well; folders are made.
+        path: file to write as well; folders are made.
 
     Raises:
         ValueError: the sizes differ.
@@ -127,18 +76,20 @@ def panels(samples: Sequence[Sample], names: Sequence[str], path: str | Path | N
     if not samples:
         raise ValueError("no sample to show; give at least one image with its prediction")
     with_truth = any(sample.truth is not None for sample in samples)
-    titles = ["image", "truth", "prediction"] if with_truth else ["image", "prediction"]
+    titles = ["image", "truth", "prediction", "errors"] if with_truth else ["image", "prediction"]
     rows = [_row(sample, names, with_truth) for sample in samples]
     cell = max(image.width for row in rows for image in row)
     heading = 2 * _FONT_SIZE
     width = len(titles) * (cell + _GAP) + _GAP
-    shown, notes = _legend_entries(samples, names)
-    key = legend(shown, width - 2 * _GAP, notes=notes)
+    shown, notes, num_more = _legend_entries(samples, names)
+    key = legend(shown, width - 2 * _GAP, notes=notes, max_entries=_MAX_LEGEND, num_more=num_more)
     heights = [row[0].height + _GAP for row in rows]
-    canvas = Image.new("RGB", (width, heading + sum(heights) + key.height + _GAP), _PAPER)
+    canvas = Image.new("RGB", (width, heading + sum(heights) + key.height + _GAP), PAPER)
     draw = ImageDraw.Draw(canvas)
     for column, title in enumerate(titles):
-        draw.text((_GAP + column * (cell + _GAP), heading / 2), title, _INK, _font(_FONT_SIZE + 2), anchor="lm")
+        draw.text((_GAP + column * (cell + _GAP), heading / 2), title, INK, font(_FONT_SIZE + 2), anchor="lm")
+    if with_truth:
+        _draw_error_key(draw, _GAP + 3 * (cell + _GAP), cell, heading)
     y = heading
     for row, height in zip(rows, heights, strict=True):
         for column, picture in enumerate(row):
@@ -146,90 +97,187 @@ def panels(samples: Sequence[Sample], names: Sequence[str], path: str | Path | N
         y += height
     canvas.paste(key, (_GAP, y))
     if path is not None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        canvas.save(path)
+        save_picture(canvas, path)
     return canvas
+
+
+def contact_sheet(
+    samples: Iterable[tuple[str, Array, Array]], names: Sequence[str], path: str | Path | None = None
+) -> Image.Image:
+    """Many images beside their coloured label maps, over one legend: a look at a data set.
+
+    Args:
+        samples: (title, image (H, W, 3) uint8 RGB, labels (H, W) integers) each, of any sizes; taken one by one, so
+            that a generator of large images is fine. Labels outside 0..C-1 are shown as the image, faded and grey.
+        names: C class names.
+        path: file to write as well; folders are made.
+
+    Raises:
+        ValueError: no sample, or a label map of another size than its image.
+    """
+    cells = []
+    counts = np.zeros(len(names))
+    for title, image, labels in samples:
+        check_sizes(image, labels)
+        counts += _shares(labels, len(names))
+        cells.append(_sheet_cell(title, image, labels, names))
+    if not cells:
+        raise ValueError("no sample to show; give at least one image with its label map")
+    cell_width = max(cell.width for cell in cells)
+    num_columns = max(1, min(len(cells), round(_SHEET_WIDTH / (cell_width + _GAP)), math.isqrt(2 * len(cells)) or 1))
+    rows = [cells[i : i + num_columns] for i in range(0, len(cells), num_columns)]
+    width = num_columns * (cell_width + _GAP) + _GAP
+    order = [int(i) for i in np.argsort(-counts, kind="stable") if counts[i] > 0]
+    notes = [_percent(counts[i] / len(cells)) for i in order]
+    key = legend([names[i] for i in order], width - 2 * _GAP, notes=notes, max_entries=_MAX_LEGEND)
+    heights = [max(cell.height for cell in row) + _GAP for row in rows]
+    canvas = Image.new("RGB", (width, _GAP + sum(heights) + key.height + _GAP), PAPER)
+    y = _GAP
+    for row, height in zip(rows, heights, strict=True):
+        for column, picture in enumerate(row):
+            canvas.paste(picture, (_GAP + column * (cell_width + _GAP), y))
+        y += height
+    canvas.paste(key, (_GAP, y))
+    if path is not None:
+        save_picture(canvas, path)
+    return canvas
+
+
+def thumbnails(sample: Sample, names: Sequence[str], width: int = 236) -> Image.Image:
+    """The pictures of `panel` small and without text, in one row, all columns always there.
+
+    Args:
+        sample: what to show.
+        names: C class names.
+        width: of one picture, pixels; a tall one is narrower, in a column of this width.
+    """
+    height, columns = sample.image.shape[:2]
+    scale = width / max(columns, height / 1.2)  # a portrait stays below 1.2 times the width
+    size = (max(1, round(columns * scale)), max(1, round(height * scale)))
+    image, (truth, prediction) = resized(sample.image, [sample.truth, sample.prediction], size)
+    assert prediction is not None
+    pictures = [image, None, overlay(image, prediction, names), None]
+    if truth is not None:
+        pictures[1], pictures[3] = overlay(image, truth, names), error_map(image, prediction, truth, len(names))
+    row = Image.new("RGB", (4 * width + 3 * 4, size[1]), (128, 128, 128))
+    for column, picture in enumerate(pictures):
+        if picture is not None:
+            row.paste(Image.fromarray(picture), (column * (width + 4) + (width - size[0]) // 2, 0))
+    return row
+
+
+def save_picture(picture: Image.Image, path: str | Path) -> None:
+    """Write a picture in the format of the file's ending, whole or not at all; folders are made."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    jpeg = path.suffix.lower() in (".jpg", ".jpeg")  # without subsampling, so that text stays sharp
+    options: dict[str, Any] = {"quality": 88, "subsampling": 0} if jpeg else {}
+    with replacing(path) as file:
+        picture.save(file, **options)
+
+
+def resized(image: Array, labels: Sequence[Array | None], size: tuple[int, int]) -> tuple[Array, list[Array | None]]:
+    """An image smoothly, its label maps without mixing, brought to (width, height)."""
+    pixels = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
+    nearest = Image.Resampling.NEAREST
+    maps = [
+        None if m is None else np.asarray(Image.fromarray(m.astype(np.int32)).resize(size, nearest)) for m in labels
+    ]
+    return pixels, maps
+
+
+def _nearest(labels: Array, size: tuple[int, int]) -> Array:
+    shown: Array = np.asarray(Image.fromarray(labels.astype(np.int32)).resize(size, Image.Resampling.NEAREST))
+    return shown
 
 
 def _row(sample: Sample, names: Sequence[str], with_truth: bool) -> list[Image.Image]:
     """The pictures of one row, brought to a readable size."""
+    for labels in (sample.truth, sample.prediction):
+        if labels is not None:
+            check_sizes(sample.image, labels)
     height, width = sample.image.shape[:2]
     grow = max(1, -(-_MIN_SIDE // min(height, width)))
     scale = min(grow, _MAX_SIDE / max(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    image = np.asarray(Image.fromarray(sample.image).resize(size, Image.Resampling.LANCZOS))
-    pictures = [Image.fromarray(image)]
-    for labels in (sample.truth, sample.prediction) if with_truth else (sample.prediction,):
-        if labels is None:
-            pictures.append(Image.new("RGB", size, _PAPER))
-            continue
-        if labels.shape != (height, width):
-            raise ValueError(f"image is {(height, width)} but a label map {labels.shape}; resize one to the other")
-        shown = np.asarray(Image.fromarray(labels.astype(np.int32)).resize(size, Image.Resampling.NEAREST))
-        pictures.append(_tagged(Image.fromarray(overlay(image, shown, names)), shown, names))
-    return pictures
+    image, (truth, prediction) = resized(sample.image, [sample.truth, sample.prediction], size)
+    assert prediction is not None
+    blank = Image.new("RGB", size, PAPER)
+    shown = [blank if truth is None else _coloured(image, truth, names)] if with_truth else []
+    shown.append(_coloured(image, prediction, names))
+    if with_truth:
+        shown.append(blank if truth is None else Image.fromarray(error_map(image, prediction, truth, len(names))))
+    return [Image.fromarray(image), *shown]
 
 
-def _tagged(picture: Image.Image, labels: Array, names: Sequence[str]) -> Image.Image:
-    """Write each class's name into its widest place, where there is room."""
-    draw, font = ImageDraw.Draw(picture), _font(_FONT_SIZE - 2)
-    for label in np.unique(labels):
-        name = short_name(names[label]) if 0 <= label < len(names) else "ignored"
-        x, y, side = _largest_square(labels == label)
-        if side >= 1.5 * _FONT_SIZE:
-            half = font.getlength(name) / 2 + 3
-            inside = min(max(x, half), picture.width - half)  # not over the border
-            draw.text((inside, y), name, _INK, font, anchor="mm", stroke_width=2, stroke_fill=_PAPER)
-    return picture
+def _coloured(image: Array, labels: Array, names: Sequence[str]) -> Image.Image:
+    return annotate(Image.fromarray(overlay(image, labels, names)), labels, names)
 
 
-def _largest_square(mask: npt.NDArray[np.bool_]) -> tuple[float, float, int]:
-    """Centre (x, y) and side of the largest square inside the mask, the middle one of several."""
-    integral = np.pad(mask.cumsum(axis=0, dtype=np.int32).cumsum(axis=1), ((1, 0), (1, 0)))
-    top, left, side, too_long = 0, 0, 0, min(mask.shape) + 1
-    while too_long - side > 1:  # a mask that holds a square holds all smaller ones: bisect the side
-        n = (side + too_long) // 2
-        filled = integral[n:, n:] - integral[:-n, n:] - integral[n:, :-n] + integral[:-n, :-n] == n * n
-        if corners := np.argwhere(filled).tolist():
-            side, (top, left) = n, corners[len(corners) // 2]
-        else:
-            too_long = n
-    return left + side / 2, top + side / 2, side
+def _sheet_cell(title: str, image: Array, labels: Array, names: Sequence[str]) -> Image.Image:
+    """Image and label map side by side under a title."""
+    height, width = labels.shape
+    scale = _SHEET_SIDE / max(height, width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    pixels, (shown,) = resized(image, [labels], size)
+    assert shown is not None
+    heading = _FONT_SIZE + 9
+    cell = Image.new("RGB", (2 * size[0] + 4, heading + size[1]), PAPER)
+    ImageDraw.Draw(cell).text((0, heading / 2), _fitted(title, cell.width), INK, font(_FONT_SIZE - 1), anchor="lm")
+    cell.paste(Image.fromarray(pixels), (0, heading))
+    cell.paste(_coloured(pixels, shown, names), (size[0] + 4, heading))
+    return cell
 
 
-def _legend_entries(samples: Sequence[Sample], names: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Names in truth or prediction, largest first, with a note where just one of the two has them on judged pixels."""
+def _fitted(text: str, width: int) -> str:
+    """A text in one line, cut in the middle to a width: of a path, both ends say most."""
+    text, letters = " ".join(text.split()), font(_FONT_SIZE - 1)
+    if letters.getlength(text) <= width:
+        return text
+    half = len(text) // 2
+    while half > 1 and letters.getlength(f"{text[:half]}…{text[-half:]}") > width:
+        half -= 1
+    return f"{text[:half]}…{text[-half:]}"
+
+
+def _draw_error_key(draw: ImageDraw.ImageDraw, x: int, cell: int, heading: int) -> None:
+    """What the colours of an error map mean, at the right of its heading."""
+    letters, right = font(_FONT_SIZE - 2), x + cell
+    for word, color in (("wrong", WRONG_COLOR), ("right", RIGHT_COLOR)):
+        right -= round(letters.getlength(word))
+        draw.text((right, heading / 2), word, INK, letters, anchor="lm")
+        right -= _FONT_SIZE + 3
+        draw.rectangle((right, heading // 2 - 6, right + 12, heading // 2 + 6), color, FAINT)
+        right -= _GAP
+
+
+def _legend_entries(samples: Sequence[Sample], names: Sequence[str]) -> tuple[list[str], list[str], int]:
+    """Names in truth or prediction, largest first; a note where just one of the two has them on judged pixels.
+
+    Returns:
+        names, notes, and how many classes are left out because they are small; specks of less than 0.05 % of the
+        pixels do not count.
+    """
     truth, prediction, judged = (np.zeros(len(names)) for _ in range(3))
     for sample in samples:
         prediction += _shares(sample.prediction, len(names))
         if sample.truth is not None:
             truth += _shares(sample.truth, len(names))
             known = (sample.truth >= 0) & (sample.truth < len(names))
-            judged += _shares(np.where(known, sample.prediction, -1), len(names))
+            judged += _shares(np.where(known, sample.prediction.astype(np.int64), -1), len(names))
     least = _MIN_SHARE * len(samples)
-    order = [int(i) for i in np.argsort(-(truth + prediction), kind="stable") if max(truth[i], prediction[i]) >= least]
+    larger = np.maximum(truth, prediction)
+    order = [int(i) for i in np.argsort(-(truth + prediction), kind="stable") if larger[i] >= least]
     notes = ["missed" if truth[i] > judged[i] == 0 else "not there" if judged[i] > truth[i] == 0 else "" for i in order]
-    return [names[i] for i in order], notes
+    return [names[i] for i in order], notes, int((larger >= _LEAST_TOLD * len(samples)).sum()) - len(order)
 
 
 def _shares(labels: Array, num_classes: int) -> Array:
     """Share of the pixels each class has, (C,)."""
-    known = labels[(labels >= 0) & (labels < num_classes)]
+    known = labels[(labels >= 0) & (labels < num_classes)].astype(np.int64)
     shares: Array = np.bincount(known, minlength=num_classes) / max(1, labels.size)
     return shares
 
 
-def _boundaries(labels: Array) -> npt.NDArray[np.bool_]:
-    """Pixels whose right or lower neighbour has another label."""
-    edge = np.zeros(labels.shape, bool)
-    edge[:, :-1] |= labels[:, :-1] != labels[:, 1:]
-    edge[:-1] |= labels[:-1] != labels[1:]
-    return edge
-
-
-@cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which comes with matplotlib and knows Latin, Greek and Cyrillic letters."""
-    import matplotlib
-
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)
+def _percent(share: float) -> str:
+    return f"{share:.1%}" if share >= 0.001 else "<0.1%"

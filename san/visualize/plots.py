@@ -1,4 +1,4 @@
-"""Training curves and per-class bars, drawn with matplotlib."""
+"""Training curves and bars per class, drawn with matplotlib."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ def plot_curves(metrics_file: str | Path, path: str | Path, *, title: str = "Tra
         "seconds per iteration": {name: curves[name] for name in ("time", "data_time") if name in curves},
     }
     groups = {heading: group for heading, group in groups.items() if group}
-    figure = _figure(13, 3.6 * -(-len(groups) // 2) + 0.4)
+    figure = new_figure(13, 3.6 * -(-len(groups) // 2) + 0.4)
     for index, (heading, group) in enumerate(groups.items()):
         axes = figure.add_subplot(-(-len(groups) // 2), 2, index + 1)
         _draw_curves(axes, heading, group)
     figure.suptitle(title)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_per_class(values: Mapping[str, float], path: str | Path, *, title: str = "IoU per class") -> None:
@@ -67,14 +67,40 @@ def plot_per_class(values: Mapping[str, float], path: str | Path, *, title: str 
     )
     num_columns = min(_MAX_COLUMNS, max(1, -(-len(ranked) // _BARS_PER_COLUMN)))
     num_rows = max(1, -(-len(ranked) // num_columns))
-    figure = _figure(max(7.0, 4.3 * num_columns), 1.2 + 0.18 * max(num_rows, 4))
+    figure = new_figure(max(7.0, 4.3 * num_columns), 1.2 + 0.18 * max(num_rows, 4))
     mean = sum(value for value, _ in ranked) / len(ranked) if ranked else math.nan
     for column in range(num_columns):
         axes = figure.add_subplot(1, num_columns, column + 1)
         _draw_bars(axes, ranked[column * num_rows : (column + 1) * num_rows], num_rows, mean)
     absent = f", {len(values) - len(ranked)} absent" if len(ranked) < len(values) else ""
     figure.suptitle(f"{title}: mean {mean:.1f} % of {len(ranked)} classes present{absent}", fontsize=11)
-    _save(figure, path)
+    save_figure(figure, path)
+
+
+def plot_pixel_histogram(pixels: Mapping[str, int], path: str | Path, *, title: str = "Pixels per class") -> None:
+    """Draw one bar per class on a logarithmic axis, most pixels first; classes without a pixel are only counted.
+
+    Args:
+        pixels: class name to number of pixels.
+        path: PNG to write; folders are made.
+        title: heading of the picture.
+    """
+    ranked = sorted(
+        ((count, name) for name, count in pixels.items() if count > 0), key=lambda pair: (-pair[0], pair[1])
+    )
+    num_columns = min(_MAX_COLUMNS, max(1, -(-len(ranked) // _BARS_PER_COLUMN)))
+    num_rows = max(1, -(-len(ranked) // num_columns))
+    figure = new_figure(max(7.0, 4.3 * num_columns), 1.2 + 0.18 * max(num_rows, 4))
+    limits = (0.5, 30 * max((count for count, _ in ranked), default=1))
+    for column in range(num_columns):
+        axes = figure.add_subplot(1, num_columns, column + 1)
+        _draw_counts(axes, ranked[column * num_rows : (column + 1) * num_rows], num_rows, limits)
+    never = len(pixels) - len(ranked)
+    heading = f"{sum(pixels.values()):,} pixels of {len(ranked)} classes"
+    if never:
+        heading += f"; {never} of {len(pixels)} classes never occur"
+    figure.suptitle(f"{title}: {heading}", fontsize=11)
+    save_figure(figure, path)
 
 
 def read_curves(metrics_file: str | Path) -> dict[str, Curve]:
@@ -138,30 +164,56 @@ def _draw_curves(axes: Axes, heading: str, group: Mapping[str, Curve]) -> None:
 
 def _draw_bars(axes: Axes, ranked: Sequence[tuple[float, str]], num_rows: int, mean: float) -> None:
     values = [value for value, _ in ranked]
-    names = [short_name(name) for _, name in ranked]
     axes.barh(range(len(values)), values, color=_BAR_COLOR, height=0.75)
     for row, value in enumerate(values):
         axes.text(value + 1, row, f"{value:.1f}", va="center", fontsize=6.5,
                   bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6})  # fmt: skip
     if values:
         axes.axvline(mean, color=_MEAN_COLOR, linewidth=0.9, linestyle="--")
-    axes.set_yticks(range(len(names)), names, fontsize=7)
-    axes.set_ylim(num_rows - 0.4, -0.6)  # best at the top, the same height of a bar in every column
+    _class_axis(axes, ranked, num_rows)
     axes.set_xlim(0, 110)
     axes.set_xticks(range(0, 101, 20))
+
+
+def _draw_counts(axes: Axes, ranked: Sequence[tuple[int, str]], num_rows: int, limits: tuple[float, float]) -> None:
+    counts = [count for count, _ in ranked]
+    axes.set_xscale("log")
+    axes.barh(range(len(counts)), counts, color=_BAR_COLOR, height=0.75)
+    for row, count in enumerate(counts):
+        number = axes.text(count * 1.15, row, _short_count(count), va="center", fontsize=6.5)
+        number.set_in_layout(False)  # it stands inside the axes; asking hundreds of texts for room takes seconds
+    _class_axis(axes, ranked, num_rows)
+    axes.set_xlim(*limits)
+
+
+def _short_count(count: int) -> str:
+    """A number of pixels in about three digits: 812, 3.4k, 51M."""
+    value = float(count)
+    for unit in ("", "k", "M", "G"):
+        if value < 999.5:
+            return f"{value:.3g}{unit}"
+        value /= 1000
+    return f"{value:.3g}T"
+
+
+def _class_axis(axes: Axes, ranked: Sequence[tuple[float, str]], num_rows: int) -> None:
+    """Names at the left, best at the top, the same height of a bar in every column."""
+    axes.set_yticks(range(len(ranked)), [short_name(name) for _, name in ranked], fontsize=7)
+    axes.set_ylim(num_rows - 0.4, -0.6)
     axes.tick_params(axis="x", labelsize=7)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="x", alpha=0.3)
     axes.set_axisbelow(True)
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     """A figure outside pyplot, so that no backend or global state is touched; inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _save(figure: Figure, path: str | Path) -> None:
+def save_figure(figure: Figure, path: str | Path) -> None:
+    """Write a figure; folders are made."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)

@@ -1,0 +1,109 @@
+"""What the model looked at: mask proposals of one image with their attention biases, head by head.
+
+Without --queries the proposals that the largest classes of the result rest on most are shown.
+
+Examples:
+  san visualize attention street.jpg --model san_vit_b_16 --vocab "car, road, sky" --out attention.png
+  san visualize attention street.jpg --vocab "car, road, sky" --queries 3,17
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from san.cli.options import add_model_options, load_predictor
+from san.visualize.attention import AttentionView, attention_panel
+
+if TYPE_CHECKING:
+    from san.predictor import Predictor
+    from san.segmentation import ProposedMask, Segmentation
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's options."""
+    parser.add_argument("image", type=Path, metavar="IMAGE", help="picture file")
+    parser.add_argument("--vocab", required=True, help="the words: 'cat, dog; sofa|couch'")
+    parser.add_argument(
+        "--queries", default="", metavar="N,N", help="numbers of the proposals to show, from 0 (default: see above)"
+    )
+    parser.add_argument(
+        "--top", type=int, default=4, metavar="N", help="without --queries: how many classes (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("attention.png"),
+        metavar="FILE",
+        help="picture to write (default: %(default)s)",
+    )
+    add_model_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command; returns its exit code."""
+    if args.top < 1:
+        raise ValueError(f"--top is {args.top}; give 1 or more")
+    try:
+        queries = [int(each) for each in args.queries.split(",") if each.strip()]
+    except ValueError as error:
+        raise ValueError(f"--queries is {args.queries!r}; give numbers such as 3,17") from error
+    predictor = load_predictor(args)
+    result = predictor.predict(args.image, args.vocab)
+    views = attention_views(predictor, result, queries or leading_queries(result, args.top))
+    attention_panel(result.image, views, args.out, title=f"What the [SLS] tokens looked at: {args.image.name}")
+    shown = ", ".join(f"{view.query} ({view.name or 'no object'} {view.probability:.0%})" for view in views)
+    print(f"{args.image}: queries {shown} -> {args.out}")
+    return 0
+
+
+def leading_queries(result: Segmentation, limit: int) -> list[int]:
+    """Of each of the largest classes, the proposal that its pixels rest on most: probability times mask, summed up."""
+    masks = result.mask_proposals()
+    chosen: list[int] = []
+    for name in list(result.areas())[:limit]:
+        region = result.mask(name)
+        own = [mask for mask in masks if mask.name == name and mask.query not in chosen]
+        weights = [mask.probability * float(mask.mask_probs()[region].sum()) for mask in own]
+        if own:
+            chosen.append(own[int(np.argmax(weights))].query)
+    return chosen or [masks[0].query]
+
+
+def attention_views(predictor: Predictor, result: Segmentation, queries: Sequence[int]) -> list[AttentionView]:
+    """Proposals as `san.visualize.attention_panel` takes them, their biases on CLIP's patch grid.
+
+    Args:
+        predictor: the one that made the result.
+        result: one image's.
+        queries: numbers of the proposals.
+
+    Raises:
+        ValueError: there is no such proposal.
+    """
+    masks = {mask.query: mask for mask in result.mask_proposals()}
+    unknown = [query for query in queries if query not in masks]
+    if unknown:
+        raise ValueError(f"there is no query {unknown[0]}; the model has 0..{len(masks) - 1}")
+    return [_view(predictor, masks[query]) for query in queries]
+
+
+def _view(predictor: Predictor, mask: ProposedMask) -> AttentionView:
+    model, sizes = predictor.model, mask.evidence.sizes
+    scale, patch = model.config.clip.input_scale, model.arch.vision.patch_size
+    grid = tuple(int(side * scale) // patch for side in sizes["padded_size"])
+    bias = mask.evidence.attn_bias[None, :, :, mask.query : mask.query + 1].float()  # (1, L, N, 1, h_s, w_s)
+    pooled = model.bias_head.to_grid(bias, (grid[0], grid[1])).unflatten(4, grid)[0, :, :, 0]  # (L, N, h, w)
+    covered = tuple(inner / whole for inner, whole in zip(sizes["image_size"], sizes["padded_size"], strict=True))
+    return AttentionView(
+        mask.query,
+        mask.name,
+        mask.probability,
+        mask.mask_probs(),
+        pooled.detach().cpu().numpy(),
+        (covered[0], covered[1]),
+    )

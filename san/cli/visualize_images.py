@@ -1,0 +1,170 @@
+"""The work of `san visualize predictions` on one image; runs in processes of its own.
+
+Nothing here imports torch or Detectron2, so that such a process starts within a second.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from san.data.label_mapping import LabelMapping
+from san.data.label_sets import check_label_values
+from san.data.transforms import check_same_size, read_image, read_label_map
+from san.evaluation.per_image import Entry, ImageScore, decode_entries, score_image
+from san.files import replacing
+from san.visualize.panel import Sample, panel, save_picture, thumbnails
+
+Array = npt.NDArray[Any]
+
+FORMAT = 1
+"""Of what is written; what has another number is made anew."""
+
+_STAT_KEYS = ("st_size", "st_mtime_ns")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One image to score and to draw.
+
+    Attributes:
+        name: of the image, as shown: its path below the data set's image folder.
+        stem: of the files written for it.
+        image, label: its files.
+        prediction: its run-length entries, or the file of its label map; text where there is none, saying why.
+    """
+
+    name: str
+    stem: str
+    image: str
+    label: str
+    prediction: list[Entry] | Path | str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a task.
+
+    Attributes:
+        task: which.
+        score: None where it failed.
+        thumb_size: width and height of the thumb, pixels; None where no pictures were asked for.
+        error: why it failed.
+    """
+
+    task: Task
+    score: ImageScore | None = None
+    thumb_size: tuple[int, int] | None = None
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class ImageWorker:
+    """Scores images and draws their panels; what is there already and still right is kept.
+
+    Attributes:
+        out: folder to write into.
+        names: the data set's C class names.
+        ignore_label: value of its pixels without a class.
+        label_mapping: from the pixel values of its files to class indices; None where they are class indices.
+        categories: class index by category id of the predictions; None where the ids are class indices.
+        pictures: draw, not only score.
+    """
+
+    out: Path
+    names: tuple[str, ...]
+    ignore_label: int
+    label_mapping: LabelMapping | None
+    categories: Mapping[int, int] | None
+    pictures: bool = True
+
+    def panel_path(self, task: Task) -> Path:
+        """Where the large picture goes."""
+        return self.out / "panels" / f"{task.stem}.jpg"
+
+    def thumb_path(self, task: Task) -> Path:
+        """Where the small pictures go."""
+        return self.out / "thumbs" / f"{task.stem}.jpg"
+
+    def score_path(self, task: Task) -> Path:
+        """Where the score goes: written last, so that what it stands for is whole."""
+        return self.out / "scores" / f"{task.stem}.json"
+
+    def __call__(self, task: Task) -> Outcome:
+        """Does the work of one image; an error of its files is its outcome."""
+        try:
+            if isinstance(task.prediction, str):
+                raise FileNotFoundError(task.prediction)
+            key = self._key(task)
+            return self._saved(task, key) or self._made(task, key)
+        except (ValueError, OSError) as error:
+            return Outcome(task, error=" ".join(str(error).split()) or type(error).__name__)
+
+    def _saved(self, task: Task, key: str) -> Outcome | None:
+        """What an earlier run has left, if it is of the same files."""
+        try:
+            saved = json.loads(self.score_path(task).read_text(encoding="utf-8"))
+            score, size = ImageScore.from_dict(saved["score"]), saved["thumb_size"]
+            same = saved["key"] == key
+        except (OSError, ValueError, KeyError, TypeError):
+            return None  # none, or none of ours: it is made anew
+        drawn = size is not None and self.panel_path(task).is_file() and self.thumb_path(task).is_file()
+        if not same or (self.pictures and not drawn):
+            return None
+        return Outcome(task, score, (int(size[0]), int(size[1])) if drawn else None)
+
+    def _made(self, task: Task, key: str) -> Outcome:
+        image, truth = read_image(task.image), self._truth(task.label)
+        check_same_size(image, truth, f"image {task.image}", f"label map {task.label}")
+        if isinstance(task.prediction, Path):
+            prediction = read_label_map(task.prediction)
+        else:
+            assert not isinstance(task.prediction, str)
+            prediction = decode_entries(task.prediction, (truth.shape[0], truth.shape[1]), self.categories)
+        score = score_image(prediction, truth, len(self.names))
+        size = None
+        if self.pictures:
+            thumb = thumbnails(Sample(image, prediction, truth), self.names)
+            save_picture(panel(image, truth, prediction, self.names), self.panel_path(task))
+            save_picture(thumb, self.thumb_path(task))
+            size = thumb.size
+        record = {"key": key, "score": score.to_dict(), "thumb_size": size}
+        write_text(self.score_path(task), json.dumps(record))
+        return Outcome(task, score, size)
+
+    def _truth(self, path: str) -> Array:
+        """The label map, mapped and checked as an evaluation does."""
+        labels = read_label_map(path)
+        if self.label_mapping is not None:
+            labels = self.label_mapping.apply(labels, source=f"label map {path}")
+        check_label_values(np.unique(labels), len(self.names), self.ignore_label, source=f"label map {path}")
+        return labels
+
+    def _key(self, task: Task) -> str:
+        """Changes with everything the result depends on."""
+        files = [task.image, task.label, *([str(task.prediction)] if isinstance(task.prediction, Path) else [])]
+        stats = [[getattr(Path(file).stat(), key) for key in _STAT_KEYS] for file in files]
+        entries = None if isinstance(task.prediction, Path) else task.prediction
+        truth = [self.names, self.ignore_label, repr(self.label_mapping)]
+        categories = sorted((self.categories or {}).items())
+        parts: Any = [FORMAT, truth, categories, files, stats, entries]
+        return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all; folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
+        file.write_text(text, encoding="utf-8")
+
+
+def rounded(value: float | None) -> float | None:
+    """A share as a percentage."""
+    return None if value is None else float(np.round(100 * value, 6))

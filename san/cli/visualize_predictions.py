@@ -1,0 +1,298 @@
+"""Panels of an evaluation's predictions, and an HTML page of them sorted by the mIoU of each image, worst first.
+
+The evaluation must have kept its predictions (TEST.SAVE_RLE True, or TEST.SAVE_LABEL_MAPS True). Writes OUT/index.html
+and, beside it, panels, thumbs and scores. Stopped, it goes on where it was when it is run again; what has changed
+since is made anew.
+
+Examples:
+  san visualize predictions --predictions output/shapes_quick/inference/shapes_sem_seg_val_mixed --out pictures
+  san visualize predictions --predictions sem_seg_predictions.json --dataset voc_sem_seg_val --limit 100 --out pictures
+
+Exit codes: 0 all done, 1 error or some images left out, 2 wrong command line, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from san.cli.visualize_images import FORMAT, ImageWorker, Outcome, Task, rounded, write_text
+from san.d2.api import DatasetCatalog
+from san.d2.datasets import (
+    check_names,
+    load_records,
+    metadata_of,
+    prepare_shapes,
+    register_custom_files,
+    register_datasets,
+)
+from san.evaluation.per_image import ClassScore, Predictions, below
+from san.visualize.page import GENERATOR, ClassLine, Page, Row, Strip, render_page
+
+SORTS = ("worst", "best", "name")
+COLUMNS = ("image", "truth", "prediction", "errors")
+SCORES_FILE = "scores.json"
+"""All scores of a folder, for `san visualize compare`."""
+
+NUM_WORST = 4
+"""Classes named beside an image."""
+
+_MAX_TOLD = 20  # images left out that are named on the terminal
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's options."""
+    parser.add_argument(
+        "--predictions",
+        type=Path,
+        required=True,
+        metavar="PATH",
+        help="OUTPUT_DIR/inference/<data set> of an evaluation, its sem_seg_predictions.json, or its label_maps",
+    )
+    parser.add_argument(
+        "--dataset",
+        action="append",
+        default=[],
+        metavar="NAME|FILE",
+        help="registered data set, or the file that describes your own (of several splits, name one too); "
+        "default: the name of the predictions' folder",
+    )
+    parser.add_argument(
+        "--data-root",
+        default="",
+        metavar="DIR",
+        help="folder of the benchmarks; default: the environment variable DETECTRON2_DATASETS, else 'datasets'",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("output/visualize"), help="folder to write to (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--sort", choices=SORTS, default="worst", help="order of the page at first (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--limit",
+        type=int,
+        default=0,
+        metavar="N",
+        help="draw only the first N of that order; all images are scored (default: draw all)",
+    )
+    parser.add_argument(
+        "--workers", type=int, default=min(8, os.cpu_count() or 1), help="drawing processes (default: %(default)s)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command; returns its exit code."""
+    for option, least in (("limit", 0), ("workers", 1)):
+        if getattr(args, option) < least:
+            raise ValueError(f"--{option} is {getattr(args, option)}; give {least} or more")
+    predictions = Predictions(args.predictions)
+    name = choose_dataset(args.dataset, args.data_root, predictions.path)
+    check_page(args.out / "index.html")
+    args.out.mkdir(parents=True, exist_ok=True)
+    prepare_shapes([name], args.data_root or None)
+    tasks = _tasks(name, predictions)
+    metadata = metadata_of(name)
+    worker = ImageWorker(
+        args.out,
+        tuple(metadata.stuff_classes),
+        metadata.ignore_label,
+        metadata.get("label_mapping"),
+        metadata.get("stuff_dataset_id_to_contiguous_id"),
+        pictures=not args.limit,
+    )
+    outcomes = _ordered(_work(worker, tasks, args.workers, "scoring" if args.limit else "drawing"), args.sort)
+    drawn = outcomes
+    if args.limit:
+        chosen = [outcome.task for outcome in outcomes if outcome.score][: args.limit]
+        drawn = _work(replace(worker, pictures=True), chosen, args.workers, "drawing")
+        outcomes = [outcome for outcome in outcomes if outcome.score is None or outcome.task not in chosen] + drawn
+    page = _page(name, worker.names, outcomes, _ordered(drawn, args.sort), args.sort)
+    _write_scores(args.out / SCORES_FILE, name, outcomes)
+    write_text(args.out / "index.html", render_page(page))
+    for file, problem in page.problems[:_MAX_TOLD]:
+        print(f"left out: {file}: {problem}", file=sys.stderr)
+    if len(page.problems) > _MAX_TOLD:
+        print(f"left out: {len(page.problems) - _MAX_TOLD} more, see the page", file=sys.stderr)
+    facts = ", ".join(f"{key} {value}" for key, value in page.facts)
+    print(f"{name}: {facts} -> {args.out / 'index.html'}")
+    return 1 if page.problems else 0
+
+
+def choose_dataset(given: Sequence[str], data_root: str, predictions: Path) -> str:
+    """The data set that predictions are of, registered.
+
+    Args:
+        given: names and files of the command line.
+        data_root: folder of the data sets, "" for the default.
+        predictions: the file or folder of the predictions, whose folder an evaluation calls by the data set's name.
+
+    Raises:
+        FileNotFoundError, ValueError: no such data set, or it is not clear which.
+    """
+    register_datasets(data_root or None)
+    files = [each for each in given if each.endswith((".yaml", ".yml", ".json")) or Path(each).is_file()]
+    registered = register_custom_files(files)
+    names = [each for each in given if each not in files]
+    if not names and registered:
+        names = [each for each in registered if each == predictions.parent.name] or registered
+    if not names:
+        names = [each for each in (predictions.parent.name, predictions.name) if each in DatasetCatalog.list()][:1]
+        if not names:
+            raise ValueError(f"cannot tell from {predictions} what data set it is of; give --dataset")
+    if len(names) > 1:
+        raise ValueError(f"which data set are the predictions of? Give --dataset with one of: {', '.join(names)}")
+    check_names(names, "--dataset")
+    return names[0]
+
+
+def check_page(path: Path) -> None:
+    """Refuses to write over a page that is not ours.
+
+    Raises:
+        ValueError: there is one.
+    """
+    if path.is_file() and f'content="{GENERATOR}"' not in path.read_text(encoding="utf-8", errors="replace")[:2000]:
+        raise ValueError(f"{path} is a page of something else and would be lost; choose another --out")
+
+
+def _tasks(name: str, predictions: Predictions) -> list[Task]:
+    """One task per image of the data set."""
+    metadata = metadata_of(name)
+    image_root, label_root = metadata.get("image_root"), metadata.get("sem_seg_root")
+    used: set[str] = set()
+    tasks = []
+    for record in load_records(name):
+        image, label = record["file_name"], record["sem_seg_file_name"]
+        shown = below(image, image_root)
+        if ".." in shown.parts:  # would lead out of the folder that is written to
+            shown = Path(shown.name)
+        stem = shown.with_suffix("").as_posix()
+        while stem.lower() in used:  # also on file systems that take a and A for the same
+            stem += "_"
+        used.add(stem.lower())
+        prediction: Any
+        try:
+            prediction = predictions.of(image, image_root, label, label_root)
+        except (ValueError, OSError) as error:
+            prediction = str(error)
+        tasks.append(Task(shown.as_posix(), stem, image, label, prediction))
+    if all(isinstance(task.prediction, str) for task in tasks):
+        raise ValueError(f"none of the {len(tasks)} images of {name} has a prediction: {tasks[0].prediction}")
+    return tasks
+
+
+def _work(worker: ImageWorker, tasks: Sequence[Task], workers: int, title: str) -> list[Outcome]:
+    """The outcomes of all tasks, in their order."""
+
+    def outcomes() -> Iterator[Outcome]:
+        if workers == 1 or len(tasks) < 2 * workers:
+            yield from map(worker, tasks)
+            return
+        with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+            try:
+                yield from pool.map(worker, tasks, chunksize=4)
+            except BrokenProcessPool as error:
+                raise OSError(
+                    "a drawing process was ended from outside (memory?); run again with --workers 1"
+                ) from error
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    return list(
+        tqdm(outcomes(), total=len(tasks), desc=title, unit="img", disable=None, dynamic_ncols=True, leave=False)
+    )
+
+
+def _ordered(outcomes: Sequence[Outcome], sort: str) -> list[Outcome]:
+    """By the mIoU of the image; those without one last; equal ones by name."""
+
+    def key(outcome: Outcome) -> tuple[bool, float, str]:
+        miou = outcome.score.miou if outcome.score else None
+        if sort == "name" or miou is None:
+            return sort != "name", 0.0, outcome.task.name
+        return False, -miou if sort == "best" else miou, outcome.task.name
+
+    return sorted(outcomes, key=key)
+
+
+def _page(name: str, names: Sequence[str], outcomes: Sequence[Outcome], drawn: Sequence[Outcome], sort: str) -> Page:
+    """What the page shows: scores over all outcomes, pictures of those drawn."""
+    scores = [outcome.score for outcome in outcomes if outcome.score]
+    totals = add_up([each for score in scores for each in score.classes])
+    present = [each.iou for each in totals if each.iou is not None]
+    judged = sum(score.judged for score in scores)
+    right = sum(each.correct for each in totals)
+    rows = [row_of(outcome, names) for outcome in drawn if outcome.score]
+    shown = f"{len(scores)}" if len(rows) == len(scores) else f"{len(scores)}, of which {len(rows)} are shown"
+    facts = [
+        ("mIoU", f"{100 * sum(present) / len(present):.2f} %" if present else "–"),
+        ("pixel accuracy", f"{100 * right / judged:.2f} %" if judged else "–"),
+        ("classes present", f"{len(present)} of {len(names)}"),
+        ("images", shown),
+    ]
+    lines = [ClassLine(names[each.index], rounded(each.iou)) for each in totals if each.iou is not None]
+    problems = [(outcome.task.name, outcome.error) for outcome in [*outcomes, *drawn] if outcome.error]
+    return Page(name, facts, COLUMNS, rows, sort, lines, list(dict.fromkeys(problems)))
+
+
+def add_up(scores: Sequence[ClassScore]) -> list[ClassScore]:
+    """The scores of classes over many images, worst first, those not in the truth last."""
+    sums: dict[int, list[int]] = defaultdict(lambda: [0, 0, 0])
+    for score in scores:
+        for place, number in enumerate((score.correct, score.labelled, score.predicted)):
+            sums[score.index][place] += number
+    totals = [ClassScore(index, *numbers) for index, numbers in sums.items()]
+    return sorted(totals, key=lambda each: (each.iou is None, each.iou or 0, each.index))
+
+
+def row_of(outcome: Outcome, names: Sequence[str]) -> Row:
+    """A line of the page."""
+    score, task = outcome.score, outcome.task
+    assert score is not None
+    strips: tuple[Strip, ...] = ()
+    if outcome.thumb_size is not None:
+        strips = (Strip(f"thumbs/{task.stem}.jpg", f"panels/{task.stem}.jpg", outcome.thumb_size),)
+    classes = tuple(names[each.index] for each in score.classes)
+    worst = tuple(_class_line(each, names) for each in score.classes[:NUM_WORST])
+    return Row(task.name, rounded(score.miou), rounded(score.accuracy), strips, worst, classes)
+
+
+def _class_line(score: ClassScore, names: Sequence[str]) -> ClassLine:
+    """A class of one image, with what went wrong."""
+    if score.iou is None:
+        return ClassLine(names[score.index], None, "not there")
+    if score.taken_for is None:
+        return ClassLine(names[score.index], rounded(score.iou), "")
+    taken_for = names[score.taken_for] if score.taken_for >= 0 else "no class"
+    return ClassLine(names[score.index], rounded(score.iou), f"→ {taken_for}")
+
+
+def _write_scores(path: Path, name: str, outcomes: Sequence[Outcome]) -> None:
+    """All scores in one file, for `san visualize compare`."""
+    images = [
+        {
+            "name": outcome.task.name,
+            "stem": outcome.task.stem,
+            "miou": rounded(outcome.score.miou),
+            "accuracy": rounded(outcome.score.accuracy),
+            "thumb_size": outcome.thumb_size,
+            "classes": [each.index for each in outcome.score.classes],
+        }
+        for outcome in sorted(outcomes, key=lambda each: each.task.name)
+        if outcome.score
+    ]
+    classes = list(metadata_of(name).stuff_classes)
+    write_text(path, json.dumps({"format": FORMAT, "dataset": name, "classes": classes, "images": images}))

@@ -1,0 +1,109 @@
+"""Label maps as pictures: class colours over the image, and where a prediction is wrong.
+
+Images are (H, W, 3) uint8 RGB, label maps (H, W) integers. A label outside 0..C-1 (−1, 255 or 65535, as the file has
+it) is no class: the image is shown there, faded and grey.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from san.visualize.palette import palette
+from san.visualize.text import annotate
+
+Array = npt.NDArray[Any]
+
+RIGHT_COLOR, WRONG_COLOR = (214, 224, 235), (203, 36, 49)
+"""Of right and of wrong pixels in an error map; told apart by their lightness too."""
+
+_IGNORED = 245  # grey of pixels without a class
+_BAND_PIXELS = 2**20  # coloured at a time: the rows of a picture of any size need 12 MB of float32
+
+
+def overlay(
+    image: Array, labels: Array, names: Sequence[str], *, alpha: float = 0.7, tags: bool = False
+) -> npt.NDArray[np.uint8]:
+    """The image in grey under its class colours, with a thin dark line between segments.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        labels: (H, W) integers; values outside 0..C-1 are shown faded and grey.
+        names: C class names.
+        alpha: weight of the class colour against the image, 0..1.
+        tags: write the classes' names into the picture.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+
+    Raises:
+        ValueError: the sizes differ, or alpha is not a share.
+    """
+    check_sizes(image, labels)
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha is {alpha} but is the share of the class colour; give a value from 0 to 1")
+    colors = np.vstack([palette(names), np.full((1, 3), _IGNORED, np.uint8)]).astype(np.float32)  # the last: no class
+    known = (labels >= 0) & (labels < len(names))
+    edges = _boundaries(labels)
+    result = np.empty((*labels.shape, 3), np.uint8)
+    step = max(1, _BAND_PIXELS // max(1, labels.shape[1]))
+    for top in range(0, labels.shape[0], step):
+        band = slice(top, top + step)
+        index = np.where(known[band], labels[band], len(names)).astype(np.int64)
+        grey = image[band].mean(axis=2, dtype=np.float32)[..., None]
+        tinted = alpha * colors[index] + (1 - alpha) * grey
+        tinted[edges[band]] *= 0.35
+        result[band] = tinted
+    if tags:
+        result = np.asarray(annotate(Image.fromarray(result), labels, names))
+    return result
+
+
+def error_map(image: Array, prediction: Array, truth: Array, num_classes: int) -> npt.NDArray[np.uint8]:
+    """Where a prediction is right (pale blue), wrong (red), or not judged (nearly white), over the grey image.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        prediction: (H, W) class indices.
+        truth: (H, W) class indices; pixels of other values are not judged.
+        num_classes: C.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+
+    Raises:
+        ValueError: the sizes differ.
+    """
+    check_sizes(image, prediction)
+    check_sizes(image, truth)
+    judged = (truth >= 0) & (truth < num_classes)
+    kind = np.where(judged, (prediction.astype(np.int64) == truth).astype(np.int64), 2)
+    colors = np.array([WRONG_COLOR, RIGHT_COLOR, (_IGNORED,) * 3], np.float32)[kind]
+    weights = np.array([0.85, 0.75, 0.75], np.float32)[kind][..., None]
+    grey = image.mean(axis=2, dtype=np.float32)[..., None]
+    blended: npt.NDArray[np.uint8] = (weights * colors + (1 - weights) * grey).astype(np.uint8)
+    return blended
+
+
+def check_sizes(image: Array, labels: Array) -> None:
+    """Refuses an image that is not (H, W, 3), and a label map of another size.
+
+    Raises:
+        ValueError: with the sizes.
+    """
+    if image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"image has shape {image.shape} but must be RGB, (height, width, 3); convert it")
+    if image.shape[:2] != labels.shape:
+        raise ValueError(f"image is {image.shape[:2]} but a label map {labels.shape}; resize one to the other")
+
+
+def _boundaries(labels: Array) -> npt.NDArray[np.bool_]:
+    """Pixels whose right or lower neighbour has another label."""
+    edge = np.zeros(labels.shape, bool)
+    edge[:, :-1] |= labels[:, :-1] != labels[:, 1:]
+    edge[:-1] |= labels[:-1] != labels[1:]
+    return edge

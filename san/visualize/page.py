@@ -1,0 +1,220 @@
+"""An HTML page of an evaluation: one row per image with its score, its pictures and its worst classes.
+
+The page is one file without outside parts, works from `file://`, and treats every name as untrusted text. Its pictures
+lie beside it and are loaded once they come into view.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from urllib.parse import quote
+
+from san.visualize.page_assets import SCRIPT, STYLE
+from san.visualize.palette import class_color
+
+GENERATOR = "san visualize"
+"""What a page of ours says of itself, so that no other page is overwritten."""
+
+
+@dataclass(frozen=True)
+class Strip:
+    """A row of small pictures, and the large one that a click opens.
+
+    Attributes:
+        thumb, picture: paths relative to the page, with slashes.
+        size: width and height of the thumb in pixels.
+        caption: what is told of it, such as which run it belongs to.
+    """
+
+    thumb: str
+    picture: str
+    size: tuple[int, int]
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class ClassLine:
+    """One class of an image or of a data set.
+
+    Attributes:
+        name: of the class.
+        iou: in percent, None where the truth does not have it.
+        note: more, such as what it is taken for.
+    """
+
+    name: str
+    iou: float | None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One image.
+
+    Attributes:
+        name: of the image, shown and searched.
+        miou, accuracy: in percent; None where no pixel is judged.
+        strips: its pictures.
+        worst: classes to show, worst first.
+        classes: names of all its classes, for the search.
+        delta: mIoU of run B minus A, where two runs are compared.
+    """
+
+    name: str
+    miou: float | None
+    accuracy: float | None
+    strips: tuple[Strip, ...]
+    worst: tuple[ClassLine, ...] = ()
+    classes: tuple[str, ...] = ()
+    delta: float | None = None
+
+
+@dataclass(frozen=True)
+class Page:
+    """All that a page shows.
+
+    Attributes:
+        title: heading.
+        facts: (what, value) pairs under the heading.
+        columns: what the small pictures of a strip show, in their order.
+        rows: the images, in the order shown at first.
+        sort: that order: worst, best, name or change.
+        classes: IoU of each class over the whole data set.
+        problems: (file, what is wrong) of the images left out.
+    """
+
+    title: str
+    facts: Sequence[tuple[str, str]]
+    columns: Sequence[str]
+    rows: Sequence[Row]
+    sort: str = "worst"
+    classes: Sequence[ClassLine] = ()
+    problems: Sequence[tuple[str, str]] = field(default=())
+
+
+def render_page(page: Page) -> str:
+    """The page as HTML."""
+    digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+    policy = (  # nothing from outside, and no script but ours, whatever a file may be called
+        f"default-src 'none'; img-src 'self' file: data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    )
+    orders = {"worst": "worst first", "best": "best first", "name": "by name"}
+    if any(row.delta is not None for row in page.rows):
+        orders = {"change": "largest change first", **orders}
+    options = "".join(
+        f'<option value="{key}"{" selected" if key == page.sort else ""}>{text}</option>'
+        for key, text in orders.items()
+    )
+    facts = "".join(f"<div><dt>{escape(key)}</dt><dd>{escape(value)}</dd></div>" for key, value in page.facts)
+    body = "\n".join(_row(row, rank) for rank, row in enumerate(page.rows, 1))
+    names = sorted({name for row in page.rows for name in row.classes}, key=str.lower)
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta name="generator" content="{GENERATOR}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{escape(page.title)}</title>
+<style>{STYLE}</style>
+</head>
+<body>
+<header>
+<div class="top"><h1>{escape(page.title)}</h1><button id="theme" type="button" hidden>dark / light</button></div>
+<dl class="facts">{facts}</dl>
+{_problems(page.problems)}{_classes(page.classes)}
+</header>
+<form id="tools" role="search" hidden>
+<label>Filter <input id="filter" type="search" list="names" autocomplete="off" placeholder="class or file name"></label>
+<datalist id="names">{"".join(f'<option value="{escape(name)}">' for name in names)}</datalist>
+<label>Sort <select id="sort">{options}</select></label>
+<output id="count"></output>
+</form>
+<div class="columns" aria-hidden="true">{"".join(f"<span>{escape(column)}</span>" for column in page.columns)}</div>
+<main id="rows">
+{body}
+</main>
+<dialog id="viewer"><form method="dialog"><span id="viewer-name"></span>
+<span class="hint">← → next image · Esc closes</span><button aria-label="close">×</button></form>
+<img id="viewer-image" alt=""></dialog>
+<script>{SCRIPT}</script>
+</body>
+</html>
+"""
+
+
+def _row(row: Row, rank: int) -> str:
+    """One image as HTML."""
+    search = "\n".join([row.name, *row.classes]).lower()
+    strips = "".join(_strip(strip, row.name) for strip in row.strips)
+    numbers = "".join(
+        f' data-{key}="{value:.6f}"' for key, value in (("miou", row.miou), ("delta", row.delta)) if value is not None
+    )
+    delta = "" if row.delta is None else f'<span class="{_sign(row.delta)}">{row.delta:+.1f}</span>'
+    return (
+        f'<article data-name="{escape(row.name)}" data-search="{escape(search)}"{numbers}>\n'
+        f'<div class="score"><span class="rank">{rank}</span><b>{_number(row.miou)}</b>{delta}<small>mIoU</small>'
+        f'<meter min="0" max="100" value="{row.miou or 0:.1f}"></meter>'
+        f"<small>{_number(row.accuracy)} of pixels right</small></div>\n"
+        f'<div class="pictures"><div class="name">{escape(row.name)}</div>{strips}{_chips(row.worst)}</div>\n</article>'
+    )
+
+
+def _strip(strip: Strip, name: str) -> str:
+    """The small pictures of an image, a link to the large one."""
+    width, height = strip.size
+    caption = f"<small>{escape(strip.caption)}</small>" if strip.caption else ""
+    return (
+        f'<a class="strip" href="{_link(strip.picture)}"><img loading="lazy" decoding="async" '
+        f'src="{_link(strip.thumb)}" width="{width}" height="{height}" alt="{escape(name)}">{caption}</a>'
+    )
+
+
+def _chips(lines: Iterable[ClassLine]) -> str:
+    chips = "".join(f"<li>{_swatch(line.name)}{escape(line.name)} <b>{_number(line.iou)}</b>"
+                    f"{f' <i>{escape(line.note)}</i>' if line.note else ''}</li>" for line in lines)  # fmt: skip
+    return f'<ul class="chips">{chips}</ul>' if chips else ""
+
+
+def _classes(lines: Sequence[ClassLine]) -> str:
+    """IoU of the classes over the data set, as a list to unfold."""
+    if not lines:
+        return ""
+    items = "".join(
+        f'<li><button type="button" data-class="{escape(line.name)}">{_swatch(line.name)}{escape(line.name)}</button>'
+        f"<b>{_number(line.iou)}</b></li>"
+        for line in lines
+    )
+    return (
+        f"<details><summary>IoU of the {len(lines)} classes over all images, worst first "
+        f'(a click filters)</summary><ol class="classes">{items}</ol></details>'
+    )
+
+
+def _problems(problems: Sequence[tuple[str, str]]) -> str:
+    if not problems:
+        return ""
+    items = "".join(f"<li><code>{escape(name)}</code> {escape(what)}</li>" for name, what in problems)
+    return f'<details class="problems" open><summary>{len(problems)} left out</summary><ul>{items}</ul></details>'
+
+
+def _swatch(name: str) -> str:
+    red, green, blue = class_color(name)
+    return f'<span class="swatch" style="background:rgb({red},{green},{blue})"></span>'
+
+
+def _link(path: str) -> str:
+    """A relative path as a URL, which no character of a file name can break out of; never taken for `scheme:`."""
+    return escape(quote(path if path.startswith(".") else f"./{path}"))
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f} %"
+
+
+def _sign(value: float) -> str:
+    return "up" if value > 0.05 else "down" if value < -0.05 else "same"

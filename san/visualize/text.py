@@ -1,0 +1,192 @@
+"""Text on pictures: the font, and names written onto label maps so that they can be read and hide no object.
+
+A name stands on an opaque plate (the same contrast on any background). It goes onto its own segment if it leaves most
+of it visible, else beside it with a line that leads there, else it is left to the legend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+
+from san.visualize.palette import class_color, short_name
+
+Array = npt.NDArray[Any]
+Box = tuple[int, int, int, int]  # left, top, right, bottom; right and bottom excluded
+
+INK, FAINT, PAPER = (25, 25, 25), (110, 110, 110), (255, 255, 255)
+MAX_COVERED = 0.35
+"""Share of a segment's pixels that plates may hide."""
+
+_FONT_SIZE = 13
+_PAD_X, _PAD_Y = 4, 2
+_MIN_AREA = 100  # shown pixels of a class, to get a name in the picture
+_MAX_TAGS = 16  # names in one picture; the other classes stand in the legend
+_DIRECTIONS = [(1, 0), (-1, 0), (0, -1), (0, 1), (1, -1), (-1, -1), (1, 1), (-1, 1)]
+
+
+@dataclass(frozen=True)
+class Tag:
+    """A name and its place in a picture.
+
+    Attributes:
+        name: as written.
+        label: class index.
+        box: the plate: left, top, right, bottom in pixels.
+        anchor: (x, y) on the segment, where a line leads; None where the plate lies on the segment itself.
+    """
+
+    name: str
+    label: int
+    box: Box
+    anchor: tuple[int, int] | None
+
+
+@cache
+def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, which comes with matplotlib and knows Latin, Greek and Cyrillic letters."""
+    import matplotlib
+
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name), size)
+
+
+def annotate(picture: Image.Image, labels: Array, names: Sequence[str]) -> Image.Image:
+    """Write the names of the classes into a picture of a label map; see `place_tags`.
+
+    Args:
+        picture: RGB, drawn on.
+        labels: (H, W) class indices of the same size.
+        names: C class names.
+
+    Returns:
+        the same picture.
+    """
+    draw, letters = ImageDraw.Draw(picture), font(_FONT_SIZE)
+    tags = place_tags(labels, names)
+    for tag in tags:
+        if tag.anchor is not None:
+            start = _nearest(tag.box, tag.anchor)
+            draw.line((start, tag.anchor), PAPER, 3)
+            draw.line((start, tag.anchor), INK, 1)
+            x, y = tag.anchor
+            draw.ellipse((x - 2, y - 2, x + 2, y + 2), INK, PAPER)
+    for tag in tags:
+        left, top, right, bottom = tag.box
+        draw.rectangle((left, top, right - 1, bottom - 1), PAPER, class_color(names[tag.label]))
+        draw.text(((left + right) / 2, (top + bottom) / 2), tag.name, INK, letters, anchor="mm")
+    return picture
+
+
+def place_tags(labels: Array, names: Sequence[str]) -> list[Tag]:
+    """Places for the names of a label map's classes.
+
+    No plate overlaps another or the border, and all plates together hide at most `MAX_COVERED` of any class.
+
+    Args:
+        labels: (H, W) integers at the shown size; values outside 0..C-1 get no name.
+        names: C class names.
+
+    Returns:
+        At most one tag per class, largest classes first. Classes without room or of a few pixels have none.
+    """
+    known = (labels >= 0) & (labels < len(names))
+    areas = np.bincount(labels[known].astype(np.int64), minlength=len(names))
+    room = _Room(labels, areas)
+    tags = []
+    for label in np.argsort(-areas, kind="stable")[:_MAX_TAGS].tolist():
+        if areas[label] < _MIN_AREA:
+            break
+        tag = room.take(label, short_name(names[label]))
+        if tag is not None:
+            tags.append(tag)
+    return tags
+
+
+class _Room:
+    """What is still free of a label map of (H, W) shown pixels."""
+
+    def __init__(self, labels: Array, areas: Array) -> None:
+        self.labels = np.where((labels >= 0) & (labels < len(areas)), labels, len(areas)).astype(np.int64)
+        self.areas = areas
+        self.hidden = np.zeros(len(areas) + 1, np.int64)
+        self.taken: list[Box] = []
+
+    def take(self, label: int, name: str) -> Tag | None:
+        """The best free place for a class's name, which is then no longer free."""
+        _, top, _, bottom = font(_FONT_SIZE).getbbox(f"{name}Ág", anchor="ls")
+        width = round(font(_FONT_SIZE).getlength(name)) + 2 * _PAD_X
+        height = round(bottom - top) + 2 * _PAD_Y
+        mask = self.labels == label
+        x, y, side = largest_square(mask)
+        if side >= height and self._try(box := self._inside(x, y, width, height)):
+            return Tag(name, label, box, None)
+        anchor = (min(int(x), mask.shape[1] - 1), min(int(y), mask.shape[0] - 1))
+        for box in self._around(mask, anchor, width, height):
+            if not mask[box[1] : box[3], box[0] : box[2]].any() and self._try(box):
+                return Tag(name, label, box, anchor)
+        return None
+
+    def _inside(self, x: float, y: float, width: int, height: int) -> Box:
+        """A box around a point, moved off the picture's border."""
+        rows, columns = self.labels.shape
+        left = min(max(round(x - width / 2), 0), max(0, columns - width))
+        top = min(max(round(y - height / 2), 0), max(0, rows - height))
+        return left, top, left + width, top + height
+
+    def _around(self, mask: Array, anchor: tuple[int, int], width: int, height: int) -> Iterator[Box]:
+        """Boxes beside a segment, the nearest first."""
+        size = np.sqrt(mask.sum()) / 2
+        for distance in (size + 8, size + 24, size + 48, 2 * size + 80):
+            for dx, dy in _DIRECTIONS:
+                x = anchor[0] + dx * (distance + width / 2)
+                y = anchor[1] + dy * (distance + height / 2)
+                yield self._inside(x, y, width, height)
+
+    def _try(self, box: Box) -> bool:
+        """Takes a box if it is free and hides little of every class under it."""
+        left, top, right, bottom = box
+        rows, columns = self.labels.shape
+        if left < 0 or top < 0 or right > columns or bottom > rows:
+            return False
+        for other in self.taken:
+            if left < other[2] + 2 and other[0] < right + 2 and top < other[3] + 2 and other[1] < bottom + 2:
+                return False
+        hidden = self.hidden + np.bincount(self.labels[top:bottom, left:right].ravel(), minlength=len(self.hidden))
+        if (hidden[:-1] > MAX_COVERED * self.areas).any():
+            return False
+        self.hidden = hidden
+        self.taken.append(box)
+        return True
+
+
+def largest_square(mask: npt.NDArray[np.bool_]) -> tuple[float, float, int]:
+    """Centre (x, y) and side of the largest square inside the mask, the middle one of several."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not len(rows):
+        return 0.0, 0.0, 0
+    first_row, first_column = int(rows[0]), int(columns[0])
+    mask = mask[first_row : rows[-1] + 1, first_column : columns[-1] + 1]  # what is outside costs time only
+    integral = np.pad(mask.cumsum(axis=0, dtype=np.int32).cumsum(axis=1), ((1, 0), (1, 0)))
+    top, left, side, too_long = 0, 0, 0, min(mask.shape) + 1
+    while too_long - side > 1:  # a mask that holds a square holds all smaller ones: bisect the side
+        n = (side + too_long) // 2
+        filled = integral[n:, n:] - integral[:-n, n:] - integral[n:, :-n] + integral[:-n, :-n] == n * n
+        corners = np.flatnonzero(filled)
+        if len(corners):
+            side, (top, left) = n, divmod(int(corners[len(corners) // 2]), filled.shape[1])
+        else:
+            too_long = n
+    return first_column + left + side / 2, first_row + top + side / 2, side
+
+
+def _nearest(box: Box, point: tuple[int, int]) -> tuple[int, int]:
+    """The point of a box next to another point."""
+    return min(max(point[0], box[0]), box[2] - 1), min(max(point[1], box[1]), box[3] - 1)

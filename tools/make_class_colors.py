@@ -1,0 +1,87 @@
+#!/usr/bin/env python3
+"""Choose the colours of the known class names (the six benchmarks' and the shapes world's) and write them to a file.
+
+python tools/make_class_colors.py --out san/data/class_colors.json
+
+Every name gets one colour, whatever the vocabulary it stands in. Names that share a label set are kept as far apart in
+Oklab as can be: set by set, smallest first, each name takes the candidate farthest from those already taken by names it
+shares a set with. Names in the file keep their colours: it only grows. Takes about ten seconds on one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from san.data.label_sets import LABEL_SETS, load_label_set
+from san.data.shapes.world import NAMES as SHAPES_NAMES
+from san.visualize.palette import color_key, oklab
+
+STEP = 7  # of the candidates in red, green and blue
+LIGHTNESS, MIN_CHROMA = (0.42, 0.92), 0.05  # dark text is legible on them, and none is taken for a grey image
+
+
+def candidates() -> np.ndarray:
+    """The colours to choose from, (N, 3) uint8."""
+    steps = np.arange(0, 256, STEP, dtype=np.uint8)
+    colors = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(-1, 3)
+    points = oklab(colors)
+    chroma = np.hypot(points[:, 1], points[:, 2])
+    return colors[(points[:, 0] > LIGHTNESS[0]) & (points[:, 0] < LIGHTNESS[1]) & (chroma > MIN_CHROMA)]
+
+
+def vocabularies() -> list[list[str]]:
+    """The label sets, as keys of the file, smallest first, after the shapes world's."""
+    sets = sorted((load_label_set(name).classes for name in LABEL_SETS), key=len)
+    return [[color_key(name) for name in dict.fromkeys(names)] for names in [SHAPES_NAMES, *sets]]
+
+
+def choose(sets: list[list[str]], fixed: dict[str, str]) -> dict[str, str]:
+    """A colour, "#rrggbb", for every name of every set; those of `fixed` are kept."""
+    colors = candidates()
+    points = oklab(colors)
+    members = [set(names) for names in sets]
+    # distance to the nearest taken colour, per set; large sets are crowded, so their distances count for more
+    nearest = np.full((len(sets), len(colors)), 9.0)
+    scale = np.cbrt([len(names) for names in sets])[:, None]
+    table: dict[str, str] = {}
+
+    def take(name: str, color: str) -> None:
+        table[name] = color
+        distance = np.linalg.norm(points - oklab(np.array([list(bytes.fromhex(color[1:]))])), axis=1)
+        for row, names in zip(nearest, members, strict=True):
+            if name in names:
+                np.minimum(row, distance, out=row)
+
+    for name, color in fixed.items():
+        take(name, color)
+    for names in sets:
+        for name in names:
+            if name not in table:
+                of_name = [index for index, others in enumerate(members) if name in others]
+                best = (nearest * scale)[of_name].min(axis=0).argmax()
+                take(name, f"#{bytes(colors[best].tolist()).hex()}")
+    return table
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--out", type=Path, required=True, help="JSON file; names in it keep their colours"
+    )
+    options = parser.parse_args(arguments)
+    fixed = json.loads(options.out.read_text(encoding="utf-8")) if options.out.is_file() else {}
+    table = choose(vocabularies(), fixed)
+    lines = ",\n".join(f"{json.dumps(name, ensure_ascii=False)}: {json.dumps(color)}" for name, color in table.items())
+    options.out.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
+    print(f"{options.out}: {len(table)} names, {len(table) - len(fixed)} of them new")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
