@@ -1,7 +1,8 @@
 """SAN: the Side Adapter Network for open-vocabulary semantic segmentation (arXiv 2302.12242).
 
-`Predictor` segments a picture with any words; `build_san` and `variant` make the model itself. They are loaded when
-first asked for, so that importing `san` costs nothing and has no side effect.
+`Predictor` segments a picture with any words, which `Vocabulary` can hold; `load_pretrained` gives the model of a name, file
+or folder, `build_san` and `variant` make one. They are loaded when first asked for, so that importing `san` costs nothing
+and has no side effect.
 """
 
 from __future__ import annotations
@@ -9,17 +10,40 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from san.clip.vocabulary import ClassText
+    from san.hub import load_pretrained, push_to_hub, save_pretrained
     from san.model.build import build_san
     from san.model.config import SANConfig, variant
-    from san.predictor import Predictor, Segmentation
+    from san.predictor import Predictor
+    from san.segmentation import EncodedImage, Segmentation
+    from san.vocabulary import Vocabulary
 
 __version__ = "0.1.0"
 
-__all__ = ["Predictor", "SANConfig", "Segmentation", "__version__", "build_san", "variant"]
+__all__ = [
+    "ClassText",
+    "EncodedImage",
+    "Predictor",
+    "SANConfig",
+    "Segmentation",
+    "Vocabulary",
+    "__version__",
+    "build_san",
+    "load_pretrained",
+    "push_to_hub",
+    "save_pretrained",
+    "variant",
+]
 
 _HOMES = {
     "Predictor": "san.predictor",
-    "Segmentation": "san.predictor",
+    "ClassText": "san.clip.vocabulary",
+    "EncodedImage": "san.segmentation",
+    "Segmentation": "san.segmentation",
+    "Vocabulary": "san.vocabulary",
+    "load_pretrained": "san.hub",
+    "push_to_hub": "san.hub",
+    "save_pretrained": "san.hub",
     "SANConfig": "san.model.config",
     "variant": "san.model.config",
     "build_san": "san.model.build",

@@ -1,12 +1,12 @@
 """Masks for any words: an image is encoded once, then any number of vocabularies is applied to it.
 
-(H, W) image, C classes. Source: method.md section 7.
+(H, W) image, (h, w) its size in the network, C classes. Source: method.md section 7.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,140 +14,272 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
+from torch import Tensor
 
-from san.checkpoint import load_checkpoint_file, load_weights
-from san.data.transforms import read_image, resize_image, resize_short_side
-from san.model.build import build_san
-from san.model.config import SANConfig, variant
+from san.clip.text_cache import resolve_folder
+from san.data.images import Layout, image_pixels
+from san.data.transforms import MAX_PIXELS, resize_image, resize_short_side
+from san.hub import SHAPES_CHECKPOINT, load_pretrained
+from san.model.config import SANConfig
 from san.model.san import MaskProposals, SANModel
-from san.postprocess import semantic_labels
-from san.visualize import panel
+from san.postprocess import labels_and_scores
+from san.segmentation import EncodedImage, Evidence, Segmentation
+from san.vocabulary import Vocabulary, VocabularyLike
 
-SHAPES_CHECKPOINT = Path(__file__).parent / "data" / "shapes" / "assets" / "san.pth"
+ImageLike = str | Path | Image.Image | npt.NDArray[Any] | Tensor
+"""A file, a Pillow image, an array or a tensor; see `Predictor.encode`."""
 
-
-@dataclass(frozen=True)
-class Segmentation:
-    """One image, named pixel by pixel.
-
-    Attributes:
-        image: (H, W, 3) uint8 RGB.
-        labels: (H, W) int64, indices into `names`.
-        names: the vocabulary, in its order.
-    """
-
-    image: npt.NDArray[np.uint8]
-    labels: npt.NDArray[np.int64]
-    names: tuple[str, ...]
-
-    def areas(self) -> dict[str, float]:
-        """Share of the image per class that has a pixel, largest first."""
-        counts = np.bincount(self.labels.ravel(), minlength=len(self.names)) / self.labels.size
-        return {self.names[i]: float(counts[i]) for i in np.argsort(-counts, kind="stable") if counts[i] > 0}
-
-    def panel(self, path: str | Path | None = None) -> Image.Image:
-        """Image and labelled prediction over a legend; written to `path` if given."""
-        return panel(self.image, None, self.labels, self.names, path)
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+"""Number types the network can compute in."""
 
 
 class Predictor:
-    """Open-vocabulary segmentation of single images.
+    """Open-vocabulary segmentation.
+
+    `encode` and `segment(..., encoded=...)` keep no state and may be called from several threads; `set_image` remembers
+    one image for `segment`.
 
     Args:
-        model: any SAN.
+        model: any SAN; it is moved to the device and set to evaluation.
         short_side: the image is resized to this short side, in pixels, before it goes into the network.
         max_size: limit of its long side then.
-        device: where the model runs.
+        device: where the model runs: "cpu", "cuda", "cuda:N" or "mps".
+        dtype: what the network computes in: "float32" or "bfloat16" (mixed precision; words and scores stay float32).
+        max_pixels: a larger image is refused; None takes any.
+
+    Attributes:
+        text_cache: folder that keeps text embeddings from one run to the next; None keeps them in memory only.
+
+    Raises:
+        ValueError: there is no such device or number type.
     """
 
     def __init__(
-        self, model: SANModel, *, short_side: int = 640, max_size: int = 2560, device: str | torch.device = "cpu"
+        self,
+        model: SANModel,
+        *,
+        short_side: int = 640,
+        max_size: int = 2560,
+        device: str | torch.device = "cpu",
+        dtype: str | torch.dtype = "float32",
+        max_pixels: int | None = MAX_PIXELS,
     ) -> None:
-        """Takes the model over: moves it to the device and sets it to evaluation."""
-        self.model = model.to(device).eval()
-        self.short_side, self.max_size = short_side, max_size
-        self._image: npt.NDArray[np.uint8] | None = None
-        self._proposals: MaskProposals | None = None
-        self._sizes: dict[str, tuple[int, int]] = {}
+        """Takes the model over."""
+        self.dtype = _checked_dtype(dtype)
+        self.model = model.to(_checked_device(device)).eval()
+        self.short_side, self.max_size, self.max_pixels = short_side, max_size, max_pixels
+        self.text_cache = resolve_folder("auto")
+        self._encoded: EncodedImage | None = None
+        self._words = threading.Lock()
 
     @classmethod
     def from_pretrained(
-        cls, checkpoint: str | Path, config: str | SANConfig = "vit_b16", *, device: str | torch.device = "cpu"
+        cls,
+        source: str | Path,
+        config: str | SANConfig | None = None,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: str | torch.dtype = "float32",
+        cache_dir: str | Path | None = None,
+        revision: str | None = None,
+        local_files_only: bool = False,
     ) -> Predictor:
         """A predictor with weights.
 
         Args:
-            checkpoint: "shapes" for the committed model of the shapes world, or a checkpoint file, published or own.
-            config: the model the file belongs to, by name or in full; not needed for "shapes".
+            source: "shapes" for the committed model of the shapes world, "san_vit_b_16" or "san_vit_large_14" for the
+                published ones, a checkpoint file, a folder of `san.hub.save_pretrained`, or an id on the hub.
+            config: the model a bare checkpoint file belongs to, by name or in full.
             device: where the model runs.
+            dtype: what the network computes in.
+            cache_dir: folder of downloads.
+            revision: of a model on the hub.
+            local_files_only: download nothing.
 
         Raises:
             ValueError, FileNotFoundError: there is no such file, or it does not fit.
         """
-        if checkpoint == "shapes":
-            checkpoint, config = SHAPES_CHECKPOINT, "shapes"
-        resolved = variant(config) if isinstance(config, str) else config
-        content = load_checkpoint_file(checkpoint)
-        model = build_san(resolved, clip_weights="format" in content)
-        load_weights(model, content)
-        return cls(model, short_side=resolved.side_adapter.image_size, device=device)
+        _checked_device(device), _checked_dtype(dtype)  # before a download
+        model = load_pretrained(
+            source, config, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only
+        )
+        return cls(model, short_side=model.config.side_adapter.image_size, device=device, dtype=dtype)
 
-    def predict(self, image: str | Path | npt.NDArray[np.uint8] | Image.Image, names: Sequence[str]) -> Segmentation:
-        """`set_image`, then `segment`."""
-        self.set_image(image)
-        return self.segment(names)
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.pixel_mean.device
 
-    @torch.inference_mode()
-    def set_image(self, image: str | Path | npt.NDArray[np.uint8] | Image.Image) -> None:
-        """Encodes an image: all that does not depend on the vocabulary.
+    @property
+    def text_cache(self) -> Path | None:
+        """Folder that keeps text embeddings from one run to the next; None keeps them in memory only."""
+        folder = self.model.text_classifier.disk_cache
+        return None if folder is None else Path(folder)
+
+    @text_cache.setter
+    def text_cache(self, folder: str | Path | None) -> None:
+        self.model.text_classifier.disk_cache = folder
+
+    def encode(self, image: ImageLike, *, layout: Layout | None = None) -> EncodedImage:
+        """All that does not depend on the vocabulary; the predictor remembers nothing.
 
         Args:
-            image: a file, a PIL image, or RGB (H, W, 3) uint8.
+            image: a file or Pillow image of any mode but floating point, turned upright by its EXIF orientation; an
+                array, RGB (H, W, 3) uint8, or grey, with transparency, 16-bit or black and white; or a tensor, uint8 or
+                floating point in 0..1.
+            layout: the order of an array's or a tensor's axes, "HWC" or "CHW"; arrays are HWC unless said otherwise,
+                of a tensor it must be said.
 
         Raises:
-            ValueError, FileNotFoundError: it cannot be read, or has another form.
+            ValueError, FileNotFoundError: it cannot be read, has another form, or is too large.
         """
-        pixels = _pixels(image)
-        height, width = pixels.shape[:2]
-        size = resize_short_side(height, width, self.short_side, self.max_size)
-        resized = torch.from_numpy(resize_image(pixels, size)).permute(2, 0, 1)  # (3, h, w)
-        batch = self.model.stack([resized])
-        (self._proposals,) = self.model.propose(batch)
-        self._image = pixels
-        self._sizes = {
-            "padded_size": (batch.shape[2], batch.shape[3]),
-            "image_size": size,
-            "output_size": (height, width),
-        }
+        return self.encode_batch([image], layout=layout)[0]
 
     @torch.inference_mode()
-    def segment(self, names: Sequence[str]) -> Segmentation:
-        """The encoded image under a vocabulary: every pixel gets one of the names.
+    def encode_batch(
+        self, images: Sequence[ImageLike], *, layout: Layout | None = None, batch_size: int = 4
+    ) -> list[EncodedImage]:
+        """`encode` of several images; those that have one size in the network go through it together.
+
+        Args:
+            images: see `encode`.
+            layout: see `encode`, for all of them.
+            batch_size: at most so many together.
+        """
+        pixels = [image_pixels(image, layout=layout, max_pixels=self.max_pixels) for image in images]
+        sizes = [resize_short_side(each.shape[0], each.shape[1], self.short_side, self.max_size) for each in pixels]
+        encoded: dict[int, EncodedImage] = {}
+        for size in dict.fromkeys(sizes):  # padding to a larger neighbour would change the numbers
+            members = [index for index, other in enumerate(sizes) if other == size]
+            for start in range(0, len(members), batch_size):
+                chunk = members[start : start + batch_size]
+                for index, one in zip(chunk, self._encode([pixels[i] for i in chunk], size), strict=True):
+                    encoded[index] = one
+        return [encoded[index] for index in range(len(pixels))]
+
+    def set_image(self, image: ImageLike, *, layout: Layout | None = None) -> None:
+        """`encode`, remembered for `segment`."""
+        self._encoded = self.encode(image, layout=layout)
+
+    @torch.inference_mode()
+    def segment(
+        self,
+        vocabulary: VocabularyLike,
+        *,
+        encoded: EncodedImage | None = None,
+        threshold: float = 0.0,
+        none_of_these: bool = False,
+    ) -> Segmentation:
+        """An encoded image under a vocabulary: every pixel gets one of the names, or none.
+
+        Args:
+            vocabulary: see `Vocabulary.parse`.
+            encoded: the image; the one of `set_image` by default.
+            threshold: a pixel whose best score is below it is none of these; scores are 0 or more, around 1 where one
+                mask proposal is sure.
+            none_of_these: whether a pixel is none of these where the model's learnt "no object" scores above every
+                class.
 
         Raises:
-            ValueError: no image is set, or a name is blank or stands twice.
+            ValueError: no image is set, the vocabulary makes no sense, or the image was encoded by another model.
         """
-        if self._proposals is None or self._image is None:
+        encoded = encoded or self._encoded
+        if encoded is None:
             raise ValueError("no image is encoded; call set_image before segment")
-        if isinstance(names, str):
-            raise ValueError(f"the vocabulary is one string, {names!r}; give a list of names")
-        names = tuple(name.strip() for name in names)
-        twice = sorted({name for name in names if name and names.count(name) > 1})
-        if twice:
-            raise ValueError(f"names stand twice in the vocabulary: {', '.join(twice)}; remove the repetitions")
-        output = self.model.classify(self._proposals, self.model.text_classifier.embed(names))
-        labels = semantic_labels(output.mask_logits[0], output.class_logits[0], **self._sizes)
-        return Segmentation(self._image, labels.cpu().numpy(), names)
-
-
-def _pixels(image: Any) -> npt.NDArray[np.uint8]:
-    """RGB (H, W, 3) uint8."""
-    if isinstance(image, (str, Path)):
-        return read_image(image)
-    pixels = np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
-    if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8 or 0 in pixels.shape:
-        raise ValueError(
-            f"the image has shape {pixels.shape} and type {pixels.dtype}; "
-            "give (height, width, 3) uint8 RGB, a PIL image or a file"
+        if encoded._model != id(self.model):
+            raise ValueError("the image was encoded by another model; encode it with this predictor")
+        if not threshold >= 0:
+            raise ValueError(f"the threshold is {threshold}; give a score, 0 or more")
+        words = Vocabulary.parse(vocabulary)
+        with self._words:  # the memory of embeddings is shared by threads
+            text_embed = self.model.text_classifier.embed(words.classes)
+        output = self.model.classify(encoded.proposals, text_embed)
+        evidence = Evidence(output.mask_logits[0], output.class_logits[0], output.attn_bias[0], encoded.sizes)
+        labels, best = labels_and_scores(
+            evidence.mask_logits,
+            evidence.class_logits,
+            **encoded.sizes,
+            threshold=threshold,
+            none_of_these=none_of_these,
         )
-    return pixels
+        return Segmentation(encoded.pixels, labels.cpu().numpy(), words, best.cpu().numpy(), evidence)
+
+    def predict(
+        self,
+        image: ImageLike,
+        vocabulary: VocabularyLike,
+        *,
+        layout: Layout | None = None,
+        threshold: float = 0.0,
+        none_of_these: bool = False,
+    ) -> Segmentation:
+        """`set_image`, then `segment`; a vocabulary that makes no sense is refused before the image is encoded."""
+        words = Vocabulary.parse(vocabulary)
+        self.set_image(image, layout=layout)
+        return self.segment(words, threshold=threshold, none_of_these=none_of_these)
+
+    def predict_batch(
+        self,
+        images: Sequence[ImageLike],
+        vocabulary: VocabularyLike,
+        *,
+        layout: Layout | None = None,
+        threshold: float = 0.0,
+        none_of_these: bool = False,
+        batch_size: int = 4,
+    ) -> list[Segmentation]:
+        """Several images under one vocabulary, in their order; see `encode_batch` and `segment`."""
+        words = Vocabulary.parse(vocabulary)
+        return [
+            self.segment(words, encoded=encoded, threshold=threshold, none_of_these=none_of_these)
+            for encoded in self.encode_batch(images, layout=layout, batch_size=batch_size)
+        ]
+
+    def _encode(self, pixels: list[npt.NDArray[np.uint8]], size: tuple[int, int]) -> list[EncodedImage]:
+        """Images that have one size in the network."""
+        resized = [torch.from_numpy(resize_image(each, size)).permute(2, 0, 1) for each in pixels]  # (3, h, w)
+        batch = self.model.stack(resized)
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            (proposals,) = self.model.propose(batch)
+        padded = (batch.shape[2], batch.shape[3])
+        return [
+            EncodedImage(
+                each,
+                MaskProposals(
+                    proposals.mask_logits[i : i + 1].float(),
+                    proposals.attn_bias[i : i + 1].float(),
+                    proposals.sls_embed[i : i + 1].float(),
+                ),
+                {"padded_size": padded, "image_size": size, "output_size": (each.shape[0], each.shape[1])},
+                id(self.model),
+            )
+            for i, each in enumerate(pixels)
+        ]
+
+
+def _checked_device(device: str | torch.device) -> torch.device:
+    """The device, if this machine has it."""
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"unknown device {device!r}; give cpu, cuda, cuda:N or mps") from error
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {str(device)!r} was asked for, but PyTorch sees no GPU; use cpu")
+    if found.type == "cuda" and found.index is not None and found.index >= torch.cuda.device_count():
+        raise ValueError(
+            f"device {str(device)!r} was asked for, but PyTorch sees {torch.cuda.device_count()} GPUs; use another"
+        )
+    if found.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError(f"device {str(device)!r} was asked for, but this machine has no Metal GPU; use cpu")
+    return found
+
+
+def _checked_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    if dtype in DTYPES.values():
+        return dtype  # type: ignore[return-value]
+    if dtype not in DTYPES:
+        raise ValueError(f"unknown number type {dtype!r}; give one of {', '.join(DTYPES)}")
+    return DTYPES[str(dtype)]
+
+
+__all__ = ["DTYPES", "SHAPES_CHECKPOINT", "EncodedImage", "ImageLike", "Predictor", "Segmentation"]

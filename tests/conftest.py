@@ -5,10 +5,14 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
+
+from san.clip import text_cache
 
 REPO = Path(__file__).resolve().parent.parent
 
@@ -26,6 +30,10 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("MPLBACKEND", "Agg")
     os.environ.setdefault("WANDB_MODE", "offline")
     torch.set_num_threads(min(torch.get_num_threads(), 2))
+    # no test writes to the cache of whoever runs it: neither here nor in a process it starts
+    folder = os.environ["SAN_CACHE"] = tempfile.mkdtemp(prefix="san-cache-")
+    text_cache.DEFAULT_FOLDER = f"{folder}/text"
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -1,0 +1,43 @@
+"""Models by name, from files and folders, and from and to the Hugging Face Hub.
+
+What needs PyTorch is loaded when first asked for, so that the table of models can be shown without it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from san.hub.places import find_here
+from san.hub.remote import hand_folder, hub_folder
+from san.hub.table import MODELS, SHAPES_CHECKPOINT, KnownModel
+
+if TYPE_CHECKING:
+    from san.hub.folder import save_pretrained
+    from san.hub.loading import load_pretrained, push_to_hub
+
+__all__ = [
+    "MODELS",
+    "SHAPES_CHECKPOINT",
+    "KnownModel",
+    "find_here",
+    "hand_folder",
+    "hub_folder",
+    "load_pretrained",
+    "push_to_hub",
+    "save_pretrained",
+]
+
+_HOMES = {
+    "load_pretrained": "san.hub.loading",
+    "push_to_hub": "san.hub.loading",
+    "save_pretrained": "san.hub.folder",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Loads a public name from its module."""
+    if name not in _HOMES:
+        raise AttributeError(f"san.hub has no {name!r}; it has {', '.join(__all__)}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)

@@ -1,0 +1,70 @@
+"""The model card: the README.md beside a model's weights."""
+
+from __future__ import annotations
+
+from san.model.config import SANConfig
+
+_CARD = """---
+library_name: san
+pipeline_tag: image-segmentation
+tags:
+- open-vocabulary
+- semantic-segmentation
+- clip
+- side-adapter-network
+---
+
+# SAN on CLIP {clip}
+
+Open-vocabulary semantic segmentation with a Side Adapter Network ([arXiv 2302.12242](https://arxiv.org/abs/2302.12242)):
+an image and any words go in, and every pixel gets one of the words.
+
+```python
+from san import Predictor
+
+predictor = Predictor.from_pretrained("owner/name")  # this repository, or a folder with its files
+result = predictor.predict("street.jpg", ["car", "road", "sky"])
+```
+
+## Files
+
+- `model.safetensors`: all weights, CLIP's too, {megabytes:.1f} MB in {precision} precision. Tensors only:
+  nothing in it is run.
+- `config.json`: the model, every field.
+
+## Model
+
+| | |
+|---|---|
+| CLIP | {clip}, weights {pretrained}, {depth} blocks feed the side network |
+| side network | width {width}, {blocks} blocks, {queries} queries, for images of {size} pixels |
+| prompts | template set `{templates}` |
+
+## To be filled in
+
+Training data, evaluation results and the licence of these weights: whoever publishes them says so
+here (and adds `license:` above).
+"""
+
+
+def model_card(config: SANConfig, *, num_bytes: int, half: bool) -> str:
+    """The card's text.
+
+    Args:
+        config: the model.
+        num_bytes: size of the weights.
+        half: whether they are in half precision.
+    """
+    clip, side = config.clip, config.side_adapter
+    return _CARD.format(
+        clip=clip.name,
+        pretrained=f"`{clip.pretrained}`" if clip.pretrained else "as trained",
+        depth=clip.shallow_depth,
+        width=side.embed_dim,
+        blocks=side.depth,
+        queries=side.num_queries,
+        size=side.image_size,
+        templates=clip.templates,
+        megabytes=num_bytes / 1e6,
+        precision="half" if half else "single",
+    )

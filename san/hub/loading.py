@@ -1,0 +1,152 @@
+"""One call for every kind of model: by name, from a file, a folder, or the hub."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from san.checkpoint import load_checkpoint_file, load_weights
+from san.hub.folder import WEIGHTS_SUFFIXES, load_folder, save_pretrained
+from san.hub.places import find_known
+from san.hub.remote import CONFIG_FILE, WEIGHTS_FILE, HubFile, fetch, hand_folder, upload_folder
+from san.hub.table import MODELS
+from san.model.build import build_san
+from san.model.config import VARIANTS, SANConfig, variant
+from san.model.san import SANModel
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+def load_pretrained(
+    source: str | Path,
+    config: str | SANConfig | None = None,
+    *,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+) -> SANModel:
+    """A model with its weights, in single precision, on the CPU. No code from any file is run.
+
+    Args:
+        source: a name of `MODELS` ("shapes", "san_vit_b_16", "san_vit_large_14"); a checkpoint file (.pth or
+            .safetensors, under published or own names); a folder that `save_pretrained` wrote; or a repository
+            "owner/name" of the hub with such files. A name wins over a file or folder of the same name: write
+            "./shapes" for the latter.
+        config: for a bare file only, the model it belongs to, by name of a variant or in full.
+        revision: of a repository: branch, tag or commit.
+        cache_dir: instead of huggingface_hub's cache, and of ~/.cache/san/models for files fetched by hand.
+        local_files_only: never asks the network.
+
+    Raises:
+        FileNotFoundError: there is no such file, or it is neither here nor to be had; the message says which file to
+            fetch and where to put it.
+        ValueError: unknown name, no config for a bare file or one where none is taken, or what is there does not fit.
+    """
+    path, name = Path(source), str(source)
+    remote: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only}
+    known = MODELS.get(name) if isinstance(source, str) else None
+    is_hub_id = isinstance(source, str) and _HUB_ID.fullmatch(name) and path.suffix not in WEIGHTS_SUFFIXES
+    if known is None and path.is_file() and not _is_in_folder(path, config):
+        return _load_file(path, config)
+    if known is None and not path.exists() and not is_hub_id:
+        near = difflib.get_close_matches(name, MODELS, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise FileNotFoundError(
+            f"no model {name!r}: no such file or folder; {hint}give one of {', '.join(MODELS)}, a checkpoint file, a "
+            "folder of save_pretrained, or a repository owner/name of the hub"
+        )
+    _refuse_config(config, name)
+    if known is not None:
+        return _load_file(find_known(known, **remote), known.variant)
+    if path.exists():
+        return load_folder(path if path.is_dir() else path.parent)
+    return load_folder(_fetch_folder(name, **remote))
+
+
+def push_to_hub(
+    model: SANModel | str | Path,
+    repo_id: str,
+    *,
+    commit_message: str = "Upload SAN",
+    private: bool | None = None,
+    token: str | None = None,
+    branch: str | None = None,
+    half: bool = False,
+) -> str:
+    """Uploads a model to the Hugging Face Hub, as config.json, model.safetensors and README.md.
+
+    Args:
+        model: any SAN, or a folder that `save_pretrained` wrote (with its README.md as you have edited it).
+        repo_id: "owner/name"; made where there is none.
+        commit_message: of the upload.
+        private: whether a new repository is private; None for the owner's default.
+        token: of the hub; by default the one you are logged in with, or HF_TOKEN. It is never logged.
+        branch: to upload to, made where there is none; None for the main branch.
+        half: a model's weights in half precision.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        ValueError, FileNotFoundError: the folder is no model's, or the hub refuses.
+    """
+    upload: dict[str, Any] = {
+        "commit_message": commit_message,
+        "private": private,
+        "token": token,
+        "branch": branch,
+    }
+    if not isinstance(model, SANModel):
+        if half:
+            raise ValueError("half=True goes with a model; a folder is uploaded as it is: write it with half=True")
+        load_folder(Path(model))  # nothing goes up that could not be loaded again
+        return upload_folder(Path(model), repo_id, **upload)
+    with tempfile.TemporaryDirectory() as made:
+        return upload_folder(save_pretrained(model, Path(made), half=half), repo_id, **upload)
+
+
+def _is_in_folder(path: Path, config: object) -> bool:
+    """Whether a file is the weights of a saved folder, whose config.json is then taken."""
+    return config is None and path.name == WEIGHTS_FILE and path.with_name(CONFIG_FILE).is_file()
+
+
+def _refuse_config(config: object, name: str) -> None:
+    if config is not None:
+        raise ValueError(
+            f"{name!r} says itself which model it is; leave config out: it goes with a bare checkpoint file"
+        )
+
+
+def _load_file(path: Path, config: str | SANConfig | None) -> SANModel:
+    """A model from a checkpoint file; published files are known by their names."""
+    if config is None:
+        config = next((known.variant for known in MODELS.values() if known.repo_id and known.file == path.name), None)
+    if config is None:
+        raise ValueError(
+            f"{str(path)!r} does not say which model it is; give config: one of {', '.join(VARIANTS)}, or a SANConfig"
+        )
+    resolved = variant(config) if isinstance(config, str) else config
+    content = load_checkpoint_file(path)
+    model = build_san(resolved, clip_weights="format" in content)
+    try:
+        load_weights(model, content)
+    except ValueError as error:
+        raise ValueError(f"{str(path)!r}: {error}") from error
+    return model
+
+
+def _fetch_folder(repo_id: str, *, revision: str | None, cache_dir: str | Path | None, local_files_only: bool) -> Path:
+    """The folder of a repository's config and weights, both of one commit."""
+    by_hand = hand_folder(cache_dir) / repo_id.replace("/", "--")
+    if revision is None and (by_hand / CONFIG_FILE).is_file():
+        return by_hand
+    published = [name for name, known in MODELS.items() if known.repo_id == repo_id]
+    if published:
+        raise ValueError(f"{repo_id!r} holds several models; give one of {', '.join(published)}")
+    where: dict[str, Any] = {"cache_dir": cache_dir, "local_files_only": local_files_only, "put_into": by_hand}
+    config = fetch(HubFile(repo_id, CONFIG_FILE, revision=revision), **where)
+    fetch(HubFile(repo_id, WEIGHTS_FILE, revision=config.parent.name), **where)  # the cache's folder is the commit
+    return config.parent

@@ -1,0 +1,184 @@
+"""Files of the Hugging Face Hub: found on this machine, fetched, uploaded. With san.clip.loader the door to that hub.
+
+Downloads and caches are huggingface_hub's own (HF_HOME, HF_HUB_OFFLINE, HF_ENDPOINT and HF_TOKEN mean what they mean
+there). Beside its cache there is a plain folder for files that were fetched by hand: `hand_folder`.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlparse
+from urllib.request import getproxies
+
+logger = logging.getLogger(__name__)
+
+CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "config.json", "model.safetensors", "README.md"
+
+
+def hand_folder(cache_dir: str | Path | None = None) -> Path:
+    """Where files that were fetched by hand are looked for: `cache_dir`, or ~/.cache/san/models."""
+    return Path(cache_dir) if cache_dir else Path("~/.cache/san/models").expanduser()
+
+
+def hub_folder(cache_dir: str | Path | None = None) -> Path:
+    """Where huggingface_hub keeps what it downloads."""
+    from huggingface_hub import constants
+
+    return Path(cache_dir) if cache_dir else Path(constants.HF_HUB_CACHE)
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A file of the hub.
+
+    Attributes:
+        repo_id: "owner/name".
+        file: its name there.
+        repo_type: "model", "space" or "dataset".
+        revision: branch, tag or commit; None for the main branch.
+    """
+
+    repo_id: str
+    file: str
+    repo_type: str = "model"
+    revision: str | None = None
+
+    @property
+    def repository(self) -> str:
+        """The repository as messages name it."""
+        return self.repo_id if self.repo_type == "model" else f"{self.repo_id} ({self.repo_type})"
+
+
+def cached_file(wanted: HubFile, *, cache_dir: str | Path | None = None) -> Path | None:
+    """A file of the hub that is already in huggingface_hub's cache on this machine, or None."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(
+        wanted.repo_id,
+        wanted.file,
+        cache_dir=hub_folder(cache_dir),
+        revision=wanted.revision,
+        repo_type=wanted.repo_type,
+    )
+    return Path(found) if isinstance(found, str) else None
+
+
+def fetch(
+    wanted: HubFile, *, cache_dir: str | Path | None = None, local_files_only: bool = False, put_into: Path
+) -> Path:
+    """A file of the hub, from huggingface_hub's cache or downloaded into it.
+
+    Args:
+        wanted: the file.
+        cache_dir: instead of huggingface_hub's own folder.
+        local_files_only: never asks the network.
+        put_into: the folder that the message names for a file fetched by hand.
+
+    Raises:
+        FileNotFoundError: it is neither here nor to be had; the message names the file, its address and the folder to
+            put it into.
+        ValueError: the hub has no such repository, revision or file, or does not show it to this user.
+    """
+    import huggingface_hub
+    from huggingface_hub import constants, errors
+
+    forbidden = local_files_only or constants.HF_HUB_OFFLINE
+    try:
+        return Path(
+            huggingface_hub.hf_hub_download(
+                wanted.repo_id,
+                wanted.file,
+                repo_type=wanted.repo_type,
+                revision=wanted.revision,
+                cache_dir=hub_folder(cache_dir),
+                local_files_only=forbidden or not _reachable(constants.ENDPOINT),
+            )
+        )
+    except (OSError, ValueError, errors.HTTPError, errors.EntryNotFoundError) as error:  # type: ignore[attr-defined]
+        refused = _refusal(wanted, error)
+        if refused:
+            raise ValueError(refused) from error
+        address = huggingface_hub.hf_hub_url(
+            wanted.repo_id, wanted.file, repo_type=wanted.repo_type, revision=wanted.revision
+        )
+        reason = "the hub was not asked" if forbidden else "the hub cannot be reached"
+        raise FileNotFoundError(
+            f"{wanted.file} of {wanted.repository} is not on this machine and {reason}; download {address} elsewhere "
+            f"and put it into {put_into} (huggingface_hub's cache in {hub_folder(cache_dir)} was looked through too)"
+        ) from error
+
+
+def _refusal(wanted: HubFile, error: Exception) -> str:
+    """What the hub said no to; empty where it was not reached."""
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.RepositoryNotFoundError):  # a gated one too
+        return (
+            f"the hub shows no repository {wanted.repository!r}; check the name, or log in (`hf auth login`, or "
+            "HF_TOKEN) if it is private or needs an agreement"
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"{wanted.repository} has no revision {wanted.revision!r}; name a branch, a tag or a commit"
+    if isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):
+        return f"{wanted.repository} has no file {wanted.file!r}; a model has {CONFIG_FILE} and {WEIGHTS_FILE}"
+    if isinstance(error, errors.HFValidationError):
+        return f"{wanted.repo_id!r} is no name of the hub ({error}); write owner/name"
+    return ""
+
+
+def _reachable(endpoint: str) -> bool:
+    """Whether the hub's name is known here: without a network that is told at once and not after retries."""
+    if getproxies():
+        return True
+    try:
+        socket.getaddrinfo(urlparse(endpoint).hostname, 443)
+    except OSError:
+        return False
+    return True
+
+
+def upload_folder(
+    folder: Path,
+    repo_id: str,
+    *,
+    commit_message: str,
+    private: bool | None,
+    token: str | None,
+    branch: str | None,
+) -> str:
+    """Makes the repository where there is none and uploads a folder's model; returns the commit's address.
+
+    Only config, weights and card go up, whatever else lies in the folder. The token appears in no message.
+
+    Raises:
+        ValueError: the hub refused, with its reason.
+    """
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    api = huggingface_hub.HfApi(token=token)
+    try:
+        repo_id = api.create_repo(repo_id=repo_id, repo_type="model", private=private, exist_ok=True).repo_id
+        if branch is not None:
+            api.create_branch(repo_id=repo_id, branch=branch, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=repo_id,
+            repo_type="model",
+            folder_path=str(folder),
+            commit_message=commit_message,
+            revision=branch,
+            allow_patterns=[CONFIG_FILE, WEIGHTS_FILE, CARD_FILE],
+        )
+    except (OSError, ValueError, errors.HTTPError) as error:  # type: ignore[attr-defined]
+        reason = " ".join(str(error).split())
+        if token:
+            reason = reason.replace(token, "***")
+        raise ValueError(
+            f"the hub did not take {repo_id!r} ({reason[:300]}); check the name, the network, and that you are logged "
+            "in with a token that may write (`hf auth login`, or HF_TOKEN)"
+        ) from None  # the original may hold the token
+    logger.info("uploaded %s to %s", folder, repo_id)
+    return str(commit.commit_url)

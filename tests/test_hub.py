@@ -1,0 +1,553 @@
+"""Models as files, folders and repositories: saved, loaded, fetched, found without a network, uploaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import pickle
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache, partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import huggingface_hub
+import open_clip
+import pytest
+import torch
+from huggingface_hub import errors
+from safetensors.torch import load_file, save_file
+
+from san.checkpoint import save_slim, to_published
+from san.clip.loader import SHAPES_FILE, load_clip, save_clip_file
+from san.hub import MODELS, SHAPES_CHECKPOINT, find_here, load_pretrained, push_to_hub, save_pretrained
+from san.hub import remote as remote_module
+from san.hub.folder import describe, read_config
+from san.hub.places import find_known
+from san.model.build import build_san
+from san.model.config import variant
+from san.model.san import SANModel
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+TOKEN = "hf_ThisIsSecret"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_tokenizer() -> Iterator[None]:
+    """Reading CLIP's tokenizer takes longer than the rest of most tests here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(open_clip, "SimpleTokenizer", cache(open_clip.SimpleTokenizer))
+        yield
+
+
+@cache
+def make(seed: int = 0) -> SANModel:
+    torch.manual_seed(seed)
+    return build_san(variant("tiny"))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_pretrained(make(), tmp_path_factory.mktemp("hub") / "model")
+
+
+@pytest.fixture
+def folder(saved: Path, tmp_path: Path) -> Path:
+    """A copy of a saved model, to be spoilt."""
+    return Path(shutil.copytree(saved, tmp_path / "model"))
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise socket.gaierror("Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", fail)
+    monkeypatch.setattr(remote_module, "getproxies", dict)
+
+
+def assert_same(one: SANModel, other: SANModel, **tolerance: float) -> None:
+    torch.testing.assert_close(
+        dict(one.state_dict()), dict(other.state_dict()), **(tolerance or {"atol": 0, "rtol": 0})
+    )
+
+
+# --- the table of names
+
+
+def test_the_table_fits_the_files(golden: Path) -> None:
+    """Sizes are those of the project's files, and of the published tensors."""
+    assert MODELS["shapes"].num_bytes == SHAPES_CHECKPOINT.stat().st_size + SHAPES_FILE.stat().st_size
+    for name, keys in (("san_vit_b_16", "vit_b16"), ("san_vit_large_14", "vit_l14_336")):
+        shapes = json.loads((golden / f"checkpoint_keys_{keys}.json").read_text())["state_dict"].values()
+        assert MODELS[name].num_bytes == sum(4 * int(torch.tensor(shape).prod()) if shape else 4 for shape in shapes)
+        assert MODELS[name].variant == keys
+
+
+def test_shapes_by_name() -> None:
+    model = load_pretrained("shapes")
+    assert model.config == variant("shapes")
+    trained = torch.load(SHAPES_CHECKPOINT, weights_only=True)["model"]
+    assert torch.equal(model.side_adapter.query_embed, trained["side_adapter.query_embed"].float())
+    assert find_here(MODELS["shapes"]) == SHAPES_CHECKPOINT
+
+
+@pytest.mark.parametrize("name", ["shape", "/gone/model.pth", "gone/model.safetensors", "a/b/c"])
+def test_what_is_nothing_is_refused(name: str) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no such file or folder.*shapes, san_vit_b_16, san_vit_large_14"):
+        load_pretrained(name)
+
+
+# --- folders
+
+
+def test_a_folder_gives_the_model_back(saved: Path) -> None:
+    assert sorted(path.name for path in saved.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    loaded = load_pretrained(saved)
+    assert_same(loaded, make())
+    assert loaded.config == variant("tiny")
+    assert {name for name, value in loaded.named_parameters() if value.requires_grad} == {
+        name for name, value in make().named_parameters() if value.requires_grad
+    }
+    assert_same(load_pretrained(saved / "model.safetensors"), loaded)
+
+
+def test_half_precision_halves_the_file(saved: Path, tmp_path: Path) -> None:
+    half = save_pretrained(make(), tmp_path / "half", half=True)
+    assert {value.dtype for value in load_file(half / "model.safetensors").values()} == {torch.float16}
+    whole_size, half_size = ((each / "model.safetensors").stat().st_size for each in (saved, half))
+    assert half_size < 0.52 * whole_size
+    loaded = load_pretrained(half)
+    assert {value.dtype for value in loaded.state_dict().values()} == {torch.float32}
+    assert_same(loaded, make(), atol=1e-3, rtol=1e-3)
+
+
+def test_the_config_has_every_field_and_no_path(saved: Path) -> None:
+    content = json.loads((saved / "config.json").read_text())
+    assert content["model"] == json.loads(json.dumps(dataclasses.asdict(variant("tiny"))))
+    assert read_config(saved) == describe(make())
+    assert "library_name: san" in (saved / "README.md").read_text()
+
+
+def test_the_folder_needs_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model on a CLIP file with a vocabulary of its own: the folder holds all of it, and no trace of the path."""
+    shapes = load_clip("shapes", "shapes")
+    assert shapes.state_dict is not None
+    weights = {key: value * 0.5 if value.ndim > 1 else value for key, value in shapes.state_dict.items()}
+    ids = json.loads(_header(SHAPES_FILE)["token_ids"])
+    moved = [ids[0] + 1, *ids[1:]]  # another word in the place of one
+    save_clip_file(tmp_path / "private" / "clip.safetensors", weights, shapes.arch, token_ids=moved)
+    config = variant("shapes", pretrained=str(tmp_path / "private" / "clip.safetensors"))
+    model = build_san(config)
+    expected = model.text_classifier.embed(["red star", "blue ring"])
+    folder = save_pretrained(model, tmp_path / "model")
+    shutil.rmtree(tmp_path / "private")
+    assert "private" not in "".join(path.read_text() for path in (folder / "config.json", folder / "README.md"))
+    loaded = load_pretrained(folder)
+    assert_same(loaded, model)
+    torch.testing.assert_close(loaded.text_classifier.embed(["red star", "blue ring"]), expected)
+    assert read_config(folder).clip_token_ids == tuple(moved)
+    assert loaded.config.clip.pretrained == "clip.safetensors"
+
+
+def _header(path: Path) -> dict[str, str]:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        return dict(file.metadata())
+
+
+def test_a_tag_of_open_clip_is_not_downloaded(folder: Path) -> None:
+    change(folder, lambda content: content["model"]["clip"].update(pretrained="openai"))
+    loaded = load_pretrained(folder)
+    assert loaded.config.clip.pretrained == "openai"
+    assert_same(loaded, make())
+
+
+def change(folder: Path, edit: Any) -> None:
+    content = json.loads((folder / "config.json").read_text())
+    edit(content)
+    (folder / "config.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (
+            lambda c: c["model"].update(siz_divisibility=1),
+            r"unknown field 'model.siz_divisibility'; did you mean 'size_",
+        ),
+        (lambda c: c["model"]["clip"].update(run="code"), r"unknown field 'model.clip.run'"),
+        (lambda c: c["model"]["head"].pop("mlp_channels"), r"missing fields model.head.mlp_channels"),
+        (lambda c: c.pop("clip_arch"), r"missing fields clip_arch"),
+        (lambda c: c["model"]["side_adapter"].update(depth="8"), r"model.side_adapter.depth is '8'; give int"),
+        (lambda c: c["model"]["side_adapter"].update(depth=True), r"model.side_adapter.depth is True; give int"),
+        (lambda c: c["model"]["side_adapter"].update(fusion=[[0, 0, 0]]), r"model.side_adapter.fusion is \[0, 0, 0\]"),
+        (lambda c: c["model"]["attn_bias"].update(pooling="median"), r"unknown pooling 'median'"),
+        (lambda c: c.update(model=[]), r"model. is \[\]; give an object"),
+        (lambda c: c.update(model_type="bert"), r"describes no SAN but model_type 'bert'"),
+    ],
+)
+def test_the_config_is_read_strictly(folder: Path, edit: Any, message: str) -> None:
+    change(folder, edit)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_pretrained(folder)
+    assert "config.json" in str(caught.value)
+
+
+def test_damaged_folders(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    save_file({key: value for key, value in tensors.items() if "query_embed" not in key}, folder / "model.safetensors")
+    with pytest.raises(ValueError, match=r"model.safetensors.*side_adapter.query_embed: missing"):
+        load_pretrained(folder)
+    (folder / "model.safetensors").write_bytes(b"\x08")
+    with pytest.raises(ValueError, match=r"model.safetensors.* is no readable weights file"):
+        load_pretrained(folder)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config.json.* is no JSON"):
+        load_pretrained(folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(FileNotFoundError, match="has no config.json; give a folder that save_pretrained wrote"):
+        load_pretrained(folder)
+
+
+def test_saving_replaces_weights_and_keeps_your_words(folder: Path) -> None:
+    (folder / "README.md").write_text("mine")
+    save_pretrained(make(1), folder)
+    assert_same(load_pretrained(folder), make(1))
+    assert (folder / "README.md").read_text() == "mine"
+    with pytest.raises(ValueError, match="is a file; give save_pretrained a folder"):
+        save_pretrained(make(), folder / "README.md")
+
+
+def test_a_full_disk_leaves_what_was_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import safetensors.torch
+
+    def fail(tensors: object, path: Path, **kwargs: object) -> None:
+        Path(path).write_bytes(b"half a f")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", fail)
+    with pytest.raises(OSError, match="No space left"):
+        save_pretrained(make(1), folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    assert_same(load_pretrained(folder), make(0))
+
+
+# --- files
+
+
+def test_a_bare_file_needs_its_config(tmp_path: Path) -> None:
+    model = make()
+    torch.save({"model": to_published(model.state_dict())}, tmp_path / "a.pth")
+    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, tmp_path / "b.safetensors")
+    save_slim(model, tmp_path / "c.pth")
+    for name in ("a.pth", "b.safetensors"):
+        assert_same(load_pretrained(tmp_path / name, "tiny"), model)
+        assert_same(load_pretrained(str(tmp_path / name), variant("tiny")), model)
+        with pytest.raises(ValueError, match=rf"{name}' does not say which model it is; give config: one of vit_b16"):
+            load_pretrained(tmp_path / name)
+        with pytest.raises(ValueError, match=rf"{name}': .*does not fit this model"):
+            load_pretrained(tmp_path / name, "shapes")
+    with pytest.raises(ValueError, match=r"c.pth': .*trained on the frozen CLIP 'tiny None'"):  # drawn anew each time
+        load_pretrained(tmp_path / "c.pth", "tiny")
+
+
+def test_a_config_is_refused_where_the_model_is_known(saved: Path) -> None:
+    for source in ("shapes", saved):
+        with pytest.raises(ValueError, match="says itself which model it is; leave config out"):
+            load_pretrained(source, "tiny")
+
+
+def test_a_published_file_is_known_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save({"model": to_published(make().state_dict())}, tmp_path / "san_vit_b_16.pth")
+    tiny = {"san_vit_b_16": replace(MODELS["san_vit_b_16"], variant="tiny")}
+    monkeypatch.setattr("san.hub.loading.MODELS", MODELS | tiny)
+    assert_same(load_pretrained(tmp_path / "san_vit_b_16.pth"), make())
+    assert_same(load_pretrained("san_vit_b_16", cache_dir=tmp_path), make())
+
+
+class Bomb:
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (open, (str(self.mark), "w"))
+
+
+def test_no_file_runs_code(folder: Path, tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    pickle.loads(pickle.dumps(Bomb(mark)))
+    assert mark.exists(), "the bomb is a dud"
+    mark.unlink()
+    torch.save({"model": Bomb(mark)}, tmp_path / "new.pth")
+    (tmp_path / "old.pth").write_bytes(pickle.dumps({"model": Bomb(mark)}))
+    shutil.copy(tmp_path / "new.pth", tmp_path / "disguised.safetensors")
+    for name in ("new.pth", "old.pth", "disguised.safetensors"):
+        with pytest.raises(ValueError, match=name):
+            load_pretrained(tmp_path / name, "tiny")
+    (folder / "model.safetensors").unlink()
+    shutil.copy(tmp_path / "new.pth", folder / "pytorch_model.bin")
+    with pytest.raises(FileNotFoundError, match=r"has no model.safetensors \(weights there: pytorch_model.bin\)"):
+        load_pretrained(folder)
+    assert not mark.exists()
+
+
+# --- the hub, without a network
+
+
+@pytest.fixture
+def hub_cache(saved: Path, tmp_path: Path) -> Path:
+    """huggingface_hub's cache as a download leaves it: two repositories, one commit each."""
+    for repo, files in (("models--me--tiny", saved.iterdir()), ("models--Mendel192--san", [])):
+        snapshot = tmp_path / "hub" / repo / "snapshots" / COMMIT
+        snapshot.mkdir(parents=True)
+        (tmp_path / "hub" / repo / "refs").mkdir()
+        for ref in ("main", "v1"):
+            (tmp_path / "hub" / repo / "refs" / ref).write_text(COMMIT)
+        for file in files:
+            shutil.copy(file, snapshot)
+    (snapshot / "san_vit_b_16.pth").write_bytes(b"as if")
+    return tmp_path / "hub"
+
+
+@pytest.mark.usefixtures("no_network")
+@pytest.mark.parametrize("revision", [None, "v1", COMMIT])
+@pytest.mark.parametrize("local_files_only", [False, True])
+def test_the_cache_serves_without_a_network(hub_cache: Path, revision: str | None, local_files_only: bool) -> None:
+    given: dict[str, Any] = {"cache_dir": hub_cache, "revision": revision, "local_files_only": local_files_only}
+    assert_same(load_pretrained("me/tiny", **given), make())
+    found = find_known(MODELS["san_vit_b_16"], **given)
+    assert found == hub_cache / "models--Mendel192--san" / "snapshots" / COMMIT / "san_vit_b_16.pth"
+    with pytest.raises(FileNotFoundError, match=r"san_vit_large_14.pth of Mendel192/san is not on this machine"):
+        find_known(MODELS["san_vit_large_14"], **given)
+
+
+def test_hf_home_and_hf_hub_offline_are_obeyed(hub_cache: Path) -> None:
+    """They are read by huggingface_hub when it is imported, so in a process of its own."""
+    code = (
+        "from san.hub import MODELS, find_here, load_pretrained\n"
+        "print(load_pretrained('me/tiny').config.clip.name, find_here(MODELS['san_vit_b_16']).name)\n"
+        "load_pretrained('me/other')"
+    )
+    environment = os.environ | {"HF_HOME": str(hub_cache.parent), "HF_HUB_OFFLINE": "1", "HOME": str(hub_cache.parent)}
+    environment.pop("HF_HUB_CACHE", None)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert done.stdout.split() == ["tiny", "san_vit_b_16.pth"], done.stderr
+    assert "config.json of me/other is not on this machine and the hub was not asked" in done.stderr
+
+
+@pytest.mark.usefixtures("no_network")
+def test_without_a_network_the_message_leads_to_a_working_model(saved: Path, tmp_path: Path) -> None:
+    """What the message says to fetch, and where it says to put it, is what is then found."""
+    with pytest.raises(FileNotFoundError) as caught:
+        find_known(MODELS["san_vit_b_16"], cache_dir=tmp_path)
+    message = str(caught.value)
+    assert "download https://huggingface.co/Mendel192/san/resolve/main/san_vit_b_16.pth elsewhere" in message
+    assert f"put it into {tmp_path} " in message
+    assert "\n" not in message
+    (tmp_path / "san_vit_b_16.pth").write_bytes(b"as if")
+    assert find_known(MODELS["san_vit_b_16"], cache_dir=tmp_path) == tmp_path / "san_vit_b_16.pth"
+    assert find_here(MODELS["san_vit_b_16"], cache_dir=tmp_path) == tmp_path / "san_vit_b_16.pth"
+    with pytest.raises(FileNotFoundError) as caught:
+        load_pretrained("me/tiny", cache_dir=tmp_path)
+    assert "https://huggingface.co/me/tiny/resolve/main/config.json" in str(caught.value)
+    assert f"put it into {tmp_path / 'me--tiny'} " in str(caught.value)
+    (tmp_path / "me--tiny").mkdir()
+    shutil.copy(saved / "config.json", tmp_path / "me--tiny")
+    with pytest.raises(FileNotFoundError, match="has no model.safetensors"):
+        load_pretrained("me/tiny", cache_dir=tmp_path)
+    shutil.copy(saved / "model.safetensors", tmp_path / "me--tiny")
+    assert_same(load_pretrained("me/tiny", cache_dir=tmp_path), make())
+
+
+@pytest.mark.usefixtures("no_network")
+def test_the_users_own_folder_is_looked_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder = tmp_path / ".cache" / "san" / "models"
+    with pytest.raises(FileNotFoundError, match=f"put it into {folder} "):
+        find_known(MODELS["san_vit_large_14"])
+    folder.mkdir(parents=True)
+    (folder / "san_vit_large_14.pth").touch()
+    assert find_known(MODELS["san_vit_large_14"]) == folder / "san_vit_large_14.pth"
+
+
+# --- the hub, with one
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of the hub as downloading a file takes."""
+
+    def __init__(self, folder: Path, asked: list[str], *args: Any) -> None:
+        self.folder, self.asked = folder, asked
+        super().__init__(*args)
+
+    def do_HEAD(self) -> None:
+        self.answer(body=False)
+
+    def do_GET(self) -> None:
+        self.answer(body=True)
+
+    def answer(self, *, body: bool) -> None:
+        self.asked.append(self.path)
+        owner, name, _, revision, file = self.path.strip("/").split("/", 4)
+        found = self.folder / file
+        if (owner, name) != ("me", "tiny") or revision not in ("main", COMMIT) or not found.is_file():
+            code = "RepoNotFound" if name != "tiny" else "EntryNotFound" if revision == "main" else "RevisionNotFound"
+            self.send_response(404)
+            self.send_header("X-Error-Code", code)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        content = found.read_bytes()
+        self.send_response(200)
+        for key, value in (("X-Repo-Commit", COMMIT), ("ETag", f'"{file}"'), ("Content-Length", str(len(content)))):
+            self.send_header(key, value)
+        self.end_headers()
+        if body:
+            self.wfile.write(content)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def hub(saved: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
+    """A hub on this machine that has me/tiny, and the addresses it was asked for."""
+    asked: list[str] = []
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Hub, saved, asked)) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setattr(
+            "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE",
+            f"http://127.0.0.1:{server.server_port}/{{repo_id}}/resolve/{{revision}}/{{filename}}",
+        )
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(remote_module, "getproxies", dict)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        yield SimpleNamespace(asked=asked, stop=server.shutdown, close=server.server_close)
+        server.shutdown()
+        thread.join()
+
+
+def test_a_model_is_downloaded_once(hub: SimpleNamespace, tmp_path: Path) -> None:
+    assert_same(load_pretrained("me/tiny", cache_dir=tmp_path), make())
+    assert f"/me/tiny/resolve/{COMMIT}/model.safetensors" in hub.asked, "weights of another commit than the config's"
+    assert not [path for path in hub.asked if "README" in path or ".bin" in path]
+    count = len(hub.asked)
+    assert_same(load_pretrained("me/tiny", cache_dir=tmp_path, local_files_only=True), make())
+    assert len(hub.asked) == count
+    hub.stop(), hub.close()
+    assert_same(load_pretrained("me/tiny", cache_dir=tmp_path), make())  # the hub is down, the cache is not
+
+
+@pytest.mark.parametrize(
+    ("repo", "revision", "message"),
+    [
+        ("me/gone", None, r"the hub shows no repository 'me/gone'.*hf auth login"),
+        ("me/tiny", "v9", r"me/tiny has no revision 'v9'"),
+        ("me/..tiny", None, r"'me/..tiny' is no name of the hub"),
+        ("Mendel192/san", None, r"'Mendel192/san' holds several models; give one of san_vit_b_16, san_vit_large_14"),
+    ],
+)
+def test_what_the_hub_refuses(
+    hub: SimpleNamespace, tmp_path: Path, repo: str, revision: str | None, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_pretrained(repo, revision=revision, cache_dir=tmp_path)
+
+
+def test_a_repository_of_something_else(hub: SimpleNamespace, saved: Path, tmp_path: Path) -> None:
+    (saved / "config.json").rename(tmp_path / "config.json")
+    try:
+        with pytest.raises(ValueError, match=r"me/tiny has no file 'config.json'; a model has config.json and"):
+            load_pretrained("me/tiny", cache_dir=tmp_path)
+    finally:
+        (tmp_path / "config.json").rename(saved / "config.json")
+
+
+class FakeApi:
+    """huggingface_hub.HfApi, remembering what it was asked."""
+
+    calls: list[tuple[str, dict[str, Any]]]
+    error: Exception | None = None
+
+    def __init__(self, token: str | None = None) -> None:
+        type(self).calls = [("token", {"token": token})]
+
+    def create_repo(self, **given: Any) -> SimpleNamespace:
+        self.calls.append(("create_repo", given))
+        if self.error:
+            raise self.error
+        return SimpleNamespace(repo_id=given["repo_id"])
+
+    def create_branch(self, **given: Any) -> None:
+        self.calls.append(("create_branch", given))
+
+    def upload_folder(self, **given: Any) -> SimpleNamespace:
+        content = {path.name: path.read_bytes() for path in Path(given["folder_path"]).iterdir()}
+        self.calls.append(("upload_folder", given | {"content": content}))
+        return SimpleNamespace(commit_url=f"https://huggingface.co/{given['repo_id']}/commit/{COMMIT}")
+
+
+@pytest.fixture
+def api(monkeypatch: pytest.MonkeyPatch) -> type[FakeApi]:
+    monkeypatch.setattr(huggingface_hub, "HfApi", FakeApi)
+    monkeypatch.setattr(FakeApi, "error", None)
+    monkeypatch.setattr(FakeApi, "calls", [], raising=False)
+    return FakeApi
+
+
+def test_push_a_model(api: type[FakeApi], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    address = push_to_hub(make(), "me/tiny", private=True, token=TOKEN, half=True, commit_message="First")
+    assert address == f"https://huggingface.co/me/tiny/commit/{COMMIT}"
+    (_, token), (first, created), (second, uploaded) = api.calls
+    assert token == {"token": TOKEN}
+    assert (first, second) == ("create_repo", "upload_folder")
+    assert created == {"repo_id": "me/tiny", "repo_type": "model", "private": True, "exist_ok": True}
+    assert uploaded["commit_message"] == "First"
+    assert sorted(uploaded["allow_patterns"]) == ["README.md", "config.json", "model.safetensors"]
+    for name, content in uploaded["content"].items():
+        (tmp_path / name).write_bytes(content)
+    assert_same(load_pretrained(tmp_path), make(), atol=1e-3, rtol=1e-3)
+    assert TOKEN not in caplog.text
+
+
+def test_push_a_folder_to_a_branch(api: type[FakeApi], folder: Path) -> None:
+    (folder / "README.md").write_text("mine")
+    push_to_hub(folder, "me/tiny", branch="v2")
+    assert [name for name, _ in api.calls] == ["token", "create_repo", "create_branch", "upload_folder"]
+    assert api.calls[-1][1]["revision"] == "v2"
+    assert api.calls[-1][1]["content"]["README.md"] == b"mine"
+
+
+def test_nothing_broken_is_pushed(api: type[FakeApi], folder: Path) -> None:
+    change(folder, lambda content: content["model"].pop("head"))
+    with pytest.raises(ValueError, match="missing fields model.head"):
+        push_to_hub(folder, "me/tiny")
+    with pytest.raises(ValueError, match="half=True goes with a model"):
+        push_to_hub(folder, "me/tiny", half=True)
+    assert api.calls == []
+
+
+@pytest.mark.parametrize("kind", [OSError, ValueError, errors.HFValidationError])
+def test_a_refused_push_never_shows_the_token(
+    api: type[FakeApi], folder: Path, kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeApi, "error", kind(f"401 for Bearer {TOKEN}\nUnauthorized"))
+    with pytest.raises(
+        ValueError, match=r"the hub did not take 'me/tiny' \(401 for Bearer \*\*\* Unauthorized\)"
+    ) as caught:
+        push_to_hub(folder, "me/tiny", token=TOKEN)
+    assert caught.value.__suppress_context__

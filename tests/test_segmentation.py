@@ -1,0 +1,206 @@
+"""What a predictor gives back: areas, confidences, masks, proposals, and files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from san.postprocess import semantic_labels
+from san.segmentation import FORMATS, Evidence, Segmentation
+from san.vocabulary import Vocabulary
+
+SIZES = {"padded_size": (32, 32), "image_size": (20, 24), "output_size": (10, 12)}
+
+
+def by_hand(num_classes: int = 3) -> Segmentation:
+    """Left third class 0, middle class 2, right none; scores 0.5, 0.25 and 0."""
+    labels = np.full((6, 9), -1)
+    labels[:, :3], labels[:, 3:6] = 0, 2
+    scores = np.zeros((6, 9), np.float32)
+    scores[:, :3], scores[:, 3:6] = 0.5, 0.25
+    names = ["cat|kitten", "dog", "sky", *(f"n{number}" for number in range(3, num_classes))]
+    return Segmentation(np.full((6, 9, 3), 99, np.uint8), labels, Vocabulary.parse(", ".join(names)), scores)
+
+
+def made() -> Segmentation:
+    """From drawn evidence."""
+    generator = torch.Generator().manual_seed(0)
+    evidence = Evidence(
+        4 * torch.randn(5, 4, 4, generator=generator),
+        3 * torch.randn(5, 4, generator=generator),
+        torch.randn(1, 2, 5, 4, 4, generator=generator),
+        SIZES,
+    )
+    labels = semantic_labels(evidence.mask_logits, evidence.class_logits, **SIZES).numpy()
+    words = Vocabulary.parse("a, b, c")
+    return Segmentation(np.zeros((10, 12, 3), np.uint8), labels, words, np.ones((10, 12), np.float32), evidence)
+
+
+def test_areas_confidences_and_masks() -> None:
+    result = by_hand()
+    assert result.names == ("cat", "dog", "sky")
+    assert result.areas() == pytest.approx({"cat": 1 / 3, "sky": 1 / 3})
+    assert list(result.areas()) == ["cat", "sky"]
+    assert result.none_area() == pytest.approx(1 / 3)
+    assert result.confidences() == pytest.approx({"cat": 0.5, "sky": 0.25})
+    assert result.mask("sky").dtype == bool
+    assert np.argwhere(result.mask("sky")).min(axis=0).tolist() == [0, 3]
+    assert not result.mask("dog").any()
+    with pytest.raises(ValueError, match="no class 'kitten'; it has cat, dog, sky"):
+        result.mask("kitten")
+
+
+def test_scores_agree_with_labels() -> None:
+    result = made()
+    assert result.scores().shape == (3, 10, 12)
+    assert np.array_equal(result.scores().argmax(axis=0), result.labels)
+
+
+def test_mask_proposals() -> None:
+    result = made()
+    assert result.evidence is not None
+    proposals = result.mask_proposals()
+    assert sorted(each.query for each in proposals) == list(range(5))
+    kinds = [each.name is None for each in proposals]
+    assert kinds == sorted(kinds)
+    assert any(kinds)
+    assert not all(kinds)
+    probs = result.evidence.class_logits.softmax(-1)
+    total = np.zeros((3, 10, 12))
+    for each in proposals:
+        assert each.probability == pytest.approx(probs[each.query].max().item())
+        assert each.name == ("a", "b", "c", None)[int(probs[each.query].argmax())]
+        assert np.array_equal(each.mask(), each.mask_probs() > 0.5)
+        assert each.mask_probs().dtype == np.float32
+        assert np.array_equal(each.attn_bias, result.evidence.attn_bias[:, :, each.query].numpy())
+        total += probs[each.query, :3].numpy()[:, None, None] * each.mask_probs()
+    np.testing.assert_allclose(total, result.scores(), atol=1e-5)  # scores are what the proposals add up to
+    assert [each.query for each in result.mask_proposals(2)] == [each.query for each in proposals[:2]]
+
+
+def test_coco_rle_decodes_to_the_masks() -> None:
+    result = by_hand()
+    entries = json.loads(json.dumps(result.to_coco_rle("street.jpg")))
+    assert [entry["category_name"] for entry in entries] == ["cat", "sky"]
+    assert [entry["category_id"] for entry in entries] == [0, 2]
+    for entry in entries:
+        assert entry["file_name"] == "street.jpg"
+        mask = coco_mask.decode(entry["segmentation"]).astype(bool)
+        assert np.array_equal(mask, result.mask(entry["category_name"]))
+        assert entry["area"] == mask.sum() == 18
+        assert entry["score"] == pytest.approx(result.confidences()[entry["category_name"]])
+
+
+def test_to_dict_is_json_and_lists_every_class() -> None:
+    result = by_hand()
+    content = json.loads(json.dumps(result.to_dict("a.jpg")))
+    assert (content["height"], content["width"], content["file_name"]) == (6, 9, "a.jpg")
+    assert [each["name"] for each in content["classes"]] == ["cat", "dog", "sky"]
+    assert content["classes"][0]["synonyms"] == ["cat", "kitten"]
+    assert content["classes"][1]["confidence"] is None
+    assert content["classes"][2]["share"] == pytest.approx(1 / 3)
+    assert content["none_share"] == pytest.approx(1 / 3)
+
+
+def test_a_bare_label_map_says_what_it_lacks() -> None:
+    bare = Segmentation(np.zeros((2, 2, 3), np.uint8), np.zeros((2, 2), int), Vocabulary.parse("a"))
+    assert bare.areas() == {"a": 1.0}
+    assert "score" not in bare.to_coco_rle()[0]
+    assert bare.to_dict()["classes"][0]["confidence"] is None
+    for call in (bare.confidences, bare.scores, bare.mask_proposals):
+        with pytest.raises(ValueError, match="a Predictor made"):
+            call()
+
+
+def test_overlay_depends_on_alpha() -> None:
+    result = by_hand()
+    light, strong = (np.asarray(result.overlay(alpha)) for alpha in (0.1, 0.9))
+    assert light.shape == (6, 9, 3)
+    assert not np.array_equal(light, strong)
+
+
+def test_save_writes_every_format(tmp_path: Path) -> None:
+    files = by_hand().save(tmp_path / "out" / "street.v1", tuple(FORMATS), file_name="street.v1.jpg")
+    assert {kind: path.name for kind, path in files.items()} == {
+        "overlay": "street.v1_overlay.png",
+        "labels": "street.v1_labels.png",
+        "rle": "street.v1_rle.json",
+        "json": "street.v1.json",
+        "panel": "street.v1_panel.png",
+    }
+    assert sorted((tmp_path / "out").iterdir()) == sorted(files.values())
+    assert json.loads(files["rle"].read_text())[0]["file_name"] == "street.v1.jpg"
+    assert json.loads(files["json"].read_text())["file_name"] == "street.v1.jpg"
+    assert Image.open(files["overlay"]).size == (9, 6)
+    for target in (tmp_path, f"{tmp_path}/new/"):
+        (file,) = by_hand().save(target, ["json"]).values()
+        assert file == Path(target) / "segmentation.json"
+
+
+@pytest.mark.parametrize(("num_classes", "mode", "none"), [(255, "L", 255), (256, "I;16", 65535)])
+def test_saved_label_maps_keep_none_apart(tmp_path: Path, num_classes: int, mode: str, none: int) -> None:
+    result = by_hand(num_classes)
+    result.labels[0, 0] = num_classes - 1
+    file = result.save(tmp_path / "a", ["labels"])["labels"]
+    with Image.open(file) as image:
+        assert image.mode == mode
+        values = np.asarray(image).astype(int)
+    assert np.array_equal(np.where(values == none, -1, values), result.labels)
+
+
+def test_files_have_the_users_permissions(tmp_path: Path) -> None:
+    (tmp_path / "plain").write_text("")
+    file = by_hand().save(tmp_path / "a", ["json"])["json"]
+    assert file.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+@pytest.mark.parametrize("trouble", ["a file in place of a folder", "a folder in place of a file", "a full disk"])
+def test_what_cannot_be_written_is_said_and_nothing_is_lost(
+    tmp_path: Path, trouble: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_hand().save(tmp_path / "a")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    target = tmp_path / "a"
+    if trouble == "a file in place of a folder":
+        target = tmp_path / "a.json" / "b"
+    elif trouble == "a folder in place of a file":
+        before.pop(tmp_path / "a.json")
+        (tmp_path / "a.json").unlink()
+        (tmp_path / "a.json").mkdir()
+    else:
+        monkeypatch.setattr("san.segmentation._write_text", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "full")))
+    with pytest.raises(ValueError, match="cannot write .*give a folder that can be written to"):
+        made().save(target)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_folder(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(ValueError, match="Permission denied"):
+        by_hand().save(tmp_path / "a")
+
+
+def test_threads_writing_one_file_leave_one_whole_file(tmp_path: Path) -> None:
+    results = [by_hand(3 + number) for number in range(4)]
+    threads = [threading.Thread(target=result.save, args=(tmp_path / "a", ["json"])) for result in results]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (file,) = tmp_path.iterdir()
+    assert json.loads(file.read_text()) in [result.to_dict() for result in results]
+
+
+@pytest.mark.parametrize("formats", [["svg"], "json"])
+def test_unknown_formats(tmp_path: Path, formats: list[str]) -> None:
+    with pytest.raises(ValueError, match="unknown formats .*give a list of overlay, labels"):
+        by_hand().save(tmp_path / "a", formats)
