@@ -1,0 +1,97 @@
+"""A page in the browser: upload a picture, write words, get masks.
+
+Examples:
+  san demo
+  san demo --model san_vit_b_16 --examples my_pictures --words "person, car, road, sky"
+  san demo --host 0.0.0.0 --port 8080
+
+The page is served to this machine alone (127.0.0.1) unless --host says otherwise, and it never opens a public link
+("share"): to show it to others, put it behind a proxy of yours (docs/demo.md). Ctrl+C ends it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import fields
+from typing import TYPE_CHECKING
+
+from san.cli.options import add_model_options
+from san.demo.limits import Limits
+
+if TYPE_CHECKING:
+    from san.demo.studio import Studio
+
+DEFAULT_PORT = 7860
+
+_LIMITS = {
+    "max_bytes": "size of an uploaded file, bytes",
+    "max_pixels": "height times width of a picture",
+    "max_classes": "classes of a vocabulary",
+    "max_characters": "length of the words' text",
+    "max_waiting": "requests that may queue",
+    "max_seconds": "a request that takes longer is given up",
+    "requests_per_minute": "of one address",
+    "max_visitors": "sessions whose pictures are kept in memory",
+    "keep_minutes": "an idle session's picture is forgotten after so long",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's options."""
+    add_model_options(parser)
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine)")
+    parser.add_argument(
+        "--port", type=int, default=DEFAULT_PORT, help="port to listen on, 0 for any free one (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--trusted-proxies",
+        default="127.0.0.1",
+        metavar="ADDRESSES",
+        help="proxies whose X-Forwarded-For is believed, separated by commas (default: %(default)s)",
+    )
+    parser.add_argument("--examples", metavar="DIR", help="a folder of pictures to offer, in place of the shapes")
+    parser.add_argument("--words", help="the words that each picture of --examples starts with")
+    limits = parser.add_argument_group("limits")
+    for field in fields(Limits):
+        limits.add_argument(
+            f"--{field.name.replace('_', '-')}",
+            type=type(field.default),
+            default=field.default,
+            metavar="N",
+            help=f"{_LIMITS[field.name]} (default: %(default)s)",
+        )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serves the page until Ctrl+C."""
+    from san.demo.page import Texts, build_app
+    from san.demo.server import DemoServer
+
+    studio = make_studio(args)
+    try:
+        guard = build_app(studio, Texts(model=str(args.model)))
+        server = DemoServer(guard, studio.limits, host=args.host, port=args.port, trusted_proxies=args.trusted_proxies)
+        print(f"The demo runs at {server.url} (Ctrl+C ends it)", flush=True)
+        server.run()
+    finally:
+        studio.close()
+    return 0
+
+
+def make_studio(args: argparse.Namespace) -> Studio:
+    """The model and pictures that the options name.
+
+    Raises:
+        ValueError, FileNotFoundError: options that make no sense, a model or a picture that is not there.
+    """
+    from san.cli.options import load_predictor
+    from san.data.shapes.world import NAMES
+    from san.demo.examples import folder_examples, shapes_examples
+    from san.demo.studio import Studio
+
+    limits = Limits(**{field.name: getattr(args, field.name) for field in fields(Limits)})
+    if (args.examples is None) != (args.words is None):
+        raise ValueError("--examples and --words belong together; give both or neither")
+    examples = folder_examples(args.examples, args.words, limits) if args.examples else shapes_examples()
+    known = frozenset(word for name in NAMES for word in name.split()) if args.model == "shapes" else None
+    return Studio(load_predictor(args), examples, limits, known_words=known)

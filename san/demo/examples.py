@@ -1,0 +1,71 @@
+"""The pictures offered to a visitor who brings none: scenes of the shapes world, or an operator's own folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from san.data.shapes.render import render
+from san.data.shapes.world import scene_at
+from san.data.transforms import read_image
+from san.demo.limits import Limits
+
+_SCENES = ((8, 35), (8, 3), (7, 34), (8, 12), (7, 22))
+"""(seed, index) of scenes that the committed model segments well; docs/demo.md says that they are chosen."""
+_SIZE = 384
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+_MAX_EXAMPLES = 12
+
+
+@dataclass(frozen=True)
+class Example:
+    """A picture that the page offers.
+
+    Attributes:
+        title: what it shows, in words.
+        pixels: (H, W, 3) uint8 RGB.
+        words: the vocabulary that it starts with.
+    """
+
+    title: str
+    pixels: npt.NDArray[np.uint8]
+    words: str
+
+
+def shapes_examples() -> tuple[Example, ...]:
+    """A few scenes drawn anew: the committed model's world, larger and less noisy than its data set."""
+    scenes = [replace(scene_at(seed, index), noise=0.006, blur=0.0) for seed, index in _SCENES]
+    images, _ = render(scenes, _SIZE)
+    return tuple(
+        Example(f"{', '.join(scene.names[:-1])} on {scene.ground.name}", image, ", ".join(scene.names))
+        for scene, image in zip(scenes, images, strict=True)
+    )
+
+
+def folder_examples(folder: str | Path, words: str, limits: Limits) -> tuple[Example, ...]:
+    """The pictures of a folder, by name, at most a dozen.
+
+    Args:
+        folder: chosen by who runs the demo, never by a visitor.
+        words: the vocabulary that each starts with.
+        limits: its `max_pixels` holds for examples too.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or no picture in it.
+        ValueError: one cannot be read, or is too large.
+    """
+    folder = Path(folder)
+    files = sorted(path for path in folder.glob("*") if path.suffix.lower() in _SUFFIXES)
+    if not files:
+        raise FileNotFoundError(f"no pictures in {folder} ({', '.join(_SUFFIXES)}); name a folder with some")
+    examples = tuple(Example(path.stem.replace("_", " "), read_image(path), words) for path in files[:_MAX_EXAMPLES])
+    for path, example in zip(files, examples, strict=False):
+        height, width = example.pixels.shape[:2]
+        if height * width > limits.max_pixels:
+            raise ValueError(
+                f"example {path} has {height * width} pixels, the demo's limit is {limits.max_pixels}; shrink it"
+            )
+    return examples

@@ -1,0 +1,71 @@
+"""How much one visitor, and all of them together, may ask of the demo."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the demo accepts.
+
+    Attributes:
+        max_bytes: size of an uploaded file.
+        max_pixels: height times width of an uploaded picture, read from its header before it is decoded.
+        max_classes: classes of a vocabulary, with those of a label set.
+        max_characters: length of the words' text.
+        max_waiting: requests in the queue; further ones are told to come back.
+        max_seconds: a request that took longer is given up.
+        requests_per_minute: of one address, on average over a minute; as many may come at once.
+        max_visitors: sessions whose pictures are kept in memory; the one longest idle is forgotten first.
+        keep_minutes: an idle session's picture is forgotten after this time.
+    """
+
+    max_bytes: int = 20_000_000
+    max_pixels: int = 8_000_000
+    max_classes: int = 1000
+    max_characters: int = 4000
+    max_waiting: int = 16
+    max_seconds: float = 60.0
+    requests_per_minute: int = 60
+    max_visitors: int = 50
+    keep_minutes: float = 60.0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not value > 0:
+                raise ValueError(f"{field.name} is {value} but must be positive; use a large number for no limit")
+
+
+class RateLimit:
+    """A bucket of requests per address, refilled evenly.
+
+    Args:
+        per_minute: refilled each minute, and the most that a bucket holds.
+        clock: seconds.
+        max_addresses: buckets remembered; beyond it the one longest unused is dropped.
+    """
+
+    def __init__(
+        self, per_minute: int, *, clock: Callable[[], float] = time.monotonic, max_addresses: int = 10_000
+    ) -> None:
+        self._per_minute, self._clock, self._max_addresses = per_minute, clock, max_addresses
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # address -> (left, when)
+        self._lock = threading.Lock()
+
+    def admit(self, address: str) -> bool:
+        """Takes one request of the address's bucket; False where it is empty."""
+        now = self._clock()
+        with self._lock:
+            left, when = self._buckets.pop(address, (float(self._per_minute), now))
+            left = min(self._per_minute, left + (now - when) * self._per_minute / 60)
+            admitted = left >= 1
+            self._buckets[address] = (left - admitted, now)
+            while len(self._buckets) > self._max_addresses:
+                self._buckets.popitem(last=False)
+        return admitted

@@ -1,0 +1,227 @@
+"""The page, put together from Gradio's parts; the only file that imports Gradio, and only when a page is built."""
+
+# No `from __future__ import annotations` here: Gradio reads the handlers' annotations, and gr is a local name.
+import functools
+import html
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from san.demo.guard import Guard
+from san.demo.studio import Session, Studio, Words, describe, explain
+from san.demo.view import encoded_view, message_view, picture_view, result_view, tray_view
+from san.vocabulary import LABEL_SET_NAMES
+
+_ASSETS = Path(__file__).parent / "assets"
+_NO_LABEL_SET = "none"
+_CONTEXT, _WORDS = "context, marked as such", "words, like your own"
+_FONT = ("ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif")
+_MONO = ("ui-monospace", "Menlo", "Consolas", "monospace")
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What the page says.
+
+    Attributes:
+        title: heading, and the window's title.
+        about: one sentence beside it.
+        model: the model's name, in the footer.
+        label_sets: names on offer.
+    """
+
+    title: str = "Segment anything you can name"
+    about: str = "Write words, get masks: every pixel is given one of them."
+    model: str = "shapes"
+    label_sets: tuple[str, ...] = LABEL_SET_NAMES
+
+
+def build_app(studio: Studio, texts: Texts | None = None) -> Guard:
+    """The page as an ASGI application.
+
+    Args:
+        studio: the model behind it.
+        texts: what the page says.
+
+    Raises:
+        ValueError: Gradio is not installed.
+    """
+    try:
+        import gradio as gr
+        from fastapi import FastAPI
+    except ImportError as error:
+        raise ValueError(
+            f"the demo needs Gradio ({error}); install it: pip install 'san-segmentation[demo]'"
+        ) from error
+    texts = texts or Texts()
+    blocks = _build_blocks(gr, studio, texts)
+    blocks.state_session_capacity = studio.limits.max_visitors
+    theme = gr.themes.Base(
+        primary_hue="indigo", secondary_hue="indigo", neutral_hue="slate", radius_size="lg", font=_FONT, font_mono=_MONO
+    ).set(
+        body_background_fill="*neutral_50",
+        input_background_fill="*neutral_50",
+        body_text_color_subdued="*neutral_500",
+        block_info_text_color="*neutral_500",
+    )
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    gr.mount_gradio_app(
+        app,
+        blocks,
+        path="/",
+        footer_links=[],
+        run_history=False,
+        allowed_paths=[],
+        blocked_paths=["/"],
+        show_error=False,
+        max_file_size=1,
+        ssr_mode=False,
+        enable_monitoring=False,
+        mcp_server=False,
+        pwa=False,
+        theme=theme,
+        css=_asset("page.css"),
+    )
+    return Guard(app, studio.inbox, studio.limits)
+
+
+def _build_blocks(gr: Any, studio: Studio, texts: Texts) -> Any:
+    first = studio.open_example(0)
+    words_at_first = Words(studio.examples[0].words)
+    result, seconds = studio.segment(first, words_at_first)
+    with gr.Blocks(title=texts.title, analytics_enabled=False, fill_width=True) as blocks:
+        gr.HTML(f'<div class="san-head"><h1>{html.escape(texts.title)}</h1><p>{html.escape(texts.about)}</p></div>')
+        # None until a visitor chooses a picture: the first example, which all share.
+        state = gr.State(None, time_to_live=60 * studio.limits.keep_minutes)
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=4, min_width=290):
+                tray = gr.HTML(
+                    tray_view(studio.examples, _hint(studio)),
+                    html_template=_asset("tray.html"),
+                    js_on_load=_asset("tray.js"),
+                    apply_default_css=False,
+                    elem_id="san-tray",
+                )
+                asked = _words_inputs(gr, studio, texts, words_at_first)
+            with gr.Column(scale=7, min_width=290):
+                viewer = gr.HTML(
+                    picture_view(first, result, seconds),
+                    html_template=_asset("viewer.html"),
+                    js_on_load=_asset("viewer.js"),
+                    apply_default_css=False,
+                    elem_id="san-viewer",
+                )
+        gr.HTML(_footer(studio, texts))
+        _connect(gr, studio, tray, viewer, state, asked)
+    blocks.queue(max_size=studio.limits.max_waiting, default_concurrency_limit=1, api_open=False)
+    return blocks
+
+
+def _words_inputs(gr: Any, studio: Studio, texts: Texts, words: Words) -> dict[str, Any]:
+    return {
+        "text": gr.Textbox(
+            words.text,
+            label="Words",
+            info="Separate classes by commas, synonyms of one class by |, as in: sofa|couch, cat",
+            placeholder="red star, sofa|couch, sky",
+            lines=1,  # Enter segments
+            max_lines=8,
+            max_length=studio.limits.max_characters,
+            elem_id="san-words",
+        ),
+        "button": gr.Button("Segment", variant="primary", elem_id="san-segment"),
+        "label_set": gr.Dropdown(
+            [_NO_LABEL_SET, *texts.label_sets],
+            value=_NO_LABEL_SET,
+            label="Label set",
+            info="All classes of a data set, besides your words",
+            elem_id="san-label-set",
+        ),
+        # shown once there is a label set
+        "role": gr.Radio(
+            [_CONTEXT, _WORDS], value=_CONTEXT, label="Use its classes as", visible=False, elem_id="san-role"
+        ),
+        "none": gr.Checkbox(
+            words.none_of_these,
+            label="None of these",
+            info="Leave pixels that fit no word without one",
+            elem_id="san-none",
+        ),
+    }
+
+
+def _connect(gr: Any, studio: Studio, tray: Any, viewer: Any, state: Any, asked: dict[str, Any]) -> None:
+    """What happens on what: a picture is encoded and segmented, changed words only segment."""
+    inputs = [asked["text"], asked["label_set"], asked["role"], asked["none"]]
+    # one queue for all that runs the model; its answers are for the page, not an API
+    private = {"api_visibility": "private", "show_progress": "hidden"}
+    common = {**private, "show_progress": "minimal", "concurrency_limit": 1, "concurrency_id": "model"}
+
+    def on_upload(text: Any, label_set: Any, role: Any, none: Any, event: gr.EventData) -> tuple[Any, str]:
+        def opened() -> Session:
+            return studio.open_upload(_field(event, "token"), _field(event, "title"))
+
+        return show_picture(opened, to_words(text, label_set, role, none))
+
+    def on_pick(label_set: Any, role: Any, none: Any, event: gr.EventData) -> tuple[Any, str, Any]:
+        index = _field(event, "index")
+        text = studio.examples[index].words if isinstance(index, int) and 0 <= index < len(studio.examples) else ""
+        session, view = show_picture(lambda: studio.open_example(index), to_words(text, label_set, role, none))
+        return session, view, text
+
+    def on_words(session: Session | None, text: Any, label_set: Any, role: Any, none: Any) -> str:
+        try:
+            current = session or studio.open_example(0)
+            words = to_words(text, label_set, role, none)
+            result, seconds = studio.segment(current, words)
+            return result_view(current, result, seconds, notes=studio.notes(result))
+        except Exception as error:
+            return message_view(explain(error))
+
+    def show_picture(opened: Callable[[], Session], words: Words) -> tuple[Any, str]:
+        try:
+            session = opened()
+        except Exception as error:
+            return gr.skip(), message_view(explain(error))
+        try:
+            result, seconds = studio.segment(session, words)
+        except Exception as error:
+            return session, encoded_view(session, explain(error))
+        return session, picture_view(session, result, seconds, notes=studio.notes(result))
+
+    def to_words(text: Any, label_set: Any, role: Any, none: Any) -> Words:
+        name = describe(label_set)
+        return Words(describe(text), "" if name == _NO_LABEL_SET else name, role != _WORDS, none is True)
+
+    tray.upload(on_upload, inputs, [state, viewer], **common)
+    tray.pick(on_pick, inputs[1:], [state, viewer, asked["text"]], **common)
+    triggers = [asked["button"].click, asked["text"].submit]
+    triggers += [asked[name].input for name in ("label_set", "role", "none")]
+    gr.on(triggers, on_words, [state, *inputs], viewer, **common)
+    asked["label_set"].change(
+        lambda name: gr.update(visible=name != _NO_LABEL_SET), asked["label_set"], asked["role"], **private
+    )
+
+
+def _field(event: Any, name: str) -> Any:
+    """A field of what the page sent along with an event; None where there is none."""
+    data = getattr(event, "_data", None)
+    return data.get(name) if isinstance(data, dict) else None
+
+
+def _hint(studio: Studio) -> str:
+    megabytes, megapixels = studio.limits.max_bytes / 1e6, studio.limits.max_pixels / 1e6
+    return f"PNG, JPEG, WebP, BMP, GIF, TIFF · up to {megabytes:g} MB, {megapixels:g} megapixels"
+
+
+def _footer(studio: Studio, texts: Texts) -> str:
+    return (
+        f'<div class="san-foot">Model: {html.escape(texts.model)}. Pictures and words are kept in memory only, are '
+        f"seen by no other visitor, and are forgotten after {studio.limits.keep_minutes:g} idle minutes.</div>"
+    )
+
+
+@functools.cache
+def _asset(name: str) -> str:
+    return (_ASSETS / name).read_text(encoding="utf-8")

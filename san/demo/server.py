@@ -1,0 +1,84 @@
+"""The web server around the page: one address, one process, no tunnel."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from san.demo.guard import Guard
+from san.demo.limits import Limits
+
+
+class DemoServer:
+    """A page on an address.
+
+    Args:
+        guard: the page.
+        limits: what visitors may ask for.
+        host: address to listen on.
+        port: 0 for any free one.
+        trusted_proxies: addresses whose X-Forwarded-For is believed, separated by commas.
+
+    Raises:
+        ValueError: the address cannot be listened on.
+    """
+
+    def __init__(
+        self,
+        guard: Guard,
+        limits: Limits,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        trusted_proxies: str = "127.0.0.1",
+    ) -> None:
+        import uvicorn
+
+        self._socket = _listen(host, port)
+        self.port: int = self._socket.getsockname()[1]
+        shown = f"[{host}]" if ":" in host else host
+        self.url = f"http://{shown}:{self.port}/"
+        config = uvicorn.Config(
+            guard,
+            log_level="warning",
+            access_log=False,  # addresses carry the visitors' session names
+            server_header=False,
+            forwarded_allow_ips=trusted_proxies,
+            limit_concurrency=8 * limits.max_visitors + 100,
+            timeout_graceful_shutdown=2,
+            ws="none",
+        )
+        self._server = uvicorn.Server(config)
+
+    def run(self) -> None:
+        """Serves until interrupted."""
+        self._server.run(sockets=[self._socket])
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[str]:
+        """Serves in a thread for the length of a `with`; gives the page's address."""
+        thread = threading.Thread(target=self.run, daemon=True)
+        thread.start()
+        try:
+            yield self.url
+        finally:
+            self._server.should_exit = True
+            thread.join(timeout=10)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    if not 0 <= port <= 65535:
+        raise ValueError(f"--port is {port} but must be 0..65535; choose another --host or --port")
+    try:
+        found: list[Any] = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = found[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        raise ValueError(f"cannot listen on {host} port {port} ({error}); choose another --host or --port") from error
+    listener.listen(128)
+    return listener

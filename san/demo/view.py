@@ -1,0 +1,139 @@
+"""What the page draws, as one JSON text: the picture, the label map, the classes, and the files to download.
+
+The page paints colours over the picture itself, so opacity and the class under the cursor need no further request, and
+nothing of a visitor's result is ever written to disk.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import itertools
+import json
+import re
+import zlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from san.demo.examples import Example
+from san.visualize import class_color
+
+if TYPE_CHECKING:
+    from san.demo.studio import Session
+    from san.segmentation import Segmentation
+
+_SHOWN_SIDE = 1600  # long side of the picture as shown; the label map keeps all its pixels
+_LOSSLESS_PIXELS = 400_000
+_THUMBNAIL_SIDE = 160
+_serials = itertools.count(1)
+
+
+def result_view(session: Session, result: Segmentation, seconds: float, *, notes: Sequence[str] = ()) -> str:
+    """A result under words; the picture is left out, the page has it.
+
+    Args:
+        session: whose picture it is.
+        result: its segmentation.
+        seconds: time that the words took.
+        notes: remarks shown above the picture.
+    """
+    return _json(_result(session, result, seconds, notes))
+
+
+def picture_view(session: Session, result: Segmentation, seconds: float, *, notes: Sequence[str] = ()) -> str:
+    """A result under words, with its picture, for a page that does not have it yet."""
+    return _json({**_result(session, result, seconds, notes), "picture": _shown(result.image)})
+
+
+def message_view(message: str) -> str:
+    """A message to the visitor; what the page shows otherwise stays."""
+    return _json({"message": message})
+
+
+def encoded_view(session: Session, message: str) -> str:
+    """A picture whose words made no sense: it is shown bare, with the message."""
+    height, width = session.encoded.pixels.shape[:2]
+    shown = {"id": session.image_id, "title": session.title, "height": height, "width": width}
+    return _json({"image": shown, "picture": _shown(session.encoded.pixels), "message": message})
+
+
+def tray_view(examples: Sequence[Example], hint: str) -> str:
+    """The pictures on offer, small, and what may be uploaded."""
+    items = []
+    for example in examples:
+        small = Image.fromarray(example.pixels)
+        small.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
+        items.append({"title": example.title, "src": _data_url(_encoded(small, "JPEG", quality=85), "image/jpeg")})
+    return _json({"examples": items, "hint": hint})
+
+
+def _result(session: Session, result: Segmentation, seconds: float, notes: Sequence[str]) -> dict[str, Any]:
+    height, width = result.labels.shape
+    num_classes = len(result.names)
+    first_context = num_classes - result.vocabulary.num_context
+    areas, scores = result.areas(), result.confidences()
+    label_image = result.label_image()
+    stored = np.asarray(label_image)
+    classes = [
+        {
+            "name": name,
+            "color": "#{:02x}{:02x}{:02x}".format(*class_color(name)),
+            "area": areas.get(name, 0.0),
+            "score": scores.get(name),
+            "context": index >= first_context,
+        }
+        for index, name in enumerate(result.names)
+    ]
+    return {
+        "image": {"id": session.image_id, "title": session.title, "height": height, "width": width},
+        "classes": classes,
+        "none": result.none_area(),
+        "labels": _text(zlib.compress(stored.astype(stored.dtype.newbyteorder("<")).tobytes(), 6)),
+        "bytes": stored.dtype.itemsize,
+        "encode_seconds": session.seconds,
+        "words_seconds": seconds,
+        "notes": list(notes),
+        "files": {
+            "stem": _stem(session.title),
+            "labels": _text(_encoded(label_image, "PNG")),
+            "json": json.dumps(result.to_dict(), indent=1, ensure_ascii=False),
+        },
+    }
+
+
+def _shown(pixels: npt.NDArray[np.uint8]) -> str:
+    """A picture for the page: without loss where it is small, and never larger than a screen."""
+    image = Image.fromarray(pixels)
+    if pixels.shape[0] * pixels.shape[1] <= _LOSSLESS_PIXELS:
+        return _data_url(_encoded(image, "PNG"), "image/png")
+    image.thumbnail((_SHOWN_SIDE, _SHOWN_SIDE), Image.Resampling.LANCZOS)
+    return _data_url(_encoded(image, "JPEG", quality=90), "image/jpeg")
+
+
+def _encoded(image: Image.Image, form: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def _data_url(content: bytes, media_type: str) -> str:
+    return f"data:{media_type};base64,{_text(content)}"
+
+
+def _text(content: bytes) -> str:
+    return base64.b64encode(content).decode("ascii")
+
+
+def _stem(title: str) -> str:
+    """A file name made of a title: letters, digits and dashes."""
+    stem = re.sub(r"\.[A-Za-z]{3,4}$", "", title)
+    return re.sub(r"[^\w-]+", "_", stem).strip("_")[:60] or "picture"
+
+
+def _json(fields: dict[str, Any]) -> str:
+    """Numbered, so that the page sees a repeated message as new."""
+    return json.dumps({"serial": next(_serials), **fields}, ensure_ascii=False)

@@ -1,0 +1,227 @@
+"""The demo over HTTP, as somebody without the page would talk to it."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import io
+import json
+import socket
+import urllib.parse
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from san.demo.guard import Guard
+from san.demo.limits import Limits
+from san.demo.pictures import Inbox
+from san.demo.server import DemoServer
+
+SECRET = "root:"  # how /etc/passwd starts
+ROLE = "context, marked as such"
+
+
+def ask(url, method, path, body=None, headers=None):
+    """One request with its path as it is, dots and all; status, headers, text."""
+    parts = urllib.parse.urlsplit(url)
+    connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=60)
+    try:
+        connection.request(
+            method, path, body, headers or {}, encode_chunked=bool(headers and "transfer-encoding" in headers)
+        )
+        answer = connection.getresponse()
+        return answer.status, dict(answer.getheaders()), answer.read().decode("utf-8", "replace")
+    finally:
+        connection.close()
+
+
+def png(width=40, height=30):
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((height, width, 3), 90, np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+class Visitor:
+    """A session without a browser: events in, results out, as Gradio's client does it."""
+
+    def __init__(self, url, name):
+        self.url, self.name = url, name
+        _, _, text = ask(url, "GET", "/config")
+        self.events = {
+            (each["targets"][0][1], len(each["inputs"])): each["id"] for each in json.loads(text)["dependencies"]
+        }
+
+    def join(self, data, event, event_data=None):
+        function = self.events[event]
+        body = {"data": data, "fn_index": function, "session_hash": self.name, "event_data": event_data}
+        return ask(self.url, "POST", "/gradio_api/queue/join", json.dumps(body), {"content-type": "application/json"})
+
+    def result(self):
+        _, _, text = ask(self.url, "GET", f"/gradio_api/queue/data?session_hash={self.name}")
+        messages = [json.loads(line[5:]) for line in text.splitlines() if line.startswith("data:")]
+        (done,) = (each for each in messages if each["msg"] == "process_completed")
+        return done
+
+    def upload(self, content, words):
+        status, _, text = ask(self.url, "POST", "/san/image", content)
+        assert status == 200, text
+        sent = {"token": json.loads(text)["token"], "title": "a.png"}
+        status, _, text = self.join([words, "none", ROLE, False], ("upload", 4), sent)
+        assert status == 200, text
+        return json.loads(self.result()["output"]["data"][1])
+
+    def segment(self, words):
+        status, _, text = self.join([None, words, "none", ROLE, False], ("click", 5))
+        assert status == 200, text
+        return json.loads(self.result()["output"]["data"][0])
+
+
+def test_two_visitors_have_their_own_picture(demo):
+    one, other, new = (Visitor(demo.url, name) for name in ("visitorone", "visitorother", "visitornew"))
+    assert one.upload(png(40, 30), "red star")["image"]["width"] == 40
+    assert other.upload(png(50, 20), "blue ring")["image"]["width"] == 50
+    view = one.segment("green bar, white ring")
+    assert (view["image"]["width"], view["image"]["height"]) == (40, 30)
+    assert [each["name"] for each in view["classes"]] == ["green bar", "white ring"]
+    assert other.segment("red star")["image"]["width"] == 50
+    assert new.segment("red star")["image"]["width"] == 384, "who chose nothing has the first example"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/gradio_api/file=/etc/passwd",
+        "/gradio_api/file//etc/passwd",
+        "/file=/etc/passwd",
+        "/gradio_api/file=../../../../etc/passwd",
+        "/static/../../../../../../../../etc/passwd",
+        "/static/%2e%2e/%2e%2e/%2e%2e/%2e%2e/%2e%2e/%2e%2e/etc/passwd",
+        "/assets/..%2f..%2f..%2f..%2f..%2f..%2fetc/passwd",
+        "/assets//etc/passwd",
+        "/gradio_api/proxy=file:///etc/passwd",
+        "/gradio_api/proxy=http://example.com/",
+        "/gradio_api/info",
+        "/gradio_api/stream/a/b/c/playlist-file",
+        "/monitoring",
+        "/docs",
+        "/openapi.json",
+        "/svelte/../../etc/passwd",
+    ],
+)
+def test_no_file_and_no_tool_is_served(demo, path):
+    status, _, text = ask(demo.url, "GET", path)
+    assert status == 404
+    assert SECRET not in text
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/gradio_api/upload",
+        "/gradio_api/run/predict",
+        "/gradio_api/call/on_words",
+        "/gradio_api/component_server",
+        "/login",
+    ],
+)
+def test_gradio_s_other_doors_are_shut(demo, path):
+    assert ask(demo.url, "POST", path, b"{}", {"content-type": "application/json"})[0] == 404
+
+
+FILE = {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}, "orig_name": "passwd"}
+
+
+@pytest.mark.parametrize("file", [FILE, {**FILE, "path": "http://127.0.0.1:1/x"}, [FILE]])
+def test_a_file_s_record_is_no_input(demo, file):
+    visitor = Visitor(demo.url, "intruder")
+    for data, event, sent in (
+        ([None, file, "none", ROLE, False], ("click", 5), None),
+        ([file, "red star", "none", ROLE, False], ("click", 5), None),
+        (["red star", file, ROLE, False], ("upload", 4), {"token": "x"}),
+        (["red star", "none", ROLE, False], ("upload", 4), {"token": file}),
+    ):
+        status, _, text = visitor.join(data, event, sent)
+        assert status == 400
+        assert "files and records are no input" in text
+
+
+def test_a_path_as_token_or_words_is_only_text(demo):
+    visitor = Visitor(demo.url, "pathwriter")
+    visitor.join(["red star", "none", ROLE, False], ("upload", 4), {"token": "/etc/passwd", "title": "/etc/passwd"})
+    view = json.loads(visitor.result()["output"]["data"][1])
+    assert "no longer there" in view["message"]
+    assert [each["name"] for each in visitor.segment("/etc/passwd, red star")["classes"]] == ["/etc/passwd", "red star"]
+
+
+def test_odd_requests_are_refused(demo):
+    for body in (b"", b"nonsense", b"[]", b'{"data": 5}', b'{"data": [], "event_data": 3}', b"[" * 15_000):
+        assert ask(demo.url, "POST", "/gradio_api/queue/join", body)[0] == 400
+    assert ask(demo.url, "POST", "/gradio_api/queue/join", bytes(100_000))[0] == 413
+    assert ask(demo.url, "PUT", "/san/image", b"x")[0] == 404
+    assert ask(demo.url, "OPTIONS", "/san/image")[0] == 404
+
+
+def test_uploads_are_limited(demo):
+    status, _, text = ask(demo.url, "POST", "/san/image", bytes(300_001))
+    assert status == 413
+    assert "too large; the limit here is 0.3 MB" in json.loads(text)["detail"]
+    chunks = iter([bytes(100_000)] * 4)  # without a stated length
+    assert ask(demo.url, "POST", "/san/image", chunks, {"transfer-encoding": "chunked"})[0] == 413
+
+
+def test_other_sites_pages_are_refused(demo):
+    host = urllib.parse.urlsplit(demo.url).netloc
+    assert ask(demo.url, "POST", "/san/image", png(), {"origin": "https://evil.example"})[0] == 403
+    assert ask(demo.url, "POST", "/san/image", png(), {"origin": f"http://{host}"})[0] == 200
+
+
+def test_every_answer_forbids_other_sources(demo):
+    for path in ("/", "/theme.css", "/nothing"):
+        headers = {name.lower(): value for name, value in ask(demo.url, "GET", path)[1].items()}
+        policy = headers["content-security-policy"]
+        assert "default-src 'self'" in policy
+        assert "http" not in policy
+        assert headers["x-content-type-options"] == "nosniff"
+        assert "server" not in headers
+
+
+async def _answers(guard: Guard, count: int) -> list[int]:
+    """Statuses of as many uploads from one address, asked of the guard itself."""
+    statuses = []
+
+    async def receive():
+        return {"type": "http.request", "body": b"x", "more_body": False}
+
+    async def send(message):
+        if message["type"] == "http.response.start":
+            statuses.append(message["status"])
+
+    for _ in range(count):
+        scope = {"type": "http", "method": "POST", "path": "/san/image", "headers": [], "client": ("192.0.2.1", 5)}
+        await guard(scope, receive, send)
+    return statuses
+
+
+def test_an_address_that_asks_too_often_waits():
+    guard = Guard(None, Inbox(1000), Limits(requests_per_minute=3))  # type: ignore[arg-type]
+    assert asyncio.run(_answers(guard, 5)) == [200, 200, 200, 429, 429]
+
+
+def test_listens_on_this_machine_alone_by_default(demo):
+    assert demo.url.startswith("http://127.0.0.1:")
+    guard = Guard(None, Inbox(1000), Limits())  # type: ignore[arg-type]
+    server = DemoServer(guard, Limits())
+    assert server._socket.getsockname()[0] == "127.0.0.1"
+    server._socket.close()
+
+
+def test_a_taken_port_is_named():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ValueError, match=f"cannot listen on 127.0.0.1 port {port}"):
+            DemoServer(None, Limits(), port=port)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="choose another --host or --port"):
+        DemoServer(None, Limits(), port=99_999)  # type: ignore[arg-type]

@@ -1,0 +1,105 @@
+"""What visitors upload: kept for a moment, decoded within limits, refused with a message."""
+
+from __future__ import annotations
+
+import io
+import random
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from san.demo.limits import Limits
+from san.demo.pictures import Inbox, read_picture
+
+LIMITS = Limits(max_bytes=100_000, max_pixels=50_000)
+
+
+def encoded(image: Image.Image, form: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def picture(width: int = 60, height: int = 40) -> Image.Image:
+    values = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(values)
+
+
+@pytest.mark.parametrize("form", ["PNG", "WEBP", "BMP", "GIF", "TIFF", "JPEG"])
+def test_formats(form):
+    pixels = read_picture(encoded(picture(), form), LIMITS)
+    assert pixels.shape == (40, 60, 3)
+    assert pixels.dtype == np.uint8
+    if form in ("PNG", "BMP", "TIFF"):
+        assert np.array_equal(pixels, np.asarray(picture()))
+
+
+def test_rotation_is_applied():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert read_picture(encoded(picture(), "JPEG", exif=exif), LIMITS).shape == (60, 40, 3)
+
+
+BAD = {
+    "empty": (b"", "empty"),
+    "svg": (b'<svg xmlns="http://www.w3.org/2000/svg"><rect width="9" height="9"/></svg>', "SVG is a drawing"),
+    "svg with a header": (b'<?xml version="1.0"?>\n<!-- x -->\n<svg></svg>', "SVG is a drawing"),
+    "text": (b"hello", "not a picture that is read here"),
+    "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a picture that is read here"),
+    "cut off": (encoded(picture())[:2000], "damaged or cut off"),
+    "too many bytes": (b"\x89PNG" + bytes(100_001), "0.1 MB, the limit here is 0.1 MB"),
+    "too many pixels": (encoded(Image.new("L", (300, 200))), "300 × 200 = 0.1 million pixels"),
+    "a bomb": (encoded(Image.new("1", (20_000, 20_000))), "million pixels|far too large"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_refusals(name):
+    content, message = BAD[name]
+    with pytest.raises(ValueError, match=message):
+        read_picture(content, LIMITS)
+
+
+def test_mutated_files_raise_nothing_else():
+    """Bytes changed, cut and repeated at random: a picture, or a ValueError."""
+    rng = random.Random(0)
+    seeds = [encoded(picture(), form) for form in ("PNG", "JPEG", "GIF", "TIFF", "BMP", "WEBP")]
+    refused = 0
+    for _ in range(300):
+        content = bytearray(rng.choice(seeds))
+        for _ in range(rng.randint(1, 12)):
+            content[rng.randrange(min(len(content), 400))] = rng.randrange(256)
+        if rng.random() < 0.3:
+            del content[rng.randrange(len(content)) :]
+        try:
+            assert read_picture(bytes(content), LIMITS).ndim == 3
+        except ValueError:
+            refused += 1
+    assert refused > 30
+
+
+def test_an_upload_is_taken_once():
+    inbox = Inbox(1000)
+    token, other = inbox.put(b"one"), inbox.put(b"two")
+    assert token != other
+    assert len(token) >= 40
+    assert inbox.take(token) == b"one"
+    for gone in (token, "guess", None, {"path": "/etc/passwd"}, 3):
+        with pytest.raises(ValueError, match="choose the picture again"):
+            inbox.take(gone)
+    assert inbox.take(other) == b"two"
+
+
+def test_uploads_that_nobody_fetches_are_dropped():
+    now = [0.0]
+    inbox = Inbox(100, keep_seconds=60, clock=lambda: now[0])
+    inbox.put(bytes(60))
+    inbox.put(bytes(60))
+    assert len(inbox) == 1, "the oldest makes room"
+    token = inbox.put(bytes(200))
+    assert len(inbox) == 1, "the newest stays"
+    now[0] = 61.0
+    with pytest.raises(ValueError, match="no longer there"):
+        inbox.take(token)
+    assert len(inbox) == 0
