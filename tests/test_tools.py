@@ -8,10 +8,8 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from san.checkpoint import is_published, load_checkpoint_file, trained_names
 from san.model.build import build_san
@@ -105,34 +103,3 @@ def test_convert_refuses_what_does_not_fit(
     assert convert.main([str(checkpoint), "--config-file", str(config), "--to", "own", "--out", str(out)]) == 1
     assert "(10, 144) instead of (12, 144)" in capsys.readouterr().err
     assert not out.exists()
-
-
-def test_predict_writes_a_panel_and_a_label_map(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    predict = load_tool("predict")
-    Image.fromarray(np.full((96, 128, 3), (200, 30, 30), np.uint8)).save(tmp_path / "scene.png")
-    out = tmp_path / "out"
-    code = predict.main([str(tmp_path / "scene.png"), "--vocab", "red square, plain ground", "--out", str(out)])
-    assert code == 0, capsys.readouterr().err
-    assert "%" in capsys.readouterr().out
-    assert Image.open(out / "scene_labels.png").size == (128, 96)
-    assert (out / "scene_panel.png").is_file()
-
-
-def test_predict_never_overwrites_one_result_with_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    images = [str(tmp_path / name) for name in ("a.png", "a.jpg")]
-    assert load_tool("predict").main([*images, "--vocab", "red star", "--out", str(tmp_path / "out")]) == 1
-    assert "two pictures have one name" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("image", "vocab", "message"),
-    [("none.png", "red star", "none.png"), ("broken.png", "red star", "broken.png"), ("ok.png", " , ", "blank")],
-)
-def test_predict_tells_what_is_wrong(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], image: str, vocab: str, message: str
-) -> None:
-    (tmp_path / "broken.png").write_bytes(b"\x89PNG")
-    Image.new("RGB", (32, 32)).save(tmp_path / "ok.png")
-    code = load_tool("predict").main([str(tmp_path / image), "--vocab", vocab, "--out", str(tmp_path / "out")])
-    assert code == 1
-    assert message in capsys.readouterr().err

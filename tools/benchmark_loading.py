@@ -16,33 +16,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 
-from san.d2.loaders import PositionDataset, Record
-from san.d2.mapper import DatasetInfo, TrainMapper
-from san.data.transforms import TrainAugmentation
-
-NUM_IMAGES = 16
-
-
-def write_images(folder: Path) -> list[Record]:
-    """Smooth colours with noise, and label maps of rectangles."""
-    rng = np.random.default_rng(0)
-    records: list[Record] = []
-    for index in range(NUM_IMAGES):
-        height, width = (480, 640) if index % 3 else (640, 480)
-        smooth = Image.fromarray(rng.integers(0, 256, (30, 40, 3), np.uint8)).resize(
-            (width, height), Image.Resampling.BICUBIC
-        )
-        noisy = np.asarray(smooth) + rng.normal(0, 12, (height, width, 3))
-        labels = np.kron(rng.integers(0, 171, (8, 8), np.uint8), np.ones((80, 80), np.uint8))[:height, :width]
-        names = {"file_name": folder / f"{index}.jpg", "sem_seg_file_name": folder / f"{index}.png"}
-        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(names["file_name"], quality=90)
-        Image.fromarray(labels).save(names["sem_seg_file_name"])
-        records.append({key: str(path) for key, path in names.items()})
-    return records
+from san.benchmark.loading import NUM_IMAGES, make_dataset
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -52,8 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        mapper = TrainMapper(DatasetInfo("synthetic", 171, 255), TrainAugmentation())
-        dataset = PositionDataset(write_images(Path(folder)), mapper, seed=0)
+        dataset = make_dataset(Path(folder))
         for position in range(NUM_IMAGES):
             dataset[position]
         start, start_cpu = time.perf_counter(), time.process_time()

@@ -7,6 +7,7 @@ r"""Bring a checkpoint into another form, without optimiser and schedule.
 published   all tensors under the names and shapes of the authors' .pth files
 own         all tensors under this project's names
 slim        the trained tensors alone, a few MB; loads beside the same frozen CLIP, and is refused beside another
+folder      model.safetensors with all tensors, config.json and a model card: what `load_pretrained` and the hub take
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 
 from san.checkpoint import load_checkpoint_file, load_weights, save_slim, to_published
 from san.d2.config import load_config, san_config
+from san.hub import save_pretrained
 from san.model.build import build_san
 
 
@@ -27,9 +29,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, help="any SAN checkpoint, published or own")
     parser.add_argument("--config-file", required=True, help="the configuration it was trained with")
-    parser.add_argument("--to", required=True, choices=("published", "own", "slim"), help="the form to write")
-    parser.add_argument("--out", required=True, type=Path, help="the .pth file to write")
-    parser.add_argument("--half", action="store_true", help="in half precision, at half the size (slim only)")
+    parser.add_argument("--to", required=True, choices=("published", "own", "slim", "folder"), help="the form to write")
+    parser.add_argument("--out", required=True, type=Path, help="the .pth file, or the folder, to write")
+    parser.add_argument("--half", action="store_true", help="in half precision, at half the size (slim and folder)")
     parser.add_argument("--num-classes", type=int, default=171, help="classes trained on (published only; %(default)s)")
     return parser.parse_args(arguments)
 
@@ -42,11 +44,14 @@ def convert(options: argparse.Namespace) -> None:
     """
     if options.out.exists():
         raise ValueError(f"{options.out} exists; remove it or choose another --out")
-    if options.half and options.to != "slim":
-        raise ValueError("--half goes with --to slim only: the other forms are exact")
+    if options.half and options.to not in ("slim", "folder"):
+        raise ValueError(f"--half goes with --to slim and folder, not with {options.to}, which is exact")
     content = load_checkpoint_file(options.checkpoint)
     model = build_san(san_config(load_config(options.config_file)), clip_weights="format" in content)
     load_weights(model, content)
+    if options.to == "folder":
+        save_pretrained(model, options.out, half=options.half)
+        return
     options.out.parent.mkdir(parents=True, exist_ok=True)
     if options.to == "slim":
         save_slim(model, options.out, half=options.half)
@@ -65,7 +70,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"{options.out}: {options.out.stat().st_size / 1e6:.1f} MB")
+    files = list(options.out.iterdir()) if options.out.is_dir() else [options.out]
+    print(f"{options.out}: {sum(file.stat().st_size for file in files) / 1e6:.1f} MB")
     return 0
 
 

@@ -1,0 +1,63 @@
+r"""Evaluate a model on data sets: mean IoU and the figures of every class.
+
+Examples:
+  san eval --config-file configs/shapes/san_shapes.yaml --weights shapes
+  san eval --config-file configs/san_clip_vit_b16_coco.yaml --weights san_vit_b_16 --data-root /data
+  san eval --config-file configs/san_clip_vit_b16_coco.yaml --weights my_san/ --subset 50 DATASETS.TEST voc_sem_seg_val
+  san eval --config-file output/my_run/config.yaml --weights output/my_run/model_final.pth --dataset my_data/set.yaml
+
+The same as `san train --eval-only`. The configuration says which model the weights belong to and which data sets to
+evaluate; pairs of KEY VALUE at the end change it. Results go to OUTPUT_DIR. See docs/benchmarks.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from san.cli import train
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's options."""
+    parser.add_argument(
+        "--weights",
+        metavar="MODEL",
+        help="a checkpoint file, a folder of save_pretrained, or a name of `san models` (default: MODEL.WEIGHTS)",
+    )
+    parser.add_argument(
+        "--subset", type=int, metavar="N", help="evaluate N images of each set only, spread evenly; the report says so"
+    )
+    train.add_run_arguments(parser)
+    train.add_overrides(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluates; returns the exit code.
+
+    Raises:
+        ValueError, OSError: what the configuration, data or checkpoint did wrong.
+    """
+    options = []
+    if args.weights:
+        options += ["MODEL.WEIGHTS", str(weights_file(args.weights))]
+    if args.subset is not None:
+        options += ["DATASETS.TEST_SUBSET", str(args.subset)]
+    args.opts = [*options, *args.opts]
+    args.eval_only, args.resume = True, False
+    return train.run(args)
+
+
+def weights_file(given: str) -> Path:
+    """The file that holds the weights of a name, a folder, or a file.
+
+    Raises:
+        FileNotFoundError, ValueError: a named model is not here and not to be had.
+    """
+    from san.hub import MODELS
+    from san.hub.places import find_known
+    from san.hub.remote import WEIGHTS_FILE
+
+    if given in MODELS:
+        return find_known(MODELS[given])
+    return Path(given) / WEIGHTS_FILE if Path(given).is_dir() else Path(given)

@@ -1,0 +1,138 @@
+"""The command `san`: finds the sub-command and runs it, and turns what a user did wrong into one line.
+
+Nothing but the standard library is imported until a sub-command is chosen, so that `san --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from types import ModuleType
+
+import san
+
+DONE, ERROR, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+COMMANDS = {
+    "predict": "masks for words: pictures or whole folders of them",
+    "demo": "the same as a page in the browser",
+    "models": "what there is, its size and licence, and whether it is on this machine",
+    "train": "train a model, and evaluate it",
+    "eval": "evaluate a model on data sets",
+    "check": "read a data set whole and say what is wrong with it",
+    "visualize": "pictures of an evaluation's results, the worst first",
+    "benchmark": "speed and memory, beside the floor that this machine sets",
+}
+"""Sub-commands, each the module san/cli/<name>.py, and what they are for."""
+
+USER_ERRORS = (ValueError, OSError, FloatingPointError, MemoryError)
+"""What wrong input raises: told in one line. Anything else is a defect of ours and shows its stack trace."""
+
+_HELP = """SAN: open-vocabulary semantic segmentation with a Side Adapter Network.
+
+commands:
+{commands}
+
+examples:
+  san models
+  san predict street.jpg --vocab "car, road, sky" --model san_vit_b_16 --out predictions
+  san train --config-file configs/shapes/san_shapes_quick.yaml
+  san COMMAND --help"""
+
+_EXIT_CODES = "Exit codes: 0 all done, 1 error, 2 wrong command line, 130 interrupted."
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a sub-command.
+
+    Args:
+        arguments: the command line without the program's name; by default the process's.
+
+    Returns:
+        The exit code: 0 all done, 1 error, 2 wrong command line, 130 interrupted; a sub-command may have more.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    parser = _main_parser()
+    try:
+        chosen = parser.parse_args(arguments[:1])
+        if chosen.command is None:
+            parser.print_help()
+            return USAGE
+        module = importlib.import_module(f"san.cli.{chosen.command}")
+        options = make_parser(module, f"san {chosen.command}").parse_args(arguments[1:])
+    except SystemExit as stop:  # argparse's --help, --version, and errors
+        return stop.code if isinstance(stop.code, int) else USAGE
+    return guarded(lambda: module.run(options), show_traceback=options.traceback)
+
+
+def run_tool(module: ModuleType, arguments: Sequence[str] | None = None) -> int:
+    """What a script of tools/ does: a sub-command under the script's own name.
+
+    Args:
+        module: a sub-command's.
+        arguments: the command line without the program's name; by default the process's.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        SystemExit: for --help and a wrong command line, as argparse does.
+    """
+    options = make_parser(module).parse_args(arguments)
+    return guarded(lambda: module.run(options), show_traceback=options.traceback)
+
+
+def make_parser(module: ModuleType, program: str | None = None) -> argparse.ArgumentParser:
+    """A sub-command's parser: its module's docstring, its options, and --traceback."""
+    description = module.__doc__ or ""
+    parser = argparse.ArgumentParser(
+        prog=program,
+        description=description,
+        epilog=None if "xit code" in description else _EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--traceback", action="store_true", help="show where an error was raised, for a bug report")
+    module.add_arguments(parser)
+    return parser
+
+
+def guarded(action: Callable[[], int], *, show_traceback: bool = False) -> int:
+    """Runs something; an error of the user's is one line on stderr.
+
+    Returns:
+        The action's exit code, ERROR or INTERRUPTED.
+    """
+    try:
+        code = action()
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # `san models | head`; Python would complain once more at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ERROR
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except USER_ERRORS as error:
+        if show_traceback:
+            traceback.print_exc()
+        print(f"error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+        return ERROR
+
+
+def _main_parser() -> argparse.ArgumentParser:
+    width = max(map(len, COMMANDS))
+    commands = "\n".join(f"  {name:{width}}  {what}" for name, what in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="san",
+        description=_HELP.format(commands=commands),
+        epilog=f"{_EXIT_CODES} A command's own help tells of more.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="san [--help] [--version] COMMAND ...",
+    )
+    parser.add_argument("--version", action="version", version=f"san {san.__version__}")
+    parser.add_argument("command", nargs="?", metavar="COMMAND", choices=COMMANDS, help=argparse.SUPPRESS)
+    return parser

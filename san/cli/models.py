@@ -1,0 +1,54 @@
+r"""List the models that can be named: what they are, size, licence, and whether they are on this machine.
+
+Examples:
+  san models
+  san models --json
+  san models --cache-dir /data/models
+
+A model of the hub is downloaded when it is first used, into the Hugging Face cache (HF_HOME). Without a network, fetch
+its file elsewhere and put it into the folder named below the list. Any other model is named by its file, its folder
+(written by `save_pretrained`), or its repository on the hub, owner/name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from san.cli.options import add_cache_option
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's options."""
+    add_cache_option(parser)
+    parser.add_argument("--json", action="store_true", help="print the list as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the list; the network is not asked."""
+    from san.hub import MODELS, find_here, hand_folder, hub_folder
+
+    rows: list[dict[str, Any]] = []
+    for name, known in MODELS.items():
+        here = find_here(known, cache_dir=args.cache_dir)
+        source = "part of the project" if known.path else f"https://huggingface.co/{known.repo_id}"
+        rows.append(
+            {
+                "name": name,
+                "title": known.title,
+                "megabytes": round(known.num_bytes / 1e6, 1),
+                "licence": known.licence,
+                "source": source,
+                "file": known.file,
+                "path": str(here) if here else None,
+            }
+        )
+    if args.json:
+        print(json.dumps(rows, indent=2))
+        return 0
+    for row in rows:
+        print(f"{row['name']:18}{row['megabytes']:9.1f} MB  {row['licence']}  {row['title']}")
+        print(f"{'':18}{row['path'] or 'not on this machine: ' + row['file'] + ' of ' + row['source']}")
+    print(f"\nCaches: {hub_folder(args.cache_dir)} (downloads), {hand_folder(args.cache_dir)} (files fetched by hand)")
+    return 0

@@ -1,0 +1,138 @@
+"""The assembly line of `san predict`: images are read and results written in background threads, the model in between.
+
+All queues are bounded, so that neither a slow model nor a slow disk fills the memory.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+from san.cli.jobs import Job
+
+Loaded = TypeVar("Loaded")
+Result = TypeVar("Result")
+
+UNREADABLE = (ValueError, OSError)
+"""What is wrong with one image: it is told and passed over."""
+
+
+class Savable(Protocol):
+    """What a model gives for one image (`san.segmentation.Segmentation`)."""
+
+    def save(self, target: str | Path, formats: Sequence[str] = ..., *, file_name: str = ...) -> dict[str, Path]:
+        """Writes files whose names begin with `target` and tell the image's; returns them by format."""
+
+
+@dataclass(frozen=True)
+class Line(Generic[Loaded, Result]):
+    """What happens to an image.
+
+    Attributes:
+        read: a file to what the model takes; runs in threads.
+        predict: a batch of them to as many results; runs where `run_line` is called, alone.
+        write: a job and its result to files; runs in threads.
+        failed: told of an image that was passed over, and why; runs where `run_line` is called.
+        batch_size: images per call of `predict`.
+        workers: threads that read, and as many that write.
+    """
+
+    read: Callable[[Path], Loaded]
+    predict: Callable[[list[Loaded]], list[Result]]
+    write: Callable[[Job, Result], None]
+    failed: Callable[[Job, Exception], None]
+    batch_size: int = 1
+    workers: int = 2
+
+
+def run_line(jobs: Sequence[Job], line: Line[Loaded, Result]) -> Generator[tuple[Job, Result], None, None]:
+    """Does all jobs; yields each with its result, in order, when it is on its way to the disk.
+
+    When it ends, normally or by an exception, what was begun to be written has been written, and nothing more runs.
+
+    Raises:
+        OSError: a result could not be written. What could not be read goes to `line.failed` instead.
+    """
+    ahead = line.workers + 2 * line.batch_size
+    readers = ThreadPoolExecutor(line.workers, thread_name_prefix="san-read")
+    writers = ThreadPoolExecutor(line.workers, thread_name_prefix="san-write")
+    writing: deque[Future[None]] = deque()
+    try:
+        loaded = _read_ahead(jobs, line, readers, ahead)
+        while batch := list(islice(loaded, line.batch_size)):
+            for job, result in _predict(batch, line):
+                while len(writing) >= 2 * line.workers or (writing and writing[0].done()):
+                    writing.popleft().result()
+                writing.append(writers.submit(line.write, job, result))
+                yield job, result
+        while writing:
+            writing.popleft().result()
+    finally:
+        readers.shutdown(wait=True, cancel_futures=True)
+        writers.shutdown(wait=True, cancel_futures=True)
+
+
+def _read_ahead(
+    jobs: Sequence[Job], line: Line[Loaded, Any], readers: ThreadPoolExecutor, ahead: int
+) -> Iterator[tuple[Job, Loaded]]:
+    """The images in order, up to `ahead` of them read before they are asked for."""
+    waiting: deque[tuple[Job, Future[Loaded]]] = deque()
+    left = iter(jobs)
+    while True:
+        for job in islice(left, ahead - len(waiting)):
+            waiting.append((job, readers.submit(line.read, job.image)))
+        if not waiting:
+            return
+        job, future = waiting.popleft()
+        try:
+            image = future.result()
+        except UNREADABLE as error:
+            line.failed(job, error)
+            continue
+        yield job, image
+
+
+def _predict(batch: list[tuple[Job, Loaded]], line: Line[Loaded, Result]) -> Iterator[tuple[Job, Result]]:
+    """The results of a batch; if the model refuses it, of its images one by one, so that one spoils no other."""
+    try:
+        results = line.predict([image for _, image in batch])
+    except ValueError as error:
+        if len(batch) == 1:
+            line.failed(batch[0][0], error)
+        else:
+            for single in batch:
+                yield from _predict([single], line)
+        return
+    yield from zip((job for job, _ in batch), results, strict=True)
+
+
+def write_atomically(job: Job, result: Savable, formats: Sequence[str], scratch: Path) -> None:
+    """Writes a result's files beside where they belong and moves them there: each is whole, or not there.
+
+    Args:
+        job: where they belong.
+        result: what to write.
+        formats: of `san.segmentation.FORMATS`.
+        scratch: a folder on the same file system.
+
+    Raises:
+        OSError: with what was to be written.
+    """
+    try:
+        with tempfile.TemporaryDirectory(dir=scratch) as made:
+            files = result.save(Path(made) / job.stem.name, formats, file_name=str(job.image))
+            job.stem.parent.mkdir(parents=True, exist_ok=True)
+            for file in files.values():
+                os.replace(file, job.stem.parent / file.name)
+    except (OSError, ValueError) as error:
+        reason = error.__cause__ or error  # without the scratch folder's name
+        raise OSError(
+            f"cannot write the results of {str(job.image)!r} to {str(job.stem.parent)!r}: {reason}"
+        ) from error

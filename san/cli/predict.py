@@ -1,0 +1,229 @@
+r"""Masks for words: every pixel of every picture gets one of the words of the vocabulary.
+
+Examples:
+  san predict street.jpg --vocab "car, road, sky" --model san_vit_b_16
+  san predict photos/ --recursive --vocab "cat; dog; sofa|couch" --context coco_stuff_171 --out masks
+  san predict photos/ --vocab "$(cat names.txt)" --none-of-these --format labels,json --overwrite
+  san predict scan.png --label-set ade20k_150 --model my_san/ --device cuda --dtype bfloat16
+
+A comma, a semicolon or a line's end separates classes, | the synonyms of one. Of a picture DIR/street.jpg come, below
+--out, street_overlay.png (class colours over the picture), street_labels.png (class indices), street_rle.json (one
+run-length mask per class), street.json (names, areas, confidences), street_panel.png (picture, classes and legend). A
+class has the same colour in every picture. A picture that cannot be read is reported and passed over.
+
+Exit codes: 0 all done, 1 error, 2 wrong command line, 3 some pictures were passed over, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from san.cli.jobs import Job, find_jobs, prepare_output, refuse_collisions, unfinished
+from san.cli.options import add_model_options, load_predictor
+from san.cli.pipeline import Line, run_line, write_atomically
+
+if TYPE_CHECKING:
+    from san.predictor import Predictor
+    from san.vocabulary import Vocabulary
+
+SOME_PASSED_OVER = 3
+FORMATS = {
+    "overlay": "_overlay.png",
+    "labels": "_labels.png",
+    "rle": "_rle.json",
+    "json": ".json",
+    "panel": "_panel.png",
+}
+"""`san.segmentation.FORMATS`, repeated so that the help needs no PyTorch (guarded by tests/cli/test_predict.py)."""
+DEFAULT_FORMATS = "overlay,labels,rle,json"
+_MOST_NAMES = 5
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's options."""
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE_OR_FOLDER", help="pictures, folders of them")
+    words = parser.add_argument_group("words (one of --vocab, --label-set, --dataset)")
+    words.add_argument("--vocab", metavar="WORDS", help='the classes, such as "cat, dog; sofa|couch"')
+    words.add_argument("--label-set", metavar="NAME", help="all classes of a label set, such as ade20k_150")
+    words.add_argument("--dataset", type=Path, metavar="FILE", help="the classes of a data set's YAML file")
+    words.add_argument(
+        "--context",
+        metavar="NAME_OR_WORDS",
+        help="label set or words that compete for pixels too, unless already among the classes; shown as what they are",
+    )
+    words.add_argument("--none-of-these", action="store_true", help="pixels that fit no class are left without one")
+    words.add_argument(
+        "--threshold",
+        type=float,
+        default=0.0,
+        metavar="SCORE",
+        help="so are pixels whose best score is below this; around 1 where the model is sure (default: %(default)s)",
+    )
+    add_model_options(parser)
+    output = parser.add_argument_group("results")
+    output.add_argument("--out", type=Path, default=Path("predictions"), metavar="DIR", help="default: %(default)s")
+    output.add_argument(
+        "--format",
+        type=_formats,
+        default=DEFAULT_FORMATS,
+        metavar="LIST",
+        help=f"some of {', '.join(FORMATS)} (default: %(default)s)",
+    )
+    existing = output.add_mutually_exclusive_group()
+    existing.add_argument("--overwrite", action="store_true", help="replace results that are there already")
+    existing.add_argument("--skip-existing", action="store_true", help="leave out pictures whose results are there")
+    output.add_argument("--quiet", action="store_true", help="no progress bar and no line per picture")
+    work = parser.add_argument_group("work")
+    work.add_argument("--recursive", action="store_true", help="take sub-folders too; --out gets the same ones")
+    work.add_argument(
+        "--batch-size", type=_positive, default=1, metavar="N", help="pictures per pass (default: %(default)s)"
+    )
+    work.add_argument(
+        "--workers",
+        type=_positive,
+        default=2,
+        metavar="N",
+        help="threads that read, and as many that write (default: %(default)s)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Predicts; returns the exit code.
+
+    Raises:
+        ValueError, OSError: what the command line, the model or the disk did wrong, as far as can be before any work.
+    """
+    endings = [FORMATS[name] for name in args.format]
+    jobs = find_jobs(args.images, args.out, recursive=args.recursive)
+    total = len(jobs)
+    refuse_collisions(jobs, endings, overwrite=args.overwrite or args.skip_existing)
+    if args.skip_existing:
+        jobs = unfinished(jobs, endings)
+    if not args.threshold >= 0:
+        raise ValueError(f"--threshold is {args.threshold}; give a score, 0 or more")
+    vocabulary = read_vocabulary(args)
+    with prepare_output(args.out) as scratch:
+        if not jobs:
+            print(f"all {total} pictures have their results in {args.out}", file=sys.stderr)
+            return 0
+        return _Run(args, jobs, load_predictor(args), vocabulary, Path(scratch)).run()
+
+
+def read_vocabulary(args: argparse.Namespace) -> Vocabulary:
+    """The classes that --vocab, --label-set or --dataset name, with --context.
+
+    Raises:
+        ValueError, FileNotFoundError: none or several are given, or one makes no sense.
+    """
+    from san.clip.vocabulary import ClassText
+    from san.vocabulary import Vocabulary
+
+    given = [name for name in ("--vocab", "--label-set", "--dataset") if getattr(args, name[2:].replace("-", "_"))]
+    if args.vocab is not None and not args.vocab.strip():
+        raise ValueError('the vocabulary is blank; give --vocab words, such as "cat, dog"')
+    if len(given) != 1:
+        seen = f"{' and '.join(given)} are given" if given else "there are no words"
+        raise ValueError(f"{seen}; give one of --vocab, --label-set and --dataset (and more classes with --context)")
+    if args.dataset:
+        from san.data.custom import load_custom_dataset
+
+        classes = load_custom_dataset(args.dataset).classes
+        vocabulary = Vocabulary(tuple(ClassText(each.name, each.synonyms) for each in classes))
+    else:
+        vocabulary = Vocabulary.parse(args.vocab) if args.vocab else Vocabulary.label_set(args.label_set)
+    return vocabulary.with_context(args.context) if args.context else vocabulary
+
+
+class _Run:
+    """One run of the command: the model, the progress bar, and the count of what was passed over."""
+
+    def __init__(
+        self, args: argparse.Namespace, jobs: list[Job], predictor: Predictor, vocabulary: Vocabulary, scratch: Path
+    ) -> None:
+        from tqdm import tqdm
+
+        self.args, self.jobs, self.predictor, self.vocabulary = args, jobs, predictor, vocabulary
+        self.scratch, self.num_failed, self.num_done = scratch, 0, 0
+        self.bar = tqdm(total=len(jobs), unit="image", disable=True if args.quiet else None)  # None: if a terminal
+
+    def run(self) -> int:
+        """All images; returns the exit code."""
+        from san.data.transforms import read_image
+
+        line = Line(
+            read=read_image,
+            predict=self._predict,
+            write=partial(write_atomically, formats=self.args.format, scratch=self.scratch),
+            failed=self._failed,
+            batch_size=self.args.batch_size,
+            workers=self.args.workers,
+        )
+        start = time.perf_counter()
+        try:
+            with self.bar, closing(run_line(self.jobs, line)) as results:
+                for job, result in results:
+                    self.num_done += 1
+                    self.bar.update()
+                    if not self.args.quiet:
+                        self.bar.write(f"{job.image}: {_shares(result)}")
+        except KeyboardInterrupt:
+            print(f"interrupted after {self.num_done} of {len(self.jobs)} pictures", file=sys.stderr)
+            raise
+        seconds = time.perf_counter() - start
+        passed_over = f"; {self.num_failed} passed over" if self.num_failed else ""
+        print(
+            f"{self.num_done} pictures in {seconds:.1f} s ({self.num_done / seconds:.1f} per second) -> "
+            f"{self.args.out}{passed_over}",
+            file=sys.stderr,
+        )
+        return SOME_PASSED_OVER if self.num_failed else 0
+
+    def _predict(self, images: list[Any]) -> list[Any]:
+        import torch
+
+        try:
+            return list(
+                self.predictor.predict_batch(
+                    images,
+                    self.vocabulary,
+                    threshold=self.args.threshold,
+                    none_of_these=self.args.none_of_these,
+                    batch_size=self.args.batch_size,
+                )
+            )
+        except torch.cuda.OutOfMemoryError as error:
+            raise MemoryError(
+                f"out of GPU memory with --batch-size {self.args.batch_size}; lower it, or give --device cpu"
+            ) from error
+
+    def _failed(self, job: Job, error: Exception) -> None:
+        self.num_failed += 1
+        self.bar.update()
+        self.bar.write(f"passed over {job.image}: {' '.join(str(error).split())}", file=sys.stderr)
+
+
+def _shares(result: Any) -> str:
+    """The largest classes of a picture and their shares of it."""
+    shares = list(result.areas().items())
+    more = f", {len(shares) - _MOST_NAMES} more" if len(shares) > _MOST_NAMES else ""
+    return ", ".join(f"{name} {share:.1%}" for name, share in shares[:_MOST_NAMES]) + more
+
+
+def _formats(text: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+    unknown = [name for name in names if name not in FORMATS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"no format {unknown[0]!r}; choose of {', '.join(FORMATS)}")
+    return names
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of 1 or more")
+    return int(text)

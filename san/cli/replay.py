@@ -1,0 +1,154 @@
+r"""Compute the batches again whose losses or gradients were not finite, and say which image it is.
+
+Examples:
+  python tools/replay_batch.py output/run/nonfinite_0001234.json
+  python tools/replay_batch.py output/run/nonfinite_0001234.json SOLVER.AMP.ENABLED False
+
+Training that stops after SOLVER.MAX_NONFINITE updates in a row writes the file, and the weights beside it. The samples
+come from the run's seed and their positions, so they are the same to the pixel; config.yaml beside the file says how
+they were trained on. Pairs of KEY VALUE at the end change it, to see whether another precision helps.
+
+Exit codes: 0 all numbers are finite here, 1 error, 2 wrong command line, 3 some are not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from san.cli.train import add_overrides
+
+if TYPE_CHECKING:
+    from san.d2.api import CfgNode
+    from san.d2.loaders import PositionDataset, Sample
+    from san.d2.step import Stepper
+
+NOT_FINITE = 3
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's options."""
+    parser.add_argument("dump", type=Path, metavar="FILE", help="nonfinite_<iteration>.json of a run")
+    parser.add_argument("--config-file", metavar="FILE", help="of the run (default: config.yaml beside the file)")
+    parser.add_argument("--iteration", type=int, metavar="N", help="only this one (default: all in the file)")
+    add_overrides(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Replays a dump; returns the exit code.
+
+    Raises:
+        ValueError, OSError: the dump, the configuration or the data cannot serve.
+    """
+    from san.d2.config import load_config
+
+    dump = read_dump(args.dump)
+    iterations = [each for each in dump["iterations"] if args.iteration in (None, each["iteration"])]
+    if not iterations:
+        known = ", ".join(str(each["iteration"]) for each in dump["iterations"])
+        raise ValueError(f"--iteration {args.iteration} is not in {args.dump}; it holds {known}")
+    folder = args.dump.parent
+    weights = ["MODEL.WEIGHTS", str(folder / dump["weights"])]
+    cfg = load_config(str(args.config_file or folder / "config.yaml"), [*weights, *args.opts])
+    cfg.freeze()
+    replayed = Replay(*prepare(cfg, dump["seed"]))
+    finite = [replayed.iteration(each) for each in iterations]
+    print("all numbers are finite here" if all(finite) else "not all numbers are finite here either")
+    return 0 if all(finite) else NOT_FINITE
+
+
+def read_dump(path: Path) -> dict[str, Any]:
+    """What training has written.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is something else.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no file at {path}; give nonfinite_<iteration>.json of a run's OUTPUT_DIR")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON ({error}); give nonfinite_<iteration>.json of a run") from None
+    if not isinstance(content, dict) or not {"seed", "weights", "iterations"} <= content.keys():
+        raise ValueError(f"{path} has no seed, weights and iterations; give nonfinite_<iteration>.json of a run")
+    return content
+
+
+def prepare(cfg: CfgNode, seed: int) -> tuple[PositionDataset, Stepper]:
+    """The stream of samples, and the model with the weights of the dump."""
+    import torch
+
+    from san.d2.api import build_model
+    from san.d2.checkpointer import SANCheckpointer
+    from san.d2.config import solver_config
+    from san.d2.datasets import register_custom_files, register_datasets
+    from san.d2.loaders import PositionDataset
+    from san.d2.solver import build_optimizer
+    from san.d2.step import Stepper
+    from san.d2.trainer import step_config, train_mapper, training_records
+
+    register_datasets(cfg.DATASETS.ROOT)
+    register_custom_files(cfg.DATASETS.CUSTOM)
+    if cfg.FLOAT32_PRECISION:
+        torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
+    records, info = training_records(cfg.DATASETS.TRAIN)
+    model = build_model(cfg).train()
+    SANCheckpointer(model, "").load(cfg.MODEL.WEIGHTS, checkpointables=[])
+    stepper = Stepper(model, build_optimizer(model, solver_config(cfg)), step_config(cfg))
+    return PositionDataset(records, train_mapper(cfg, info), seed), stepper
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Computes batches of a stream again.
+
+    Attributes:
+        dataset: the stream.
+        stepper: of the model.
+    """
+
+    dataset: PositionDataset
+    stepper: Stepper
+
+    def iteration(self, dumped: dict[str, Any]) -> bool:
+        """Prints losses and gradient of all batches of an iteration; returns whether all are finite."""
+        finite = True
+        for process in dumped["processes"]:
+            print(f"iteration {dumped['iteration']}, process {process['process']}: then {process['problem']}")
+            for number, step in enumerate(process["steps"]):
+                samples = [self._sample(position) for position in step["positions"]]
+                text, good = self._measure(samples)
+                print(f"  now, step {number}, {len(samples)} images: {text}")
+                finite &= good
+                for sample in samples if not good else ():
+                    print(f"    position {sample['position']} {sample['file_name']}: {self._measure([sample])[0]}")
+        return finite
+
+    def _sample(self, position: int) -> Sample:
+        sample = self.dataset[position]
+        if not isinstance(sample, dict):
+            raise sample.error(sample.message)
+        sample.pop("bad", None)
+        return sample
+
+    def _measure(self, samples: Sequence[Sample]) -> tuple[str, bool]:
+        """Losses and gradient norm in words, and whether all are finite."""
+        import torch
+
+        self.stepper.optimizer.zero_grad(set_to_none=True)
+        try:
+            losses = self.stepper.losses([*samples])
+        except FloatingPointError as error:
+            return str(error), False
+        torch.stack([*losses.values()]).sum().backward()
+        norms = [p.grad.float().norm() for p in self.stepper.model.parameters() if p.grad is not None]
+        numbers = {name: float(value.detach()) for name, value in losses.items()}
+        numbers["gradient's norm"] = float(torch.stack(norms).norm())
+        text = ", ".join(f"{name} {value:.6g}" for name, value in numbers.items())
+        return text, all(map(math.isfinite, numbers.values()))

@@ -1,0 +1,122 @@
+r"""Train a model, and evaluate it; in one process or many.
+
+Examples:
+  san train --config-file configs/shapes/san_shapes_quick.yaml
+  san train --config-file configs/san_clip_vit_b16_coco.yaml --num-gpus 8
+  san train --config-file configs/custom/finetune_vit_b16.yaml --dataset my_data/dataset.yaml
+  san train --config-file configs/san_clip_vit_b16_coco.yaml --eval-only MODEL.WEIGHTS san_vit_b16.pth
+  torchrun --nproc-per-node 8 -m san train --config-file configs/san_clip_vit_b16_coco.yaml
+
+tools/train_net.py is the same. Pairs of KEY VALUE at the end change the configuration. Without GPUs, --num-gpus N
+starts N processes on the CPU. See docs/training.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import traceback
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from san.d2.api import CfgNode
+
+USER_ERRORS = (ValueError, OSError, FloatingPointError, KeyboardInterrupt)
+"""What wrong input raises: told in one line. Anything else is a defect of ours and shows its stack trace."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds Detectron2's options of a training script, and those of data sets."""
+    add_run_arguments(parser)
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR, if any")
+    parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, without training")
+    add_overrides(parser)
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Configuration, data sets and processes: what training and evaluation share."""
+    from san.d2.api import default_argument_parser
+    from san.d2.arguments import add_dataset_arguments
+
+    parser.add_argument("--config-file", default="", metavar="FILE", help="path of the YAML configuration")
+    add_dataset_arguments(parser)
+    parser.add_argument(
+        "--num-gpus", type=int, default=1, metavar="N", help="GPUs, or processes on the CPU, per machine (default: 1)"
+    )
+    parser.add_argument(
+        "--deterministic", action="store_true", help="the same bits in every run (DETERMINISTIC; needs SEED 0 or more)"
+    )
+    parser.add_argument("--num-machines", type=int, default=1, metavar="N", help="number of machines (default: 1)")
+    parser.add_argument("--machine-rank", type=int, default=0, metavar="N", help="this machine's number (default: 0)")
+    parser.add_argument(
+        "--dist-url",
+        default=default_argument_parser().get_default("dist_url"),
+        metavar="URL",
+        help="where processes meet: tcp://<first machine>:<port>, or auto on one machine (default: %(default)s)",
+    )
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """KEY VALUE pairs, which end the command line."""
+    parser.add_argument(
+        "opts",
+        nargs=argparse.REMAINDER,
+        metavar="KEY VALUE",
+        help="changes of the configuration; all options go before",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trains or evaluates; returns the exit code.
+
+    Raises:
+        ValueError, OSError: what the configuration, data or checkpoint did wrong.
+    """
+    try:
+        start(args)
+    except SystemExit as stop:  # a worker's end in this process: an error's line, or expected results missed
+        if isinstance(stop.code, str):
+            print(stop.code, file=sys.stderr)
+            return 1
+        return stop.code or 0
+    return 0
+
+
+def start(args: argparse.Namespace) -> None:
+    """Reads the configuration and starts the processes.
+
+    Raises:
+        ValueError, OSError: what the configuration did wrong.
+        SystemExit: what a worker did.
+    """
+    from torch.multiprocessing.spawn import ProcessExitedException
+
+    from san.d2.config import load_config
+    from san.d2.launcher import start_workers
+
+    options = [*args.opts, *(["DETERMINISTIC", "True"] if args.deterministic else [])]
+    cfg = load_config(args.config_file, options, data_root=args.data_root, datasets=args.dataset)
+    cfg.freeze()
+    try:
+        start_workers(worker, cfg, args)
+    except ProcessExitedException as error:  # the worker has told why
+        sys.exit(error.exit_code if error.exit_code > 0 else 1)
+
+
+def worker(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """What every worker process does."""
+    from san.d2.run import run as run_worker
+
+    guarded(lambda: run_worker(cfg, eval_only=args.eval_only, resume=args.resume), show_traceback=args.traceback)
+
+
+def guarded(action: Callable[[], object], *, show_traceback: bool) -> None:
+    """Calls something; ends the process with one line and status 1 where a user's input was wrong."""
+    try:
+        action()
+    except USER_ERRORS as error:
+        if show_traceback:
+            traceback.print_exc()
+        what = "interrupted" if isinstance(error, KeyboardInterrupt) else " ".join(str(error).split())
+        sys.exit(f"error: {what}")

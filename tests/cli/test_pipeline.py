@@ -1,0 +1,213 @@
+"""The assembly line of `san predict`, with a model of numbers: background threads, bounds, failures, interruption."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from san.cli.jobs import Job
+from san.cli.pipeline import Line, run_line, write_atomically
+
+SECONDS = 20
+"""How long a test waits for another thread before it fails."""
+
+
+def jobs(number: int) -> list[Job]:
+    return [Job(Path(f"{index}.png"), Path(f"out/{index}")) for index in range(number)]
+
+
+class Recorder:
+    """Reads the number in a file's name, doubles it, and keeps what is written."""
+
+    def __init__(self) -> None:
+        self.written: dict[str, int] = {}
+        self.failed: list[str] = []
+        self.batches: list[int] = []
+        self.threads: set[str] = set()
+
+    def line(self, **changed: Any) -> Line[int, int]:
+        parts: dict[str, Callable[..., Any]] = {
+            "read": self.read,
+            "predict": self.predict,
+            "write": self.write,
+            "failed": lambda job, error: self.failed.append(f"{job.image.name}: {error}"),
+        }
+        return Line(**(parts | changed))
+
+    def read(self, path: Path) -> int:
+        self.threads.add(threading.current_thread().name.split("_")[0])
+        return int(path.stem)
+
+    def predict(self, batch: list[int]) -> list[int]:
+        assert threading.current_thread() is threading.main_thread()
+        self.batches.append(len(batch))
+        return [2 * number for number in batch]
+
+    def write(self, job: Job, result: int) -> None:
+        self.threads.add(threading.current_thread().name.split("_")[0])
+        self.written[job.image.stem] = result
+
+
+def nothing_runs() -> bool:
+    return not [thread.name for thread in threading.enumerate() if thread.name.startswith(("san-read", "san-write"))]
+
+
+@pytest.mark.parametrize(("batch_size", "batches"), [(1, [1] * 7), (3, [3, 3, 1]), (10, [7])])
+def test_everything_is_done_in_order(batch_size: int, batches: list[int]) -> None:
+    seen = Recorder()
+    done = [(job.image.stem, result) for job, result in run_line(jobs(7), seen.line(batch_size=batch_size))]
+    assert done == [(str(number), 2 * number) for number in range(7)]
+    assert seen.written == dict(done)
+    assert seen.batches == batches
+    assert seen.threads == {"san-read", "san-write"}
+    assert nothing_runs()
+
+
+def test_reading_goes_on_while_the_model_works() -> None:
+    seen, second = Recorder(), threading.Event()
+
+    def read(path: Path) -> int:
+        if path.stem == "1":
+            second.set()
+        return int(path.stem)
+
+    def predict(batch: list[int]) -> list[int]:
+        assert second.wait(SECONDS), "the second image is not read while the first is predicted"
+        return batch
+
+    assert len(list(run_line(jobs(3), seen.line(read=read, predict=predict)))) == 3
+
+
+def test_writing_goes_on_while_the_model_works() -> None:
+    seen, second = Recorder(), threading.Event()
+
+    def predict(batch: list[int]) -> list[int]:
+        if batch == [1]:
+            second.set()
+        return batch
+
+    def write(job: Job, result: int) -> None:
+        if result == 0:
+            assert second.wait(SECONDS), "the second image is not predicted while the first is written"
+
+    assert len(list(run_line(jobs(3), seen.line(predict=predict, write=write)))) == 3
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_queues_are_bounded(batch_size: int) -> None:
+    """A stopped model leaves a few images read; a stopped disk leaves a few results waiting."""
+    seen, lock, counts = Recorder(), threading.Lock(), {"read": 0, "predicted": 0, "written": 0}
+    most = {"read": 0, "unwritten": 0}
+
+    def count(what: str, number: int = 1) -> None:
+        with lock:
+            counts[what] += number
+            most["read"] = max(most["read"], counts["read"] - counts["predicted"])
+            most["unwritten"] = max(most["unwritten"], counts["predicted"] - counts["written"])
+
+    line = seen.line(
+        read=lambda path: count("read"),
+        predict=lambda batch: count("predicted", len(batch)) or batch,
+        write=lambda job, result: threading.Event().wait(0.005) or count("written"),
+        batch_size=batch_size,
+        workers=2,
+    )
+    assert len(list(run_line(jobs(60), line))) == 60
+    assert most["read"] <= 2 + 3 * batch_size
+    assert most["unwritten"] <= 2 * 2 + batch_size + 1
+
+
+def test_what_cannot_be_read_is_passed_over() -> None:
+    seen = Recorder()
+
+    def read(path: Path) -> int:
+        if path.stem in ("0", "3"):
+            raise (ValueError if path.stem == "0" else OSError)(f"no {path.stem}")
+        return int(path.stem)
+
+    done = [job.image.stem for job, _ in run_line(jobs(5), seen.line(read=read, batch_size=2))]
+    assert done == ["1", "2", "4"] == list(seen.written)
+    assert seen.failed == ["0.png: no 0", "3.png: no 3"]
+
+
+def test_an_image_that_the_model_refuses_spoils_no_other_of_its_batch() -> None:
+    seen = Recorder()
+
+    def predict(batch: list[int]) -> list[int]:
+        if 1 in batch:
+            raise ValueError("not this one")
+        return batch
+
+    done = [result for _, result in run_line(jobs(4), seen.line(predict=predict, batch_size=3))]
+    assert done == [0, 2, 3]
+    assert seen.failed == ["1.png: not this one"]
+
+
+@pytest.mark.parametrize("number", [0, 4])
+def test_a_full_disk_ends_it(number: int) -> None:
+    seen = Recorder()
+
+    def write(job: Job, result: int) -> None:
+        if job.image.stem == str(number):
+            raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space left"):
+        list(run_line(jobs(5), seen.line(write=write)))
+    assert nothing_runs()
+
+
+def test_a_defect_is_no_bad_image() -> None:
+    seen = Recorder()
+    with pytest.raises(ZeroDivisionError):
+        list(run_line(jobs(3), seen.line(read=lambda path: 1 // 0)))
+    assert not seen.failed
+    assert nothing_runs()
+
+
+def test_interruption_ends_what_was_begun_and_starts_nothing_more() -> None:
+    seen = Recorder()
+
+    def interrupted() -> None:
+        with closing(run_line(jobs(500), seen.line())) as done:
+            for job, _ in done:
+                if job.image.stem == "5":
+                    raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert nothing_runs()
+    assert len(seen.written) <= 6
+
+
+class Result:
+    """Writes two files, or breaks off after the first."""
+
+    def __init__(self, broken: bool = False) -> None:
+        self.broken = broken
+
+    def save(self, target: str | Path, formats: Sequence[str] = (), *, file_name: str = "") -> dict[str, Path]:
+        files = {name: Path(f"{target}{name}") for name in formats}
+        for number, path in enumerate(files.values()):
+            if number and self.broken:
+                raise ValueError(f"cannot write {path}") from OSError(28, "No space left on device")
+            path.write_text(file_name)
+        return files
+
+
+def test_files_appear_whole_and_together(tmp_path: Path) -> None:
+    scratch, job = tmp_path / "scratch", Job(Path("in/a.png"), tmp_path / "out" / "sub" / "a")
+    scratch.mkdir()
+    write_atomically(job, Result(), ("_x.png", ".json"), scratch)
+    assert sorted(path.name for path in job.stem.parent.iterdir()) == ["a.json", "a_x.png"]
+    assert (job.stem.parent / "a.json").read_text() == "in/a.png"
+    again = Job(Path("in/b.png"), tmp_path / "out" / "b")
+    with pytest.raises(OSError, match=r"cannot write the results of 'in/b.png' to .*No space left") as caught:
+        write_atomically(again, Result(broken=True), ("_x.png", ".json"), scratch)
+    assert "scratch" not in str(caught.value)
+    assert not list((tmp_path / "out").glob("b*"))
+    assert not list(scratch.iterdir())
