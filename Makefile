@@ -9,10 +9,13 @@ PYTHON := python3
 endif
 endif
 
+# AUDIT=no: audit asks nobody
+AUDIT ?= yes
+AUDIT_LOG := .audit.log
 SHAPES_OUTPUT ?= output/shapes_quick
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev shapes check lint types test test-all format clean
+.PHONY: help install dev shapes check lint types test audit test-all format clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -26,7 +29,7 @@ dev: ## install with what the checks need
 shapes: ## the main job: make the shapes data, train, evaluate, draw a panel
 	$(PYTHON) tools/train_net.py --config-file configs/shapes/san_shapes_quick.yaml OUTPUT_DIR $(SHAPES_OUTPUT)
 
-check: lint types test ## everything CI runs
+check: lint types test audit ## everything CI runs
 
 lint: ## ruff: rules and format
 	$(PYTHON) -m ruff check .
@@ -37,6 +40,16 @@ types: ## mypy
 
 test: ## the default test suite
 	$(PYTHON) -m pytest
+
+audit: ## known vulnerabilities of the installed packages; advice that fails nothing
+	@if [ "$(AUDIT)" = no ]; then \
+		echo "audit: left out (AUDIT=no)"; \
+	elif ! $(PYTHON) -c 'import pip_audit' 2>/dev/null; then \
+		echo "audit: pip-audit is not installed (./install.sh --dev brings it); nothing was looked up"; \
+	else \
+		$(PYTHON) -m pip_audit --local --progress-spinner off --timeout 10 2>$(AUDIT_LOG); status=$$?; tail -n 3 $(AUDIT_LOG); rm -f $(AUDIT_LOG); \
+		[ $$status -eq 0 ] || echo "audit: see above: packages to update, or no answer (offline?); this is advice, nothing fails"; \
+	fi
 
 test-all: ## with the slow tests
 	$(PYTHON) -m pytest --slow

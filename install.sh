@@ -2,7 +2,8 @@
 # Installs SAN into the active Python environment. Repeating it is harmless.
 #
 #   ./install.sh              everything to train, evaluate and predict
-#   ./install.sh --dev        the same, and what the tests and checks need
+#   ./install.sh --demo       the same, and the page in the browser (Gradio)
+#   ./install.sh --dev        all of it, and what the tests and checks need
 #   ./install.sh --dry-run    only print what would be run
 #
 # Environment: PYTHON=<interpreter> chooses one; SAN_DETECTRON2=skip leaves Detectron2 out.
@@ -17,10 +18,11 @@ DETECTRON2_COMMIT=02b5c4e295e990042a714712c21dc79b731e8833
 extras="" dry_run=""
 for option in "$@"; do
     case "$option" in
+        --demo) extras="${extras:-[demo]}" ;;
         --dev) extras="[dev]" ;;
         --dry-run) dry_run=1 ;;
         -h | --help) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p;}' install.sh; exit 0 ;;
-        *) echo "install.sh: unknown option '$option'; known: --dev, --dry-run, --help" >&2; exit 2 ;;
+        *) echo "install.sh: unknown option '$option'; known: --demo, --dev, --dry-run, --help" >&2; exit 2 ;;
     esac
 done
 

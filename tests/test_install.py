@@ -41,6 +41,17 @@ def test_installs_the_project_then_detectron2():
     assert "Detectron2" in result.stdout or "detectron2" in commands[-1]
 
 
+@pytest.mark.parametrize(
+    ("options", "extras"),
+    [((), ""), (("--demo",), "[demo]"), (("--dev", "--demo"), "[dev]"), (("--demo", "--dev"), "[dev]")],
+)
+def test_extras(options, extras):
+    result = dry_run(*options)
+    assert result.returncode == 0, result.stderr
+    (command,) = (line for line in result.stdout.splitlines() if line.startswith("+"))
+    assert command.endswith(f"--editable .{extras}")
+
+
 def test_without_detectron2_one_line_says_so():
     result = dry_run()
     assert result.returncode == 0, result.stderr
@@ -73,7 +84,7 @@ def test_an_externally_managed_python_gets_a_venv(tmp_path):
 def test_unknown_option():
     result = dry_run("--cuda")
     assert result.returncode == 2
-    assert "unknown option '--cuda'; known: --dev" in result.stderr
+    assert "unknown option '--cuda'; known: --demo, --dev" in result.stderr
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not here")
@@ -94,7 +105,7 @@ def test_make_prefers_the_active_environment(tmp_path, active):
         timeout=60,
     )
     expected = "python3" if active else ".venv/bin/python"
-    commands = result.stdout.splitlines()
+    commands = [line for line in result.stdout.splitlines() if line.startswith(f"{expected} -m ")]  # not the audit's
     assert commands == [f"{expected} -m {tool}" for tool in ("ruff check .", "ruff format --check .", "mypy", "pytest")]
 
 

@@ -1,0 +1,206 @@
+"""What is measured: a case is a record, and the tables of cases are data.
+
+Sizes are (height, width) in pixels. "Drawn" weights are random ones: time does not depend on what was learnt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from fnmatch import fnmatchcase
+from itertools import product
+from typing import Any
+
+SQUARE, WIDE = (640, 640, 640, 640), (640, 853, 512, 683)
+"""Height and width of the image in the network, then of the label map: a square crop, and a photograph of ADE20K."""
+
+TASKS = {
+    "inference": "normalised image to label map; the vocabulary's text embedding is cached",
+    "text": "a vocabulary's names, in 14 templates each, to text embeddings",
+    "training": "one step: forward, losses on made-up label maps, backward, clipping, update",
+    "loading": "a 640x480 JPEG with its label map, read, augmented and cut to 640x640",
+    "evaluation": "inference, then counting the label map against a made-up truth",
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to measure.
+
+    Attributes:
+        task: one of TASKS.
+        model: a variant's name; its weights are drawn.
+        height, width: of the image as it goes into the network.
+        out_height, out_width: of the label map.
+        classes: size of the vocabulary.
+        batch: images per run.
+        dtype: "float32", or "bfloat16" for mixed precision.
+        compiled: the network through torch.compile.
+        queries: another number of queries than the model's own.
+        workers: of loading, processes beside the main one; 0 loads in the main process.
+
+    Raises:
+        ValueError: a task or number type that there is not, or a number below its smallest.
+    """
+
+    task: str
+    model: str = "vit_b16"
+    height: int = 640
+    width: int = 640
+    out_height: int = 640
+    out_width: int = 640
+    classes: int = 171
+    batch: int = 1
+    dtype: str = "float32"
+    compiled: bool = False
+    queries: int | None = None
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be measured."""
+        if self.task not in TASKS:
+            raise ValueError(f"unknown task {self.task!r}; choose one of {', '.join(TASKS)}")
+        if self.dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"unknown number type {self.dtype!r}; choose float32 or bfloat16")
+        sizes = (self.height, self.width, self.out_height, self.out_width, self.classes, self.batch, self.queries or 1)
+        if min(sizes) < 1 or self.workers < 0:
+            raise ValueError(f"sizes, classes, batch and queries must be 1 or more and workers 0 or more; got {self}")
+
+    @property
+    def name(self) -> str:
+        """Unique among cases, readable, and what --cases matches."""
+        if self.task == "loading":
+            return f"loading/{self.workers or 'no'}-workers"
+        if self.task == "text":
+            return f"text/{self.model}/{self.classes}"
+        size = f"{self.height}x{self.width}"
+        if self.task != "training" and (self.out_height, self.out_width) != (self.height, self.width):
+            size += f"-{self.out_height}x{self.out_width}"
+        parts = [self.task, self.model, size, f"{self.classes}", f"b{self.batch}"]
+        parts.append({"float32": "fp32", "bfloat16": "bf16"}[self.dtype])
+        if self.task != "training" or self.compiled:
+            parts.append("compiled" if self.compiled else "eager")
+        return "/".join([*parts, *([f"q{self.queries}"] if self.queries else [])])
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data, with the name."""
+        return {"name": self.name, **asdict(self)}
+
+    @staticmethod
+    def from_dict(record: dict[str, Any]) -> Case:
+        """Inverse of `to_dict`."""
+        return Case(**{key: value for key, value in record.items() if key != "name"})
+
+
+def sized(case: Case, size: tuple[int, int, int, int]) -> Case:
+    """A case at another size: height and width of the image, then of the label map."""
+    height, width, out_height, out_width = size
+    return replace(case, height=height, width=width, out_height=out_height, out_width=out_width)
+
+
+_B16, _L14 = Case("inference"), Case("inference", "vit_l14_336")
+_TRAINING, _EVALUATION = Case("training", batch=2), sized(Case("evaluation"), WIDE)
+
+_OTHERS = (
+    *(Case("text", model, classes=classes) for model, classes in product(("vit_b16", "vit_l14_336"), (171, 847))),
+    *(replace(_TRAINING, model=model, batch=batch) for model, batch in product(("vit_b16", "vit_l14_336"), (2, 4))),
+    Case("loading"),
+    *(replace(_EVALUATION, classes=classes) for classes in (150, 847)),
+)
+
+STANDARD: tuple[Case, ...] = (
+    *(sized(replace(_B16, classes=c), size) for size, c in product((SQUARE, WIDE), (20, 171, 847))),
+    replace(_B16, dtype="bfloat16"),
+    replace(_B16, compiled=True),
+    replace(_B16, batch=8),
+    _L14,
+    replace(_L14, dtype="bfloat16"),
+    *_OTHERS,
+)
+"""What is measured by default: one thing varied at a time."""
+
+FULL: tuple[Case, ...] = (
+    *(
+        sized(Case("inference", model, classes=classes, batch=batch, dtype=dtype, compiled=compiled), size)
+        for model, size, classes, batch, dtype, compiled in product(
+            ("vit_b16", "vit_l14_336"),
+            (SQUARE, WIDE),
+            (20, 171, 847),
+            (1, 8),
+            ("float32", "bfloat16"),
+            (False, True),
+        )
+    ),
+    *_OTHERS,
+    *(replace(case, dtype="bfloat16") for case in _OTHERS if case.task == "training"),
+)
+"""Every combination."""
+
+CUDA: tuple[Case, ...] = (
+    *(
+        Case("inference", model, batch=batch, dtype=dtype, compiled=compiled)
+        for model, batch, (dtype, compiled) in product(
+            ("vit_b16", "vit_l14_336"), (1, 32), (("float32", False), ("bfloat16", False), ("bfloat16", True))
+        )
+    ),
+    *(Case("training", model, batch=32, dtype="bfloat16") for model in ("vit_b16", "vit_l14_336")),
+    *(case for case in _OTHERS if case.task in ("text", "evaluation")),
+)
+"""What is measured by default on a GPU."""
+
+_TINY = Case("inference", "tiny", 96, 96, 96, 96, classes=20)
+
+QUICK: tuple[Case, ...] = (
+    _TINY,
+    sized(replace(_TINY, batch=2, dtype="bfloat16"), (96, 128, 77, 103)),
+    Case("text", "tiny", classes=20),
+    replace(_TINY, task="training", batch=2),
+    replace(_TINY, task="evaluation", classes=150),
+    Case("loading"),
+)
+"""A model for tests: to see in a minute that everything works."""
+
+GROWTH: dict[str, tuple[Case, ...]] = {
+    "image side": tuple(sized(_B16, (side,) * 4) for side in (320, 480, 640, 800, 960)),
+    "classes": tuple(sized(replace(_B16, classes=classes), WIDE) for classes in (20, 59, 171, 459, 847, 2000)),
+    "queries": tuple(replace(_B16, queries=queries) for queries in (25, 50, 100, 200, 400)),
+    "batch": tuple(replace(_B16, batch=batch) for batch in (1, 2, 4, 8)),
+    "batch of a training step": tuple(replace(_TRAINING, batch=batch) for batch in (1, 2, 4)),
+    "classes embedded": tuple(Case("text", classes=classes) for classes in (20, 59, 171, 459, 847)),
+    "loading workers": tuple(Case("loading", workers=workers) for workers in (0, 1, 2, 4)),
+}
+"""How cost grows: per series, cases that differ in one number."""
+
+VARIED = {
+    "image side": "height",
+    "classes": "classes",
+    "queries": "queries",
+    "batch": "batch",
+    "batch of a training step": "batch",
+    "classes embedded": "classes",
+    "loading workers": "workers",
+}
+"""The attribute of a case that a growth series varies."""
+
+
+def growth_cases() -> tuple[Case, ...]:
+    """The cases of all growth series, each once."""
+    return tuple(dict.fromkeys(case for series in GROWTH.values() for case in series))
+
+
+def select(cases: Sequence[Case], patterns: Sequence[str]) -> list[Case]:
+    """The cases whose name matches one of the patterns; all without a pattern.
+
+    Args:
+        cases: to choose from.
+        patterns: shell patterns ("inference/vit_b16/*", "*/847/*"); the whole name must match.
+
+    Raises:
+        ValueError: a pattern matches none.
+    """
+    for pattern in patterns:
+        if not any(fnmatchcase(case.name, pattern) for case in cases):
+            raise ValueError(
+                f"no case matches {pattern!r}; --list shows the {len(cases)} of this table, --full --list all of them"
+            )
+    return [case for case in cases if not patterns or any(fnmatchcase(case.name, pattern) for pattern in patterns)]

@@ -1,0 +1,99 @@
+"""Inference and evaluation: images to label maps, and counting those.  Q queries, C classes, (H, W) output."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+
+from san.benchmark.cases import Case
+from san.benchmark.clocks import Recorder
+from san.benchmark.workload import (
+    PartMarks,
+    Workload,
+    draw_model,
+    drawn_images,
+    drawn_label_map,
+    drawn_text_embed,
+    mixed_precision,
+)
+from san.evaluation import ConfusionMatrix
+from san.plain import plain_labels, plain_paths
+from san.postprocess import semantic_labels
+
+IGNORED = 65535
+"""Label of pixels that count nowhere."""
+
+
+def make_workload(case: Case, device: torch.device, *, plain: bool) -> Workload:
+    """Images and text embedding are there; a run ends with the label maps on the device, or counted.
+
+    The parts are "input" (normalising, padding, CLIP's smaller copy), "shallow CLIP", "side network", "heads" (masks
+    and attention biases), "recognition" (CLIP's deep blocks) and "output" (class logits and label map), compiled
+    "network" and "output"; of an evaluation also "confusion matrix".
+    """
+    model = draw_model(case, device).eval()
+    text_embed, images = drawn_text_embed(model, case.classes), drawn_images(case, device)
+    labels = plain_labels if plain else semantic_labels
+    marks = None if case.compiled else PartMarks(model)  # hooks would cut the compiled graph
+    propose = torch.compile(model.propose) if case.compiled and not plain else model.propose
+    counts = _Counts(case) if case.task == "evaluation" else None
+
+    @torch.inference_mode()
+    def run(recorder: Recorder) -> None:
+        with (
+            marks.to(recorder) if marks else nullcontext(),
+            plain_paths(model) if plain else nullcontext(),
+            mixed_precision(case, device),
+        ):
+            batch = model.stack(images)
+            (proposals,) = propose(batch)
+        recorder.mark("network" if case.compiled else "recognition")
+        output = model.classify(proposals, text_embed)
+        maps = [
+            labels(*pair, **sizes(case, batch)) for pair in zip(output.mask_logits, output.class_logits, strict=True)
+        ]
+        recorder.mark("output")
+        if counts:
+            for label_map in maps:
+                counts.add(label_map)
+            recorder.mark("confusion matrix")
+
+    return Workload(run, case.batch)
+
+
+def count_run(case: Case, recorder: Recorder, *, plain: bool) -> None:
+    """The network and the label map without numbers, for counting; class logits take next to nothing."""
+    meta = torch.device("meta")
+    model = draw_model(case, meta).eval()
+    labels = plain_labels if plain else semantic_labels
+    with torch.inference_mode(), PartMarks(model).to(recorder), plain_paths(model) if plain else nullcontext():
+        batch = model.stack(drawn_images(case, meta))
+        (proposals,) = model.propose(batch)
+    recorder.mark("recognition")
+    class_logits = torch.empty(*proposals.sls_embed.shape[:2], case.classes + 1, device=meta)
+    for masks, classes in zip(proposals.mask_logits, class_logits, strict=True):
+        labels(masks, classes, **sizes(case, batch))
+    recorder.mark("output")
+
+
+def sizes(case: Case, batch: torch.Tensor) -> Any:
+    """What label maps are made from and to, of a padded batch (B, 3, H, W)."""
+    return {
+        "padded_size": tuple(batch.shape[2:]),
+        "image_size": (case.height, case.width),
+        "output_size": (case.out_height, case.out_width),
+    }
+
+
+class _Counts:
+    """What an evaluation does with a label map."""
+
+    def __init__(self, case: Case) -> None:
+        truth = drawn_label_map(case, (case.out_height, case.out_width), seed=3)
+        self.truth = truth.masked_fill(truth < 0, IGNORED).numpy().astype("uint16")
+        self.matrix = ConfusionMatrix(case.classes, IGNORED)
+
+    def add(self, label_map: torch.Tensor) -> None:
+        self.matrix.update(label_map.cpu().numpy(), self.truth)

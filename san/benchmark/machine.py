@@ -1,0 +1,93 @@
+"""What a figure was measured on."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+MATRIX_FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8", "asimd")
+"""Instructions that decide how fast a processor multiplies matrices."""
+
+DECLARED_PEAK = {
+    ("H100", "bfloat16"): 989e12,
+    ("H100", "float32"): 67e12,
+    ("H200", "bfloat16"): 989e12,
+    ("H200", "float32"): 67e12,
+    ("A100", "bfloat16"): 312e12,
+    ("A100", "float32"): 19.5e12,
+}
+"""Dense floating-point operations per second of the maker's data sheet; float32 without TF32."""
+
+
+def describe(device: torch.device, *, threads: int, malloc: str) -> dict[str, Any]:
+    """The machine, the program and the time, as plain data."""
+    cpu = _cpuinfo()
+    record = {
+        "cpu": cpu.get("model name") or platform.processor() or platform.machine(),
+        "cpu_flags": [flag for flag in MATRIX_FLAGS if flag in cpu.get("flags", cpu.get("Features", "")).split()],
+        "cpus": os.cpu_count(),
+        "threads": threads,
+        "load": round(os.getloadavg()[0], 1),
+        "malloc": malloc,
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": device.type,
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "commit": commit(),
+    }
+    if device.type == "cuda":
+        record |= {"gpu": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
+    return record
+
+
+def declared_peak(gpu: str, dtype: str) -> float | None:
+    """Floating-point operations per second that the maker states, if known here."""
+    return next((value for (name, kind), value in DECLARED_PEAK.items() if name in gpu and kind == dtype), None)
+
+
+def commit() -> str | None:
+    """The commit of this code, with "+" where files differ from it; None outside a repository."""
+    folder = Path(__file__).resolve().parent
+    try:
+        head = _git(folder, "rev-parse", "--short=12", "HEAD")
+        return head + ("+" if _git(folder, "status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes at most: on a GPU what its allocator gave out, else what of this process was in memory at a time.
+
+    Of Linux's two figures the one that a process does not inherit from its parent's (getrusage's it does).
+    """
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    status = Path("/proc/self/status")
+    if status.exists():
+        (line,) = (line for line in status.read_text(encoding="ascii").splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def _cpuinfo() -> dict[str, str]:
+    """The first processor's lines of /proc/cpuinfo; empty where there is none."""
+    path = Path("/proc/cpuinfo")
+    if not path.exists():
+        return {}
+    first = path.read_text(encoding="utf-8").split("\n\n")[0]
+    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}

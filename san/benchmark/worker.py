@@ -1,0 +1,32 @@
+"""One case in a process of its own: `python -m san.benchmark.worker JOB.json RESULT.json`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from san.allocator import keep_large_buffers
+
+
+def main(job_file: str, result_file: str) -> None:
+    """Reads a job ({"case", "settings", "memory_of_plain"}), does it, and writes what was measured.
+
+    The allocator is set before torch is imported, as the programs do.
+    """
+    job = json.loads(Path(job_file).read_text(encoding="utf-8"))
+    kept = keep_large_buffers() if job["settings"]["malloc"] == "keep" else False
+
+    from san.benchmark.cases import Case
+    from san.benchmark.measure import Settings, measure, measure_memory
+
+    case, settings = Case.from_dict(job["case"]), Settings(**job["settings"])
+    if job.get("memory_of_plain"):
+        result = {"peak_bytes": measure_memory(case, settings, plain=True)}
+    else:
+        result = measure(case, settings) | {"large_buffers_kept": kept}
+    Path(result_file).write_text(json.dumps(result), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2])

@@ -1,0 +1,133 @@
+"""From a case to something that can be run again and again."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from san.benchmark.cases import Case
+from san.benchmark.clocks import Recorder
+from san.model.build import build_san
+from san.model.config import variant
+from san.model.san import SANModel
+
+CLIP_LOGIT_SCALE = 100.0
+"""What CLIP's training ends with; drawn weights get it, because how sure the classes are decides how many can win."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a case does.
+
+    Attributes:
+        run: does it once, on the path asked for, and marks its parts.
+        items: how many things a run deals with.
+        item: what they are.
+    """
+
+    run: Callable[[Recorder], None]
+    items: int
+    item: str = "images"
+
+
+MODULES = {
+    "inference": "san.benchmark.inference",
+    "evaluation": "san.benchmark.inference",
+    "text": "san.benchmark.text",
+    "training": "san.benchmark.training",
+    "loading": "san.benchmark.loading",
+}
+"""Where a task's `make_workload` and, if it multiplies matrices, `count_run` are; imported when needed, for memory."""
+
+
+def make_workload(case: Case, device: torch.device, *, plain: bool) -> Workload:
+    """Sets a case up.
+
+    Args:
+        case: what to do.
+        device: where.
+        plain: on the unoptimised path, `san.plain`.
+    """
+    workload: Workload = importlib.import_module(MODULES[case.task]).make_workload(case, device, plain=plain)
+    return workload
+
+
+def draw_model(case: Case, device: torch.device) -> SANModel:
+    """A model with drawn weights, the same each time; on the device "meta" with none."""
+    config = variant(case.model, pretrained=None)
+    if case.queries:
+        config = replace(config, side_adapter=replace(config.side_adapter, num_queries=case.queries))
+    torch.manual_seed(0)
+    with torch.device("meta") if device.type == "meta" else nullcontext():
+        model = build_san(config)
+    nn.init.constant_(model.text_classifier.logit_scale, torch.tensor(CLIP_LOGIT_SCALE).log().item())
+    return model.to(device)
+
+
+def drawn_text_embed(model: SANModel, classes: int) -> Tensor:
+    """Unit vectors (C, E) in place of a vocabulary's embedding."""
+    values = torch.randn(classes, model.arch.embed_dim, generator=torch.manual_seed(1))
+    return F.normalize(values, dim=-1).to(model.pixel_mean.device)
+
+
+def drawn_images(case: Case, device: torch.device) -> list[Tensor]:
+    """Images (3, H, W) uint8."""
+    generator = torch.manual_seed(2)
+    sizes = (3, case.height, case.width)
+    return [torch.randint(0, 256, sizes, dtype=torch.uint8, generator=generator).to(device) for _ in range(case.batch)]
+
+
+def drawn_label_map(case: Case, size: tuple[int, int], *, seed: int, num_present: int = 12) -> Tensor:
+    """A label map (H, W) int64 of blocks: at most `num_present` classes, about one block in thirty ignored (-1)."""
+    generator = torch.manual_seed(seed)
+    present = torch.randperm(case.classes, generator=generator)[:num_present]
+    blocks = present[torch.randint(0, len(present), (8, 8), generator=generator)]
+    blocks[torch.rand(8, 8, generator=generator) < 1 / 30] = -1
+    return F.interpolate(blocks[None, None].double(), size=size, mode="nearest")[0, 0].long()
+
+
+def mixed_precision(case: Case, device: torch.device) -> Any:
+    """The context a case's network runs in."""
+    if case.dtype == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, getattr(torch, case.dtype))
+
+
+class PartMarks:
+    """Marks when CLIP's shallow blocks, the side network and the heads are through, from outside the model.
+
+    Whatever comes before the first of them is "input".
+    """
+
+    def __init__(self, model: SANModel) -> None:
+        """Watch a model."""
+        self.recorder: Recorder | None = None
+        model.shallow_clip.register_forward_pre_hook(lambda *_: self.mark("input"))
+        for module, part in (
+            (model.shallow_clip, "shallow CLIP"),
+            (model.side_adapter, "side network"),
+            (model.mask_head, "heads"),
+            (model.bias_head, "heads"),
+        ):
+            module.register_forward_hook(lambda *_, part=part: self.mark(part))
+
+    @contextmanager
+    def to(self, recorder: Recorder) -> Iterator[None]:
+        """Marks go to this recorder meanwhile."""
+        self.recorder = recorder
+        try:
+            yield
+        finally:
+            self.recorder = None
+
+    def mark(self, part: str) -> None:
+        """The named part of the run that is being recorded, if one is, ends here."""
+        if self.recorder is not None:
+            self.recorder.mark(part)

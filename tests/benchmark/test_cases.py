@@ -1,0 +1,108 @@
+"""The tables of cases, and the figures to reach."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+
+from san.benchmark.bars import BARS, bar_cases, check_bars
+from san.benchmark.cases import CUDA, FULL, GROWTH, QUICK, STANDARD, VARIED, Case, growth_cases, select
+from san.benchmark.report import growth_table, heading, parts_table, ratio, table
+
+MACHINE = {
+    "cpu": "a CPU", "cpu_flags": ["avx2"], "cpus": 2, "threads": 2, "load": 0.1, "malloc": "keep", "torch": "2.9",
+    "python": "3.12", "commit": "abc", "date": "2026-01-01", "device": "cpu",
+}  # fmt: skip
+
+
+def record_of(case: Case, seconds: float, *, plain: float | None = None, flags: tuple[str, ...] = ()) -> dict:
+    """What a worker would write."""
+    names = ("shallow CLIP", "output", "confusion matrix") if case.task == "evaluation" else ("shallow CLIP", "output")
+    shares = {"shallow CLIP": 0.8, "output": 0.1, "confusion matrix": 0.1}
+    path = {"seconds": seconds, "spread": 0.0, "all_seconds": [seconds], "peak_bytes": 2**30}
+    path |= {
+        "parts": {name: shares[name] * seconds for name in names},
+        "times_floor": 1.5,
+        "floor_seconds": seconds / 1.5,
+    }
+    record = {"case": case.to_dict(), "machine": MACHINE | {"cpu_flags": list(flags)}, "items": 1, "item": "images"}
+    record |= {"fast": path, "multiply_adds": {"shallow CLIP": 1e9}}
+    record["product"] = {"operations_per_second": 3e11}
+    return record | ({"plain": path | {"seconds": plain, "all_seconds": [plain]}} if plain else {})
+
+
+@pytest.mark.parametrize("cases", [STANDARD, FULL, CUDA, QUICK, growth_cases(), bar_cases()])
+def test_names_are_unique_and_cases_survive_json(cases):
+    assert len({case.name for case in cases}) == len(cases)
+    for case in cases:
+        assert Case.from_dict(case.to_dict()) == case
+
+
+def test_the_full_table_has_every_combination():
+    inference = {
+        (c.model, c.height, c.width, c.classes, c.batch, c.dtype, c.compiled) for c in FULL if c.task == "inference"
+    }
+    assert len(inference) == 2 * 2 * 3 * 2 * 2 * 2
+    assert {(c.model, c.batch) for c in FULL if c.task == "training"} == {
+        (m, b) for m in ("vit_b16", "vit_l14_336") for b in (2, 4)
+    }
+    assert {c.classes for c in FULL if c.task == "evaluation"} == {150, 847}
+
+
+def test_a_growth_series_varies_one_number_upwards():
+    assert GROWTH.keys() == VARIED.keys()
+    for name, series in GROWTH.items():
+        values = [getattr(case, VARIED[name]) for case in series]
+        assert all(a < b for a, b in pairwise(values)), name
+
+
+def test_select():
+    assert [case.name for case in select(QUICK, ["text/*"])] == ["text/tiny/20"]
+    assert select(QUICK, []) == list(QUICK)
+    with pytest.raises(ValueError, match="no case matches 'nothing'"):
+        select(QUICK, ["text/*", "nothing"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"task": "x"}, "unknown task"), ({"dtype": "int8"}, "number type"), ({"batch": 0}, "batch")],
+)
+def test_cases_that_cannot_be(change, message):
+    with pytest.raises(ValueError, match=message):
+        replace(QUICK[0], **change)
+
+
+def test_bars_are_checked_where_measured():
+    records = [record_of(case, 1.0, plain=4.0) for case in bar_cases()]
+    found = {bar["what"]: bar for bar in check_bars(records)}
+    assert len(found) == len(BARS) - 1, "the bar for AMX is none on a processor without"
+    assert found["B/16, 640x640, 171 classes, fp32: × floor"]["met"]
+    assert found["847 classes embedded, over 77 tokens"]["value"] == pytest.approx(0.25)
+    assert not found["847 classes embedded, over 77 tokens"]["met"]
+    assert found["evaluation, 847 classes, beyond the model"]["value"] == pytest.approx(0.25)
+    assert not found["training samples per second and worker"]["met"], "1 per second"
+    with_amx = [record_of(case, 1.0, plain=4.0, flags=("amx_bf16",)) for case in bar_cases()]
+    assert len(check_bars(with_amx)) == len(BARS)
+    assert check_bars([{"case": bar_cases()[0].to_dict(), "error": "x"}]) == []
+
+
+def test_tables():
+    measured = record_of(QUICK[0], 0.0123, plain=0.0246)
+    records = [measured, {"case": QUICK[1].to_dict(), "error": "out of memory"}]
+    text = table(records)
+    assert "12.3 ± 0.00" in text
+    assert "81.30 images" in text
+    assert "1.50" in text
+    assert "0.50" in text, "the ratio to the plain path"
+    assert f"failed: {QUICK[1].name}: out of memory" in text
+    assert "shallow CLIP" in parts_table(records)
+    assert "abc" in heading(records, {"runs": 3})
+    assert ratio(measured) == pytest.approx(0.5)
+
+
+def test_growth():
+    series = GROWTH["batch"]
+    text = growth_table([record_of(case, 0.1 * case.batch**2) for case in series])
+    assert text.count("2.00") >= len(series) - 1, "the power of a square"
