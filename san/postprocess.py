@@ -14,9 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-BAND_VALUES = 2**24
-"""Mask probabilities and scores held at a time by default: 64 MB in float32."""
-
+_BAND_VALUES = 2**24  # mask probabilities and scores held at a time: 64 MB in float32
 _CACHED_VALUES = 2**20  # on a CPU, for a label map: what its cache holds is read again at once
 _TILE = 16  # output pixels along each side of a tile of which classes are left out
 _FEW_CLASSES = 40  # of which leaving out some would not pay; fewer where there are few queries
@@ -29,7 +27,7 @@ def semantic_scores(
     padded_size: tuple[int, int],
     image_size: tuple[int, int],
     output_size: tuple[int, int],
-    band_values: int = BAND_VALUES,
+    shrink: int = 1,
 ) -> Tensor:
     """Score of every class at every pixel: sum over queries of softmax(class) * sigmoid(mask), background dropped.
 
@@ -39,7 +37,7 @@ def semantic_scores(
         padded_size: (height, width) of the padded batch that went into the network.
         image_size: (height, width) of this image inside it, at the top left.
         output_size: (height, width) of the result.
-        band_values: numbers held at a time, at least those of one row.
+        shrink: factor by which the bands are lower than usual, where memory is short.
 
     Returns:
         (C, H, W) float32.
@@ -48,7 +46,7 @@ def semantic_scores(
         ValueError: shapes that do not fit each other.
     """
     class_probs = _class_probs(mask_logits, class_logits)[:, :-1]  # (Q, C)
-    num_rows = max(1, band_values // (sum(class_probs.shape) * output_size[1]))
+    num_rows = max(1, _BAND_VALUES // shrink // (sum(class_probs.shape) * output_size[1]))
     bands = _mask_bands(mask_logits, padded_size, image_size, output_size, num_rows)
     return torch.cat([torch.einsum("qc,qhw->chw", class_probs, mask_probs) for mask_probs in bands], dim=1)
 
@@ -60,7 +58,7 @@ def semantic_labels(
     padded_size: tuple[int, int],
     image_size: tuple[int, int],
     output_size: tuple[int, int],
-    band_values: int = BAND_VALUES,
+    shrink: int = 1,
 ) -> Tensor:
     """Class of every pixel: the argmax of `semantic_scores`, without ever holding C x H x W scores.
 
@@ -70,7 +68,7 @@ def semantic_labels(
         padded_size: (height, width) of the padded batch that went into the network.
         image_size: (height, width) of this image inside it, at the top left.
         output_size: (height, width) of the result.
-        band_values: numbers held at a time, at least those of one row.
+        shrink: factor by which the bands are lower than usual, where memory is short.
 
     Returns:
         (H, W) int64; of equal scores the first class wins, as in `torch.argmax`.
@@ -84,7 +82,7 @@ def semantic_labels(
         padded_size=padded_size,
         image_size=image_size,
         output_size=output_size,
-        band_values=band_values,
+        shrink=shrink,
     )[0]
 
 
@@ -97,7 +95,7 @@ def labels_and_scores(
     output_size: tuple[int, int],
     threshold: float = 0.0,
     none_of_these: bool = False,
-    band_values: int = BAND_VALUES,
+    shrink: int = 1,
 ) -> tuple[Tensor, Tensor]:
     """Class of every pixel as `semantic_labels` gives it, or -1 for "none of these", and the score of the best class.
 
@@ -110,7 +108,7 @@ def labels_and_scores(
         threshold: a pixel whose best score is below it is none of the classes.
         none_of_these: "no object" takes part as if it were a class: where its score exceeds that of every class, a
             pixel is none of them.
-        band_values: numbers held at a time, at least those of one row.
+        shrink: factor by which the bands are lower than usual, where memory is short.
 
     Returns:
         labels (H, W) int64, and (H, W) float32, the best class's score, also where the label is -1.
@@ -122,7 +120,7 @@ def labels_and_scores(
     class_probs, no_object = class_probs[:-1], class_probs[-1]
     on_cpu, num_queries = mask_logits.device.type == "cpu", class_probs.shape[1]
     prune = on_cpu and len(class_probs) > min(_FEW_CLASSES, 1.5 * num_queries)
-    band_values = min(_BAND_VALUES, _CACHED_VALUES) if on_cpu else _BAND_VALUES
+    band_values = (min(_BAND_VALUES, _CACHED_VALUES) if on_cpu else _BAND_VALUES) // shrink
     num_rows = _TILE if prune else max(1, band_values // (sum(class_probs.shape) * output_size[1]))
     labels, best = [], []
     for mask_probs in _mask_bands(mask_logits, padded_size, image_size, output_size, num_rows):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +40,14 @@ NONE = -1
 """The label of a pixel that is none of the classes."""
 
 
+class Sizes(TypedDict):
+    """What `san.postprocess` has to know of an image, each (height, width)."""
+
+    padded_size: tuple[int, int]
+    image_size: tuple[int, int]
+    output_size: tuple[int, int]
+
+
 @dataclass(frozen=True, eq=False)
 class EncodedImage:
     """All that a predictor knows of an image before it is given words; nothing in it changes afterwards.
@@ -52,7 +60,7 @@ class EncodedImage:
 
     pixels: npt.NDArray[np.uint8]
     proposals: MaskProposals
-    sizes: dict[str, tuple[int, int]]
+    sizes: Sizes
     _model: int = field(repr=False, default=0)  # identity of the model that made it
 
 
@@ -70,7 +78,7 @@ class Evidence:
     mask_logits: Tensor
     class_logits: Tensor
     attn_bias: Tensor
-    sizes: dict[str, tuple[int, int]]
+    sizes: Sizes
 
 
 @dataclass(frozen=True, eq=False)

@@ -33,8 +33,8 @@ ROOMS: dict[str, set[str]] = {
         "model", "clip", "checkpoint", "data", "postprocess", "visualize", "hub", "segmentation", "vocabulary",
     },
     "d2": {
-        "allocator", "files", "clip", "model", "losses", "data", "visualize", "postprocess", "evaluation", "checkpoint", "predictor",
-        "segmentation", "vocabulary", "hub",
+        "allocator", "files", "clip", "model", "losses", "data", "visualize", "postprocess", "evaluation", "checkpoint",
+        "predictor", "segmentation", "vocabulary", "hub",
     },
     "": {"clip", "model", "checkpoint", "data", "predictor", "segmentation", "vocabulary", "hub"},  # the public API
 }  # fmt: skip

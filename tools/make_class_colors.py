@@ -71,9 +71,7 @@ def choose(sets: list[list[str]], fixed: dict[str, str]) -> dict[str, str]:
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--out", type=Path, required=True, help="JSON file; names in it keep their colours"
-    )
+    parser.add_argument("--out", type=Path, required=True, help="JSON file; names in it keep their colours")
     options = parser.parse_args(arguments)
     fixed = json.loads(options.out.read_text(encoding="utf-8")) if options.out.is_file() else {}
     table = choose(vocabularies(), fixed)

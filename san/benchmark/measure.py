@@ -19,12 +19,10 @@ import torch
 from san.benchmark.cases import Case
 from san.benchmark.clocks import Recorder, clock_of, counting
 from san.benchmark.machine import declared_peak, describe, peak_memory
+from san.benchmark.report import network_total
 from san.benchmark.workload import MODULES, Workload, make_workload
 
 Parts = dict[str, float]
-
-NETWORK_ONLY = ("output", "confusion matrix")
-"""Parts left out of a whole's floor: how many multiply-adds a label map takes depends on what is in the image."""
 
 
 @dataclass(frozen=True)
@@ -198,7 +196,7 @@ def _summary(
         "parts": {name: statistics.median(parts[name] for parts in rounds) for name in rounds[0]},
     }
     if multiply_adds is not None:
-        network = sum(value for name, value in multiply_adds.items() if name not in NETWORK_ONLY)
+        network = network_total(multiply_adds)
         floors = [network * product / size**3 for product in seconds]
         result |= {
             "floor_seconds": statistics.median(floors),

@@ -10,6 +10,9 @@ from san.benchmark.cases import GROWTH, VARIED, Case
 
 Record = Mapping[str, Any]
 
+IMAGE_DEPENDENT = ("output", "confusion matrix")
+"""Parts left out of a whole's floor: how many multiply-adds a label map takes depends on what is in the image."""
+
 NOTES = """\
 time: median of the rounds, ± half the distance between the quartiles; of a whole run (all images of the batch).
 floor: what one large matrix product of the same type, timed in the same rounds, takes for the multiply-adds that the
@@ -86,6 +89,8 @@ def growth_table(records: Sequence[Record]) -> str:
     rows = [["series", "value", "time (ms)", "per item (ms)", "× first", "power", "peak (MiB)"]]
     for series, cases in GROWTH.items():
         points = [(getattr(case, VARIED[series]), by_case[case]) for case in cases if case in by_case]
+        if len(points) < 2:
+            continue
         for index, (value, record) in enumerate(points):
             seconds, before = record["fast"]["seconds"], points[index - 1]
             rows.append(
@@ -111,7 +116,7 @@ def _row(record: Record, *, with_plain: bool, on_gpu: bool) -> list[str]:
         f"{record['items'] / seconds:,.2f} {record['item']}",
         _ms(fast["floor_seconds"]) if "floor_seconds" in fast else "",
         f"{fast['times_floor']:.2f}" if "times_floor" in fast else "",
-        f"{sum(record['multiply_adds'].values()) / 1e9:,.1f}" if "multiply_adds" in record else "",
+        f"{network_total(record['multiply_adds']) / 1e9:,.1f}" if "multiply_adds" in record else "",
         f"{fast['peak_bytes'] / 2**20:,.0f}",
     ]
     if with_plain:
@@ -142,6 +147,11 @@ def _share_of_peak(record: Record) -> str:
     measured = 1 / record["fast"]["times_floor"]
     declared = record["product"].get("share_of_declared")
     return f"{measured:.0%}" + (f" ({measured * declared:.0%} of stated)" if declared else "")
+
+
+def network_total(multiply_adds: Mapping[str, float]) -> float:
+    """Multiply-adds of all parts but those that depend on what is in the image."""
+    return sum(value for name, value in multiply_adds.items() if name not in IMAGE_DEPENDENT)
 
 
 def _power(x0: float, x1: float, y0: float, y1: float) -> str:

@@ -110,7 +110,7 @@ def _line(record: Mapping[str, Any]) -> str:
     name = record["case"]["name"]
     if "error" in record:
         return f"{name}: failed: {record['error']}"
-    return f"{name}: {record['fast']['seconds'] * 1000:,.3g} ms"
+    return f"{name}: {record['fast']['seconds'] * 1000:,.1f} ms"
 
 
 def _report(records: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> str:

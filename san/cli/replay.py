@@ -2,11 +2,13 @@ r"""Compute the batches again whose losses or gradients were not finite, and say
 
 Examples:
   python tools/replay_batch.py output/run/nonfinite_0001234.json
+  python tools/replay_batch.py --iteration 1233 output/run/nonfinite_0001234.json
   python tools/replay_batch.py output/run/nonfinite_0001234.json SOLVER.AMP.ENABLED False
 
 Training that stops after SOLVER.MAX_NONFINITE updates in a row writes the file, and the weights beside it. The samples
 come from the run's seed and their positions, so they are the same to the pixel; config.yaml beside the file says how
-they were trained on. Pairs of KEY VALUE at the end change it, to see whether another precision helps.
+they were trained on. Options go before the file; pairs of KEY VALUE after it change the configuration, to see whether
+another precision helps.
 
 Exit codes: 0 all numbers are finite here, 1 error, 2 wrong command line, 3 some are not.
 """

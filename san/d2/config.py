@@ -10,13 +10,17 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import re
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
+from san.clip.text_cache import resolve_folder
 from san.d2.api import META_ARCH_REGISTRY, CfgNode, get_cfg
-from san.d2.config_file import merge_file, merge_overrides
+from san.d2.config_file import merge_file, merge_overrides, use_datasets
 from san.d2.solver import SolverConfig
 from san.data.transforms import AugmentationConfig
 from san.losses import LossConfig
@@ -90,6 +94,7 @@ def _add_model_keys(model: CfgNode) -> None:
     node.INPUT_SCALE = san.clip.input_scale  # CLIP sees the image resized by this factor; in (0, 2]
     node.TRAIN_POS_EMBED = san.clip.train_pos_embed  # whether CLIP's image positions are trained
     node.TEMPLATES = san.clip.templates  # prompt template set: "vild" (14) or "imagenet" (80)
+    node.TEXT_CACHE = "auto"  # folder of text embeddings; "auto": SAN_CACHE/text or ~/.cache/san/text; "": none
     node.SLS_INIT = san.clip.sls_init  # [SLS] start: "class_token", "learnt", "learnt_plus_class_token"
 
     side = san.side_adapter
@@ -134,11 +139,14 @@ def _add_loss_keys(model: CfgNode) -> None:
 
 
 def _add_data_keys(cfg: CfgNode) -> None:
-    """INPUT, DATASETS.ROOT."""
+    """INPUT, DATASETS.ROOT, CUSTOM and TEST_SUBSET."""
     augment = AugmentationConfig()
     if "FORMAT" in cfg.INPUT:  # of Detectron2's own mappers, whose default is BGR
         cfg.INPUT.FORMAT = "RGB"
     cfg.DATASETS.ROOT = ""  # folder of the data sets; "" = environment variable DETECTRON2_DATASETS, else "datasets"
+    cfg.DATASETS.CUSTOM = []  # YAML or JSON files that describe own data sets (docs/custom_dataset.md)
+    cfg.DATASETS.TEST_SUBSET = 0  # images evaluated of each set, spread evenly over it; 0 = all
+    cfg.DATALOADER.MAX_BAD_SHARE = 0.01  # share of training samples that may be unreadable, 0..1; more stop training
     cfg.INPUT.MIN_SIZE_TRAIN = list(augment.short_sides)  # short side after the resize, one drawn per image, pixels
     cfg.INPUT.MAX_SIZE_TRAIN = augment.max_size  # largest long side, pixels
     cfg.INPUT.MIN_SIZE_TEST = 640  # short side in evaluation, pixels
@@ -170,15 +178,19 @@ def _add_solver_keys(node: CfgNode) -> None:
     node.AMP.DTYPE = "fp16"  # its type: "fp16" (published; with loss scaling) or "bf16" (for GPUs that have it, CPUs)
     node.CHECKPOINT_PERIOD = 5000  # iterations between checkpoints
     node.CHECKPOINT_KEEP = 0  # latest checkpoints kept beside the final one; 0 = all
+    node.CHECKPOINT_BEST = ""  # "data set/metric" of whose best value model_best.pth is; "" = none
+    node.MAX_NONFINITE = 3  # updates left out in a row, for numbers that are not finite, that stop training; 1 or more
     node.LOG_PERIOD = 20  # iterations between progress lines
 
 
 def _add_test_keys(cfg: CfgNode) -> None:
-    """TEST, WANDB, SEED, FLOAT32_PRECISION."""
+    """TEST, WANDB, SEED, DETERMINISTIC, FLOAT32_PRECISION."""
     cfg.FLOAT32_PRECISION = ""  # of float32 products on GPUs: "highest", "high" (TF32), "medium"; "" = PyTorch's own
     cfg.SEED = 0  # 0 or more: a run can be repeated; -1: drawn anew
+    cfg.DETERMINISTIC = False  # only algorithms that give the same bits every time; slower on GPUs
     cfg.TEST.EVAL_PERIOD = 5000  # iterations between evaluations; 0 = at the end only
     cfg.TEST.EXPECTED_RESULTS = []  # [data set or "sem_seg", metric, value, tolerance] each; else exit code 1
+    cfg.TEST.PARTIAL_PERIOD = 30.0  # seconds between two savings of what an evaluation has counted; 0 = every image
     cfg.TEST.NUM_PANELS = 4  # pictures (image, truth, prediction, legend) per data set, 0 or more
     cfg.TEST.SAVE_LABEL_MAPS = False  # write every prediction as a PNG of class indices
     cfg.TEST.SAVE_RLE = False  # write all predictions as one COCO-style run-length JSON
@@ -205,12 +217,16 @@ def san_cfg() -> CfgNode:
     return engine
 
 
-def load_config(path: str, overrides: list[str] | None = None) -> CfgNode:
-    """A configuration from a file and ``KEY VALUE`` pairs.
+def load_config(
+    path: str, overrides: list[str] | None = None, *, data_root: str = "", datasets: Sequence[str] = ()
+) -> CfgNode:
+    """A configuration from a file, the options about data sets, and ``KEY VALUE`` pairs, the later winning.
 
     Args:
         path: YAML file, plain data; ``_BASE_`` names one to start from. "" takes the defaults.
         overrides: key, value, key, value, ... as on the command line.
+        data_root: ``--data-root``, DATASETS.ROOT; "" leaves it.
+        datasets: ``--dataset``, files of own data sets, see `use_datasets`.
 
     Returns:
         The configuration, not frozen, checked as a whole.
@@ -222,6 +238,9 @@ def load_config(path: str, overrides: list[str] | None = None) -> CfgNode:
     cfg = san_cfg()
     if path:
         merge_file(cfg, path)
+    if data_root:
+        cfg.DATASETS.ROOT = data_root
+    use_datasets(cfg, datasets)
     merge_overrides(cfg, overrides or [])
     check_config(cfg)
     return cfg
@@ -246,6 +265,7 @@ def check_config(cfg: CfgNode) -> None:
     _check_expected(cfg.TEST.EXPECTED_RESULTS)
     at_least = {"SOLVER.LOG_PERIOD": 1, "SOLVER.CHECKPOINT_PERIOD": 1, "SOLVER.ACCUMULATION_STEPS": 1, "SEED": -1}
     at_least |= {"SOLVER.IMS_PER_BATCH": 1, "INPUT.MIN_SIZE_TEST": 1, "INPUT.MAX_SIZE_TEST": 1}
+    at_least |= {"DATASETS.TEST_SUBSET": 0, "TEST.PARTIAL_PERIOD": 0, "SOLVER.MAX_NONFINITE": 1}
     at_least |= {"DATALOADER.NUM_WORKERS": 0, "TEST.EVAL_PERIOD": 0, "TEST.NUM_PANELS": 0, "SOLVER.CHECKPOINT_KEEP": 0}
     for key, least in at_least.items():
         value: Any = cfg
@@ -253,6 +273,10 @@ def check_config(cfg: CfgNode) -> None:
             value = value[part]
         if value < least:
             raise ValueError(f"{key} is {value}; set it to {least} or more")
+    if not 0 <= cfg.DATALOADER.MAX_BAD_SHARE <= 1:
+        raise ValueError(f"DATALOADER.MAX_BAD_SHARE is {cfg.DATALOADER.MAX_BAD_SHARE}; set it to a share, 0..1")
+    if cfg.DETERMINISTIC and cfg.SEED < 0:
+        raise ValueError("DETERMINISTIC is set but SEED is -1, drawn anew in every run; set SEED to 0 or more")
     san_config(cfg), loss_config(cfg), augmentation_config(cfg), solver_config(cfg)
 
 
@@ -324,6 +348,11 @@ def san_config(cfg: CfgNode) -> SANConfig:
         attn_bias=_record(AttnBiasConfig, model.ATTN_BIAS),
         size_divisibility=model.SIZE_DIVISIBILITY,
     )
+
+
+def text_cache_folder(cfg: CfgNode) -> Path | None:
+    """The folder that MODEL.CLIP.TEXT_CACHE means; "auto" heeds the environment variable SAN_CACHE."""
+    return resolve_folder(cfg.MODEL.CLIP.TEXT_CACHE, os.environ.get("SAN_CACHE"))
 
 
 def loss_config(cfg: CfgNode) -> LossConfig:

@@ -1,4 +1,4 @@
-"""Reading configuration files and ``KEY VALUE`` pairs into a configuration, with errors that name the key."""
+"""Reading configuration files, data set files and ``KEY VALUE`` pairs into a configuration; errors name the key."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from san.d2.api import CfgNode
+from san.data.custom import load_custom_dataset
+from san.data.plain_file import is_file, parse_yaml, user_path
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class ListRule:
 LISTS = {
     "DATASETS.TRAIN": ListRule(str),
     "DATASETS.TEST": ListRule(str),
+    "DATASETS.CUSTOM": ListRule(str),
     "INPUT.MIN_SIZE_TRAIN": ListRule(int),
     "INPUT.CROP.SIZE": ListRule(int, 2),
     "INPUT.AUGMENT.CONTRAST": ListRule(float, 2),
@@ -55,7 +56,7 @@ def merge_file(cfg: CfgNode, path: str) -> None:
     """
     for source, content in _with_bases(Path(path)):
         # the same file with every scalar as it is written: YAML itself reads 2024_01 as the number 202401
-        raw = yaml.load(source.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)  # makes only str, list and dict
+        raw = parse_yaml(source.read_text(encoding="utf-8"), as_written=True)
         texts = dict(_flatten(raw)) if isinstance(raw, dict) else {}
         for key, value in _flatten(content):
             _set(cfg, key, value, texts.get(key, value), source=str(source))
@@ -77,16 +78,38 @@ def merge_overrides(cfg: CfgNode, overrides: Sequence[str]) -> None:
         _set(cfg, key, _parse(text), text, source="the command line")
 
 
+def use_datasets(cfg: CfgNode, paths: Sequence[str]) -> None:
+    """Adds files to DATASETS.CUSTOM; their splits ``train`` become DATASETS.TRAIN and all others DATASETS.TEST.
+
+    A file without a split ``train`` leaves DATASETS.TRAIN as it is.
+
+    Args:
+        cfg: changed in place.
+        paths: files that describe own data sets.
+
+    Raises:
+        FileNotFoundError, ValueError: a file is missing or wrong.
+    """
+    if not paths:
+        return
+    splits = [split for path in dict.fromkeys(paths) for split in load_custom_dataset(path).splits]
+    train = [split.name for split in splits if split.split == "train"]
+    datasets = cfg.DATASETS
+    datasets.CUSTOM = list(dict.fromkeys([*datasets.CUSTOM, *paths]))
+    datasets.TRAIN = type(datasets.TRAIN)(train or datasets.TRAIN)
+    datasets.TEST = type(datasets.TEST)(split.name for split in splits if split.split != "train")
+
+
 def _with_bases(path: Path, above: tuple[Path, ...] = ()) -> Iterator[tuple[Path, Mapping[str, Any]]]:
     """Files and their contents, bases first."""
-    if not path.is_file():
+    if not is_file(path):
         needed = f", the _BASE_ of {above[-1]}," if above else ""
         raise FileNotFoundError(f"configuration file {path}{needed} does not exist; see configs/ for those there are")
     if path.resolve() in (each.resolve() for each in above):
         raise ValueError(f"configuration file {path} is based on itself; correct its _BASE_")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = parse_yaml(path.read_text(encoding="utf-8"), unique_keys=False) or {}
+    except ValueError as error:
         raise ValueError(f"configuration file {path} is no plain YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise ValueError(f"configuration file {path} holds no mapping of keys to values; see configs/ for examples")
@@ -94,7 +117,7 @@ def _with_bases(path: Path, above: tuple[Path, ...] = ()) -> Iterator[tuple[Path
     if base is not None:
         if not isinstance(base, str):
             raise ValueError(f"_BASE_ of configuration file {path} is {base!r}; give one path, such as 'base.yaml'")
-        yield from _with_bases(path.parent / Path(base).expanduser(), (*above, path))
+        yield from _with_bases(path.parent / user_path(base, f"_BASE_ of {path}"), (*above, path))
     yield path, content
 
 
@@ -118,7 +141,7 @@ def _parse(text: str) -> Any:
         return text.lower() == "true"
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError, TypeError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # the last two of many brackets
         return text
 
 

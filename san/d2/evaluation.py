@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import json
 import logging
 import time
 from collections import OrderedDict
@@ -20,10 +21,13 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from san.d2 import stopping
 from san.d2.api import CfgNode, DatasetEvaluator, comm
 from san.d2.datasets import check_distinct_classes, load_records, metadata_of
-from san.d2.loaders import Sample, build_eval_loader
+from san.d2.loaders import Batches, Record, Sample, build_eval_loader, evenly_spread
 from san.d2.mapper import EvalMapper, dataset_info
+from san.d2.memory import Frugal
+from san.d2.partial import Keeping, Partial, forget, weights_digest
 from san.data.transforms import read_image
 from san.evaluation import ConfusionMatrix, RLEWriter, format_summary, write_label_map, write_report
 from san.evaluation.report import SUMMARY_KEYS, summary_keys
@@ -45,12 +49,14 @@ class OutputConfig:
         num_panels: rows of ``panel.png``; 0 writes none.
         label_maps: write every prediction to ``label_maps/``, in the sub-folders of the data set's label files.
         rle: write all predictions to ``sem_seg_predictions.json``.
+        subset: which part of the data set is evaluated, such as "20 of 5000 images"; "" = all of it.
     """
 
     folder: Path
     num_panels: int = 4
     label_maps: bool = False
     rle: bool = False
+    subset: str = ""
 
 
 class SemSegEvaluator(DatasetEvaluator):
@@ -81,7 +87,7 @@ class SemSegEvaluator(DatasetEvaluator):
         """Forgets everything counted."""
         self.matrix = ConfusionMatrix(len(self.classes), self.ignore_label)
         self.rle = RLEWriter(self.category_ids)
-        self.rows: list[PanelRow] = []
+        self.rows: list[tuple[str, np.ndarray, np.ndarray]] = []  # file, prediction, truth of a panel's row
 
     def process(self, inputs: list[Sample], outputs: list[dict[str, Any]]) -> None:
         """Counts a batch: samples with ``sem_seg``, predictions with ``sem_seg_labels``, both at the file's size."""
@@ -90,11 +96,23 @@ class SemSegEvaluator(DatasetEvaluator):
             truth = np.asarray(sample["sem_seg"])
             self.matrix.update(prediction, truth, file_name=sample["file_name"])
             if len(self.rows) < self.output.num_panels and comm.is_main_process():
-                self.rows.append(PanelRow(read_image(sample["file_name"]), prediction, truth))
+                self.rows.append((str(sample["file_name"]), prediction, truth))
             if self.output.label_maps:
                 write_label_map(self._label_map_path(sample["sem_seg_file_name"]), prediction)
             if self.output.rle:
                 self.rle.update(prediction, sample["file_name"])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything counted so far, as tensors and plain data."""
+        rows = [(file, torch.from_numpy(prediction), torch.from_numpy(truth)) for file, prediction, truth in self.rows]
+        return {"counts": torch.from_numpy(self.matrix.counts), "rle": json.dumps(self.rle.entries), "rows": rows}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes up what `state_dict` gave; what was counted before is forgotten."""
+        self.reset()
+        self.matrix.merge(state["counts"].numpy())
+        self.rle.merge(json.loads(state["rle"]))
+        self.rows = [(file, prediction.numpy(), truth.numpy()) for file, prediction, truth in state["rows"]]
 
     def _label_map_path(self, label_file: str) -> Path:
         """Where a prediction is written: under the name of its label file, relative to the data set's label folder."""
@@ -118,13 +136,15 @@ class SemSegEvaluator(DatasetEvaluator):
             self.matrix.merge(counts)
             self.rle.merge(entries)
         folder = self.output.folder
+        title = f"IoU per class, {self.name}" + (f", {self.output.subset}" if self.output.subset else "")
         values = write_report(
-            folder, self.matrix, self.classes, groups=self.groups, title=f"IoU per class, {self.name}"
+            folder, self.matrix, self.classes, groups=self.groups, title=title, subset=self.output.subset
         )
         if self.output.rle:
             self.rle.write(folder / "sem_seg_predictions.json")
         if self.rows:
-            panels(self.rows, self.classes, folder / "panel.png")
+            rows = [PanelRow(read_image(file), prediction, truth) for file, prediction, truth in self.rows]
+            panels(rows, self.classes, folder / "panel.png")
         return {"sem_seg": values}
 
 
@@ -174,7 +194,9 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
         model.train(was_training)
 
 
-def evaluate_dataset(cfg: CfgNode, model: nn.Module, name: str, folder: Path) -> dict[str, float] | None:
+def evaluate_dataset(
+    cfg: CfgNode, model: nn.Module, name: str, folder: Path, keeping: Keeping | None = None
+) -> dict[str, float] | None:
     """Evaluates a model on one data set, in float32.
 
     Args:
@@ -182,58 +204,111 @@ def evaluate_dataset(cfg: CfgNode, model: nn.Module, name: str, folder: Path) ->
         model: a ``SAN``, not wrapped.
         name: a registered data set.
         folder: where the report goes.
+        keeping: how what is counted is kept, so that a killed evaluation can go on; None keeps nothing.
 
     Returns:
         On the main process the metrics in percent, elsewhere None.
+
+    Raises:
+        san.d2.stopping.StopRequested: a process was asked to stop; what was counted is kept.
     """
-    records = load_records(name)
+    everything = load_records(name)
+    records = evenly_spread(everything, cfg.DATASETS.TEST_SUBSET)
+    subset = f"{len(records)} of {len(everything)} images" if len(records) < len(everything) else ""
+    if subset:
+        logger.warning("%s: a quick look at %s (DATASETS.TEST_SUBSET), no figure of the benchmark", name, subset)
+    partial = None if keeping is None else keeping.place(cfg, model, name, records, folder)
+    known = None if partial is None else partial.result()
+    if known is not None:
+        logger.info("%s: evaluated before the interruption; report in %s", name, folder)
+        return known if comm.is_main_process() else None
+    output = OutputConfig(folder, cfg.TEST.NUM_PANELS, cfg.TEST.SAVE_LABEL_MAPS, cfg.TEST.SAVE_RLE, subset)
+    evaluator = SemSegEvaluator(name, output)
+    start = time.perf_counter()
+    _count(cfg, model, records, evaluator, partial)
+    result = evaluator.evaluate()
+    if result is None:
+        return None
+    values = dict(result["sem_seg"])
+    if partial is not None:
+        partial.save_result(values)
+    seconds = time.perf_counter() - start
+    counted = subset or f"{len(records)} images"
+    logger.info("%s: %s in %.1f s; report in %s\n%s", name, counted, seconds, folder, format_summary(values))
+    return values
+
+
+def _count(
+    cfg: CfgNode, model: nn.Module, records: Sequence[Record], evaluator: SemSegEvaluator, partial: Partial | None
+) -> None:
+    """Counts this process's share of the images, or what is left of it, and keeps it from time to time."""
+    done = 0
+    found = None if partial is None else partial.load()
+    if found is not None:
+        done = found[0]
+        evaluator.load_state_dict(found[1])
+        logger.info("%s: going on after %d images of this process", evaluator.name, done)
+    loader = _loader(cfg, evaluator.name, records, done)
+    saved = time.monotonic()
+    predict = Frugal(model)
+    with evaluation_mode(model):
+        for batch in progress(loader, len(loader), f"evaluating {evaluator.name}"):
+            evaluator.process(batch, predict(batch))
+            done += 1
+            if stopping.requested():
+                break  # the others are told below, as each has images of its own
+            if partial is not None and time.monotonic() - saved >= partial.period:
+                partial.save(done, evaluator.state_dict())
+                saved = time.monotonic()
+    if partial is not None:
+        partial.save(done, evaluator.state_dict())
+    if stopping.requested_anywhere():
+        logger.warning("Asked to stop: the evaluation of %s is kept as far as it is.", evaluator.name)
+        raise stopping.StopRequested
+
+
+def _loader(cfg: CfgNode, name: str, records: Sequence[Record], done: int) -> Batches:
+    """The images of this process, but for those that are done."""
     info = dataset_info(name, metadata_of(name))
-    loader = build_eval_loader(
+    return build_eval_loader(
         records,
         EvalMapper(info, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST),
         rank=comm.get_rank(),
         world=comm.get_world_size(),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
+        done=done,
     )
-    output = OutputConfig(folder, cfg.TEST.NUM_PANELS, cfg.TEST.SAVE_LABEL_MAPS, cfg.TEST.SAVE_RLE)
-    evaluator = SemSegEvaluator(name, output)
-    start = time.perf_counter()
-    with evaluation_mode(model):
-        for batch in progress(loader, len(loader), f"evaluating {name}"):
-            evaluator.process(batch, model(batch))
-    result = evaluator.evaluate()
-    if result is None:
-        return None
-    seconds = time.perf_counter() - start
-    logger.info(
-        "%s: %d images in %.1f s; report in %s\n%s",
-        name,
-        len(records),
-        seconds,
-        folder,
-        format_summary(result["sem_seg"]),
-    )
-    return dict(result["sem_seg"])
 
 
-def evaluate(cfg: CfgNode, model: nn.Module, names: Sequence[str] | None = None) -> OrderedDict[str, dict[str, float]]:
+def evaluate(
+    cfg: CfgNode, model: nn.Module, names: Sequence[str] | None = None, *, resume: bool = False
+) -> OrderedDict[str, dict[str, float]]:
     """Evaluates a model on all data sets of DATASETS.TEST, each with its own vocabulary.
 
     Args:
         cfg: the run; reports go to ``OUTPUT_DIR/inference/<data set>``.
         model: a ``SAN``, not wrapped.
         names: other data sets.
+        resume: go on with an evaluation of the same weights that was interrupted, if there is one.
 
     Returns:
         On the main process the metrics in percent by data set, elsewhere nothing.
+
+    Raises:
+        san.d2.stopping.StopRequested: a process was asked to stop; what was counted is kept for `resume`.
     """
     results: OrderedDict[str, dict[str, float]] = OrderedDict()
-    for name in names or cfg.DATASETS.TEST:
-        values = evaluate_dataset(cfg, model, name, Path(cfg.OUTPUT_DIR) / "inference" / name)
+    keeping = Keeping(weights_digest(model), resume, cfg.TEST.PARTIAL_PERIOD)
+    folders = {name: Path(cfg.OUTPUT_DIR) / "inference" / name for name in names or cfg.DATASETS.TEST}
+    for name, folder in folders.items():
+        values = evaluate_dataset(cfg, model, name, folder, keeping)
         if values is not None:
             results[name] = values
+    forget([*folders.values()])
     if len(results) > 1:
-        logger.info("mIoU: %s", ", ".join(f"{name} {values['mIoU']:.2f}" for name, values in results.items()))
+        part = f" (subsets of {cfg.DATASETS.TEST_SUBSET} images)" if cfg.DATASETS.TEST_SUBSET else ""
+        figures = ", ".join(f"{name} {values['mIoU']:.2f}" for name, values in results.items())
+        logger.info("mIoU%s: %s", part, figures)
     return results
 
 

@@ -18,8 +18,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch.multiprocessing.spawn import ProcessException, ProcessExitedException
 
+from san.allocator import keep_large_buffers
 from san.d2.api import CfgNode, comm, launch, log_backend, setup_logger
+from san.d2.discretion import DiscreetFormatter
+from san.d2.stopping import EXIT_CODE, passing_on
 
 TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -65,7 +69,36 @@ def start_workers(main: Callable[..., None], cfg: CfgNode, args: argparse.Namesp
     if not on_gpu and args.num_gpus * args.num_machines > 1:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # else the workers would be connected for GPUs
     workers = (args.num_gpus, args.num_machines, args.machine_rank, args.dist_url)
-    launch(main, *workers, args=(cfg, args), timeout=WORKER_TIMEOUT)
+    try:
+        with passing_on():
+            launch(main, *workers, args=(cfg, args), timeout=WORKER_TIMEOUT)
+    except ProcessException as error:
+        _tell_end(error, args.machine_rank * args.num_gpus, Path(cfg.OUTPUT_DIR))
+        raise
+
+
+def _tell_end(error: ProcessException, first_rank: int, folder: Path) -> None:
+    """Says which process ended the job: one that was killed could not.
+
+    Args:
+        error: of the first process that failed; the others have been ended since.
+        first_rank: of this machine's processes.
+        folder: of the run, to whose log it goes too, where it is there.
+    """
+    how = "raised an error"
+    if isinstance(error, ProcessExitedException):
+        if error.exit_code == EXIT_CODE:  # asked to, and it has said so
+            return
+        how = f"was killed by {error.signal_name}" if error.signal_name else f"ended with status {error.exit_code}"
+    rank = first_rank + error.error_index
+    if folder.is_dir():
+        _setup_loggers(folder, first_rank)
+    logger.error("Process %d %s, and the others were ended. Its log: %s", rank, how, log_file(folder, rank))
+
+
+def log_file(folder: Path, rank: int) -> Path:
+    """The log of a process."""
+    return folder / (f"log.txt.rank{rank}" if rank else "log.txt")
 
 
 def _check_numbers(args: argparse.Namespace) -> None:
@@ -112,10 +145,14 @@ def setup_run(cfg: CfgNode) -> None:
         _check_device(cfg.MODEL.DEVICE, comm.get_world_size())
         torch.cuda.set_device(cfg.MODEL.DEVICE)  # its name and memory are those logged
     torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
+    if cfg.DETERMINISTIC:
+        be_deterministic(on_gpu=cfg.MODEL.DEVICE.startswith("cuda"))
     if cfg.FLOAT32_PRECISION:
         torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
     if cfg.SEED >= 0:
         seed_all(cfg.SEED)
+    if os.environ.get("SAN_MALLOC") != "system":
+        keep_large_buffers()
     if not comm.is_main_process():
         return
     log_backend(logger)
@@ -135,6 +172,21 @@ def _setup_loggers(folder: Path, rank: int) -> None:
     for name in ("fvcore", "detectron2", "san"):
         logging.getLogger(name).handlers.clear()
         setup_logger(str(folder), distributed_rank=rank, name=name)
+        for handler in logging.getLogger(name).handlers:
+            handler.setFormatter(DiscreetFormatter(handler.formatter))
+
+
+def be_deterministic(*, on_gpu: bool) -> None:
+    """From now on this process computes with algorithms that give the same bits every time.
+
+    Args:
+        on_gpu: where one has no such form (the gradient of point sampling has none on CUDA) PyTorch then warns and
+            names it; on a CPU it would be an error, and there is none.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first product
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    torch.use_deterministic_algorithms(True, warn_only=on_gpu)
 
 
 def seed_all(seed: int) -> None:

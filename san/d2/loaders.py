@@ -9,6 +9,7 @@ number of processes nor an interruption changes what is trained on.
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
+
+from san.d2.stopping import leave_to_main_process
 
 Record = dict[str, Any]
 """One sample of a data set as registered: at least file_name and sem_seg_file_name."""
@@ -31,12 +34,40 @@ _AUGMENT_STREAM = 1
 _POINT_STREAM = 2
 
 
+_REPLACE_STREAM = 3
+
+RETRY_PAUSE = 0.1
+"""Seconds before a sample that could not be read is tried again: a network file system may only have stumbled."""
+
+MAX_REPLACEMENTS = 4
+"""Samples tried in the place of one that cannot be read. If none of them can be either, something greater is wrong."""
+
+
 @dataclass(frozen=True)
 class BadSample:
-    """An error made by a data file, carried from a loading worker to the main process without its stack trace."""
+    """An error made by a data file, carried from a loading worker to the main process without its stack trace.
+
+    Attributes:
+        error: its type.
+        message: its text.
+        file_name: the image of the sample.
+    """
 
     error: type[Exception]
     message: str
+    file_name: str = ""
+
+
+def try_twice(load: Callable[[], Sample], file_name: str) -> Sample | BadSample:
+    """What `load` gives; where a file is at fault it is tried once more after `RETRY_PAUSE`."""
+    for attempt in range(2):
+        if attempt:
+            time.sleep(RETRY_PAUSE)
+        try:
+            return load()
+        except (ValueError, OSError) as error:
+            bad = BadSample(type(error), str(error), file_name)
+    return bad
 
 
 @functools.lru_cache(maxsize=4)
@@ -74,14 +105,32 @@ class PositionDataset(Dataset[Any]):
         self.seed = seed
 
     def __getitem__(self, position: int) -> Sample | BadSample:
-        """The sample at a position; a file's error comes back as a `BadSample`."""
+        """The sample at a position.
+
+        One that cannot be read is replaced by another, drawn from (seed, position); the sample then holds what was bad
+        under ``bad``. Where the replacements cannot be read either the result is a `BadSample`.
+        """
         epoch, rank_in_epoch = divmod(position, len(self.records))
-        record = self.records[int(epoch_order(self.seed, epoch, len(self.records))[rank_in_epoch])]
-        try:
-            sample = self.mapping(record, np.random.default_rng((self.seed, _AUGMENT_STREAM, position)))
-        except (ValueError, OSError) as error:
-            return BadSample(type(error), str(error))
-        return sample | {"seed": point_seed(self.seed, position), "position": position}
+        index = int(epoch_order(self.seed, epoch, len(self.records))[rank_in_epoch])
+        bad: list[BadSample] = []
+        draw = np.random.default_rng((self.seed, _REPLACE_STREAM, position))
+        while len(bad) <= MAX_REPLACEMENTS:
+            sample = self._load(index, position)
+            if not isinstance(sample, BadSample):
+                found = {"bad": tuple(bad)} if bad else {}
+                return sample | {"seed": point_seed(self.seed, position), "position": position} | found
+            bad.append(sample)
+            index = int(draw.integers(len(self.records)))
+        return bad[0]
+
+    def _load(self, index: int, position: int) -> Sample | BadSample:
+        """A record, augmented as its position says."""
+        record = self.records[index]
+
+        def load() -> Sample:
+            return self.mapping(record, np.random.default_rng((self.seed, _AUGMENT_STREAM, position)))
+
+        return try_twice(load, str(record["file_name"]))
 
 
 class PositionSampler(Sampler[int]):
@@ -107,7 +156,7 @@ class PositionSampler(Sampler[int]):
 
 
 class EvalDataset(Dataset[Any]):
-    """A data set in order, mapped; a file's error comes back as a `BadSample`."""
+    """A data set in order, mapped; the error of a file that fails twice comes back as a `BadSample`."""
 
     def __init__(self, records: Sequence[Record], mapping: EvalMapping) -> None:
         self.records = records
@@ -115,10 +164,8 @@ class EvalDataset(Dataset[Any]):
 
     def __getitem__(self, index: int) -> Sample | BadSample:
         """The sample of one record."""
-        try:
-            return self.mapping(self.records[index])
-        except (ValueError, OSError) as error:
-            return BadSample(type(error), str(error))
+        record = self.records[index]
+        return try_twice(lambda: self.mapping(record), str(record["file_name"]))
 
     def __len__(self) -> int:
         """Number of records."""
@@ -126,10 +173,19 @@ class EvalDataset(Dataset[Any]):
 
 
 class Batches:
-    """A `DataLoader` whose bad samples are raised here, in the main process, as the one-line errors they are."""
+    """A `DataLoader` whose bad samples are told here, in the main process.
+
+    One that was not replaced is raised as the one-line error it is; those that were replaced are collected.
+    """
 
     def __init__(self, loader: DataLoader[Any]) -> None:
         self.loader = loader
+        self._replaced: list[BadSample] = []
+
+    def take_replaced(self) -> list[BadSample]:
+        """The bad samples of the batches given since the last call, for which others were given."""
+        taken, self._replaced = self._replaced, []
+        return taken
 
     def __len__(self) -> int:
         """Number of batches."""
@@ -141,6 +197,7 @@ class Batches:
             for sample in batch:
                 if isinstance(sample, BadSample):
                     raise sample.error(sample.message)
+                self._replaced += sample.pop("bad", ())
             yield batch
 
 
@@ -149,9 +206,26 @@ def as_list(batch: list[Any]) -> list[Any]:
     return batch
 
 
-def _one_thread(_: int) -> None:
-    """A loading worker uses one thread: the workers are the parallelism."""
+def _set_up_worker(_: int) -> None:
+    """A loading worker uses one thread, as the workers are the parallelism, and leaves signals to the main process."""
     torch.set_num_threads(1)
+    leave_to_main_process()
+
+
+def evenly_spread(records: Sequence[Record], number: int) -> list[Record]:
+    """So many records, spread evenly over a data set; always the same ones.
+
+    Args:
+        records: the data set, N records.
+        number: how many; 0, or N and more, take all.
+
+    Returns:
+        min(number, N) records in their order: of as many equal parts of the data set, the middle of each.
+    """
+    total = len(records)
+    if number == 0 or number >= total:
+        return list(records)
+    return [records[(2 * part + 1) * total // (2 * number)] for part in range(number)]
 
 
 @dataclass(frozen=True)
@@ -224,13 +298,19 @@ def build_train_loader(
         num_workers=num_workers,
         collate_fn=as_list,
         pin_memory=pin_memory,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_set_up_worker,
     )
     return Batches(loader)
 
 
 def build_eval_loader(
-    records: Sequence[Record], mapping: EvalMapping, *, rank: int = 0, world: int = 1, num_workers: int = 0
+    records: Sequence[Record],
+    mapping: EvalMapping,
+    *,
+    rank: int = 0,
+    world: int = 1,
+    num_workers: int = 0,
+    done: int = 0,
 ) -> Batches:
     """The images one process evaluates, one at a time: number rank, rank + world, ...
 
@@ -240,6 +320,7 @@ def build_eval_loader(
         rank: number of this process.
         world: number of processes.
         num_workers: loading processes; 0 loads in this one.
+        done: images of this process that are left out, from the start.
 
     Returns:
         Batches of one sample.
@@ -247,9 +328,9 @@ def build_eval_loader(
     loader = DataLoader(
         EvalDataset(records, mapping),
         batch_size=1,
-        sampler=range(rank, len(records), world),
+        sampler=range(rank, len(records), world)[done:],
         num_workers=num_workers,
         collate_fn=as_list,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_set_up_worker,
     )
     return Batches(loader)

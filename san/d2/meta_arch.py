@@ -20,7 +20,7 @@ from san.data.targets import classes_present
 from san.losses import LabelMapTarget, SetCriterion
 from san.model.build import build_san
 from san.model.san import SANOutput
-from san.postprocess import BAND_VALUES, semantic_labels, semantic_scores
+from san.postprocess import semantic_labels, semantic_scores
 
 
 @META_ARCH_REGISTRY.register()
@@ -46,7 +46,7 @@ class SAN(nn.Module):
         self.return_scores = bool(cfg.TEST.SCORES)
         self.train_dataset: str | None = cfg.DATASETS.TRAIN[0] if cfg.DATASETS.TRAIN else None
         self.vocabulary: tuple[str | ClassText, ...] | None = None
-        self.band_values = BAND_VALUES
+        self.band_shrink = 1  # of the post-processing's bands; more where memory is short
 
     @property
     def device(self) -> torch.device:
@@ -144,7 +144,7 @@ class SAN(nn.Module):
             "padded_size": padded_size,
             "image_size": image_size,
             "output_size": output_size,
-            "band_values": self.band_values,
+            "shrink": self.band_shrink,
         }
         masks, classes = output.mask_logits[row], output.class_logits[row]
         if not self.return_scores:

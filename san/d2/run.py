@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+
+from san.d2 import stopping
 from san.d2.api import CfgNode, build_model, comm, verify_results
 from san.d2.checkpointer import SANCheckpointer, starting_weights
-from san.d2.datasets import check_names, prepare_shapes, register_datasets
+from san.d2.datasets import check_names, prepare_shapes, register_custom_files, register_datasets
 from san.d2.evaluation import evaluate, metric_names, summary
 from san.d2.launcher import setup_run
 from san.d2.trainer import Trainer
+
+logger = logging.getLogger("san.d2.run")
+
+USER_ERRORS = (ValueError, OSError, FloatingPointError)
+"""Told in one line; anything else is logged with its stack trace."""
 
 
 def run(cfg: CfgNode, *, eval_only: bool = False, resume: bool = False) -> dict[str, dict[str, float]]:
@@ -16,21 +24,34 @@ def run(cfg: CfgNode, *, eval_only: bool = False, resume: bool = False) -> dict[
     Args:
         cfg: the run, as `san.d2.config.load_config` gives it.
         eval_only: evaluate MODEL.WEIGHTS, or with ``resume`` the latest checkpoint, without training.
-        resume: go on from the latest checkpoint in OUTPUT_DIR, if there is one.
+        resume: go on from the latest checkpoint in OUTPUT_DIR, and with an interrupted evaluation, if there is one.
 
     Returns:
         On the main process the metrics in percent by data set, elsewhere nothing.
 
     Raises:
         ValueError, FileNotFoundError, FloatingPointError: what configuration, data or checkpoint did wrong.
-        SystemExit: with status 1 if TEST.EXPECTED_RESULTS are missed.
+        SystemExit: with status 1 if TEST.EXPECTED_RESULTS are missed, 75 after SIGTERM or SIGUSR1.
     """
     setup_run(cfg)
+    try:
+        with stopping.listening():
+            return _run(cfg, eval_only=eval_only, resume=resume)
+    except Exception as error:
+        what = " ".join(str(error).split()) or type(error).__name__
+        trace = not isinstance(error, USER_ERRORS)
+        logger.error("Process %d of %d ends: %s", comm.get_rank(), comm.get_world_size(), what, exc_info=trace)
+        raise
+
+
+def _run(cfg: CfgNode, *, eval_only: bool, resume: bool) -> dict[str, dict[str, float]]:
+    """`run`, with its logs and seeds set up."""
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.WEIGHTS = starting_weights(cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR, resume=resume)
     cfg.freeze()
     register_datasets(cfg.DATASETS.ROOT)
+    register_custom_files(cfg.DATASETS.CUSTOM)
     check_names(cfg.DATASETS.TEST, "DATASETS.TEST")
     check_expected(cfg)
     if not eval_only:
@@ -39,7 +60,7 @@ def run(cfg: CfgNode, *, eval_only: bool = False, resume: bool = False) -> dict[
         prepare_shapes([*cfg.DATASETS.TEST, *([] if eval_only else cfg.DATASETS.TRAIN)], cfg.DATASETS.ROOT)
     comm.synchronize()
     if eval_only:
-        results = evaluate_only(cfg)
+        results = evaluate_only(cfg, resume=resume)
     else:
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=resume)
@@ -50,8 +71,12 @@ def run(cfg: CfgNode, *, eval_only: bool = False, resume: bool = False) -> dict[
     return results
 
 
-def evaluate_only(cfg: CfgNode) -> dict[str, dict[str, float]]:
+def evaluate_only(cfg: CfgNode, *, resume: bool = False) -> dict[str, dict[str, float]]:
     """Evaluates MODEL.WEIGHTS on DATASETS.TEST.
+
+    Args:
+        cfg: the run.
+        resume: go on with an evaluation of the same weights that was interrupted.
 
     Raises:
         ValueError: if there is nothing to evaluate, or no weights.
@@ -65,14 +90,14 @@ def evaluate_only(cfg: CfgNode) -> dict[str, dict[str, float]]:
         )
     model = build_model(cfg)
     SANCheckpointer(model, cfg.OUTPUT_DIR).load(cfg.MODEL.WEIGHTS, checkpointables=[])
-    return evaluate(cfg, model)
+    return evaluate(cfg, model, resume=resume)
 
 
 def check_expected(cfg: CfgNode) -> None:
-    """Refuses TEST.EXPECTED_RESULTS that no evaluation will give, before hours are spent on one.
+    """Refuses TEST.EXPECTED_RESULTS and SOLVER.CHECKPOINT_BEST that no evaluation will give, before hours are spent.
 
     Raises:
-        ValueError: if an entry names a data set that is not evaluated, or a metric that it has not.
+        ValueError: if one names a data set that is not evaluated, or a metric that it has not.
     """
     names = list(dict.fromkeys(cfg.DATASETS.TEST))
     alias = {"sem_seg": names[0]} if len(names) == 1 else {}
@@ -83,6 +108,13 @@ def check_expected(cfg: CfgNode) -> None:
                 f"TEST.EXPECTED_RESULTS holds {list(entry)}; give [data set, metric, value, tolerance], a data set of "
                 f"DATASETS.TEST ({', '.join([*names, *alias]) or 'which is empty'}) and a metric such as mIoU"
             )
+    best = cfg.SOLVER.CHECKPOINT_BEST
+    dataset, _, metric = best.partition("/")
+    if best and (dataset not in names or metric not in metric_names(dataset)):
+        raise ValueError(
+            f"SOLVER.CHECKPOINT_BEST is {best!r}; give a data set of DATASETS.TEST "
+            f"({', '.join(names) or 'which is empty'}), a slash and a metric, such as {(names or ['set'])[0]}/mIoU"
+        )
 
 
 def verify(cfg: CfgNode, results: dict[str, dict[str, float]]) -> None:

@@ -8,6 +8,7 @@ whole iteration's.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,8 +21,23 @@ from torch.nn.parallel import DistributedDataParallel
 from san.d2.loaders import Sample
 from san.d2.solver import SolverConfig, clip_gradient
 
-MAX_NAMED_FILES = 8
-"""Files of a batch that an error message names."""
+
+class NonFiniteError(FloatingPointError):
+    """A loss or gradient that is not finite, on some process; no process has changed its weights.
+
+    Attributes:
+        losses: of this process and accumulation step, by name, before its share was taken; empty where there are none.
+        norm: of the gradient; None where it was not computed.
+        problem: in words.
+    """
+
+    def __init__(
+        self, problem: str, iteration: int, losses: dict[str, float] | None = None, norm: float | None = None
+    ) -> None:
+        super().__init__(f"iteration {iteration}: {problem}")
+        self.problem = problem
+        self.losses = losses or {}
+        self.norm = norm
 
 
 @dataclass(frozen=True)
@@ -61,15 +77,19 @@ class Stepper:
     def run(self, batches: Sequence[list[Sample]], iteration: int) -> tuple[dict[str, Tensor], Tensor]:
         """Updates the weights once.
 
+        With loss scaling a gradient that is not finite is normal: the scaler leaves the update out and lowers the
+        scale. Only when it has fallen below 1 the gradient itself is wrong.
+
         Args:
             batches: one list of samples per accumulation step.
-            iteration: for error messages.
+            iteration: its number, for error messages.
 
         Returns:
             The weighted losses of the iteration by name, and the norm of the gradient before clipping; scalars.
 
         Raises:
-            FloatingPointError: if a loss or the gradient is not finite; the weights have not been changed then.
+            NonFiniteError: on every process, if a loss or the gradient is not finite on any; the weights have not been
+                changed then.
         """
         self.optimizer.zero_grad(set_to_none=True)
         totals: dict[str, Tensor] = {}
@@ -81,25 +101,50 @@ class Stepper:
                 totals[name] = totals.get(name, 0) + value.detach()
         self.scaler.unscale_(self.optimizer)
         norm = clip_gradient(self.optimizer, self.config.solver)
-        if not self.scaler.is_enabled() and not torch.isfinite(norm):
-            raise FloatingPointError(_message(f"the gradient's norm is {norm.item()}", iteration, batches))
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        finite = bool(torch.isfinite(norm))  # the same on every process, as the gradients are
+        scaled = self.scaler.is_enabled()
+        if finite or scaled:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        if not finite and (not scaled or self.scaler.get_scale() < 1):
+            values = {name: float(value) for name, value in totals.items()}
+            raise NonFiniteError(f"the gradient's norm is {norm.item()}", iteration, values, norm.item())
         return totals, norm
 
     def _forward(self, batch: list[Sample], shares: dict[str, float], iteration: int) -> dict[str, Tensor]:
-        """Finite losses of one accumulation step, times its share of the iteration."""
-        dtype = self.config.amp_dtype
+        """Losses of one accumulation step, finite on every process, times its share of the iteration."""
+        problem = ""
+        losses: dict[str, Tensor] = {}
+        values: list[float] = []
         try:
-            with torch.autocast(self.config.device, dtype or torch.bfloat16, enabled=dtype is not None):
-                losses: dict[str, Tensor] = self.model(batch)
+            losses = self.losses(batch)
         except FloatingPointError as error:
-            raise FloatingPointError(_message(str(error), iteration, [batch])) from error
-        values = torch.stack([value.detach().float() for value in losses.values()])
-        if not torch.isfinite(values).all():
-            wrong = ", ".join(f"{n} is {v}" for n, v in zip(losses, values.tolist(), strict=True))
-            raise FloatingPointError(_message(f"a loss is not finite ({wrong})", iteration, [batch]))
+            problem = str(error)
+        else:
+            values = torch.stack([value.detach().float() for value in losses.values()]).tolist()
+            if not all(map(math.isfinite, values)):
+                wrong = ", ".join(f"{name} is {value}" for name, value in zip(losses, values, strict=True))
+                problem = f"a loss is not finite ({wrong})"
+        # Together, before the backward pass: there the processes exchange gradients, and one that stays away stops all.
+        if self._anywhere(bool(problem)):
+            problem = problem or "a loss of another process is not finite"
+            raise NonFiniteError(problem, iteration, dict(zip(losses, values, strict=True)))
         return {name: value * shares["ce" if name.startswith("loss_ce") else "mask"] for name, value in losses.items()}
+
+    def losses(self, batch: list[Sample]) -> dict[str, Tensor]:
+        """The model's losses of a batch, in the run's precision."""
+        dtype = self.config.amp_dtype
+        with torch.autocast(self.config.device, dtype or torch.bfloat16, enabled=dtype is not None):
+            losses: dict[str, Tensor] = self.model(batch)
+        return losses
+
+    def _anywhere(self, flag: bool) -> bool:
+        """Whether it is true on any process."""
+        if not _distributed():
+            return flag
+        flags = torch.tensor([float(flag)], device=torch.device(self.config.device))
+        dist.all_reduce(flags)
+        return bool(flags.item())
 
     def _no_sync_unless(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Gradients are exchanged between workers in the last accumulation step only."""
@@ -118,7 +163,7 @@ class Stepper:
             matched = sum(min(config.num_queries, count) for count in counts)
             row[0] = matched + config.no_object_weight * (len(batch) * config.num_queries - matched)
             row[1] = sum(counts)
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        if _distributed():
             sums = sums.to(torch.device(config.device))
             dist.all_reduce(sums)
         parts = torch.stack([sums[:, 0], sums[:, 1].clamp(min=1)], dim=1)  # the criterion divides by at least 1 mask
@@ -126,12 +171,6 @@ class Stepper:
         return [{"ce": ce, "mask": mask} for ce, mask in (parts / wholes).tolist()]
 
 
-def _message(what: str, iteration: int, batches: Sequence[list[Sample]]) -> str:
-    """An error of numbers, with the files that led to it and what to do."""
-    files = [str(sample.get("file_name", "?")) for batch in batches for sample in batch]
-    named = ", ".join(files[:MAX_NAMED_FILES]) + (", ..." if len(files) > MAX_NAMED_FILES else "")
-    return (
-        f"{what} at iteration {iteration}, images {named}: training stops before this update, earlier checkpoints are "
-        "untouched; lower SOLVER.BASE_LR, or set SOLVER.AMP.DTYPE bf16 or SOLVER.AMP.ENABLED False, or look at these "
-        "images, then go on with --resume"
-    )
+def _distributed() -> bool:
+    """Whether there are other processes."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

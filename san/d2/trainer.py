@@ -13,16 +13,19 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from san.d2 import stopping
 from san.d2.api import CfgNode, EventStorage, HookBase, TrainerBase, build_model, comm, hooks
+from san.d2.checkpoint_hooks import BestCheckpointHook, CheckpointHook
 from san.d2.checkpointer import SANCheckpointer
 from san.d2.config import AMP_DTYPES, augmentation_config, solver_config
-from san.d2.datasets import check_distinct_classes, check_names, load_records, metadata_of
+from san.d2.datasets import check_distinct_classes, check_names, class_texts, load_records, metadata_of
 from san.d2.evaluation import evaluate, summary
+from san.d2.faults import BadData, NonFiniteUpdates
 from san.d2.loaders import Batches, Record, Sample, StreamConfig, build_train_loader
 from san.d2.mapper import DatasetInfo, TrainMapper, dataset_info
 from san.d2.solver import build_lr_scheduler, build_optimizer
-from san.d2.step import StepConfig, Stepper
-from san.d2.writers import build_writers
+from san.d2.step import NonFiniteError, StepConfig, Stepper
+from san.d2.writers import build_writers, evaluated_at
 from san.data.transforms import TrainAugmentation
 from san.visualize import plot_curves
 
@@ -63,34 +66,35 @@ class Trainer(TrainerBase):
         self.san: nn.Module = build_model(cfg)
         self.san.train()
         self.optimizer = build_optimizer(self.san, solver_config(cfg))
-        self.stepper = Stepper(distribute(self.san), self.optimizer, self._step_config())
+        self.stepper = Stepper(distribute(self.san), self.optimizer, step_config(cfg))
         self.checkpointer = SANCheckpointer(self.san, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        folder = Path(cfg.OUTPUT_DIR)
+        self.bad_data = BadData(len(self.records), cfg.DATALOADER.MAX_BAD_SHARE, folder)
+        self.skipped = NonFiniteUpdates(self.san, cfg.SOLVER.MAX_NONFINITE, self.stream.seed, folder)
+        self.saving = CheckpointHook(
+            self.checkpointer,
+            cfg.SOLVER.CHECKPOINT_PERIOD,
+            keep=cfg.SOLVER.CHECKPOINT_KEEP or None,
+            sound=self.skipped.none_now,
+        )
         self.results: dict[str, dict[str, float]] = {}
+        self.resumed = False
+        self._loader: Batches | None = None
         self._batches: Iterator[list[Sample]] = iter(())
         self.register_hooks(self.build_hooks())
         trained = sum(p.numel() for p in self.san.parameters() if p.requires_grad)
         logger.info("%d images of %s; %d parameters trained", len(self.records), self.info.name, trained)
-
-    def _step_config(self) -> StepConfig:
-        cfg = self.cfg
-        return StepConfig(
-            solver=solver_config(cfg),
-            device=torch.device(cfg.MODEL.DEVICE).type,
-            amp_dtype=AMP_DTYPES[cfg.SOLVER.AMP.DTYPE] if cfg.SOLVER.AMP.ENABLED else None,
-            num_queries=cfg.MODEL.SIDE_ADAPTER.NUM_QUERIES,
-            no_object_weight=cfg.MODEL.LOSS.NO_OBJECT_WEIGHT,
-        )
 
     def build_hooks(self) -> list[HookBase]:
         """Timer, schedule, checkpoints, evaluation, logs and curves, in the order in which they must run."""
         cfg = self.cfg
         scheduler = build_lr_scheduler(self.optimizer, solver_config(cfg))
         found: list[HookBase] = [hooks.IterationTimer(), hooks.LRScheduler(self.optimizer, scheduler)]
-        if comm.is_main_process():
-            keep = cfg.SOLVER.CHECKPOINT_KEEP or None
-            found.append(hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, max_to_keep=keep))
+        found.append(self.saving)
         if cfg.DATASETS.TEST:
             found.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate))
+        if cfg.SOLVER.CHECKPOINT_BEST:
+            found.append(BestCheckpointHook(self.checkpointer, cfg.SOLVER.CHECKPOINT_BEST, lambda: self.results))
         if comm.is_main_process():
             found.append(hooks.PeriodicWriter(build_writers(cfg, self.max_iter), period=cfg.SOLVER.LOG_PERIOD))
             found.append(CurvesHook(Path(cfg.OUTPUT_DIR)))
@@ -98,7 +102,7 @@ class Trainer(TrainerBase):
 
     def _evaluate(self) -> dict[str, dict[str, float]]:
         """Evaluates the present weights on DATASETS.TEST; returns what curves are drawn of."""
-        self.results = evaluate(self.cfg, self.san)
+        self.results = evaluate(self.cfg, self.san, resume=self.resumed)
         return summary(self.results)
 
     def resume_or_load(self, resume: bool) -> None:
@@ -113,6 +117,7 @@ class Trainer(TrainerBase):
             return
         self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
         if found:
+            self.resumed = True
             self.start_iter = self.iter + 1
             logger.info("Resuming at iteration %d of %d.", self.start_iter, self.max_iter)
 
@@ -125,19 +130,63 @@ class Trainer(TrainerBase):
         with EventStorage(self.start_iter) as self.storage:
             try:
                 self.before_train()
+                self._make_up_evaluation()
                 for iteration in range(self.start_iter, self.max_iter):
                     self.iter = iteration
                     self.before_step()
                     self.run_step()
                     self.after_step()
+                    self._hear_all()
                 self.iter = self.max_iter  # tells hooks that training is complete
                 self.after_train()
+            except stopping.StopRequested:  # between two iterations, or in an evaluation
+                self._stop()
+                raise
             except BaseException:
                 self._close_writers()
                 raise
+            finally:
+                self._batches = iter(())  # ends the loading processes, which do not heed Python's way at its own end
+
+    def _hear_all(self) -> None:
+        """After an iteration: bad samples of any process, and whether any was asked to stop."""
+        assert self._loader is not None
+        heard = comm.all_gather((stopping.requested(), self._loader.take_replaced()))
+        self.bad_data.note(bad for _, found in heard for bad in found)
+        if any(asked for asked, _ in heard):
+            raise stopping.StopRequested
+
+    def _make_up_evaluation(self) -> None:
+        """Evaluates as was due at the checkpoint's iteration, where the former run ended before it was done."""
+        last, period = self.start_iter - 1, self.cfg.TEST.EVAL_PERIOD
+        due = self.resumed and self.cfg.DATASETS.TEST and period and self.start_iter % period == 0
+        if not due or self.start_iter >= self.max_iter:
+            return
+        metrics = Path(self.cfg.OUTPUT_DIR) / "metrics.json"
+        if comm.all_gather(comm.is_main_process() and evaluated_at(metrics, last, self.cfg.DATASETS.TEST))[0]:
+            return
+        logger.info("The evaluation due at iteration %d was not completed; it is made up for.", last)
+        self.iter = self.storage.iter = last
+        for name, values in self._evaluate().items():
+            self.storage.put_scalars(**{f"{name}/{key}": v for key, v in values.items()}, smoothing_hint=False)
+        comm.synchronize()
+        for hook in self._hooks:
+            if isinstance(hook, BestCheckpointHook):
+                hook.after_step()
+
+    def _stop(self) -> None:
+        """Saves what the next run goes on from."""
+        saved = self.iter >= self.max_iter or self.saving.save_now()
+        logger.warning(
+            "Asked to stop: ends %s iteration %d. The same command with --resume goes on.",
+            "with a checkpoint of" if saved else "WITHOUT a checkpoint of",
+            min(self.iter, self.max_iter - 1),
+        )
+        self._close_writers()
+        comm.synchronize()  # the end of one process ends the others, so all wait until the main one has written
 
     def _close_writers(self) -> None:
-        """After an error: what was logged so far is written. Raises nothing, so that the error itself is told."""
+        """After an end before the end: what was logged is written. Raises nothing, so that an error itself is told."""
         for hook in self._hooks:
             if not isinstance(hook, hooks.PeriodicWriter):
                 continue
@@ -150,26 +199,32 @@ class Trainer(TrainerBase):
 
     def before_train(self) -> None:
         """Opens the sample stream where this run starts."""
-        self._batches = iter(self._train_loader())
+        self._loader = self._train_loader()
+        self._batches = iter(self._loader)
         super().before_train()
 
     def _train_loader(self) -> Batches:
-        augmentation = TrainAugmentation(augmentation_config(self.cfg, self.info.ignore_label))
         stream = StreamConfig(**{**self.stream.__dict__, "start_iter": min(self.start_iter, self.max_iter)})
         return build_train_loader(
             self.records,
-            TrainMapper(self.info, augmentation),
+            train_mapper(self.cfg, self.info),
             stream,
             num_workers=self.cfg.DATALOADER.NUM_WORKERS,
             pin_memory=torch.device(self.cfg.MODEL.DEVICE).type == "cuda",
         )
 
     def run_step(self) -> None:
-        """One iteration, its losses logged."""
+        """One iteration, its losses logged; an update that cannot be done is left out."""
         start = time.perf_counter()
         batches = [next(self._batches) for _ in range(self.stream.accumulation)]
         data_time = time.perf_counter() - start
-        losses, grad_norm = self.stepper.run(batches, self.iter)
+        try:
+            losses, grad_norm = self.stepper.run(batches, self.iter)
+        except NonFiniteError as error:
+            self.skipped.skipped(self.iter, error, batches)
+            self.storage.put_scalar("skipped_updates", self.skipped.total, smoothing_hint=False)
+            return
+        self.skipped.went_well()
         means = comm.reduce_dict(losses)
         if comm.is_main_process():
             values = {name: float(value) for name, value in means.items()}
@@ -193,6 +248,7 @@ class Trainer(TrainerBase):
             self.stepper.scaler.load_state_dict(state_dict["grad_scaler"])
         if self.cfg.SEED < 0:
             self.stream = StreamConfig(**{**self.stream.__dict__, "seed": state_dict["seed"]})
+            self.skipped.seed = self.stream.seed
 
 
 class CurvesHook(HookBase):
@@ -210,6 +266,22 @@ class CurvesHook(HookBase):
         if (self.folder / "metrics.json").is_file():
             plot_curves(self.folder / "metrics.json", self.folder / "curves.png")
             logger.info("Curves: %s", self.folder / "curves.png")
+
+
+def step_config(cfg: CfgNode) -> StepConfig:
+    """How an iteration of a run is computed."""
+    return StepConfig(
+        solver=solver_config(cfg),
+        device=torch.device(cfg.MODEL.DEVICE).type,
+        amp_dtype=AMP_DTYPES[cfg.SOLVER.AMP.DTYPE] if cfg.SOLVER.AMP.ENABLED else None,
+        num_queries=cfg.MODEL.SIDE_ADAPTER.NUM_QUERIES,
+        no_object_weight=cfg.MODEL.LOSS.NO_OBJECT_WEIGHT,
+    )
+
+
+def train_mapper(cfg: CfgNode, info: DatasetInfo) -> TrainMapper:
+    """From a record of a training set to a sample, as a run augments it."""
+    return TrainMapper(info, TrainAugmentation(augmentation_config(cfg, info.ignore_label)))
 
 
 def distribute(model: nn.Module) -> nn.Module:
@@ -237,8 +309,11 @@ def training_records(names: Sequence[str]) -> tuple[list[Record], DatasetInfo]:
     if not names:
         raise ValueError("DATASETS.TRAIN is empty; name a data set such as shapes_sem_seg_train")
     check_names(names, "DATASETS.TRAIN")
-    kinds = {(tuple(metadata_of(name).stuff_classes), metadata_of(name).ignore_label) for name in names}
+    kinds = {(class_texts(name), dataset_info("", metadata_of(name))) for name in names}
     if len(kinds) > 1:
-        raise ValueError(f"DATASETS.TRAIN names sets of different classes or ignore labels: {', '.join(names)}")
+        raise ValueError(
+            f"DATASETS.TRAIN names sets of different classes, ignore labels or label mappings: {', '.join(names)}; "
+            "train on sets of one kind"
+        )
     records = [record for name in names for record in load_records(name)]
     return records, dataset_info(names[0], metadata_of(names[0]))

@@ -5,16 +5,20 @@ wandb is imported in this file only, and only when WANDB.ENABLED is set.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import json
 import logging
 import sys
 import time
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from san.d2.api import CfgNode, EventStorage, EventWriter, JSONWriter, TensorboardXWriter, get_event_storage
+from san.d2.discretion import discreet, without_places
 
 MIB = 1024**2
 
@@ -38,6 +42,27 @@ def build_writers(cfg: CfgNode, max_iter: int) -> list[EventWriter]:
     if cfg.WANDB.ENABLED:
         writers.append(WandbWriter(cfg))
     return writers
+
+
+def evaluated_at(path: Path, iteration: int, names: Sequence[str]) -> bool:
+    """Whether a run has logged an evaluation.
+
+    Args:
+        path: ``metrics.json``; where it is missing nothing was logged.
+        iteration: at which it was due.
+        names: the data sets, all of which it must have.
+    """
+    rows = [row for row in logged(path) if row.get("iteration") == iteration]
+    return any(all(f"{name}/mIoU" in row for name in names) for row in rows)
+
+
+def logged(path: Path) -> list[dict[str, Any]]:
+    """The rows of ``metrics.json``; none where it is missing."""
+    rows = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
+        with contextlib.suppress(ValueError):  # cut short when the run was killed
+            rows.append(json.loads(line))
+    return rows
 
 
 def memory_mib() -> tuple[str, float] | None:
@@ -108,6 +133,9 @@ class ProgressLine(EventWriter):
 class WandbWriter(EventWriter):
     """Logs every scalar, and the configuration, to Weights & Biases; pictures stay in OUTPUT_DIR.
 
+    Of the machine nothing is recorded: no host and user name, command line, terminal output, code or repository, and
+    of the configuration's absolute paths the last part only; tokens are masked (SECURITY.md).
+
     Offline (the default) nothing is sent and no account is needed: the run lies under OUTPUT_DIR and can be uploaded
     later with ``wandb sync``.
 
@@ -128,10 +156,11 @@ class WandbWriter(EventWriter):
         self.window = cfg.SOLVER.LOG_PERIOD
         self.run: Any = wandb.init(
             project=cfg.WANDB.PROJECT,
-            name=cfg.WANDB.NAME or Path(cfg.OUTPUT_DIR).resolve().name,
+            name=discreet(cfg.WANDB.NAME or Path(cfg.OUTPUT_DIR).resolve().name),
             dir=cfg.OUTPUT_DIR,
             mode=cfg.WANDB.MODE,
-            config=_plain(cfg),
+            config=without_places(_plain(cfg)),
+            settings=wandb.Settings(**_private_settings(wandb.Settings.model_fields)),
         )
         self._last_written = -1
 
@@ -149,6 +178,24 @@ class WandbWriter(EventWriter):
     def close(self) -> None:
         """Ends the run."""
         self.run.finish()
+
+
+def _private_settings(known: Container[str]) -> dict[str, Any]:
+    """Those of wandb's settings that keep the machine out of a run; older versions lack some."""
+    wanted = {
+        "console": "off",
+        "save_code": False,
+        "disable_code": True,
+        "disable_git": True,
+        "disable_job_creation": True,
+        "x_disable_meta": True,
+        "x_disable_machine_info": True,
+        "x_disable_stats": True,
+        "x_save_requirements": False,
+        "host": "",
+        "username": "",
+    }
+    return {name: value for name, value in wanted.items() if name in known}
 
 
 def _plain(node: Any) -> Any:

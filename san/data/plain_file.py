@@ -20,6 +20,10 @@ _NO_DATA = (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError, 
 """What the readers raise on text that is no data, or whose tags belie it, such as ``!!bool maybe``."""
 
 
+_MERGE = "tag:yaml.org,2002:merge"
+"""Of the key ``<<``, which takes over another mapping's keys."""
+
+
 class _Loader(yaml.SafeLoader):
     """A safe loader that refuses a key given twice, of which YAML would quietly keep the last."""
 
@@ -27,10 +31,12 @@ class _Loader(yaml.SafeLoader):
         """The mapping of a node."""
         seen = set()
         for key_node, _ in node.value:
+            if key_node.tag == _MERGE:
+                continue
             key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
             if not isinstance(key, Hashable):
                 continue  # the safe loader says what is wrong
-            if key in seen and key != "<<":
+            if key in seen:
                 raise ValueError(f"the key {key!r} is there twice")
             seen.add(key)
         return super().construct_mapping(node, deep=deep)
@@ -61,8 +67,9 @@ def parse_yaml(text: str, *, unique_keys: bool = True, as_written: bool = False)
         ValueError: it is no YAML, holds other tags than plain data's, more than `MAX_VALUES` values (a few lines of
             aliases can stand for billions) or more than `MAX_DEPTH` levels.
     """
-    loader = (yaml.BaseLoader if as_written else _Loader if unique_keys else yaml.SafeLoader)(text)
+    kind = yaml.BaseLoader if as_written else _Loader if unique_keys else yaml.SafeLoader
     try:
+        loader = kind(text)
         node = loader.get_single_node()  # type: ignore[no-untyped-call]
         if node is None:
             return None
@@ -73,8 +80,6 @@ def parse_yaml(text: str, *, unique_keys: bool = True, as_written: bool = False)
         if isinstance(error, RecursionError):
             reason = f"lists and mappings lie in each other over {MAX_DEPTH} levels deep"
         raise ValueError(reason) from None
-    finally:
-        loader.dispose()  # type: ignore[no-untyped-call]
 
 
 def _check_size(root: yaml.Node) -> None:

@@ -118,7 +118,7 @@ def _draw_block(part: SubFigure, image: Array, view: AttentionView, mask: Array,
     name = "no object" if view.name is None else f"“{short_name(view.name, 60)}”"
     part.suptitle(f"query {view.query}: {name}, probability {view.probability:.0%}", x=0.012, ha="left", fontsize=11.5)
     rows = -(-view.bias.shape[0] * view.bias.shape[1] // columns)
-    grid = part.add_gridspec(rows, columns + 4, width_ratios=[2.4, 2.75, 2.75, *[cell] * columns, 0.12])
+    grid = part.add_gridspec(rows, columns + 4, width_ratios=[2.75, 2.75, 2.75, *[cell] * columns, 0.12])
     color = "#d62728" if view.name is None else tuple(value / 255 for value in class_color(view.name))
     axes = _axes(part, grid[:, 0], "image and outline of the mask")
     axes.imshow(image)

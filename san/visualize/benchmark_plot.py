@@ -49,7 +49,7 @@ def plot_benchmark(bars: Sequence[TimeBar], path: str | Path, *, title: str = "T
         if bar.plain_seconds is not None:
             axes.barh(row, bar.plain_seconds * 1000, height=0.8, color=_PLAIN_COLOR)
         axes.barh(row, bar.seconds * 1000, xerr=bar.spread * 1000, height=0.5, color=_TIME_COLOR)
-        label = f" {bar.seconds * 1000:,.3g} ms"
+        label = f" {bar.seconds * 1000:,.{0 if bar.seconds >= 0.1 else 2}f} ms"
         if bar.floor_seconds:
             axes.plot([bar.floor_seconds * 1000] * 2, [row - 0.45, row + 0.45], color=_FLOOR_COLOR, linewidth=2)
             label += f", {bar.seconds / bar.floor_seconds:.2g} × floor"

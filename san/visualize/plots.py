@@ -181,7 +181,7 @@ def _draw_counts(axes: Axes, ranked: Sequence[tuple[int, str]], num_rows: int, l
     axes.barh(range(len(counts)), counts, color=_BAR_COLOR, height=0.75)
     for row, count in enumerate(counts):
         number = axes.text(count * 1.15, row, _short_count(count), va="center", fontsize=6.5)
-        number.set_in_layout(False)  # it stands inside the axes; asking hundreds of texts for room takes seconds
+        number.set_in_layout(False)  # it stands inside the axes; asking hundreds of texts for room takes time
     _class_axis(axes, ranked, num_rows)
     axes.set_xlim(*limits)
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from san.clip import text_cache
+from san.clip.loader import load_clip
 from san.clip.text import TextClassifier
 from san.clip.text_cache import TextCache, default_folder, resolve_folder
 from san.clip.vocabulary import ClassText
@@ -206,3 +207,13 @@ def test_the_learnt_no_object_does_not_matter(weights: dict[str, torch.Tensor]) 
     with torch.no_grad():
         second.no_object_embed += 1
     assert first.fingerprint() == second.fingerprint()
+
+
+def test_words_the_small_clip_never_met_are_told_in_every_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(2):
+        clip = load_clip("shapes", "shapes")
+        classifier = build_san(variant("shapes"), clip=clip).text_classifier
+        classifier.disk_cache = tmp_path
+        caplog.clear()
+        classifier.embed(["red zebra"])
+        assert caplog.text.count("'zebra'") == 1

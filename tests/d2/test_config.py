@@ -19,6 +19,7 @@ from san.d2.config import (
     san_cfg,
     san_config,
     solver_config,
+    text_cache_folder,
 )
 from san.d2.config_file import leaf_keys
 from san.data.transforms import AugmentationConfig
@@ -31,6 +32,7 @@ CHANGES: dict[str, tuple[Callable[[Any], Any], str, Any]] = {
     "MODEL.SIZE_DIVISIBILITY": (san_config, "64", 64),
     "MODEL.CLIP.NAME": (san_config, "ViT-L-14", "ViT-L-14"),
     "MODEL.CLIP.PRETRAINED": (san_config, "''", None),
+    "MODEL.CLIP.TEXT_CACHE": (text_cache_folder, "/x", Path("/x")),
     "MODEL.CLIP.SHALLOW_DEPTH": (san_config, "10", 10),
     "MODEL.CLIP.INPUT_SCALE": (san_config, "1", 1.0),
     "MODEL.CLIP.TRAIN_POS_EMBED": (san_config, "false", False),

@@ -62,6 +62,9 @@ def test_every_list_has_a_rule() -> None:
         ("TEST.EXPECTED_RESULTS", "[['sem_seg', 'mIoU', '40', 1.0]]", "value, tolerance"),
         ("TEST.EXPECTED_RESULTS", "[[1, 'mIoU', 40.0, 1.0]]", "value, tolerance"),
         ("TEST.EXPECTED_RESULTS", "5", "a list"),
+        ("DATALOADER.MAX_BAD_SHARE", "1.5", "a share, 0..1"),
+        ("SOLVER.MAX_NONFINITE", "0", "1 or more"),
+        ("TEST.PARTIAL_PERIOD", "-1.0", "0 or more"),
     ],
 )
 def test_wrong_values_are_refused_by_key(tmp_path: Path, key: str, text: str, wanted: str, way: str) -> None:

@@ -69,7 +69,7 @@ def test_the_ignore_label_falls_back_to_the_data_set(make_cfg: MakeCfg, given: b
         sample |= {"ignore_label": 9}
         labels[labels == 7] = 9
     target = model._target(sample, 2, (2, 2))
-    assert target["labels"].tolist() == [0] and target["masks"].sum() == 1
+    assert target.labels.tolist() == [0] and (target.label_map == 0).sum() == 1
     MetadataCatalog.remove("odd_ignore")
     register_folder("odd_ignore", "a", "b", ["cat", "dog"])
     assert model._ignore_label({"dataset_name": "odd_ignore"}) == 255

@@ -115,3 +115,13 @@ def test_things_are_named_under_their_masks(repo, capsys):
     assert tool.main(["gone.safetensors"]) == 1
     assert tool.main(["--shallow-depth", "6"]) == 1
     assert "give depths from 1 to 5" in capsys.readouterr().err
+
+
+def test_many_unknown_words_are_one_line(caplog):
+    tokenizer = load_clip("shapes", "shapes").tokenizer
+    words = ["zebra", "yak", "wolf", "viper", "urchin", "tiger", "snail", "rat", "quail", "pig", "owl", "newt"]
+    tokenizer([f"a photo of a {word}." for word in words])
+    (told,) = [record.getMessage() for record in caplog.records if "never met" in record.getMessage()]
+    assert "'newt'" in told
+    assert told.count("'") == 20
+    assert "and 2 more" in told

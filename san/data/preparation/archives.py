@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import logging
+import lzma
 import re
 import shutil
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -128,7 +131,7 @@ def _open(archive: Path, home: Path, pattern: re.Pattern[str]) -> Iterator[Itera
             with archive.open("rb") as file, tarfile.open(fileobj=file, tarinfo=_TarInfo) as pack:
                 there = sum(path.stat().st_size for path in home.rglob("*") if path.is_file())
                 check_disk_space(home, max(0, archive.stat().st_size - there))
-                yield _tar_members(archive, pack, file, pattern)
+                yield _tar_members(archive, pack, file, home, pattern)
     except _DAMAGED as error:
         raise ValueError(f"archive {archive} is damaged or incomplete ({error}); download it again") from error
 
@@ -148,17 +151,27 @@ def _zip_members(archive: Path, pack: zipfile.ZipFile, home: Path, pattern: re.P
     position = 0
     for info, target in chosen:
         position += info.compress_size
-        yield Member(target, info.file_size, position, lambda info=info: pack.open(info))  # type: ignore[misc]
+        yield Member(target, info.file_size, position, lambda info=info: _zip_content(pack, info))  # type: ignore[misc]
 
 
-def _tar_members(archive: Path, pack: tarfile.TarFile, file: IO[bytes], pattern: re.Pattern[str]) -> Iterator[Member]:
+def _zip_content(pack: zipfile.ZipFile, info: zipfile.ZipInfo) -> IO[bytes]:
+    try:
+        return pack.open(info)
+    except (OSError, ValueError) as error:  # it is said to lie before the file's beginning
+        raise zipfile.BadZipFile(str(error)) from error
+
+
+def _tar_members(
+    archive: Path, pack: tarfile.TarFile, file: IO[bytes], home: Path, pattern: re.Pattern[str]
+) -> Iterator[Member]:
     for info in pack:
         target = _target(archive, info.name, pattern)
         if target is None or info.isdir():
             continue
         if not info.isfile():
             raise ValueError(_refusal(archive, info.name, "is a link or a device"))
-        check_disk_space(home, info.size)  # compressed zeros take no room in the archive
+        if not (home / target).is_file():
+            check_disk_space(home, info.size)  # compressed zeros take no room in the archive
         yield Member(target, info.size, file.tell(), lambda info=info: _tar_content(pack, info))  # type: ignore[misc]
 
 

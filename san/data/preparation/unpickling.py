@@ -6,9 +6,12 @@ take numbers of the file for addresses in memory. Stand-ins of ours check what t
 
 from __future__ import annotations
 
+import io
 import math
 import pickle
+import pickletools
 import re
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -59,7 +62,7 @@ class _Array(np.ndarray[Any, Any]):
         wanted, given = size if kind.dtype.hasobject else size * kind.dtype.itemsize, len(content)
         if wanted != given or isinstance(content, list) != kind.dtype.hasobject:
             raise ValueError(f"an array of shape {shape} has {given} values or bytes, not {wanted}")
-        super().__setstate__((version, shape, kind.dtype, bool(fortran), content))
+        super().__setstate__((version, shape, kind.dtype, bool(fortran), content))  # type: ignore[arg-type]
 
 
 def _size(shape: Any) -> int:
@@ -97,6 +100,7 @@ _DAMAGED = (
     ImportError,
     MemoryError,
     RecursionError,
+    struct.error,
 )
 
 _ALLOWED: dict[tuple[str, str], Any] = {
@@ -125,6 +129,7 @@ class _Function:
     """A function without attributes: a pickle may set those of what it names."""
 
     __slots__ = ("_call",)
+    _call: Callable[..., Any]
 
     def __init__(self, call: Callable[..., Any]) -> None:
         object.__setattr__(self, "_call", call)
@@ -159,8 +164,9 @@ def load_plain_pickle(path: Path) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"pickle {path} does not exist; unpack the download again")
     try:
-        with path.open("rb") as file:
-            return _as_numpy(_PlainUnpickler(file, encoding="latin1").load())
+        content = path.read_bytes()
+        _check_memory(content)
+        return _as_numpy(_PlainUnpickler(io.BytesIO(content), encoding="latin1").load())
     except UnsafePickleError as error:
         raise ValueError(
             f"{path} is refused: {error}, but only NumPy arrays and plain lists, dicts, strings and numbers are read; "
@@ -169,6 +175,22 @@ def load_plain_pickle(path: Path) -> Any:
     except _DAMAGED as error:
         reason = str(error) or type(error).__name__
         raise ValueError(f"pickle {path} cannot be read ({reason}); unpack the download again") from error
+
+
+def _check_memory(content: bytes) -> None:
+    """Refuses a pickle that numbers what it remembers with gaps, for which the reader would make room, gigabytes even.
+
+    A piece that is said to be longer than the file is an error of `pickletools`.
+    """
+    remembered = -1
+    for opcode, argument, _ in pickletools.genops(content):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT"):
+            number = int(argument or 0)
+            if number > remembered + 1:
+                raise UnsafePickleError(f"it numbers a value {number:,} where {remembered + 1:,} would be the next")
+            remembered = max(remembered, number)
+        elif opcode.name == "MEMOIZE":
+            remembered += 1
 
 
 def _as_numpy(content: Any) -> Any:

@@ -123,10 +123,13 @@ STATE = (3, "|", None, ("a",), {}, 8, 1, 0)
         (opcodes(b"cnumpy\nndarray\n", ((1 << 40,),), b"R"), "cannot be read"),
         (opcodes(b"cnumpy\nndarray\n", ((4,), "O"), b"\x81"), "cannot be read"),
         (b"\x80\x04\x8e" + (1 << 45).to_bytes(8, "little") + b"x.", "cannot be read"),
+        # room for two thousand million values, 16 GB, to remember one
+        (b"\x80\x02Nr\xff\xff\xff\x7f.", "refused: it numbers a value 2,147,483,647 where 0"),
         (opcodes(b"c_codecs\nencode\n", (None, {"__defaults__": ("a",)}), b"b"), "refused: it sets '__defaults__'"),
         (opcodes(b"c_codecs\nencode\n", {"a": 1}, b"b"), "cannot be read"),
         (opcodes(b"cbuiltins\nset\n", (None, {"add": 1}), b"b"), "cannot be read"),
     ],
+    ids=lambda value: None if isinstance(value, str) else "crafted",
 )
 def test_crafted_pickles_reach_nothing_of_numpy_s_own(content, message, tmp_path):
     path = tmp_path / "index.pkl"

@@ -1,0 +1,165 @@
+"""Evaluations that go on where they were: what each process has counted lies on the disk while one is under way.
+
+In ``OUTPUT_DIR/inference/<data set>/partial`` every process keeps its counts, and the main one the metrics of a data
+set that is done. They serve ``--resume`` where nothing that decides the numbers has changed, and vanish with the end of
+the whole evaluation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import san
+from san.d2.api import CfgNode, comm
+from san.d2.loaders import Record
+from san.files import replacing
+
+logger = logging.getLogger("san.d2.evaluation")
+
+FOLDER = "partial"
+RESULT = "finished.json"
+
+
+def weights_digest(model: nn.Module) -> str:
+    """The SHA-256 of a model's tensors and their names, in hexadecimal: which weights these are."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """Whether and how an evaluation of some weights is kept.
+
+    Attributes:
+        weights: their `weights_digest`.
+        resume: whether to go on from what a former evaluation has left.
+        period: seconds between two savings; 0 saves after every image.
+    """
+
+    weights: str
+    resume: bool
+    period: float
+
+    def place(self, cfg: CfgNode, model: nn.Module, name: str, records: Sequence[Record], folder: Path) -> Partial:
+        """Where this process keeps what it counts of a data set.
+
+        Args:
+            cfg: the run.
+            model: what is evaluated.
+            name: the data set.
+            records: what is evaluated of it.
+            folder: of its report.
+        """
+        files = hashlib.sha256("\n".join(str(record["file_name"]) for record in records).encode())
+        described = {
+            "version": san.__version__,
+            "weights": self.weights,
+            "model": {key: value for key, value in cfg.MODEL.items() if key not in ("WEIGHTS", "LOSS")},
+            "vocabulary": repr(getattr(model, "vocabulary", None)),
+            "dataset": name,
+            "images": [len(records), files.hexdigest()],
+            "processes": [comm.get_rank(), comm.get_world_size()],
+            "sizes": [cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST],
+            "precision": cfg.FLOAT32_PRECISION,
+            "outputs": [cfg.TEST.NUM_PANELS, cfg.TEST.SAVE_LABEL_MAPS, cfg.TEST.SAVE_RLE],
+        }
+        key = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()
+        return Partial(folder / FOLDER, key, self.resume, self.period)
+
+
+@dataclass(frozen=True)
+class Partial:
+    """What one process keeps of the evaluation of one data set.
+
+    Attributes:
+        folder: where.
+        key: of everything that decides the numbers; what was kept under another one is not taken.
+        resume: whether to take anything.
+        period: seconds between two savings.
+    """
+
+    folder: Path
+    key: str
+    resume: bool
+    period: float
+
+    @property
+    def path(self) -> Path:
+        """The file of this process."""
+        return self.folder / f"process_{comm.get_rank()}"
+
+    def save(self, done: int, state: dict[str, Any]) -> None:
+        """Keeps the state after so many images of this process; where it cannot, a warning says so.
+
+        Args:
+            done: number of images.
+            state: tensors and plain data.
+        """
+        buffer = io.BytesIO()
+        torch.save({"key": self.key, "done": done, "state": state}, buffer)
+        content = buffer.getvalue()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with replacing(self.path, durable=True) as file:
+                file.write_bytes(hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
+        except OSError as error:
+            logger.warning("%s cannot be written (%s); the evaluation goes on", self.path, error.strerror or error)
+
+    def load(self) -> tuple[int, dict[str, Any]] | None:
+        """What `save` kept, of the same evaluation; None where there is nothing to go on from."""
+        if not self.resume or not self.path.is_file():
+            return None
+        digest, _, content = self.path.read_bytes().partition(b"\n")
+        if hashlib.sha256(content).hexdigest().encode() != digest:
+            logger.warning("%s is damaged; this process's part of the evaluation starts anew", self.path)
+            return None
+        found = torch.load(io.BytesIO(content), weights_only=True)
+        if found["key"] != self.key:
+            logger.info("%s is of other weights, data or settings and is not used", self.path)
+            return None
+        return found["done"], found["state"]
+
+    def save_result(self, values: dict[str, float]) -> None:
+        """Keeps the metrics of a data set that is done; for the main process."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with replacing(self.folder / RESULT, durable=True) as file:
+                file.write_text(json.dumps({"key": self.key, "values": values}), encoding="utf-8")
+        except OSError as error:
+            logger.warning("%s cannot be written (%s)", self.folder / RESULT, error.strerror or error)
+
+    def result(self) -> dict[str, float] | None:
+        """What the main process kept with `save_result` of the same evaluation, or None; every process must call it."""
+        found = None
+        if self.resume and comm.is_main_process() and (self.folder / RESULT).is_file():
+            content = json.loads((self.folder / RESULT).read_text(encoding="utf-8"))
+            found = content["values"] if content["key"] == self.key else None
+        agreed: dict[str, float] | None = comm.all_gather(found)[0]
+        return agreed
+
+
+def forget(folders: Sequence[Path]) -> None:
+    """Removes what was kept of a whole evaluation that is complete; every process must call it.
+
+    Args:
+        folders: of the data sets' reports.
+    """
+    comm.synchronize()
+    if comm.get_local_rank() == 0:  # once on every machine
+        for folder in folders:
+            shutil.rmtree(folder / FOLDER, ignore_errors=True)
+    comm.synchronize()

@@ -1,0 +1,51 @@
+"""Out of memory in evaluation: smaller chunks, then the CPU, each told once; figures stay. The error is injected."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from san.d2 import meta_arch
+from san.d2.run import run
+
+MakeCfg = Callable[..., Any]
+
+
+@pytest.mark.parametrize("never_enough", [False, True])
+def test_the_figures_stay(
+    make_cfg: MakeCfg, reference: Path, monkeypatch: pytest.MonkeyPatch, never_enough: bool
+) -> None:
+    """The bands of usual height do not fit; or none fit but those of the copy on the CPU, of the second image."""
+    real, asked = meta_arch.semantic_labels, []
+
+    def labels(*arguments: Any, shrink: int, **sizes: Any) -> torch.Tensor:
+        asked.append(shrink)
+        full = len(asked) in (2, 3) if never_enough else shrink == 1
+        if full:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return real(*arguments, shrink=shrink, **sizes)
+
+    monkeypatch.setattr(meta_arch, "semantic_labels", labels)
+    weights = str(reference / "model_final.pth")
+    cfg = make_cfg(DATASETS__TEST=["voc_sem_seg_val"], MODEL__WEIGHTS=weights)
+    run(cfg, eval_only=True)
+    folder, report = Path(cfg.OUTPUT_DIR), "inference/voc_sem_seg_val/metrics.json"
+    assert asked == ([1, 1, 16, 16, 16] if never_enough else [1, 16, 16, 16])
+    assert (folder / report).read_bytes() == (reference / report).read_bytes()
+    log = (folder / "log.txt").read_text()
+    assert log.count("chunks smaller by 16") == 1
+    assert log.count("computed on the CPU") == int(never_enough)
+
+
+def test_other_errors_are_not_caught(make_cfg: MakeCfg, reference: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr(meta_arch, "semantic_labels", fail)
+    weights = str(reference / "model_final.pth")
+    with pytest.raises(RuntimeError, match="no such kernel"):
+        run(make_cfg(DATASETS__TEST=["voc_sem_seg_val"], MODEL__WEIGHTS=weights), eval_only=True)

@@ -1,0 +1,174 @@
+"""Losses and gradients that are not finite: left out, counted, and a row of them stops training with a dump."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from san.cli import replay
+from san.cli.main import run_tool
+from san.d2.run import run
+from san.d2.step import NonFiniteError, Stepper
+
+MakeCfg = Callable[..., Any]
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, iterations: set[int], what: str = "loss") -> None:
+    """Makes the losses, or gradients, of some iterations NaN; a resumed run counts on from where it starts."""
+    real = Stepper._forward
+
+    def forward(self: Stepper, batch: Any, shares: Any, iteration: int) -> Any:
+        losses = real(self, batch, shares, iteration)
+        if iteration in iterations and what == "gradient":
+            losses["loss_ce"].register_hook(lambda gradient: gradient * float("nan"))
+        return losses
+
+    def computed(self: Stepper, batch: Any) -> Any:
+        losses = given(self, batch)
+        number = batch[0]["position"] // 4
+        return losses | {"loss_ce": losses["loss_ce"] * float("nan")} if number in iterations else losses
+
+    given = Stepper.losses
+    if what == "gradient":
+        monkeypatch.setattr(Stepper, "_forward", forward)
+    else:
+        monkeypatch.setattr(Stepper, "losses", computed)
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_bad_iteration_is_left_out(
+    make_cfg: MakeCfg, monkeypatch: pytest.MonkeyPatch, what: str, accumulation: int
+) -> None:
+    spoil(monkeypatch, {2, 3}, what)
+    cfg = make_cfg(SOLVER__CHECKPOINT_PERIOD=1, SOLVER__CHECKPOINT_KEEP=1, SOLVER__ACCUMULATION_STEPS=accumulation)
+    run(cfg)
+    folder = Path(cfg.OUTPUT_DIR)
+    rows = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+    assert [row["iteration"] for row in rows if "total_loss" in row] == [0, 1, 4, 5]
+    assert [row["skipped_updates"] for row in rows if "skipped_updates" in row] == [1, 2]
+    log = (folder / "log.txt").read_text()
+    assert "The update is left out (1 in a row, 1 in all)" in log and "(2 in a row, 2 in all)" in log
+    saved = torch.load(folder / "model_final.pth", weights_only=True)
+    assert all(value.isfinite().all() for value in saved["model"].values())
+    assert not (folder / "model_0000003.pth").exists() and not list(folder.glob("nonfinite*"))
+
+
+def test_a_row_of_them_stops_with_a_dump_that_replays(
+    make_cfg: MakeCfg, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The last good checkpoint stays, though only one is kept; the replay gives the run's own losses."""
+    cfg = make_cfg(SOLVER__CHECKPOINT_PERIOD=1, SOLVER__CHECKPOINT_KEEP=1)
+    with pytest.MonkeyPatch.context() as patch:
+        spoil(patch, {2, 3, 4})
+        with pytest.raises(
+            FloatingPointError, match=r"iteration 4, images .*train_.*3 updates in a row .*replay_batch"
+        ):
+            run(cfg)
+    folder = Path(cfg.OUTPUT_DIR)
+    assert [path.name for path in folder.glob("model_*.pth")] == ["model_0000001.pth"]
+    dump = json.loads((folder / "nonfinite_0000004.json").read_text())
+    assert [each["iteration"] for each in dump["iterations"]] == [2, 3, 4]
+    (process,) = dump["iterations"][0]["processes"]
+    assert process["steps"][0]["positions"] == [8, 9, 10, 11] and process["losses"]["loss_ce"] == "nan"
+    path = str(folder / "nonfinite_0000004.json")
+    assert run_tool(replay, [path]) == 0
+    shown = capsys.readouterr().out
+    assert "all numbers are finite here" in shown
+    run(make_cfg(), resume=True)
+    row = [r for r in map(json.loads, (folder / "metrics.json").read_text().splitlines()) if r["iteration"] == 2][-1]
+    assert f"loss_ce {row['loss_ce']:.6g}," in next(line for line in shown.splitlines() if "step 0" in line)
+    with pytest.MonkeyPatch.context() as patch:
+        spoil(patch, {3})
+        assert run_tool(replay, ["--iteration", "3", path]) == replay.NOT_FINITE
+    assert "position 12 " in capsys.readouterr().out
+    assert run_tool(replay, ["--iteration", "9", path]) == 1
+
+
+def start_scale(patch: pytest.MonkeyPatch, scale: float) -> None:
+    """Makes loss scaling start there."""
+    real = torch.amp.GradScaler.__init__
+
+    def init(self: Any, device: str, enabled: bool) -> None:
+        real(self, device, scale, enabled=enabled)
+
+    patch.setattr(torch.amp.GradScaler, "__init__", init)
+
+
+def test_an_overflow_of_scaled_gradients_is_the_scalers(make_cfg: MakeCfg) -> None:
+    """With fp16 the first scale is far too large here; the scaler halves it, and nothing is counted as left out."""
+    cfg = make_cfg(SOLVER__AMP__ENABLED=True, SOLVER__AMP__DTYPE="fp16", SOLVER__MAX_NONFINITE=1, SOLVER__MAX_ITER=2)
+    with pytest.MonkeyPatch.context() as patch:
+        start_scale(patch, 2.0**100)
+        run(cfg)
+    state = torch.load(Path(cfg.OUTPUT_DIR) / "model_final.pth", weights_only=True)["trainer"]["grad_scaler"]
+    assert state["scale"] == 2.0**98
+
+
+def test_a_gradient_that_scaling_cannot_mend_counts(make_cfg: MakeCfg, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scale has fallen below 1 and the gradient is still not finite."""
+    spoil(monkeypatch, {0, 1, 2, 3, 4, 5}, "gradient")
+    start_scale(monkeypatch, 2.0)
+    cfg = make_cfg(SOLVER__AMP__ENABLED=True, SOLVER__AMP__DTYPE="fp16", SOLVER__MAX_NONFINITE=2)
+    with pytest.raises(FloatingPointError, match="iteration 2, .*: the gradient's norm is nan. 2 updates in a row"):
+        run(cfg)
+
+
+def _one_bad_rank(rank: int, port: int, folder: str) -> None:
+    """Two processes; one has a bad loss in iteration 1, the other in none: both leave it out and go on together."""
+    import torch.distributed as dist
+
+    from san.d2.solver import SolverConfig
+    from san.d2.step import StepConfig
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    layer = torch.nn.Linear(3, 1)
+    torch.nn.init.ones_(layer.weight)
+
+    class Losses(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+            if batch[0].get("raise"):
+                raise FloatingPointError("matching costs are not finite")
+            return {"loss_mask": self.layer(batch[0]["x"]).sum()}
+
+    model = torch.nn.parallel.DistributedDataParallel(Losses())
+    stepper = Stepper(
+        model, torch.optim.SGD(layer.parameters(), lr=0.1), StepConfig(SolverConfig(), "cpu", None, 1, 0.1)
+    )
+    outcomes = []
+    for iteration in range(5):
+        x = torch.full((3,), float(rank + 1))
+        sample = {"x": x * float("nan") if iteration == 3 and rank == 1 else x, "raise": iteration == 1 and rank == 0}
+        before = layer.weight.detach().clone()
+        try:
+            stepper.run([[sample]], iteration)
+            outcomes.append("done")
+        except NonFiniteError as error:
+            assert torch.equal(layer.weight, before)
+            outcomes.append(str(error))
+    Path(folder, f"{rank}.json").write_text(json.dumps([outcomes, layer.weight.tolist()]))
+    dist.destroy_process_group()
+
+
+def test_processes_leave_an_update_out_together(tmp_path: Path) -> None:
+    from san.d2.standin.launch import _find_free_port
+
+    torch.multiprocessing.start_processes(
+        _one_bad_rank, args=(_find_free_port(), str(tmp_path)), nprocs=2, start_method="fork"
+    )
+    (first, weights), (second, others) = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert weights == others
+    assert [text == "done" for text in first] == [text == "done" for text in second] == [True, False, True, False, True]
+    assert first[1] == "iteration 1: matching costs are not finite"
+    assert second[1] == "iteration 1: a loss of another process is not finite"
+    assert "loss_mask is nan" in second[3]
