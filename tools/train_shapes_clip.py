@@ -6,7 +6,8 @@ It learns all names, the novel ones too, from pictures and sentences; it never s
 counts as positive, so two pictures of a red star are no negatives of each other's captions. The stages are a
 curriculum: shapes are learnt first on small pictures framed around one thing, which is four times cheaper and escapes
 the long plateau on which only colours are known; then whole scenes, the grounds, and scenes again under a falling
-learning rate.
+learning rate. In that last stage all captions that are true of a picture share its probability, so that things and
+grounds come out on one scale: SAN, which asks for one name among all, needs that.
 
 docs/shapes.md holds the command, time and accuracy of the committed weights.
 """
@@ -18,7 +19,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from san.clip.arch import ClipArch, TextArch, VisionArch
-from san.clip.loader import build_trainable_clip, compact_tokenizer, save_clip_file, token_ids
+from san.clip.loader import save_clip_file
 from san.clip.templates import load_templates
+from san.clip.tokenizer import compact_tokenizer, token_ids
+from san.clip.zoo import build_trainable_clip
 from san.data.shapes.captions import NAME_TEMPLATES, SCENE_TEMPLATES, join_names
 from san.data.shapes.pretraining import (
     PICTURE_SIZE,
@@ -60,23 +63,14 @@ class Stage:
         batch: pictures per step.
         mix: share of the pictures drawn from crops, one-thing pictures, bare grounds and scenes; crops come alone.
         captions: how captions are written.
+        loss: of a matrix of logits and one of true pairs.
     """
 
     steps: int
     batch: int
     mix: tuple[float, float, float, float]
     captions: CaptionStyle
-
-
-STAGES = (
-    Stage(1800, 128, (1, 0, 0, 0), CaptionStyle(single=0.85, shape_words=0.3, grounds=0.0)),
-    Stage(400, 96, (0, 0.31, 0.04, 0.65), CaptionStyle(shape_words=0.3, grounds=0.0)),
-    Stage(200, 96, (0, 0.20, 0.13, 0.67), CaptionStyle(shape_words=0.15, grounds=0.25)),
-    Stage(200, 96, (0, 0.11, 0.52, 0.37), CaptionStyle(shape_words=0.1, grounds=0.3)),
-    Stage(1100, 96, (0, 0.19, 0.15, 0.66), CaptionStyle(shape_words=0.15, grounds=0.2)),
-)
-DECAY_STEPS = 600
-"""The learning rate is constant, after a warm-up at the start of each stage, and falls to 2 % over the last steps."""
+    loss: Callable[[Tensor, Tensor], Tensor]
 
 
 def vocabulary() -> list[int]:
@@ -172,8 +166,11 @@ class Towers:
         return zero_shot(embed, classes.numpy(), count=count)
 
 
-def contrastive_loss(logits: Tensor, true: Tensor) -> Tensor:
+def margin_loss(logits: Tensor, true: Tensor) -> Tensor:
     """Each true pair against the false ones of its row, and of its column; other true pairs are left out.
+
+    It teaches what is true and what is not, fast. But two true captions of a picture never meet, so nothing makes their
+    logits comparable, and an easy kind of name (the grounds) may end far above a harder one (the things).
 
     Args:
         logits: (N, M) scaled similarities of pictures and captions.
@@ -185,6 +182,31 @@ def contrastive_loss(logits: Tensor, true: Tensor) -> Tensor:
         each = F.softplus(false_only.logsumexp(dim=dim, keepdim=True) - logits) * true
         losses.append((each.sum(dim=dim) / true.sum(dim=dim).clamp(min=1)).mean())
     return (losses[0] + losses[1]) / 2
+
+
+def shared_loss(logits: Tensor, true: Tensor) -> Tensor:
+    """Cross-entropy with a target that is uniform over the true pairs of a row, and of a column.
+
+    It is least where all true captions of a picture have the same logit, whatever kind of name they state. Captions
+    that are true of no picture serve as negatives alone. Arguments as for `margin_loss`.
+    """
+    losses = []
+    for dim in (1, 0):
+        count = true.sum(dim=dim)
+        each = -(logits.log_softmax(dim=dim) * true).sum(dim=dim) / count.clamp(min=1)
+        losses.append(each.mean())
+    return (losses[0] + losses[1]) / 2
+
+
+STAGES = (
+    Stage(1800, 128, (1, 0, 0, 0), CaptionStyle(single=0.85, shape_words=0.3, grounds=0.0), margin_loss),
+    Stage(400, 96, (0, 0.31, 0.04, 0.65), CaptionStyle(shape_words=0.3, grounds=0.0), margin_loss),
+    Stage(200, 96, (0, 0.20, 0.13, 0.67), CaptionStyle(shape_words=0.15, grounds=0.25), margin_loss),
+    Stage(200, 96, (0, 0.11, 0.52, 0.37), CaptionStyle(shape_words=0.1, grounds=0.3), margin_loss),
+    Stage(800, 96, (0, 0.19, 0.15, 0.66), CaptionStyle(shape_words=0.15, grounds=0.2), shared_loss),
+)
+DECAY_STEPS = 600
+"""The learning rate is constant, after a warm-up at the start of each stage, and falls to 2 % over the last steps."""
 
 
 def draw(
@@ -267,7 +289,7 @@ def train_step(
         image_embed = towers.images(images, rng)
         text_embed = towers.texts([caption.text for caption in captions])
     logits = F.normalize(image_embed.float(), dim=-1) @ F.normalize(text_embed.float(), dim=-1).T
-    loss = contrastive_loss(towers.model.logit_scale.exp() * logits, true)
+    loss = stage.loss(towers.model.logit_scale.exp() * logits, true)
     optimizer.zero_grad()
     loss.backward()
     nn.utils.clip_grad_norm_(towers.model.parameters(), 1.0)
