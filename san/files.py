@@ -6,33 +6,38 @@ import contextlib
 import hashlib
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 PARTIAL = ".partial"
-"""Ending of the files that a killed process may leave behind; nothing reads them."""
+"""In the names of the hidden files that a killed process may leave behind; nothing reads them."""
 
 
 @contextlib.contextmanager
-def replacing(path: str | Path, *, durable: bool = False) -> Iterator[Path]:
+def replacing(path: str | Path, *, durable: bool = False, keep_ending: bool = True) -> Iterator[Path]:
     """A file to write that takes its place when all went well, and vanishes otherwise.
 
     Args:
         path: its place; the folder is there.
         durable: survive a power cut too: the content is on the disk before the move, and the move before the return.
+        keep_ending: the unfinished file's name ends as `path` does, which some writers go by; else in `PARTIAL`, so
+            that nobody who looks for such endings finds what a killed process left.
 
     Yields:
-        An empty file in the same folder, with the user's permissions and the ending of `path`.
+        An empty file in the same folder, hidden, with the user's permissions.
 
     Raises:
         OSError: it cannot be written; what stood in its place stands still.
     """
     path = Path(path)
     stem = path.stem[:40]  # the name stays below the longest that a file system takes
-    partial = path.with_name(f".{stem}.{os.getpid()}-{secrets.token_hex(4)}{PARTIAL}{path.suffix}")
+    ending = path.suffix if keep_ending else ""
+    partial = path.with_name(f".{stem}.{os.getpid()}-{secrets.token_hex(4)}{PARTIAL}{ending}")
     os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    mode = partial.stat().st_mode
     try:
         yield partial
+        partial.chmod(mode)  # safetensors puts a file in its place that nobody else may read
         if durable:
             _sync(partial)
         os.replace(partial, path)
@@ -40,6 +45,24 @@ def replacing(path: str | Path, *, durable: bool = False) -> Iterator[Path]:
             _sync(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_together(writers: Mapping[Path, Callable[[Path], object]]) -> None:
+    """Writes several files so that all of them appear, or none, and files of the same names stay as they were.
+
+    Args:
+        writers: what writes each file, given the path to write to, which ends as the file does; folders are made.
+
+    Raises:
+        OSError: a folder or file cannot be written.
+    """
+    with contextlib.ExitStack() as moves:  # to their places once all are written
+        for file, write in writers.items():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write(moves.enter_context(replacing(file)))
+        blocked = [file for file in writers if file.is_dir()]
+        if blocked:
+            raise IsADirectoryError(f"{blocked[0]} is a folder")
 
 
 def sha256_of(path: str | Path) -> str:

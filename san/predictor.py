@@ -21,6 +21,7 @@ from san.data.images import Layout, image_pixels
 from san.data.transforms import MAX_PIXELS, resize_image, resize_short_side
 from san.hub import SHAPES_CHECKPOINT, load_pretrained
 from san.model.config import SANConfig
+from san.model.precision import hold_weights
 from san.model.san import MaskProposals, SANModel
 from san.postprocess import labels_and_scores
 from san.segmentation import EncodedImage, Evidence, Segmentation
@@ -45,7 +46,10 @@ class Predictor:
         max_size: limit of its long side then.
         device: where the model runs: "cpu", "cuda", "cuda:N" or "mps".
         dtype: what the network computes in: "float32" or "bfloat16" (mixed precision; words and scores stay float32).
+            With "bfloat16" the model's weights are rounded for good: load it again to save or train it.
         max_pixels: a larger image is refused; None takes any.
+        compiled: the network goes through torch.compile; the first image of each size takes a minute or more, and a C++
+            compiler is needed.
 
     Attributes:
         text_cache: folder that keeps text embeddings from one run to the next; None keeps them in memory only.
@@ -63,10 +67,14 @@ class Predictor:
         device: str | torch.device = "cpu",
         dtype: str | torch.dtype = "float32",
         max_pixels: int | None = MAX_PIXELS,
+        compiled: bool = False,
     ) -> None:
         """Takes the model over."""
         self.dtype = _checked_dtype(dtype)
         self.model = model.to(_checked_device(device)).eval()
+        hold_weights(self.model, self.dtype)
+        if compiled:
+            self.model.compile_network()
         self.short_side, self.max_size, self.max_pixels = short_side, max_size, max_pixels
         self.text_cache = resolve_folder("auto")
         self._encoded: EncodedImage | None = None
@@ -83,6 +91,7 @@ class Predictor:
         cache_dir: str | Path | None = None,
         revision: str | None = None,
         local_files_only: bool = False,
+        compiled: bool = False,
     ) -> Predictor:
         """A predictor with weights.
 
@@ -95,6 +104,7 @@ class Predictor:
             cache_dir: folder of downloads.
             revision: of a model on the hub.
             local_files_only: download nothing.
+            compiled: the network goes through torch.compile.
 
         Raises:
             ValueError, FileNotFoundError: there is no such file, or it does not fit.
@@ -103,7 +113,8 @@ class Predictor:
         model = load_pretrained(
             source, config, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only
         )
-        return cls(model, short_side=model.config.side_adapter.image_size, device=device, dtype=dtype)
+        side = model.config.side_adapter.image_size
+        return cls(model, short_side=side, device=device, dtype=dtype, compiled=compiled)
 
     @property
     def device(self) -> torch.device:

@@ -33,6 +33,7 @@ from san.hub import MODELS, SHAPES_CHECKPOINT, find_here, load_pretrained, push_
 from san.hub import remote as remote_module
 from san.hub.folder import describe, read_config
 from san.hub.places import find_known
+from san.hub.remote import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
 from san.model.build import build_san
 from san.model.config import variant
 from san.model.san import SANModel
@@ -119,6 +120,14 @@ def test_a_folder_gives_the_model_back(saved: Path) -> None:
         name for name, value in make().named_parameters() if value.requires_grad
     }
     assert_same(load_pretrained(saved / "model.safetensors"), loaded)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions of this kind")
+def test_a_folder_can_be_read_by_whom_the_user_lets(saved: Path) -> None:
+    for name in (WEIGHTS_FILE, CONFIG_FILE, CARD_FILE):
+        (beside := saved / "beside").touch()
+        assert (saved / name).stat().st_mode == beside.stat().st_mode, name
+        beside.unlink()
 
 
 def test_half_precision_halves_the_file(saved: Path, tmp_path: Path) -> None:
@@ -225,6 +234,7 @@ def test_saving_replaces_weights_and_keeps_your_words(folder: Path) -> None:
     save_pretrained(make(1), folder)
     assert_same(load_pretrained(folder), make(1))
     assert (folder / "README.md").read_text() == "mine"
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
     with pytest.raises(ValueError, match="is a file; give save_pretrained a folder"):
         save_pretrained(make(), folder / "README.md")
 

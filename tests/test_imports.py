@@ -48,7 +48,7 @@ for _room in set(ROOMS) - {"files"}:
 # Packages that only one file may import.
 DOORS = {
     "detectron2": "san/d2/api.py",
-    "open_clip": "san/clip/loader.py",
+    "open_clip": "san/clip/zoo.py",
 }
 # Packages that only one room may import, and then in few files.
 GUESTS = {
@@ -62,7 +62,7 @@ GUESTS = {
     "scipy": "san/",
 }
 # Packages of several files, named.
-SHARED = {"huggingface_hub": {"san/clip/loader.py", "san/hub/remote.py"}}
+SHARED = {"huggingface_hub": {"san/clip/zoo.py", "san/hub/remote.py"}}
 
 
 def python_files(*folders: str) -> list[Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +166,7 @@ def test_encoding_keeps_no_state_and_threads_do_not_mix(predictor: Predictor) ->
     fresh = Predictor(predictor.model, short_side=96)
     with pytest.raises(ValueError, match="call set_image"):
         fresh.segment(["cat"])
-    fresh.model.text_classifier._cache.clear()
+    fresh.model.text_classifier.forget()
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda i: fresh.segment(words[i % 4], encoded=encoded[i % 4]), range(16)))
     for number, result in enumerate(found):
@@ -214,7 +215,7 @@ def test_none_of_these(shapes: Predictor, scenes: tuple[np.ndarray, np.ndarray])
     means = {key: [float(np.mean(values)) for values in pair] for key, pair in shares.items()}
     assert means["plain"] == [0, 0]
     for key in ("learnt", "threshold"):
-        assert means[key][0] > 0.4 > 2 * means[key][1]
+        assert means[key][0] > 0.3 > 2 * means[key][1], means
 
 
 def test_from_a_published_checkpoint(predictor: Predictor, tmp_path: Path) -> None:
@@ -236,6 +237,21 @@ def test_bfloat16_gives_mostly_the_same_labels(shapes: Predictor, scenes: tuple[
         agree.append((result.labels == exact.labels).mean())
     assert torch.bfloat16 in seen
     assert np.mean(agree) > 0.97
+
+
+def test_compiled_gives_the_same_labels() -> None:
+    tiny = variant("tiny")
+    # few blocks, because each takes seconds to compile
+    few_blocks = replace(tiny.side_adapter, depth=2, supervised_blocks=(2,), fusion=((0, 0), (2, 1)))
+    results = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        model = build_san(replace(tiny, side_adapter=few_blocks))
+        predictor = Predictor(model, short_side=96, compiled=compiled)
+        results.append([predictor.predict(picture(*size), ["cat", "dog", "grass"]) for size in ((50, 70), (70, 50))])
+    for exact, result in zip(*results, strict=True):
+        np.testing.assert_allclose(result.best_scores, exact.best_scores, atol=1e-4)
+        assert (result.labels == exact.labels).mean() > 0.999
 
 
 @pytest.mark.gpu

@@ -36,6 +36,12 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         choices=("float32", "bfloat16"),
         help="precision of the image side (default: %(default)s)",
     )
+    group.add_argument(
+        "--compile",
+        action="store_true",
+        help="torch.compile the network: a minute or more for the first image of each size, then faster; for many "
+        "images; needs a C++ compiler",
+    )
     group.add_argument("--revision", help="branch, tag or commit of a model on the hub")
     add_cache_option(group)
     group.add_argument("--offline", action="store_true", help="never ask the network")
@@ -76,6 +82,7 @@ def load_predictor(args: argparse.Namespace) -> Predictor:
         cache_dir=args.cache_dir,
         revision=args.revision,
         local_files_only=args.offline,
+        compiled=args.compile,
     )
     predictor.text_cache = resolve_folder(args.text_cache, os.environ.get("SAN_CACHE"))
     return predictor

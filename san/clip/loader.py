@@ -1,4 +1,4 @@
-"""From a CLIP's name and weights to plain records: the only file that imports open_clip.
+"""From a CLIP's name and weights to plain records.
 
 A CLIP comes from open_clip by name and tag, from a local weights file, or from a self-describing file of this project
 (`save_clip_file`), as the small CLIP of the shapes benchmark does.
@@ -8,30 +8,21 @@ from __future__ import annotations
 
 import json
 import logging
-import socket
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
-from urllib.request import getproxies
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from san.clip import zoo
 from san.clip.arch import TINY, ClipArch, TextArch, VisionArch
+from san.clip.tokenizer import BpeTokenizer, Tokenizer, compact_tokenizer
 from san.clip.weights import read_clip_weights, read_tensors, weights_fingerprint
 
 logger = logging.getLogger(__name__)
 
-_MAX_TOLD = 10_000  # words remembered, so that each is told once
-_MAX_SHOWN = 10  # words in one warning
-
-Tokenizer = Callable[[Sequence[str]], Tensor]
-"""Texts to token ids (N, context_length), int64; the end-of-text token has the largest id of its row."""
-
 SHAPES_FILE = Path(__file__).parent.parent / "data" / "shapes" / "assets" / "clip.safetensors"
-_HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 _UNSUPPORTED_VISION = {
     "timm_model_name": None,
     "attentional_pool": False,
@@ -91,20 +82,19 @@ def load_clip(name: str, pretrained: str | None, *, weights: bool = True) -> Loa
     if pretrained == "shapes":
         raise ValueError(f"the weights 'shapes' are not of CLIP {name!r}; set MODEL.CLIP.NAME to shapes")
     arch = TINY if name == "tiny" else _open_clip_arch(name)
-    tokenizer = _bpe_tokenizer(arch.text.context_length)
+    tokenizer = BpeTokenizer(arch.text.context_length)
     if not pretrained:
         return LoadedClip(arch, None, tokenizer, fingerprint=f"{name}/untrained")
     tag, file = _tag_and_file(pretrained)
     if tag:
         if name == "tiny":
             raise ValueError(f"CLIP 'tiny' has no weights {tag!r}; leave MODEL.CLIP.PRETRAINED empty, or name a file")
-        record = _tag_record(name, tag)
-        arch = _as_trained(arch, record, openai=tag == "openai")
+        arch = _as_trained(arch, zoo.trained_as(name, tag), openai=tag == "openai")
         if not file and not weights:
             return LoadedClip(arch, None, tokenizer, fingerprint=f"{name}/{tag}")
-        file = file or _fetch(name, tag, record)
+        file = file or zoo.fetch(name, tag)
     assert file is not None
-    state_dict, openai = read_clip_weights(file, trusted_scripts=_openai_hashes)
+    state_dict, openai = read_clip_weights(file, trusted_scripts=zoo.openai_hashes)
     if not tag:
         arch = replace(arch, quick_gelu=arch.quick_gelu or openai)
         if not arch.quick_gelu and name != "tiny":
@@ -147,15 +137,6 @@ def _tag_and_file(pretrained: str) -> tuple[str, Path | None]:
     return pretrained, None
 
 
-def _openai_hashes() -> set[str]:
-    """SHA-256 of the TorchScript files OpenAI published; their addresses hold it."""
-    import open_clip
-
-    names = open_clip.list_pretrained_models_by_tag("openai")
-    urls = [open_clip.get_pretrained_cfg(name, "openai").get("url", "") for name in names]
-    return {url.split("/")[-2] for url in urls if url}
-
-
 def _as_trained(arch: ClipArch, record: Mapping[str, Any], *, openai: bool) -> ClipArch:
     """The architecture with the activation and pixel statistics its weights were trained with."""
     return replace(
@@ -167,15 +148,7 @@ def _as_trained(arch: ClipArch, record: Mapping[str, Any], *, openai: bool) -> C
 
 
 def _open_clip_arch(name: str) -> ClipArch:
-    import open_clip
-
-    config = open_clip.get_model_config(name)
-    if config is None:
-        near = [other for other in open_clip.list_models() if other.lower().startswith(name.lower()[:5])]
-        raise ValueError(
-            f"open_clip knows no model {name!r}; set MODEL.CLIP.NAME to one of its class-token ViTs, "
-            f"such as {near or ['ViT-B-16']}"
-        )
+    config = zoo.model_config(name)
     vision, text = config["vision_cfg"], config["text_cfg"]
     wrong = [
         f"vision {key}={vision[key]!r}" for key, value in _UNSUPPORTED_VISION.items() if vision.get(key, value) != value
@@ -211,148 +184,6 @@ def _open_clip_arch(name: str) -> ClipArch:
         ),
         quick_gelu=bool(config.get("quick_gelu", False)),
     )
-
-
-def _bpe_tokenizer(context_length: int, ids: Sequence[int] | None = None) -> Tokenizer:
-    """CLIP's byte-pair tokenizer; with `ids`, mapped to their ranks, and every other id to 0."""
-    import open_clip
-
-    tokenize = open_clip.SimpleTokenizer(context_length=context_length)
-    if ids is None:
-        return lambda texts: tokenize(list(texts))
-    return CompactTokenizer(lambda texts: tokenize(list(texts)), ids, tokenize.vocab_size)
-
-
-class CompactTokenizer:
-    """A tokenizer whose ids are the ranks of the few that a small CLIP knows; every other id becomes 0.
-
-    Args:
-        tokenize: texts to full ids.
-        ids: the ids that are known, ascending.
-        vocab_size: number of full ids.
-    """
-
-    def __init__(self, tokenize: Tokenizer, ids: Sequence[int], vocab_size: int) -> None:
-        self._tokenize = tokenize
-        self._ranks = torch.zeros(vocab_size, dtype=torch.long)
-        self._ranks[torch.as_tensor(ids)] = torch.arange(1, len(ids) + 1)  # sorted: end-of-text stays the largest
-        self._told: set[str] = set()
-
-    def __call__(self, texts: Sequence[str]) -> Tensor:
-        """Ids (N, T); words that the CLIP has never met are told."""
-        full = self._tokenize(texts)
-        tokens = self._ranks[full]
-        unknown = ((tokens == 0) & (full != 0)).any(dim=1).tolist()
-        self._tell({word for text, strange in zip(texts, unknown, strict=True) if strange for word in _words(text)})
-        return tokens
-
-    def _tell(self, words: set[str]) -> None:
-        """One warning for those of the words that are unknown and were not told before."""
-        if len(self._told) > _MAX_TOLD:  # a server meets words without end
-            self._told.clear()
-        fresh = sorted(words - self._told)
-        if not fresh:
-            return
-        self._told.update(fresh)
-        full = self._tokenize(fresh)
-        never = ((self._ranks[full] == 0) & (full != 0)).any(dim=1).tolist()
-        strange = [word for word, unknown in zip(fresh, never, strict=True) if unknown]
-        if strange:
-            shown = ", ".join(map(repr, strange[:_MAX_SHOWN]))
-            more = f" and {len(strange) - _MAX_SHOWN} more" if len(strange) > _MAX_SHOWN else ""
-            logger.warning("the small CLIP has never met %s%s: embeddings of it mean little", shown, more)
-
-
-def _words(text: str) -> list[str]:
-    """A text's words without the punctuation of the templates."""
-    return [word for raw in text.split() if (word := raw.strip(".,"))]
-
-
-def _tag_record(name: str, tag: str) -> dict[str, Any]:
-    """What open_clip knows of a tag: where its weights are, activation, pixel statistics."""
-    import open_clip
-
-    record: dict[str, Any] = open_clip.get_pretrained_cfg(name, tag)
-    if not record:
-        known = open_clip.list_pretrained_tags_by_model(name)
-        raise ValueError(
-            f"open_clip has no weights {tag!r} for {name!r}; set MODEL.CLIP.PRETRAINED to one of {known} or to a file"
-        )
-    return record
-
-
-def _fetch(name: str, tag: str, record: dict[str, Any]) -> Path:
-    """The weights file of an open_clip tag, from its cache or its hub."""
-    import open_clip
-    from huggingface_hub import constants, try_to_load_from_cache
-
-    hub = record.get("hf_hub", "").strip("/")
-    if hub:
-        source, folder = f"{constants.ENDPOINT}/{hub} ({' or '.join(_HUB_FILES)})", constants.HF_HUB_CACHE
-        for name_there in _HUB_FILES:
-            found = try_to_load_from_cache(hub, name_there, cache_dir=constants.HF_HUB_CACHE)
-            if isinstance(found, str):
-                return Path(found)
-    else:
-        source, folder = record["url"], str(Path("~/.cache/clip").expanduser())
-    try:
-        if not getproxies():  # without a network, say so now and not after a minute of retries
-            socket.getaddrinfo(urlparse(source).hostname, 443)
-        return Path(open_clip.download_pretrained(record))  # checks what it finds in its cache
-    except (OSError, RuntimeError) as error:
-        raise FileNotFoundError(
-            f"the weights {tag!r} of CLIP {name!r} are not on this machine and cannot be downloaded ({error}); "
-            f"download {source} elsewhere and set MODEL.CLIP.PRETRAINED to {tag}:FILE, or keep it in the cache {folder}"
-        ) from error
-
-
-def build_trainable_clip(arch: ClipArch) -> nn.Module:
-    """An untrained open_clip CLIP of this architecture: encode_image, encode_text and logit_scale, to be pretrained."""
-    from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
-
-    vision, text = arch.vision, arch.text
-    model: nn.Module = CLIP(
-        arch.embed_dim,
-        CLIPVisionCfg(
-            layers=vision.depth,
-            width=vision.width,
-            head_width=vision.width // vision.num_heads,
-            mlp_ratio=vision.mlp_ratio,
-            patch_size=vision.patch_size,
-            image_size=vision.image_size,
-        ),
-        CLIPTextCfg(
-            context_length=text.context_length,
-            vocab_size=text.vocab_size,
-            width=text.width,
-            heads=text.num_heads,
-            layers=text.depth,
-            mlp_ratio=text.mlp_ratio,
-        ),
-        quick_gelu=arch.quick_gelu,
-    )
-    return model
-
-
-def token_ids(texts: Iterable[str]) -> list[int]:
-    """Sorted ids of CLIP's tokenizer that occur in these texts, start and end of text among them."""
-    import open_clip
-
-    tokenizer = open_clip.SimpleTokenizer()
-    ids = {tokenizer.sot_token_id, tokenizer.eot_token_id}
-    return sorted(ids.union(*(tokenizer.encode(text) for text in texts)))
-
-
-def compact_tokenizer(ids: Sequence[int], context_length: int) -> Tokenizer:
-    """CLIP's tokenizer for a small vocabulary.
-
-    Args:
-        ids: sorted ids of CLIP's tokenizer that occur; id number i becomes i + 1, every other id 0.
-        context_length: tokens in a row.
-    """
-    if list(ids) != sorted(set(ids)):
-        raise ValueError("the ids of a compact vocabulary must be sorted and distinct")
-    return _bpe_tokenizer(context_length, ids)
 
 
 def save_clip_file(

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from san.clip.arch import ClipArch
 from san.clip.blocks import Block
-from san.clip.loader import CompactTokenizer, Tokenizer
+from san.clip.prompt_passes import encode_prompts
 from san.clip.templates import load_templates
 from san.clip.text_cache import TextCache
+from san.clip.tokenizer import CompactTokenizer, Tokenizer, tokenizer_identity
 from san.clip.vocabulary import ClassText
 
 logger = logging.getLogger(__name__)
@@ -52,17 +53,19 @@ class TextClassifier(nn.Module):
         arch: the CLIP's architecture.
         tokenizer: texts to ids.
         templates: name of the template set.
-        chunk_size: prompts per pass of the text tower.
+        tokens_per_pass: how many tokens go through the text tower together, about.
 
     Attributes:
         disk_cache: folder in which embeddings are kept from one run to the next; None keeps them in memory only.
     """
 
-    def __init__(self, arch: ClipArch, tokenizer: Tokenizer, *, templates: str = "vild", chunk_size: int = 256) -> None:
+    def __init__(
+        self, arch: ClipArch, tokenizer: Tokenizer, *, templates: str = "vild", tokens_per_pass: int = 1024
+    ) -> None:
         super().__init__()
         text = arch.text
         self.templates, self._prompts = templates, load_templates(templates)
-        self._tokenizer, self._chunk_size = tokenizer, chunk_size
+        self._tokenizer, self._tokens_per_pass = tokenizer, tokens_per_pass
         self.token_embedding = nn.Embedding(text.vocab_size, text.width)
         self.positional_embedding = nn.Parameter(torch.randn(text.context_length, text.width) * 0.01)
         self.transformer = Transformer(arch)
@@ -74,6 +77,7 @@ class TextClassifier(nn.Module):
         self.disk_cache: str | Path | None = None
         self._arch = arch
         self._cache: OrderedDict[str, Tensor] = OrderedDict()
+        self._vocabularies: OrderedDict[tuple[tuple[str, ...], ...], Tensor] = OrderedDict()
         self._cache_key: object = None
         self._store: TextCache | None = None
         self._measured: set[str] = set()
@@ -81,15 +85,19 @@ class TextClassifier(nn.Module):
     def embed(self, classes: Sequence[str | ClassText]) -> Tensor:
         """Text embeddings (C, E) of unit length, averaged over templates and synonyms; a text is embedded once.
 
+        A vocabulary that comes again, as with every batch, gets the same tensor again: do not write to it.
+
         A text longer than CLIP reads is cut, and a warning says where.
 
         Raises:
             ValueError: there is no class, or one is blank.
         """
-        texts = [_texts_of(each) for each in classes]
+        self._drop_stale_cache()
+        texts = tuple(_texts_of(each) for each in classes)
         if not texts:
             raise ValueError("a vocabulary needs at least one name, and none of them blank; got an empty list")
-        self._drop_stale_cache()
+        if texts in self._vocabularies:
+            return self._vocabularies[texts]
         # the cache outlives inference mode and mixed precision
         with (
             torch.inference_mode(False),
@@ -97,7 +105,16 @@ class TextClassifier(nn.Module):
             torch.autocast(self.no_object_embed.device.type, enabled=False),
         ):
             vectors = self._vectors(list(dict.fromkeys(text for own in texts for text in own)))
-            return torch.stack([_mean_direction([vectors[text] for text in own]) for own in texts])
+            result = torch.stack([_mean_direction([vectors[text] for text in own]) for own in texts])
+        self._vocabularies[texts] = result
+        while len(self._vocabularies) > 1 and sum(map(len, list(self._vocabularies.values()))) > _MAX_CACHED:
+            self._vocabularies.popitem(last=False)
+        return result
+
+    def forget(self) -> None:
+        """Drops the embeddings in memory; those on disk stay."""
+        self._cache.clear()
+        self._vocabularies.clear()
 
     def logits(self, sls_embed: Tensor, text_embed: Tensor) -> Tensor:
         """Class logits (B, Q, C + 1), "no object" last, of unit-length [SLS] embeddings (B, Q, E) for names (C, E).
@@ -124,7 +141,7 @@ class TextClassifier(nn.Module):
     def fingerprint(self) -> str:
         """Identifies all that a text's embedding depends on: every weight, architecture, tokenizer and templates."""
         digest = hashlib.sha256(f"{self._arch.text} {self._arch.quick_gelu} {self._prompts}".encode())
-        digest.update(self._tokenizer([prompt.format("") for prompt in self._prompts]).numpy().tobytes())
+        digest.update(tokenizer_identity(self._tokenizer, [prompt.format("") for prompt in self._prompts]))
         if self.no_object_embed.device.type != "cpu":  # TF32 and the like are not float32
             digest.update(torch.get_float32_matmul_precision().encode())
         for name, parameter in self.named_parameters():
@@ -157,35 +174,29 @@ class TextClassifier(nn.Module):
 
     def _embed_new(self, texts: Sequence[str]) -> Tensor:
         """(len(texts), E), unit length."""
-        prompts = [self._prompts_of(text) for text in texts]
-        per_prompt = self._encode_prompts([prompt for own in prompts for prompt in own]).split(
-            [len(p) for p in prompts]
-        )
+        width = self.no_object_embed.shape[1]
         if not texts:
-            return torch.empty(0, self.no_object_embed.shape[1])
-        return torch.stack([F.normalize(own.mean(dim=0), dim=-1) for own in per_prompt])
-
-    def _encode_prompts(self, prompts: Sequence[str]) -> Tensor:
-        """Unit-length embeddings (N, E) of prompts.
-
-        Prompts of like length go through the tower together, cut after the longest's end-of-text: a token sees only
-        those before it, so what is cut changes nothing.
-        """
-        device = self.positional_embedding.device
-        result = torch.empty(len(prompts), self.no_object_embed.shape[1], device=device)
-        if not prompts:
-            return result
-        tokens = self._tokenizer(prompts)
-        lengths = tokens.argmax(dim=-1) + 1
-        for chunk in lengths.argsort(stable=True).split(self._chunk_size):
-            cut = tokens[chunk, : int(lengths[chunk].max())]
-            result[chunk.to(device)] = F.normalize(self.encode_text(cut.to(device)).float(), dim=-1)
-        return result
+            return torch.empty(0, width)
+        prompts = [self._prompts_of(text) for text in texts]
+        tokens = self._tokenizer([prompt for own in prompts for prompt in own])
+        kinds = torch.tensor([kind for text in texts for kind in self._kinds_of(text)])
+        per_text = F.normalize(self._encode_prompts(tokens, kinds).float(), dim=-1).split([len(p) for p in prompts])
+        return torch.stack([F.normalize(own.mean(dim=0), dim=-1) for own in per_text])
 
     def _prompts_of(self, text: str) -> list[str]:
         """The prompts of a marked text."""
         kind, words = text[: len(_TEMPLATED)], text[len(_TEMPLATED) :]
         return [words] if kind == _VERBATIM else [template.format(words) for template in self._prompts]
+
+    def _encode_prompts(self, tokens: Tensor, kinds: Tensor) -> Tensor:
+        """As `encode_text`, without computing a token twice or in vain; prompts of one kind may begin alike."""
+        return encode_prompts(self, tokens, kinds, tokens_per_pass=self._tokens_per_pass)
+
+    def _kinds_of(self, text: str) -> Sequence[int]:
+        """A number per prompt of a marked text: those of one template begin alike, those as they are may."""
+        if text.startswith(_VERBATIM):
+            return [len(self._prompts)]
+        return range(len(self._prompts))
 
     def _report_cuts(self, texts: Sequence[str]) -> None:
         """One warning for every text of which CLIP does not read the end, however often it is embedded."""
@@ -224,16 +235,16 @@ class TextClassifier(nn.Module):
         """Embeddings of weights that have since been replaced, trained or moved are forgotten."""
         key = tuple((id(parameter), parameter._version, parameter.device) for parameter in self.frozen_parameters())
         if key != self._cache_key:
-            self._cache.clear()
+            self.forget()
             self._cache_key, self._store = key, None
 
 
-def _texts_of(each: str | ClassText) -> list[str]:
+def _texts_of(each: str | ClassText) -> tuple[str, ...]:
     """The marked texts whose embeddings a class's is the mean of."""
-    each = ClassText(each) if isinstance(each, str) else each
+    each = each if isinstance(each, ClassText) else ClassText(each)
     if each.prompts:
-        return [_VERBATIM + prompt for prompt in each.prompts]
-    return [_TEMPLATED + synonym for synonym in each.synonyms]
+        return tuple(_VERBATIM + prompt for prompt in each.prompts)
+    return tuple(_TEMPLATED + synonym for synonym in each.synonyms)
 
 
 def _mean_direction(vectors: list[Tensor]) -> Tensor:

@@ -15,6 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from san.files import sha256_of
+
 _DAMAGED = (
     RuntimeError,
     OSError,
@@ -91,7 +93,7 @@ def _is_script(path: Path) -> bool:
 
 
 def _read_script(path: Path, trusted: Container[str]) -> Mapping[str, Tensor]:
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = sha256_of(path)
     if digest not in trusted:
         raise ValueError(
             f"{str(path)!r} is a TorchScript archive, which can run code, and none that OpenAI published (SHA-256 "

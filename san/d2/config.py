@@ -83,9 +83,10 @@ def add_san_config(cfg: CfgNode) -> None:
 
 
 def _add_model_keys(model: CfgNode) -> None:
-    """MODEL.SIZE_DIVISIBILITY, MODEL.CLIP, MODEL.SIDE_ADAPTER, MODEL.HEAD, MODEL.ATTN_BIAS."""
+    """MODEL.SIZE_DIVISIBILITY, MODEL.COMPILE, MODEL.CLIP, MODEL.SIDE_ADAPTER, MODEL.HEAD, MODEL.ATTN_BIAS."""
     san = SANConfig()
     model.SIZE_DIVISIBILITY = san.size_divisibility  # pad images to multiples of this, pixels; multiple of the patch
+    model.COMPILE = False  # whether the network goes through torch.compile; for many images of few sizes
 
     node = model.CLIP = CfgNode()
     node.NAME = san.clip.name  # open_clip's name of a class-token ViT, "shapes", or "tiny" (tests)

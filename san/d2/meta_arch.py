@@ -42,6 +42,8 @@ class SAN(nn.Module):
         super().__init__()
         self.model = build_san(san_config(cfg), clip_weights=not holds_clip(cfg.MODEL.WEIGHTS))
         self.model.text_classifier.disk_cache = text_cache_folder(cfg)
+        if cfg.MODEL.COMPILE:
+            self.model.compile_network()
         self.criterion = SetCriterion(loss_config(cfg))
         self.return_scores = bool(cfg.TEST.SCORES)
         self.train_dataset: str | None = cfg.DATASETS.TRAIN[0] if cfg.DATASETS.TRAIN else None

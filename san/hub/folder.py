@@ -9,19 +9,21 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-import os
-import tempfile
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+
 import san
 from san.checkpoint import load_weights
 from san.clip.arch import ClipArch
-from san.clip.loader import SHAPES_FILE, LoadedClip, compact_tokenizer, load_clip
+from san.clip.loader import SHAPES_FILE, LoadedClip, load_clip
+from san.clip.tokenizer import compact_tokenizer
+from san.files import write_together
 from san.hub.card import model_card
 from san.hub.remote import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
 from san.model.build import build_san
@@ -43,7 +45,7 @@ class FolderConfig:
         san_version: of the project that wrote it.
         model: the model, every field.
         clip_arch: CLIP's architecture, so that it needs no look-up.
-        clip_token_ids: of a CLIP with a small vocabulary of its own (`san.clip.loader.compact_tokenizer`); else None.
+        clip_token_ids: of a CLIP with a small vocabulary of its own (see `compact_tokenizer`); else None.
     """
 
     model_type: str
@@ -65,7 +67,7 @@ def save_pretrained(model: SANModel, folder: str | Path, *, half: bool = False) 
         The folder.
 
     Raises:
-        ValueError: `folder` is a file, or the CLIP's own file is gone.
+        ValueError: `folder` is a file, the CLIP's own file is gone, or the model's weights were rounded for prediction.
         OSError: it cannot be written.
     """
     from safetensors.torch import save_file
@@ -73,21 +75,26 @@ def save_pretrained(model: SANModel, folder: str | Path, *, half: bool = False) 
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{str(folder)!r} is a file; give save_pretrained a folder")
+    rounded = {value.dtype for value in model.parameters()} - {torch.float32}
+    if rounded:
+        raise ValueError(
+            f"the model's weights were rounded to {', '.join(map(str, rounded))} for prediction; load it in float32 to "
+            "save it (half=True writes half precision)"
+        )
     config = describe(model)
     tensors = {}
     for name, value in model.state_dict().items():
         value = value.detach().cpu()
         tensors[name] = (value.half() if half and value.is_floating_point() else value.clone()).contiguous()
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as made:
-        save_file(tensors, Path(made) / WEIGHTS_FILE, metadata={"format": "pt"})
-        text = json.dumps(dataclasses.asdict(config), indent=2) + "\n"
-        (Path(made) / CONFIG_FILE).write_text(text, encoding="utf-8")
+    text = json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+    writers: dict[Path, Callable[[Path], object]] = {
+        folder / WEIGHTS_FILE: lambda path: save_file(tensors, path, metadata={"format": "pt"}),
+        folder / CONFIG_FILE: lambda path: path.write_text(text, encoding="utf-8"),
+    }
+    if not (folder / CARD_FILE).exists():
         card = model_card(config.model, num_bytes=sum(value.nbytes for value in tensors.values()), half=half)
-        (Path(made) / CARD_FILE).write_text(card, encoding="utf-8")
-        for name in (WEIGHTS_FILE, CONFIG_FILE, CARD_FILE):
-            if name != CARD_FILE or not (folder / name).exists():
-                os.replace(Path(made) / name, folder / name)
+        writers[folder / CARD_FILE] = lambda path: path.write_text(card, encoding="utf-8")
+    write_together(writers)
     return folder
 
 

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from san.losses.config import LossConfig
@@ -114,6 +113,8 @@ def match_all(costs: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
 
 def _assign(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Matched rows and columns of a cost matrix on the CPU, in order of the columns."""
+    from scipy.optimize import linear_sum_assignment  # 40 MB that prediction does not need
+
     rows, columns = linear_sum_assignment(matrix.numpy())
     queries, targets = torch.as_tensor(rows, dtype=torch.int64), torch.as_tensor(columns, dtype=torch.int64)
     order = targets.argsort()

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from san.clip.arch import ClipArch
-from san.clip.loader import Tokenizer
 from san.clip.text import TextClassifier
+from san.clip.tokenizer import Tokenizer
 from san.clip.visual import DeepClip, ShallowClip, ShallowFeatures
 from san.model.attention_bias import AttentionBiasHead
 from san.model.config import SANConfig, check_against
@@ -137,6 +137,13 @@ class SANModel(nn.Module):
         biases = [self.bias_head(features, query) for features, query in zip(side, queries, strict=True)]
         embeds = self._recognise(clip, biases)
         return [MaskProposals(*parts) for parts in zip(masks, biases, embeds, strict=True)]
+
+    def compile_network(self) -> None:
+        """From now on `propose` goes through torch.compile: a minute or more for each new kind of input, then faster.
+
+        A C++ compiler is needed on a CPU; what does not compile raises in the first call.
+        """
+        self.propose = torch.compile(self.propose)  # type: ignore[method-assign]
 
     def classify(self, proposals: MaskProposals, text_embed: Tensor) -> SANOutput:
         """Names the masks: the only step that sees the vocabulary (C, E)."""

@@ -22,15 +22,15 @@ def classifier() -> TextClassifier:
 
 @pytest.fixture
 def passes(classifier: TextClassifier, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Number of prompts in every pass of the text tower."""
+    """Number of prompts whenever some go into the text tower."""
     counted: list[int] = []
-    original = classifier.encode_text
+    original = classifier._encode_prompts
 
-    def count(tokens: torch.Tensor) -> torch.Tensor:
+    def count(tokens: torch.Tensor, kinds: torch.Tensor) -> torch.Tensor:
         counted.append(len(tokens))
-        return original(tokens)
+        return original(tokens, kinds)
 
-    monkeypatch.setattr(classifier, "encode_text", count)
+    monkeypatch.setattr(classifier, "_encode_prompts", count)
     return counted
 
 
@@ -48,14 +48,6 @@ def test_a_name_is_embedded_once(classifier: TextClassifier, passes: list[int]) 
     again = classifier.embed(["dog", " cat "])
     assert passes == [28]
     torch.testing.assert_close(again, first[[1, 0]])
-
-
-def test_chunks_do_not_change_the_numbers(classifier: TextClassifier, passes: list[int]) -> None:
-    whole = classifier.embed(["cat", "dog", "grass"])
-    classifier._cache.clear()
-    classifier._chunk_size = 10
-    torch.testing.assert_close(classifier.embed(["cat", "dog", "grass"]), whole)
-    assert passes == [42, 10, 10, 10, 10, 2]
 
 
 def test_cache_is_never_shared_or_stale(classifier: TextClassifier, passes: list[int]) -> None:
@@ -79,7 +71,7 @@ def test_mixed_precision_leaves_text_and_logits_in_float32(classifier: TextClass
         mixed = classifier.embed(["cat", "dog"])
         logits = classifier.logits(torch.eye(64)[None].bfloat16(), mixed)
     assert logits.dtype == torch.float32
-    classifier._cache.clear()
+    classifier.forget()
     torch.testing.assert_close(classifier.embed(["cat", "dog"]), mixed, atol=0, rtol=0)
 
 
@@ -95,26 +87,6 @@ def test_prompts_take_the_place_of_templates(classifier: TextClassifier, passes:
     assert passes == [14]
     torch.testing.assert_close(own, classifier.embed(["cat"]))
     assert not torch.allclose(classifier.embed([ClassText("cat", prompts=("cat",))]), own, atol=1e-3)
-
-
-def test_cutting_after_end_of_text_changes_nothing(classifier: TextClassifier, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Prompts of like length together, none longer than it must be; the same numbers as of 77 tokens each."""
-    names = ["cat", "a very long name of many words that takes many tokens to say " * 3, "road, route", "sky"]
-    widths: list[int] = []
-    original = classifier.encode_text
-    monkeypatch.setattr(classifier, "encode_text", lambda tokens: widths.append(tokens.shape[1]) or original(tokens))
-    classifier._chunk_size = 14
-    found = classifier.embed(names)
-    assert widths == sorted(widths)
-    assert widths[0] < 12
-    whole = []
-    for name in names:
-        tokens = classifier._tokenizer([prompt.format(name) for prompt in load_templates("vild")])
-        assert tokens.shape[1] == 77
-        with torch.no_grad():
-            each = torch.nn.functional.normalize(original(tokens), dim=-1)
-        whole.append(torch.nn.functional.normalize(each.mean(dim=0), dim=-1))
-    torch.testing.assert_close(found, torch.stack(whole), atol=1e-5, rtol=0)
 
 
 def test_what_clip_does_not_read_is_said_once(classifier: TextClassifier, caplog: pytest.LogCaptureFixture) -> None:
@@ -154,3 +126,24 @@ def test_the_memory_is_bounded(classifier: TextClassifier, monkeypatch: pytest.M
     monkeypatch.setattr("san.clip.text._MAX_CACHED", 2)
     assert len(classifier.embed(["a", "b", "c", "d"])) == 4
     assert len(classifier._cache) == 2
+    for name in ("e", "f", "g"):
+        classifier.embed([name])
+    assert sum(len(each) for each in classifier._vocabularies.values()) <= 2
+
+
+def test_a_vocabulary_that_comes_again_costs_nothing(classifier: TextClassifier, passes: list[int]) -> None:
+    """The same tensor for each batch; another one once a weight has changed, or when asked to forget."""
+    names = ["cat", ClassText("seat", ("sofa", "couch"))]
+    first = classifier.embed(names)
+    assert classifier.embed(tuple(names)) is first
+    assert classifier.embed(names[::-1]) is not first
+    torch.testing.assert_close(classifier.embed(names[::-1]), first.flip(0), atol=0, rtol=0)
+    with torch.no_grad():
+        classifier.text_projection.mul_(-1)
+    torch.testing.assert_close(classifier.embed(names), -first)
+    classifier.forget()
+    classifier.embed(names)
+    assert passes == [3 * 14] * 3
+    for wrong in ([["cat"]], [1]):
+        with pytest.raises(ValueError, match="give text"):
+            classifier.embed(wrong)  # type: ignore[list-item]

@@ -152,13 +152,18 @@ def weights() -> dict[str, torch.Tensor]:
 def classifier(
     weights: dict[str, torch.Tensor], folder: Path | None, config: SANConfig | None = None
 ) -> tuple[TextClassifier, list[int]]:
-    """A fresh one, as in a new process, and the number of prompts of every pass of its text tower."""
+    """A fresh one, as in a new process, and the numbers of prompts that go into its text tower."""
     fresh = build_san(config or variant("tiny")).text_classifier
     fresh.load_state_dict(weights)
     fresh.disk_cache = folder
     passes: list[int] = []
-    original = fresh.encode_text
-    fresh.encode_text = lambda tokens: passes.append(len(tokens)) or original(tokens)  # type: ignore[method-assign]
+    original = fresh._encode_prompts
+
+    def count(tokens: torch.Tensor, kinds: torch.Tensor) -> torch.Tensor:
+        passes.append(len(tokens))
+        return original(tokens, kinds)
+
+    fresh._encode_prompts = count  # type: ignore[method-assign]
     return fresh, passes
 
 

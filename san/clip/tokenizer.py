@@ -1,0 +1,122 @@
+"""Texts to token ids: CLIP's tokenizer, and one for the few words that a small CLIP knows."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from san.clip.zoo import open_clip_version, open_tokenizer
+
+logger = logging.getLogger(__name__)
+
+Tokenizer = Callable[[Sequence[str]], Tensor]
+"""Texts to token ids (N, context_length), int64; the end-of-text token has the largest id of its row."""
+
+VOCAB_SIZE = 49408
+"""Of CLIP's tokenizer (guarded by tests/clip/test_tokenizer.py)."""
+_MAX_TOLD = 10_000  # words remembered, so that each is told once
+_MAX_SHOWN = 10  # words in one warning
+
+
+class BpeTokenizer:
+    """CLIP's byte-pair tokenizer, opened when it is first used: embeddings from a cache need none.
+
+    Args:
+        context_length: ids in a row.
+    """
+
+    def __init__(self, context_length: int) -> None:
+        self.context_length = context_length
+        self._opened: Any = None
+
+    @property
+    def identity(self) -> str:
+        """Equal for tokenizers that give equal ids."""
+        return f"open_clip {open_clip_version()} SimpleTokenizer {self.context_length}"
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """Ids (N, context_length); a longer text is cut, its last id the end-of-text's."""
+        if self._opened is None:
+            self._opened = open_tokenizer(self.context_length)
+        ids: Tensor = self._opened(list(texts))
+        return ids
+
+
+class CompactTokenizer:
+    """A tokenizer whose ids are the ranks of the few that a small CLIP knows; every other id becomes 0.
+
+    Args:
+        tokenize: texts to full ids.
+        ids: the ids that are known, ascending.
+    """
+
+    def __init__(self, tokenize: BpeTokenizer, ids: Sequence[int]) -> None:
+        self._tokenize = tokenize
+        self._ranks = torch.zeros(VOCAB_SIZE, dtype=torch.long)
+        self._ranks[torch.as_tensor(ids)] = torch.arange(1, len(ids) + 1)  # sorted: end-of-text stays the largest
+        self._told: set[str] = set()
+
+    @property
+    def identity(self) -> str:
+        """Equal for tokenizers that give equal ids."""
+        return f"{self._tokenize.identity}, ids {hashlib.sha256(self._ranks.numpy().tobytes()).hexdigest()}"
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """Ids (N, T); words that the CLIP has never met are told."""
+        full = self._tokenize(texts)
+        tokens = self._ranks[full]
+        unknown = ((tokens == 0) & (full != 0)).any(dim=1).tolist()
+        self._tell({word for text, strange in zip(texts, unknown, strict=True) if strange for word in _words(text)})
+        return tokens
+
+    def _tell(self, words: set[str]) -> None:
+        """One warning for those of the words that are unknown and were not told before."""
+        if len(self._told) > _MAX_TOLD:  # a server meets words without end
+            self._told.clear()
+        fresh = sorted(words - self._told)
+        if not fresh:
+            return
+        self._told.update(fresh)
+        full = self._tokenize(fresh)
+        never = ((self._ranks[full] == 0) & (full != 0)).any(dim=1).tolist()
+        strange = [word for word, unknown in zip(fresh, never, strict=True) if unknown]
+        if strange:
+            shown = ", ".join(map(repr, strange[:_MAX_SHOWN]))
+            more = f" and {len(strange) - _MAX_SHOWN} more" if len(strange) > _MAX_SHOWN else ""
+            logger.warning("the small CLIP has never met %s%s: embeddings of it mean little", shown, more)
+
+
+def _words(text: str) -> list[str]:
+    """A text's words without the punctuation of the templates."""
+    return [word for raw in text.split() if (word := raw.strip(".,"))]
+
+
+def tokenizer_identity(tokenizer: Tokenizer, texts: Sequence[str]) -> bytes:
+    """What tells tokenizers apart: the name of a known one, of any other the ids it gives to some texts."""
+    if isinstance(tokenizer, (BpeTokenizer, CompactTokenizer)):
+        return tokenizer.identity.encode()
+    return tokenizer(texts).numpy().tobytes()
+
+
+def token_ids(texts: Iterable[str]) -> list[int]:
+    """Sorted ids of CLIP's tokenizer that occur in these texts, start and end of text among them."""
+    tokenizer = open_tokenizer(77)
+    ids = {tokenizer.sot_token_id, tokenizer.eot_token_id}
+    return sorted(ids.union(*(tokenizer.encode(text) for text in texts)))
+
+
+def compact_tokenizer(ids: Sequence[int], context_length: int) -> Tokenizer:
+    """CLIP's tokenizer for a small vocabulary.
+
+    Args:
+        ids: sorted ids of CLIP's tokenizer that occur; id number i becomes i + 1, every other id 0.
+        context_length: tokens in a row.
+    """
+    if list(ids) != sorted(set(ids)):
+        raise ValueError("the ids of a compact vocabulary must be sorted and distinct")
+    return CompactTokenizer(BpeTokenizer(context_length), ids)

@@ -1,0 +1,49 @@
+"""MODEL.COMPILE: training through torch.compile, with the numbers of the plain run (prediction: test_predictor.py)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from san.d2.api import MetadataCatalog, build_model
+from san.d2.config import san_cfg
+from san.d2.config_file import merge_overrides
+
+TINY = (
+    "MODEL.CLIP.NAME tiny MODEL.CLIP.PRETRAINED '' MODEL.CLIP.SHALLOW_DEPTH 3 MODEL.SIDE_ADAPTER.EMBED_DIM 144 "
+    "MODEL.SIDE_ADAPTER.IMAGE_SIZE 96 MODEL.SIDE_ADAPTER.NUM_QUERIES 10 MODEL.ATTN_BIAS.NUM_HEADS 3 "
+    "MODEL.SIDE_ADAPTER.DEPTH 2 MODEL.SIDE_ADAPTER.SUPERVISED_BLOCKS [1,2] MODEL.SIDE_ADAPTER.FUSION ['0->0','2->1'] "
+    "MODEL.DEVICE cpu MODEL.LOSS.NUM_POINTS 64"
+)
+"""Few blocks, because each takes seconds to compile."""
+
+
+def samples() -> list[dict[str, Any]]:
+    generator = torch.manual_seed(3)
+    images = torch.randint(0, 256, (2, 3, 96, 96), dtype=torch.uint8, generator=generator)
+    maps = torch.randint(0, 3, (2, 4, 4), generator=generator).repeat_interleave(24, 1).repeat_interleave(24, 2)
+    return [
+        {"image": image, "sem_seg": sem_seg, "dataset_name": "words", "seed": index}
+        for index, (image, sem_seg) in enumerate(zip(images, maps, strict=True))
+    ]
+
+
+def test_losses_and_gradients_are_those_of_the_plain_run() -> None:
+    MetadataCatalog.get("words").stuff_classes = ["cat", "dog", "grass"]
+    results: list[tuple[dict[str, Tensor], Tensor]] = []
+    for compiled in ("False", "True"):
+        cfg = san_cfg()
+        merge_overrides(cfg, [*TINY.split(), "MODEL.COMPILE", compiled])
+        torch.manual_seed(0)
+        meta = build_model(cfg).train()
+        assert ("propose" in vars(meta.model)) == (compiled == "True")
+        losses = meta(samples())
+        torch.stack(list(losses.values())).sum().backward()
+        results.append((losses, meta.model.bias_head.attn_mlp.layers[0].weight.grad))
+    (losses, gradient), (own_losses, own_gradient) = results
+    assert losses.keys() == own_losses.keys()
+    for name, value in losses.items():
+        torch.testing.assert_close(own_losses[name], value, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(own_gradient, gradient, rtol=1e-2, atol=1e-3 * float(gradient.abs().max()))
