@@ -104,6 +104,25 @@ def test_text():
     )
 
 
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_losses_and_gradients_at_the_same_points(device, dtype):
+    """One image, one layer: there both draw the same points; ignored pixels and a class at the border among them."""
+    label_map = torch.tensor([[3, 3, 255], [0, 5, 5], [255, 0, 3]]).repeat_interleave(20, 0).repeat_interleave(20, 1)
+    labels = torch.tensor([0, 3, 5])
+    given = (LabelMapTarget(labels, label_map), Target(labels.to(device), (label_map == labels[:, None, None])))
+    config, results = LossConfig(num_points=500), []
+    for criterion, target in zip((SetCriterion(config), PlainCriterion(config)), given, strict=True):
+        torch.manual_seed(0)
+        leaves = [torch.randn(1, 10, *shape).to(device, dtype).requires_grad_() for shape in ((7,), (15, 15))]
+        losses = criterion(dict(zip(("pred_logits", "pred_masks"), leaves, strict=True)), [target])
+        sum(losses.values()).backward()
+        results.append((losses, [leaf.grad for leaf in leaves]))
+    rounding = {"rtol": 1e-5, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 1e-2, "atol": 1e-4}
+    torch.testing.assert_close(results[0], results[1], **rounding)
+    assert all(gradient.abs().sum() > 0 for gradient in results[0][1])
+
+
 def test_losses():
     """With points enough the two draw different ones and still agree."""
     torch.manual_seed(0)

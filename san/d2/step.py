@@ -27,7 +27,7 @@ class NonFiniteError(FloatingPointError):
 
     Attributes:
         losses: of this process and accumulation step, by name, before its share was taken; empty where there are none.
-        norm: of the gradient; None where it was not computed.
+        norm: of the gradient; None where a loss is not finite.
         problem: in words.
     """
 
@@ -85,51 +85,89 @@ class Stepper:
             iteration: its number, for error messages.
 
         Returns:
-            The weighted losses of the iteration by name, and the norm of the gradient before clipping; scalars.
+            The weighted losses of the iteration by name, and the norm of the gradient before clipping; scalars, on the
+            CPU unless there are other processes.
 
         Raises:
             NonFiniteError: on every process, if a loss or the gradient is not finite on any; the weights have not been
                 changed then.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        totals: dict[str, Tensor] = {}
-        for index, (batch, shares) in enumerate(zip(batches, self._shares(batches), strict=True)):
+        steps: list[dict[str, Tensor]] = []
+        shares = self._shares(batches)
+        for index, (batch, share) in enumerate(zip(batches, shares, strict=True)):
             with self._no_sync_unless(index == len(batches) - 1):
-                losses = self._forward(batch, shares, iteration)
+                losses = self._forward(batch, share, iteration)
                 self.scaler.scale(torch.stack(list(losses.values())).sum()).backward()
-            for name, value in losses.items():
-                totals[name] = totals.get(name, 0) + value.detach()
+            steps.append({name: value.detach() for name, value in losses.items()})
         self.scaler.unscale_(self.optimizer)
-        norm = clip_gradient(self.optimizer, self.config.solver)
-        finite = bool(torch.isfinite(norm))  # the same on every process, as the gradients are
+        norm = clip_gradient(self.optimizer, self.config.solver).detach()
+        rows, size, spoilt = self._read(steps, norm)
         scaled = self.scaler.is_enabled()
+        if spoilt:
+            if scaled:
+                self.scaler.update(self.scaler.get_scale())  # stays as it was: the gradient has not overflowed
+            raise self._loss_error(steps, shares, rows, iteration)
+        finite = math.isfinite(size)  # the same on every process, as the gradients are
         if finite or scaled:
             self.scaler.step(self.optimizer)
             self.scaler.update()
+        totals = torch.tensor(rows).sum(dim=0)
         if not finite and (not scaled or self.scaler.get_scale() < 1):
-            values = {name: float(value) for name, value in totals.items()}
-            raise NonFiniteError(f"the gradient's norm is {norm.item()}", iteration, values, norm.item())
-        return totals, norm
+            values = dict(zip(steps[0], totals.tolist(), strict=True))
+            raise NonFiniteError(f"the gradient's norm is {size}", iteration, values, size)
+        if _distributed():  # the processes' exchange wants them where the model is
+            return {name: torch.stack([step[name] for step in steps]).sum() for name in steps[0]}, norm
+        return dict(zip(steps[0], totals, strict=True)), torch.tensor(size)
 
     def _forward(self, batch: list[Sample], shares: dict[str, float], iteration: int) -> dict[str, Tensor]:
-        """Losses of one accumulation step, finite on every process, times its share of the iteration."""
+        """Losses of one accumulation step, which there are on every process, times its share of the iteration."""
         problem = ""
         losses: dict[str, Tensor] = {}
-        values: list[float] = []
         try:
             losses = self.losses(batch)
         except FloatingPointError as error:
             problem = str(error)
-        else:
-            values = torch.stack([value.detach().float() for value in losses.values()]).tolist()
-            if not all(map(math.isfinite, values)):
-                wrong = ", ".join(f"{name} is {value}" for name, value in zip(losses, values, strict=True))
-                problem = f"a loss is not finite ({wrong})"
         # Together, before the backward pass: there the processes exchange gradients, and one that stays away stops all.
         if self._anywhere(bool(problem)):
             problem = problem or "a loss of another process is not finite"
-            raise NonFiniteError(problem, iteration, dict(zip(losses, values, strict=True)))
-        return {name: value * shares["ce" if name.startswith("loss_ce") else "mask"] for name, value in losses.items()}
+            raise NonFiniteError(problem, iteration, {name: float(value) for name, value in losses.items()})
+        return {name: value * shares[_kind(name)] for name, value in losses.items()}
+
+    def _read(self, steps: Sequence[dict[str, Tensor]], norm: Tensor) -> tuple[list[list[float]], float, bool]:
+        """Losses and gradient norm, in one transfer: on a GPU the host waits here and in the matching only.
+
+        Args:
+            steps: losses of each accumulation step, of the same names.
+            norm: of the gradient.
+
+        Returns:
+            Losses of each step, the norm, and whether a loss is not finite on any process.
+        """
+        losses = torch.stack([value.float() for step in steps for value in step.values()])
+        spoilt = (~losses.isfinite()).any().float()
+        if _distributed():
+            dist.all_reduce(spoilt)
+        *values, size, anywhere = torch.cat([losses, norm.float().view(1), spoilt.view(1)]).tolist()
+        count = len(steps[0])
+        return [values[i : i + count] for i in range(0, len(values), count)], size, anywhere > 0
+
+    @staticmethod
+    def _loss_error(
+        steps: Sequence[dict[str, Tensor]],
+        shares: Sequence[dict[str, float]],
+        rows: Sequence[Sequence[float]],
+        iteration: int,
+    ) -> NonFiniteError:
+        """What is told of the first step with a loss that is not finite, or of the last one if here all are."""
+        wrong = [index for index, row in enumerate(rows) if not all(map(math.isfinite, row))]
+        index = wrong[0] if wrong else len(rows) - 1
+        values = {
+            name: value / shares[index][_kind(name)] for name, value in zip(steps[index], rows[index], strict=True)
+        }
+        told = ", ".join(f"{name} is {value}" for name, value in values.items())
+        problem = f"a loss is not finite ({told})" if wrong else "a loss of another process is not finite"
+        return NonFiniteError(problem, iteration, values)
 
     def losses(self, batch: list[Sample]) -> dict[str, Tensor]:
         """The model's losses of a batch, in the run's precision."""
@@ -169,6 +207,11 @@ class Stepper:
         parts = torch.stack([sums[:, 0], sums[:, 1].clamp(min=1)], dim=1)  # the criterion divides by at least 1 mask
         wholes = torch.stack([sums[:, 0].sum(), sums[:, 1].sum().clamp(min=1)])
         return [{"ce": ce, "mask": mask} for ce, mask in (parts / wholes).tolist()]
+
+
+def _kind(name: str) -> str:
+    """Which share a loss is weighted by."""
+    return "ce" if name.startswith("loss_ce") else "mask"
 
 
 def _distributed() -> bool:

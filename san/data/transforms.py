@@ -113,7 +113,7 @@ def read_label_map(path: str | Path) -> Array:
     if image.mode not in _LABEL_MODES:
         raise ValueError(
             f"label map {path} has mode {image.mode} but must have one channel of class indices (8-bit PNG, or 16-bit "
-            "PNG or TIFF); convert colour-coded labels to indices (see docs/benchmarks.md)"
+            "PNG or TIFF); convert colour-coded labels to indices (see docs/datasets.md)"
         )
     return np.asarray(image).astype(np.int32)
 
@@ -228,10 +228,10 @@ class TrainAugmentation:
         top, left = (int(rng.integers(have - cut + 1)) for have, cut in zip(size, crop, strict=True))
         picture = _resized_crop(image, size, (top, left), crop)
         labels = _resized_label_crop(label_map, size, (top, left), crop)
-        colors = np.asarray(self.distort_colors(picture, rng))
+        picture = self.distort_colors(picture, rng)
         if rng.random() < config.flip_prob:
-            colors, labels = colors[:, ::-1], labels[:, ::-1]
-        return self._pad(colors, labels)
+            picture, labels = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT), labels[:, ::-1]
+        return self._pad(np.asarray(picture), labels)
 
     def distort_colors(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         """Brightness, then contrast, saturation and hue, contrast first or last by even chance, each with `color_prob`.
@@ -265,6 +265,8 @@ class TrainAugmentation:
 
     def _pad(self, image: Array, label_map: Array) -> tuple[Array, Array]:
         height, width = label_map.shape
+        if (height, width) == self.config.crop_size:
+            return np.array(image), np.ascontiguousarray(label_map)
         padded_image = np.full((*self.config.crop_size, 3), self.config.image_pad, image.dtype)
         padded_labels = np.full(self.config.crop_size, self.config.ignore_label, label_map.dtype)
         padded_image[:height, :width] = image
@@ -287,7 +289,7 @@ def _resized_label_crop(label_map: Array, size: tuple[int, int], corner: tuple[i
         ((start + np.arange(length) + 0.5) * (have / want)).astype(np.intp)
         for have, want, start, length in zip(label_map.shape, size, corner, crop, strict=True)
     )
-    cut: Array = label_map[rows[:, None], columns]
+    cut: Array = label_map.take(rows, axis=0).take(columns, axis=1)  # several times as fast as both at once
     return cut
 
 

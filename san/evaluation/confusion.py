@@ -48,12 +48,15 @@ class ConfusionMatrix:
                 f"prediction of {file_name} has shape {prediction.shape} but its label map {label.shape}; predict at "
                 "the label map's size"
             )
-        counted = label != self.ignore_label
-        labels, predictions = label[counted].astype(np.int64), prediction[counted].astype(np.int64)
-        self._check(labels, f"label map of {file_name}", self.ignore_label)
-        self._check(predictions, f"prediction of {file_name}", None)
-        cells = np.bincount(labels * self.num_classes + predictions, minlength=self.num_classes**2)
-        self.counts += cells.reshape(self.num_classes, self.num_classes)
+        ignored, num_cells = label == self.ignore_label, self.num_classes**2
+        self._check(label, ignored, f"label map of {file_name}", self.ignore_label)
+        self._check(prediction, ignored, f"prediction of {file_name}", None)
+        cells = label.astype(np.intp)  # the only copy of all pixels
+        cells *= self.num_classes
+        np.add(cells, prediction, out=cells, casting="unsafe")
+        cells[ignored] = num_cells  # a cell more, which is dropped
+        counts = np.bincount(cells.ravel(), minlength=num_cells + 1)[:num_cells]
+        self.counts += counts.reshape(self.counts.shape)
 
     def merge(self, counts: npt.NDArray[np.int64]) -> None:
         """Add another worker's `counts`.
@@ -67,6 +70,11 @@ class ConfusionMatrix:
             )
         self.counts += counts
 
-    def _check(self, values: npt.NDArray[np.int64], source: str, ignore_label: int | None) -> None:
+    def _check(
+        self, values: npt.NDArray[Any], ignored: npt.NDArray[np.bool_], source: str, ignore_label: int | None
+    ) -> None:
+        """Refuse values that count but are no class."""
         if values.size and (values.min() < 0 or values.max() >= self.num_classes):
-            check_label_values(np.unique(values), self.num_classes, ignore_label, source=source)
+            counted = values[~ignored]
+            if counted.size and (counted.min() < 0 or counted.max() >= self.num_classes):
+                check_label_values(np.unique(counted), self.num_classes, ignore_label, source=source)

@@ -98,47 +98,51 @@ class LabelMapTruth(Truth):
     """Targets given as label maps: a mask's value at a point is the weight of the neighbouring pixels of its class.
 
     Equal to sampling the masks (guarded by tests/losses/test_truth.py), at four small reads per point and without
-    (sum M, H, W) floats.
+    (sum M, H, W) floats. The maps get a frame of one pixel of no class: outside the map no mask has anything, so that
+    every point has four neighbours to read, and none has to be asked whether it is inside.
     """
 
     def __init__(self, targets: Sequence[LabelMapTarget], device: torch.device) -> None:
         self.counts = [len(target.labels) for target in targets]
         self.labels = torch.cat([target.labels for target in targets]).to(device, non_blocking=True)
-        self._of_image = self.labels.split(self.counts)
-        self.maps = torch.stack([target.label_map.to(device, non_blocking=True) for target in targets])  # (B, H, W)
+        wide = any(target.label_map.dtype == torch.int64 for target in targets)
+        self._values = self.labels.to(torch.int64 if wide else torch.int32)  # as `maps`, spares a cast per comparison
+        self._of_image = self._values.split(self.counts)
+        height, width = targets[0].label_map.shape
+        self.maps = self._values.new_full((len(targets), height + 2, width + 2), -1)  # (B, H + 2, W + 2)
+        for framed, target in zip(self.maps, targets, strict=True):
+            framed[1:-1, 1:-1] = target.label_map.to(device, non_blocking=True)
 
     def at_shared_points(self, image: int, points: Tensor) -> Tensor:
         """See `Truth`."""
-        values, weights = self._corners(image, points)  # (4, P)
-        hits = values == self._of_image[image].view(-1, 1, 1)  # (M, 4, P)
-        shares: Tensor = (hits * weights).sum(dim=1)
-        return shares
+        return self._shares(image, points, self._of_image[image].unsqueeze(1))  # (M, P)
 
     def at_pair_points(self, images: Tensor, targets: Tensor, points: Tensor) -> Tensor:
         """See `Truth`."""
-        values, weights = self._corners(images.unsqueeze(1), points)  # (4, N, P)
-        hits = values == self.labels[targets].unsqueeze(1)  # (4, N, P)
-        shares: Tensor = (hits * weights).sum(dim=0)
-        return shares
+        return self._shares(images.unsqueeze(1), points, self._values[targets].unsqueeze(1))  # (N, P)
 
-    def _corners(self, image: Tensor | int, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Labels and bilinear weights of the four pixels around points (..., 2), each (4, ...); see `sample_points`."""
-        height, width = self.maps.shape[1:]
+    def _shares(self, image: Tensor | int, points: Tensor, labels: Tensor) -> Tensor:
+        """Bilinear weights of those of the four pixels around points ([N,] P, 2) that are of labels (., 1): (., P)."""
+        framed_height, row_length = self.maps.shape[1:]
         # rounded as grid_sample does
-        x, y = ((((2 * points[..., axis] - 1) + 1) * size - 1) / 2 for axis, size in enumerate((width, height)))
-        left, top = x.floor(), y.floor()
-        right_share, lower_share = x - left, y - top
-        columns = torch.stack([left, left + 1, left, left + 1]).long()
-        rows = torch.stack([top, top, top + 1, top + 1]).long()
-        weights = torch.stack([
-            (1 - right_share) * (1 - lower_share),
-            right_share * (1 - lower_share),
-            (1 - right_share) * lower_share,
-            right_share * lower_share,
-        ])  # fmt: skip
-        inside = (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height)
-        index = (image * height + rows.clamp(0, height - 1)) * width + columns.clamp(0, width - 1)
-        return self.maps.flatten()[index], weights * inside
+        x, y = (
+            (2 * points[..., axis]).sub_(1).add_(1).mul_(size - 2).sub_(1).div_(2)
+            for axis, size in enumerate((row_length, framed_height))
+        )
+        left, top = x.floor(), y.floor()  # from -1: the frame's
+        right_share, lower_share = x.sub_(left), y.sub_(top)
+        number = torch.int32 if self.maps.numel() < 2**31 else torch.int64
+        first = top.to(number).add_(1)  # ([N,] P), index of the upper left pixel in all maps
+        first += (image.to(number) if isinstance(image, Tensor) else image) * framed_height
+        first = first.mul_(row_length).add_(left.to(number)).add_(1)
+        flat, nothing = self.maps.flatten(), points.new_zeros(())
+        shares = points.new_zeros(len(labels), points.shape[-2])
+        for row, row_share in enumerate((1 - lower_share, lower_share)):
+            for column, column_share in enumerate((1 - right_share, right_share)):
+                later = flat[row * row_length + column :]  # takes the same index; index_select is by far the fastest
+                values = later.index_select(0, first.flatten()).view(first.shape)
+                shares += torch.where(values == labels, row_share * column_share, nothing)
+        return shares
 
 
 def truth_of(targets: Sequence[AnyTarget], num_images: int, num_classes: int, device: torch.device) -> Truth:

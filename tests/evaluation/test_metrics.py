@@ -149,3 +149,30 @@ def test_misfits_are_refused() -> None:
         metrics(matrix, ["a", "b"])
     with pytest.raises(ValueError, match="more than once: a"):
         metrics(matrix, ["a", "a", "b"])
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.int32, np.int64, np.uint64])
+def test_every_integer_type_counts_alike(dtype: type) -> None:
+    """Also a matrix whose cells exceed the type's range, with any prediction under ignored pixels."""
+    rng = np.random.default_rng(2)
+    label, prediction = rng.integers(0, 120, (2, 40, 50))
+    label[:5] = 127
+    prediction[:5] = 126
+    expected = np.zeros((120, 120), np.int64)
+    np.add.at(expected, (label[5:], prediction[5:]), 1)
+    matrix = ConfusionMatrix(120, 127)
+    matrix.update(prediction.astype(dtype), label.astype(dtype))
+    assert np.array_equal(matrix.counts, expected)
+    matrix.update(np.zeros((0, 3), dtype), np.zeros((0, 3), dtype))
+    assert np.array_equal(matrix.counts, expected)
+
+
+def test_views_that_are_not_contiguous_are_counted_and_left_as_they_are() -> None:
+    label, prediction = (np.random.default_rng(seed).integers(0, 3, (6, 8)) for seed in (3, 4))
+    kept = label.copy(), prediction.copy()
+    straight, turned = ConfusionMatrix(3, 255), ConfusionMatrix(3, 255)
+    straight.update(prediction, label)
+    turned.update(prediction.T[::-1], label.T[::-1])
+    assert np.array_equal(straight.counts, turned.counts)
+    assert np.array_equal(label, kept[0])
+    assert np.array_equal(prediction, kept[1])

@@ -53,6 +53,15 @@ def test_values_at_points_equal_those_of_masks(dtype):
     assert 0.05 < values.mean() < 0.5
 
 
+@pytest.mark.parametrize(("dtype", "label"), [(torch.uint8, 255), (torch.int16, 0), (torch.int64, 2**40)])
+def test_a_class_of_the_whole_map_fades_towards_outside(dtype, label):
+    """What lies around the map is of no class, whatever the numbers; half a pixel at the border reads half of it."""
+    target = LabelMapTarget(torch.tensor([label]), torch.full((4, 5), label, dtype=torch.int64).to(dtype))
+    points = torch.tensor([[0.5, 0.5], [0, 0.5], [1, 1], [0.5, 0]])
+    values = LabelMapTruth([target], CPU).at_shared_points(0, points)
+    torch.testing.assert_close(values, torch.tensor([[1, 0.5, 0.25, 0.5]]))
+
+
 def outputs(num_images: int, *, layers: int = 3) -> dict:
     torch.manual_seed(1)
     parts = [
