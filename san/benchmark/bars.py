@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from san.benchmark.cases import SQUARE, WIDE, Case, sized
-from san.benchmark.report import ratio
+from san.benchmark.report import aligned, ratio
 
 Record = Mapping[str, Any]
 
@@ -113,9 +113,9 @@ def check_bars(records: Sequence[Record]) -> list[dict[str, Any]]:
 
 def bars_table(records: Sequence[Record]) -> str:
     """A line per bar that can be checked; empty without any."""
-    lines = []
+    rows = [["figure", "measured", "bar", ""]]
     for bar in check_bars(records):
         sign, verdict = "≥" if bar["at_least"] else "≤", "reached" if bar["met"] else "MISSED"
         limit = f"{sign} {bar['limit']:.3g}{bar['unit']}"
-        lines.append(f"{verdict:8}{bar['value']:8.3f}{bar['unit']} (bar: {limit})  {bar['what']}")
-    return "\n".join(lines)
+        rows.append([bar["what"], f"{bar['value']:.3g}{bar['unit']}", limit, verdict])
+    return "## Figures to reach\n\n" + aligned(rows) if len(rows) > 1 else ""

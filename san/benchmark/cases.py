@@ -18,9 +18,12 @@ TASKS = {
     "inference": "normalised image to label map; the vocabulary's text embedding is cached",
     "text": "a vocabulary's names, in 14 templates each, to text embeddings",
     "training": "one step: forward, losses on made-up label maps, backward, clipping, update",
-    "loading": "a 640x480 JPEG with its label map, read, augmented and cut to 640x640",
+    "loading": "32 samples, each a 640x480 JPEG with its label map, read, augmented and cut to 640x640",
     "evaluation": "inference, then counting the label map against a made-up truth",
 }
+
+MODEL_TITLES = {"vit_b16": "B/16", "vit_l14_336": "L/14"}
+"""Models as tables call them."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,23 @@ class Case:
         if self.task != "training" or self.compiled:
             parts.append("compiled" if self.compiled else "eager")
         return "/".join([*parts, *([f"q{self.queries}"] if self.queries else [])])
+
+    @property
+    def title(self) -> str:
+        """In words, for tables; unique among cases of a task."""
+        model = MODEL_TITLES.get(self.model, self.model)
+        if self.task == "loading":
+            return f"{self.workers} workers" if self.workers > 1 else "1 worker" if self.workers else "in one process"
+        if self.task == "text":
+            return f"{model}, {self.classes} classes"
+        size = f"{self.height}×{self.width}"
+        if self.task != "training" and (self.out_height, self.out_width) != (self.height, self.width):
+            size += f" to {self.out_height}×{self.out_width}"
+        parts = [model, size, f"{self.classes} classes"]
+        parts += [f"batch {self.batch}"] if self.batch > 1 or self.task == "training" else []
+        parts += [{"float32": "fp32", "bfloat16": "bf16"}[self.dtype]]
+        parts += ["compiled"] if self.compiled else []
+        return ", ".join(parts + ([f"{self.queries} queries"] if self.queries else []))
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data, with the name."""
@@ -181,6 +201,17 @@ VARIED = {
     "loading workers": "workers",
 }
 """The attribute of a case that a growth series varies."""
+
+FIXED = {
+    "image side": "inference, B/16, 171 classes; both sides, in pixels",
+    "classes": "inference, B/16, 640×853 to 512×683",
+    "queries": "inference, B/16, 640×640, 171 classes",
+    "batch": "inference, B/16, 640×640, 171 classes",
+    "batch of a training step": "training, B/16, 640×640, 171 classes",
+    "classes embedded": "text, B/16, 14 templates",
+    "loading workers": "loading; 0: in one process",
+}
+"""What a growth series leaves as it is."""
 
 
 def growth_cases() -> tuple[Case, ...]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+
+if TYPE_CHECKING:
+    from torch.utils.flop_counter import FlopCounterMode
 
 
 class Clock(Protocol):
@@ -92,5 +94,7 @@ def clock_of(device: torch.device) -> Clock:
 @contextmanager
 def counting() -> Iterator[Callable[[], Recorder]]:
     """Counts multiply-adds of what is done meanwhile; yields what makes a recorder of them."""
+    from torch.utils.flop_counter import FlopCounterMode  # brings Triton along, 70 MB that a case's peak is without
+
     with FlopCounterMode(display=False) as counter:
         yield lambda: Recorder(MultiplyAdds(counter))

@@ -19,6 +19,7 @@ from san.benchmark.workload import (
     mixed_precision,
 )
 from san.evaluation import ConfusionMatrix
+from san.model.precision import hold_weights
 from san.plain import plain_labels, plain_paths
 from san.postprocess import semantic_labels
 
@@ -36,8 +37,11 @@ def make_workload(case: Case, device: torch.device, *, plain: bool) -> Workload:
     model = draw_model(case, device).eval()
     text_embed, images = drawn_text_embed(model, case.classes), drawn_images(case, device)
     labels = plain_labels if plain else semantic_labels
+    if not plain:
+        hold_weights(model, getattr(torch, case.dtype))
     marks = None if case.compiled else PartMarks(model)  # hooks would cut the compiled graph
-    propose = torch.compile(model.propose) if case.compiled and not plain else model.propose
+    if case.compiled and not plain:
+        model.compile_network()
     counts = _Counts(case) if case.task == "evaluation" else None
 
     @torch.inference_mode()
@@ -48,7 +52,7 @@ def make_workload(case: Case, device: torch.device, *, plain: bool) -> Workload:
             mixed_precision(case, device),
         ):
             batch = model.stack(images)
-            (proposals,) = propose(batch)
+            (proposals,) = model.propose(batch)
         recorder.mark("network" if case.compiled else "recognition")
         output = model.classify(proposals, text_embed)
         maps = [
@@ -96,4 +100,4 @@ class _Counts:
         self.matrix = ConfusionMatrix(case.classes, IGNORED)
 
     def add(self, label_map: torch.Tensor) -> None:
-        self.matrix.update(label_map.cpu().numpy(), self.truth)
+        self.matrix.update(label_map.to(torch.int32).cpu().numpy(), self.truth)

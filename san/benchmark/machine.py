@@ -17,6 +17,8 @@ MATRIX_FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_til
 """Instructions that decide how fast a processor multiplies matrices."""
 
 DECLARED_PEAK = {
+    ("H100 PCIe", "bfloat16"): 756e12,
+    ("H100 PCIe", "float32"): 51e12,
     ("H100", "bfloat16"): 989e12,
     ("H100", "float32"): 67e12,
     ("H200", "bfloat16"): 989e12,

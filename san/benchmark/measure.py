@@ -24,6 +24,10 @@ from san.benchmark.workload import MODULES, Workload, make_workload
 
 Parts = dict[str, float]
 
+_SYNCHRONISED = (
+    "called a synchronizing CUDA operation"  # torch's first such warning in a process is about the mode itself
+)
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -66,7 +70,8 @@ def measure(case: Case, settings: Settings) -> dict[str, Any]:
     """All figures of a case, as plain data; meant for a process of its own.
 
     Returns:
-        `case`, `machine`, `items` and `item` per run, `fast` and, if asked for, `plain` (see `_summary`), `product`
+        `case`, `machine`, `items` and `item` per run, `fast` and, if asked for, `plain` (see `_summary`; with
+        `sampled_items` where a run does only so many of the items and its times are extrapolated), `product`
         (seconds and operations per second of the floor's), `multiply_adds` of the method, and on a GPU
         `host_synchronisations` of a run.
     """
@@ -101,6 +106,8 @@ def measure(case: Case, settings: Settings) -> dict[str, Any]:
     record |= _floor(case, settings, device, seconds) if multiplies else {}
     for path, rounds in parts.items():
         record[path] = _summary(rounds, seconds, record.get("multiply_adds"), _product_size(settings, device))
+        if workloads[path].sampled:
+            record[path]["sampled_items"] = workloads[path].sampled
     record["fast"]["peak_bytes"] = peak
     return record
 
@@ -135,15 +142,16 @@ def host_synchronisations(workload: Workload, device: torch.device) -> int:
             workload.run(Recorder(clock_of(device)))
         finally:
             torch.cuda.set_sync_debug_mode(mode)
-    return sum("synchroniz" in str(warning.message) for warning in caught)
+    return sum(_SYNCHRONISED in str(warning.message) for warning in caught)
 
 
 def _once(workload: Workload, device: torch.device) -> Parts:
+    """Seconds of the parts of a whole, extrapolated where a run does a sample of it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     recorder = Recorder(clock_of(device))
     workload.run(recorder)
-    return recorder.parts()
+    return {name: seconds * workload.scale for name, seconds in recorder.parts().items()}
 
 
 def _product_size(settings: Settings, device: torch.device) -> int:

@@ -1,62 +1,113 @@
-"""Measured records as tables: one line per case, its parts, how cost grows, and the figures to reach."""
+"""Measured records as Markdown: a table per task, the parts, how cost grows, and what it was measured on."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from san.benchmark.cases import GROWTH, VARIED, Case
+from san.benchmark.cases import FIXED, GROWTH, TASKS, VARIED, Case
 
 Record = Mapping[str, Any]
+Rows = list[list[str]]
 
 IMAGE_DEPENDENT = ("output", "confusion matrix")
 """Parts left out of a whole's floor: how many multiply-adds a label map takes depends on what is in the image."""
 
 NOTES = """\
-time: median of the rounds, ± half the distance between the quartiles; of a whole run (all images of the batch).
-floor: what one large matrix product of the same type, timed in the same rounds, takes for the multiply-adds that the
-  method as written down spends in the network (the label map's are left out). × floor is the time over it; below 1 the
-  case needs fewer multiply-adds than the method as written down.
-peak: the most memory that a fresh process with nothing but this case held; on a GPU what torch's allocator gave out.
-plain: the method without shortcuts (san.plain) in the same rounds; ratio is time over plain's time."""
+- time: median of the rounds, ± half the distance between the quartiles; of a whole run (all images of the batch).
+- floor: what one large matrix product of the same number type, timed in the same rounds, takes for the multiply-adds
+  that the method as written down spends in the network (the label map's are left out). × floor is the time over it;
+  below 1 the case needs fewer multiply-adds than the method as written down.
+- peak: the most memory that a fresh process with nothing but this case held; on a GPU what torch's allocator gave out.
+- plain: the method without shortcuts in the same rounds; ratio is the time over plain's, the median of the rounds'."""
 
 
 def heading(records: Sequence[Record], settings: Mapping[str, Any]) -> str:
-    """What the figures were measured on, in a few lines."""
+    """What the figures were measured on, in a few lines.
+
+    Args:
+        records: of all cases.
+        settings: `runs`, and, if known, `command` and `load_at_start`.
+    """
     machine = next((record["machine"] for record in records if "machine" in record), None)
     if machine is None:
-        return "nothing was measured"
-    where = machine.get("gpu") or f"{machine['cpu']} ({' '.join(machine['cpu_flags'])})"
-    products = {
-        record["case"]["dtype"]: record["product"]["operations_per_second"] for record in records if "product" in record
-    }
-    rates = ", ".join(f"{dtype} {rate / 1e9:,.0f} GFLOP/s" for dtype, rate in products.items())
-    return "\n".join(
-        [
-            f"{where}; {machine['threads']} threads of {machine['cpus']} CPUs, load {machine['load']}; "
-            f"allocator: {machine['malloc']}",
-            f"torch {machine['torch']}, Python {machine['python']}, commit {machine['commit']}, {machine['date']}; "
-            f"{settings['runs']} rounds",
-            f"one large matrix product: {rates or 'not measured'}",
-        ]
-    )
+        return "Nothing was measured."
+    flags = f" ({' '.join(machine['cpu_flags'])})" if machine["cpu_flags"] else ""
+    where = f"{machine['cpu']}{flags}, {machine['threads']} threads of {machine['cpus']} CPUs"
+    if "gpu" in machine:
+        where = f"{machine['gpu']}, CUDA {machine['cuda']}; {where}"
+    large = "keeps large buffers" if machine["malloc"] == "keep" else "as the system has it"
+    lines = [
+        f"`{settings['command']}`, " if "command" in settings else "",
+        f"{machine['date']}, commit {machine['commit']}, median of {settings['runs']} rounds, drawn weights.  \n",
+        f"{where}; load {settings.get('load_at_start', machine['load'])} at the start; allocator {large}; ",
+        f"torch {machine['torch']}, Python {machine['python']}.  \n",
+        f"One large matrix product: {_rates(records) or 'not measured'}.",
+    ]
+    return "".join(lines)
+
+
+def _rates(records: Iterable[Record]) -> str:
+    """How fast the floor's product is, per number type: the median over cases."""
+    rates: dict[str, list[float]] = {}
+    for record in records:
+        if "product" in record:
+            rates.setdefault(record["case"]["dtype"], []).append(record["product"]["operations_per_second"])
+    return ", ".join(f"{statistics.median(each) / 1e9:,.0f} GFLOP/s in {dtype}" for dtype, each in rates.items())
 
 
 def table(records: Sequence[Record]) -> str:
-    """One line per case, in Markdown, columns aligned; a failed case says why."""
-    measured = [record for record in records if "fast" in record]
-    with_plain = any("plain" in record for record in measured)
-    on_gpu = any(record["machine"]["device"] == "cuda" for record in measured)
-    header = ["case", "time (ms)", "per second", "floor (ms)", "× floor", "G mult-adds", "peak (MiB)"]
-    header += ["plain (ms)", "ratio", "plain peak (MiB)"] if with_plain else []
-    header += ["share of peak", "host waits"] if on_gpu else []
-    rows = [header]
-    for record in measured:
-        rows.append(_row(record, with_plain=with_plain, on_gpu=on_gpu))
-    lines = [_aligned(rows)] if measured else []
-    lines += [f"failed: {record['case']['name']}: {record['error']}" for record in records if "error" in record]
-    return "\n".join(lines)
+    """A table per task, one line per case; below, what failed and why."""
+    sections = []
+    for task, meaning in TASKS.items():
+        measured = [record for record in records if "fast" in record and record["case"]["task"] == task]
+        if measured:
+            sections.append(f"## {task.capitalize()}: {meaning}\n\n{_task_table(measured)}")
+    failed = [f"- {record['case']['name']}: {record['error']}" for record in records if "error" in record]
+    failed += [
+        f"- {record['case']['name']}, plain path: {record['plain_error']}"
+        for record in records
+        if "plain_error" in record
+    ]
+    if failed:
+        sections.append("## Failed\n\n" + "\n".join(failed))
+    return "\n\n".join(sections)
+
+
+def _task_table(records: Sequence[Record]) -> str:
+    """One task's cases; a column that is empty everywhere is left out."""
+    item = records[0]["item"]
+    header = ["case", "time (ms)", f"{item}/s", "floor (ms)", "× floor", "peak (MiB)"]
+    header += ["plain (ms)", "ratio", "plain peak (MiB)", "share of peak", "host waits"]
+    rows = _without_empty([header, *(_row(record) for record in records)])
+    sampled = {record["plain"]["sampled_items"] for record in records if record.get("plain", {}).get("sampled_items")}
+    notes = [f"≈: extrapolated from an even sample of {n} {item}, as all cost the same on that path." for n in sampled]
+    return "\n\n".join([aligned(rows), *notes])
+
+
+def _row(record: Record) -> list[str]:
+    fast = record["fast"]
+    on_gpu = record["machine"]["device"] == "cuda"
+    return [
+        Case.from_dict(record["case"]).title,
+        f"{_ms(fast['seconds'])} ± {_ms(fast['spread'])}",
+        f"{record['items'] / fast['seconds']:,.2f}",
+        _ms(fast["floor_seconds"]) if "floor_seconds" in fast else "",
+        f"{fast['times_floor']:.2f}" if "times_floor" in fast else "",
+        _mib(fast["peak_bytes"]),
+        *(_plain_columns(record) if "plain" in record else ["", "", ""]),
+        _share_of_peak(record) if on_gpu else "",
+        f"{record.get('host_synchronisations', '')}",
+    ]
+
+
+def _plain_columns(record: Record) -> list[str]:
+    plain = record["plain"]
+    sign = "≈ " if plain.get("sampled_items") else ""
+    peak = plain.get("peak_bytes")
+    return [sign + _ms(plain["seconds"]), f"{ratio(record):.3g}", _mib(peak) if peak else ""]
 
 
 def parts_table(records: Sequence[Record]) -> str:
@@ -66,12 +117,13 @@ def parts_table(records: Sequence[Record]) -> str:
         fast = record.get("fast")
         if fast is None or len(fast["parts"]) < 2:
             continue
-        for name, seconds in fast["parts"].items():
+        for index, (name, seconds) in enumerate(fast["parts"].items()):
             floor = fast.get("part_floors", {}).get(name, 0.0)
             plain = record.get("plain", {}).get("parts", {}).get(name)
+            case = Case.from_dict(record["case"])
             rows.append(
                 [
-                    record["case"]["name"],
+                    f"{case.task}: {case.title}" if index == 0 else "",
                     name,
                     _ms(seconds),
                     f"{seconds / fast['seconds']:.0%}",
@@ -80,64 +132,49 @@ def parts_table(records: Sequence[Record]) -> str:
                     _ms(plain) if plain is not None else "",
                 ]
             )
-    return _aligned(rows) if len(rows) > 1 else ""
+    return "## Parts\n\n" + aligned(_without_empty(rows)) if len(rows) > 1 else ""
+
+
+def growth_points(records: Sequence[Record]) -> dict[str, list[tuple[int, Record]]]:
+    """Per series of GROWTH with two cases measured or more: the number that is varied, and the record."""
+    by_case = {Case.from_dict(record["case"]): record for record in records if "fast" in record}
+    series = {
+        name: [(getattr(case, VARIED[name]), by_case[case]) for case in cases if case in by_case]
+        for name, cases in GROWTH.items()
+    }
+    return {name: points for name, points in series.items() if len(points) > 1}
 
 
 def growth_table(records: Sequence[Record]) -> str:
-    """Per series of GROWTH what was measured, and the power of the varied number that time grows with at its end."""
-    by_case = {Case.from_dict(record["case"]): record for record in records if "fast" in record}
-    rows = [["series", "value", "time (ms)", "per item (ms)", "× first", "power", "peak (MiB)"]]
-    for series, cases in GROWTH.items():
-        points = [(getattr(case, VARIED[series]), by_case[case]) for case in cases if case in by_case]
-        if len(points) < 2:
-            continue
+    """Per series what was measured, and the power of the varied number that time grows with between two values."""
+    rows = [["series", "value", "time (ms)", "per item (ms)", "× first", "power", "× floor", "peak (MiB)"]]
+    series = growth_points(records)
+    for name, points in series.items():
         for index, (value, record) in enumerate(points):
             seconds, before = record["fast"]["seconds"], points[index - 1]
             rows.append(
                 [
-                    series if index == 0 else "",
-                    f"{value}",
+                    name if index == 0 else "",
+                    f"{value:,}",
                     _ms(seconds),
                     _ms(seconds / record["items"]),
                     f"{seconds / points[0][1]['fast']['seconds']:.2f}",
                     _power(before[0], value, before[1]["fast"]["seconds"], seconds) if index else "",
-                    f"{record['fast']['peak_bytes'] / 2**20:,.0f}",
+                    f"{record['fast']['times_floor']:.2f}" if "times_floor" in record["fast"] else "",
+                    _mib(record["fast"]["peak_bytes"]),
                 ]
             )
-    return _aligned(rows) if len(rows) > 1 else ""
-
-
-def _row(record: Record, *, with_plain: bool, on_gpu: bool) -> list[str]:
-    fast, plain = record["fast"], record.get("plain")
-    seconds = fast["seconds"]
-    row = [
-        record["case"]["name"],
-        f"{_ms(seconds)} ± {_ms(fast['spread'])}",
-        f"{record['items'] / seconds:,.2f} {record['item']}",
-        _ms(fast["floor_seconds"]) if "floor_seconds" in fast else "",
-        f"{fast['times_floor']:.2f}" if "times_floor" in fast else "",
-        f"{network_total(record['multiply_adds']) / 1e9:,.1f}" if "multiply_adds" in record else "",
-        f"{fast['peak_bytes'] / 2**20:,.0f}",
-    ]
-    if with_plain:
-        row += ["", "", ""] if plain is None else _plain_columns(record)
-    if on_gpu:
-        row += [_share_of_peak(record), f"{record.get('host_synchronisations', '')}"]
-    return row
-
-
-def _plain_columns(record: Record) -> list[str]:
-    plain = record["plain"]
-    peak = plain.get("peak_bytes")
-    return [_ms(plain["seconds"]), f"{ratio(record):.2f}", f"{peak / 2**20:,.0f}" if peak else ""]
+    if not series:
+        return ""
+    fixed = "\n".join(f"- {name}: {FIXED[name]}" for name in series)
+    meaning = "Power p: from the value before to this one, time grows as the value to the power p."
+    return f"## Growth\n\n{aligned(rows)}\n\n{fixed}\n- {meaning}"
 
 
 def ratio(record: Record) -> float:
     """Time over the plain path's: the median of the rounds' ratios."""
     pairs = zip(record["fast"]["all_seconds"], record["plain"]["all_seconds"], strict=True)
-    ratios = sorted(fast / plain for fast, plain in pairs)
-    middle = len(ratios) // 2
-    return float(ratios[middle] if len(ratios) % 2 else (ratios[middle - 1] + ratios[middle]) / 2)
+    return float(statistics.median(fast / plain for fast, plain in pairs))
 
 
 def _share_of_peak(record: Record) -> str:
@@ -166,9 +203,19 @@ def _ms(seconds: float) -> str:
     return f"{value:,.{digits}f}"
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
+def _mib(size: float) -> str:
+    return f"{size / 2**20:,.0f}"
+
+
+def _without_empty(rows: Rows) -> Rows:
+    """Without columns in which nothing but the header stands."""
+    kept = [column for column in range(len(rows[0])) if any(row[column] for row in rows[1:])]
+    return [[row[column] for column in kept] for row in rows]
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table: first column to the left, numbers to the right."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    widths = [max(3, *(len(row[column]) for row in rows)) for column in range(len(rows[0]))]
     text = [[row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))] for row in rows]
     rule = ["-" * width if column == 0 else "-" * (width - 1) + ":" for column, width in enumerate(widths)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (text[0], rule, *text[1:]))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,8 @@ from san.benchmark.measure import Settings
 
 REPO = Path(__file__).resolve().parent.parent.parent
 
+_EXCEPTION = re.compile(r"^[\w.]*(Error|Exception|Interrupt)\b")
+
 
 def run_cases(cases: Iterable[Case], settings: Settings, *, timeout: float = 3600) -> Iterator[dict[str, Any]]:
     """Measures cases one after the other.
@@ -22,21 +27,34 @@ def run_cases(cases: Iterable[Case], settings: Settings, *, timeout: float = 360
     Args:
         cases: what to measure.
         settings: how.
-        timeout: seconds that a case may take.
+        timeout: seconds that a process may take.
 
     Yields:
-        Per case what `measure` returns, with the plain path's own peak memory; or {"case", "error"} where its process
-        failed, with the last line of what it said. The other cases go on.
+        Per case what `measure` returns, with the plain path's own peak memory; where that path failed, without it and
+        with "plain_error"; {"case", "error"} where the case failed. An error is one line. The other cases go on.
     """
     for case in cases:
         try:
-            record = _in_process({"case": case.to_dict(), "settings": settings.to_dict()}, timeout)
-            if "plain" in record:
-                job = {"case": case.to_dict(), "settings": settings.to_dict(), "memory_of_plain": True}
-                record["plain"] |= _in_process(job, timeout)
+            record = _measured(case, settings, timeout)
         except RuntimeError as error:
             record = {"case": case.to_dict(), "error": str(error)}
         yield record
+
+
+def _measured(case: Case, settings: Settings, timeout: float) -> dict[str, Any]:
+    """The record of a case; the plain path may fail, as it needs more memory."""
+    job = {"case": case.to_dict(), "settings": settings.to_dict()}
+    failure = {}
+    if settings.plain:
+        try:
+            record = _in_process(job, timeout)
+            if "plain" in record:
+                record["plain"] |= _in_process(job | {"memory_of_plain": True}, timeout)
+            return record
+        except RuntimeError as error:
+            failure = {"plain_error": str(error)}
+            job["settings"] = replace(settings, plain=False).to_dict()
+    return _in_process(job, timeout) | failure
 
 
 def _in_process(job: dict[str, Any], timeout: float) -> dict[str, Any]:
@@ -54,7 +72,16 @@ def _in_process(job: dict[str, Any], timeout: float) -> dict[str, Any]:
         except subprocess.TimeoutExpired as error:
             raise RuntimeError(f"took more than {timeout:.0f} s") from error
         if done.returncode != 0:
-            said = (done.stderr.strip().splitlines() or ["nothing"])[-1]
-            raise RuntimeError(f"exit code {done.returncode}: {said[:300]}")
+            raise RuntimeError(_why(done.returncode, done.stderr))
         result: dict[str, Any] = json.loads(result_file.read_text(encoding="utf-8"))
         return result
+
+
+def _why(code: int, stderr: str) -> str:
+    """One line on a process that failed: its exception's first line, or the last that it wrote."""
+    if code < 0:
+        hint = ", as the system does when memory is used up" if -code == signal.SIGKILL else ""
+        return f"ended by {signal.Signals(-code).name}{hint}"
+    lines = stderr.strip().splitlines() or ["it said nothing"]
+    exceptions = [line for line in lines if _EXCEPTION.match(line)]
+    return f"exit code {code}: {(exceptions or lines)[-1][:300]}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from san.benchmark.cases import Case
@@ -10,21 +12,29 @@ from san.benchmark.workload import Workload, draw_model
 from san.data.label_sets import load_label_set
 from san.plain import plain_text_embed
 
+PLAIN_SAMPLE = 18
+"""Classes that the plain path embeds: in 14 templates 252 prompts, of 256 that go through its text tower together."""
+
 
 def make_workload(case: Case, device: torch.device, *, plain: bool) -> Workload:
-    """A run embeds all names in all templates, tokenising included; plain: every prompt at CLIP's 77 tokens."""
+    """A run embeds all names in all templates, tokenising included; plain: every prompt at CLIP's 77 tokens.
+
+    At 77 tokens all prompts cost the same, and 847 classes take minutes, so that the plain path embeds an even sample
+    of the classes and its time is extrapolated; the sample fills a pass of its.
+    """
     classifier = draw_model(case, device).text_classifier.eval()
     names = class_names(case.classes)
+    sampled = sample(names) if plain else names
 
     def run(recorder: Recorder) -> None:
         if plain:
-            plain_text_embed(classifier, names)
+            plain_text_embed(classifier, sampled)
         else:
-            classifier._cache.clear()
+            classifier.forget()
             classifier.embed(names)
         recorder.mark("text tower")
 
-    return Workload(run, case.classes, "classes")
+    return Workload(run, case.classes, "classes", sampled=None if len(sampled) == len(names) else len(sampled))
 
 
 def count_run(case: Case, recorder: Recorder, *, plain: bool) -> None:
@@ -34,8 +44,15 @@ def count_run(case: Case, recorder: Recorder, *, plain: bool) -> None:
         if plain:
             plain_text_embed(classifier, names)
         else:
-            classifier._encode_prompts([prompt.format(name) for name in names for prompt in classifier._prompts])
+            classifier._embed_new([f"t:{name}" for name in names])
     recorder.mark("text tower")
+
+
+def sample(names: Sequence[str], count: int = PLAIN_SAMPLE) -> list[str]:
+    """So many of the names, evenly spread; all of them where that would hardly be fewer."""
+    if len(names) <= 2 * count:
+        return list(names)
+    return [names[index * len(names) // count] for index in range(count)]
 
 
 def class_names(count: int) -> list[str]:

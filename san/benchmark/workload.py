@@ -28,13 +28,21 @@ class Workload:
 
     Attributes:
         run: does it once, on the path asked for, and marks its parts.
-        items: how many things a run deals with.
+        items: how many things the case deals with.
         item: what they are.
+        sampled: how many of them a run really deals with, where all cost the same and the time of all is extrapolated
+            from an even sample; None deals with all.
     """
 
     run: Callable[[Recorder], None]
     items: int
     item: str = "images"
+    sampled: int | None = None
+
+    @property
+    def scale(self) -> float:
+        """What the time of a run has to be multiplied by."""
+        return self.items / (self.sampled or self.items)
 
 
 MODULES = {

@@ -7,13 +7,17 @@ Examples:
   san benchmark --cases 'inference/vit_b16/*' --runs 9
   san benchmark --growth                             # how cost grows with size, classes, queries, batch, workers
 
-Weights are drawn, nothing is downloaded. Writes benchmark.json, benchmark.md and benchmark.png. See docs/speed.md.
+Weights are drawn, nothing is downloaded. Writes benchmark.json (all figures), benchmark.md (the tables), benchmark.png
+(times beside floors) and, with --growth, growth.png. A case that fails is told in one line, the others go on, and the
+exit code is 1. See docs/benchmarks.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,23 +25,34 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from san.benchmark.cases import Case
+    from san.visualize.growth_plot import Growth
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options."""
     tables = parser.add_mutually_exclusive_group()
     tables.add_argument("--quick", action="store_true", help="a small model only, to see that everything works")
-    tables.add_argument("--bars", action="store_true", help="what the figures to reach need (docs/speed.md)")
+    tables.add_argument("--bars", action="store_true", help="what the figures to reach need (docs/benchmarks.md)")
     tables.add_argument("--full", action="store_true", help="every combination of the standard table's settings")
     tables.add_argument("--growth", action="store_true", help="series in which one number grows")
     parser.add_argument(
         "--cases", metavar="GLOB", action="append", default=[], help="only cases whose name matches; may be repeated"
     )
     parser.add_argument("--list", action="store_true", help="print the cases' names and measure nothing")
-    parser.add_argument("--plain", action="store_true", help="time the method without shortcuts beside each case")
+    parser.add_argument(
+        "--plain",
+        action="store_true",
+        help="time the method without shortcuts beside each case; "
+        "text at 77 tokens is extrapolated from an even sample of the classes",
+    )
     parser.add_argument("--runs", type=int, default=5, help="timed rounds per case (default: %(default)s)")
     parser.add_argument("--threads", type=int, help="of torch (default: one per CPU of this process)")
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="default: %(default)s")
+    parser.add_argument(
+        "--device",
+        default="cpu",
+        choices=("cpu", "cuda"),
+        help="where to measure; on cuda with a table of its own (default: %(default)s)",
+    )
     parser.add_argument(
         "--malloc",
         default="keep",
@@ -64,6 +79,7 @@ def run(args: argparse.Namespace) -> int:
     from san.benchmark.measure import Settings
     from san.benchmark.runner import run_cases
 
+    _check_device(args.device)
     settings = Settings(
         runs=args.runs,
         threads=args.threads or _cpus(),
@@ -72,15 +88,28 @@ def run(args: argparse.Namespace) -> int:
         plain=args.plain,
         product_size=args.product_size,
     )
+    context = settings.to_dict() | {"command": command_of(args), "load_at_start": round(os.getloadavg()[0], 1)}
     records: list[dict[str, Any]] = []
     for number, record in enumerate(run_cases(cases, settings), 1):
         records.append(record)
+        _save(records, context, args.out)  # as far as it is, should it be interrupted
         print(f"[{number}/{len(cases)}] {_line(record)}", file=sys.stderr, flush=True)
-    text = _report(records, settings.to_dict())
+    text = _report(records, context)
     print(text)
-    _write(records, settings.to_dict(), text, args.out)
-    print(f"\nwritten: {', '.join(str(args.out / f'benchmark.{kind}') for kind in ('json', 'md', 'png'))}")
-    return int(any("error" in record for record in records))
+    files = _write(records, context, text, args.out)
+    print(f"\nwritten: {', '.join(map(str, files))}")
+    return int(any("error" in record or "plain_error" in record for record in records))
+
+
+def command_of(args: argparse.Namespace) -> str:
+    """The command line that asks for the same."""
+    flags = [f"--{name}" for name in ("quick", "bars", "full", "growth", "plain") if getattr(args, name)]
+    options = [part for pattern in args.cases for part in ("--cases", pattern)] + ["--runs", str(args.runs)]
+    options += ["--threads", str(args.threads)] if args.threads else []
+    options += ["--device", args.device] if args.device != "cpu" else []
+    options += ["--malloc", args.malloc] if args.malloc != "keep" else []
+    options += ["--product-size", str(args.product_size)] if args.product_size else []
+    return shlex.join(["san", "benchmark", *flags, *options])
 
 
 def _table(args: argparse.Namespace) -> Sequence[Case]:
@@ -98,6 +127,21 @@ def _table(args: argparse.Namespace) -> Sequence[Case]:
     return cases.CUDA if args.device == "cuda" else cases.STANDARD
 
 
+def _check_device(device: str) -> None:
+    """Refuse a GPU that is not there before every case fails for want of it.
+
+    Raises:
+        ValueError: torch sees none.
+    """
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"--device cuda, but torch {torch.__version__} sees no GPU: install a driver and a build of torch for it, "
+            "or take --device cpu"
+        )
+
+
 def _cpus() -> int:
     """How many this process may use."""
     import torch
@@ -110,34 +154,33 @@ def _line(record: Mapping[str, Any]) -> str:
     name = record["case"]["name"]
     if "error" in record:
         return f"{name}: failed: {record['error']}"
-    return f"{name}: {record['fast']['seconds'] * 1000:,.1f} ms"
+    plain = f"; plain path failed: {record['plain_error']}" if "plain_error" in record else ""
+    if "plain" in record:
+        plain = f"; plain {record['plain']['seconds'] * 1000:,.1f} ms"
+    return f"{name}: {record['fast']['seconds'] * 1000:,.1f} ms{plain}"
 
 
-def _report(records: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> str:
+def _report(records: Sequence[Mapping[str, Any]], context: Mapping[str, Any]) -> str:
     """All tables."""
     from san.benchmark import bars, report
 
     sections = [
-        report.heading(records, settings),
+        report.heading(records, context),
+        bars.bars_table(records),
         report.table(records),
         report.parts_table(records),
         report.growth_table(records),
-        bars.bars_table(records),
-        report.NOTES,
+        f"## How to read it\n\n{report.NOTES}",
     ]
     return "\n\n".join(section for section in sections if section)
 
 
-def _write(records: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], text: str, folder: Path) -> None:
-    """The three files."""
-    from san.benchmark import bars
+def _write(records: Sequence[Mapping[str, Any]], context: Mapping[str, Any], text: str, folder: Path) -> list[Path]:
+    """The files, as far as there is something to write."""
     from san.visualize.benchmark_plot import TimeBar, plot_benchmark
 
-    folder.mkdir(parents=True, exist_ok=True)
-    content = {"settings": settings, "records": records, "bars": bars.check_bars(records)}
-    (folder / "benchmark.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
-    (folder / "benchmark.md").write_text(text + "\n", encoding="utf-8")
-    measured = [record for record in records if "fast" in record]
+    files = [_save(records, context, folder), folder / "benchmark.md"]
+    files[1].write_text(text + "\n", encoding="utf-8")
     times = [
         TimeBar(
             record["case"]["name"],
@@ -146,9 +189,50 @@ def _write(records: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], te
             record["fast"].get("floor_seconds"),
             record.get("plain", {}).get("seconds"),
         )
-        for record in measured
+        for record in records
+        if "fast" in record
     ]
-    machine = measured[0]["machine"] if measured else {}
-    where = machine.get("gpu") or machine.get("cpu")
-    title = f"Time of a run: {where}, {machine.get('threads')} threads, torch {machine.get('torch')}"
-    plot_benchmark(times, folder / "benchmark.png", title=title)
+    where = _where(records)
+    if times:
+        files.append(folder / "benchmark.png")
+        plot_benchmark(times, files[-1], title=f"Time of a run: {where}")
+    growth = _growth(records)
+    if growth:
+        from san.visualize.growth_plot import plot_growth
+
+        files.append(folder / "growth.png")
+        plot_growth(growth, files[-1], title=f"How the time of a run grows: {where}")
+    return files
+
+
+def _save(records: Sequence[Mapping[str, Any]], context: Mapping[str, Any], folder: Path) -> Path:
+    """All figures so far, as JSON."""
+    from san.benchmark import bars
+
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {"settings": context, "records": records, "bars": bars.check_bars(records)}
+    path = folder / "benchmark.json"
+    path.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    return path
+
+
+def _growth(records: Sequence[Mapping[str, Any]]) -> list[Growth]:
+    """What was measured of the growth series, as the picture takes it."""
+    from san.benchmark.cases import FIXED
+    from san.benchmark.report import growth_points
+    from san.visualize.growth_plot import Growth
+
+    series = []
+    for name, points in growth_points(records).items():
+        values, paths = [value for value, _ in points], [record["fast"] for _, record in points]
+        floors = [path["floor_seconds"] for path in paths] if all("floor_seconds" in path for path in paths) else None
+        seconds, spreads = [path["seconds"] for path in paths], [path["spread"] for path in paths]
+        series.append(Growth(name, FIXED[name], values, seconds, spreads, floors))
+    return series
+
+
+def _where(records: Sequence[Mapping[str, Any]]) -> str:
+    """The machine, in a few words."""
+    machine: Mapping[str, Any] = next((record["machine"] for record in records if "machine" in record), {})
+    where = machine.get("gpu") or f"{machine.get('cpu')}, {machine.get('threads')} threads"
+    return f"{where}, torch {machine.get('torch')}"

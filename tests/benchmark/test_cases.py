@@ -7,9 +7,9 @@ from itertools import pairwise
 
 import pytest
 
-from san.benchmark.bars import BARS, bar_cases, check_bars
-from san.benchmark.cases import CUDA, FULL, GROWTH, QUICK, STANDARD, VARIED, Case, growth_cases, select
-from san.benchmark.report import growth_table, heading, parts_table, ratio, table
+from san.benchmark.bars import BARS, bar_cases, bars_table, check_bars
+from san.benchmark.cases import CUDA, FIXED, FULL, GROWTH, QUICK, STANDARD, VARIED, Case, growth_cases, select
+from san.benchmark.report import growth_points, growth_table, heading, parts_table, ratio, table
 
 MACHINE = {
     "cpu": "a CPU", "cpu_flags": ["avx2"], "cpus": 2, "threads": 2, "load": 0.1, "malloc": "keep", "torch": "2.9",
@@ -88,21 +88,75 @@ def test_bars_are_checked_where_measured():
     assert check_bars([{"case": bar_cases()[0].to_dict(), "error": "x"}]) == []
 
 
+def cells(text: str, first: str) -> list[str]:
+    """The cells of the line of a Markdown table that begins with `first`, by their order."""
+    (line,) = (line for line in text.splitlines() if line.startswith(f"| {first} "))
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
 def test_tables():
     measured = record_of(QUICK[0], 0.0123, plain=0.0246)
-    records = [measured, {"case": QUICK[1].to_dict(), "error": "out of memory"}]
+    alone = record_of(replace(QUICK[0], classes=7), 0.5) | {"plain_error": "ended by SIGKILL"}
+    records = [measured, {"case": QUICK[1].to_dict(), "error": "out of memory"}, alone]
     text = table(records)
-    assert "12.3 ± 0.00" in text
-    assert "81.30 images" in text
-    assert "1.50" in text
-    assert "0.50" in text, "the ratio to the plain path"
-    assert f"failed: {QUICK[1].name}: out of memory" in text
+    assert cells(text, "case")[2:5] == ["images/s", "floor (ms)", "× floor"]
+    assert "share of peak" not in text, "a column for GPUs"
+    found = cells(text, QUICK[0].title)
+    assert found[1:5] == ["12.3 ± 0.00", "81.30", "8.20", "1.50"]
+    assert found[6:] == ["24.6", "0.5", "1,024"]
+    assert cells(text, alone["case"]["model"] + ", 96×96, 7 classes, fp32")[6:] == ["", "", ""]
+    assert f"- {QUICK[1].name}: out of memory" in text
+    assert f"- {alone['case']['name']}, plain path: ended by SIGKILL" in text
     assert "shallow CLIP" in parts_table(records)
-    assert "abc" in heading(records, {"runs": 3})
     assert ratio(measured) == pytest.approx(0.5)
+
+
+def test_every_task_has_its_own_table_and_titles_are_unique_there():
+    assert table([record_of(case, 1.0) for case in QUICK]).count("\n## ") == len({case.task for case in QUICK}) - 1
+    for cases in (STANDARD, FULL, CUDA, QUICK, growth_cases()):
+        assert len({(case.task, case.title) for case in cases}) == len(cases)
+
+
+def test_a_heading_says_what_was_measured_on_what():
+    record = record_of(QUICK[0], 1.0, flags=("avx2",))
+    text = heading([record], {"runs": 3, "command": "san benchmark --quick", "load_at_start": 0.7})
+    for each in (
+        "`san benchmark --quick`",
+        "abc",
+        "median of 3 rounds",
+        "a CPU (avx2), 2 threads of 2 CPUs",
+        "load 0.7",
+    ):
+        assert each in text
+    assert "300 GFLOP/s in float32" in text
+    assert "allocator keeps large buffers" in text
+    assert heading([], {"runs": 3}) == "Nothing was measured."
+
+
+def test_an_extrapolated_time_says_so():
+    record = record_of(Case("text", classes=847), 1.0, plain=20.0)
+    record["plain"]["sampled_items"] = 18
+    record["item"] = "classes"
+    text = table([record])
+    assert "≈ 20,000" in cells(text, "B/16, 847 classes")
+    assert "extrapolated from an even sample of 18 classes" in text
+    del record["plain"]["sampled_items"]
+    assert "≈" not in table([record])
+
+
+def test_bars_table():
+    (first, *_) = bar_cases()
+    text = bars_table([record_of(first, 1.0)])
+    assert cells(text, BARS[0].what)[1:] == ["1.5", "≤ 1.8", "reached"]
+    assert bars_table([]) == ""
 
 
 def test_growth():
     series = GROWTH["batch"]
-    text = growth_table([record_of(case, 0.1 * case.batch**2) for case in series])
+    records = [record_of(case, 0.1 * case.batch**2) for case in series]
+    text = growth_table(records)
     assert text.count("2.00") >= len(series) - 1, "the power of a square"
+    assert "batch of a training step" not in text, "which was not measured"
+    assert [value for value, _ in growth_points(records)["batch"]] == [1, 2, 4, 8]
+    assert growth_table(records[:1]) == "", "one value does not grow"
+    assert GROWTH.keys() == FIXED.keys()
