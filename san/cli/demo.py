@@ -49,6 +49,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ADDRESSES",
         help="proxies whose X-Forwarded-For is believed, separated by commas (default: %(default)s)",
     )
+    parser.add_argument(
+        "--allowed-hosts",
+        default="",
+        metavar="NAMES",
+        help="names under which the page may be asked for beside --host and localhost, separated by commas: a proxy's",
+    )
     parser.add_argument("--examples", metavar="DIR", help="a folder of pictures to offer, in place of the shapes")
     parser.add_argument("--words", help="the words that each picture of --examples starts with")
     limits = parser.add_argument_group("limits")
@@ -70,7 +76,14 @@ def run(args: argparse.Namespace) -> int:
     studio = make_studio(args)
     try:
         guard = build_app(studio, Texts(model=str(args.model)))
-        server = DemoServer(guard, studio.limits, host=args.host, port=args.port, trusted_proxies=args.trusted_proxies)
+        server = DemoServer(
+            guard,
+            studio.limits,
+            host=args.host,
+            port=args.port,
+            trusted_proxies=args.trusted_proxies,
+            allowed_hosts=[name.strip() for name in args.allowed_hosts.split(",") if name.strip()],
+        )
         print(f"The demo runs at {server.url} (Ctrl+C ends it)", flush=True)
         server.run()
     finally:

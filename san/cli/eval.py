@@ -6,8 +6,9 @@ Examples:
   san eval --config-file configs/san_clip_vit_b16_coco.yaml --weights my_san/ --subset 50 DATASETS.TEST voc_sem_seg_val
   san eval --config-file output/my_run/config.yaml --weights output/my_run/model_final.pth --dataset my_data/set.yaml
 
-The same as `san train --eval-only`. The configuration says which model the weights belong to and which data sets to
-evaluate; pairs of KEY VALUE at the end change it. Results go to OUTPUT_DIR. See docs/benchmarks.md.
+The same as `san train --eval-only`, but that with --resume the named weights are evaluated too, not a later checkpoint.
+The configuration says which model the weights belong to and which data sets to evaluate; pairs of KEY VALUE at the end
+change it. Results go to OUTPUT_DIR. See docs/datasets.md.
 """
 
 from __future__ import annotations
@@ -28,7 +29,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--subset", type=int, metavar="N", help="evaluate N images of each set only, spread evenly; the report says so"
     )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with an evaluation of the same weights in OUTPUT_DIR that was interrupted, if there is one; "
+        "without --weights and MODEL.WEIGHTS, of the latest checkpoint there",
+    )
     train.add_run_arguments(parser)
+    parser.set_defaults(eval_only=True, keep_weights=True)
     train.add_overrides(parser)
 
 
@@ -44,7 +52,6 @@ def run(args: argparse.Namespace) -> int:
     if args.subset is not None:
         options += ["DATASETS.TEST_SUBSET", str(args.subset)]
     args.opts = [*options, *args.opts]
-    args.eval_only, args.resume = True, False
     return train.run(args)
 
 

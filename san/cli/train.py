@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run_arguments(parser)
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR, if any")
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, without training")
+    parser.set_defaults(keep_weights=False)
     add_overrides(parser)
 
 
@@ -108,15 +109,18 @@ def worker(cfg: CfgNode, args: argparse.Namespace) -> None:
     """What every worker process does."""
     from san.d2.run import run as run_worker
 
-    guarded(lambda: run_worker(cfg, eval_only=args.eval_only, resume=args.resume), show_traceback=args.traceback)
+    modes = {"eval_only": args.eval_only, "resume": args.resume, "keep_weights": args.keep_weights}
+    guarded(lambda: run_worker(cfg, **modes), show_traceback=args.traceback)
 
 
 def guarded(action: Callable[[], object], *, show_traceback: bool) -> None:
     """Calls something; ends the process with one line and status 1 where a user's input was wrong."""
+    from san.d2.discretion import discreet
+
     try:
         action()
     except USER_ERRORS as error:
         if show_traceback:
             traceback.print_exc()
         what = "interrupted" if isinstance(error, KeyboardInterrupt) else " ".join(str(error).split())
-        sys.exit(f"error: {what}")
+        sys.exit(f"error: {discreet(what)}")

@@ -9,8 +9,8 @@ What SAN takes, and what for:
 - ``CfgNode``, ``get_cfg``: configuration with ``_BASE_``, ``merge_from_file``, ``merge_from_list``.
 - ``META_ARCH_REGISTRY``, ``build_model``: the model by its configured name, on ``MODEL.DEVICE``.
 - ``DatasetCatalog``, ``MetadataCatalog``: data sets by name.
-- ``TrainerBase``, ``HookBase``, ``hooks`` (``IterationTimer``, ``LRScheduler``, ``PeriodicCheckpointer``,
-  ``EvalHook``, ``PeriodicWriter``): the training loop.
+- ``TrainerBase``, ``HookBase``, ``hooks`` (``IterationTimer``, ``LRScheduler``, ``EvalHook``, ``PeriodicWriter``): the
+  training loop.
 - ``DetectionCheckpointer``: checkpoint files (``_load_file``, ``_load_model``, ``save``, ``resume_or_load``, ...).
 - ``default_argument_parser``, ``launch``: the command line, worker processes.
 - ``comm``: ``get_rank``, ``get_local_rank``, ``get_world_size``, ``is_main_process``, ``synchronize``, ``gather``,

@@ -7,11 +7,11 @@ import argparse
 from san.d2.datasets import register_custom_files, register_datasets
 
 
-def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds ``--data-root`` and ``--dataset``.
+def add_data_root_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--data-root``.
 
     Args:
-        parser: gets ``data_root`` (text, "" where it is not given) and ``dataset`` (list of files).
+        parser: gets ``data_root`` (text, "" where it is not given).
     """
     parser.add_argument(
         "--data-root",
@@ -19,6 +19,15 @@ def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder of the benchmarks; default: the environment variable DETECTRON2_DATASETS, else 'datasets'",
     )
+
+
+def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--data-root`` and ``--dataset``.
+
+    Args:
+        parser: gets ``data_root`` (text, "" where it is not given) and ``dataset`` (list of files).
+    """
+    add_data_root_argument(parser)
     parser.add_argument(
         "--dataset",
         action="append",

@@ -8,11 +8,20 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from san.d2.api import HookBase, comm
-from san.d2.checkpointer import SANCheckpointer, remove_checkpoint
-from san.d2.writers import logged
+from san.checkpoint import load_checkpoint_file
+from san.d2.api import HookBase, TrainerBase, comm
+from san.d2.checkpointer import SANCheckpointer, damage_of, latest_checkpoint, remove_checkpoint
+from san.files import PARTIAL
+
+FINAL = "model_final"
+BEST = "model_best"
 
 logger = logging.getLogger("san.d2.checkpoints")
+
+
+def last_done(trainer: TrainerBase) -> int:
+    """The last iteration that was done, or is under way: after the last one a trainer's own number is one more."""
+    return min(trainer.iter, max(trainer.start_iter, trainer.max_iter) - 1)
 
 
 class CheckpointHook(HookBase):
@@ -39,6 +48,19 @@ class CheckpointHook(HookBase):
         self.keep = keep
         self.sound = sound
         self._last_saved: int | None = None
+        self._final = False
+
+    def before_train(self) -> None:
+        """Clears up after a killed run: removes what is half written, and writes the final one where it is lacking."""
+        if comm.is_main_process():
+            for path in Path(self.checkpointer.save_dir).glob(f".*{PARTIAL}*"):
+                path.unlink(missing_ok=True)
+        if self.trainer.start_iter < self.trainer.max_iter:
+            return
+        latest = latest_checkpoint(self.checkpointer.save_dir)
+        self._final = latest is not None and latest.stem == FINAL
+        self._last_saved = last_done(self.trainer)
+        self.finish()
 
     def after_step(self) -> None:
         """Writes, where it is time."""
@@ -46,21 +68,26 @@ class CheckpointHook(HookBase):
         if (iteration + 1) % self.period == 0 and self.sound():
             self.save(f"model_{iteration:07d}")
         if iteration + 1 >= self.trainer.max_iter:
-            self.save("model_final")
+            self.save(FINAL)
 
     def save_now(self) -> bool:
         """Writes the present state, unless it lies there already; returns whether it does then."""
-        iteration = self.trainer.iter
-        if self._last_saved == iteration:
+        done = last_done(self.trainer)
+        if self._last_saved == done:
             return True
-        return self.save(f"model_{iteration:07d}")
+        return self.save(FINAL if done + 1 >= self.trainer.max_iter else f"model_{done:07d}")
+
+    def finish(self) -> bool:
+        """Writes the final checkpoint, unless it lies there already; returns whether it does then."""
+        return self._final or self.save(FINAL)
 
     def save(self, name: str) -> bool:
         """Writes one, and removes what need not be kept; returns whether it is written."""
-        written = self.checkpointer.save(name, iteration=self.trainer.iter)
-        if not written:
+        done = last_done(self.trainer)
+        if not self.checkpointer.save(name, iteration=done):
             return False
-        self._last_saved = self.trainer.iter
+        self._last_saved = done
+        self._final |= name == FINAL
         if self.keep is not None and self.sound() and comm.is_main_process():
             folder = Path(self.checkpointer.save_dir)
             numbered = sorted(path for path in folder.glob("model_*.pth") if path.stem.removeprefix("model_").isdigit())
@@ -82,17 +109,26 @@ class BestCheckpointHook(HookBase):
         self, checkpointer: SANCheckpointer, metric: str, results: Callable[[], Mapping[str, Mapping[str, float]]]
     ) -> None:
         self.checkpointer = checkpointer
+        self.name = metric
         self.dataset, _, self.metric = metric.partition("/")
         self.results = results
         self.best = -math.inf
         self._seen: object = None
 
     def before_train(self) -> None:
-        """Looks at what the run has logged: a checkpoint is written before the evaluation of its own iteration."""
-        key = f"{self.dataset}/{self.metric}"
-        for row in logged(Path(self.checkpointer.save_dir) / "metrics.json"):
-            if row.get("iteration", 0) < self.trainer.start_iter and row.get(key, -math.inf) > self.best:
-                self.best = row[key]
+        """Learns from ``model_best.pth`` itself what there is to beat: only a value that it holds."""
+        path = Path(self.checkpointer.save_dir) / f"{BEST}.pth"
+        self.best = -math.inf
+        if not self.trainer.start_iter or not comm.is_main_process() or not path.is_file():
+            return
+        problem = damage_of(path)
+        if problem is not None:
+            logger.warning("%s; the next evaluation writes it anew", problem)
+            return
+        content = load_checkpoint_file(path)
+        state = content.get("trainer", {}).get("hooks", {}).get(type(self).__qualname__, {})
+        if state.get("metric") == self.name:
+            self.best = state["best"]
 
     def after_step(self) -> None:
         """Looks at the latest evaluation, if there is a new one."""
@@ -100,19 +136,19 @@ class BestCheckpointHook(HookBase):
         if results is self._seen or self.dataset not in results:
             return
         self._seen = results
-        value = results[self.dataset][self.metric]
-        if not value > self.best:
+        value, before = results[self.dataset][self.metric], self.best
+        if not value > before:
             return
-        logger.info("%s/%s is %.2f, the best so far (before: %.2f)", self.dataset, self.metric, value, self.best)
+        logger.info("%s is %.2f, the best so far (before: %.2f)", self.name, value, before)
         self.best = value
-        self.checkpointer.save("model_best", latest=False, iteration=min(self.trainer.iter, self.trainer.max_iter - 1))
+        if not self.checkpointer.save(BEST, latest=False, iteration=last_done(self.trainer)):
+            self.best = before  # of what is there
 
     after_train = after_step
 
     def state_dict(self) -> dict[str, Any]:
-        """The best value so far."""
-        return {} if self.best == -math.inf else {"best": self.best}
+        """The best value so far, and of what."""
+        return {} if self.best == -math.inf else {"metric": self.name, "best": self.best}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes up what `state_dict` gave."""
-        self.best = state["best"]
+        """Takes up nothing: `before_train` looks at ``model_best.pth``, which may be newer, or gone."""

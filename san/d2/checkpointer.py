@@ -27,6 +27,9 @@ class SANCheckpointer(DetectionCheckpointer):
     ``last_checkpoint`` names the latest, and beside each lies its SHA-256.
     """
 
+    failure = ""
+    """Why the latest `save` did not write; "" if it did."""
+
     def save(self, name: str, *, latest: bool = True, **extra: Any) -> bool:
         """Writes a checkpoint; a killed process or a full disk leaves the former ones as they were.
 
@@ -48,13 +51,15 @@ class SANCheckpointer(DetectionCheckpointer):
             if latest:
                 self.tag_last_checkpoint(path.name)
         except OSError as error:
+            self.failure = str(error.strerror or error)
             logger.warning(
                 "The checkpoint %s could not be written (%s); earlier ones are untouched and training goes on. Make "
                 "room before the next.",
                 path,
-                error.strerror or error,
+                self.failure,
             )
             return False
+        self.failure = ""
         logger.info("Saved %s", path)
         return True
 

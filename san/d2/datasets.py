@@ -255,7 +255,7 @@ def load_records(name: str) -> list[Record]:
     check_names([name], "DATASETS")
     records: list[Record] = DatasetCatalog.get(name)
     if not records:
-        raise ValueError(f"data set {name!r} is empty; prepare it (see docs/benchmarks.md)")
+        raise ValueError(f"data set {name!r} is empty; prepare it (see docs/datasets.md)")
     expected = MetadataCatalog.get(name).get("expected_images")
     if expected is not None and expected != len(records):
         logger.warning("%s has %d images here, not %d: its figures are not those of the benchmark",

@@ -11,10 +11,14 @@ import re
 from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Any
+from urllib.parse import quote
 
 MASK = "***"
 
-_SECRET_NAME = re.compile(r"(TOKEN|SECRET|PASSW|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY|CREDENTIAL)", re.IGNORECASE)
+_SECRET_NAME = re.compile(
+    r"TOKEN|SECRET|PASSW|PASSPHRASE|CREDENTIAL|BEARER|COOKIE|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY|_(KEY|PASS|PWD|PAT|AUTH)$",
+    re.IGNORECASE,
+)
 _SHORTEST = 8
 """Shorter values of such variables ("1", "true") are no secrets, and would mask half a log."""
 
@@ -27,14 +31,15 @@ _KEY_IN_ADDRESS = re.compile(
 def discreet(text: str) -> str:
     """A text without the values of secret environment variables, credentials in addresses, and the home folder (``~``).
 
-    Secret are variables whose name says token, secret, password, credential, API key, access key or private key.
+    Secret are variables whose name says token, secret, password, passphrase, credential, bearer, cookie, API key,
+    access key or private key, or ends with _KEY, _PASS, _PWD, _PAT or _AUTH.
     """
     for value in _secrets():
-        text = text.replace(value, MASK)
+        text = text.replace(value, MASK).replace(quote(value, safe=""), MASK)
     text = _KEY_IN_ADDRESS.sub(rf"\1{MASK}", _USER_IN_ADDRESS.sub(f"{MASK}@", text))
-    home = str(Path.home())
-    if len(PurePath(home).parts) > 1:  # "/" is nobody's home
-        text = re.sub(rf"{re.escape(home)}(?![\w.-])", "~", text)
+    for home in {str(Path.home()), os.path.realpath(Path.home())}:  # messages hold one or the other
+        if len(PurePath(home).parts) > 1:  # "/" is nobody's home
+            text = re.sub(rf"{re.escape(home)}(?![\w.-])", "~", text)
     return text
 
 
@@ -44,7 +49,7 @@ def _secrets() -> list[str]:
 
 
 def without_places(content: Any) -> Any:
-    """Plain data whose absolute paths, and paths below ``~``, are cut to their last part; then each text `discreet`."""
+    """Plain data whose paths from ``/``, ``~`` or ``..`` on are cut to their last part; then each text `discreet`."""
     if isinstance(content, Mapping):
         return {key: without_places(value) for key, value in content.items()}
     if isinstance(content, (list, tuple)):
@@ -52,8 +57,10 @@ def without_places(content: Any) -> Any:
     if not isinstance(content, str):
         return content
     head, colon, path = content.rpartition(":")  # MODEL.CLIP.PRETRAINED may be "tag:/path/of/weights.pt"
-    if "://" not in content and (path.startswith(("/", "~", "\\")) or re.match(r"[A-Za-z]:[\\/]", content)):
-        content = head * (len(head) > 1) + colon * (len(head) > 1) + re.split(r"[\\/]", path.rstrip("\\/"))[-1]
+    local = "://" not in content or content.startswith("file://")
+    if local and (path.startswith(("/", "~", "\\", "..")) or re.match(r"[A-Za-z]:[\\/]", content)):
+        kept = len(head) > 1 and head != "file"  # not a drive's letter
+        content = head * kept + colon * kept + re.split(r"[\\/]", path.rstrip("\\/"))[-1]
     return discreet(content)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import json
 import logging
 import time
@@ -29,7 +30,7 @@ from san.d2.mapper import EvalMapper, dataset_info
 from san.d2.memory import Frugal
 from san.d2.partial import Keeping, Partial, forget, weights_digest
 from san.data.transforms import read_image
-from san.evaluation import ConfusionMatrix, RLEWriter, format_summary, write_label_map, write_report
+from san.evaluation import ConfusionMatrix, RLEWriter, format_summary, metrics, write_label_map, write_report
 from san.evaluation.report import SUMMARY_KEYS, summary_keys
 from san.visualize import Sample as PanelRow
 from san.visualize import panels
@@ -50,6 +51,7 @@ class OutputConfig:
         label_maps: write every prediction to ``label_maps/``, in the sub-folders of the data set's label files.
         rle: write all predictions to ``sem_seg_predictions.json``.
         subset: which part of the data set is evaluated, such as "20 of 5000 images"; "" = all of it.
+        optional: go on without a file for which the disk has no room, with a warning.
     """
 
     folder: Path
@@ -57,6 +59,7 @@ class OutputConfig:
     label_maps: bool = False
     rle: bool = False
     subset: str = ""
+    optional: bool = False
 
 
 class SemSegEvaluator(DatasetEvaluator):
@@ -92,13 +95,14 @@ class SemSegEvaluator(DatasetEvaluator):
     def process(self, inputs: list[Sample], outputs: list[dict[str, Any]]) -> None:
         """Counts a batch: samples with ``sem_seg``, predictions with ``sem_seg_labels``, both at the file's size."""
         for sample, output in zip(inputs, outputs, strict=True):
-            prediction = output["sem_seg_labels"].cpu().numpy()
+            prediction = output["sem_seg_labels"].to(torch.int32).cpu().numpy()  # half as much to move
             truth = np.asarray(sample["sem_seg"])
             self.matrix.update(prediction, truth, file_name=sample["file_name"])
             if len(self.rows) < self.output.num_panels and comm.is_main_process():
                 self.rows.append((str(sample["file_name"]), prediction, truth))
             if self.output.label_maps:
-                write_label_map(self._label_map_path(sample["sem_seg_file_name"]), prediction)
+                with self._room_needed():
+                    write_label_map(self._label_map_path(sample["sem_seg_file_name"]), prediction)
             if self.output.rle:
                 self.rle.update(prediction, sample["file_name"])
 
@@ -137,15 +141,26 @@ class SemSegEvaluator(DatasetEvaluator):
             self.rle.merge(entries)
         folder = self.output.folder
         title = f"IoU per class, {self.name}" + (f", {self.output.subset}" if self.output.subset else "")
-        values = write_report(
-            folder, self.matrix, self.classes, groups=self.groups, title=title, subset=self.output.subset
-        )
+        with self._room_needed():
+            write_report(folder, self.matrix, self.classes, groups=self.groups, title=title, subset=self.output.subset)
         if self.output.rle:
-            self.rle.write(folder / "sem_seg_predictions.json")
+            with self._room_needed():
+                self.rle.write(folder / "sem_seg_predictions.json")
         if self.rows:
             rows = [PanelRow(read_image(file), prediction, truth) for file, prediction, truth in self.rows]
-            panels(rows, self.classes, folder / "panel.png")
-        return {"sem_seg": values}
+            with self._room_needed():
+                panels(rows, self.classes, folder / "panel.png")
+        return {"sem_seg": metrics(self.matrix, self.classes, self.groups)}
+
+    @contextlib.contextmanager
+    def _room_needed(self) -> Iterator[None]:
+        """Where the output is optional, a full disk in this block costs the file alone."""
+        try:
+            yield
+        except OSError as error:
+            if not self.output.optional or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            logger.warning("%s: a file of the evaluation could not be written (%s)", self.name, error)
 
 
 def metric_names(name: str) -> list[str]:
@@ -195,7 +210,13 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 def evaluate_dataset(
-    cfg: CfgNode, model: nn.Module, name: str, folder: Path, keeping: Keeping | None = None
+    cfg: CfgNode,
+    model: nn.Module,
+    name: str,
+    folder: Path,
+    keeping: Keeping | None = None,
+    *,
+    training: bool = False,
 ) -> dict[str, float] | None:
     """Evaluates a model on one data set, in float32.
 
@@ -205,6 +226,7 @@ def evaluate_dataset(
         name: a registered data set.
         folder: where the report goes.
         keeping: how what is counted is kept, so that a killed evaluation can go on; None keeps nothing.
+        training: it is on the way of a training run, which a full disk must not end.
 
     Returns:
         On the main process the metrics in percent, elsewhere None.
@@ -222,7 +244,8 @@ def evaluate_dataset(
     if known is not None:
         logger.info("%s: evaluated before the interruption; report in %s", name, folder)
         return known if comm.is_main_process() else None
-    output = OutputConfig(folder, cfg.TEST.NUM_PANELS, cfg.TEST.SAVE_LABEL_MAPS, cfg.TEST.SAVE_RLE, subset)
+    outputs = cfg.TEST.NUM_PANELS, cfg.TEST.SAVE_LABEL_MAPS, cfg.TEST.SAVE_RLE
+    output = OutputConfig(folder, *outputs, subset, optional=training)
     evaluator = SemSegEvaluator(name, output)
     start = time.perf_counter()
     _count(cfg, model, records, evaluator, partial)
@@ -281,7 +304,12 @@ def _loader(cfg: CfgNode, name: str, records: Sequence[Record], done: int) -> Ba
 
 
 def evaluate(
-    cfg: CfgNode, model: nn.Module, names: Sequence[str] | None = None, *, resume: bool = False
+    cfg: CfgNode,
+    model: nn.Module,
+    names: Sequence[str] | None = None,
+    *,
+    resume: bool = False,
+    training: bool = False,
 ) -> OrderedDict[str, dict[str, float]]:
     """Evaluates a model on all data sets of DATASETS.TEST, each with its own vocabulary.
 
@@ -290,6 +318,7 @@ def evaluate(
         model: a ``SAN``, not wrapped.
         names: other data sets.
         resume: go on with an evaluation of the same weights that was interrupted, if there is one.
+        training: it is on the way of a training run, which goes on without a report that finds no room on the disk.
 
     Returns:
         On the main process the metrics in percent by data set, elsewhere nothing.
@@ -301,7 +330,7 @@ def evaluate(
     keeping = Keeping(weights_digest(model), resume, cfg.TEST.PARTIAL_PERIOD)
     folders = {name: Path(cfg.OUTPUT_DIR) / "inference" / name for name in names or cfg.DATASETS.TEST}
     for name, folder in folders.items():
-        values = evaluate_dataset(cfg, model, name, folder, keeping)
+        values = evaluate_dataset(cfg, model, name, folder, keeping, training=training)
         if values is not None:
             results[name] = values
     forget([*folders.values()])

@@ -7,10 +7,12 @@ whose environment is recognised. On GPUs they talk over NCCL, on CPUs over Gloo.
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
 import os
 import platform
 import random
+import sys
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -174,6 +176,13 @@ def _setup_loggers(folder: Path, rank: int) -> None:
         setup_logger(str(folder), distributed_rank=rank, name=name)
         for handler in logging.getLogger(name).handlers:
             handler.setFormatter(DiscreetFormatter(handler.formatter))
+            handler.handleError = functools.partial(_endure, handler.handleError)  # type: ignore[method-assign]
+
+
+def _endure(otherwise: Callable[[logging.LogRecord], None], record: logging.LogRecord) -> None:
+    """A log on a full disk lacks lines, which the terminal has; each would fill that with a stack trace."""
+    if not isinstance(sys.exc_info()[1], OSError):
+        otherwise(record)
 
 
 def be_deterministic(*, on_gpu: bool) -> None:

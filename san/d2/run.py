@@ -18,13 +18,16 @@ USER_ERRORS = (ValueError, OSError, FloatingPointError)
 """Told in one line; anything else is logged with its stack trace."""
 
 
-def run(cfg: CfgNode, *, eval_only: bool = False, resume: bool = False) -> dict[str, dict[str, float]]:
+def run(
+    cfg: CfgNode, *, eval_only: bool = False, resume: bool = False, keep_weights: bool = False
+) -> dict[str, dict[str, float]]:
     """One worker's part of a run.
 
     Args:
         cfg: the run, as `san.d2.config.load_config` gives it.
         eval_only: evaluate MODEL.WEIGHTS, or with ``resume`` the latest checkpoint, without training.
         resume: go on from the latest checkpoint in OUTPUT_DIR, and with an interrupted evaluation, if there is one.
+        keep_weights: with ``eval_only`` and ``resume``, evaluate MODEL.WEIGHTS all the same where it is set.
 
     Returns:
         On the main process the metrics in percent by data set, elsewhere nothing.
@@ -36,7 +39,8 @@ def run(cfg: CfgNode, *, eval_only: bool = False, resume: bool = False) -> dict[
     setup_run(cfg)
     try:
         with stopping.listening():
-            return _run(cfg, eval_only=eval_only, resume=resume)
+            latest = resume and not (eval_only and keep_weights and cfg.MODEL.WEIGHTS)
+            return _run(cfg, eval_only=eval_only, resume=resume, latest=latest)
     except Exception as error:
         what = " ".join(str(error).split()) or type(error).__name__
         trace = not isinstance(error, USER_ERRORS)
@@ -44,11 +48,11 @@ def run(cfg: CfgNode, *, eval_only: bool = False, resume: bool = False) -> dict[
         raise
 
 
-def _run(cfg: CfgNode, *, eval_only: bool, resume: bool) -> dict[str, dict[str, float]]:
-    """`run`, with its logs and seeds set up."""
+def _run(cfg: CfgNode, *, eval_only: bool, resume: bool, latest: bool) -> dict[str, dict[str, float]]:
+    """`run`, with its logs and seeds set up; ``latest`` prefers the latest checkpoint to MODEL.WEIGHTS."""
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.MODEL.WEIGHTS = starting_weights(cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR, resume=resume)
+    cfg.MODEL.WEIGHTS = starting_weights(cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR, resume=latest)
     cfg.freeze()
     register_datasets(cfg.DATASETS.ROOT)
     register_custom_files(cfg.DATASETS.CUSTOM)

@@ -6,7 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 from san.d2.api import comm
@@ -30,30 +30,15 @@ class StopRequested(SystemExit):
 def listening() -> Iterator[None]:
     """While this lasts, SIGTERM and SIGUSR1 are noted instead of ending the process; for a process's main thread."""
     _asked.clear()
-    former = {number: signal.signal(number, _note) for number in SIGNALS}
-    try:
+    with _handling(_note):
         yield
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
 def passing_on() -> Iterator[None]:
     """While this lasts, a process that only waits for its workers sends them the signals it gets."""
-
-    def pass_on(number: int, frame: FrameType | None) -> None:
-        for child in multiprocessing.active_children():
-            if child.pid is not None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(child.pid, number)
-
-    former = {number: signal.signal(number, pass_on) for number in SIGNALS}
-    try:
+    with _handling(_pass_on):
         yield
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
 
 
 def requested() -> bool:
@@ -73,8 +58,26 @@ def leave_to_main_process() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
+@contextlib.contextmanager
+def _handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """While this lasts, both signals go to a function; afterwards to what they went to before."""
+    former = {number: signal.signal(number, handler) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, previous in former.items():
+            signal.signal(number, previous)
+
+
 def _note(number: int, frame: FrameType | None) -> None:
     _asked.append(number)
+
+
+def _pass_on(number: int, frame: FrameType | None) -> None:
+    for child in multiprocessing.active_children():
+        if child.pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child.pid, number)
 
 
 def _ignore_once(number: int, frame: FrameType | None) -> None:

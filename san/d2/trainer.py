@@ -15,17 +15,19 @@ from torch.nn.parallel import DistributedDataParallel
 
 from san.d2 import stopping
 from san.d2.api import CfgNode, EventStorage, HookBase, TrainerBase, build_model, comm, hooks
-from san.d2.checkpoint_hooks import BestCheckpointHook, CheckpointHook
-from san.d2.checkpointer import SANCheckpointer
+from san.d2.checkpoint_hooks import BestCheckpointHook, CheckpointHook, last_done
+from san.d2.checkpointer import SANCheckpointer, latest_checkpoint
 from san.d2.config import AMP_DTYPES, augmentation_config, solver_config
 from san.d2.datasets import check_distinct_classes, check_names, class_texts, load_records, metadata_of
 from san.d2.evaluation import evaluate, summary
 from san.d2.faults import BadData, NonFiniteUpdates
 from san.d2.loaders import Batches, Record, Sample, StreamConfig, build_train_loader
 from san.d2.mapper import DatasetInfo, TrainMapper, dataset_info
+from san.d2.metrics_file import NAME as METRICS
+from san.d2.metrics_file import LineHook, MetricsFile, evaluated_at, take_out
 from san.d2.solver import build_lr_scheduler, build_optimizer
 from san.d2.step import NonFiniteError, StepConfig, Stepper
-from san.d2.writers import build_writers, evaluated_at
+from san.d2.writers import build_writers
 from san.data.transforms import TrainAugmentation
 from san.visualize import plot_curves
 
@@ -86,23 +88,26 @@ class Trainer(TrainerBase):
         logger.info("%d images of %s; %d parameters trained", len(self.records), self.info.name, trained)
 
     def build_hooks(self) -> list[HookBase]:
-        """Timer, schedule, checkpoints, evaluation, logs and curves, in the order in which they must run."""
-        cfg = self.cfg
+        """Timer, schedule, metrics, checkpoints, evaluation, logs and curves, in the order in which they must run."""
+        cfg, period = self.cfg, self.cfg.SOLVER.LOG_PERIOD
         scheduler = build_lr_scheduler(self.optimizer, solver_config(cfg))
         found: list[HookBase] = [hooks.IterationTimer(), hooks.LRScheduler(self.optimizer, scheduler)]
+        metrics = MetricsFile(Path(cfg.OUTPUT_DIR) / METRICS, period)
+        if comm.is_main_process():  # before the checkpoint of its iteration, or a kill between the two loses a line
+            found.append(LineHook(metrics, period))
         found.append(self.saving)
         if cfg.DATASETS.TEST:
             found.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate))
         if cfg.SOLVER.CHECKPOINT_BEST:
             found.append(BestCheckpointHook(self.checkpointer, cfg.SOLVER.CHECKPOINT_BEST, lambda: self.results))
         if comm.is_main_process():
-            found.append(hooks.PeriodicWriter(build_writers(cfg, self.max_iter), period=cfg.SOLVER.LOG_PERIOD))
+            found.append(hooks.PeriodicWriter(build_writers(cfg, self.max_iter, metrics), period=period))
             found.append(CurvesHook(Path(cfg.OUTPUT_DIR)))
         return found
 
     def _evaluate(self) -> dict[str, dict[str, float]]:
         """Evaluates the present weights on DATASETS.TEST; returns what curves are drawn of."""
-        self.results = evaluate(self.cfg, self.san, resume=self.resumed)
+        self.results = evaluate(self.cfg, self.san, resume=self.resumed, training=True)
         return summary(self.results)
 
     def resume_or_load(self, resume: bool) -> None:
@@ -112,14 +117,16 @@ class Trainer(TrainerBase):
             resume: whether to look for a checkpoint.
         """
         found = resume and self.checkpointer.has_checkpoint()
-        if not found and not self.cfg.MODEL.WEIGHTS:
+        if found or self.cfg.MODEL.WEIGHTS:
+            self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
+        else:
             logger.info("The side network starts from fresh weights.")
-            return
-        self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
         if found:
             self.resumed = True
             self.start_iter = self.iter + 1
             logger.info("Resuming at iteration %d of %d.", self.start_iter, self.max_iter)
+        if resume and comm.is_main_process():
+            take_out(Path(self.cfg.OUTPUT_DIR) / METRICS, self.start_iter, self.max_iter)
 
     def train(self) -> None:  # type: ignore[override]
         """Trains from ``start_iter`` to ``max_iter``, then evaluates.
@@ -137,8 +144,9 @@ class Trainer(TrainerBase):
                     self.run_step()
                     self.after_step()
                     self._hear_all()
-                self.iter = self.max_iter  # tells hooks that training is complete
+                self.iter = max(self.start_iter, self.max_iter)  # tells hooks that training is complete
                 self.after_train()
+                self._check_end()
             except stopping.StopRequested:  # between two iterations, or in an evaluation
                 self._stop()
                 raise
@@ -162,7 +170,7 @@ class Trainer(TrainerBase):
         due = self.resumed and self.cfg.DATASETS.TEST and period and self.start_iter % period == 0
         if not due or self.start_iter >= self.max_iter:
             return
-        metrics = Path(self.cfg.OUTPUT_DIR) / "metrics.json"
+        metrics = Path(self.cfg.OUTPUT_DIR) / METRICS
         if comm.all_gather(comm.is_main_process() and evaluated_at(metrics, last, self.cfg.DATASETS.TEST))[0]:
             return
         logger.info("The evaluation due at iteration %d was not completed; it is made up for.", last)
@@ -174,13 +182,31 @@ class Trainer(TrainerBase):
             if isinstance(hook, BestCheckpointHook):
                 hook.after_step()
 
+    def _check_end(self) -> None:
+        """Ends the run with an error, on every process, where its last checkpoint is not there."""
+        reason = self.checkpointer.failure if comm.is_main_process() and not self.saving.finish() else ""
+        reason = comm.all_gather(reason)[0]
+        if reason:
+            raise OSError(
+                f"model_final.pth is not written ({reason}); {self._what_is_whole()}. Make room, then give the same "
+                "command with --resume"
+            )
+
+    def _what_is_whole(self) -> str:
+        """Which checkpoint a run that lacks its last one goes on from."""
+        try:
+            whole = latest_checkpoint(self.cfg.OUTPUT_DIR)
+        except ValueError as error:
+            return str(error)
+        return "no earlier checkpoint is there, so it starts anew" if whole is None else f"{whole} is whole"
+
     def _stop(self) -> None:
         """Saves what the next run goes on from."""
-        saved = self.iter >= self.max_iter or self.saving.save_now()
+        saved = self.saving.save_now()
         logger.warning(
             "Asked to stop: ends %s iteration %d. The same command with --resume goes on.",
             "with a checkpoint of" if saved else "WITHOUT a checkpoint of",
-            min(self.iter, self.max_iter - 1),
+            last_done(self),
         )
         self._close_writers()
         comm.synchronize()  # the end of one process ends the others, so all wait until the main one has written
@@ -235,6 +261,7 @@ class Trainer(TrainerBase):
         """Everything but the weights: iteration, schedule, optimiser, loss scaling, seed of the sample stream."""
         state: dict[str, Any] = super().state_dict()
         return state | {
+            "iteration": last_done(self),
             "optimizer": self.optimizer.state_dict(),
             "grad_scaler": self.stepper.scaler.state_dict(),
             "seed": self.stream.seed,
@@ -263,8 +290,13 @@ class CurvesHook(HookBase):
 
     def after_train(self) -> None:
         """Draws, where anything was logged."""
-        if (self.folder / "metrics.json").is_file():
-            plot_curves(self.folder / "metrics.json", self.folder / "curves.png")
+        if not (self.folder / METRICS).is_file():
+            return
+        try:
+            plot_curves(self.folder / METRICS, self.folder / "curves.png")
+        except (OSError, ValueError) as error:  # what the run has computed is not lost with its picture
+            logger.warning("%s is not drawn: %s", self.folder / "curves.png", error)
+        else:
             logger.info("Curves: %s", self.folder / "curves.png")
 
 

@@ -7,62 +7,85 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import json
 import logging
+import math
 import sys
 import time
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from san.d2.api import CfgNode, EventStorage, EventWriter, JSONWriter, TensorboardXWriter, get_event_storage
+from san.d2.api import CfgNode, EventStorage, EventWriter, TensorboardXWriter, get_event_storage
 from san.d2.discretion import discreet, without_places
+from san.d2.metrics_file import MetricsFile
 
 MIB = 1024**2
 
+RETRY_SECONDS = 600.0
+"""Until a writer that failed is tried again."""
 
-def build_writers(cfg: CfgNode, max_iter: int) -> list[EventWriter]:
+logger = logging.getLogger("san.d2.writers")
+
+
+def build_writers(cfg: CfgNode, max_iter: int, metrics: MetricsFile) -> list[EventWriter]:
     """The writers a configuration asks for.
 
     Args:
         cfg: the run; files go to OUTPUT_DIR.
         max_iter: for the ETA.
+        metrics: JSON lines; it has the losses of the iteration already, and gets what an evaluation has added.
 
     Returns:
-        Progress line, JSON lines (``metrics.json``), TensorBoard, and Weights & Biases where enabled.
+        Progress line, JSON lines, TensorBoard, and Weights & Biases where enabled.
     """
-    folder = Path(cfg.OUTPUT_DIR)
-    writers: list[EventWriter] = [
-        ProgressLine(max_iter, cfg.SOLVER.LOG_PERIOD),
-        JSONWriter(str(folder / "metrics.json"), window_size=cfg.SOLVER.LOG_PERIOD),
-        TensorboardXWriter(str(folder), window_size=cfg.SOLVER.LOG_PERIOD),
-    ]
+    window = cfg.SOLVER.LOG_PERIOD
+    tensorboard = EnduringWriter("TensorBoard", lambda: TensorboardXWriter(cfg.OUTPUT_DIR, window_size=window))
+    writers: list[EventWriter] = [ProgressLine(max_iter, window), metrics, tensorboard]
     if cfg.WANDB.ENABLED:
         writers.append(WandbWriter(cfg))
     return writers
 
 
-def evaluated_at(path: Path, iteration: int, names: Sequence[str]) -> bool:
-    """Whether a run has logged an evaluation.
+class EnduringWriter(EventWriter):
+    """Another writer, whose failure does not end training: a full disk costs what it would have written meanwhile.
 
     Args:
-        path: ``metrics.json``; where it is missing nothing was logged.
-        iteration: at which it was due.
-        names: the data sets, all of which it must have.
+        name: of the writer, for a warning.
+        make: makes it; called again `RETRY_SECONDS` after it failed.
     """
-    rows = [row for row in logged(path) if row.get("iteration") == iteration]
-    return any(all(f"{name}/mIoU" in row for name in names) for row in rows)
 
+    def __init__(self, name: str, make: Callable[[], EventWriter]) -> None:
+        self.name = name
+        self._make = make
+        self._writer: EventWriter | None = None
+        self._not_before = 0.0
 
-def logged(path: Path) -> list[dict[str, Any]]:
-    """The rows of ``metrics.json``; none where it is missing."""
-    rows = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
-        with contextlib.suppress(ValueError):  # cut short when the run was killed
-            rows.append(json.loads(line))
-    return rows
+    def write(self) -> None:
+        """Lets the writer write."""
+        if time.monotonic() < self._not_before:
+            return
+        try:
+            self._writer = self._writer or self._make()
+            self._writer.write()
+        except OSError as error:
+            logger.warning(
+                "%s cannot be written (%s) and gets nothing for %d minutes; metrics.json has all",
+                self.name,
+                error.strerror or error,
+                RETRY_SECONDS // 60,
+            )
+            self.close()
+            self._not_before = time.monotonic() + RETRY_SECONDS
+
+    def close(self) -> None:
+        """Closes it; nothing is written any more."""
+        with contextlib.suppress(OSError):  # that of `write`, once more
+            if self._writer is not None:
+                self._writer.close()
+        self._writer = None
+        self._not_before = math.inf
 
 
 def memory_mib() -> tuple[str, float] | None:

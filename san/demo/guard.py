@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Container, MutableMapping
 from typing import Any
 
 from san.demo.limits import Limits, RateLimit
@@ -65,10 +65,11 @@ class Guard:
         app: what answers the requests that are let through.
         inbox: where uploaded pictures go.
         limits: sizes and rates.
+        functions: numbers of what the page may ask for.
     """
 
-    def __init__(self, app: App, inbox: Inbox, limits: Limits) -> None:
-        self._app, self._inbox, self._limits = app, inbox, limits
+    def __init__(self, app: App, inbox: Inbox, limits: Limits, functions: Container[int] = ()) -> None:
+        self._app, self._inbox, self._limits, self._functions = app, inbox, limits, functions
         self._rate = RateLimit(limits.requests_per_minute)
         self._uploads = asyncio.Semaphore(_MAX_UPLOADS)
         # the words, escaped at worst, and what Gradio adds
@@ -88,7 +89,7 @@ class Guard:
         try:
             if scope["method"] in ("GET", "HEAD"):
                 if path == "/manifest.json":  # every page of Gradio's names it
-                    await _answer(send, 200, {"name": "SAN"})
+                    await answer(send, 200, {"name": "SAN"})
                     return
                 if not _GET.fullmatch(path) or ".." in path:
                     raise Refusal(404, "there is no such page")
@@ -100,12 +101,16 @@ class Guard:
             if path == UPLOAD:
                 await self._receive_picture(scope, receive, send)
                 return
-            body = await _read(scope, receive, self._max_body)
+            try:
+                body = await asyncio.wait_for(_read(scope, receive, self._max_body), _UPLOAD_SECONDS)
+            except asyncio.TimeoutError:
+                raise Refusal(408, "The request took too long; try again.") from None
             if path == _JOIN:
-                _check_plain(body)
+                _check_plain(body, self._functions)
+                send = _in_our_words(send)
             await self._app(scope, _replay(body, receive), send)
         except Refusal as refusal:
-            await _answer(send, refusal.status, {"detail": refusal.detail})
+            await answer(send, refusal.status, {"detail": refusal.detail})
 
     def _check_sender(self, scope: Scope) -> None:
         """Not from another site's page, and not too often."""
@@ -124,7 +129,7 @@ class Guard:
                 content = await asyncio.wait_for(_read(scope, receive, self._limits.max_bytes), _UPLOAD_SECONDS)
             except asyncio.TimeoutError:
                 raise Refusal(408, "The upload took too long; try a smaller picture.") from None
-        await _answer(send, 200, {"token": self._inbox.put(content)})
+        await answer(send, 200, {"token": self._inbox.put(content)})
 
 
 async def _read(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
@@ -145,7 +150,7 @@ async def _read(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
             return bytes(body)
 
 
-def _check_plain(body: bytes) -> None:
+def _check_plain(body: bytes, functions: Container[int]) -> None:
     """Inputs are texts, numbers and switches; the page has none that is a file, so none is let through to Gradio.
 
     Gradio would take a record of a file for any input, look for its path, or fetch its address.
@@ -153,8 +158,11 @@ def _check_plain(body: bytes) -> None:
     try:
         request = json.loads(body)
         values = [*request["data"], *(request.get("event_data") or {}).values()]
+        known = request["fn_index"] in functions
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise Refusal(400, "this is no request of the page") from None
+    if not known:
+        raise Refusal(400, "this is no request of the page")
     if any(isinstance(value, (dict, list)) for value in values):
         raise Refusal(400, "files and records are no input of this page; pictures go to its upload")
 
@@ -184,7 +192,24 @@ def _with_headers(send: Send) -> Send:
     return wrapped
 
 
-async def _answer(send: Send, status: int, content: dict[str, str]) -> None:
+def _in_our_words(send: Send) -> Send:
+    """What a full queue tells its visitor."""
+    full = False
+
+    async def wrapped(message: Message) -> None:
+        nonlocal full
+        if message["type"] == "http.response.start":
+            full = message["status"] == 503
+            if full:
+                await answer(send, 503, {"detail": "Too many visitors ask at the moment; try again in a minute."})
+        if not full:
+            await send(message)
+
+    return wrapped
+
+
+async def answer(send: Send, status: int, content: dict[str, str]) -> None:
+    """Sends a small JSON answer."""
     body = json.dumps(content).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     if status == 413:

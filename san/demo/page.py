@@ -83,7 +83,7 @@ def build_app(studio: Studio, texts: Texts | None = None) -> Guard:
         theme=theme,
         css=_asset("page.css"),
     )
-    return Guard(app, studio.inbox, studio.limits)
+    return Guard(app, studio.inbox, studio.limits, functions=frozenset(blocks.fns))
 
 
 def _build_blocks(gr: Any, studio: Studio, texts: Texts) -> Any:

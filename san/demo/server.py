@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from san.demo.guard import Guard
+from san.demo.hosts import KnownHosts
 from san.demo.limits import Limits
 
 
@@ -21,9 +22,10 @@ class DemoServer:
         host: address to listen on.
         port: 0 for any free one.
         trusted_proxies: addresses whose X-Forwarded-For is believed, separated by commas.
+        allowed_hosts: names under which the page may be asked for, beside those of this machine and `host`.
 
     Raises:
-        ValueError: the address cannot be listened on.
+        ValueError: the address cannot be listened on, or an allowed name is none.
     """
 
     def __init__(
@@ -34,15 +36,17 @@ class DemoServer:
         host: str = "127.0.0.1",
         port: int = 0,
         trusted_proxies: str = "127.0.0.1",
+        allowed_hosts: Iterable[str] = (),
     ) -> None:
         import uvicorn
 
+        app = KnownHosts(guard, host, allowed_hosts)
         self._socket = _listen(host, port)
         self.port: int = self._socket.getsockname()[1]
         shown = f"[{host}]" if ":" in host else host
         self.url = f"http://{shown}:{self.port}/"
         config = uvicorn.Config(
-            guard,
+            app,
             log_level="warning",
             access_log=False,  # addresses carry the visitors' session names
             server_header=False,

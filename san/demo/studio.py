@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
-_SOURCES_OF_REMARKS = (logging.getLogger("san.clip.text"), logging.getLogger("san.clip.loader"))
+_SOURCES_OF_REMARKS = (logging.getLogger("san.clip.text"), logging.getLogger("san.clip.tokenizer"))
 _MAX_CUTS = 1000
 
 

@@ -19,6 +19,7 @@ PLANTED = {
     "HF_TOKEN": TOKEN,
     "WANDB_API_KEY": "wandb-planted-key-0123456789",
     "AWS_SECRET_ACCESS_KEY": "aws/planted+secret",
+    "GITHUB_PAT": "ghp_planted0123",
 }
 
 
@@ -41,6 +42,8 @@ def planted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         ("{home}-old/a.jpg", "{home}-old/a.jpg"),
         ("https://me:word@host.org/a?b=1&token=abc&c=2", f"https://{MASK}@host.org/a?b=1&token={MASK}&c=2"),
         ("/data/a.jpg at 12:30", "/data/a.jpg at 12:30"),
+        ("GET /x?k=aws%2Fplanted%2Bsecret failed", f"GET /x?k={MASK} failed"),
+        ("denied for ghp_planted0123", f"denied for {MASK}"),
         ("mail me@host.org", "mail me@host.org"),
     ],
 )
@@ -54,6 +57,12 @@ def test_short_values_and_the_root_mask_nothing(monkeypatch: pytest.MonkeyPatch)
     assert discreet("true / false") == "true / false"
 
 
+def test_a_home_behind_a_link(planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "link").symlink_to(planted)
+    monkeypatch.setenv("HOME", str(tmp_path / "link"))
+    assert discreet(f"{tmp_path}/link/a and {planted}/b") == "~/a and ~/b"
+
+
 def test_places_of_a_configuration() -> None:
     content = {
         "a": "/data/ursula/run",
@@ -61,6 +70,8 @@ def test_places_of_a_configuration() -> None:
         "c": 1,
         "d": "laion:/w/clip.pt",
         "e": "C:\\u\\x.pth",
+        "f": "file:///w/ursula/x.pth",
+        "g": "../ursula/x.pth",
     }
     assert without_places(content) == {
         "a": "run",
@@ -68,6 +79,8 @@ def test_places_of_a_configuration() -> None:
         "c": 1,
         "d": "laion:clip.pt",
         "e": "x.pth",
+        "f": "x.pth",
+        "g": "x.pth",
     }
     assert without_places({"a": "https://me:word@host.org/x.pth"}) == {"a": f"https://{MASK}@host.org/x.pth"}
     assert without_places({"a": "a photo of a {}: nice"}) == {"a": "a photo of a {}: nice"}

@@ -181,6 +181,6 @@ def test_an_empty_data_set_points_to_a_file_that_exists(monkeypatch: pytest.Monk
 
     register_folder("nothing", "a", "b", ["cat"])
     monkeypatch.setattr(datasets.DatasetCatalog, "get", lambda name: [])
-    with pytest.raises(ValueError, match="docs/benchmarks.md"):
+    with pytest.raises(ValueError, match="docs/datasets.md"):
         datasets.load_records("nothing")
-    assert (Path(__file__).resolve().parents[2] / "docs/benchmarks.md").is_file()
+    assert (Path(__file__).resolve().parents[2] / "docs/datasets.md").is_file()

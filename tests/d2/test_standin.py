@@ -407,24 +407,6 @@ def test_lr_scheduler_picks_a_group(engine, sizes, rates, expected):
     assert engine.hooks.LRScheduler.get_best_param_group_id(torch.optim.SGD(groups)) == expected
 
 
-def test_periodic_checkpoints(engine, tmp_path):
-    trainer = make_trainer(engine)
-    checkpointer = engine.DetectionCheckpointer(nn.Linear(2, 2), str(tmp_path), trainer=trainer)
-    trainer.register_hooks([engine.hooks.PeriodicCheckpointer(checkpointer, 3, max_to_keep=2)])
-    trainer.train(0, 10)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "last_checkpoint",
-        "model_0000005.pth",
-        "model_0000008.pth",
-        "model_final.pth",
-    ]
-    assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
-    content = torch.load(tmp_path / "model_final.pth", weights_only=True)
-    assert sorted(content) == ["iteration", "model", "trainer"]
-    assert content["iteration"] == 9
-    assert content["trainer"] == {"iteration": 9}
-
-
 def test_evaluation_and_writer_hooks(engine, tmp_path):
     trainer = make_trainer(engine)
     calls = []
@@ -501,6 +483,26 @@ def test_checkpointer_reads_what_it_wrote(engine, tmp_path):
     silent = engine.DetectionCheckpointer(model, str(tmp_path / "none"), save_to_disk=False)
     silent.save("toy")
     assert not (tmp_path / "none").exists()
+
+
+def test_checkpoints_of_a_run_hold_its_trainer(engine, tmp_path):
+    class Saving(engine.HookBase):
+        def after_step(self) -> None:
+            if self.trainer.iter in (5, 9):
+                checkpointer.save("model_final" if self.trainer.iter == 9 else "model_0000005", iteration=trainer.iter)
+
+    trainer = make_trainer(engine)
+    checkpointer = engine.DetectionCheckpointer(nn.Linear(2, 2), str(tmp_path), trainer=trainer)
+    trainer.register_hooks([Saving()])
+    trainer.train(0, 10)
+    files = {"model_0000005.pth": 5, "model_final.pth": 9}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last_checkpoint", *files]
+    assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
+    for name, iteration in files.items():
+        content = torch.load(tmp_path / name, weights_only=True)
+        assert sorted(content) == ["iteration", "model", "trainer"]
+        assert content["iteration"] == iteration
+        assert content["trainer"] == {"iteration": iteration}
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from san.demo.guard import Guard
+from san.demo.hosts import KnownHosts
 from san.demo.limits import Limits
 from san.demo.pictures import Inbox
 from san.demo.server import DemoServer
@@ -155,7 +156,8 @@ def test_a_path_as_token_or_words_is_only_text(demo):
 
 
 def test_odd_requests_are_refused(demo):
-    for body in (b"", b"nonsense", b"[]", b'{"data": 5}', b'{"data": [], "event_data": 3}', b"[" * 15_000):
+    unknown = b'{"data": [], "fn_index": -1, "session_hash": "x"}'
+    for body in (b"", b"nonsense", b"[]", b'{"data": 5}', b'{"data": [], "event_data": 3}', b"[" * 15_000, unknown):
         assert ask(demo.url, "POST", "/gradio_api/queue/join", body)[0] == 400
     assert ask(demo.url, "POST", "/gradio_api/queue/join", bytes(100_000))[0] == 413
     assert ask(demo.url, "PUT", "/san/image", b"x")[0] == 404
@@ -174,6 +176,66 @@ def test_other_sites_pages_are_refused(demo):
     host = urllib.parse.urlsplit(demo.url).netloc
     assert ask(demo.url, "POST", "/san/image", png(), {"origin": "https://evil.example"})[0] == 403
     assert ask(demo.url, "POST", "/san/image", png(), {"origin": f"http://{host}"})[0] == 200
+
+
+@pytest.mark.parametrize("path", ["/", "/config", "/gradio_api/queue/data?session_hash=x", "/san/image"])
+@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "localhost@evil.example", "192.0.2.7", ""])
+def test_a_name_that_is_not_ours_is_refused(demo, path, host):
+    """As of a page whose owner lets its name point to this machine (DNS rebinding)."""
+    port = urllib.parse.urlsplit(demo.url).port
+    method = "POST" if path == "/san/image" else "GET"
+    sender = {"host": f"{host}:{port}", "origin": f"http://{host}:{port}"}
+    status, _, text = ask(demo.url, method, path, png() if method == "POST" else None, sender)
+    assert status in (400, 421), "400: the web server itself takes it for no name"
+    assert "gradio" not in text and "token" not in text
+
+
+def test_names_of_this_machine_are_answered(demo):
+    """And a header that claims another name is not heeded."""
+    port = urllib.parse.urlsplit(demo.url).port
+    assert "evil" not in ask(demo.url, "GET", "/config", headers={"x-forwarded-host": "evil.example"})[2]
+    for host in (f"localhost:{port}", "LOCALHOST.", "127.0.0.1", f"[::1]:{port}"):
+        assert ask(demo.url, "GET", "/config", headers={"host": host})[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("bound", "allowed", "host", "known"),
+    [
+        ("127.0.0.1", (), "127.0.0.1:7860", True),
+        ("192.168.1.5", (), "192.168.1.5", True),
+        ("192.168.1.5", (), "192.168.1.6", False),
+        ("box.lan", (), "Box.lan:80", True),
+        ("0.0.0.0", (), "192.168.1.6:7860", True),
+        ("::", (), "[fe80::1]:7860", True),
+        ("0.0.0.0", (), "evil.example", False),
+        ("127.0.0.1", ("demo.example.org",), "Demo.Example.org", True),
+        ("127.0.0.1", ("demo.example.org",), "a.demo.example.org", False),
+        ("127.0.0.1", (), "127.0.0.1/x", False),
+        ("127.0.0.1", (), "user@127.0.0.1", False),
+    ],
+)
+def test_known_names(bound, allowed, host, known):
+    statuses = []
+
+    async def app(scope, receive, send):
+        statuses.append(200)
+
+    async def send(message):
+        statuses.append(message.get("status"))
+
+    hosts = KnownHosts(app, bound, allowed)
+    asyncio.run(hosts({"type": "http", "headers": [(b"host", host.encode())]}, None, send))
+    assert statuses[0] == (200 if known else 421)
+    for headers in ([], [(b"host", b"localhost"), (b"host", b"evil.example")]):
+        statuses.clear()
+        asyncio.run(hosts({"type": "http", "headers": headers}, None, send))
+        assert statuses[0] == 421
+
+
+@pytest.mark.parametrize("name", ["http://demo.example.org", "demo.example.org:80", "a b", "*"])
+def test_an_allowed_name_must_be_one(name):
+    with pytest.raises(ValueError, match="--allowed-hosts holds"):
+        DemoServer(None, Limits(), allowed_hosts=[name])  # type: ignore[arg-type]
 
 
 def test_every_answer_forbids_other_sources(demo):
@@ -201,6 +263,26 @@ async def _answers(guard: Guard, count: int) -> list[int]:
         scope = {"type": "http", "method": "POST", "path": "/san/image", "headers": [], "client": ("192.0.2.1", 5)}
         await guard(scope, receive, send)
     return statuses
+
+
+def test_a_full_queue_is_told_in_our_words():
+    """Gradio's own words are about its insides."""
+    sent = []
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 503, "headers": []})
+        await send({"type": "http.response.body", "body": b'{"detail": "Queue is full. Max size is 2"}'})
+
+    async def receive():
+        return {"type": "http.request", "body": b'{"data": [], "fn_index": 3}', "more_body": False}
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/gradio_api/queue/join", "headers": []}
+    asyncio.run(Guard(app, Inbox(1000), Limits(), functions={3})(scope, receive, send))
+    assert [message.get("status") for message in sent] == [503, None]
+    assert json.loads(sent[1]["body"]) == {"detail": "Too many visitors ask at the moment; try again in a minute."}
 
 
 def test_an_address_that_asks_too_often_waits():

@@ -109,7 +109,7 @@ def test_words_reach_neither_disk_nor_log(studio, tmp_path, caplog):
         files = list((tmp_path / "cache").rglob("*.safetensors"))
         assert len(files) <= 1, "the label set's names may be kept"
         assert predictor.text_cache == tmp_path / "cache"
-        logging.getLogger("san.clip.loader").warning("others still log")
+        logging.getLogger("san.clip.tokenizer").warning("others still log")
         assert "others still log" in caplog.text
     finally:
         predictor.text_cache = before

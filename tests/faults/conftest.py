@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.utils.tensorboard  # once, not in every forked process
 
 from tests.d2.conftest import as_arguments, make_cfg, options, own_voc, reference, shared_voc
 
 __all__ = ["make_cfg", "options", "own_voc", "reference", "shared_voc"]
 
 REPO = Path(__file__).resolve().parent.parent.parent
+
+HANG = 900
+"""Seconds after which something hangs: no measure of speed, as a busy machine may need a hundred times as long."""
 
 
 @pytest.fixture(autouse=True)
@@ -32,23 +37,65 @@ def short_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("san.d2.loaders.RETRY_PAUSE", 0.01)
 
 
-def in_a_process(action: Callable[[], Any], seconds: float = 240) -> int | None:
+@pytest.fixture(autouse=True, scope="module")
+def no_charts() -> Iterator[None]:
+    """Curves and bars take most of a tiny run's time, and no fault is about them; tests/d2 looks at them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("san.d2.trainer.plot_curves", lambda *_, **__: None)
+        patch.setattr("san.visualize.plot_per_class", lambda *_, **__: None)
+        yield
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a run's metrics.json, but for what the clock says."""
+    found = map(json.loads, (folder / "metrics.json").read_text().splitlines())
+    return [{key: value for key, value in row.items() if key not in ("time", "data_time")} for row in found]
+
+
+def silently(action: Callable[[], Any]) -> None:
+    """For a process of its own: runs something without a word."""
+    sink = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(sink, 1)
+    os.dup2(sink, 2)
+    action()
+
+
+def in_a_process(action: Callable[[], Any]) -> int | None:
     """Runs something in a forked process, silently; returns its exit code, negative for a signal."""
-
-    def quietly() -> None:
-        sink = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(sink, 1)
-        os.dup2(sink, 2)
-        action()
-
-    process = multiprocessing.get_context("fork").Process(target=quietly)
+    process = multiprocessing.get_context("fork").Process(target=silently, args=(action,))
     process.start()
-    process.join(seconds)
+    process.join(HANG)
     if process.is_alive():
         process.kill()
         process.join()
-        pytest.fail(f"the process hung for {seconds} s")
+        pytest.fail(f"the process hung for {HANG} s")
     return process.exitcode
+
+
+def killed_after(action: Callable[[], Any], seconds: float) -> bool:
+    """Runs something in a forked process and kills it after so many seconds of its own; False if it ended before.
+
+    Seconds of computing, so that a busy machine does not move all kills into the start of a run.
+    """
+    process = multiprocessing.get_context("fork").Process(target=silently, args=(action,))
+    start = time.monotonic()
+    process.start()
+    assert process.pid is not None
+    while process.is_alive() and _computed(process.pid, start) < seconds:
+        time.sleep(0.005)
+    alive = process.is_alive()
+    process.kill()
+    process.join()
+    return alive
+
+
+def _computed(pid: int, start: float) -> float:
+    """Seconds that a process has computed; where the system does not tell, those since its start."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return time.monotonic() - start
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def train_net(options: dict[str, Any], *arguments: str, torchrun: int = 0) -> subprocess.Popen[str]:
@@ -62,9 +109,9 @@ def train_net(options: dict[str, Any], *arguments: str, torchrun: int = 0) -> su
     )  # fmt: skip
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 240) -> None:
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
     """Waits until something is so; the process must not end before."""
-    end = time.monotonic() + seconds
+    end = time.monotonic() + HANG
     while not condition():
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < end

@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 import torch
 
+from san.cli.main import main
 from san.d2 import stopping
+from san.d2.checkpointer import write_checkpoint
 from san.d2.config import load_config
 from san.d2.evaluation import SemSegEvaluator
 from san.d2.run import run
 from tests.d2.conftest import TINY, as_arguments
-from tests.faults.conftest import in_a_process, train_net
+from tests.faults.conftest import HANG, in_a_process, train_net
 
 MakeCfg = Callable[..., Any]
 
@@ -114,6 +116,32 @@ def test_asked_to_stop_between_two_images(
     assert results(tmp_path / "run") == undisturbed
 
 
+def test_the_command_goes_on_with_the_named_weights(
+    options: dict[str, Any], evaluation: dict[str, Any], undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    """`san eval --resume`, in a folder whose last checkpoint is another one."""
+    folder, weights = tmp_path / "run", evaluation["MODEL__WEIGHTS"]
+    content = torch.load(weights, weights_only=True)
+    content["model"]["model.bias_head.scale"] += 1
+    folder.mkdir()
+    write_checkpoint(content, folder / "model_0000009.pth")
+    (folder / "last_checkpoint").write_text("model_0000009.pth")
+    changes = {key.replace("__", "."): value for key, value in evaluation.items() if key != "MODEL__WEIGHTS"}
+    command = ["eval", "--weights", weights, "--resume", *as_arguments(options | changes)]
+    with pytest.MonkeyPatch.context() as patch:
+        watch(patch, lambda number: os.kill(os.getpid(), signal.SIGTERM) if number == 5 else None)
+        assert main(command) == stopping.EXIT_CODE
+    with pytest.MonkeyPatch.context() as patch:
+        seen = watch(patch)
+        assert main(command) == 0
+        assert len(seen) == 5
+        assert results(folder) == undisturbed
+        seen.clear()
+        assert main(["eval", "--resume", *command[4:]]) == 0
+    assert len(seen) == 10, "no weights are named: the folder's last checkpoint"
+    assert results(folder) != undisturbed
+
+
 @pytest.mark.parametrize("change", ["weights", "size", "damage", "no --resume"])
 def test_what_was_kept_serves_the_same_evaluation_only(
     change: str, make_cfg: MakeCfg, evaluation: dict[str, Any], tmp_path: Path
@@ -188,7 +216,7 @@ def test_two_processes_killed_and_shares_that_differ(
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     last = train_net(changed, *arguments)
-    output = last.communicate(timeout=240)[0]
+    output = last.communicate(timeout=HANG)[0]
     assert last.returncode == 0, output
     ours = results(tmp_path / "run")
     exact = [name for name in undisturbed if name.endswith(("metrics.json", "per_class.csv"))]

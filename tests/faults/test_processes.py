@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from san.d2.run import run
-from tests.faults.conftest import in_a_process, train_net, wait_for
+from tests.faults.conftest import HANG, in_a_process, train_net, wait_for
 
 MakeCfg = Callable[..., Any]
 
@@ -45,7 +45,7 @@ def test_a_killed_process_ends_the_job(options: dict[str, Any], tmp_path: Path, 
     assert victim is not None
     start = time.monotonic()
     os.kill(victim, signal.SIGKILL)
-    output = process.communicate(timeout=120)[0]
+    output = process.communicate(timeout=HANG)[0]
     assert time.monotonic() - start < 60
     assert process.returncode == 1, output
     log = (folder / "log.txt").read_text()
@@ -71,7 +71,7 @@ def test_an_error_of_one_process_ends_the_job(
     }  # fmt: skip
     arguments = ("--eval-only",) if torchrun else ("--eval-only", "--num-gpus", "2", "--dist-url", "auto")
     process = train_net(changed, *arguments, torchrun=torchrun)
-    output = process.communicate(timeout=240)[0]
+    output = process.communicate(timeout=HANG)[0]
     assert process.returncode == 1
     assert "val_001.jpg" in output
     own = (tmp_path / "run/log.txt.rank1").read_text()

@@ -1,4 +1,4 @@
-"""Stands in for `detectron2.engine.hooks`: timing, learning rate, checkpoints, evaluation, writing."""
+"""Stands in for `detectron2.engine.hooks`: timing, learning rate, evaluation, writing."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-from fvcore.common.checkpoint import PeriodicCheckpointer as _FvcorePeriodicCheckpointer
 from fvcore.common.timer import Timer
 
 from san.d2.standin import comm
 from san.d2.standin.events import EventWriter
 from san.d2.standin.train_loop import HookBase
 
-__all__ = ["EvalHook", "IterationTimer", "LRScheduler", "PeriodicCheckpointer", "PeriodicWriter"]
+__all__ = ["EvalHook", "IterationTimer", "LRScheduler", "PeriodicWriter"]
 
 
 class IterationTimer(HookBase):
@@ -138,22 +137,6 @@ class LRScheduler(HookBase):
         """Takes up the schedule's state."""
         logging.getLogger(__name__).info("Loading scheduler from state_dict ...")
         self.scheduler.load_state_dict(state_dict)
-
-
-class PeriodicCheckpointer(_FvcorePeriodicCheckpointer, HookBase):  # type: ignore[misc]
-    """Saves ``model_<iteration>.pth`` periodically and ``model_final.pth`` after the last iteration.
-
-    The arguments are those of fvcore's `PeriodicCheckpointer`: checkpointer, period, max_iter, max_to_keep,
-    file_prefix.
-    """
-
-    def before_train(self) -> None:
-        """Takes the trainer's last iteration."""
-        self.max_iter = self.trainer.max_iter
-
-    def after_step(self) -> None:
-        """Saves, where it is time."""
-        self.step(self.trainer.iter)
 
 
 def _flatten(results: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
