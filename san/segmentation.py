@@ -5,10 +5,9 @@ Legend: (H, W) image, C classes, Q mask proposals, L bias layers, N bias heads, 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -21,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from san.evaluation.predictions import rle_entries
-from san.files import replacing
+from san.files import write_together
 from san.model.san import MaskProposals
 from san.postprocess import resized_masks, semantic_scores
 from san.visualize import overlay, panel
@@ -281,15 +280,33 @@ class Segmentation:
         Raises:
             ValueError: an unknown format, or nothing can be written there.
         """
-        unknown = [each for each in formats if each not in FORMATS]
-        if unknown or isinstance(formats, str):
-            raise ValueError(f"unknown formats {unknown or formats!r}; give a list of {', '.join(FORMATS)}")
+        _check_formats(formats)
         path = Path(target)
         if path.is_dir() or str(target).endswith(("/", os.sep)):
             path /= "segmentation"
         files = {each: path.with_name(path.name + FORMATS[each]) for each in formats}
-        write_together({file: self._writer(each, file_name) for each, file in files.items()})
+        self.write(files, file_name=file_name)
         return files
+
+    def write(self, files: Mapping[str, Path], *, file_name: str = "") -> None:
+        """Writes files of given names; either all of them appear, or none and older ones of the same names stay.
+
+        Args:
+            files: the file of each format, one of `FORMATS`; folders are made.
+            file_name: of the image, noted in "rle" and "json".
+
+        Raises:
+            ValueError: an unknown format, one file for two formats, or a file that cannot be written.
+        """
+        _check_formats(files)
+        writers = {file: self._writer(each, file_name) for each, file in files.items()}
+        if len(writers) < len(files):
+            raise ValueError(f"two formats in one file of {', '.join(map(str, files.values()))}; give each its own")
+        try:
+            write_together(writers)
+        except OSError as error:
+            shown = ", ".join(str(file) for file in writers)
+            raise ValueError(f"cannot write {shown} ({error}); give a folder that can be written to") from error
 
     def label_image(self) -> Image.Image:
         """The label map as a grey picture: 8 bits up to 255 classes, with 255 for none, else 16 bits, with 65535."""
@@ -320,24 +337,8 @@ def _write_text(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def write_together(writers: Mapping[Path, Callable[[Path], None]]) -> None:
-    """Writes several files so that all of them appear, or none, and files of the same names stay as they were.
-
-    Args:
-        writers: what writes each file, given the path to write to.
-
-    Raises:
-        ValueError: a folder or file cannot be written, with the reason.
-    """
-    try:
-        with contextlib.ExitStack() as moves:  # to their places once all are written
-            for file, write in writers.items():
-                file.parent.mkdir(parents=True, exist_ok=True)
-                write(moves.enter_context(replacing(file)))
-            blocked = [file for file in writers if file.is_dir()]
-            if blocked:
-                raise IsADirectoryError(f"{blocked[0]} is a folder")
-    except OSError as error:
-        raise ValueError(
-            f"cannot write {', '.join(str(file) for file in writers)} ({error}); give a folder that can be written to"
-        ) from error
+def _check_formats(formats: Iterable[str]) -> None:
+    """Raises where something is no format, or a text stands in place of a list of them."""
+    unknown = [each for each in formats if each not in FORMATS]
+    if unknown or isinstance(formats, str):
+        raise ValueError(f"unknown formats {unknown or formats!r}; give a list of {', '.join(FORMATS)}")

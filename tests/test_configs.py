@@ -20,14 +20,14 @@ ALL_SIX = (
 COLUMNS = {
     "coco_stuff_171": 0, "voc_20": 1, "pascal_context_59": 2, "ade20k_150": 3, "pascal_context_459": 4, "ade20k_847": 5,
 }  # fmt: skip
-"""Column of the table of published figures in docs/benchmarks.md."""
+"""Column of the table of published figures in docs/datasets.md."""
 
 ROWS = {"vit_b16": "ViT-B/16", "vit_l14_336": "ViT-L/14-336"}
 
 
 def published(model: str) -> list[str]:
-    """The row of a variant in docs/benchmarks.md."""
-    text = (REPO / "docs/benchmarks.md").read_text(encoding="utf-8")
+    """The row of a variant in docs/datasets.md."""
+    text = (REPO / "docs/datasets.md").read_text(encoding="utf-8")
     (row,) = re.findall(rf"^\| {re.escape(ROWS[model])} \|(.*)\|$", text, flags=re.MULTILINE)
     return [cell.strip() for cell in row.split("|")]
 

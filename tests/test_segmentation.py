@@ -200,6 +200,23 @@ def test_threads_writing_one_file_leave_one_whole_file(tmp_path: Path) -> None:
     assert json.loads(file.read_text()) in [result.to_dict() for result in results]
 
 
+def test_write_takes_each_files_name(tmp_path: Path) -> None:
+    """Also one that is a folder but for its ending, which `save` would fill."""
+    (tmp_path / "a").mkdir()
+    files = {"labels": tmp_path / "a.tif.part", "json": tmp_path / "new" / "a"}
+    by_hand().write(files, file_name="a.jpg")
+    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(files.values())
+    assert json.loads(files["json"].read_text()) == by_hand().to_dict("a.jpg")
+    assert Image.open(files["labels"]).format == "PNG"
+    with pytest.raises(ValueError, match="cannot write .*is a folder"):
+        by_hand().write({"labels": tmp_path / "b", "json": tmp_path / "a"})
+    assert not (tmp_path / "b").exists()
+    with pytest.raises(ValueError, match="two formats in one file .*give each its own"):
+        by_hand().write({"rle": tmp_path / "b", "json": tmp_path / "b"})
+    with pytest.raises(ValueError, match="unknown formats .*give a list of overlay, labels"):
+        by_hand().write({"svg": tmp_path / "b"})
+
+
 @pytest.mark.parametrize("formats", [["svg"], "json"])
 def test_unknown_formats(tmp_path: Path, formats: list[str]) -> None:
     with pytest.raises(ValueError, match="unknown formats .*give a list of overlay, labels"):

@@ -103,15 +103,16 @@ def unfinished(jobs: Sequence[Job], endings: Sequence[str]) -> list[Job]:
     return [job for job in jobs if not all(output.exists() for output in job.outputs(endings))]
 
 
-def prepare_output(out: Path) -> tempfile.TemporaryDirectory[str]:
-    """Makes the folder of the results, and in it a folder for unfinished files, which proves that it can be written.
+def prepare_output(out: Path) -> None:
+    """Makes the folder of the results, and for a moment a file in it, which proves that it can be written.
 
     Raises:
         OSError: it cannot be made or written.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        return tempfile.TemporaryDirectory(dir=out, prefix=".unfinished-", ignore_cleanup_errors=True)
+        with tempfile.NamedTemporaryFile(dir=out, prefix=".unfinished-"):
+            pass
     except OSError as error:
         raise OSError(
             f"cannot write to --out {str(out)!r} ({error.strerror or error}); choose a folder that you may write to"

@@ -5,10 +5,8 @@ All queues are bounded, so that neither a slow model nor a slow disk fills the m
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -24,11 +22,11 @@ UNREADABLE = (ValueError, OSError)
 """What is wrong with one image: it is told and passed over."""
 
 
-class Savable(Protocol):
+class Writable(Protocol):
     """What a model gives for one image (`san.segmentation.Segmentation`)."""
 
-    def save(self, target: str | Path, formats: Sequence[str] = ..., *, file_name: str = ...) -> dict[str, Path]:
-        """Writes files whose names begin with `target` and tell the image's; returns them by format."""
+    def write(self, files: Mapping[str, Path], *, file_name: str = ...) -> None:
+        """Writes the file of each format, all or none, with the image's name in it."""
 
 
 @dataclass(frozen=True)
@@ -113,26 +111,21 @@ def _predict(batch: list[tuple[Job, Loaded]], line: Line[Loaded, Result]) -> Ite
     yield from zip((job for job, _ in batch), results, strict=True)
 
 
-def write_atomically(job: Job, result: Savable, formats: Sequence[str], scratch: Path) -> None:
-    """Writes a result's files beside where they belong and moves them there: each is whole, or not there.
+def write_results(job: Job, result: Writable, endings: Mapping[str, str]) -> None:
+    """Writes a result's files to where they belong; they appear whole and together, or not at all.
 
     Args:
         job: where they belong.
         result: what to write.
-        formats: of `san.segmentation.FORMATS`.
-        scratch: a folder on the same file system.
+        endings: how a file's name ends, by format, as in `san.segmentation.FORMATS`.
 
     Raises:
         OSError: with what was to be written.
     """
+    files = dict(zip(endings, job.outputs(endings.values()), strict=True))
     try:
-        with tempfile.TemporaryDirectory(dir=scratch) as made:
-            files = result.save(Path(made) / job.stem.name, formats, file_name=str(job.image))
-            job.stem.parent.mkdir(parents=True, exist_ok=True)
-            for file in files.values():
-                os.replace(file, job.stem.parent / file.name)
+        result.write(files, file_name=str(job.image))
     except (OSError, ValueError) as error:
-        reason = error.__cause__ or error  # without the scratch folder's name
-        raise OSError(
-            f"cannot write the results of {str(job.image)!r} to {str(job.stem.parent)!r}: {reason}"
-        ) from error
+        reason = error.__cause__ or error
+        shown = getattr(reason, "strerror", None) or reason  # without the unfinished file's name
+        raise OSError(f"cannot write the results of {str(job.image)!r} to {str(job.stem.parent)!r}: {shown}") from error

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from san.cli.jobs import Job, find_jobs, prepare_output, refuse_collisions, unfinished
 from san.cli.options import add_model_options, load_predictor
-from san.cli.pipeline import Line, run_line, write_atomically
+from san.cli.pipeline import Line, run_line, write_results
 
 if TYPE_CHECKING:
     from san.predictor import Predictor
@@ -108,11 +108,11 @@ def run(args: argparse.Namespace) -> int:
     if not args.threshold >= 0:
         raise ValueError(f"--threshold is {args.threshold}; give a score, 0 or more")
     vocabulary = read_vocabulary(args)
-    with prepare_output(args.out) as scratch:
-        if not jobs:
-            print(f"all {total} pictures have their results in {args.out}", file=sys.stderr)
-            return 0
-        return _Run(args, jobs, load_predictor(args), vocabulary, Path(scratch)).run()
+    prepare_output(args.out)
+    if not jobs:
+        print(f"all {total} pictures have their results in {args.out}", file=sys.stderr)
+        return 0
+    return _Run(args, jobs, load_predictor(args), vocabulary).run()
 
 
 def read_vocabulary(args: argparse.Namespace) -> Vocabulary:
@@ -143,13 +143,11 @@ def read_vocabulary(args: argparse.Namespace) -> Vocabulary:
 class _Run:
     """One run of the command: the model, the progress bar, and the count of what was passed over."""
 
-    def __init__(
-        self, args: argparse.Namespace, jobs: list[Job], predictor: Predictor, vocabulary: Vocabulary, scratch: Path
-    ) -> None:
+    def __init__(self, args: argparse.Namespace, jobs: list[Job], predictor: Predictor, vocabulary: Vocabulary) -> None:
         from tqdm import tqdm
 
         self.args, self.jobs, self.predictor, self.vocabulary = args, jobs, predictor, vocabulary
-        self.scratch, self.num_failed, self.num_done = scratch, 0, 0
+        self.num_failed, self.num_done = 0, 0
         self.bar = tqdm(total=len(jobs), unit="image", disable=True if args.quiet else None)  # None: if a terminal
 
     def run(self) -> int:
@@ -159,7 +157,7 @@ class _Run:
         line = Line(
             read=read_image,
             predict=self._predict,
-            write=partial(write_atomically, formats=self.args.format, scratch=self.scratch),
+            write=partial(write_results, endings={name: FORMATS[name] for name in self.args.format}),
             failed=self._failed,
             batch_size=self.args.batch_size,
             workers=self.args.workers,

@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from san.cli.visualize_images import FORMAT, ImageWorker, Outcome, Task, rounded, write_text
 from san.d2.api import DatasetCatalog
+from san.d2.arguments import add_data_root_argument
 from san.d2.datasets import (
     check_names,
     load_records,
@@ -69,12 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="registered data set, or the file that describes your own (of several splits, name one too); "
         "default: the name of the predictions' folder",
     )
-    parser.add_argument(
-        "--data-root",
-        default="",
-        metavar="DIR",
-        help="folder of the benchmarks; default: the environment variable DETECTRON2_DATASETS, else 'datasets'",
-    )
+    add_data_root_argument(parser)
     parser.add_argument(
         "--out", type=Path, default=Path("output/visualize"), help="folder to write to (default: %(default)s)"
     )

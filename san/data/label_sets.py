@@ -98,5 +98,5 @@ def check_label_values(
         legal = f"0..{num_classes - 1}" + ("" if ignore_label is None else f" and the ignore label {ignore_label}")
         raise ValueError(
             f"{source} holds the value {shown} but only {legal} are legal: convert the labels to class indices "
-            "(see docs/benchmarks.md), or correct the dataset's class list or ignore label"
+            "(see docs/datasets.md), or correct the dataset's class list or ignore label"
         )

@@ -10,7 +10,7 @@ from pathlib import Path
 logger = logging.getLogger(__name__)
 
 REMEDY = (
-    "prepare the dataset (see docs/benchmarks.md), point DETECTRON2_DATASETS or --data-root at the datasets root, or "
+    "prepare the dataset (see docs/datasets.md), point DETECTRON2_DATASETS or --data-root at the datasets root, or "
     "take the data set out of the run"
 )
 """What to do about a folder of a benchmark that is missing or empty."""

@@ -80,22 +80,12 @@ def panels(samples: Sequence[Sample], names: Sequence[str], path: str | Path | N
     rows = [_row(sample, names, with_truth) for sample in samples]
     cell = max(image.width for row in rows for image in row)
     heading = 2 * _FONT_SIZE
-    width = len(titles) * (cell + _GAP) + _GAP
-    shown, notes, num_more = _legend_entries(samples, names)
-    key = legend(shown, width - 2 * _GAP, notes=notes, max_entries=_MAX_LEGEND, num_more=num_more)
-    heights = [row[0].height + _GAP for row in rows]
-    canvas = Image.new("RGB", (width, heading + sum(heights) + key.height + _GAP), PAPER)
+    canvas = _sheet(rows, cell, heading, *_legend_entries(samples, names))
     draw = ImageDraw.Draw(canvas)
     for column, title in enumerate(titles):
         draw.text((_GAP + column * (cell + _GAP), heading / 2), title, INK, font(_FONT_SIZE + 2), anchor="lm")
     if with_truth:
         _draw_error_key(draw, _GAP + 3 * (cell + _GAP), cell, heading)
-    y = heading
-    for row, height in zip(rows, heights, strict=True):
-        for column, picture in enumerate(row):
-            canvas.paste(picture, (_GAP + column * (cell + _GAP), y))
-        y += height
-    canvas.paste(key, (_GAP, y))
     if path is not None:
         save_picture(canvas, path)
     return canvas
@@ -126,18 +116,9 @@ def contact_sheet(
     cell_width = max(cell.width for cell in cells)
     num_columns = max(1, min(len(cells), round(_SHEET_WIDTH / (cell_width + _GAP)), math.isqrt(2 * len(cells)) or 1))
     rows = [cells[i : i + num_columns] for i in range(0, len(cells), num_columns)]
-    width = num_columns * (cell_width + _GAP) + _GAP
     order = [int(i) for i in np.argsort(-counts, kind="stable") if counts[i] > 0]
     notes = [_percent(counts[i] / len(cells)) for i in order]
-    key = legend([names[i] for i in order], width - 2 * _GAP, notes=notes, max_entries=_MAX_LEGEND)
-    heights = [max(cell.height for cell in row) + _GAP for row in rows]
-    canvas = Image.new("RGB", (width, _GAP + sum(heights) + key.height + _GAP), PAPER)
-    y = _GAP
-    for row, height in zip(rows, heights, strict=True):
-        for column, picture in enumerate(row):
-            canvas.paste(picture, (_GAP + column * (cell_width + _GAP), y))
-        y += height
-    canvas.paste(key, (_GAP, y))
+    canvas = _sheet(rows, cell_width, _GAP, [names[i] for i in order], notes)
     if path is not None:
         save_picture(canvas, path)
     return canvas
@@ -186,9 +167,24 @@ def resized(image: Array, labels: Sequence[Array | None], size: tuple[int, int])
     return pixels, maps
 
 
-def _nearest(labels: Array, size: tuple[int, int]) -> Array:
-    shown: Array = np.asarray(Image.fromarray(labels.astype(np.int32)).resize(size, Image.Resampling.NEAREST))
-    return shown
+def _sheet(
+    rows: Sequence[Sequence[Image.Image]], cell: int, top: int, shown: list[str], notes: list[str], num_more: int = 0
+) -> Image.Image:
+    """Rows of pictures, the first of them full, below an empty stripe and over the legend of the names shown.
+
+    `cell` is the widest picture's width, `top` the stripe's height, in pixels; the rest is as `legend` takes it.
+    """
+    width = len(rows[0]) * (cell + _GAP) + _GAP
+    key = legend(shown, width - 2 * _GAP, notes=notes, max_entries=_MAX_LEGEND, num_more=num_more)
+    heights = [max(picture.height for picture in row) + _GAP for row in rows]
+    canvas = Image.new("RGB", (width, top + sum(heights) + key.height + _GAP), PAPER)
+    y = top
+    for row, height in zip(rows, heights, strict=True):
+        for column, picture in enumerate(row):
+            canvas.paste(picture, (_GAP + column * (cell + _GAP), y))
+        y += height
+    canvas.paste(key, (_GAP, y))
+    return canvas
 
 
 def _row(sample: Sample, names: Sequence[str], with_truth: bool) -> list[Image.Image]:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from san.cli.jobs import Job
-from san.cli.pipeline import Line, run_line, write_atomically
+from san.cli.pipeline import Line, run_line, write_results
+from san.segmentation import Segmentation
+from san.vocabulary import Vocabulary
 
 SECONDS = 20
 """How long a test waits for another thread before it fails."""
@@ -184,30 +189,32 @@ def test_interruption_ends_what_was_begun_and_starts_nothing_more() -> None:
     assert len(seen.written) <= 6
 
 
-class Result:
-    """Writes two files, or breaks off after the first."""
-
-    def __init__(self, broken: bool = False) -> None:
-        self.broken = broken
-
-    def save(self, target: str | Path, formats: Sequence[str] = (), *, file_name: str = "") -> dict[str, Path]:
-        files = {name: Path(f"{target}{name}") for name in formats}
-        for number, path in enumerate(files.values()):
-            if number and self.broken:
-                raise ValueError(f"cannot write {path}") from OSError(28, "No space left on device")
-            path.write_text(file_name)
-        return files
+def segmentation() -> Segmentation:
+    return Segmentation(np.zeros((4, 6, 3), np.uint8), np.zeros((4, 6), int), Vocabulary.parse("cat"))
 
 
-def test_files_appear_whole_and_together(tmp_path: Path) -> None:
-    scratch, job = tmp_path / "scratch", Job(Path("in/a.png"), tmp_path / "out" / "sub" / "a")
-    scratch.mkdir()
-    write_atomically(job, Result(), ("_x.png", ".json"), scratch)
+def test_files_appear_whole_and_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    endings = {"labels": "_x.png", "json": ".json"}
+    job = Job(Path("in/a.png"), tmp_path / "out" / "sub" / "a")
+    write_results(job, segmentation(), endings)
     assert sorted(path.name for path in job.stem.parent.iterdir()) == ["a.json", "a_x.png"]
-    assert (job.stem.parent / "a.json").read_text() == "in/a.png"
+    assert json.loads((job.stem.parent / "a.json").read_text())["file_name"] == "in/a.png"
+    assert Image.open(job.stem.parent / "a_x.png").size == (6, 4)
+
+    def full(path: Path, text: str) -> None:
+        path.write_text(text[:9])
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr("san.segmentation._write_text", full)
     again = Job(Path("in/b.png"), tmp_path / "out" / "b")
     with pytest.raises(OSError, match=r"cannot write the results of 'in/b.png' to .*No space left") as caught:
-        write_atomically(again, Result(broken=True), ("_x.png", ".json"), scratch)
-    assert "scratch" not in str(caught.value)
-    assert not list((tmp_path / "out").glob("b*"))
-    assert not list(scratch.iterdir())
+        write_results(again, segmentation(), endings)
+    assert "partial" not in str(caught.value)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["sub"]
+
+
+def test_a_folder_called_like_a_result_is_not_written_into(tmp_path: Path) -> None:
+    """`Segmentation.save` would take it as the folder meant."""
+    (tmp_path / "a").mkdir()
+    write_results(Job(Path("in/a.png"), tmp_path / "a"), segmentation(), {"json": ".json"})
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "a.json"]

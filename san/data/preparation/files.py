@@ -4,35 +4,31 @@ from __future__ import annotations
 
 import fcntl
 import logging
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from san.files import PARTIAL, replacing
 
 logger = logging.getLogger(__name__)
 
 STATE_FOLDER = ".preparation"
 """Folder under the root for the lock and the notes on unpacked archives."""
 
-_PARTIAL = ".partial"
 _SPARE_BYTES = 64 << 20  # a file system filled to the last byte hurts others
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, then give it the name `path`.
+    """Let `write` fill an empty temporary file beside `path`, then give it the name `path`.
 
     A process killed at any moment leaves the old file or the new one; what may stay behind is the temporary file, which
     `remove_partial_files` clears away. The data is not forced to the disk (that costs several milliseconds a file):
     after a power failure, `--check` tells which files suffered.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}{_PARTIAL}")
-    try:
+    with replacing(path, keep_ending=False) as partial:  # one that is left is no label or image to anyone
         write(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -42,15 +38,17 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 def place_file(source: Path, path: Path, *, link: bool) -> None:
     """Copy a file byte by byte, or make a symbolic link to it, atomically."""
-    if link:
-        write_atomically(path, lambda partial: partial.symlink_to(source.resolve()))
-    else:
-        write_atomically(path, lambda partial: shutil.copyfile(source, partial))
+
+    def make_link(partial: Path) -> None:
+        partial.unlink()  # the empty file in its place
+        partial.symlink_to(source.resolve())
+
+    write_atomically(path, make_link if link else lambda partial: shutil.copyfile(source, partial))
 
 
 def remove_partial_files(folders: Iterable[Path]) -> int:
     """Delete the temporary files that a killed run left in these folders and below; returns how many."""
-    found = {path for folder in folders if folder.is_dir() for path in folder.rglob(f".*{_PARTIAL}")}
+    found = {path for folder in folders if folder.is_dir() for path in folder.rglob(f".*{PARTIAL}")}
     for path in found:
         path.unlink(missing_ok=True)
     if found:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from san.data.preparation import Options, check, prepare
-from san.data.preparation.files import STATE_FOLDER, only_run, remove_partial_files, write_atomically
+from san.data.preparation.files import STATE_FOLDER, only_run, place_file, remove_partial_files, write_atomically
 from san.data.preparation.jobs import Job, run_jobs
 from tests.data.raw_trees import Sizes, make_raw_tree
 
@@ -90,6 +90,23 @@ def test_a_failed_write_leaves_nothing(tmp_path):
     with pytest.raises(ValueError, match="no more"):
         write_atomically(tmp_path / "deep" / "label.png", fail)
     assert list((tmp_path / "deep").iterdir()) == []
+
+
+def test_an_unfinished_file_has_no_ending_that_anyone_reads(tmp_path):
+    """Pairing and checks take a folder's files by their ending, hidden ones too."""
+    names = []
+    write_atomically(tmp_path / "label.png", lambda partial: names.append(partial.name))
+    assert names[0].endswith(".partial")
+
+
+@pytest.mark.parametrize("link", [True, False])
+def test_a_file_is_placed_as_a_link_or_a_copy(tmp_path, link):
+    (tmp_path / "source.jpg").write_bytes(b"image")
+    for _ in range(2):  # the second over the first
+        place_file(tmp_path / "source.jpg", tmp_path / "out/a.jpg", link=link)
+    assert (tmp_path / "out/a.jpg").is_symlink() == link
+    assert (tmp_path / "out/a.jpg").read_bytes() == b"image"
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.jpg"]
 
 
 def test_prepare_clears_temporary_files_of_a_killed_run(tmp_path):
