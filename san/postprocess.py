@@ -126,7 +126,7 @@ def labels_and_scores(
     for mask_probs in _mask_bands(mask_logits, padded_size, image_size, output_size, num_rows):
         pixels = mask_probs.flatten(1)  # (Q, rows * W)
         candidates = _possible_winners(mask_probs, class_probs) if prune else slice(None)
-        score, label = (class_probs[candidates] @ pixels).max(dim=0)
+        score, label = _best_class(class_probs[candidates], pixels, band_values)
         if isinstance(candidates, Tensor):
             label = candidates[label]
         none = score < threshold
@@ -135,6 +135,19 @@ def labels_and_scores(
         labels.append(label.masked_fill(none, -1).view(mask_probs.shape[1:]))
         best.append(score.view(mask_probs.shape[1:]))
     return torch.cat(labels), torch.cat(best)
+
+
+def _best_class(class_probs: Tensor, pixels: Tensor, max_values: int) -> tuple[Tensor, Tensor]:
+    """Highest score of a class and which one, (P,) each, of class (C, Q) and mask probabilities (Q, P).
+
+    Args:
+        class_probs: (C, Q).
+        pixels: (Q, P).
+        max_values: how many scores are held at a time, about.
+    """
+    parts = pixels.split(max(1, max_values // len(class_probs)), dim=1)
+    scores, labels = zip(*((class_probs @ part).max(dim=0) for part in parts), strict=True)
+    return torch.cat(scores), torch.cat(labels)
 
 
 def _possible_winners(mask_probs: Tensor, class_probs: Tensor) -> Tensor:
