@@ -376,13 +376,17 @@ def test_killed_at_random_moments(
     options: dict[str, Any], uninterrupted: Callable[..., Path], moments: int, length: dict[str, Any]
 ) -> None:
     """SIGKILL, in the midst of steps, saves and evaluations: afterwards everything is as if nothing had happened."""
-    folder, draw = Path(options["OUTPUT_DIR"]), random.Random(0)
-    whole = uninterrupted(length)
-    seconds, kills = float((whole / SECONDS).read_text()), 0
-    for _ in range(moments):
-        kills += killed_after(functools.partial(_run, options | length), draw.uniform(0.02, 0.5) * seconds)
-        if (folder / "last_checkpoint").is_file():
-            assert latest_checkpoint(folder) is not None
-    assert in_a_process(functools.partial(_run, options | length)) == 0
-    assert kills >= max(1, moments // 4)
+    draw, whole = random.Random(0), uninterrupted(length)
+    seconds, kills, runs = float((whole / SECONDS).read_text()), 0, 1
+    while kills < moments:
+        folder = Path(options["OUTPUT_DIR"]) / str(runs)
+        train = functools.partial(_run, options | length | {"OUTPUT_DIR": str(folder)})
+        if killed_after(train, draw.uniform(0.02, 0.5) * seconds):
+            kills += 1
+            if (folder / "last_checkpoint").is_file():
+                assert latest_checkpoint(folder) is not None
+        else:  # it was through before: the next kills are of another run
+            check_equal(folder, whole)
+            runs += 1
+    assert in_a_process(train) == 0
     check_equal(folder, whole)
