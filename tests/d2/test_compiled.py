@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from san.d2.api import MetadataCatalog, build_model
-from san.d2.config import san_cfg
-from san.d2.config_file import merge_overrides
+from san.d2.api import CfgNode, MetadataCatalog, build_model
 
-TINY = (
-    "MODEL.CLIP.NAME tiny MODEL.CLIP.PRETRAINED '' MODEL.CLIP.SHALLOW_DEPTH 3 MODEL.SIDE_ADAPTER.EMBED_DIM 144 "
-    "MODEL.SIDE_ADAPTER.IMAGE_SIZE 96 MODEL.SIDE_ADAPTER.NUM_QUERIES 10 MODEL.ATTN_BIAS.NUM_HEADS 3 "
-    "MODEL.SIDE_ADAPTER.DEPTH 2 MODEL.SIDE_ADAPTER.SUPERVISED_BLOCKS [1,2] MODEL.SIDE_ADAPTER.FUSION ['0->0','2->1'] "
-    "MODEL.DEVICE cpu MODEL.LOSS.NUM_POINTS 64"
-)
-"""Few blocks, because each takes seconds to compile."""
+FEW_BLOCKS = {
+    "MODEL__SIDE_ADAPTER__DEPTH": 2,
+    "MODEL__SIDE_ADAPTER__SUPERVISED_BLOCKS": [1, 2],
+    "MODEL__SIDE_ADAPTER__FUSION": ["0->0", "2->1"],
+}
+"""Each block takes seconds to compile."""
 
 
 def samples() -> list[dict[str, Any]]:
@@ -30,15 +28,13 @@ def samples() -> list[dict[str, Any]]:
     ]
 
 
-def test_losses_and_gradients_are_those_of_the_plain_run() -> None:
+def test_losses_and_gradients_are_those_of_the_plain_run(make_cfg: Callable[..., CfgNode]) -> None:
     MetadataCatalog.get("words").stuff_classes = ["cat", "dog", "grass"]
     results: list[tuple[dict[str, Tensor], Tensor]] = []
-    for compiled in ("False", "True"):
-        cfg = san_cfg()
-        merge_overrides(cfg, [*TINY.split(), "MODEL.COMPILE", compiled])
+    for compiled in (False, True):
         torch.manual_seed(0)
-        meta = build_model(cfg).train()
-        assert ("propose" in vars(meta.model)) == (compiled == "True")
+        meta = build_model(make_cfg(MODEL__COMPILE=compiled, **FEW_BLOCKS)).train()
+        assert ("propose" in vars(meta.model)) == compiled
         losses = meta(samples())
         torch.stack(list(losses.values())).sum().backward()
         results.append((losses, meta.model.bias_head.attn_mlp.layers[0].weight.grad))
