@@ -25,7 +25,7 @@ from torch.multiprocessing.spawn import ProcessException, ProcessExitedException
 from san.allocator import keep_large_buffers
 from san.d2.api import CfgNode, comm, launch, log_backend, setup_logger
 from san.d2.discretion import DiscreetFormatter
-from san.d2.stopping import EXIT_CODE, passing_on
+from san.d2.stopping import EXIT_CODE, StopRequested, passing_on
 
 TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -57,9 +57,7 @@ def start_workers(main: Callable[..., None], cfg: CfgNode, args: argparse.Namesp
     if under_torchrun():
         _check_device(cfg.MODEL.DEVICE, int(os.environ["WORLD_SIZE"]))
         _join_torchrun(on_gpu)
-        main(cfg, args)
-        comm.synchronize()  # nobody leaves while another still talks to it
-        dist.destroy_process_group()  # after success only: a worker that failed must not wait for the others here
+        _work(main, cfg, args)
         return
     _check_numbers(args)
     _check_device(cfg.MODEL.DEVICE, args.num_gpus * args.num_machines)
@@ -73,10 +71,30 @@ def start_workers(main: Callable[..., None], cfg: CfgNode, args: argparse.Namesp
     workers = (args.num_gpus, args.num_machines, args.machine_rank, args.dist_url)
     try:
         with passing_on():
-            launch(main, *workers, args=(cfg, args), timeout=WORKER_TIMEOUT)
+            launch(_work, *workers, args=(main, cfg, args), timeout=WORKER_TIMEOUT)
     except ProcessException as error:
         _tell_end(error, args.machine_rank * args.num_gpus, Path(cfg.OUTPUT_DIR))
         raise
+
+
+def _work(main: Callable[..., None], cfg: CfgNode, args: argparse.Namespace) -> None:
+    """What a worker does. All take leave together: threads of a group that outlives this may abort the process.
+
+    One that has failed leaves alone, as it must not wait for the others.
+    """
+    try:
+        main(cfg, args)
+    except StopRequested:  # raised by all
+        _leave()
+        raise
+    _leave()
+
+
+def _leave() -> None:
+    """Ends the process groups, where there are several workers."""
+    if dist.is_initialized():
+        comm.synchronize()  # nobody leaves while another still talks to it
+        dist.destroy_process_group()
 
 
 def _tell_end(error: ProcessException, first_rank: int, folder: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 
 from san.d2 import launcher, standin, writers
 from san.d2.standin.launch import launch as standin_launch
+from san.d2.stopping import StopRequested
 
 MakeCfg = Callable[..., Any]
 ENGINES = ["standin", pytest.param("detectron2", marks=pytest.mark.detectron2)]
@@ -87,19 +88,28 @@ def torchrun(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         monkeypatch.setenv(name, "1")
     monkeypatch.setattr("torch.distributed.init_process_group", lambda *a, timeout: done.append(f"init {timeout}"))
     monkeypatch.setattr("torch.distributed.destroy_process_group", lambda: done.append("destroy"))
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: bool(done))
+    monkeypatch.setattr(launcher.comm, "synchronize", lambda: None)
     monkeypatch.setattr(launcher.comm, "create_local_process_group", lambda number: None)
     return done
 
 
-def test_torchrun_leaves_the_group_after_success_only(torchrun: list[str], make_cfg: MakeCfg) -> None:
-    def fail(cfg: Any, args: Any) -> None:
-        raise SystemExit(1)
+def test_torchrun_leaves_the_group_unless_it_has_failed(torchrun: list[str], make_cfg: MakeCfg) -> None:
+    def end(error: BaseException) -> Any:
+        def main(cfg: Any, args: Any) -> None:
+            raise error
+
+        return main
 
     launcher.start_workers(lambda cfg, args: None, make_cfg(), arguments())
     assert torchrun == ["init 0:30:00", "destroy"]
     torchrun.clear()
     with pytest.raises(SystemExit):
-        launcher.start_workers(fail, make_cfg(), arguments())
+        launcher.start_workers(end(StopRequested()), make_cfg(), arguments())
+    assert torchrun == ["init 0:30:00", "destroy"]
+    torchrun.clear()
+    with pytest.raises(SystemExit):
+        launcher.start_workers(end(SystemExit(1)), make_cfg(), arguments())
     assert torchrun == ["init 0:30:00"]
 
 

@@ -48,8 +48,9 @@ def talk(engine: str, folder: str) -> None:
         "one_seed": len(set(comm.all_gather(comm.shared_random_seed()))),
         "backend": torch.distributed.get_backend(),
     }
-    comm.synchronize()
     Path(folder, f"{rank}.json").write_text(json.dumps(heard))
+    comm.synchronize()
+    torch.distributed.destroy_process_group()  # else Gloo's threads may abort the process at exit
 
 
 def fail(engine: str, folder: str) -> None:

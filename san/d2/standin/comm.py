@@ -61,15 +61,6 @@ def create_local_process_group(num_workers_per_machine: int) -> None:
             _local_process_group = group
 
 
-def leave_process_groups() -> None:
-    """Takes leave of all workers together; a group that outlives this may abort the process when Python ends."""
-    global _local_process_group
-    synchronize()
-    _local_process_group = None
-    _gloo_group.cache_clear()
-    dist.destroy_process_group()
-
-
 def get_local_process_group() -> dist.ProcessGroup:
     """The group of the workers on this machine; AssertionError if nobody made it."""
     assert _local_process_group is not None, _MISSING_LOCAL_GROUP

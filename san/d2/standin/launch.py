@@ -115,4 +115,3 @@ def _run_worker(local_rank: int, job: _Job) -> None:
         torch.cuda.set_device(local_rank)
     comm.synchronize()  # nobody starts before all have arrived
     job.main_func(*job.args)
-    comm.leave_process_groups()
