@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from san.benchmark.cases import Case
 from san.benchmark.clocks import Recorder
 from san.benchmark.workload import PartMarks, Workload, draw_model, drawn_images, drawn_label_map, drawn_text_embed
+from san.d2.outcome import Outcome
 from san.d2.solver import SolverConfig, build_optimizer, weight_decays
 from san.d2.step import StepConfig, Stepper
 from san.losses import LabelMapTarget, LossConfig, SetCriterion, Target
@@ -52,6 +53,8 @@ class Losses(nn.Module):
 def make_workload(case: Case, device: torch.device, *, plain: bool) -> Workload:
     """Samples lie in the main memory as a loader leaves them; a run ends with the updated weights.
 
+    As in training the losses of a run are read in the next one.
+
     Plain: the plain network and losses, one mask per class at full size, and an update that goes tensor by tensor.
     """
     model = draw_model(case, device).train()
@@ -70,9 +73,15 @@ def make_workload(case: Case, device: torch.device, *, plain: bool) -> Workload:
         for image, target in zip(drawn_images(case, torch.device("cpu")), make_targets(case, masks=plain), strict=True)
     ]
 
+    outcomes: list[Outcome] = []
+
+    def settle() -> None:
+        while outcomes:
+            outcomes.pop().read()
+
     def run(recorder: Recorder) -> None:
         with marks.to(recorder), plain_paths(model) if plain else nullcontext():
-            stepper.run([samples], iteration=0)
+            outcomes.append(stepper.run([samples], iteration=0, before_update=settle))
         recorder.mark("update")
 
     return Workload(run, case.batch)

@@ -17,10 +17,13 @@ from torch import nn
 from san.d2.api import comm
 from san.d2.checkpointer import write_checkpoint
 from san.d2.loaders import BadSample, Sample
-from san.d2.step import NonFiniteError
+from san.d2.outcome import NonFiniteError
 from san.files import replacing
 
 logger = logging.getLogger("san.d2.faults")
+
+StepSource = dict[str, list[Any]]
+"""Where the samples of an accumulation step come from; see `sources_of`."""
 
 MAX_NAMED_FILES = 8
 """Files that a message names."""
@@ -71,6 +74,14 @@ class BadData:
             )
 
 
+def sources_of(batches: Iterable[list[Sample]]) -> list[StepSource]:
+    """What a dump says of batches, one per accumulation step: ``positions`` in the stream, and ``files``."""
+    return [
+        {"positions": [s.get("position") for s in batch], "files": [str(s.get("file_name")) for s in batch]}
+        for batch in batches
+    ]
+
+
 class NonFiniteUpdates:
     """Counts the updates that were left out as a loss or gradient was not finite.
 
@@ -89,13 +100,13 @@ class NonFiniteUpdates:
         self.total = 0
         self.in_a_row: list[dict[str, Any]] = []
 
-    def skipped(self, iteration: int, error: NonFiniteError, batches: Sequence[list[Sample]]) -> None:
+    def skipped(self, iteration: int, error: NonFiniteError, steps: Sequence[StepSource]) -> None:
         """Notes an update that was left out; every process must call it.
 
         Args:
             iteration: its number.
             error: what was wrong in this process.
-            batches: of this process, one per accumulation step.
+            steps: where this process's samples come from, by accumulation step.
 
         Raises:
             FloatingPointError: it is one too many in a row; a dump for `san.cli.replay` is written.
@@ -105,10 +116,7 @@ class NonFiniteUpdates:
             "problem": error.problem,
             "losses": {name: plain(value) for name, value in error.losses.items()},
             "grad_norm": plain(error.norm),
-            "steps": [
-                {"positions": [s.get("position") for s in batch], "files": [str(s.get("file_name")) for s in batch]}
-                for batch in batches
-            ],
+            "steps": [*steps],
         }
         everyone = comm.all_gather(mine)
         self.total += 1

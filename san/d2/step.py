@@ -8,8 +8,7 @@ whole iteration's.
 from __future__ import annotations
 
 import contextlib
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,26 +17,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from san.d2.api import comm
 from san.d2.loaders import Sample
+from san.d2.outcome import NonFiniteError, Outcome
 from san.d2.solver import SolverConfig, clip_gradient
-
-
-class NonFiniteError(FloatingPointError):
-    """A loss or gradient that is not finite, on some process; no process has changed its weights.
-
-    Attributes:
-        losses: of this process and accumulation step, by name, before its share was taken; empty where there are none.
-        norm: of the gradient; None where a loss is not finite.
-        problem: in words.
-    """
-
-    def __init__(
-        self, problem: str, iteration: int, losses: dict[str, float] | None = None, norm: float | None = None
-    ) -> None:
-        super().__init__(f"iteration {iteration}: {problem}")
-        self.problem = problem
-        self.losses = losses or {}
-        self.norm = norm
 
 
 @dataclass(frozen=True)
@@ -74,54 +57,49 @@ class Stepper:
         self.config = config
         self.scaler = torch.amp.GradScaler(config.device, enabled=config.amp_dtype == torch.float16)
 
-    def run(self, batches: Sequence[list[Sample]], iteration: int) -> tuple[dict[str, Tensor], Tensor]:
-        """Updates the weights once.
+    def run(
+        self, batches: Sequence[list[Sample]], iteration: int, before_update: Callable[[], None] = lambda: None
+    ) -> Outcome:
+        """Updates the weights once, unless a loss or the gradient is not finite on any process.
 
-        With loss scaling a gradient that is not finite is normal: the scaler leaves the update out and lowers the
-        scale. Only when it has fallen below 1 the gradient itself is wrong.
+        A fused optimiser is told on the device whether to do the update. The host waits for a GPU in the matching
+        only, once per accumulation step.
 
         Args:
             batches: one list of samples per accumulation step.
             iteration: its number, for error messages.
+            before_update: called after the first forward pass, where the outcome of the iteration before can be read
+                without waiting for it, and nothing of this one has changed yet.
 
         Returns:
-            The weighted losses of the iteration by name, and the norm of the gradient before clipping; scalars, on the
-            CPU unless there are other processes.
+            What it came to, which can be read at once or later.
 
         Raises:
-            NonFiniteError: on every process, if a loss or the gradient is not finite on any; the weights have not been
-                changed then.
+            NonFiniteError: on every process, if a matching cost is not finite on any; nothing has changed then.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        steps: list[dict[str, Tensor]] = []
-        shares = self._shares(batches)
-        for index, (batch, share) in enumerate(zip(batches, shares, strict=True)):
+        rows: list[Tensor] = []
+        kinds = self._shares(batches)
+        shares: list[dict[str, float]] = []
+        for index, (batch, share) in enumerate(zip(batches, kinds, strict=True)):
             with self._no_sync_unless(index == len(batches) - 1):
-                losses = self._forward(batch, share, iteration)
-                self.scaler.scale(torch.stack(list(losses.values())).sum()).backward()
-            steps.append({name: value.detach() for name, value in losses.items()})
+                losses = self._forward(batch, iteration)
+                if not index:
+                    before_update()
+                shares.append({name: share[_kind(name)] for name in losses})
+                weighted = torch.stack([value * shares[index][name] for name, value in losses.items()])
+                self.scaler.scale(weighted.sum()).backward()
+            rows.append(weighted.detach().float())
         self.scaler.unscale_(self.optimizer)
         norm = clip_gradient(self.optimizer, self.config.solver).detach()
-        rows, size, spoilt = self._read(steps, norm)
-        scaled = self.scaler.is_enabled()
-        if spoilt:
-            if scaled:
-                self.scaler.update(self.scaler.get_scale())  # stays as it was: the gradient has not overflowed
-            raise self._loss_error(steps, shares, rows, iteration)
-        finite = math.isfinite(size)  # the same on every process, as the gradients are
-        if finite or scaled:
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-        totals = torch.tensor(rows).sum(dim=0)
-        if not finite and (not scaled or self.scaler.get_scale() < 1):
-            values = dict(zip(steps[0], totals.tolist(), strict=True))
-            raise NonFiniteError(f"the gradient's norm is {size}", iteration, values, size)
-        if _distributed():  # the processes' exchange wants them where the model is
-            return {name: torch.stack([step[name] for step in steps]).sum() for name in steps[0]}, norm
-        return dict(zip(steps[0], totals, strict=True)), torch.tensor(size)
+        together = torch.stack(rows)
+        totals, spoilt = self._over_processes(together)
+        self._update(unless=(spoilt > 0) | ~norm.isfinite())
+        scale = self.scaler.scale(torch.ones_like(spoilt)) if self.scaler.is_enabled() else None
+        return Outcome(iteration, shares, together, totals, spoilt, norm, scale)
 
-    def _forward(self, batch: list[Sample], shares: dict[str, float], iteration: int) -> dict[str, Tensor]:
-        """Losses of one accumulation step, which there are on every process, times its share of the iteration."""
+    def _forward(self, batch: list[Sample], iteration: int) -> dict[str, Tensor]:
+        """Losses of one accumulation step, which there are on every process."""
         problem = ""
         losses: dict[str, Tensor] = {}
         try:
@@ -129,45 +107,45 @@ class Stepper:
         except FloatingPointError as error:
             problem = str(error)
         # Together, before the backward pass: there the processes exchange gradients, and one that stays away stops all.
-        if self._anywhere(bool(problem)):
+        # By the host's way: the device need not have computed the losses yet.
+        if any(comm.all_gather(bool(problem))):
             problem = problem or "a loss of another process is not finite"
             raise NonFiniteError(problem, iteration, {name: float(value) for name, value in losses.items()})
-        return {name: value * shares[_kind(name)] for name, value in losses.items()}
-
-    def _read(self, steps: Sequence[dict[str, Tensor]], norm: Tensor) -> tuple[list[list[float]], float, bool]:
-        """Losses and gradient norm, in one transfer: on a GPU the host waits here and in the matching only.
-
-        Args:
-            steps: losses of each accumulation step, of the same names.
-            norm: of the gradient.
-
-        Returns:
-            Losses of each step, the norm, and whether a loss is not finite on any process.
-        """
-        losses = torch.stack([value.float() for step in steps for value in step.values()])
-        spoilt = (~losses.isfinite()).any().float()
-        if _distributed():
-            dist.all_reduce(spoilt)
-        *values, size, anywhere = torch.cat([losses, norm.float().view(1), spoilt.view(1)]).tolist()
-        count = len(steps[0])
-        return [values[i : i + count] for i in range(0, len(values), count)], size, anywhere > 0
+        return losses
 
     @staticmethod
-    def _loss_error(
-        steps: Sequence[dict[str, Tensor]],
-        shares: Sequence[dict[str, float]],
-        rows: Sequence[Sequence[float]],
-        iteration: int,
-    ) -> NonFiniteError:
-        """What is told of the first step with a loss that is not finite, or of the last one if here all are."""
-        wrong = [index for index, row in enumerate(rows) if not all(map(math.isfinite, row))]
-        index = wrong[0] if wrong else len(rows) - 1
-        values = {
-            name: value / shares[index][_kind(name)] for name, value in zip(steps[index], rows[index], strict=True)
-        }
-        told = ", ".join(f"{name} is {value}" for name, value in values.items())
-        problem = f"a loss is not finite ({told})" if wrong else "a loss of another process is not finite"
-        return NonFiniteError(problem, iteration, values)
+    def _over_processes(rows: Tensor) -> tuple[Tensor, Tensor]:
+        """What all processes' losses come to, in one exchange.
+
+        Args:
+            rows: (S, N), losses of this process, by accumulation step.
+
+        Returns:
+            Their sums over the steps, (N,), averaged over processes; and a scalar that is above 0 where a loss is not
+            finite on any.
+        """
+        world = comm.get_world_size()
+        shared = torch.cat([rows.sum(dim=0) / world, (~rows.isfinite()).any().float().view(1)])
+        if world > 1:
+            dist.all_reduce(shared)
+        return shared[:-1], shared[-1]
+
+    def _update(self, *, unless: Tensor) -> None:
+        """The optimiser's step, or none; the loss scaler learns of the gradient either way.
+
+        Args:
+            unless: scalar; where it is true the weights, moments and the count of updates stay.
+        """
+        optimizer: Any = self.optimizer
+        if optimizer.defaults.get("fused"):
+            optimizer.found_inf = unless.float()  # as torch's GradScaler tells it
+            try:
+                optimizer.step()
+            finally:
+                del optimizer.found_inf
+        elif not unless:  # the host waits
+            optimizer.step()
+        self.scaler.update()
 
     def losses(self, batch: list[Sample]) -> dict[str, Tensor]:
         """The model's losses of a batch, in the run's precision."""
@@ -175,14 +153,6 @@ class Stepper:
         with torch.autocast(self.config.device, dtype or torch.bfloat16, enabled=dtype is not None):
             losses: dict[str, Tensor] = self.model(batch)
         return losses
-
-    def _anywhere(self, flag: bool) -> bool:
-        """Whether it is true on any process."""
-        if not _distributed():
-            return flag
-        flags = torch.tensor([float(flag)], device=torch.device(self.config.device))
-        dist.all_reduce(flags)
-        return bool(flags.item())
 
     def _no_sync_unless(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Gradients are exchanged between workers in the last accumulation step only."""
@@ -201,9 +171,7 @@ class Stepper:
             matched = sum(min(config.num_queries, count) for count in counts)
             row[0] = matched + config.no_object_weight * (len(batch) * config.num_queries - matched)
             row[1] = sum(counts)
-        if _distributed():
-            sums = sums.to(torch.device(config.device))
-            dist.all_reduce(sums)
+        sums = torch.tensor(comm.all_gather(sums.tolist()), dtype=torch.float64).sum(dim=0)
         parts = torch.stack([sums[:, 0], sums[:, 1].clamp(min=1)], dim=1)  # the criterion divides by at least 1 mask
         wholes = torch.stack([sums[:, 0].sum(), sums[:, 1].sum().clamp(min=1)])
         return [{"ce": ce, "mask": mask} for ce, mask in (parts / wholes).tolist()]
@@ -212,8 +180,3 @@ class Stepper:
 def _kind(name: str) -> str:
     """Which share a loss is weighted by."""
     return "ce" if name.startswith("loss_ce") else "mask"
-
-
-def _distributed() -> bool:
-    """Whether there are other processes."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

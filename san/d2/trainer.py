@@ -15,18 +15,20 @@ from torch.nn.parallel import DistributedDataParallel
 
 from san.d2 import stopping
 from san.d2.api import CfgNode, EventStorage, HookBase, TrainerBase, build_model, comm, hooks
+from san.d2.books import Books
 from san.d2.checkpoint_hooks import BestCheckpointHook, CheckpointHook, last_done
 from san.d2.checkpointer import SANCheckpointer, latest_checkpoint
 from san.d2.config import AMP_DTYPES, augmentation_config, solver_config
 from san.d2.datasets import check_distinct_classes, check_names, class_texts, load_records, metadata_of
 from san.d2.evaluation import evaluate, summary
-from san.d2.faults import BadData, NonFiniteUpdates
+from san.d2.faults import BadData, NonFiniteUpdates, sources_of
 from san.d2.loaders import Batches, Record, Sample, StreamConfig, build_train_loader
 from san.d2.mapper import DatasetInfo, TrainMapper, dataset_info
 from san.d2.metrics_file import NAME as METRICS
 from san.d2.metrics_file import LineHook, MetricsFile, evaluated_at, take_out
+from san.d2.outcome import NonFiniteError
 from san.d2.solver import build_lr_scheduler, build_optimizer
-from san.d2.step import NonFiniteError, StepConfig, Stepper
+from san.d2.step import StepConfig, Stepper
 from san.d2.writers import build_writers
 from san.data.transforms import TrainAugmentation
 from san.visualize import plot_curves
@@ -73,6 +75,7 @@ class Trainer(TrainerBase):
         folder = Path(cfg.OUTPUT_DIR)
         self.bad_data = BadData(len(self.records), cfg.DATALOADER.MAX_BAD_SHARE, folder)
         self.skipped = NonFiniteUpdates(self.san, cfg.SOLVER.MAX_NONFINITE, self.stream.seed, folder)
+        self.books = Books(self.skipped)
         self.saving = CheckpointHook(
             self.checkpointer,
             cfg.SOLVER.CHECKPOINT_PERIOD,
@@ -202,6 +205,7 @@ class Trainer(TrainerBase):
 
     def _stop(self) -> None:
         """Saves what the next run goes on from."""
+        self.books.settle()
         saved = self.saving.save_now()
         logger.warning(
             "Asked to stop: ends %s iteration %d. The same command with --resume goes on.",
@@ -213,6 +217,7 @@ class Trainer(TrainerBase):
 
     def _close_writers(self) -> None:
         """After an end before the end: what was logged is written. Raises nothing, so that an error itself is told."""
+        self.books.close()
         for hook in self._hooks:
             if not isinstance(hook, hooks.PeriodicWriter):
                 continue
@@ -240,22 +245,28 @@ class Trainer(TrainerBase):
         )
 
     def run_step(self) -> None:
-        """One iteration, its losses logged; an update that cannot be done is left out."""
+        """One iteration; an update that cannot be done is left out.
+
+        Its losses are logged while the next is under way, unless a hook is about to look at them.
+        """
         start = time.perf_counter()
         batches = [next(self._batches) for _ in range(self.stream.accumulation)]
-        data_time = time.perf_counter() - start
+        data_time, sources = time.perf_counter() - start, sources_of(batches)
         try:
-            losses, grad_norm = self.stepper.run(batches, self.iter)
+            outcome = self.stepper.run(batches, self.iter, self.books.settle)
         except NonFiniteError as error:
-            self.skipped.skipped(self.iter, error, batches)
-            self.storage.put_scalar("skipped_updates", self.skipped.total, smoothing_hint=False)
+            self.books.settle()
+            self.books.left_out(self.iter, error, sources)
             return
-        self.skipped.went_well()
-        means = comm.reduce_dict(losses)
-        if comm.is_main_process():
-            values = {name: float(value) for name, value in means.items()}
-            self.storage.put_scalars(total_loss=sum(values.values()), **values, data_time=data_time)
-            self.storage.put_scalar("grad_norm", float(grad_norm))
+        self.books.open(outcome, self.iter, sources, data_time)
+        if self._hooks_look():
+            self.books.settle()
+
+    def _hooks_look(self) -> bool:
+        """Whether a line, checkpoint or evaluation is due after this iteration, which must be settled then."""
+        cfg, done = self.cfg, self.iter + 1
+        periods = (cfg.SOLVER.LOG_PERIOD, cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD)
+        return done == self.max_iter or any(period > 0 and done % period == 0 for period in periods)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the weights: iteration, schedule, optimiser, loss scaling, seed of the sample stream."""

@@ -32,10 +32,10 @@ class _Pairs:
 
 @dataclass(frozen=True)
 class _Normalisers:
-    """Per-worker means of what the sums of losses are divided by."""
+    """Per-worker means of what the sums of losses are divided by; on the device where there are several workers."""
 
-    num_masks: float
-    class_weight: float
+    num_masks: float | Tensor
+    class_weight: float | Tensor
 
 
 def dice_loss(mask_logits: Tensor, masks: Tensor) -> Tensor:
@@ -213,11 +213,11 @@ class SetCriterion(nn.Module):
         matched = sum(min(num_queries, count) for count in truth.counts)
         num_masks = float(sum(truth.counts))
         class_weight = matched + self.config.no_object_weight * (num_images * num_queries - matched)
-        world = 1
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            world = dist.get_world_size()
-            totals = torch.tensor([num_masks, class_weight], dtype=torch.float64, device=device)
-            dist.all_reduce(totals)
-            num_masks, class_weight = totals.tolist()
+        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+            return _Normalisers(num_masks=max(num_masks, 1.0), class_weight=class_weight)
+        world = dist.get_world_size()
+        totals = torch.tensor([num_masks, class_weight], dtype=torch.float64).to(device, non_blocking=True)
+        dist.all_reduce(totals)
+        masks, weight = totals.unbind()
         # At least one mask in all, not per worker: the losses must not depend on how many workers share the batch.
-        return _Normalisers(num_masks=max(num_masks, 1.0) / world, class_weight=class_weight / world)
+        return _Normalisers((masks.clamp(min=1.0) / world).float(), (weight / world).float())

@@ -44,9 +44,9 @@ def test_unequal_accumulation_steps_give_the_whole_batch(make_cfg: MakeCfg) -> N
     samples = [sample_of(seed, num_masks) for seed, num_masks in enumerate((1, 1, 5, 6))]
 
     def compute(batches: list[list[dict[str, Any]]]) -> tuple[dict[str, float], list[torch.Tensor]]:
-        losses, _ = stepper.run(batches, 0)
+        losses, _ = stepper.run(batches, 0).read()
         found = [p.grad.clone() for p in model.parameters() if p.grad is not None]
-        return {name: float(value) for name, value in losses.items()}, found
+        return losses, found
 
     whole, gradients = compute([samples])
     parts, their_gradients = compute([samples[:2], samples[2:]])

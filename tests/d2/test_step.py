@@ -13,9 +13,11 @@ from torch.overrides import TorchFunctionMode
 
 from san.benchmark.cases import Case
 from san.benchmark.clocks import Recorder, WallClock
+from san.benchmark.measure import host_synchronisations
 from san.benchmark.workload import make_workload
-from san.d2.solver import SolverConfig, build_optimizer
-from san.d2.step import NonFiniteError, StepConfig, Stepper
+from san.d2.outcome import NonFiniteError, Outcome
+from san.d2.solver import SolverConfig, build_optimizer, clip_gradient
+from san.d2.step import StepConfig, Stepper
 
 READS = ("cpu", "item", "tolist", "nonzero", "unique", "__bool__", "__float__", "__int__")
 """Methods of a tensor for which the host waits when it is on a GPU."""
@@ -60,22 +62,70 @@ def batch_of(value: float, num_masks: int = 1) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("amp_dtype", [None, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("steps", [1, 3])
-def test_losses_and_norm_are_read_in_one_transfer(amp_dtype: torch.dtype | None, steps: int) -> None:
+def test_an_iteration_reads_nothing_before_its_outcome_is_asked_for(amp_dtype: torch.dtype | None, steps: int) -> None:
     stepper = stepper_of(Line(), amp_dtype)
     with FloatReads() as reads:
-        losses, norm = stepper.run([batch_of(2.0)] * steps, 0)
+        outcome = stepper.run([batch_of(2.0)] * steps, 0)
+        assert reads.found == []
+        losses, norm = outcome.read()
     assert reads.found == ["tolist"]
-    assert float(losses["loss_ce"]) == pytest.approx(3.0) and float(losses["loss_mask"]) == pytest.approx(1.0)
-    assert float(norm) == pytest.approx(math.sqrt(5), rel=1e-6 if amp_dtype is None else 1e-2)
+    assert losses == {"loss_ce": pytest.approx(3.0), "loss_mask": pytest.approx(1.0)}
+    assert norm == pytest.approx(math.sqrt(5), rel=1e-6 if amp_dtype is None else 1e-2)
 
 
-def test_a_whole_step_reads_twice() -> None:
-    """The matching's costs, and losses with norm."""
+def test_a_whole_step_waits_in_the_matching_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own outcome is left on the device, and read after the next iteration's matching, which came after it."""
     case = Case("training", model="tiny", height=96, width=96, classes=12, batch=2)
     workload = make_workload(case, torch.device("cpu"), plain=False)
-    with FloatReads() as reads:
-        workload.run(Recorder(WallClock()))
-    assert reads.found == ["cpu", "tolist"]
+    reads = FloatReads()
+
+    def made(*args: Any) -> Outcome:
+        reads.found.append("outcome")
+        return Outcome(*args)
+
+    monkeypatch.setattr("san.d2.step.Outcome", made)
+    with reads:
+        for _ in range(3):
+            workload.run(Recorder(WallClock()))
+    assert reads.found == ["cpu", "outcome", "cpu", "tolist", "outcome", "cpu", "tolist", "outcome"]
+
+
+@pytest.mark.gpu
+def test_a_whole_step_waits_once_on_a_gpu() -> None:
+    case = Case("training", model="tiny", height=96, width=96, classes=12, batch=2)
+    workload = make_workload(case, torch.device("cuda"), plain=False)
+    workload.run(Recorder(WallClock()))
+    assert host_synchronisations(workload, torch.device("cuda")) == 1
+
+
+def test_a_conditional_update_is_the_plain_one() -> None:
+    """A fused optimiser that is told to go on gives the bits of one that is told nothing."""
+    told, plain = Line(), Line()
+    stepper = stepper_of(told)
+    optimizer = build_optimizer(plain, stepper.config.solver)
+    for iteration in range(3):
+        stepper.run([batch_of(2.0 + iteration)], iteration).read()
+        optimizer.zero_grad()
+        plain(batch_of(2.0 + iteration))["loss_ce"].backward()
+        clip_gradient(optimizer, stepper.config.solver)
+        optimizer.step()
+        assert torch.equal(told.layer.weight, plain.layer.weight)
+
+
+def test_the_earlier_outcome_can_be_heard_before_anything_changes() -> None:
+    """What stops a run there leaves the weights of the earlier iterations."""
+    stepper = stepper_of(Line())
+    weight = stepper.model.layer.weight
+    outcome = stepper.run([batch_of(math.inf)], 0)
+    before = weight.detach().clone()
+
+    def settle() -> None:
+        assert torch.equal(weight, before)
+        outcome.read()
+
+    with pytest.raises(NonFiniteError, match="iteration 0: a loss is not finite"):
+        stepper.run([batch_of(1.0)], 1, settle)
+    assert torch.equal(weight, before)
 
 
 @pytest.fixture(params=[None, torch.float16])
@@ -83,21 +133,37 @@ def stepper(request: pytest.FixtureRequest) -> Stepper:
     return stepper_of(Line(), request.param)
 
 
-def test_a_bad_loss_leaves_everything_as_it_was(stepper: Stepper) -> None:
-    """Weights, moments and loss scale; and the next iteration is done."""
+def test_a_bad_loss_leaves_weights_and_moments_as_they_were(stepper: Stepper) -> None:
+    """Three iterations, of which the second has a bad loss, are the first and the third."""
     weight = stepper.model.layer.weight
-    before, scale = weight.detach().clone(), stepper.scaler.get_scale()
+    other = stepper_of(Line(), stepper.config.amp_dtype)
+    for each in (stepper, other):
+        each.run([batch_of(2.0)], 4).read()
+    before = weight.detach().clone()
+    outcome = stepper.run([batch_of(math.nan)], 5)
+    assert torch.equal(weight, before)
     with pytest.raises(NonFiniteError, match=r"iteration 5: a loss is not finite \(loss_ce is nan, loss_mask is 1\.0"):
-        stepper.run([batch_of(math.nan)], 5)
-    assert torch.equal(weight, before) and not stepper.optimizer.state
-    assert stepper.scaler.get_scale() == scale
-    stepper.run([batch_of(1.0)], 6)
-    assert weight.isfinite().all() and not torch.equal(weight, before)
+        outcome.read()
+    other.scaler.update(stepper.scaler.get_scale())  # a scaler takes it for an overflow
+    for each in (stepper, other):
+        each.run([batch_of(1.0)], 6).read()
+    assert torch.equal(weight, other.model.layer.weight) and not torch.equal(weight, before)
+
+
+def test_a_bad_loss_without_a_gradient_leaves_the_update_out(stepper: Stepper, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here the gradient alone would not show it."""
+    weight = stepper.model.layer.weight
+    before = weight.detach().clone()
+    monkeypatch.setattr(torch, "ones", lambda *_: torch.tensor(math.inf))
+    outcome = stepper.run([batch_of(1.0)], 0)
+    assert torch.equal(weight, before)
+    with pytest.raises(NonFiniteError, match="loss_mask is inf"):
+        outcome.read()
 
 
 def test_the_bad_accumulation_step_is_told_without_its_share(stepper: Stepper) -> None:
     batches = [batch_of(1.0, num_masks=3), batch_of(math.inf, num_masks=1), batch_of(1.0)]
     with pytest.raises(NonFiniteError) as caught:
-        stepper.run(batches, 0)
+        stepper.run(batches, 0).read()
     assert caught.value.losses == {"loss_ce": math.inf, "loss_mask": pytest.approx(1.0)}
     assert caught.value.norm is None

@@ -12,8 +12,10 @@ import torch
 
 from san.cli import replay
 from san.cli.main import run_tool
+from san.d2.outcome import NonFiniteError
 from san.d2.run import run
-from san.d2.step import NonFiniteError, Stepper
+from san.d2.step import Stepper
+from san.d2.stopping import StopRequested
 
 MakeCfg = Callable[..., Any]
 
@@ -22,8 +24,8 @@ def spoil(monkeypatch: pytest.MonkeyPatch, iterations: set[int], what: str = "lo
     """Makes the losses, or gradients, of some iterations NaN; a resumed run counts on from where it starts."""
     real = Stepper._forward
 
-    def forward(self: Stepper, batch: Any, shares: Any, iteration: int) -> Any:
-        losses = real(self, batch, shares, iteration)
+    def forward(self: Stepper, batch: Any, iteration: int) -> Any:
+        losses = real(self, batch, iteration)
         if iteration in iterations and what == "gradient":
             losses["loss_ce"].register_hook(lambda gradient: gradient * float("nan"))
         return losses
@@ -90,6 +92,56 @@ def test_a_row_of_them_stops_with_a_dump_that_replays(
     assert run_tool(replay, ["--iteration", "9", path]) == 1
 
 
+def dump_of(make_cfg: MakeCfg, folder: Path, log_period: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The dump of a run that stops, and the weights beside it."""
+    cfg = make_cfg(OUTPUT_DIR=str(folder), SOLVER__LOG_PERIOD=log_period, SOLVER__CHECKPOINT_PERIOD=100)
+    with pytest.MonkeyPatch.context() as patch:
+        spoil(patch, {1, 2, 3})
+        with pytest.raises(FloatingPointError, match=r"iteration 3, images .* 3 updates in a row"):
+            run(cfg)
+    (file,) = folder.glob("nonfinite_*.json")
+    dump = json.loads(file.read_text())
+    return dump, torch.load(folder / dump["weights"], weights_only=True)["model"]
+
+
+def test_outcomes_read_late_lose_nothing(make_cfg: MakeCfg, tmp_path: Path) -> None:
+    """Between two lines an iteration is heard of in the next one, which has not changed the weights by then."""
+    at_once, weights = dump_of(make_cfg, tmp_path / "at_once", log_period=1)
+    late, other_weights = dump_of(make_cfg, tmp_path / "late", log_period=100)
+    assert at_once == late
+    assert all(torch.equal(value, other_weights[name]) for name, value in weights.items())
+    rows = [json.loads(line) for line in (tmp_path / "late" / "metrics.json").read_text().splitlines()]
+    assert {row["iteration"]: row.get("skipped_updates") for row in rows if "skipped_updates" in row} == {2: 2}
+    assert [row["iteration"] for row in rows if "total_loss" in row] == [0]
+
+
+def test_losses_of_the_iteration_before_an_error_are_logged(make_cfg: MakeCfg, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Stepper.run
+
+    def stumble(self: Stepper, batches: Any, iteration: int, settle: Any) -> Any:
+        if iteration == 2:
+            raise RuntimeError("the device is gone")
+        return real(self, batches, iteration, settle)
+
+    monkeypatch.setattr(Stepper, "run", stumble)
+    cfg = make_cfg(SOLVER__LOG_PERIOD=100)
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        run(cfg)
+    rows = [json.loads(line) for line in (Path(cfg.OUTPUT_DIR) / "metrics.json").read_text().splitlines()]
+    assert [row["iteration"] for row in rows if "total_loss" in row] == [1]
+
+
+def test_losses_of_the_iteration_before_a_stop_are_logged(make_cfg: MakeCfg, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = iter([False, False, True])
+    monkeypatch.setattr("san.d2.trainer.stopping.requested", lambda: next(asked))
+    cfg = make_cfg(SOLVER__LOG_PERIOD=100, SOLVER__CHECKPOINT_PERIOD=100)
+    with pytest.raises(StopRequested):
+        run(cfg)
+    rows = [json.loads(line) for line in (Path(cfg.OUTPUT_DIR) / "metrics.json").read_text().splitlines()]
+    assert [row["iteration"] for row in rows if "total_loss" in row] == [2]
+    assert (Path(cfg.OUTPUT_DIR) / "model_0000002.pth").is_file()
+
+
 def start_scale(patch: pytest.MonkeyPatch, scale: float) -> None:
     """Makes loss scaling start there."""
     real = torch.amp.GradScaler.__init__
@@ -151,7 +203,7 @@ def _one_bad_rank(rank: int, port: int, folder: str) -> None:
         sample = {"x": x * float("nan") if iteration == 3 and rank == 1 else x, "raise": iteration == 1 and rank == 0}
         before = layer.weight.detach().clone()
         try:
-            stepper.run([[sample]], iteration)
+            stepper.run([[sample]], iteration).read()
             outcomes.append("done")
         except NonFiniteError as error:
             assert torch.equal(layer.weight, before)
