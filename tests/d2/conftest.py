@@ -105,12 +105,16 @@ def make_cfg(options: dict[str, Any]) -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def reference(shared_voc: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run of 6 iterations with checkpoints and evaluations every 3."""
+    """The folder of `reference_run`."""
+    return reference_run(shared_voc, tmp_path_factory.mktemp("reference"))
+
+
+def reference_run(voc: Path, folder: Path) -> Path:
+    """Trains 6 iterations, with checkpoints and evaluations every 3, into a folder; returns the folder."""
     from san.d2.config import load_config
     from san.d2.run import run
 
-    folder = tmp_path_factory.mktemp("reference")
     changes = {"SOLVER.CHECKPOINT_PERIOD": 3, "TEST.EVAL_PERIOD": 3, "DATASETS.TEST": ["voc_sem_seg_val"]}
-    options = TINY | changes | {"DATASETS.ROOT": str(shared_voc), "OUTPUT_DIR": str(folder)}
+    options = TINY | changes | {"DATASETS.ROOT": str(voc), "OUTPUT_DIR": str(folder)}
     run(load_config("", as_arguments(options)))
     return folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -16,9 +17,9 @@ import pytest
 import torch
 import torch.utils.tensorboard  # once, not in every forked process
 
-from tests.d2.conftest import as_arguments, make_cfg, options, own_voc, reference, shared_voc
+from tests.d2.conftest import as_arguments, make_cfg, options, own_voc, reference_run, shared_voc
 
-__all__ = ["make_cfg", "options", "own_voc", "reference", "shared_voc"]
+__all__ = ["make_cfg", "options", "own_voc", "shared_voc"]
 
 REPO = Path(__file__).resolve().parent.parent.parent
 
@@ -26,10 +27,28 @@ HANG = 900
 """Seconds after which something hangs: no measure of speed, as a busy machine may need a hundred times as long."""
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    """Forked processes must not wait for threads that they have not inherited."""
+@contextlib.contextmanager
+def single_threaded() -> Iterator[None]:
+    """Forked processes must not wait for threads that they have not inherited; nor is the last bit another's then."""
+    before = torch.get_num_threads()
     torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    with single_threaded():
+        yield
+
+
+@pytest.fixture(scope="session")
+def reference(shared_voc: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As that of tests/d2, computed as everything here."""
+    with single_threaded():
+        return reference_run(shared_voc, tmp_path_factory.mktemp("reference"))
 
 
 @pytest.fixture(autouse=True)
