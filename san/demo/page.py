@@ -155,7 +155,9 @@ def _connect(gr: Any, studio: Studio, tray: Any, viewer: Any, state: Any, asked:
     """What happens on what: a picture is encoded and segmented, changed words only segment."""
     inputs = [asked["text"], asked["label_set"], asked["role"], asked["none"]]
     # one queue for all that runs the model; its answers are for the page, not an API
-    private = {"api_visibility": "private", "show_progress": "hidden"}
+    # What is changed while an answer is under way is answered too: words once, as they are then ("always_last"), and
+    # pictures each in turn, as Gradio would repeat the first one's event.
+    private = {"api_visibility": "private", "show_progress": "hidden", "trigger_mode": "multiple"}
     common = {**private, "show_progress": "minimal", "concurrency_limit": 1, "concurrency_id": "model"}
 
     def on_upload(text: Any, label_set: Any, role: Any, none: Any, event: gr.EventData) -> tuple[Any, str]:
@@ -164,11 +166,13 @@ def _connect(gr: Any, studio: Studio, tray: Any, viewer: Any, state: Any, asked:
 
         return show_picture(opened, to_words(text, label_set, role, none))
 
-    def on_pick(label_set: Any, role: Any, none: Any, event: gr.EventData) -> tuple[Any, str, Any]:
+    def words_of(event: gr.EventData) -> str:
         index = _field(event, "index")
-        text = studio.examples[index].words if isinstance(index, int) and 0 <= index < len(studio.examples) else ""
-        session, view = show_picture(lambda: studio.open_example(index), to_words(text, label_set, role, none))
-        return session, view, text
+        return studio.examples[index].words if isinstance(index, int) and 0 <= index < len(studio.examples) else ""
+
+    def on_pick(label_set: Any, role: Any, none: Any, event: gr.EventData) -> tuple[Any, str]:
+        words = to_words(words_of(event), label_set, role, none)
+        return show_picture(lambda: studio.open_example(_field(event, "index")), words)
 
     def on_words(session: Session | None, text: Any, label_set: Any, role: Any, none: Any) -> str:
         try:
@@ -195,10 +199,11 @@ def _connect(gr: Any, studio: Studio, tray: Any, viewer: Any, state: Any, asked:
         return Words(describe(text), "" if name == _NO_LABEL_SET else name, role != _WORDS, none is True)
 
     tray.upload(on_upload, inputs, [state, viewer], **common)
-    tray.pick(on_pick, inputs[1:], [state, viewer, asked["text"]], **common)
+    tray.pick(words_of, None, asked["text"], **private)  # at once, or it would undo what is typed meanwhile
+    tray.pick(on_pick, inputs[1:], [state, viewer], **common)
     triggers = [asked["button"].click, asked["text"].submit]
     triggers += [asked[name].input for name in ("label_set", "role", "none")]
-    gr.on(triggers, on_words, [state, *inputs], viewer, **common)
+    gr.on(triggers, on_words, [state, *inputs], viewer, **(common | {"trigger_mode": "always_last"}))
     asked["label_set"].change(
         lambda name: gr.update(visible=name != _NO_LABEL_SET), asked["label_set"], asked["role"], **private
     )

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -195,9 +196,10 @@ def test_upload_then_other_words(page, demo, scene, monkeypatch):
 
 
 def test_pointing_and_holding(page, demo):
-    page.segment("green star, white square, black square, plain ground")
+    page.segment("red star, plain ground")  # so that the example's result can be told from what is there
     page.js("document.querySelector('.san-examples button').click()")
     page.wait_for_title(demo.studio.examples[0].title)
+    page.wait(lambda: len(page.classes()) == 4, "the example's classes")
     result, _ = demo.studio.segment(demo.studio.open_example(0), Words(demo.studio.examples[0].words))
     for x, y in ((0.6, 0.36), (0.3, 0.2), (0.8, 0.7), (0.1, 0.9)):
         name = result.names[result.labels[int(y * 384), int(x * 384)]]
@@ -212,6 +214,8 @@ def test_pointing_and_holding(page, demo):
     assert (page.color(0.6, 0.36)[3], page.color(0.1, 0.9)[3] < 60) == (255, True), "the others fade"
     page.one(".san-class[aria-pressed=true]").click()
     assert page.color(0.1, 0.9)[3] == 255
+    page.segment("green star, plain ground")
+    assert page.text("readout").startswith("Point at"), "what stood there was of another result"
 
 
 def test_keyboard(page, demo):
@@ -291,6 +295,28 @@ def test_label_set_context_and_none(page):
     page.wait(lambda: page.classes() == ["green star", "none of these"], "pixels without a word")
     page.one("#san-none input").click()
     page.wait(lambda: page.classes() == ["green star"], "every pixel named again")
+
+
+def test_a_change_while_an_answer_is_under_way_counts(page, demo, monkeypatch):
+    first, second = demo.studio.examples[:2]
+    page.segment("red star, plain ground")  # so that the example's result can be told from what is there
+    page.js("document.querySelectorAll('.san-examples button')[1].click()")
+    page.wait(lambda: len(page.classes()) == len(second.words.split(",")), "the example")
+    segment = demo.studio.segment
+    monkeypatch.setattr(demo.studio, "segment", lambda *given: time.sleep(1) or segment(*given))
+    page.write("green star")
+    page.one("#san-segment").click()
+    page.one("#san-none input").click()
+    page.wait(lambda: "none of these" in page.classes(), "the answer to both")
+    page.one("#san-none input").click()
+    for index in (2, 0):
+        page.js("document.querySelectorAll('.san-examples button')[arguments[0]].click()", index)
+        time.sleep(0.3)  # as quick as a hand
+    page.wait_for_title(demo.studio.examples[2].title)
+    page.wait_for_title(first.title)
+    wanted = sorted(each.strip() for each in first.words.split(","))
+    page.wait(lambda: sorted(page.classes()) == wanted, "the last example's classes")
+    assert page.one("#san-words textarea").get_attribute("value") == first.words
 
 
 def test_bad_input_is_a_message(page, demo, tmp_path, scene):

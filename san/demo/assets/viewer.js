@@ -2,6 +2,7 @@
 // `props.value` is JSON made by san/demo/view.py. Texts of visitors are only ever set as textContent.
 const find = (name) => element.querySelector(".san-" + name);
 const NONE_NAME = "none of these";
+const HINT = find("readout").textContent;
 let shown = null; // the last result: its classes, labels, image
 let held = null; // class shown alone: an index, -1 for none of these, null for all
 let cross = null; // [x, y] in pixels of the label map
@@ -53,6 +54,7 @@ async function receive() {
   held = null;
   cross = null;
   point(null);
+  find("readout").textContent = HINT; // what stood there was of another result
   paint();
   writeNames();
   list();
