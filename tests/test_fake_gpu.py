@@ -1,0 +1,140 @@
+"""The paths for a GPU, on one that computes nothing: every tensor is where it must be, and the host seldom waits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from san.benchmark.cases import Case
+from san.benchmark.clocks import Recorder, WallClock
+from san.benchmark.inference import make_workload as make_inference
+from san.benchmark.text import make_workload as make_text
+from san.benchmark.training import make_workload as make_training
+from san.benchmark.workload import Workload
+from san.d2.api import build_model
+from san.d2.config import solver_config
+from san.d2.datasets import register_datasets
+from san.d2.solver import SolverConfig, build_optimizer, clip_gradient
+from san.d2.step import StepConfig, Stepper
+from san.model.san import SANModel
+from san.predictor import Predictor
+from tests.d2.conftest import make_cfg, options, own_voc, shared_voc
+from tests.d2.test_review_cases import sample_of
+from tests.fake_gpu import FakeGPU
+
+__all__ = ["make_cfg", "options", "own_voc", "shared_voc"]
+
+SIZES: dict[str, Any] = {"model": "tiny", "height": 96, "width": 128, "classes": 12}
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGPU]:
+    class Event:
+        def record(self) -> None: ...
+        def synchronize(self) -> None: ...
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr("san.losses.criterion.seeded_generator", lambda *_: None)
+    with FakeGPU() as gpu:
+        yield gpu
+
+
+@pytest.fixture
+def backward(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stands in for backward passes: every trained parameter has a gradient when it is clipped."""
+
+    def clip(optimizer: torch.optim.Optimizer, config: SolverConfig) -> Tensor:
+        for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
+            parameter.grad = torch.zeros_like(parameter)
+        return clip_gradient(optimizer, config)
+
+    monkeypatch.setattr(Tensor, "backward", lambda _: None)
+    monkeypatch.setattr("san.d2.step.clip_gradient", clip)
+
+
+def run(workload: Workload) -> None:
+    workload.run(Recorder(WallClock()))
+
+
+def test_it_tells_devices_apart_and_counts(gpu: FakeGPU) -> None:
+    here, there = torch.ones(3), torch.ones(3, device="cuda")
+    assert here.sum() == 3 and not gpu.waits
+    with pytest.raises(RuntimeError, match="same device"):
+        here + there
+    assert float(there.sum()) == 0
+    there.cpu(), here.to("cuda"), here.copy_(there), there.copy_(here)
+    there.to("cpu", non_blocking=True), here.to("cuda", non_blocking=True), here.copy_(there, non_blocking=True)
+    assert gpu.waits == [
+        "a number is read", "copied to the CPU", "copied to the GPU", "copied in place", "copied in place",
+    ]  # fmt: skip
+
+
+def test_a_training_step_waits_for_the_matching_only(gpu: FakeGPU, backward: None) -> None:
+    workload = make_training(Case("training", batch=2, **SIZES), torch.device("cuda"), plain=False)
+    for _ in range(2):
+        gpu.waits.clear()
+        run(workload)
+        assert gpu.waits == ["copied to the CPU"]
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_run_waits_for_the_matching_only(
+    gpu: FakeGPU, backward: None, make_cfg: Callable[..., Any], steps: int
+) -> None:
+    """With the registered model and its samples, once per accumulation step."""
+    cfg = make_cfg()
+    register_datasets(cfg.DATASETS.ROOT)
+    model = build_model(cfg).train().to("cuda")
+    solver = solver_config(cfg)
+    stepper = Stepper(model, build_optimizer(model, solver), StepConfig(solver, "cuda", None, 6, 0.1))
+    batches = [[sample_of(seed, seed + step) for seed in range(3)] for step in range(steps)]
+    outcome = stepper.run(batches, 0)
+    for iteration in (1, 2):
+        gpu.waits.clear()
+        outcome = stepper.run(batches, iteration, outcome.read)
+        assert gpu.waits == ["copied to the CPU"] * steps
+
+
+def test_an_image_of_known_words_is_labelled_without_a_wait(gpu: FakeGPU) -> None:
+    workload = make_inference(Case("inference", batch=2, **SIZES), torch.device("cuda"), plain=False)
+    gpu.waits.clear()
+    run(workload)
+    assert gpu.waits == []
+
+
+def test_an_image_is_evaluated_with_one_wait(gpu: FakeGPU) -> None:
+    workload = make_inference(Case("evaluation", **SIZES), torch.device("cuda"), plain=False)
+    gpu.waits.clear()
+    run(workload)
+    assert gpu.waits == ["copied to the CPU"]
+
+
+def test_prompts_are_embedded_there(gpu: FakeGPU) -> None:
+    run(make_text(Case("text", model="tiny", classes=12), torch.device("cuda"), plain=False))
+
+
+@pytest.fixture
+def shapes_model() -> SANModel:
+    return Predictor.from_pretrained("shapes").model
+
+
+def test_a_predictor_waits_when_it_hands_out_the_result(
+    shapes_model: SANModel, gpu: FakeGPU, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once per array; not to encode the picture, nor to find known words."""
+    monkeypatch.setattr("san.predictor._checked_device", torch.device)
+    predictor = Predictor(shapes_model, short_side=128, device="cuda")
+    predictor.text_cache = None
+    picture = np.zeros((48, 64, 3), np.uint8)
+    predictor.predict(picture, "red star, plain ground")
+    gpu.waits.clear()
+    predictor.set_image(picture)
+    assert gpu.waits == []
+    result = predictor.segment("plain ground, red star")
+    assert gpu.waits == ["copied to the CPU"] * 2
+    assert result.labels.shape == (48, 64)
