@@ -19,7 +19,7 @@ from san.benchmark.workload import Workload
 from san.d2.api import build_model
 from san.d2.config import solver_config
 from san.d2.datasets import register_datasets
-from san.d2.solver import SolverConfig, build_optimizer, clip_gradient
+from san.d2.solver import build_optimizer
 from san.d2.step import StepConfig, Stepper
 from san.model.san import SANModel
 from san.predictor import Predictor
@@ -39,6 +39,8 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGPU]:
         def synchronize(self) -> None: ...
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)  # mixed precision by
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda *_, **__: True)  # the rules for CUDA
     monkeypatch.setattr("san.losses.criterion.seeded_generator", lambda *_: None)
     with FakeGPU() as gpu:
         yield gpu
@@ -46,15 +48,14 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGPU]:
 
 @pytest.fixture
 def backward(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stands in for backward passes: every trained parameter has a gradient when it is clipped."""
+    """Stands in for backward passes: gradients are there from the start of an iteration."""
 
-    def clip(optimizer: torch.optim.Optimizer, config: SolverConfig) -> Tensor:
+    def give_gradients(optimizer: torch.optim.Optimizer, set_to_none: bool) -> None:
         for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
             parameter.grad = torch.zeros_like(parameter)
-        return clip_gradient(optimizer, config)
 
     monkeypatch.setattr(Tensor, "backward", lambda _: None)
-    monkeypatch.setattr("san.d2.step.clip_gradient", clip)
+    monkeypatch.setattr(torch.optim.AdamW, "zero_grad", give_gradients)
 
 
 def run(workload: Workload) -> None:
@@ -74,29 +75,32 @@ def test_it_tells_devices_apart_and_counts(gpu: FakeGPU) -> None:
     ]  # fmt: skip
 
 
-def test_a_training_step_waits_for_the_matching_only(gpu: FakeGPU, backward: None) -> None:
-    workload = make_training(Case("training", batch=2, **SIZES), torch.device("cuda"), plain=False)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_training_step_waits_for_the_matching_only(gpu: FakeGPU, backward: None, dtype: str) -> None:
+    workload = make_training(Case("training", batch=2, dtype=dtype, **SIZES), torch.device("cuda"), plain=False)
     for _ in range(2):
         gpu.waits.clear()
         run(workload)
         assert gpu.waits == ["copied to the CPU"]
 
 
+@pytest.mark.parametrize("amp_dtype", [None, torch.float16])
 @pytest.mark.parametrize("steps", [1, 2])
 def test_a_run_waits_for_the_matching_only(
-    gpu: FakeGPU, backward: None, make_cfg: Callable[..., Any], steps: int
+    gpu: FakeGPU, backward: None, make_cfg: Callable[..., Any], steps: int, amp_dtype: torch.dtype | None
 ) -> None:
     """With the registered model and its samples, once per accumulation step."""
     cfg = make_cfg()
     register_datasets(cfg.DATASETS.ROOT)
     model = build_model(cfg).train().to("cuda")
     solver = solver_config(cfg)
-    stepper = Stepper(model, build_optimizer(model, solver), StepConfig(solver, "cuda", None, 6, 0.1))
+    stepper = Stepper(model, build_optimizer(model, solver), StepConfig(solver, "cuda", amp_dtype, 6, 0.1))
     batches = [[sample_of(seed, seed + step) for seed in range(3)] for step in range(steps)]
     outcome = stepper.run(batches, 0)
     for iteration in (1, 2):
         gpu.waits.clear()
         outcome = stepper.run(batches, iteration, outcome.read)
+        assert stepper.scaler.is_enabled() == (amp_dtype is not None)
         assert gpu.waits == ["copied to the CPU"] * steps
 
 
