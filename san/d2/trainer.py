@@ -205,7 +205,11 @@ class Trainer(TrainerBase):
 
     def _stop(self) -> None:
         """Saves what the next run goes on from."""
-        self.books.settle()
+        try:
+            self.books.settle()
+        except FloatingPointError:
+            self._close_writers()
+            raise
         saved = self.saving.save_now()
         logger.warning(
             "Asked to stop: ends %s iteration %d. The same command with --resume goes on.",

@@ -142,6 +142,17 @@ def test_losses_of_the_iteration_before_a_stop_are_logged(make_cfg: MakeCfg, mon
     assert (Path(cfg.OUTPUT_DIR) / "model_0000002.pth").is_file()
 
 
+def test_a_stop_after_one_bad_update_too_many_is_its_error(make_cfg: MakeCfg, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = iter([False, False, True])
+    monkeypatch.setattr("san.d2.trainer.stopping.requested", lambda: next(asked))
+    spoil(monkeypatch, {2})
+    cfg = make_cfg(SOLVER__LOG_PERIOD=100, SOLVER__MAX_NONFINITE=1)
+    with pytest.raises(FloatingPointError, match="iteration 2, images"):
+        run(cfg)
+    rows = [json.loads(line) for line in (Path(cfg.OUTPUT_DIR) / "metrics.json").read_text().splitlines()]
+    assert [row["iteration"] for row in rows if "total_loss" in row] == [1]
+
+
 def start_scale(patch: pytest.MonkeyPatch, scale: float) -> None:
     """Makes loss scaling start there."""
     real = torch.amp.GradScaler.__init__
