@@ -24,6 +24,16 @@ class FakeGPU(FakeTensorMode):
     def __init__(self) -> None:
         super().__init__(allow_non_fake_inputs=True)
         self.waits: list[str] = []
+        self.counted = 0
+
+    def event(self) -> FakeEvent:
+        """In place of `torch.cuda.Event`."""
+        return FakeEvent(self)
+
+    def wait(self, what: str) -> None:
+        """Notes a wait."""
+        self.waits.append(what)
+        self.counted += 1
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -39,22 +49,39 @@ class FakeGPU(FakeTensorMode):
             return func(*args, **kwargs)
         source = args[0] if args else None
         if func is aten._local_scalar_dense.default:
-            self.waits.append("a number is read")
+            self.wait("a number is read")
             return source.dtype.is_floating_point and 0.0
         if func is aten.empty_like.default and kind == "cpu":
             return _on_cpu(source, kwargs.get("dtype"))
         if func is aten._to_copy.default:
             blocking = not kwargs.get("non_blocking", False)
             if kind == "cpu" and isinstance(source, FakeTensor):
-                self.waits += ["copied to the CPU"] * blocking
+                if blocking:
+                    self.wait("copied to the CPU")
                 return _on_cpu(source, kwargs.get("dtype"))
-            self.waits += ["copied to the GPU"] * (blocking and not isinstance(source, FakeTensor))
+            if blocking and not isinstance(source, FakeTensor):
+                self.wait("copied to the GPU")
         if func is aten.copy_.default and isinstance(source, FakeTensor) != isinstance(args[1], FakeTensor):
             blocking = not (args[2] if len(args) > 2 else kwargs.get("non_blocking", False))
-            self.waits += ["copied in place"] * blocking
+            if blocking:
+                self.wait("copied in place")
             if isinstance(args[1], FakeTensor):
                 return source.zero_()
         return super().__torch_dispatch__(func, types, args, kwargs)
+
+
+class FakeEvent:
+    """Has come to pass once the host has waited for anything after it was recorded."""
+
+    def __init__(self, gpu: FakeGPU) -> None:
+        self.gpu = gpu
+
+    def record(self, stream: Any = None) -> None:
+        self.at = self.gpu.counted
+
+    def synchronize(self) -> None:
+        if self.gpu.counted == self.at:
+            self.gpu.wait("an event")
 
 
 def _on_cpu(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:

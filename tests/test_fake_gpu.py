@@ -34,15 +34,12 @@ SIZES: dict[str, Any] = {"model": "tiny", "height": 96, "width": 128, "classes":
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGPU]:
-    class Event:
-        def record(self) -> None: ...
-        def synchronize(self) -> None: ...
-
-    monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)  # mixed precision by
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda *_, **__: True)  # the rules for CUDA
     monkeypatch.setattr("san.losses.criterion.seeded_generator", lambda *_: None)
+    monkeypatch.setattr("torch.cuda.current_stream", lambda device: None)
     with FakeGPU() as gpu:
+        monkeypatch.setattr("torch.cuda.Event", gpu.event)
         yield gpu
 
 
@@ -102,6 +99,8 @@ def test_a_run_waits_for_the_matching_only(
         outcome = stepper.run(batches, iteration, outcome.read)
         assert stepper.scaler.is_enabled() == (amp_dtype is not None)
         assert gpu.waits == ["copied to the CPU"] * steps
+    outcome.read()
+    assert gpu.waits[steps:] == ["an event"], "read at once it is a wait"
 
 
 def test_an_image_of_known_words_is_labelled_without_a_wait(gpu: FakeGPU) -> None:

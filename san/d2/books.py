@@ -71,12 +71,16 @@ class Books:
         get_event_storage().put_scalar("skipped_updates", self.skipped.total, smoothing_hint=False, cur_iter=iteration)
 
     def close(self) -> None:
-        """After an error elsewhere: enters the open iteration if it can be, without a word to other processes."""
+        """After an error elsewhere: enters the open iteration if it has come through, and asks no other process."""
         entry, self._open = self._open, None
         if entry is None:
             return
         try:
-            self._enter(entry)
+            if entry.outcome.arrived():
+                self._enter(entry)
+        except NonFiniteError as error:
+            files = ", ".join(file for step in entry.sources for file in step["files"])
+            logger.warning("%s (images %s). Its update was left out", error, files)
         except Exception as error:
             logger.debug("Iteration %d is not in the logs: %s", entry.iteration, error)
 

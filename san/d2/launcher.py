@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import gc
 import logging
 import os
 import platform
@@ -78,23 +79,33 @@ def start_workers(main: Callable[..., None], cfg: CfgNode, args: argparse.Namesp
 
 
 def _work(main: Callable[..., None], cfg: CfgNode, args: argparse.Namespace) -> None:
-    """What a worker does. All take leave together: threads of a group that outlives this may abort the process.
+    """What a worker does. All take leave together; one that has failed leaves alone, and waits for nobody.
 
-    One that has failed leaves alone, as it must not wait for the others.
+    Raises:
+        StopRequested: as `main` has, but after leaving: an error's trace holds all that its frames have held.
     """
+    stopped = False
     try:
         main(cfg, args)
     except StopRequested:  # raised by all
-        _leave()
-        raise
-    _leave()
+        stopped = True
+    leave_groups()
+    if stopped:
+        raise StopRequested
 
 
-def _leave() -> None:
-    """Ends the process groups, where there are several workers."""
-    if dist.is_initialized():
-        comm.synchronize()  # nobody leaves while another still talks to it
-        dist.destroy_process_group()
+def leave_groups() -> None:
+    """Ends the process groups, where there are several workers; threads that outlive them may abort the process."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return
+    comm.synchronize()  # nobody leaves while another still talks to it
+    if hasattr(comm, "forget_groups"):
+        comm.forget_groups()
+    else:  # Detectron2's, which has no such function
+        comm._LOCAL_PROCESS_GROUP = None
+        comm._get_global_gloo_group.cache_clear()
+    gc.collect()  # a trainer and its hooks hold each other, and with them the groups
+    dist.destroy_process_group()
 
 
 def _tell_end(error: ProcessException, first_rank: int, folder: Path) -> None:

@@ -62,7 +62,11 @@ class Outcome:
             there, self._values = self._values, torch.empty_like(self._values, device="cpu", pin_memory=True)
             self._values.copy_(there, non_blocking=True)
             self._arrived = torch.cuda.Event()
-            self._arrived.record()
+            self._arrived.record(torch.cuda.current_stream(there.device))
+
+    def arrived(self) -> bool:
+        """Whether `read` would not wait."""
+        return self._arrived is None or self._arrived.query()
 
     def read(self) -> tuple[dict[str, float], float]:
         """The weighted losses of the iteration by name, averaged over processes, and the gradient's norm.

@@ -95,8 +95,7 @@ class Stepper:
         together = torch.stack(rows)
         totals, spoilt = self._over_processes(together)
         self._update(unless=(spoilt > 0) | ~norm.isfinite())
-        scale = self.scaler.scale(torch.ones_like(spoilt)) if self.scaler.is_enabled() else None
-        return Outcome(iteration, shares, together, totals, spoilt, norm, scale)
+        return Outcome(iteration, shares, together, totals, spoilt, norm, self._next_scale(spoilt))
 
     def _forward(self, batch: list[Sample], iteration: int) -> dict[str, Tensor]:
         """Losses of one accumulation step, which there are on every process."""
@@ -131,7 +130,7 @@ class Stepper:
         return shared[:-1], shared[-1]
 
     def _update(self, *, unless: Tensor) -> None:
-        """The optimiser's step, or none; the loss scaler learns of the gradient either way.
+        """The optimiser's step, or none.
 
         Args:
             unless: scalar; where it is true the weights, moments and the count of updates stay.
@@ -145,7 +144,21 @@ class Stepper:
                 del optimizer.found_inf
         elif not unless:  # the host waits
             optimizer.step()
+
+    def _next_scale(self, spoilt: Tensor) -> Tensor | None:
+        """Tells the loss scaler of the gradient; returns the scale of the next iteration, None without loss scaling.
+
+        Args:
+            spoilt: scalar; where it is above 0 the scale stays as it was, as no gradient has overflowed.
+        """
+        if not self.scaler.is_enabled():
+            return None
+        one = torch.ones_like(spoilt)
+        before = self.scaler.scale(one)
         self.scaler.update()
+        scale = torch.where(spoilt > 0, before, self.scaler.scale(one))
+        self.scaler.update(scale)
+        return scale
 
     def losses(self, batch: list[Sample]) -> dict[str, Tensor]:
         """The model's losses of a batch, in the run's precision."""

@@ -29,6 +29,8 @@ def talk(engine: str, folder: str) -> None:
     """Every worker writes down what it heard."""
     import torch
 
+    from san.d2 import launcher
+
     comm, _ = load_comm_and_launch(engine)
     rank = comm.get_rank()
     reduced = [
@@ -48,9 +50,11 @@ def talk(engine: str, folder: str) -> None:
         "one_seed": len(set(comm.all_gather(comm.shared_random_seed()))),
         "backend": torch.distributed.get_backend(),
     }
+    names = [Path(f"/proc/self/task/{number}/comm") for number in os.listdir("/proc/self/task")]
+    assert any("gloo" in name.read_text() for name in names)
+    launcher.leave_groups()
+    heard["threads"] = [name.read_text() for name in names if name.exists() and "gloo" in name.read_text()]
     Path(folder, f"{rank}.json").write_text(json.dumps(heard))
-    comm.synchronize()
-    torch.distributed.destroy_process_group()  # else Gloo's threads may abort the process at exit
 
 
 def fail(engine: str, folder: str) -> None:
@@ -74,7 +78,14 @@ def test_workers_talk(engine, tmp_path):
     result = run("talk", engine, tmp_path)
     assert result.returncode == 0, result.stderr
     heard = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
-    everyone = {"world": 2, "all_gather": ["", "x"], "one_seed": 1, "backend": "gloo", "reduced_keys": [["a", "b"]] * 2}
+    everyone = {
+        "world": 2,
+        "all_gather": ["", "x"],
+        "one_seed": 1,
+        "backend": "gloo",
+        "threads": [],
+        "reduced_keys": [["a", "b"]] * 2,
+    }
     main = {"main": True, "gather": [{"from": 0}, {"from": 1}], "gather_to_1": [], "reduced": [[1.0, 0.5], [2.0, 1.0]]}
     other = {"main": False, "gather": [], "gather_to_1": [0, 1], "reduced": []}
     assert heard[0] == {**everyone, **main, "rank": 0, "local": 0}

@@ -131,6 +131,20 @@ def test_losses_of_the_iteration_before_an_error_are_logged(make_cfg: MakeCfg, m
     assert [row["iteration"] for row in rows if "total_loss" in row] == [1]
 
 
+def test_a_bad_update_before_another_error_is_told(make_cfg: MakeCfg, monkeypatch: pytest.MonkeyPatch) -> None:
+    spoil(monkeypatch, {1})
+    monkeypatch.setattr("san.d2.trainer.Trainer._hear_all", lambda self: self.iter and fail())
+    cfg = make_cfg(SOLVER__LOG_PERIOD=100)
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        run(cfg)
+    log = (Path(cfg.OUTPUT_DIR) / "log.txt").read_text()
+    assert "iteration 1: a loss is not finite" in log and "train_" in log.partition("iteration 1: ")[2]
+
+
+def fail() -> None:
+    raise RuntimeError("the device is gone")
+
+
 def test_losses_of_the_iteration_before_a_stop_are_logged(make_cfg: MakeCfg, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = iter([False, False, True])
     monkeypatch.setattr("san.d2.trainer.stopping.requested", lambda: next(asked))
@@ -221,6 +235,44 @@ def _one_bad_rank(rank: int, port: int, folder: str) -> None:
             outcomes.append(str(error))
     Path(folder, f"{rank}.json").write_text(json.dumps([outcomes, layer.weight.tolist()]))
     dist.destroy_process_group()
+
+
+def _late(rank: int, port: int, cfg: Any) -> None:
+    """One of two processes of a run whose outcomes are read late; see the test."""
+    import torch.distributed as dist
+
+    from san.d2 import launcher
+    from san.d2.api import comm
+
+    torch.set_num_threads(1)
+    given = Stepper.losses
+    calls = iter(range(100))
+
+    def losses(self: Stepper, batch: Any) -> Any:
+        number, found = next(calls), given(self, batch)  # two steps per iteration
+        if (rank, number) == (0, 4):
+            raise FloatingPointError("matching costs are not finite")
+        return found | {"loss_ce": found["loss_ce"] * float("nan")} if (rank, number) == (1, 3) else found
+
+    Stepper.losses = losses  # type: ignore[method-assign]
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    comm.create_local_process_group(2)
+    run(cfg)
+    launcher.leave_groups()
+
+
+def test_processes_hear_late_of_bad_updates_and_go_on(make_cfg: MakeCfg) -> None:
+    """A bad loss on one process, heard of in the next iteration, where the other one's matching fails."""
+    from san.d2.standin.launch import _find_free_port
+
+    cfg = make_cfg(SOLVER__LOG_PERIOD=100, SOLVER__ACCUMULATION_STEPS=2, SOLVER__MAX_ITER=5)
+    torch.multiprocessing.start_processes(_late, args=(_find_free_port(), cfg), nprocs=2, start_method="fork")
+    log = (Path(cfg.OUTPUT_DIR) / "log.txt").read_text()
+    assert "iteration 1, images " in log and "a loss is not finite" in log and "(1 in a row, 1 in all)" in log
+    assert "iteration 2, images " in log and "matching costs are not finite" in log and "(2 in a row, 2 in all)" in log
+    rows = [json.loads(line) for line in (Path(cfg.OUTPUT_DIR) / "metrics.json").read_text().splitlines()]
+    assert [row["skipped_updates"] for row in rows if "skipped_updates" in row] == [2]
+    assert [row["iteration"] for row in rows if "total_loss" in row] == [4]
 
 
 def test_processes_leave_an_update_out_together(tmp_path: Path) -> None:

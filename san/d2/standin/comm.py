@@ -61,6 +61,13 @@ def create_local_process_group(num_workers_per_machine: int) -> None:
             _local_process_group = group
 
 
+def forget_groups() -> None:
+    """Lets go of all groups; for a worker that takes leave, as threads of a group live as long as someone holds it."""
+    global _local_process_group
+    _local_process_group = None
+    _gloo_group.cache_clear()
+
+
 def get_local_process_group() -> dist.ProcessGroup:
     """The group of the workers on this machine; AssertionError if nobody made it."""
     assert _local_process_group is not None, _MISSING_LOCAL_GROUP
