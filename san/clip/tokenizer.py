@@ -18,7 +18,7 @@ Tokenizer = Callable[[Sequence[str]], Tensor]
 """Texts to token ids (N, context_length), int64; the end-of-text token has the largest id of its row."""
 
 VOCAB_SIZE = 49408
-"""Of CLIP's tokenizer (guarded by tests/clip/test_tokenizer.py)."""
+"""Of CLIP's tokenizer (guarded by tests/clip/test_zoo.py)."""
 _MAX_TOLD = 10_000  # words remembered, so that each is told once
 _MAX_SHOWN = 10  # words in one warning
 

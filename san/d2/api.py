@@ -14,8 +14,8 @@ What SAN takes, and what for:
 - ``DetectionCheckpointer``: checkpoint files (``_load_file``, ``_load_model``, ``save``, ``resume_or_load``, ...).
 - ``default_argument_parser``, ``launch``: the command line, worker processes.
 - ``comm``: ``get_rank``, ``get_local_rank``, ``get_world_size``, ``is_main_process``, ``synchronize``, ``gather``,
-  ``all_gather``, ``reduce_dict``, ``shared_random_seed``, ``create_local_process_group``.
-- ``EventStorage``, ``get_event_storage``, ``EventWriter``, ``JSONWriter``, ``TensorboardXWriter``: what is logged.
+  ``all_gather``, ``shared_random_seed``, ``create_local_process_group``; `forget_groups`, which it has not itself.
+- ``EventStorage``, ``get_event_storage``, ``EventWriter``, ``TensorboardXWriter``: what is logged.
 - ``DatasetEvaluator``, ``verify_results``: evaluation.
 - ``setup_logger``: a named logger with colour on the terminal and a file per worker.
 
@@ -78,7 +78,7 @@ if BACKEND == "detectron2":
     from detectron2.evaluation import DatasetEvaluator, verify_results
     from detectron2.modeling import META_ARCH_REGISTRY, build_model
     from detectron2.utils import comm
-    from detectron2.utils.events import EventStorage, EventWriter, JSONWriter, TensorboardXWriter, get_event_storage
+    from detectron2.utils.events import EventStorage, EventWriter, TensorboardXWriter, get_event_storage
     from detectron2.utils.logger import setup_logger
 else:
     from san.d2.standin import (  # type: ignore[assignment]
@@ -90,7 +90,6 @@ else:
         EventStorage,
         EventWriter,
         HookBase,
-        JSONWriter,
         MetadataCatalog,
         TensorboardXWriter,
         TrainerBase,
@@ -104,6 +103,15 @@ else:
         setup_logger,
         verify_results,
     )
+
+
+def forget_groups() -> None:
+    """Lets go of `comm`'s process groups; for a worker that leaves, as a group's threads live while anyone holds it."""
+    if BACKEND == "standin":
+        comm.forget_groups()  # type: ignore[attr-defined]
+        return
+    comm._LOCAL_PROCESS_GROUP = None
+    comm._get_global_gloo_group.cache_clear()
 
 
 def log_backend(logger: logging.Logger) -> None:
@@ -127,13 +135,13 @@ __all__ = [
     "EventStorage",
     "EventWriter",
     "HookBase",
-    "JSONWriter",
     "MetadataCatalog",
     "TensorboardXWriter",
     "TrainerBase",
     "build_model",
     "comm",
     "default_argument_parser",
+    "forget_groups",
     "get_cfg",
     "get_event_storage",
     "hooks",

@@ -24,7 +24,7 @@ import torch.distributed as dist
 from torch.multiprocessing.spawn import ProcessException, ProcessExitedException
 
 from san.allocator import keep_large_buffers
-from san.d2.api import CfgNode, comm, launch, log_backend, setup_logger
+from san.d2.api import CfgNode, comm, forget_groups, launch, log_backend, setup_logger
 from san.d2.discretion import DiscreetFormatter
 from san.d2.stopping import EXIT_CODE, StopRequested, passing_on
 
@@ -99,11 +99,7 @@ def leave_groups() -> None:
     if not (dist.is_available() and dist.is_initialized()):
         return
     comm.synchronize()  # nobody leaves while another still talks to it
-    if hasattr(comm, "forget_groups"):
-        comm.forget_groups()
-    else:  # Detectron2's, which has no such function
-        comm._LOCAL_PROCESS_GROUP = None
-        comm._get_global_gloo_group.cache_clear()
+    forget_groups()
     gc.collect()  # a trainer and its hooks hold each other, and with them the groups
     dist.destroy_process_group()
 

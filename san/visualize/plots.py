@@ -28,7 +28,7 @@ def plot_curves(metrics_file: str | Path, path: str | Path, *, title: str = "Tra
     """Draw losses, metrics, learning rate and speed over iterations.
 
     Args:
-        metrics_file: JSON lines as Detectron2's JSONWriter writes them, one dict with `iteration` per line. After a
+        metrics_file: ``metrics.json`` of a run, in JSON lines, one dict with `iteration` per line. After a
             resume an iteration may stand twice: the later line counts.
         path: PNG to write; folders are made.
         title: heading of the picture.

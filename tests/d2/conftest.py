@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,24 @@ def make_cfg(options: dict[str, Any]) -> Callable[..., Any]:
         return cfg
 
     return make
+
+
+def lines_writer(engine: Any, path: Path) -> Any:
+    """An engine's writer of what its storage gives, as JSON lines: one per iteration that has anything new."""
+
+    class Lines(engine.EventWriter):  # type: ignore[misc, name-defined]
+        last = -1
+
+        def write(self) -> None:
+            rows: dict[int, dict[str, float]] = {}
+            for name, (value, iteration) in engine.get_event_storage().latest_with_smoothing_hint(20).items():
+                if iteration > self.last:
+                    rows.setdefault(iteration, {})[name] = value
+            self.last = max(rows, default=self.last)
+            with open(path, "a", encoding="utf-8") as file:
+                file.writelines(json.dumps(row | {"iteration": at}, sort_keys=True) + "\n" for at, row in rows.items())
+
+    return Lines()
 
 
 @pytest.fixture(scope="session")

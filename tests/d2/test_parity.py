@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.d2.conftest import lines_writer
 from tests.d2.test_standin import load_engine
 
 pytestmark = pytest.mark.detectron2
@@ -52,7 +53,7 @@ def toy_trainer(engine: Any, folder: Path) -> Any:
             self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.05)
             self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda i: (1 - i / MAX_ITER) ** 0.9)
             self.checkpointer = engine.DetectionCheckpointer(self.model, str(folder), trainer=self)
-            writers = [engine.JSONWriter(str(folder / "metrics.json")), engine.TensorboardXWriter(str(folder))]
+            writers = [lines_writer(engine, folder / "metrics.json"), engine.TensorboardXWriter(str(folder))]
             self.register_hooks(
                 [
                     engine.hooks.IterationTimer(),
@@ -71,7 +72,7 @@ def toy_trainer(engine: Any, folder: Path) -> Any:
             loss.backward()
             self.optimizer.step()
             self.losses[self.iter] = loss.item()
-            self.storage.put_scalars(**engine.comm.reduce_dict({"loss": loss.detach()}))
+            self.storage.put_scalars(loss=loss.detach())
 
         def evaluate(self) -> dict[str, dict[str, float]]:
             x, y = toy_batch(-1)
@@ -195,7 +196,7 @@ def test_signatures_agree(engines):
         "setup_logger",
         "verify_results",
         "build_model",
-        "JSONWriter",
+        "TensorboardXWriter",
         "EventStorage",
     ):
         real, own = (inspect.signature(getattr(engines[engine], name)).parameters for engine in BOTH)

@@ -12,6 +12,8 @@ import pytest
 import torch
 from torch import nn
 
+from tests.d2.conftest import lines_writer
+
 ENGINES = ["standin", pytest.param("detectron2", marks=pytest.mark.detectron2)]
 
 
@@ -52,7 +54,7 @@ def test_every_name_of_the_door_is_served(engine):
     import san.d2.api
     import san.d2.standin
 
-    own = {"BACKEND", "BACKEND_REASON", "log_backend"}
+    own = {"BACKEND", "BACKEND_REASON", "forget_groups", "log_backend"}
     for name in set(san.d2.api.__all__) - own:
         assert hasattr(engine, name), name
     assert set(san.d2.standin.__all__) == set(san.d2.api.__all__) - own
@@ -228,33 +230,6 @@ def test_smoothing_is_the_median_over_iterations(engine):
         assert storage.latest_with_smoothing_hint(21)["rare"] == (3.0, 40)
 
 
-def test_json_writer(engine, tmp_path):
-    path = tmp_path / "metrics.json"
-    with engine.EventStorage(3) as storage:
-        writer = engine.JSONWriter(str(path))
-        storage.put_scalars(loss=2.0, a=1.0)
-        storage.put_scalar("mIoU", 41.0, smoothing_hint=False, cur_iter=2)
-        writer.write()
-        writer.write()
-        storage.iter = 4
-        storage.put_scalar("loss", 4.0)
-        writer.write()
-        writer.close()
-    lines = path.read_text().splitlines()
-    assert [json.loads(line) for line in lines] == [
-        {"a": 1.0, "iteration": 3, "loss": 2.0},
-        {"iteration": 2, "mIoU": 41.0},
-        {"iteration": 4, "loss": 3.0},
-    ]
-    assert lines[0] == '{"a": 1.0, "iteration": 3, "loss": 2.0}'
-    with engine.EventStorage(9) as storage:  # a resumed run goes on in the same file
-        writer = engine.JSONWriter(str(path))
-        storage.put_scalar("loss", 1.0)
-        writer.write()
-        writer.close()
-    assert len(path.read_text().splitlines()) == 4
-
-
 def test_tensorboard_writer(engine, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -415,7 +390,7 @@ def test_evaluation_and_writer_hooks(engine, tmp_path):
         calls.append(trainer.iter)
         return {"sem_seg": {"mIoU": 3, "IoU": {"red star": 1.5}}, "speed": 2}
 
-    writer = engine.JSONWriter(str(tmp_path / "metrics.json"))
+    writer = lines_writer(engine, tmp_path / "metrics.json")
     hooks = [engine.hooks.EvalHook(2, evaluate), engine.hooks.PeriodicWriter([writer], 3)]
     trainer.register_hooks(hooks)
     trainer.train(0, 4)
@@ -618,5 +593,4 @@ def test_comm_alone(engine):
     assert comm.is_main_process()
     comm.synchronize()
     assert comm.gather("x") == comm.all_gather("x") == ["x"]
-    assert comm.reduce_dict({"a": torch.tensor(2.0)}) == {"a": torch.tensor(2.0)}
     assert 0 <= comm.shared_random_seed() < 2**31

@@ -33,10 +33,6 @@ def talk(engine: str, folder: str) -> None:
 
     comm, _ = load_comm_and_launch(engine)
     rank = comm.get_rank()
-    reduced = [
-        comm.reduce_dict({"b": torch.tensor(float(rank)), "a": torch.tensor(2.0 * rank)}, average=average)
-        for average in (True, False)
-    ]
     heard: dict[str, Any] = {
         "rank": rank,
         "local": comm.get_local_rank(),
@@ -45,8 +41,6 @@ def talk(engine: str, folder: str) -> None:
         "gather": comm.gather({"from": rank}),
         "gather_to_1": comm.gather(rank, dst=1),
         "all_gather": comm.all_gather("x" * rank),
-        "reduced_keys": [list(values) for values in reduced],
-        "reduced": [[value.item() for value in values.values()] for values in reduced] if rank == 0 else [],
         "one_seed": len(set(comm.all_gather(comm.shared_random_seed()))),
         "backend": torch.distributed.get_backend(),
     }
@@ -84,10 +78,9 @@ def test_workers_talk(engine, tmp_path):
         "one_seed": 1,
         "backend": "gloo",
         "threads": [],
-        "reduced_keys": [["a", "b"]] * 2,
     }
-    main = {"main": True, "gather": [{"from": 0}, {"from": 1}], "gather_to_1": [], "reduced": [[1.0, 0.5], [2.0, 1.0]]}
-    other = {"main": False, "gather": [], "gather_to_1": [0, 1], "reduced": []}
+    main = {"main": True, "gather": [{"from": 0}, {"from": 1}], "gather_to_1": []}
+    other = {"main": False, "gather": [], "gather_to_1": [0, 1]}
     assert heard[0] == {**everyone, **main, "rank": 0, "local": 0}
     assert heard[1] == {**everyone, **other, "rank": 1, "local": 1}
 

@@ -16,7 +16,7 @@ from san.d2.standin.checkpoint import DetectionCheckpointer
 from san.d2.standin.config import CfgNode, get_cfg
 from san.d2.standin.defaults import default_argument_parser
 from san.d2.standin.evaluation import DatasetEvaluator, verify_results
-from san.d2.standin.events import EventStorage, EventWriter, JSONWriter, TensorboardXWriter, get_event_storage
+from san.d2.standin.events import EventStorage, EventWriter, TensorboardXWriter, get_event_storage
 from san.d2.standin.launch import launch
 from san.d2.standin.logger import setup_logger
 from san.d2.standin.modeling import META_ARCH_REGISTRY, build_model
@@ -31,7 +31,6 @@ __all__ = [
     "EventStorage",
     "EventWriter",
     "HookBase",
-    "JSONWriter",
     "MetadataCatalog",
     "TensorboardXWriter",
     "TrainerBase",

@@ -155,26 +155,3 @@ def shared_random_seed() -> int:
     """
     seed: int = all_gather(int(np.random.randint(2**31)))[0]
     return seed
-
-
-def reduce_dict(input_dict: dict[str, torch.Tensor], average: bool = True) -> dict[str, torch.Tensor]:
-    """Averages or adds up scalars over the workers, on worker 0.
-
-    Args:
-        input_dict: scalar tensors, under the same keys on every worker.
-        average: whether to divide by the number of workers.
-
-    Returns:
-        The same keys, sorted; on worker 0 the result, elsewhere values without meaning. Without several workers the
-        dictionary itself.
-    """
-    world_size = get_world_size()
-    if world_size < 2:
-        return input_dict
-    names = sorted(input_dict)  # one order on all workers
-    with torch.no_grad():
-        values = torch.stack([input_dict[name] for name in names])  # (number of keys,)
-        dist.reduce(values, dst=0)
-        if average and dist.get_rank() == 0:
-            values /= world_size
-    return dict(zip(names, values, strict=True))

@@ -5,10 +5,8 @@ fvcore's `HistoryBuffer` keeps each scalar's recent values.
 
 from __future__ import annotations
 
-import json
-import os
 from collections import defaultdict
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from fvcore.common.history_buffer import HistoryBuffer
 
@@ -160,34 +158,6 @@ class _ScalarFilter:
         fresh = [(name, value, at) for name, (value, at) in scalars.items() if at > self._last_iteration]
         self._last_iteration = max((at for _, _, at in fresh), default=self._last_iteration)
         return fresh
-
-
-class JSONWriter(EventWriter):
-    """Writes scalars as JSON lines, one per iteration that has any: ``{"iteration": 19, "loss": 1.9, ...}``.
-
-    Args:
-        json_file: path; lines are added to a file that exists. Its folder must exist.
-        window_size: of `EventStorage.latest_with_smoothing_hint`.
-    """
-
-    def __init__(self, json_file: str | os.PathLike[str], window_size: int = 20) -> None:
-        self._file: IO[str] = open(json_file, "a", encoding="utf-8")  # noqa: SIM115 (open as long as the writer)
-        self._window_size = window_size
-        self._fresh = _ScalarFilter()
-
-    def write(self) -> None:
-        """Writes what came since the last call, and puts it to disk."""
-        lines: defaultdict[int, dict[str, float]] = defaultdict(dict)
-        for name, value, iteration in self._fresh(get_event_storage().latest_with_smoothing_hint(self._window_size)):
-            lines[iteration][name] = value
-        for iteration, scalars in lines.items():
-            self._file.write(json.dumps({**scalars, "iteration": iteration}, sort_keys=True) + "\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        """Closes the file."""
-        self._file.close()
 
 
 class TensorboardXWriter(EventWriter):
