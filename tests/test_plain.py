@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -17,13 +19,14 @@ from san.postprocess import semantic_labels, semantic_scores
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
-def tiny(device: str = "cpu", **parts: dict) -> SANModel:
+def tiny(device: str = "cpu", *, train_pos_embed: bool = True) -> SANModel:
     torch.manual_seed(0)
-    model = build_san(variant("tiny", **parts)).to(device)
+    config = variant("tiny")
+    model = build_san(replace(config, clip=replace(config.clip, train_pos_embed=train_pos_embed)))
     for name, parameter in model.named_parameters():
         if parameter.dim() < 2:  # biases and scales that are not all zero or one
             torch.nn.init.normal_(parameter, mean=float("weight" in name or "scale" in name), std=0.1)
-    return model
+    return model.to(device)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -47,12 +50,15 @@ def test_image_side(device, dtype, training):
             assert torch.equal(a, c), "the fast paths are back afterwards"
 
 
-def test_gradients():
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("train_pos_embed", [False, True])
+def test_gradients(device, train_pos_embed):
+    """Also where CLIP is all frozen: then of the first deep block's attention the bias alone needs a gradient."""
     gradients = []
     for plain in (False, True):
-        model = tiny().train()
+        model = tiny(device, train_pos_embed=train_pos_embed).train()
         with plain_paths(model) if plain else torch.enable_grad():
-            proposals = model.propose(torch.randn(1, 3, 96, 96, generator=torch.manual_seed(1)))
+            proposals = model.propose(torch.randn(1, 3, 96, 96, generator=torch.manual_seed(1)).to(device))
             sum(
                 p.sls_embed.square().sum() + (p.attn_bias * p.mask_logits[:, None, None]).mean() for p in proposals
             ).backward()

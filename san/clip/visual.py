@@ -125,8 +125,8 @@ def _recognise(block: Block, x: Tensor, sls: Tensor, bias: Tensor, *, keep_patch
 def sls_attention(q: Tensor, k_self: Tensor, v_self: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     """Attention of each [SLS] token over itself and the patch tokens.
 
-    A first key that is zero, with the token's own logit as its bias, stands for "itself"; as its value differs from
-    token to token, it gets the value zero and an extra value channel that reads off its probability.
+    Written out: the tokens are few, so that no fused kernel is faster. Nor do all of those on GPUs bear a bias that
+    alone needs a gradient (torch issue 148476).
 
     Args:
         q: (B, N_h, S, d), queries of the [SLS] tokens.
@@ -139,12 +139,9 @@ def sls_attention(q: Tensor, k_self: Tensor, v_self: Tensor, k: Tensor, v: Tenso
     Returns:
         (B, N_h, S, d).
     """
-    width = q.shape[-1]
-    self_logit = ((q * k_self).sum(dim=-1, keepdim=True) * width**-0.5).to(q.dtype)  # (B, N_h, S, 1)
-    heads_bias = bias.to(q.dtype).expand(-1, q.shape[1], -1, -1)
-    logit_bias = torch.cat([self_logit, heads_bias], dim=-1)  # (B, N_h, S, 1 + T)
-    keys = F.pad(k, (0, 0, 1, 0))  # (B, N_h, 1 + T, d)
-    values = F.pad(v, (0, 8, 1, 0))  # (B, N_h, 1 + T, d + 8): fused kernels want multiples of 8
-    values[:, :, 0, width] = 1
-    mixed = F.scaled_dot_product_attention(q, keys, values, attn_mask=logit_bias)  # (B, N_h, S, d + 8)
-    return mixed[..., :width] + mixed[..., width : width + 1] * v_self
+    q = q * q.shape[-1] ** -0.5
+    own = (q * k_self).sum(dim=-1, keepdim=True)  # (B, N_h, S, 1)
+    logits = torch.cat([own, q @ k.transpose(-2, -1) + bias], dim=-1)  # (B, N_h, S, 1 + T)
+    probs = logits.softmax(dim=-1).to(v.dtype)
+    result: Tensor = probs[..., 1:] @ v + probs[..., :1] * v_self
+    return result

@@ -22,11 +22,11 @@ ALWAYS, NEVER = 1, 10**9
 
 def make_classifier(device: str = "cpu") -> TextClassifier:
     torch.manual_seed(0)
-    model = build_san(variant("tiny")).to(device)
+    model = build_san(variant("tiny"))
     for name, parameter in model.text_classifier.named_parameters():
         if parameter.dim() < 2:  # biases and scales that are not all zero or one
             torch.nn.init.normal_(parameter, mean=float("weight" in name or "scale" in name), std=0.1)
-    return model.text_classifier
+    return model.to(device).text_classifier
 
 
 @pytest.fixture
