@@ -10,7 +10,7 @@ Source: method.md sections 4 to 8.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from san.clip.blocks import Block
 from san.clip.templates import load_templates
@@ -32,13 +33,39 @@ from san.model.side_adapter import SideFeatures
 
 @contextmanager
 def plain_paths(model: SANModel) -> Iterator[SANModel]:
-    """The model with its bias head and its recognition computed plainly; as it was, afterwards."""
+    """The model with its attention, bias head and recognition computed plainly; as it was, afterwards."""
     model.bias_head.forward = partial(attn_bias, model.bias_head)  # type: ignore[method-assign]
     model._recognise = partial(recognise, model)  # type: ignore[method-assign]
     try:
-        yield model
+        with PlainAttention():
+            yield model
     finally:
         del model.bias_head.forward, model._recognise
+
+
+class PlainAttention(TorchFunctionMode):
+    """While it is entered, `plain_attention` stands in for torch's fused kernels, wherever attention is computed."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Any function of torch, as called."""
+        if func is F.scaled_dot_product_attention:
+            func = plain_attention
+        return func(*args, **(kwargs or {}))
+
+
+def plain_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, attn_mask: Tensor | None = None, is_causal: bool = False
+) -> Tensor:
+    """Attention (B, N_h, T, d) with all its weights in memory at once; the mask is added to their logits."""
+    logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, N_h, T, keys)
+    if is_causal:
+        attn_mask = torch.full_like(logits, float("-inf")).triu(1)
+    if attn_mask is not None:
+        logits = logits + attn_mask
+    mixed: Tensor = logits.softmax(dim=-1).to(v.dtype) @ v
+    return mixed
 
 
 def attn_bias(head: AttentionBiasHead, features: SideFeatures, queries: Tensor) -> Tensor:
@@ -107,7 +134,9 @@ def plain_text_embed(classifier: TextClassifier, names: Sequence[str], *, chunk_
     """Text embeddings (C, E) of names, each prompt at CLIP's full length, no cache."""
     prompts = [template.format(name) for name in names for template in load_templates(classifier.templates)]
     tokens = classifier._tokenizer(prompts).to(classifier.positional_embedding.device)  # (N, 77)
-    embeds = torch.cat([F.normalize(classifier.encode_text(part).float(), dim=-1) for part in tokens.split(chunk_size)])
+    with PlainAttention():
+        passes = [classifier.encode_text(part).float() for part in tokens.split(chunk_size)]
+    embeds = F.normalize(torch.cat(passes), dim=-1)  # (N, E)
     return F.normalize(embeds.view(len(names), -1, embeds.shape[1]).mean(dim=1), dim=-1)
 
 
@@ -141,9 +170,10 @@ class PlainCriterion:
                 continue
             points = uniform_points(1, config.num_points, device=device)
             at_logits, at_masks = (sample_points(maps[None], points)[0] for maps in (mask_logits[image], own))
-            cost = matching_cost(class_logits[image], at_logits, target.labels, at_masks, config=config)
+            labels = target.labels.to(device)
+            cost = matching_cost(class_logits[image], at_logits, labels, at_masks, config=config)
             queries, matched = (index.to(device) for index in match(cost))
-            classes[image, queries] = target.labels.to(device)[matched]
+            classes[image, queries] = labels[matched]
             logits.append(mask_logits[image, queries])
             masks.append(own[matched])
         weight = torch.ones(class_logits.shape[-1], device=device)

@@ -7,13 +7,14 @@ from dataclasses import replace
 import pytest
 import torch
 
+import san.plain
 from san import postprocess
 from san.data.label_sets import load_label_set
 from san.losses import LabelMapTarget, LossConfig, SetCriterion, Target
 from san.model.build import build_san
 from san.model.config import variant
 from san.model.san import SANModel
-from san.plain import PlainCriterion, plain_labels, plain_paths, plain_scores, plain_text_embed
+from san.plain import PlainAttention, PlainCriterion, plain_labels, plain_paths, plain_scores, plain_text_embed
 from san.postprocess import semantic_labels, semantic_scores
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -27,6 +28,45 @@ def tiny(device: str = "cpu", *, train_pos_embed: bool = True) -> SANModel:
         if parameter.dim() < 2:  # biases and scales that are not all zero or one
             torch.nn.init.normal_(parameter, mean=float("weight" in name or "scale" in name), std=0.1)
     return model.to(device)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("how", ["free", "masked", "causal"])
+def test_attention(device, dtype, how):
+    """The fused kernels' results and gradients, from weights that are held in memory."""
+    torch.manual_seed(0)
+    drawn = [torch.randn(2, 3, 50, 40).to(device, dtype) for _ in range(3)]
+    mask = torch.randn(2, 3, 50, 50).masked_fill(torch.rand(2, 3, 50, 50) < 0.2, float("-inf")).to(device, dtype)
+    options = {"free": {}, "masked": {"attn_mask": mask}, "causal": {"is_causal": True}}[how]
+    attention, results, kernels = torch.nn.functional.scaled_dot_product_attention, [], []
+    for plain in (False, True):
+        leaves = [values.clone().requires_grad_() for values in drawn]
+        with PlainAttention() if plain else torch.enable_grad():
+            mixed = attention(*leaves, **options)
+        mixed.float().square().sum().backward()
+        results.append([mixed, *(leaf.grad for leaf in leaves)])
+        kernels.append(mixed.grad_fn.name())
+    assert "ScaledDotProduct" in kernels[0]
+    assert "ScaledDotProduct" not in kernels[1]
+    for fused, plain in zip(*results, strict=True):
+        error = (fused.float() - plain.float()).norm() / plain.float().norm()
+        assert error < (1e-4 if dtype == torch.float32 else 2e-2)
+
+
+def test_all_attention_is_plain_on_the_plain_paths(monkeypatch):
+    calls, attention = [], san.plain.plain_attention
+    monkeypatch.setattr(
+        san.plain, "plain_attention", lambda q, *a, **k: calls.append(q.shape[2]) or attention(q, *a, **k)
+    )
+    model = tiny().eval()
+    with torch.no_grad(), plain_paths(model):
+        model.propose(torch.randn(1, 3, 64, 64))
+    assert len(calls) == model.arch.vision.depth + model.config.side_adapter.depth
+    calls.clear()
+    with torch.no_grad():
+        model.propose(torch.randn(1, 3, 64, 64))
+    assert calls == []
 
 
 @pytest.mark.parametrize("device", DEVICES)
