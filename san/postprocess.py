@@ -17,6 +17,7 @@ from torch.nn import functional as F
 _BAND_VALUES = 2**24  # mask probabilities and scores held at a time: 64 MB in float32
 _CACHED_VALUES = 2**20  # on a CPU, for a label map: what its cache holds is read again at once
 _TILE = 16  # output pixels along each side of a tile of which classes are left out
+_TILE_ROWS = 2  # of tiles in a band
 _FEW_CLASSES = 40  # of which leaving out some would not pay; fewer where there are few queries
 
 
@@ -121,14 +122,14 @@ def labels_and_scores(
     on_cpu, num_queries = mask_logits.device.type == "cpu", class_probs.shape[1]
     prune = on_cpu and len(class_probs) > min(_FEW_CLASSES, 1.5 * num_queries)
     band_values = (min(_BAND_VALUES, _CACHED_VALUES) if on_cpu else _BAND_VALUES) // shrink
-    num_rows = _TILE if prune else max(1, band_values // (sum(class_probs.shape) * output_size[1]))
+    num_rows = _TILE * _TILE_ROWS if prune else max(1, band_values // (sum(class_probs.shape) * output_size[1]))
     labels, best = [], []
     for mask_probs in _mask_bands(mask_logits, padded_size, image_size, output_size, num_rows):
         pixels = mask_probs.flatten(1)  # (Q, rows * W)
-        candidates = _possible_winners(mask_probs, class_probs) if prune else slice(None)
-        score, label = _best_class(class_probs[candidates], pixels, band_values)
-        if isinstance(candidates, Tensor):
-            label = candidates[label]
+        if prune:
+            score, label = _best_of_tiles(class_probs, mask_probs, band_values)
+        else:
+            score, label = _best_class(class_probs, pixels, band_values)
         none = score < threshold
         if none_of_these:
             none |= no_object @ pixels > score
@@ -150,8 +151,35 @@ def _best_class(class_probs: Tensor, pixels: Tensor, max_values: int) -> tuple[T
     return torch.cat(scores), torch.cat(labels)
 
 
+def _best_of_tiles(class_probs: Tensor, mask_probs: Tensor, max_values: int) -> tuple[Tensor, Tensor]:
+    """What `_best_class` gives of a band, looking in most of it only at the few classes that can win there.
+
+    In the middle of things one class or two can win, where several things meet hundreds can. Tiles of the second kind,
+    which have more than twice the median's, are few: their pixels are looked at by themselves.
+
+    Args:
+        class_probs: (C, Q).
+        mask_probs: (Q, rows, W).
+        max_values: how many scores are held at a time, about.
+    """
+    pixels = mask_probs.flatten(1)  # (Q, rows * W)
+    possible = _possible_winners(mask_probs, class_probs)  # (C, tile rows, tile columns)
+    counts = possible.sum(dim=0)
+    crowded = counts > 2 * counts.median()
+    classes = (possible & ~crowded).flatten(1).any(dim=1).nonzero().squeeze(1)
+    score, label = _best_class(class_probs[classes], pixels, max_values)
+    label = classes[label]
+    if crowded.any():
+        classes = (possible & crowded).flatten(1).any(dim=1).nonzero().squeeze(1)
+        crowd = crowded.repeat_interleave(_TILE, dim=0).repeat_interleave(_TILE, dim=1)  # (rows, W) or more
+        crowd = crowd[: mask_probs.shape[1], : mask_probs.shape[2]].flatten().nonzero().squeeze(1)
+        score[crowd], found = _best_class(class_probs[classes], pixels.index_select(1, crowd), max_values)
+        label[crowd] = classes[found]
+    return score, label
+
+
 def _possible_winners(mask_probs: Tensor, class_probs: Tensor) -> Tensor:
-    """The classes, ascending, that can have the highest score at some pixel of a band.
+    """Which classes can have the highest score at some pixel of a tile: (C, tile rows, tile columns).
 
     Masks are smooth, so within a tile a mask's probability hardly changes. A class whose score is below another's even
     with every mask at its highest for the one and at its lowest for the other has no pixel of the tile.
@@ -160,12 +188,14 @@ def _possible_winners(mask_probs: Tensor, class_probs: Tensor) -> Tensor:
         mask_probs: (Q, rows, W).
         class_probs: (C, Q).
     """
-    tile = (mask_probs.shape[1], _TILE)
-    highest = F.max_pool2d(mask_probs, tile, ceil_mode=True).flatten(1)  # (Q, tiles)
-    lowest = -F.max_pool2d(-mask_probs, tile, ceil_mode=True).flatten(1)
-    at_least = (class_probs @ lowest).amax(dim=0)  # (tiles,), of the best class
-    possible = class_probs @ highest >= at_least * (1 - 1e-5)  # room for rounding
-    return possible.any(dim=1).nonzero().squeeze(1)
+    rows = mask_probs.split(_TILE, dim=1)
+    highest = torch.stack([row.amax(dim=1) for row in rows], dim=1)  # (Q, tile rows, W)
+    highest = F.max_pool1d(highest, _TILE, ceil_mode=True)  # (Q, tile rows, tile columns)
+    lowest = torch.stack([row.amin(dim=1) for row in rows], dim=1)
+    lowest = -F.max_pool1d(-lowest, _TILE, ceil_mode=True)
+    at_least = (class_probs @ lowest.flatten(1)).amax(dim=0)  # (tiles,), of the best class
+    possible = ~(class_probs @ highest.flatten(1) < at_least * (1 - 1e-5))  # room for rounding; not a number: possible
+    return possible.view(-1, *highest.shape[1:])
 
 
 def resized_masks(
@@ -213,7 +243,11 @@ def _mask_bands(
     rows, columns = _axis_matrices(mask_logits, padded_size, image_size, output_size)
     across = mask_logits.float() @ columns.T  # (Q, h_s, W)
     for band in rows.split(num_rows):
-        yield (band @ across).sigmoid_()
+        sources = slice(None)
+        if band.device.type == "cpu":  # elsewhere the host would wait for the answer
+            nearby = band.any(dim=0).nonzero()  # few of h_s rows
+            sources = slice(int(nearby[0]), int(nearby[-1]) + 1)
+        yield (band[:, sources] @ across[:, sources]).sigmoid_()
 
 
 def _axis_matrices(

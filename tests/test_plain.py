@@ -9,6 +9,7 @@ import torch
 
 import san.plain
 from san import postprocess
+from san.benchmark.workload import drawn_scene
 from san.data.label_sets import load_label_set
 from san.losses import LabelMapTarget, LossConfig, SetCriterion, Target
 from san.model.build import build_san
@@ -127,19 +128,35 @@ def test_label_map(device, num_classes):
     )
 
 
-def test_classes_that_cannot_win_are_left_out():
-    """Smooth masks and a model that is sure: few of many classes are looked at, the winners among them."""
-    torch.manual_seed(0)
-    masks = torch.nn.functional.interpolate(torch.randn(1, 30, 5, 7) * 4, size=(20, 28), mode="bilinear")[0]
-    classes = torch.randn(30, 801) * 4
-    (band, *_) = postprocess._mask_bands(masks, (160, 224), (160, 224), (160, 224), 16)
+@pytest.mark.parametrize("seed", range(3))
+def test_classes_that_cannot_win_are_left_out(monkeypatch, seed):
+    """Where things meet many can, elsewhere few; sizes that tiles do not divide."""
+    masks, classes = drawn_scene(30, (20, 28), 500, seed=seed, num_things=6)
+    sizes = {"padded_size": (320, 448), "image_size": (300, 437), "output_size": (301, 405)}
+    (band, *_) = postprocess._mask_bands(masks, *sizes.values(), 32)
     class_probs = classes.softmax(dim=-1)[:, :-1].t()
-    candidates = postprocess._possible_winners(band, class_probs)
-    winners = (class_probs @ band.flatten(1)).argmax(dim=0).unique()
-    assert set(winners.tolist()) <= set(candidates.tolist())
-    assert len(candidates) < 100
-    sizes = {"padded_size": (160, 224), "image_size": (150, 224), "output_size": (171, 200)}
-    assert torch.equal(semantic_labels(masks, classes, **sizes), plain_labels(masks, classes, **sizes))
+    possible = postprocess._possible_winners(band, class_probs)
+    assert possible.shape == (500, 2, 26)
+    winners = (class_probs @ band.flatten(1)).argmax(dim=0).view(32, 405)
+    rows, columns = torch.meshgrid(torch.arange(32) // 16, torch.arange(405) // 16, indexing="ij")
+    assert possible[winners, rows, columns].all()
+    products, best_class = [], postprocess._best_class
+    monkeypatch.setattr(
+        postprocess, "_best_class", lambda c, p, n: products.append(len(c) * p.shape[1]) or best_class(c, p, n)
+    )
+    labels = semantic_labels(masks, classes, **sizes)
+    assert torch.equal(labels, plain_labels(masks, classes, **sizes))
+    assert len(labels.unique()) >= 6
+    assert len(products) > 10, "crowded tiles are looked at by themselves"
+    assert sum(products) < 0.1 * 500 * labels.numel()
+
+
+def test_what_is_not_a_number_leaves_no_class_out():
+    masks, classes = drawn_scene(30, (20, 28), 100)
+    masks[3] = float("nan")
+    sizes = {"padded_size": (320, 448), "image_size": (320, 448), "output_size": (320, 448)}
+    labels, plain = semantic_labels(masks, classes, **sizes), plain_labels(masks, classes, **sizes)
+    assert torch.equal(labels, plain)
 
 
 def test_text():

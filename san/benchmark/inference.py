@@ -15,6 +15,7 @@ from san.benchmark.workload import (
     draw_model,
     drawn_images,
     drawn_label_map,
+    drawn_scene,
     drawn_text_embed,
     mixed_precision,
 )
@@ -30,12 +31,17 @@ IGNORED = 65535
 def make_workload(case: Case, device: torch.device, *, plain: bool) -> Workload:
     """Images and text embedding are there; a run ends with the label maps on the device, or counted.
 
+    The network computes its class logits, and the label maps are made of a drawn scene's in their place.
+
     The parts are "input" (normalising, padding, CLIP's smaller copy), "shallow CLIP", "side network", "heads" (masks
     and attention biases), "recognition" (CLIP's deep blocks) and "output" (class logits and label map), compiled
     "network" and "output"; of an evaluation also "confusion matrix".
     """
     model = draw_model(case, device).eval()
     text_embed, images = drawn_text_embed(model, case.classes), drawn_images(case, device)
+    side, (height, width) = model.config.side_adapter, model.stack(images).shape[2:]
+    scene = drawn_scene(side.num_queries, (height // side.patch_size, width // side.patch_size), case.classes)
+    masks, classes = (logits.to(device) for logits in scene)
     labels = plain_labels if plain else semantic_labels
     if not plain:
         hold_weights(model, getattr(torch, case.dtype))
@@ -55,9 +61,8 @@ def make_workload(case: Case, device: torch.device, *, plain: bool) -> Workload:
             (proposals,) = model.propose(batch)
         recorder.mark("network" if case.compiled else "recognition")
         output = model.classify(proposals, text_embed)
-        maps = [
-            labels(*pair, **sizes(case, batch)) for pair in zip(output.mask_logits, output.class_logits, strict=True)
-        ]
+        assert output.mask_logits.shape[1:] == masks.shape, "of the network's shape"
+        maps = [labels(masks, classes, **sizes(case, batch)) for _ in images]
         recorder.mark("output")
         if counts:
             for label_map in maps:

@@ -101,6 +101,29 @@ def drawn_label_map(case: Case, size: tuple[int, int], *, seed: int, num_present
     return F.interpolate(blocks[None, None].double(), size=size, mode="nearest")[0, 0].long()
 
 
+def drawn_scene(
+    num_queries: int, grid: tuple[int, int], num_classes: int, *, seed: int = 4, num_things: int = 12
+) -> tuple[Tensor, Tensor]:
+    """Mask logits (Q, h_s, w_s) and class logits (Q, C + 1) like those of a trained model, of round things.
+
+    Two queries have a sure mask of each thing, the others' are weak and "no object". A query prefers its thing's class,
+    but hardly one of the others is out of the question. Drawn weights give one class everywhere, which is too easy.
+    """
+    generator = torch.manual_seed(seed)
+    rows, columns = torch.meshgrid(*(torch.arange(float(side)) for side in grid), indexing="ij")
+    centres = torch.rand(num_things, 2, 1, 1, generator=generator) * torch.tensor(grid).view(2, 1, 1)
+    radius = (0.1 + 0.25 * torch.rand(num_things, 1, 1, generator=generator)) * min(grid)
+    inside = radius - (rows - centres[:, 0]).hypot(columns - centres[:, 1])  # (things, h_s, w_s), in cells
+    queries = torch.arange(num_queries)
+    thing, weak = queries % num_things, queries >= 2 * num_things
+    masks = inside[thing] + 0.7 * torch.randn(num_queries, *grid, generator=generator)
+    masks[weak] -= 4
+    classes = 2.5 * torch.randn(num_queries, num_classes + 1, generator=generator)
+    classes[queries, torch.randint(num_classes, (num_things,), generator=generator)[thing]] += 8
+    classes[weak, -1] += 9
+    return masks, classes
+
+
 def mixed_precision(case: Case, device: torch.device) -> Any:
     """The context a case's network runs in."""
     if case.dtype == "float32":
