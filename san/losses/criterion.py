@@ -130,17 +130,21 @@ class SetCriterion(nn.Module):
     def _costs(
         self, class_logits: Tensor, mask_logits: Tensor, truth: Truth, draw: Sequence[torch.Generator | None]
     ) -> list[Tensor]:
-        """Matching costs (Q, M) per image with a target, at uniform points its queries and targets share."""
-        costs = []
-        labels = truth.labels.split(truth.counts)
-        for image, generator in enumerate(draw):
-            if truth.counts[image] == 0:
-                continue
-            points = uniform_points(1, self.config.num_points, device=mask_logits.device, generator=generator)
-            at_logits = sample_points(mask_logits[image].unsqueeze(0), points)[0]  # (Q, P)
-            at_truth = truth.at_shared_points(image, points[0])  # (M, P)
-            costs.append(matching_cost(class_logits[image], at_logits, labels[image], at_truth, config=self.config))
-        return costs
+        """Matching costs (Q, M) per image with a target, at uniform points its queries and targets share.
+
+        All images at once: targets are filled up with empty ones to the most that an image has.
+        """
+        if not any(truth.counts):
+            return []
+        device, num_points = mask_logits.device, self.config.num_points
+        points = torch.cat([uniform_points(1, num_points, device=device, generator=each) for each in draw])  # (B, P, 2)
+        at_logits, at_truth = sample_points(mask_logits, points), truth.at_shared_points(points)
+        rows = nn.utils.rnn.pad_sequence(
+            list(torch.arange(len(truth.labels)).split(truth.counts)), batch_first=True, padding_value=len(truth.labels)
+        ).to(device, non_blocking=True)  # (B, M), of all targets and an empty one
+        labels, masks = F.pad(truth.labels, (0, 1))[rows], F.pad(at_truth, (0, 0, 0, 1))[rows]
+        costs = matching_cost(class_logits, at_logits, labels, masks, config=self.config)
+        return [cost[:, :count] for cost, count in zip(costs, truth.counts, strict=True) if count]
 
     def _pairs(self, costs: Sequence[Sequence[Tensor]], truth: Truth, device: torch.device) -> list[_Pairs]:
         """The assignment of every layer's costs, on the outputs' device: one transfer there, one back."""

@@ -20,29 +20,29 @@ def pairwise_mask_cost(mask_logits: Tensor, masks: Tensor) -> Tensor:
     Uses bce(x, t) = softplus(x) - x * t, so no (Q, M, P) array is made.
 
     Args:
-        mask_logits: (Q, P) at the points.
-        masks: (M, P) in [0, 1] at the same points.
+        mask_logits: (..., Q, P) at the points.
+        masks: (..., M, P) in [0, 1] at the same points.
 
     Returns:
-        (Q, M), 0 or more.
+        (..., Q, M), 0 or more.
     """
-    num_points = mask_logits.shape[1]
-    return F.softplus(mask_logits).mean(dim=1, keepdim=True) - mask_logits @ masks.t() / num_points  # (Q, M)
+    num_points = mask_logits.shape[-1]
+    return F.softplus(mask_logits).mean(dim=-1, keepdim=True) - mask_logits @ masks.mT / num_points  # (..., Q, M)
 
 
 def pairwise_dice_cost(mask_logits: Tensor, masks: Tensor) -> Tensor:
     """Dice loss of every query with every target: 1 - (2 * sum(p t) + 1) / (sum(p) + sum(t) + 1).
 
     Args:
-        mask_logits: (Q, P) at the points; p is their sigmoid.
-        masks: (M, P) in [0, 1] at the same points.
+        mask_logits: (..., Q, P) at the points; p is their sigmoid.
+        masks: (..., M, P) in [0, 1] at the same points.
 
     Returns:
-        (Q, M) in [0, 1).
+        (..., Q, M) in [0, 1).
     """
     probs = mask_logits.sigmoid()
-    overlap = probs @ masks.t()  # (Q, M)
-    total = probs.sum(dim=1).unsqueeze(1) + masks.sum(dim=1).unsqueeze(0)  # (Q, M)
+    overlap = probs @ masks.mT  # (..., Q, M)
+    total = probs.sum(dim=-1).unsqueeze(-1) + masks.sum(dim=-1).unsqueeze(-2)  # (..., Q, M)
     return 1.0 - (2.0 * overlap + 1.0) / (total + 1.0)
 
 
@@ -50,21 +50,22 @@ def pairwise_dice_cost(mask_logits: Tensor, masks: Tensor) -> Tensor:
 def matching_cost(
     class_logits: Tensor, mask_logits: Tensor, labels: Tensor, masks: Tensor, *, config: LossConfig
 ) -> Tensor:
-    """Cost of pairing every query with every target of one image.
+    """Cost of pairing every query with every target of an image, or of each of several ("...") alike.
 
     Args:
-        class_logits: (Q, C + 1); the last class is "no object" and no target's.
-        mask_logits: (Q, P) at the image's points.
-        labels: (M,) int64 in [0, C).
-        masks: (M, P) in [0, 1] at the same points.
+        class_logits: (..., Q, C + 1); the last class is "no object" and no target's.
+        mask_logits: (..., Q, P) at the image's points.
+        labels: (..., M) int64 in [0, C).
+        masks: (..., M, P) in [0, 1] at the same points.
         config: the three weights `cost_*`.
 
     Returns:
-        (Q, M) float32, whatever the inputs' precision.
+        (..., Q, M) float32, whatever the inputs' precision.
     """
     class_logits, mask_logits, masks = class_logits.float(), mask_logits.float(), masks.float()
     with torch.autocast(class_logits.device.type, enabled=False):
-        cost_class = -class_logits.softmax(dim=-1)[:, labels]  # (Q, M)
+        of_each_query = labels.unsqueeze(-2).expand(*class_logits.shape[:-1], -1)  # (..., Q, M)
+        cost_class = -class_logits.softmax(dim=-1).gather(-1, of_each_query)
         cost_mask = pairwise_mask_cost(mask_logits, masks)
         cost_dice = pairwise_dice_cost(mask_logits, masks)
         return config.cost_class * cost_class + config.cost_mask * cost_mask + config.cost_dice * cost_dice

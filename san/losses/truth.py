@@ -58,8 +58,8 @@ class Truth(ABC):
     counts: list[int]
 
     @abstractmethod
-    def at_shared_points(self, image: int, points: Tensor) -> Tensor:
-        """Values in [0, 1] of all targets of one image at points (P, 2) they share: (M, P) float32."""
+    def at_shared_points(self, points: Tensor) -> Tensor:
+        """Values in [0, 1] of all targets at points (B, P, 2) that those of an image share: (sum M, P) float32."""
 
     @abstractmethod
     def at_pair_points(self, images: Tensor, targets: Tensor, points: Tensor) -> Tensor:
@@ -83,11 +83,11 @@ class MaskTruth(Truth):
         self.labels = torch.cat([target.labels.to(device) for target in targets])
         masks = torch.cat([target.masks for target in targets])
         self.masks = masks.to(device=device, dtype=torch.float32)  # (sum M, H, W)
-        self._of_image = self.masks.split(self.counts)
 
-    def at_shared_points(self, image: int, points: Tensor) -> Tensor:
+    def at_shared_points(self, points: Tensor) -> Tensor:
         """See `Truth`."""
-        return sample_points(self._of_image[image].unsqueeze(0), points.unsqueeze(0))[0]
+        images = zip(self.masks.split(self.counts), points, strict=True)
+        return torch.cat([sample_points(masks[None], own[None])[0] for masks, own in images])
 
     def at_pair_points(self, images: Tensor, targets: Tensor, points: Tensor) -> Tensor:
         """See `Truth`."""
@@ -107,22 +107,34 @@ class LabelMapTruth(Truth):
         self.labels = torch.cat([target.labels for target in targets]).to(device, non_blocking=True)
         wide = any(target.label_map.dtype == torch.int64 for target in targets)
         self._values = self.labels.to(torch.int64 if wide else torch.int32)  # as `maps`, spares a cast per comparison
-        self._of_image = self._values.split(self.counts)
+        images = torch.arange(len(targets)).repeat_interleave(torch.tensor(self.counts))
+        self._images = images.to(device, non_blocking=True)  # (sum M,), of each target
         height, width = targets[0].label_map.shape
         self.maps = self._values.new_full((len(targets), height + 2, width + 2), -1)  # (B, H + 2, W + 2)
         for framed, target in zip(self.maps, targets, strict=True):
             framed[1:-1, 1:-1] = target.label_map.to(device, non_blocking=True)
 
-    def at_shared_points(self, image: int, points: Tensor) -> Tensor:
+    def at_shared_points(self, points: Tensor) -> Tensor:
         """See `Truth`."""
-        return self._shares(image, points, self._of_image[image].unsqueeze(1))  # (M, P)
+        images = torch.arange(len(points), device=points.device)
+        return self._shares(images, points, self._values, self._images)
 
     def at_pair_points(self, images: Tensor, targets: Tensor, points: Tensor) -> Tensor:
         """See `Truth`."""
-        return self._shares(images.unsqueeze(1), points, self._values[targets].unsqueeze(1))  # (N, P)
+        return self._shares(images, points, self._values[targets])
 
-    def _shares(self, image: Tensor | int, points: Tensor, labels: Tensor) -> Tensor:
-        """Bilinear weights of those of the four pixels around points ([N,] P, 2) that are of labels (., 1): (., P)."""
+    def _shares(self, images: Tensor, points: Tensor, labels: Tensor, sets: Tensor | None = None) -> Tensor:
+        """Bilinear weights of those of the four pixels around points that are of a label.
+
+        Args:
+            images: (N,) which each set of points lies in.
+            points: (N, P, 2).
+            labels: (M,).
+            sets: (M,) which set of points each label looks at; None has the i-th look at the i-th.
+
+        Returns:
+            (M, P).
+        """
         framed_height, row_length = self.maps.shape[1:]
         # rounded as grid_sample does
         x, y = (
@@ -132,16 +144,18 @@ class LabelMapTruth(Truth):
         left, top = x.floor(), y.floor()  # from -1: the frame's
         right_share, lower_share = x.sub_(left), y.sub_(top)
         number = torch.int32 if self.maps.numel() < 2**31 else torch.int64
-        first = top.to(number).add_(1)  # ([N,] P), index of the upper left pixel in all maps
-        first += (image.to(number) if isinstance(image, Tensor) else image) * framed_height
+        first = top.to(number).add_(1)  # (N, P), index of the upper left pixel in all maps
+        first += images.to(number).unsqueeze(1) * framed_height
         first = first.mul_(row_length).add_(left.to(number)).add_(1)
         flat, nothing = self.maps.flatten(), points.new_zeros(())
-        shares = points.new_zeros(len(labels), points.shape[-2])
+        shares = points.new_zeros(len(labels), points.shape[1])
         for row, row_share in enumerate((1 - lower_share, lower_share)):
             for column, column_share in enumerate((1 - right_share, right_share)):
                 later = flat[row * row_length + column :]  # takes the same index; index_select is by far the fastest
-                values = later.index_select(0, first.flatten()).view(first.shape)
-                shares += torch.where(values == labels, row_share * column_share, nothing)
+                values, weights = later.index_select(0, first.flatten()).view(first.shape), row_share * column_share
+                if sets is not None:
+                    values, weights = values.index_select(0, sets), weights.index_select(0, sets)
+                shares += torch.where(values == labels.unsqueeze(1), weights, nothing)
         return shares
 
 

@@ -40,11 +40,10 @@ def test_values_at_points_equal_those_of_masks(dtype):
     targets = label_maps(dtype)
     maps, masks = LabelMapTruth(targets, CPU), MaskTruth(as_masks(targets), CPU)
     assert maps.counts == masks.counts
-    for image in (0, 2):
-        points = points_with_borders(500)
-        torch.testing.assert_close(
-            maps.at_shared_points(image, points), masks.at_shared_points(image, points), rtol=0, atol=2e-6
-        )
+    points = points_with_borders(len(targets), 500)
+    values = maps.at_shared_points(points)
+    assert values.shape == (sum(maps.counts), 500)
+    torch.testing.assert_close(values, masks.at_shared_points(points), rtol=0, atol=2e-6)
     images = torch.tensor([0, 0, 2, 2])
     pairs = torch.tensor([1, 0, maps.counts[0], maps.counts[0] + 2])
     points = points_with_borders(4, 300)
@@ -58,7 +57,7 @@ def test_a_class_of_the_whole_map_fades_towards_outside(dtype, label):
     """What lies around the map is of no class, whatever the numbers; half a pixel at the border reads half of it."""
     target = LabelMapTarget(torch.tensor([label]), torch.full((4, 5), label, dtype=torch.int64).to(dtype))
     points = torch.tensor([[0.5, 0.5], [0, 0.5], [1, 1], [0.5, 0]])
-    values = LabelMapTruth([target], CPU).at_shared_points(0, points)
+    values = LabelMapTruth([target], CPU).at_shared_points(points[None])
     torch.testing.assert_close(values, torch.tensor([[1, 0.5, 0.25, 0.5]]))
 
 
