@@ -19,6 +19,7 @@ from san.benchmark.workload import Workload
 from san.d2.api import build_model
 from san.d2.config import solver_config
 from san.d2.datasets import register_datasets
+from san.d2.memory import _copy_on_cpu
 from san.d2.solver import build_optimizer
 from san.d2.step import StepConfig, Stepper
 from san.model.san import SANModel
@@ -38,6 +39,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGPU]:
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda *_, **__: True)  # the rules for CUDA
     monkeypatch.setattr("san.losses.criterion.seeded_generator", lambda *_: None)
     monkeypatch.setattr("torch.cuda.current_stream", lambda device: None)
+    monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: tensor)
     with FakeGPU() as gpu:
         monkeypatch.setattr("torch.cuda.Event", gpu.event)
         yield gpu
@@ -117,8 +119,40 @@ def test_an_image_is_evaluated_with_one_wait(gpu: FakeGPU) -> None:
     assert gpu.waits == ["copied to the CPU"]
 
 
+def test_the_registered_model_labels_images_without_a_wait(gpu: FakeGPU, make_cfg: Callable[..., Any]) -> None:
+    cfg = make_cfg()
+    register_datasets(cfg.DATASETS.ROOT)
+    model = build_model(cfg).eval().to("cuda")
+    samples = [sample_of(seed, seed) for seed in range(2)]
+    with torch.inference_mode():
+        for _ in range(2):  # the first embeds the words
+            gpu.waits.clear()
+            results = model(samples)
+    assert gpu.waits == []
+    assert {result["sem_seg_labels"].device.type for result in results} == {"cuda"}
+
+
+def test_a_copy_for_the_cpu_is_made_there_and_not_compiled(gpu: FakeGPU, make_cfg: Callable[..., Any]) -> None:
+    """A GPU whose memory is full has no room for a copy on the way."""
+    model = build_model(make_cfg()).eval().to("cuda")
+    model.model.compile_network()
+    held = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    allocated: list[Tensor] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.Parameter, "__deepcopy__", lambda self, memo: allocated.append(self) or self)
+        copied = _copy_on_cpu(model)
+    assert not allocated
+    tensors = [*copied.parameters(), *copied.buffers()]
+    assert {tensor.device.type for tensor in tensors} == {"cpu"} and len(tensors) == len(held)
+    assert {tensor.device.type for tensor in model.parameters()} == {"cuda"}
+    assert copied.model.propose.__self__ is copied.model
+
+
 def test_prompts_are_embedded_there(gpu: FakeGPU) -> None:
-    run(make_text(Case("text", model="tiny", classes=12), torch.device("cuda"), plain=False))
+    workload = make_text(Case("text", model="tiny", classes=12), torch.device("cuda"), plain=False)
+    gpu.waits.clear()
+    run(workload)
+    assert gpu.waits == []
 
 
 @pytest.fixture

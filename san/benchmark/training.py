@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -51,7 +51,7 @@ class Losses(nn.Module):
 
 
 def make_workload(case: Case, device: torch.device, *, plain: bool) -> Workload:
-    """Samples lie in the main memory as a loader leaves them; a run ends with the updated weights.
+    """Samples lie in the main memory as a loader leaves them, for a GPU pinned; a run ends with the updated weights.
 
     As in training the losses of a run are read in the next one.
 
@@ -68,9 +68,12 @@ def make_workload(case: Case, device: torch.device, *, plain: bool) -> Workload:
     amp = None if case.dtype == "float32" else getattr(torch, case.dtype)
     config = StepConfig(solver, device.type, amp, model.config.side_adapter.num_queries, losses.no_object_weight)
     stepper = Stepper(Losses(model, criterion, text_embed, marks), optimizer, config)
+    images, targets = drawn_images(case, torch.device("cpu")), make_targets(case, masks=plain)
+    if device.type == "cuda":
+        images, targets = [image.pin_memory() for image in images], [pinned(target) for target in targets]
     samples = [
         {"image": image, "target": target, "file_name": "made up"}
-        for image, target in zip(drawn_images(case, torch.device("cpu")), make_targets(case, masks=plain), strict=True)
+        for image, target in zip(images, targets, strict=True)
     ]
 
     outcomes: list[Outcome] = []
@@ -98,7 +101,7 @@ def count_run(case: Case, recorder: Recorder, *, plain: bool) -> None:
     recorder.mark("backward, clipping")
 
 
-def make_targets(case: Case, *, masks: bool) -> list[LabelMapTarget] | list[Target]:
+def make_targets(case: Case, *, masks: bool) -> Sequence[LabelMapTarget | Target]:
     """One target per image, as a label map or as a mask per class."""
     maps = [drawn_label_map(case, (case.height, case.width), seed=10 + index) for index in range(case.batch)]
     classes = [label_map[label_map >= 0].unique() for label_map in maps]
@@ -107,6 +110,13 @@ def make_targets(case: Case, *, masks: bool) -> list[LabelMapTarget] | list[Targ
         return [Target(labels, label_map == labels[:, None, None]) for labels, label_map in pairs]
     small = [label_map.masked_fill(label_map < 0, IGNORED).to(torch.int32) for label_map in maps]
     return [LabelMapTarget(labels, label_map) for labels, label_map in zip(classes, small, strict=True)]
+
+
+def pinned(target: LabelMapTarget | Target) -> LabelMapTarget | Target:
+    """A sample's truth as a loader hands it on for a GPU."""
+    if isinstance(target, LabelMapTarget):
+        return LabelMapTarget(target.labels, target.label_map.pin_memory())
+    return Target(target.labels, target.masks.pin_memory())
 
 
 def to_device(target: LabelMapTarget | Target, device: torch.device) -> LabelMapTarget | Target:

@@ -58,7 +58,9 @@ def encode_prompts(tower: TextClassifier, tokens: Tensor, kinds: Tensor, *, toke
     order = ((ends - own) * tokens.shape[1] + own).argsort(stable=True)  # by what is left, then by where it begins
     result = tower.text_projection.new_empty(len(tokens), tower.text_projection.shape[1])
     for rows in _passes(order, (ends + 1 - own)[order].tolist(), tokens_per_pass):
-        result[rows.to(result.device)] = _finish(tower, tokens[rows], kinds[rows], ends[rows], beginnings)
+        result[rows.to(result.device, non_blocking=True)] = _finish(
+            tower, tokens[rows], kinds[rows], ends[rows], beginnings
+        )
     return result
 
 
@@ -90,7 +92,7 @@ def _passes(order: Tensor, sizes: Sequence[int], tokens_per_pass: int) -> list[T
 def _begin(tower: TextClassifier, tokens: Tensor, kinds: Tensor, lengths: Tensor) -> Beginnings:
     """Keys and values of all kinds' beginnings: one pass of K rows."""
     first = torch.stack([(kinds == kind).long().argmax() for kind in range(len(lengths))])  # of each kind
-    ids = tokens[first, : int(lengths.max())].to(tower.positional_embedding.device)  # (K, P)
+    ids = tokens[first, : int(lengths.max())].to(tower.positional_embedding.device, non_blocking=True)  # (K, P)
     x = tower.token_embedding(ids) + tower.positional_embedding[: ids.shape[1]]
     keys, values = [], []
     for block in _blocks(tower):
@@ -108,10 +110,12 @@ def _finish(tower: TextClassifier, tokens: Tensor, kinds: Tensor, ends: Tensor, 
     shared = beginnings.lengths[kinds]  # (N,)
     longest, size = int(shared.max()), int((ends + 1 - shared).max())  # P, S
     positions = (shared[:, None] + torch.arange(size)).clamp(max=tokens.shape[1] - 1)  # (N, S)
-    ids, positions, kinds = tokens.gather(1, positions).to(device), positions.to(device), kinds.to(device)
+    ids = tokens.gather(1, positions)
     seen = torch.ones(size, longest + size, dtype=torch.bool).tril(longest).repeat(len(tokens), 1, 1)  # (N, S, P + S)
     seen[:, :, :longest] &= torch.arange(longest) < shared[:, None, None]
-    seen, last = seen[:, None].to(device), (ends - shared).to(device)  # (N, 1, S, P + S), (N,)
+    ids, positions, kinds, seen, last = (  # seen: (N, 1, S, P + S), last: (N,)
+        each.to(device, non_blocking=True) for each in (ids, positions, kinds, seen[:, None], ends - shared)
+    )
     rows = torch.arange(len(tokens), device=device)
     x = tower.token_embedding(ids) + tower.positional_embedding[positions]  # (N, S, D)
     for index, block in enumerate(_blocks(tower)):

@@ -26,6 +26,7 @@ from san.clip.vocabulary import ClassText
 logger = logging.getLogger(__name__)
 
 _MAX_CACHED = 32_768  # embeddings a model keeps in memory; at a width of 512 that is 64 MB
+_MORE_ON_GPU = 16  # times the tokens of a pass, where launching a pass takes longer than computing it
 _TEMPLATED, _VERBATIM = "t:", "p:"  # before a text, in a cache: it goes into the templates, or to CLIP as it is
 
 
@@ -190,7 +191,8 @@ class TextClassifier(nn.Module):
 
     def _encode_prompts(self, tokens: Tensor, kinds: Tensor) -> Tensor:
         """As `encode_text`, without computing a token twice or in vain; prompts of one kind may begin alike."""
-        return encode_prompts(self, tokens, kinds, tokens_per_pass=self._tokens_per_pass)
+        more = _MORE_ON_GPU if self.positional_embedding.is_cuda else 1
+        return encode_prompts(self, tokens, kinds, tokens_per_pass=self._tokens_per_pass * more)
 
     def _kinds_of(self, text: str) -> Sequence[int]:
         """A number per prompt of a marked text: those of one template begin alike, those as they are may."""

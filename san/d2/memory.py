@@ -54,7 +54,7 @@ class Frugal:
                 "Out of GPU memory in smaller chunks too: images that do not fit are computed on the CPU, slowly. "
                 "Lower INPUT.MAX_SIZE_TEST, or use a GPU with more memory, to have all on the GPU."
             )
-            self._on_cpu = copy.deepcopy(self.model).cpu()
+            self._on_cpu = _copy_on_cpu(self.model)
         result: list[dict[str, Any]] = self._on_cpu(batch)
         return result
 
@@ -68,3 +68,14 @@ class Frugal:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         return None
+
+
+def _copy_on_cpu(model: nn.Module) -> nn.Module:
+    """A copy on the CPU that needs no GPU memory in the making, and is not compiled."""
+    on_cpu: dict[int, Any] = {id(buffer): buffer.cpu() for buffer in model.buffers()}
+    for parameter in model.parameters():
+        on_cpu[id(parameter)] = nn.Parameter(parameter.detach().cpu(), parameter.requires_grad)
+    copied = copy.deepcopy(model, on_cpu)  # with these for their originals
+    for module in copied.modules():
+        module.__dict__.pop("propose", None)  # what was compiled has the original's weights
+    return copied
