@@ -5,7 +5,7 @@ Nothing here is used in training or prediction. `plain_paths` puts a model's ima
 `SetCriterion`. The numbers agree to rounding (tests/test_plain.py).
 
 B batch, Q queries, C classes, E joint embedding, D CLIP width, N_h heads, T patch tokens, (h_s, w_s) side grid.
-Source: method.md sections 4 to 8.
+Source: method.md sections 2 to 8.
 """
 
 from __future__ import annotations
@@ -36,11 +36,16 @@ def plain_paths(model: SANModel) -> Iterator[SANModel]:
     """The model with its attention, bias head and recognition computed plainly; as it was, afterwards."""
     model.bias_head.forward = partial(attn_bias, model.bias_head)  # type: ignore[method-assign]
     model._recognise = partial(recognise, model)  # type: ignore[method-assign]
+    model.propose = partial(_attend_plainly, model.propose)  # type: ignore[method-assign]
     try:
-        with PlainAttention():
-            yield model
+        yield model
     finally:
-        del model.bias_head.forward, model._recognise
+        del model.bias_head.forward, model._recognise, model.propose
+
+
+def _attend_plainly(propose: Callable[..., Any], images: Tensor) -> Any:
+    with PlainAttention():
+        return propose(images)
 
 
 class PlainAttention(TorchFunctionMode):
@@ -58,11 +63,14 @@ class PlainAttention(TorchFunctionMode):
 def plain_attention(
     q: Tensor, k: Tensor, v: Tensor, *, attn_mask: Tensor | None = None, is_causal: bool = False
 ) -> Tensor:
-    """Attention (B, N_h, T, d) with all its weights in memory at once; the mask is added to their logits."""
+    """Attention (B, N_h, T, d) with all its weights in memory at once; arguments as torch's, a mask or `is_causal`."""
+    assert attn_mask is None or not is_causal
     logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, N_h, T, keys)
     if is_causal:
-        attn_mask = torch.full_like(logits, float("-inf")).triu(1)
-    if attn_mask is not None:
+        attn_mask = torch.ones_like(logits, dtype=torch.bool).tril()
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        logits = logits.masked_fill(~attn_mask, float("-inf"))
+    elif attn_mask is not None:
         logits = logits + attn_mask
     mixed: Tensor = logits.softmax(dim=-1).to(v.dtype) @ v
     return mixed

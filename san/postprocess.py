@@ -154,8 +154,8 @@ def _best_class(class_probs: Tensor, pixels: Tensor, max_values: int) -> tuple[T
 def _best_of_tiles(class_probs: Tensor, mask_probs: Tensor, max_values: int) -> tuple[Tensor, Tensor]:
     """What `_best_class` gives of a band, looking in most of it only at the few classes that can win there.
 
-    In the middle of things one class or two can win, where several things meet hundreds can. Tiles of the second kind,
-    which have more than twice the median's, are few: their pixels are looked at by themselves.
+    In the middle of things one class or two can win, where several things meet hundreds can. The pixels of tiles of the
+    second kind, with more than twice the classes of the median, are looked at by themselves.
 
     Args:
         class_probs: (C, Q).

@@ -135,15 +135,17 @@ def test_the_registered_model_labels_images_without_a_wait(gpu: FakeGPU, make_cf
 def test_a_copy_for_the_cpu_is_made_there_and_not_compiled(gpu: FakeGPU, make_cfg: Callable[..., Any]) -> None:
     """A GPU whose memory is full has no room for a copy on the way."""
     model = build_model(make_cfg()).eval().to("cuda")
+    model.model.text_classifier.embed(["cat", "dog"])
     model.model.compile_network()
-    held = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
-    allocated: list[Tensor] = []
+    cloned: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.nn.Parameter, "__deepcopy__", lambda self, memo: allocated.append(self) or self)
+        for kind in (Tensor, torch.nn.Parameter):
+            patch.setattr(kind, "__deepcopy__", lambda self, memo: cloned.append(self.device.type) or self)
         copied = _copy_on_cpu(model)
-    assert not allocated
-    tensors = [*copied.parameters(), *copied.buffers()]
-    assert {tensor.device.type for tensor in tensors} == {"cpu"} and len(tensors) == len(held)
+    assert "cuda" not in cloned
+    tensors, originals = ([*each.parameters(), *each.buffers()] for each in (copied, model))
+    assert [tensor.shape for tensor in tensors] == [tensor.shape for tensor in originals]
+    assert {tensor.device.type for tensor in tensors} == {"cpu"}
     assert {tensor.device.type for tensor in model.parameters()} == {"cuda"}
     assert copied.model.propose.__self__ is copied.model
 

@@ -61,7 +61,7 @@ def make_workload(case: Case, device: torch.device, *, plain: bool) -> Workload:
             (proposals,) = model.propose(batch)
         recorder.mark("network" if case.compiled else "recognition")
         output = model.classify(proposals, text_embed)
-        assert output.mask_logits.shape[1:] == masks.shape, "of the network's shape"
+        assert output.mask_logits.shape[1:] == masks.shape, "the scene needs the shape of the network's masks"
         maps = [labels(masks, classes, **sizes(case, batch)) for _ in images]
         recorder.mark("output")
         if counts:

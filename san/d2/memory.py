@@ -71,11 +71,8 @@ class Frugal:
 
 
 def _copy_on_cpu(model: nn.Module) -> nn.Module:
-    """A copy on the CPU that needs no GPU memory in the making, and is not compiled."""
-    on_cpu: dict[int, Any] = {id(buffer): buffer.cpu() for buffer in model.buffers()}
+    """A copy on the CPU that needs no GPU memory in the making."""
+    on_cpu: dict[int, Any] = {id(buffer): buffer.to("cpu", copy=True) for buffer in model.buffers()}
     for parameter in model.parameters():
-        on_cpu[id(parameter)] = nn.Parameter(parameter.detach().cpu(), parameter.requires_grad)
-    copied = copy.deepcopy(model, on_cpu)  # with these for their originals
-    for module in copied.modules():
-        module.__dict__.pop("propose", None)  # what was compiled has the original's weights
-    return copied
+        on_cpu[id(parameter)] = nn.Parameter(parameter.detach().to("cpu", copy=True), parameter.requires_grad)
+    return copy.deepcopy(model, on_cpu)  # with these for their originals

@@ -131,8 +131,8 @@ class SAN(nn.Module):
         results: list[dict[str, Tensor]] = [{} for _ in samples]
         height, width = images.shape[-2:]
         for classes, members in groups.items():
-            own = images if len(members) == len(samples) else images[members]  # whose choice a GPU would wait for
-            output = self.model(own, self.model.text_classifier.embed(classes))
+            batch = images if len(members) == len(samples) else images[members]  # a list is a copy the host waits for
+            output = self.model(batch, self.model.text_classifier.embed(classes))
             for row, index in enumerate(members):
                 results[index] = self._result(output, row, samples[index], (height, width))
         return results

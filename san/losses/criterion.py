@@ -20,6 +20,8 @@ from san.losses.matcher import match_all, matching_cost
 from san.losses.point_sampling import keep_uncertain, sample_points, seeded_generator, uniform_points
 from san.losses.truth import AnyTarget, Truth, truth_of
 
+_POINT_VALUES = 2**24  # mask logits at points of a layer that are held at a time: 64 MB
+
 
 @dataclass(frozen=True)
 class _Pairs:
@@ -132,18 +134,27 @@ class SetCriterion(nn.Module):
     ) -> list[Tensor]:
         """Matching costs (Q, M) per image with a target, at uniform points its queries and targets share.
 
-        All images at once: targets are filled up with empty ones to the most that an image has.
+        Many images at once: targets are filled up with empty ones to the most that an image has.
         """
         if not any(truth.counts):
             return []
         device, num_points = mask_logits.device, self.config.num_points
         points = torch.cat([uniform_points(1, num_points, device=device, generator=each) for each in draw])  # (B, P, 2)
-        at_logits, at_truth = sample_points(mask_logits, points), truth.at_shared_points(points)
+        at_truth = truth.at_shared_points(points)  # (sum M, P)
         rows = nn.utils.rnn.pad_sequence(
             list(torch.arange(len(truth.labels)).split(truth.counts)), batch_first=True, padding_value=len(truth.labels)
-        ).to(device, non_blocking=True)  # (B, M), of all targets and an empty one
+        ).to(device, non_blocking=True)  # (B, most targets), numbers of targets; of the empty one where there are fewer
         labels, masks = F.pad(truth.labels, (0, 1))[rows], F.pad(at_truth, (0, 0, 0, 1))[rows]
-        costs = matching_cost(class_logits, at_logits, labels, masks, config=self.config)
+        num_images = max(1, _POINT_VALUES // (mask_logits.shape[1] * num_points))
+        parts = zip(
+            *(each.split(num_images) for each in (class_logits, mask_logits, points, labels, masks)), strict=True
+        )
+        costs = torch.cat(
+            [
+                matching_cost(own_classes, sample_points(own_masks, at), own_labels, own_truth, config=self.config)
+                for own_classes, own_masks, at, own_labels, own_truth in parts
+            ]
+        )  # (B, Q, most targets)
         return [cost[:, :count] for cost, count in zip(costs, truth.counts, strict=True) if count]
 
     def _pairs(self, costs: Sequence[Sequence[Tensor]], truth: Truth, device: torch.device) -> list[_Pairs]:

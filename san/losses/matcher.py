@@ -55,7 +55,7 @@ def matching_cost(
     Args:
         class_logits: (..., Q, C + 1); the last class is "no object" and no target's.
         mask_logits: (..., Q, P) at the image's points.
-        labels: (..., M) int64 in [0, C).
+        labels: (..., M) int64 in [0, C), on the logits' device.
         masks: (..., M, P) in [0, 1] at the same points.
         config: the three weights `cost_*`.
 

@@ -145,6 +145,10 @@ class SANModel(nn.Module):
         """
         self.propose = torch.compile(self.propose)  # type: ignore[method-assign]
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy is not compiled: what was compiled has the weights of this one."""
+        return {name: value for name, value in self.__dict__.items() if name != "propose"}
+
     def classify(self, proposals: MaskProposals, text_embed: Tensor) -> SANOutput:
         """Names the masks: the only step that sees the vocabulary (C, E)."""
         class_logits = self.text_classifier.logits(proposals.sls_embed, text_embed)

@@ -6,8 +6,11 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from san.losses import LossConfig, SetCriterion, Target, dice_loss, mask_loss
+from san.losses import LabelMapTarget, LossConfig, SetCriterion, Target, dice_loss, mask_loss, matching_cost
+from san.losses.point_sampling import sample_points, uniform_points
+from san.losses.truth import truth_of
 
 NUM_CLASSES = 5
 SMALL = LossConfig(num_points=64)
@@ -287,3 +290,51 @@ def test_point_options(oversample_ratio, importance_ratio):
     points = SetCriterion(config)._loss_points(logits, [4], [None])
     assert points.shape == (4, 33, 2)
     assert ((points >= 0) & (points <= 1)).all()
+
+
+def label_map_batch(num_images: int) -> tuple[torch.Tensor, torch.Tensor, list[LabelMapTarget]]:
+    """Class logits, mask logits and targets; every fourth image has none, others have one, three or seven."""
+    torch.manual_seed(0)
+    maps = [torch.randint(0, kinds, (12, 16)) for kinds in (1, 3, 7, 1) * (num_images // 4)]
+    targets = [LabelMapTarget(own.unique()[: 0 if image % 4 == 0 else 9], own) for image, own in enumerate(maps)]
+    return torch.randn(num_images, 9, 8), torch.randn(num_images, 9, 6, 8), targets
+
+
+@pytest.mark.parametrize("held", [1, 2**24])
+def test_costs_of_a_batch_are_those_of_each_image(held, monkeypatch):
+    """However many images' values are held at a time."""
+    monkeypatch.setattr("san.losses.criterion._POINT_VALUES", held)
+    config = LossConfig(num_points=50)
+    class_logits, mask_logits, targets = label_map_batch(8)
+    truth = truth_of(targets, 8, 7, torch.device("cpu"))
+    seeded = [torch.Generator().manual_seed(image) for image in range(8)]
+    costs = iter(SetCriterion(config)._costs(class_logits, mask_logits, truth, seeded))
+    for image, target in enumerate(targets):
+        if len(target.labels) == 0:
+            continue
+        points = uniform_points(1, 50, device=torch.device("cpu"), generator=torch.Generator().manual_seed(image))
+        masks = (target.label_map == target.labels[:, None, None]).float()
+        at_logits, at_masks = (sample_points(maps[None], points)[0] for maps in (mask_logits[image], masks))
+        alone = matching_cost(class_logits[image], at_logits, target.labels, at_masks, config=config)
+        torch.testing.assert_close(next(costs), alone, rtol=1e-5, atol=1e-5)
+    assert not list(costs)
+
+
+def test_a_larger_batch_takes_hardly_more_operations():
+    """A GPU is waiting for the host where every image is computed by itself."""
+
+    class Counting(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.count += 1
+            return func(*args, **(kwargs or {}))
+
+    counts = []
+    for num_images in (4, 12):
+        class_logits, mask_logits, targets = label_map_batch(num_images)
+        truth = truth_of(targets, num_images, 7, torch.device("cpu"))
+        with Counting() as counting:
+            SetCriterion(LossConfig(num_points=50))._costs(class_logits, mask_logits, truth, [None] * num_images)
+        counts.append(counting.count)
+    assert counts[1] - counts[0] <= 8 * 8, "an image by itself only has its points drawn and its costs cut out"

@@ -7,14 +7,9 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from san.losses import LabelMapTarget, LossConfig, SetCriterion, dice_loss, mask_loss, match, matching_cost
+from san.losses import LossConfig, dice_loss, mask_loss, match, matching_cost
 from san.losses.matcher import pairwise_dice_cost, pairwise_mask_cost
-from san.losses.point_sampling import sample_points, uniform_points
-from san.losses.truth import truth_of
-
-CPU = torch.device("cpu")
 
 
 def test_two_by_two():
@@ -93,48 +88,3 @@ def test_non_finite_costs_are_refused(value):
     cost[1, 1] = value
     with pytest.raises(FloatingPointError, match="1 of 6 matching costs are not finite.*learning rate"):
         match(cost)
-
-
-def batch(num_images: int) -> tuple[torch.Tensor, torch.Tensor, list[LabelMapTarget]]:
-    """Class logits, mask logits and targets; every fourth image has none, others have one, three or seven."""
-    torch.manual_seed(0)
-    maps = [torch.randint(0, kinds, (12, 16)) for kinds in (1, 3, 7, 1) * (num_images // 4)]
-    targets = [LabelMapTarget(own.unique()[: 0 if image % 4 == 0 else 9], own) for image, own in enumerate(maps)]
-    return torch.randn(num_images, 9, 8), torch.randn(num_images, 9, 6, 8), targets
-
-
-def test_costs_of_a_batch_are_those_of_each_image():
-    config = LossConfig(num_points=50)
-    class_logits, mask_logits, targets = batch(8)
-    truth = truth_of(targets, 8, 7, CPU)
-    seeded = [torch.Generator().manual_seed(image) for image in range(8)]
-    costs = iter(SetCriterion(config)._costs(class_logits, mask_logits, truth, seeded))
-    for image, target in enumerate(targets):
-        if len(target.labels) == 0:
-            continue
-        points = uniform_points(1, 50, device=CPU, generator=torch.Generator().manual_seed(image))
-        masks = (target.label_map == target.labels[:, None, None]).float()
-        at_logits, at_masks = (sample_points(maps[None], points)[0] for maps in (mask_logits[image], masks))
-        alone = matching_cost(class_logits[image], at_logits, target.labels, at_masks, config=config)
-        torch.testing.assert_close(next(costs), alone, rtol=1e-5, atol=1e-5)
-    assert not list(costs)
-
-
-def test_a_larger_batch_takes_hardly_more_operations():
-    """A GPU is waiting for the host where every image is computed by itself."""
-
-    class Counting(TorchDispatchMode):
-        count = 0
-
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            self.count += 1
-            return func(*args, **(kwargs or {}))
-
-    counts = []
-    for num_images in (4, 12):
-        class_logits, mask_logits, targets = batch(num_images)
-        truth = truth_of(targets, num_images, 7, CPU)
-        with Counting() as counting:
-            SetCriterion(LossConfig(num_points=50))._costs(class_logits, mask_logits, truth, [None] * num_images)
-        counts.append(counting.count)
-    assert counts[1] - counts[0] <= 8 * 8, "to draw its points and to cut out its costs"
