@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -28,7 +30,13 @@ def samples() -> list[dict[str, Any]]:
     ]
 
 
-def test_losses_and_gradients_are_those_of_the_plain_run(make_cfg: Callable[..., CfgNode]) -> None:
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_losses_and_gradients_are_those_of_the_plain_run(
+    make_cfg: Callable[..., CfgNode], monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
+    """By default without the C++ code, which takes two minutes to make; prediction is compiled with it."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    torch.compiler.reset()
     MetadataCatalog.get("words").stuff_classes = ["cat", "dog", "grass"]
     results: list[tuple[dict[str, Tensor], Tensor]] = []
     for compiled in (False, True):
