@@ -187,6 +187,7 @@ def _write(records: Sequence[Mapping[str, Any]], context: Mapping[str, Any], tex
             record["fast"]["seconds"],
             record["fast"]["spread"],
             record["fast"].get("floor_seconds"),
+            record["fast"].get("times_floor"),
             record.get("plain", {}).get("seconds"),
         )
         for record in records

@@ -20,6 +20,7 @@ class TimeBar:
         seconds: median time of a run.
         spread: half the distance between the quartiles, in seconds.
         floor_seconds: the floor, a line across the bar; None where there is none.
+        times_floor: time over floor, the median of the rounds' ratios, as in the table; written beside the bar.
         plain_seconds: the plain path's time, a pale bar behind; None where it was not measured.
     """
 
@@ -27,6 +28,7 @@ class TimeBar:
     seconds: float
     spread: float = 0.0
     floor_seconds: float | None = None
+    times_floor: float | None = None
     plain_seconds: float | None = None
 
 
@@ -52,12 +54,13 @@ def plot_benchmark(bars: Sequence[TimeBar], path: str | Path, *, title: str = "T
         label = f" {bar.seconds * 1000:,.{0 if bar.seconds >= 0.1 else 2}f} ms"
         if bar.floor_seconds:
             axes.plot([bar.floor_seconds * 1000] * 2, [row - 0.45, row + 0.45], color=_FLOOR_COLOR, linewidth=2)
-            label += f", {bar.seconds / bar.floor_seconds:.2g} × floor"
+        if bar.times_floor:
+            label += f", {bar.times_floor:.2f} × floor"
         axes.text(max(bar.seconds, bar.plain_seconds or 0) * 1000, row, label, va="center", fontsize=7)
     longest = max(max(bar.seconds, bar.plain_seconds or 0) for bar in bars) * 1000
     shortest = min(min(bar.seconds, bar.floor_seconds or bar.seconds) for bar in bars) * 1000
     axes.set_xscale("log")
-    axes.set_xlim(shortest / 2, longest * 8)
+    axes.set_xlim(shortest / 2, longest * 20)
     axes.set_yticks(range(len(bars)), [bar.name for bar in bars], fontsize=7)
     axes.invert_yaxis()
     axes.set_xlabel("milliseconds; dark line: floor of this machine; pale: the plain path")
