@@ -187,7 +187,7 @@ class SetCriterion(nn.Module):
         classes = torch.full(class_logits.shape[:2], no_object, device=class_logits.device)  # (B, Q)
         classes[pairs.images, pairs.queries] = truth.labels[pairs.targets]
         weight = torch.ones(no_object + 1, device=class_logits.device)
-        weight[-1] = config.no_object_weight
+        weight[-1].fill_(config.no_object_weight)  # an assignment would copy from the CPU under some releases
         loss_ce = F.cross_entropy(class_logits.flatten(0, 1), classes.flatten(), weight, reduction="sum")
         logits = mask_logits[pairs.images, pairs.queries]  # (N, h_s, w_s)
         if len(logits):
