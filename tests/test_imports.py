@@ -24,6 +24,7 @@ ROOMS: dict[str, set[str]] = {
     "evaluation": {"data", "postprocess", "visualize"},
     "checkpoint": {"model", "clip"},
     "allocator": set(),
+    "errors": set(),
     "files": set(),
     "vocabulary": {"clip", "data"},
     "segmentation": {"model", "data", "postprocess", "visualize", "evaluation", "vocabulary"},
@@ -42,8 +43,8 @@ ROOMS["demo"] = set(ROOMS) - {"d2", ""}
 ROOMS["benchmark"] = set(ROOMS) - {"demo", ""}
 ROOMS["cli"] = set(ROOMS) - {""}
 ROOMS["__main__"] = {"cli"}
-for _room in set(ROOMS) - {"files"}:
-    ROOMS[_room].add("files")  # writing a file whole: every room may
+for _room in set(ROOMS) - {"errors", "files"}:
+    ROOMS[_room] |= {"errors", "files"}  # messages, and writing a file whole: every room may
 
 # Packages that only one file may import.
 DOORS = {

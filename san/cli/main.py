@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from types import ModuleType
 
 import san
+from san.errors import USER_ERRORS, one_line
 
 DONE, ERROR, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -28,9 +29,6 @@ COMMANDS = {
     "benchmark": "speed and memory, beside the floor that this machine sets",
 }
 """Sub-commands, each the module san/cli/<name>.py, and what they are for."""
-
-USER_ERRORS = (ValueError, OSError, FloatingPointError, MemoryError)
-"""What wrong input raises: told in one line. Anything else is a defect of ours and shows its stack trace."""
 
 _HELP = """SAN: open-vocabulary semantic segmentation with a Side Adapter Network.
 
@@ -119,7 +117,7 @@ def guarded(action: Callable[[], int], *, show_traceback: bool = False) -> int:
     except USER_ERRORS as error:
         if show_traceback:
             traceback.print_exc()
-        print(f"error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return ERROR
 
 

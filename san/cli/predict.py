@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from san.cli.jobs import Job, find_jobs, prepare_output, refuse_collisions, unfinished
 from san.cli.options import add_model_options, load_predictor
 from san.cli.pipeline import Line, run_line, write_results
+from san.errors import one_line, printable
 
 if TYPE_CHECKING:
     from san.predictor import Predictor
@@ -203,7 +204,7 @@ class _Run:
     def _failed(self, job: Job, error: Exception) -> None:
         self.num_failed += 1
         self.bar.update()
-        self.bar.write(f"passed over {job.image}: {' '.join(str(error).split())}", file=sys.stderr)
+        self.bar.write(f"passed over {printable(str(job.image))}: {one_line(error)}", file=sys.stderr)
 
 
 def _shares(result: Any) -> str:

@@ -19,11 +19,10 @@ import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from san.errors import USER_ERRORS, one_line
+
 if TYPE_CHECKING:
     from san.d2.api import CfgNode
-
-USER_ERRORS = (ValueError, OSError, FloatingPointError, KeyboardInterrupt)
-"""What wrong input raises: told in one line. Anything else is a defect of ours and shows its stack trace."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -119,8 +118,8 @@ def guarded(action: Callable[[], object], *, show_traceback: bool) -> None:
 
     try:
         action()
-    except USER_ERRORS as error:
+    except (*USER_ERRORS, KeyboardInterrupt) as error:
         if show_traceback:
             traceback.print_exc()
-        what = "interrupted" if isinstance(error, KeyboardInterrupt) else " ".join(str(error).split())
+        what = "interrupted" if isinstance(error, KeyboardInterrupt) else one_line(error)
         sys.exit(f"error: {discreet(what)}")

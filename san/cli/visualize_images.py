@@ -18,6 +18,7 @@ import numpy.typing as npt
 from san.data.label_mapping import LabelMapping
 from san.data.label_sets import check_label_values
 from san.data.transforms import check_same_size, read_image, read_label_map
+from san.errors import one_line
 from san.evaluation.per_image import Entry, ImageScore, decode_entries, score_image
 from san.files import replacing
 from san.visualize.panel import Sample, panel, save_picture, thumbnails
@@ -105,7 +106,7 @@ class ImageWorker:
             key = self._key(task)
             return self._saved(task, key) or self._made(task, key)
         except (ValueError, OSError) as error:
-            return Outcome(task, error=" ".join(str(error).split()) or type(error).__name__)
+            return Outcome(task, error=one_line(error))
 
     def _saved(self, task: Task, key: str) -> Outcome | None:
         """What an earlier run has left, if it is of the same files."""

@@ -12,6 +12,7 @@ from typing import Any
 from san.d2.api import CfgNode
 from san.data.custom import load_custom_dataset
 from san.data.plain_file import is_file, parse_yaml, user_path
+from san.errors import one_line
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def _with_bases(path: Path, above: tuple[Path, ...] = ()) -> Iterator[tuple[Path
     try:
         content = parse_yaml(path.read_text(encoding="utf-8"), unique_keys=False) or {}
     except ValueError as error:
-        raise ValueError(f"configuration file {path} is no plain YAML: {' '.join(str(error).split())}") from None
+        raise ValueError(f"configuration file {path} is no plain YAML: {one_line(error)}") from None
     if not isinstance(content, dict):
         raise ValueError(f"configuration file {path} holds no mapping of keys to values; see configs/ for examples")
     base = content.pop("_BASE_", None)

@@ -11,11 +11,9 @@ from san.d2.datasets import check_names, prepare_shapes, register_custom_files, 
 from san.d2.evaluation import evaluate, metric_names, summary
 from san.d2.launcher import setup_run
 from san.d2.trainer import Trainer
+from san.errors import USER_ERRORS, one_line
 
 logger = logging.getLogger("san.d2.run")
-
-USER_ERRORS = (ValueError, OSError, FloatingPointError)
-"""Told in one line; anything else is logged with its stack trace."""
 
 
 def run(
@@ -42,9 +40,10 @@ def run(
             latest = resume and not (eval_only and keep_weights and cfg.MODEL.WEIGHTS)
             return _run(cfg, eval_only=eval_only, resume=resume, latest=latest)
     except Exception as error:
-        what = " ".join(str(error).split()) or type(error).__name__
         trace = not isinstance(error, USER_ERRORS)
-        logger.error("Process %d of %d ends: %s", comm.get_rank(), comm.get_world_size(), what, exc_info=trace)
+        logger.error(
+            "Process %d of %d ends: %s", comm.get_rank(), comm.get_world_size(), one_line(error), exc_info=trace
+        )
         raise
 
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from san.errors import one_line
+
 MAX_DEPTH = 100
 """Levels of lists and mappings in each other."""
 
@@ -76,7 +78,7 @@ def parse_yaml(text: str, *, unique_keys: bool = True, as_written: bool = False)
         _check_size(node)
         return loader.construct_document(node)  # type: ignore[no-untyped-call]
     except _NO_DATA as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         if isinstance(error, RecursionError):
             reason = f"lists and mappings lie in each other over {MAX_DEPTH} levels deep"
         raise ValueError(reason) from None
@@ -128,7 +130,7 @@ def read_plain_file(path: str | Path, title: str) -> Any:
         return json.loads(text, object_pairs_hook=_unique) if kind == "json" else parse_yaml(text)
     except (ValueError, RecursionError) as error:
         what = "JSON" if kind == "json" else "plain YAML"
-        raise ValueError(f"{title} {path} is no {what}: {' '.join(str(error).split())}") from None
+        raise ValueError(f"{title} {path} is no {what}: {one_line(error)}") from None
 
 
 def is_file(path: Path) -> bool:

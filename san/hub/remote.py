@@ -13,6 +13,8 @@ from pathlib import Path
 from urllib.parse import urlparse
 from urllib.request import getproxies
 
+from san.errors import one_line
+
 logger = logging.getLogger(__name__)
 
 CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "config.json", "model.safetensors", "README.md"
@@ -173,11 +175,11 @@ def upload_folder(
             allow_patterns=[CONFIG_FILE, WEIGHTS_FILE, CARD_FILE],
         )
     except (OSError, ValueError, errors.HTTPError) as error:  # type: ignore[attr-defined]
-        reason = " ".join(str(error).split())
+        reason = one_line(error, limit=300)
         if token:
             reason = reason.replace(token, "***")
         raise ValueError(
-            f"the hub did not take {repo_id!r} ({reason[:300]}); check the name, the network, and that you are logged "
+            f"the hub did not take {repo_id!r} ({reason}); check the name, the network, and that you are logged "
             "in with a token that may write (`hf auth login`, or HF_TOKEN)"
         ) from None  # the original may hold the token
     logger.info("uploaded %s to %s", folder, repo_id)

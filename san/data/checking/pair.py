@@ -12,6 +12,7 @@ from PIL import Image
 
 from san.data.label_mapping import LabelMapping
 from san.data.transforms import read_image, read_label_map
+from san.errors import one_line
 
 Array = npt.NDArray[Any]
 Record = Mapping[str, Any]
@@ -137,7 +138,7 @@ def count_values(labels: Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.i
 
 def _one_line(error: Exception, file: str) -> str:
     """The error's text on one line, without the file's name, which is shown beside it."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = one_line(error)
     for prefix in (f"image {file} ", f"label map {file} "):
         text = text.removeprefix(prefix)
     return text

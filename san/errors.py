@@ -1,0 +1,53 @@
+"""What a user did wrong, and how it is shown: on one line, of bounded length, without control characters."""
+
+from __future__ import annotations
+
+import reprlib
+
+USER_ERRORS = (ValueError, OSError, FloatingPointError, MemoryError)
+"""What wrong input raises: shown in one line. Anything else is a defect of ours and shows its stack trace."""
+
+MAX_LINE = 2000
+"""Characters of a message that are shown."""
+
+
+def one_line(error: BaseException | str, *, limit: int = MAX_LINE) -> str:
+    """An error's message as a terminal or a log can show it.
+
+    File names, keys and values of a file are part of messages, and whoever made the file chose them: characters that
+    a terminal would obey, or that turn the order of what follows, are escaped, and a long text is cut in the middle.
+
+    Args:
+        error: the error, whose type is named where it says nothing; or a text.
+        limit: characters to keep.
+    """
+    text = str(error)
+    if len(text) > 4 * limit:  # most of it would be thrown away
+        text = f"{text[: 2 * limit]} {text[-2 * limit :]}"
+    text = printable(" ".join(text.split()))
+    if len(text) > limit:
+        text = f"{text[: limit * 2 // 3]} [...] {text[-(limit // 3) :]}"
+    return text or (type(error).__name__ if isinstance(error, BaseException) else "")
+
+
+def printable(text: str) -> str:
+    """A text with what no terminal should see escaped: control and formatting characters, lone surrogates."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
+def excerpt(value: object, *, limit: int = 80) -> str:
+    """The `repr` of a value for a message, cut in the middle where it is long; costs little for a huge value.
+
+    Args:
+        value: what was read or given.
+        limit: characters to keep, about.
+    """
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = short.maxlong = limit
+    try:
+        text = printable(short.repr(value))
+    except ValueError:  # a number of thousands of digits, which Python does not write out
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= 2 * limit else f"{text[:limit]}..."
