@@ -11,11 +11,13 @@ endif
 
 # AUDIT=no: audit asks nobody
 AUDIT ?= yes
+# DETECTRON2=<clone>: versions runs every row with Detectron2, too
+DETECTRON2 ?=
 AUDIT_LOG := .audit.log
 SHAPES_OUTPUT ?= output/shapes_quick
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev shapes check lint types test audit test-all format clean
+.PHONY: help install dev shapes check lint types test audit test-all versions format clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -53,6 +55,9 @@ audit: ## known vulnerabilities of the installed packages; advice that fails not
 
 test-all: ## with the slow tests
 	$(PYTHON) -m pytest --slow
+
+versions: ## the tests with the oldest, a pinned and the newest releases, each in an environment of its own
+	$(PYTHON) tools/maintainers/check_versions.py $(if $(DETECTRON2),--detectron2 $(DETECTRON2))
 
 format: ## let ruff mend what it can
 	$(PYTHON) -m ruff check --fix .

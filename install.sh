@@ -94,7 +94,7 @@ try:
     versions = {name: metadata.version(name).split("+")[0] for name in ("torch", "torchvision")}
 except metadata.PackageNotFoundError:
     versions = {}  # one without the other leaves both to the package index
-if versions and tuple(int(part) for part in versions["torch"].split(".")[:2]) >= (2, 4):
+if versions and tuple(int(part) for part in versions["torch"].split(".")[:2]) >= (2, 6):
     for name, version in versions.items():
         print(f"{name}=={version}")
 PYTHON

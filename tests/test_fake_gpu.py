@@ -41,6 +41,11 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGPU]:
     monkeypatch.setattr("torch.cuda.current_stream", lambda device: None)
     monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: tensor)
     with FakeGPU() as gpu:
+        try:
+            torch.ones(1).to("cuda")
+        except RuntimeError as error:  # older releases ask a real driver first
+            pytest.skip(f"torch {torch.__version__} makes no tensors on a GPU that is not there: {str(error)[:60]}")
+        gpu.waits.clear()
         monkeypatch.setattr("torch.cuda.Event", gpu.event)
         yield gpu
 
@@ -64,7 +69,7 @@ def run(workload: Workload) -> None:
 def test_it_tells_devices_apart_and_counts(gpu: FakeGPU) -> None:
     here, there = torch.ones(3), torch.ones(3, device="cuda")
     assert here.sum() == 3 and not gpu.waits
-    with pytest.raises(RuntimeError, match="same device"):
+    with pytest.raises(RuntimeError, match="same device|two different devices"):
         here + there
     assert float(there.sum()) == 0
     there.cpu(), here.to("cuda"), here.copy_(there), there.copy_(here)

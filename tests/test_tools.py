@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from san.checkpoint import is_published, load_checkpoint_file, trained_names
 from san.model.build import build_san
 from san.model.config import variant
 
-TOOLS = sorted((Path(__file__).resolve().parent.parent / "tools").glob("*.py"))
+TOOLS = sorted((Path(__file__).resolve().parent.parent / "tools").rglob("*.py"))
 
 TINY = """
 MODEL:
@@ -33,6 +34,7 @@ def load_tool(name: str) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look there
     spec.loader.exec_module(module)
     return module
 
@@ -103,3 +105,31 @@ def test_convert_refuses_what_does_not_fit(
     assert convert.main([str(checkpoint), "--config-file", str(config), "--to", "own", "--out", str(out)]) == 1
     assert "(10, 144) instead of (12, 144)" in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_the_version_matrix_installs_each_row_and_reports_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With uv and pytest replaced by what they are asked to do; a row that cannot be installed is reported, too."""
+    check = load_tool("check_versions")
+    commands: list[list[str]] = []
+
+    def run(environment: Any, command: list[str], **variables: str) -> None:
+        commands.append(command[1:])
+        if "torch==2.14.1" in command:
+            raise subprocess.CalledProcessError(1, command)
+
+    monkeypatch.setattr(check.Environment, "_run", run)
+    monkeypatch.setattr(check.Environment, "versions", lambda self: ("1.0",) * len(check.SHOWN))
+    monkeypatch.setattr(check.Environment, "test", lambda self, arguments: (f"2 passed {arguments}", 0))
+    rows = ["--rows", "oldest", "newest", "torch-2.14", "--folder", str(tmp_path)]
+    assert check.main([*rows, "--detectron2", "clone", "--", "tests/d2"]) == 1
+    installs = [command[3:] for command in commands if command[0] == "pip"]
+    assert installs[0] == ["--resolution", "lowest-direct", "--editable", ".[test]"]
+    assert installs[2] == ["--no-build-isolation", "clone"]
+    assert installs[3] == ["--upgrade", "--editable", ".[dev]"]
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" | ")[1] for line in lines[-5:]] == ["no", "yes", "no", "yes", "no"]
+    assert "2 passed ['tests/d2']" in lines[-5]
+    assert "not installed" in lines[-1]
+    assert check.main([*rows[:3], "--folder", str(tmp_path)]) == 0

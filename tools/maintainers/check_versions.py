@@ -1,0 +1,151 @@
+#!/usr/bin/env python3
+"""Run the tests with the oldest, a pinned and the newest releases of what SAN depends on, each in its own environment.
+
+python tools/maintainers/check_versions.py                               # every row, about 15 minutes and 6 GB each
+python tools/maintainers/check_versions.py --rows oldest -- tests/d2     # one row; what follows -- goes to pytest
+python tools/maintainers/check_versions.py --detectron2 ~/src/detectron2 # again with Detectron2, built from a clone
+
+The oldest releases are the minimums of pyproject.toml, the newest what the package index has. With Detectron2 every row
+runs twice, first without it. Prints a table of versions and outcomes at the end, and exits with 1 if a test failed. uv
+makes the environments and keeps downloads in its own cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import uv
+
+REPO = Path(__file__).resolve().parents[2]
+_LOWEST = ("--resolution", "lowest-direct", "--editable")
+ROWS = {
+    "oldest": (*_LOWEST, ".[test]"),
+    "oldest-demo": (*_LOWEST, ".[dev]"),  # Gradio asks for later releases of others than SAN does
+    "torch-2.14": ("torch==2.14.1", "torchvision==0.29.1", "--editable", ".[dev]"),
+    "newest": ("--upgrade", "--editable", ".[dev]"),
+}
+"""What uv installs for each row."""
+
+SHOWN = ("torch", "torchvision", "timm", "open_clip_torch", "pillow", "numpy")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of the tests in one environment: its versions, pytest's last line, and its exit code."""
+
+    row: str
+    detectron2: bool
+    versions: tuple[str, ...]
+    result: str
+    code: int
+
+
+class Environment:
+    """A virtual environment for the tests.
+
+    Args:
+        folder: of the environment.
+        python: version or interpreter.
+    """
+
+    def __init__(self, folder: Path, python: str) -> None:
+        self.folder, self.python = folder, python
+
+    def make(self) -> None:
+        """Makes the environment, in place of one that is there."""
+        self._run([uv.find_uv_bin(), "venv", "--quiet", "--clear", "--python", self.python, str(self.folder)])
+
+    def install(self, *arguments: str, **variables: str) -> None:
+        """Runs ``uv pip install``.
+
+        Raises:
+            subprocess.CalledProcessError: something cannot be installed; uv has printed why.
+        """
+        self._run([uv.find_uv_bin(), "pip", "install", "--quiet", *arguments], **variables)
+
+    def test(self, arguments: Sequence[str]) -> tuple[str, int]:
+        """Runs pytest in the repository; returns its last line and its exit code."""
+        process = subprocess.Popen(
+            [self.folder / "bin" / "python", "-m", "pytest", "-q", *arguments],
+            cwd=REPO, env=self._variables(), stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        last = ""
+        assert process.stdout is not None
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            last = line.strip() or last
+        return last.strip("= "), process.wait()
+
+    def versions(self) -> tuple[str, ...]:
+        """The versions of `SHOWN`."""
+        code = f"from importlib.metadata import version\nprint(*map(version, {SHOWN!r}))"
+        shown = subprocess.run(
+            [self.folder / "bin" / "python", "-c", code], capture_output=True, text=True, check=True, cwd=self.folder
+        )
+        return tuple(shown.stdout.split())
+
+    def _run(self, command: Sequence[str], **variables: str) -> None:
+        print("+", *command, flush=True)
+        subprocess.run(command, check=True, cwd=REPO, env=self._variables() | variables)
+
+    def _variables(self) -> dict[str, str]:
+        path = f"{self.folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
+        kept = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "CONDA_PREFIX")}
+        return kept | {"VIRTUAL_ENV": str(self.folder), "PATH": path}
+
+
+def check_row(row: str, args: argparse.Namespace) -> list[Outcome]:
+    """Makes the environment of a row and runs the tests in it, without Detectron2 and with it where it is given."""
+    environment = Environment(args.folder.resolve() / row, args.python)
+    outcomes = []
+    for detectron2 in (False, True)[: 2 if args.detectron2 else 1]:
+        versions = ("-",) * len(SHOWN)
+        try:
+            if detectron2:
+                environment.install("setuptools", "wheel", "ninja")
+                environment.install("--no-build-isolation", args.detectron2, CUDA_VISIBLE_DEVICES="")
+            else:
+                environment.make()
+                environment.install(*ROWS[row])
+            versions = environment.versions()
+            result, code = environment.test(args.pytest)
+        except subprocess.CalledProcessError as error:
+            result, code = f"not installed: exit code {error.returncode}", 1
+        outcomes.append(Outcome(row, detectron2, versions, result, code))
+        if code and versions[0] == "-":
+            break
+    return outcomes
+
+
+def table(outcomes: Sequence[Outcome]) -> str:
+    """The outcomes as a Markdown table."""
+    heads = ["row", "Detectron2", *SHOWN, "tests"]
+    lines = [heads, ["---"] * len(heads)]
+    lines += [[each.row, "yes" if each.detectron2 else "no", *each.versions, each.result] for each in outcomes]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Checks every row; returns 1 if a test failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", nargs="+", default=[*ROWS], choices=ROWS, metavar="ROW", help=f"of {', '.join(ROWS)}")
+    parser.add_argument("--python", default="3.11", help="version or interpreter (default: %(default)s)")
+    parser.add_argument("--detectron2", default="", metavar="SOURCE", help="a clone, or git+https://... address")
+    parser.add_argument(
+        "--folder", type=Path, default=REPO / ".versions", help="of the environments (default: %(default)s)"
+    )
+    parser.add_argument("pytest", nargs="*", metavar="-- ARGUMENT", help="what pytest gets")
+    args = parser.parse_args(arguments)
+    outcomes = [outcome for row in args.rows for outcome in check_row(row, args)]
+    print(table(outcomes))
+    return int(any(outcome.code for outcome in outcomes))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
