@@ -11,8 +11,8 @@ from typing import Any
 
 from san.d2.api import CfgNode
 from san.data.custom import load_custom_dataset
-from san.data.plain_file import is_file, parse_yaml, user_path
-from san.errors import one_line
+from san.data.plain_file import is_file, parse_yaml, read_text, user_path
+from san.errors import excerpt, one_line, printable
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def merge_file(cfg: CfgNode, path: str) -> None:
     """
     for source, content in _with_bases(Path(path)):
         # the same file with every scalar as it is written: YAML itself reads 2024_01 as the number 202401
-        raw = parse_yaml(source.read_text(encoding="utf-8"), as_written=True)
+        raw = parse_yaml(read_text(source, "configuration file"), as_written=True)
         texts = dict(_flatten(raw)) if isinstance(raw, dict) else {}
         for key, value in _flatten(content):
             _set(cfg, key, value, texts.get(key, value), source=str(source))
@@ -74,7 +74,8 @@ def merge_overrides(cfg: CfgNode, overrides: Sequence[str]) -> None:
         ValueError: if a value is missing, a key is unknown, or a value does not fit.
     """
     if len(overrides) % 2:
-        raise ValueError(f"{' '.join(overrides)!r} does not pair every KEY with a VALUE; write KEY VALUE KEY VALUE ...")
+        shown = excerpt(" ".join(overrides))
+        raise ValueError(f"{shown} does not pair every KEY with a VALUE; write KEY VALUE KEY VALUE ...")
     for key, text in zip(overrides[::2], overrides[1::2], strict=True):
         _set(cfg, key, _parse(text), text, source="the command line")
 
@@ -108,8 +109,9 @@ def _with_bases(path: Path, above: tuple[Path, ...] = ()) -> Iterator[tuple[Path
         raise FileNotFoundError(f"configuration file {path}{needed} does not exist; see configs/ for those there are")
     if path.resolve() in (each.resolve() for each in above):
         raise ValueError(f"configuration file {path} is based on itself; correct its _BASE_")
+    text = read_text(path, "configuration file")
     try:
-        content = parse_yaml(path.read_text(encoding="utf-8"), unique_keys=False) or {}
+        content = parse_yaml(text, unique_keys=False) or {}
     except ValueError as error:
         raise ValueError(f"configuration file {path} is no plain YAML: {one_line(error)}") from None
     if not isinstance(content, dict):
@@ -117,7 +119,9 @@ def _with_bases(path: Path, above: tuple[Path, ...] = ()) -> Iterator[tuple[Path
     base = content.pop("_BASE_", None)
     if base is not None:
         if not isinstance(base, str):
-            raise ValueError(f"_BASE_ of configuration file {path} is {base!r}; give one path, such as 'base.yaml'")
+            raise ValueError(
+                f"_BASE_ of configuration file {path} is {excerpt(base)}; give one path, such as 'base.yaml'"
+            )
         yield from _with_bases(path.parent / user_path(base, f"_BASE_ of {path}"), (*above, path))
     yield path, content
 
@@ -154,9 +158,10 @@ def _set(cfg: CfgNode, key: str, value: Any, raw: Any, *, source: str) -> None:
         node = node.get(section, {}) if isinstance(node, dict) else {}
     if not isinstance(node, dict) or leaf not in node or isinstance(node[leaf], dict):
         keys = leaf_keys(cfg)
-        near = difflib.get_close_matches(key, keys, n=1, cutoff=0.0)
+        start = printable(key[:100])
+        near = difflib.get_close_matches(start, keys, n=1, cutoff=0.0)
         same_leaf = [other for other in keys if other.split(".")[-1] == leaf]
-        raise ValueError(f"unknown key {key} in {source}; did you mean {(same_leaf or near)[0]}?")
+        raise ValueError(f"unknown key {start} in {source}; did you mean {(same_leaf or near)[0]}?")
     try:
         if key in LISTS:
             node[leaf] = type(node[leaf])(_coerce_list(value, raw, LISTS[key]))
@@ -166,7 +171,7 @@ def _set(cfg: CfgNode, key: str, value: Any, raw: Any, *, source: str) -> None:
         wanted = _wanted(LISTS[key]) if key in LISTS else f"a {type(node[leaf]).__name__}"
         example = "" if node[leaf] in ([], (), "") else f", such as {node[leaf]!r}"
         raise ValueError(
-            f"{key} in {source} is {value!r}, of type {type(value).__name__}; give {wanted}{example}"
+            f"{key} in {source} is {excerpt(value)}, of type {type(value).__name__}; give {wanted}{example}"
         ) from None
 
 

@@ -16,6 +16,7 @@ from san.data.custom_classes import CustomClass, parse_classes
 from san.data.label_mapping import MAX_VALUE, LabelMapping
 from san.data.pairing import Pairing, pair_files, read_pair_list
 from san.data.plain_file import check_keys, read_plain_file, user_path
+from san.errors import excerpt
 
 SOURCE_KEYS = ("images", "labels", "list")
 """Where the files of a split are: two folders, or a list of pairs."""
@@ -133,9 +134,10 @@ def load_custom_dataset(path: str | Path) -> CustomDataset:
 
 def _name(value: Any, where: str) -> str:
     """A name that can stand in configurations and folders."""
-    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", value):
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", value):
         raise ValueError(
-            f"{where} is {value!r}; give letters, digits, '_', '-' and '.', beginning with a letter or digit"
+            f"{where} is {excerpt(value)}; give up to 100 letters, digits, '_', '-' and '.', beginning with a "
+            "letter or digit"
         )
     return value
 
@@ -143,12 +145,12 @@ def _name(value: Any, where: str) -> str:
 def _ignore_label(value: Any, classes: Sequence[CustomClass], where: str) -> int:
     """A pixel value beyond the class indices."""
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_VALUE:
-        raise ValueError(f"ignore_label in {where} is {value!r}; give a pixel value, 0..{MAX_VALUE}, mostly 255")
+        raise ValueError(f"ignore_label in {where} is {excerpt(value)}; give a pixel value, 0..{MAX_VALUE}, mostly 255")
     if value < len(classes):
         raise ValueError(
-            f"ignore_label in {where} is {value}, which is the index of the class {classes[value].name!r}; set it to "
-            f"{len(classes)} or more (255, or 65535 in 16-bit labels); where pixels of value {value} have no class, "
-            f"write '{value}: {IGNORED}' in label_mapping"
+            f"ignore_label in {where} is {value}, which is the index of the class {excerpt(classes[value].name)}; set "
+            f"it to {len(classes)} or more (255, or 65535 in 16-bit labels); where pixels of value {value} have no "
+            f"class, write '{value}: {IGNORED}' in label_mapping"
         )
     return value
 
@@ -165,7 +167,7 @@ def _label_mapping(
             )
         return None
     if not isinstance(table, Mapping) or not table:
-        raise ValueError(f"label_mapping in {where} is {table!r}; give 'pixel value: class name' lines")
+        raise ValueError(f"label_mapping in {where} is {excerpt(table)}; give 'pixel value: class name' lines")
     indices = {each.name: index for index, each in enumerate(classes)}
     if IGNORED in indices:
         raise ValueError(f"{where} has a class {IGNORED!r}, which in label_mapping means no class; rename the class")
@@ -180,10 +182,10 @@ def _label_mapping(
 
 def _pixel_value(key: Any, where: str) -> int:
     """A key of label_mapping; JSON writes them as text."""
-    if isinstance(key, str) and re.fullmatch(r"\d+", key):
+    if isinstance(key, str) and re.fullmatch(r"\d{1,9}", key):
         return int(key)
     if not isinstance(key, int) or isinstance(key, bool):
-        raise ValueError(f"label_mapping in {where} has the key {key!r}; give pixel values, 0..{MAX_VALUE}")
+        raise ValueError(f"label_mapping in {where} has the key {excerpt(key)}; give pixel values, 0..{MAX_VALUE}")
     return key
 
 
@@ -196,7 +198,8 @@ def _index(value: Any, indices: Mapping[str, int], ignore_label: int, where: str
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(indices):
         return value
     raise ValueError(
-        f"label_mapping in {where} maps to {value!r}; give a class name, an index 0..{len(indices) - 1}, or {IGNORED}"
+        f"label_mapping in {where} maps to {excerpt(value)}; give a class name, an index 0..{len(indices) - 1}, or "
+        f"{IGNORED}"
     )
 
 
@@ -213,12 +216,14 @@ def _splits(content: Mapping[str, Any], name: str, folder: Path, where: str) -> 
         )
     splits = content["splits"]
     if not isinstance(splits, Mapping) or not splits:
-        raise ValueError(f"splits in {where} is {splits!r}; give 'train: {{images: ..., labels: ...}}' and the like")
+        raise ValueError(
+            f"splits in {where} is {excerpt(splits)}; give 'train: {{images: ..., labels: ...}}' and the like"
+        )
     found = []
     for split, source in splits.items():
+        full_name = f"{name}_{_name(split, f'a key of splits in {where}')}"
         place = f"splits.{split} in {where}"
         source = check_keys(source, SOURCE_KEYS, place)
-        full_name = f"{name}_{_name(split, f'a key of splits in {where}')}"
         found.append(CustomSplit(full_name, split, *_source(source, folder, place), *endings))
     return tuple(found)
 
@@ -227,7 +232,7 @@ def _source(source: Mapping[str, Any], folder: Path, where: str) -> tuple[Path |
     """Image folder, label folder, list: the first two or the last."""
     for key, value in source.items():
         if not isinstance(value, str) or not value:
-            raise ValueError(f"{key} in {where} is {value!r}; give a path, relative to the file")
+            raise ValueError(f"{key} in {where} is {excerpt(value)}; give a path, relative to the file")
     if set(source) not in ({"images", "labels"}, {"list"}):
         seen = ", ".join(source) or "none of them"
         raise ValueError(f"{where} has {seen}; give 'images' and 'labels' (two folders), or 'list' (a file) alone")
@@ -241,7 +246,7 @@ def _endings(value: Any, where: str) -> tuple[str, ...]:
     if (
         not isinstance(parts, list)
         or not parts
-        or not all(isinstance(part, str) and part.strip(". ") for part in parts)
+        or not all(isinstance(part, str) and part.strip(". ") and len(part) < 100 for part in parts)
     ):
-        raise ValueError(f"{where} is {value!r}; give a file ending such as png, or a list of them")
+        raise ValueError(f"{where} is {excerpt(value)}; give a file ending such as png, or a list of them")
     return tuple(part.strip().lstrip(".") for part in parts)

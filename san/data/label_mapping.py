@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+
+from san.errors import excerpt
 
 Array = npt.NDArray[Any]
 
@@ -35,13 +38,16 @@ class LabelMapping:
     def __post_init__(self) -> None:
         """Refuse what cannot be a table."""
         if self.unmapped not in ("refuse", "ignore"):
-            raise ValueError(f"unmapped is {self.unmapped!r}; set it to refuse or ignore")
-        values = [value for value, _ in self.indices]
-        for value in values:
+            raise ValueError(f"unmapped is {excerpt(self.unmapped)}; set it to refuse or ignore")
+        seen: set[int] = set()
+        for value, _ in self.indices:
             if not 0 <= value <= MAX_VALUE:
-                raise ValueError(f"label_mapping holds the pixel value {value}; pixel values are 0..{MAX_VALUE}")
-            if values.count(value) > 1:
+                raise ValueError(
+                    f"label_mapping holds the pixel value {excerpt(value)}; pixel values are 0..{MAX_VALUE}"
+                )
+            if value in seen:
                 raise ValueError(f"label_mapping holds the pixel value {value} twice; remove one")
+            seen.add(value)
 
     def apply(self, raw: Array, source: str = "the label map") -> Array:
         """Class indices and ignore labels of a label map.
@@ -74,9 +80,14 @@ class LabelMapping:
 
     def _look_up(self, raw: Array) -> Array:
         """(H, W) int32, a copy: class index or ignore label of each pixel, −1 where its value is not mapped."""
-        table = np.full(MAX_VALUE + 2, -1, dtype=np.int32)  # the last one is for values out of range
+        found: Array = self._table[np.where((raw < 0) | (raw > MAX_VALUE), MAX_VALUE + 1, raw)]
+        return found
+
+    @cached_property
+    def _table(self) -> Array:
+        """(MAX_VALUE + 2,) int32: what `_look_up` gives for each value; the last one is for values out of range."""
+        table = np.full(MAX_VALUE + 2, -1, dtype=np.int32)
         table[self.ignore_label] = self.ignore_label
         for value, index in self.indices:
             table[value] = index
-        found: Array = table[np.where((raw < 0) | (raw > MAX_VALUE), MAX_VALUE + 1, raw)]
-        return found
+        return table

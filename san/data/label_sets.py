@@ -13,6 +13,8 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+from san.errors import excerpt
+
 LABEL_SETS = (
     "coco_stuff_171",
     "voc_20",
@@ -70,9 +72,9 @@ def load_label_set(name: str) -> LabelSet:
         ValueError: no such label set.
     """
     if name not in LABEL_SETS:
-        near = get_close_matches(name, LABEL_SETS, n=1)
+        near = get_close_matches(name[:100], LABEL_SETS, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"unknown label set {name!r}; {hint}the label sets are {', '.join(LABEL_SETS)}")
+        raise ValueError(f"unknown label set {excerpt(name)}; {hint}the label sets are {', '.join(LABEL_SETS)}")
     record = json.loads((files("san.data") / "labels" / f"{name}.json").read_text(encoding="utf-8"))
     fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in record.items()}
     return LabelSet(name=name, **fields)

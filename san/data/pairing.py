@@ -7,6 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from san.data.plain_file import MAX_PATH, is_file, read_text
+from san.errors import excerpt
+
 logger = logging.getLogger(__name__)
 
 REMEDY = (
@@ -151,7 +154,7 @@ def read_pair_list(path: str | Path) -> Pairing:
             raise ValueError(f"line {number} of {path} lists {image} again, after line {lines[image]}; remove one")
         lines[image] = number
         files = path.parent / image, path.parent / label
-        missing += [f"{file} (line {number})" for file in files if not file.is_file()]
+        missing += [f"{file} (line {number})" for file in files if not is_file(file)]
         pairs.append({"file_name": str(files[0]), "sem_seg_file_name": str(files[1])})
     if missing:
         shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
@@ -163,18 +166,12 @@ def read_pair_list(path: str | Path) -> Pairing:
 
 def _list_lines(path: Path) -> Iterable[tuple[int, str, str]]:
     """Number, image and label of each line of a list."""
-    if not path.is_file():
-        raise FileNotFoundError(f"list of pairs {path} does not exist; write lines of image, tab, label")
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"list of pairs {path} is no UTF-8 text ({error.reason}); save it as UTF-8") from None
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_text(path, "list of pairs").splitlines(), start=1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         columns = [column.strip() for column in line.split("\t")]
-        if len(columns) != 2 or not all(columns):
-            raise ValueError(f"line {number} of {path} is {line!r}; write image, one tab, label")
+        if len(columns) != 2 or not all(columns) or len(line) > 2 * MAX_PATH:
+            raise ValueError(f"line {number} of {path} is {excerpt(line)}; write image, one tab, label")
         yield number, columns[0], columns[1]
 
 

@@ -10,13 +10,22 @@ from typing import Any
 
 import yaml
 
-from san.errors import one_line
+from san.errors import excerpt, one_line
+
+MAX_BYTES = 64_000_000
+"""Size of a file."""
 
 MAX_DEPTH = 100
 """Levels of lists and mappings in each other."""
 
-MAX_VALUES = 1_000_000
-"""Values in a YAML file, each alias counted as what it stands for."""
+MAX_VALUES = 1_000_000 if yaml.__with_libyaml__ else 200_000
+"""Values in a file, each alias counted as what it stands for: seconds of reading, also without PyYAML's C library."""
+
+MAX_NUMBER = 1000
+"""Characters of a YAML value that is no text: one of 1:1:1... takes time that grows with its square."""
+
+MAX_PATH = 4096
+"""Characters of a path; no system takes more."""
 
 _NO_DATA = (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError)
 """What the readers raise on text that is no data, or whose tags belie it, such as ``!!bool maybe``."""
@@ -25,9 +34,36 @@ _NO_DATA = (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError, 
 _MERGE = "tag:yaml.org,2002:merge"
 """Of the key ``<<``, which takes over another mapping's keys."""
 
+_TEXT = "tag:yaml.org,2002:str"
 
-class _Loader(yaml.SafeLoader):
-    """A safe loader that refuses a key given twice, of which YAML would quietly keep the last."""
+
+class _Bounded:
+    """Part of a loader: stops it while it reads, before a huge file fills the memory."""
+
+    _num_values = 0
+    _depth = 0
+
+    def descend_resolver(self, parent: yaml.Node | None, index: Any) -> None:
+        """Called by PyYAML before each node."""
+        self._num_values += 1
+        self._depth += 1
+        _check_limits(self._num_values, self._depth)
+
+    def ascend_resolver(self) -> None:
+        """Called after each node."""
+        self._depth -= 1
+
+
+class _BaseLoader(_Bounded, yaml.CBaseLoader if yaml.__with_libyaml__ else yaml.BaseLoader):  # type: ignore[misc]
+    """Leaves every scalar the text it is."""
+
+
+class _SafeLoader(_Bounded, yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader):  # type: ignore[misc]
+    """Plain data."""
+
+
+class _UniqueLoader(_SafeLoader):
+    """Refuses a key given twice, of which YAML would quietly keep the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         """The mapping of a node."""
@@ -35,13 +71,14 @@ class _Loader(yaml.SafeLoader):
         for key_node, _ in node.value:
             if key_node.tag == _MERGE:
                 continue
-            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            key = self.construct_object(key_node, deep=True)
             if not isinstance(key, Hashable):
                 continue  # the safe loader says what is wrong
             if key in seen:
-                raise ValueError(f"the key {key!r} is there twice")
+                raise ValueError(f"the key {excerpt(key)} is there twice")
             seen.add(key)
-        return super().construct_mapping(node, deep=deep)
+        found: dict[Hashable, Any] = super().construct_mapping(node, deep=deep)
+        return found
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -49,7 +86,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
-            raise ValueError(f"the key {key!r} is there twice")
+            raise ValueError(f"the key {excerpt(key)} is there twice")
         found[key] = value
     return found
 
@@ -67,16 +104,16 @@ def parse_yaml(text: str, *, unique_keys: bool = True, as_written: bool = False)
 
     Raises:
         ValueError: it is no YAML, holds other tags than plain data's, more than `MAX_VALUES` values (a few lines of
-            aliases can stand for billions) or more than `MAX_DEPTH` levels.
+            aliases can stand for billions), more than `MAX_DEPTH` levels, or a number of over `MAX_NUMBER` characters.
     """
-    kind = yaml.BaseLoader if as_written else _Loader if unique_keys else yaml.SafeLoader
+    kind = _BaseLoader if as_written else _UniqueLoader if unique_keys else _SafeLoader
     try:
         loader = kind(text)
-        node = loader.get_single_node()  # type: ignore[no-untyped-call]
+        node = loader.get_single_node()
         if node is None:
             return None
         _check_size(node)
-        return loader.construct_document(node)  # type: ignore[no-untyped-call]
+        return loader.construct_document(node)
     except _NO_DATA as error:
         reason = one_line(error)
         if isinstance(error, RecursionError):
@@ -84,25 +121,59 @@ def parse_yaml(text: str, *, unique_keys: bool = True, as_written: bool = False)
         raise ValueError(reason) from None
 
 
+def _check_limits(num_values: int, depth: int) -> None:
+    if depth > MAX_DEPTH:
+        raise ValueError(f"lists and mappings lie in each other over {MAX_DEPTH} levels deep, or in themselves")
+    if num_values > MAX_VALUES:
+        raise ValueError(f"it holds over {MAX_VALUES:,} values, the limit, each alias counted as what it stands for")
+
+
 def _check_size(root: yaml.Node) -> None:
     """Refuses what is small as a file and huge, or endless, as data."""
-    counts: dict[int, int] = {}
+    sizes: dict[int, tuple[int, int]] = {}
 
-    def count(node: yaml.Node, depth: int) -> int:
-        if depth > MAX_DEPTH:  # what holds itself is endlessly deep
-            raise ValueError(f"lists and mappings lie in each other over {MAX_DEPTH} levels deep, or in themselves")
+    def size(node: yaml.Node, depth: int) -> tuple[int, int]:
+        """Values and levels of a node."""
         if not isinstance(node, yaml.CollectionNode):
-            return 1
-        if id(node) not in counts:
+            if len(node.value) > MAX_NUMBER and node.tag != _TEXT:
+                raise ValueError(f"{excerpt(node.value)} has over {MAX_NUMBER:,} characters; put text in quotes")
+            return 1, 1
+        if id(node) not in sizes:
+            _check_limits(0, depth)  # what holds itself is endlessly deep
             parts = (
                 node.value if isinstance(node, yaml.SequenceNode) else [part for pair in node.value for part in pair]
             )
-            counts[id(node)] = 1 + sum(count(part, depth + 1) for part in parts)
-            if counts[id(node)] > MAX_VALUES:
-                raise ValueError(f"it stands for over {MAX_VALUES:,} values; write fewer aliases")
-        return counts[id(node)]
+            found = [size(part, depth + 1) for part in parts]
+            sizes[id(node)] = 1 + sum(each for each, _ in found), 1 + max((each for _, each in found), default=0)
+            _check_limits(*sizes[id(node)])
+        return sizes[id(node)]
 
-    count(root, 0)
+    size(root, 1)
+
+
+def read_text(path: Path, title: str) -> str:
+    """What a text file holds, without a byte order mark.
+
+    Args:
+        path: UTF-8 file.
+        title: what the file is, for messages, such as "class file".
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: over `MAX_BYTES`, or no UTF-8.
+    """
+    if not is_file(path):
+        raise FileNotFoundError(f"{title} {path} does not exist, or is no file; correct the path")
+    with path.open("rb") as file:
+        content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise ValueError(f"{title} {path} has over {MAX_BYTES:,} bytes, the limit; leave some of it out")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{title} {path} is no UTF-8 text ({error.reason}, byte {error.start}); save it as UTF-8"
+        ) from None
 
 
 def read_plain_file(path: str | Path, title: str) -> Any:
@@ -117,20 +188,24 @@ def read_plain_file(path: str | Path, title: str) -> Any:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: another ending, no plain YAML or JSON, or a key given twice.
+        ValueError: another ending, no plain YAML or JSON, a key given twice, or larger than the limits of this module.
     """
     path = Path(path)
-    if not is_file(path):
-        raise FileNotFoundError(f"{title} {path} does not exist; correct the path")
     kind = path.suffix.lower().lstrip(".")
     if kind not in ("json", "yaml", "yml"):
         raise ValueError(f"{title} {path} ends in {path.suffix!r}; give a .yaml, .yml or .json file")
+    text = read_text(path, title)
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        return json.loads(text, object_pairs_hook=_unique) if kind == "json" else parse_yaml(text)
+        return parse_yaml(text) if kind != "json" else _parse_json(text)
     except (ValueError, RecursionError) as error:
         what = "JSON" if kind == "json" else "plain YAML"
         raise ValueError(f"{title} {path} is no {what}: {one_line(error)}") from None
+
+
+def _parse_json(text: str) -> Any:
+    """Plain data from JSON; ValueError where it is none, or holds too many values or a key twice."""
+    _check_limits(sum(map(text.count, ",[{")), 0)  # as many as there may be values, before any is made
+    return json.loads(text, object_pairs_hook=_unique)
 
 
 def is_file(path: Path) -> bool:
@@ -147,13 +222,12 @@ def user_path(text: str, where: str) -> Path:
     Raises:
         ValueError: there is no such user, or it can be no path.
     """
+    if "\0" in text or len(text) > MAX_PATH:
+        raise ValueError(f"{where} is {excerpt(text)}, which can be no path: it is too long or holds a zero byte")
     try:
-        path = Path(text).expanduser()
+        return Path(text).expanduser()
     except RuntimeError as error:
-        raise ValueError(f"{where} is {text!r} ({error}); write the folder out") from None
-    if "\0" in text:
-        raise ValueError(f"{where} is {text!r}, which holds a zero byte; correct it")
-    return path
+        raise ValueError(f"{where} is {excerpt(text)} ({error}); write the folder out") from None
 
 
 def check_keys(content: Any, known: Collection[str], where: str) -> Mapping[str, Any]:
@@ -171,11 +245,11 @@ def check_keys(content: Any, known: Collection[str], where: str) -> Mapping[str,
         ValueError: it is no mapping, or a key is unknown; names the nearest known one.
     """
     if not isinstance(content, Mapping):
-        raise ValueError(f"{where} is {content!r}; give a mapping with the keys {', '.join(known)}")
+        raise ValueError(f"{where} is {excerpt(content)}; give a mapping with the keys {', '.join(known)}")
     for key in content:
         if key not in known:
-            near = difflib.get_close_matches(str(key), list(known), n=1, cutoff=0.0)
+            near = difflib.get_close_matches(str(key)[:100], list(known), n=1, cutoff=0.0)
             raise ValueError(
-                f"unknown key {key!r} in {where}; did you mean {near[0]!r}? The keys are {', '.join(known)}"
+                f"unknown key {excerpt(key)} in {where}; did you mean {near[0]!r}? The keys are {', '.join(known)}"
             )
     return content

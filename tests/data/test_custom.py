@@ -102,7 +102,7 @@ MINIMAL = {"name": "roofs", "classes": ["roof", "road"], "images": "i", "labels"
     [
         ({"clases": ["x"]}, r"unknown key 'clases' in data set file .*roofs.yaml; did you mean 'classes'\?"),
         ({"name": None}, "name in .* is None"),
-        ({"name": "my roofs"}, "name in .* is 'my roofs'; give letters"),
+        ({"name": "my roofs"}, "name in .* is 'my roofs'; give up to 100 letters"),
         ({"name": "../up"}, "name in"),
         ({"classes": []}, "classes in .* give a list of class names"),
         ({"classes": {"roof": 0}}, "give a list of class names"),

@@ -102,7 +102,7 @@ def test_odd_yaml(name, tmp_path):
 
 @pytest.mark.parametrize("text", [LAUGHS, ENDLESS, DEEP], ids=["billions", "endless", "deep"])
 def test_small_files_that_stand_for_huge_data_are_refused(text):
-    with pytest.raises(ValueError, match=r"over 1,000,000 values|levels deep"):
+    with pytest.raises(ValueError, match=r"over [\d,]+ values|levels deep|nesting depth"):
         parse_yaml(text)
 
 
