@@ -9,17 +9,32 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, Union
 
-from san.clip.vocabulary import ClassText, text_key
+from san.clip.vocabulary import (
+    ClassText,
+    check_distinct,
+    clean_text,
+    named_class,
+    parse_class,
+    parse_class_list,
+    split_text,
+    text_key,
+)
+from san.data.custom_classes import read_class_file
 from san.data.label_sets import LABEL_SETS, load_label_set
+from san.data.plain_file import user_path
 from san.data.shapes.world import NAMES as SHAPES_NAMES
+from san.errors import excerpt
 
-VocabularyLike = Union["Vocabulary", str, Iterable[Any], Mapping[str, Any]]
+VocabularyLike = Union["Vocabulary", str, Path, Iterable[Any], Mapping[str, Any]]
 """What `Vocabulary.parse` takes."""
 
 LABEL_SET_NAMES: tuple[str, ...] = (*LABEL_SETS, "shapes_36")
 """The label sets that can be named: the six benchmarks', and the 36 names of the shapes world."""
+
+_MAX_NAME = 100  # characters of what may be the name of one
 
 
 @dataclass(frozen=True)
@@ -32,8 +47,8 @@ class Vocabulary:
             were not among the words asked for.
 
     Raises:
-        ValueError: there is no class, or two are the same: equal names, a synonym that is another class's name, or
-            equal texts. Letter case and blanks make no difference, as they make none to CLIP.
+        ValueError: there is no class, or two have the same name, a text in common, or the same prompts. What makes no
+            difference to CLIP makes none here: see `san.clip.vocabulary.text_key`.
     """
 
     classes: tuple[ClassText, ...]
@@ -42,12 +57,12 @@ class Vocabulary:
     def __post_init__(self) -> None:
         object.__setattr__(self, "classes", tuple(self.classes))
         if not self.classes:
-            raise ValueError("the vocabulary is empty: it needs at least one name, and none of them blank")
+            raise ValueError("the vocabulary is empty; give at least one name")
         if not 0 <= self.num_context < len(self.classes):
             raise ValueError(
                 f"num_context is {self.num_context} of {len(self.classes)} classes; at least one class must be free"
             )
-        _check_distinct(self.classes)
+        check_distinct(self.classes, "the vocabulary")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -69,29 +84,61 @@ class Vocabulary:
         Args:
             spec: one of
                 - text: "cat, dog; sofa|couch". Commas, semicolons and line breaks separate classes, | the synonyms of
-                  one; the first is shown. Blank pieces, as after a trailing comma, are passed over. A single word in
+                  one; the first is shown. Blank pieces, as after a trailing comma, are skipped. A single word in
                   the form of a label set's name ("ade20k_150") or nearly so is one, refused if there is none;
-                - a list of names (taken whole, commas and all), `ClassText`s, or {"name": ..., "synonyms": [...]} or
-                  {"name": ..., "prompts": [...]};
-                - a mapping from name to its prompt or list of prompts, or to {"synonyms": [...]}, or None for the
-                  templates;
+                - a list, each entry text (| between synonyms; a comma belongs to the name), a `ClassText`, or
+                  {"name": ..., "synonyms": ...} or {"name": ..., "prompts": ...}; synonyms are a list, or text with
+                  commas between them;
+                - a mapping from name to its prompt or list of prompts, or to {"synonyms": ...} or {"prompts": ...}, or
+                  None for the templates;
+                - a `Path`: see `from_file`;
                 - a `Vocabulary`, which comes back as it is.
 
         Raises:
             ValueError: it is empty, a name in a list is blank, two classes are the same, or there is no such label set.
+            FileNotFoundError: there is no such file.
         """
         if isinstance(spec, Vocabulary):
             return spec
+        if isinstance(spec, Path):
+            return Vocabulary.from_file(spec)
         if isinstance(spec, str):
-            word = spec.strip()
+            word = clean_text(spec) if len(spec) <= _MAX_NAME else ""
             if _means_label_set(word):
                 return Vocabulary.label_set(word)
-            return Vocabulary(_from_text(spec))
+            classes = parse_class_list(split_text(spec), "the vocabulary")
+            sets = [each.name for each in classes if each.name in LABEL_SET_NAMES]
+            if sets:
+                raise ValueError(f"the label set {sets[0]!r} stands among words; give it alone, or as their context")
+            return Vocabulary(classes)
         if isinstance(spec, Mapping):
             return Vocabulary(tuple(_from_pair(name, value) for name, value in spec.items()))
         if isinstance(spec, ClassText) or not isinstance(spec, Iterable):
-            raise ValueError(f"the vocabulary is {spec!r}; give text such as 'cat, dog', a list of names or a mapping")
-        return Vocabulary(tuple(_from_item(item) for item in spec))
+            raise ValueError(
+                f"the vocabulary is {excerpt(spec)}; give text such as 'cat, dog', a list of names or a mapping"
+            )
+        return Vocabulary(parse_class_list(spec, "the vocabulary"))
+
+    @staticmethod
+    def from_file(path: str | Path) -> Vocabulary:
+        """The classes that a file lists.
+
+        Args:
+            path: UTF-8; .txt with one class a line, | between its synonyms, where lines that are blank or begin with #
+                are skipped; or .json, .yaml or .yml with a list or a mapping as `parse` takes them.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it has another ending, cannot be read, or `parse` refuses what it holds.
+        """
+        path = user_path(str(path), "the path of a vocabulary file")
+        content, where = read_class_file(path, "vocabulary file"), f"vocabulary file {path}"
+        if isinstance(content, list):
+            return Vocabulary(parse_class_list(content, where))
+        try:
+            return Vocabulary.parse(content)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
 
     @staticmethod
     def label_set(name: str) -> Vocabulary:
@@ -106,6 +153,21 @@ class Vocabulary:
             return Vocabulary(tuple(ClassText(each) for each in load_label_set(name).classes))
         except ValueError as error:
             raise ValueError(f"{error}, and shapes_36") from None
+
+    def as_text(self) -> str:
+        """This vocabulary as one text, which `parse` reads as the same classes.
+
+        Raises:
+            ValueError: a class cannot be written so: it has prompts, a comma, or a name that is not its first synonym.
+        """
+        texts = ["|".join(each.synonyms) for each in self.classes]
+        for each, text in zip(self.classes, texts, strict=True):
+            if split_text(text) != [text] or parse_class(text) != each:
+                raise ValueError(
+                    f"the class {excerpt(each.name)} cannot be written in one line of words: it has prompts, a comma, "
+                    "or a name that is not its first synonym; change it"
+                )
+        return ", ".join(texts)
 
     def with_context(self, context: VocabularyLike) -> Vocabulary:
         """This vocabulary followed by classes that compete for pixels though nobody asked for them.
@@ -140,73 +202,8 @@ def _context_keys(context_class: ClassText) -> set[str]:
     return {text_key(part) for text in texts for part in (text, *text.split(","))}
 
 
-def _from_text(text: str) -> tuple[ClassText, ...]:
-    pieces = [piece for piece in re.split(r"[,;\n\r]", text) if piece.strip()]
-    classes = []
-    for piece in pieces:
-        synonyms = tuple(word.strip() for word in piece.split("|"))
-        if not all(synonyms):
-            raise ValueError(f"{piece.strip()!r} has a blank synonym; write words on both sides of every |")
-        classes.append(ClassText(synonyms[0], synonyms))
-    if not classes:
-        raise ValueError(f"the vocabulary {text!r} is empty: it needs at least one name, and none of them blank")
-    return tuple(classes)
-
-
-def _from_item(item: Any) -> ClassText:
-    """One entry of a list."""
-    if isinstance(item, ClassText):
-        return item
-    if isinstance(item, str):
-        return ClassText(item)
-    if isinstance(item, Mapping) and "name" in item:
-        return _from_pair(item["name"], {key: value for key, value in item.items() if key != "name"})
-    raise ValueError(
-        f"the vocabulary holds {item!r}; each class is a name, a ClassText or {{'name': ..., 'synonyms': [...]}}"
-    )
-
-
 def _from_pair(name: Any, value: Any) -> ClassText:
-    """A name and its prompts, or its synonyms or prompts by name."""
+    """A name and its prompts, or its synonyms or prompts by kind."""
     if value is None:
-        return ClassText(name)
-    if isinstance(value, Mapping):
-        unknown = sorted(map(str, set(value) - {"synonyms", "prompts"}))
-        if unknown:
-            raise ValueError(f"class {name!r} has the unknown field {unknown[0]!r}; give 'synonyms' or 'prompts'")
-        return ClassText(name, *(_as_tuple(value.get(key) or (), name) for key in ("synonyms", "prompts")))
-    prompts = _as_tuple(value, name)
-    if not prompts:
-        raise ValueError(f"class {name!r} has an empty list of prompts; give prompts, or None for the templates")
-    return ClassText(name, prompts=prompts)
-
-
-def _as_tuple(value: Any, name: Any) -> tuple[str, ...]:
-    if isinstance(value, str):
-        return (value,)
-    if not isinstance(value, Iterable):
-        raise ValueError(f"the texts of class {name!r} are {value!r}; give text or a list of texts")
-    return tuple(value)
-
-
-def _check_distinct(classes: tuple[ClassText, ...]) -> None:
-    by_name: dict[str, ClassText] = {}
-    by_texts: dict[frozenset[str], ClassText] = {}
-    for each in classes:
-        other = by_name.setdefault(text_key(each.name), each)
-        if other is not each:
-            same = "" if other.name == each.name else f" (as {other.name!r} and {each.name!r}; case does not matter)"
-            raise ValueError(f"names stand twice in the vocabulary: {each.name}{same}; remove the repetitions")
-        texts = frozenset(map(text_key, each.synonyms or each.prompts))
-        other = by_texts.setdefault(texts, each)
-        if other is not each:
-            raise ValueError(
-                f"{other.name!r} and {each.name!r} have the same texts, so the second could never win; remove one"
-            )
-    for each in classes:
-        for synonym in each.synonyms:
-            other = by_name.get(text_key(synonym), each)
-            if other is not each:
-                raise ValueError(
-                    f"{synonym!r} is a synonym of {each.name!r} and a class of its own; remove it from one of them"
-                )
+        return parse_class(name)
+    return named_class(name, value if isinstance(value, Mapping) else {"prompts": value})

@@ -18,7 +18,7 @@ ROOMS: dict[str, set[str]] = {
     "clip": set(),
     "model": {"clip"},
     "losses": set(),
-    "data": set(),
+    "data": {"clip"},
     "visualize": {"data"},
     "postprocess": set(),
     "evaluation": {"data", "postprocess", "visualize"},
@@ -50,6 +50,8 @@ for _room in set(ROOMS) - {"errors", "files"}:
 DOORS = {
     "detectron2": "san/d2/api.py",
     "open_clip": "san/clip/zoo.py",
+    "ftfy": "san/clip/vocabulary.py",
+    "regex": "san/clip/vocabulary.py",
 }
 # Packages that only one room may import, and then in few files.
 GUESTS = {

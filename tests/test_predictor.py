@@ -292,8 +292,8 @@ def test_odd_sizes(shapes: Predictor, height: int, width: int) -> None:
     [
         ([], "is empty"),
         ("", "is empty"),
-        (["cat", ""], "none of them blank"),
-        (["cat", " cat"], "stand twice in the vocabulary: cat"),
+        (["cat", ""], "which is blank"),
+        (["cat", " cat"], "names the class .cat. twice"),
         ("ade20k_15", "unknown label set 'ade20k_15'"),
     ],
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,12 +21,76 @@ def test_text_with_every_separator() -> None:
     assert found.classes[0].synonyms == ("cat",)
     assert len(found) == 4
     assert found.num_context == 0
+    assert Vocabulary.parse("猫，沙发｜長椅；狗、قطة، كلب").names == ("猫", "沙发", "狗", "قطة", "كلب")
+    assert Vocabulary.parse("\ufeffcat\u200b, \u200b").names == ("cat",)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("names.txt", "\ufeff# words\r\nsofa|couch\r\n\r\n  # more\r\nroad, route\r\n"),
+        ("names.json", '[{"name": "sofa", "synonyms": "sofa, couch"}, "road, route"]'),
+        ("names.yaml", "- sofa | couch\n- {name: 'road, route'}\n"),
+        ("names.yml", "sofa: {synonyms: [sofa, couch]}\nroad, route:\n"),
+        ("names.JSON", '{"sofa|couch": null, "road, route": {"synonyms": ["Road, route"]}}'),
+    ],
+)
+def test_files(tmp_path: Path, name: str, content: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(content.encode())
+    found = Vocabulary.parse(path)
+    assert found == Vocabulary.from_file(str(path))
+    assert found.names == ("sofa", "road, route")
+    assert found.classes[0] == ClassText("sofa", ("sofa", "couch"))
+    assert [text.lower() for text in found.classes[1].synonyms] == ["road, route"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", "cat\n\nCat\u200b\n", r"a\.txt names the class 'Cat' twice, at index 0 and 1 \(once as 'cat'\)"),
+        ("a.txt", "# nothing\n", r"a\.txt is empty"),
+        ("a.txt", "cat, dog\n", r"a\.txt has one line, 'cat, dog'; write one class a line"),
+        ("a.txt", b"\xff\xfec\0", r"a\.txt is no UTF-8 text .* save it as UTF-8"),
+        ("a.csv", "cat", r"a\.csv ends in '\.csv'; give a file that ends in \.txt, \.json"),
+        ("a.json", '["cat", 3]', r"a\.json\[1\]: a class is 3"),
+        ("a.json", '{"cat": 3}', r"a\.json: the prompts of class 'cat' are 3"),
+        ("a.yaml", "- cat\n- no\n", r"a\.yaml\[1\]: a class is False; give text \(in quotes"),
+        ("a.yaml", "", r"a\.yaml: the vocabulary is None"),
+    ],
+)
+def test_files_that_are_refused(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=message):
+        Vocabulary.from_file(path)
+
+
+def test_a_file_of_five_thousand_names(tmp_path: Path) -> None:
+    path = tmp_path / "names.txt"
+    path.write_text("".join(f"thing {number}|object {number}\n" for number in range(5000)))
+    start = time.process_time()
+    assert len(Vocabulary.from_file(path)) == 5000
+    assert time.process_time() - start < 10
+    with pytest.raises(FileNotFoundError, match="vocabulary file .*gone.txt does not exist"):
+        Vocabulary.parse(tmp_path / "gone.txt")
+
+
+def test_as_text_is_read_back() -> None:
+    vocabulary = Vocabulary.parse(["cat", "sofa|couch"])
+    assert vocabulary.as_text() == "cat, sofa|couch"
+    assert Vocabulary.parse(vocabulary.as_text()) == vocabulary
+    specs: list[Any] = [["road, route"], {"cat": "a cat"}, {"cat": {"synonyms": ["kitten", "cat"]}}]
+    for spec in specs:
+        with pytest.raises(ValueError, match="cannot be written in one line of words"):
+            Vocabulary.parse(spec).as_text()
 
 
 def test_lists_take_names_whole_and_keep_the_order() -> None:
-    items: list[Any] = ["road, route", ClassText("b"), {"name": "c", "synonyms": ["c1", "c2"]}, {"name": "a"}]
+    items: list[Any] = ["road, route", ClassText("b"), {"name": "c", "synonyms": "c1, c2"}, {"name": "a"}, "d|e"]
     found = Vocabulary.parse(items)
-    assert found.names == ("road, route", "b", "c", "a")
+    assert found.names == ("road, route", "b", "c", "a", "d")
+    assert found.classes[4].synonyms == ("d", "e")
     assert found.classes[2].synonyms == ("c1", "c2")
 
 
@@ -81,28 +147,33 @@ def test_context_of_a_label_set() -> None:
         (" ,; \n", "is empty"),
         ([], "is empty"),
         ({}, "is empty"),
-        (["cat", "  "], "none of them blank"),
+        (["cat", "  "], r"the vocabulary\[1\]: the name of a class is '  ', which is blank"),
         ("cat, |dog", "'|dog' has a blank synonym"),
-        ("cat, cat", "stand twice in the vocabulary: cat;"),
-        (["Cat", "cat "], "as 'Cat' and 'cat'; case does not matter"),
-        ("red  star, red star", "stand twice"),
-        ("sofa|couch, couch", "'couch' is a synonym of 'sofa' and a class of its own"),
+        ("cat, cat", "the vocabulary names the class 'cat' twice, at index 0 and 1; remove one"),
+        (["Cat", "cat "], r"the class 'cat' twice, at index 0 and 1 \(once as 'Cat'\)"),
+        ("red  star, red star", "names the class 'red star' twice"),
+        ("sofa|couch, couch", "gives the text 'couch' to both 'sofa' and 'couch'"),
         ("sofa|sofa", "the synonyms of class 'sofa' hold 'sofa' twice"),
-        ([ClassText("a", ("x",)), ClassText("b", ("X",))], "'a' and 'b' have the same texts"),
+        ([ClassText("a", ("x",)), ClassText("b", ("X",))], "gives the text 'X' to both 'a' and 'b'"),
         ("ade20k_151", "unknown label set 'ade20k_151'; did you mean 'ade20k_150'"),
         ("coco_stuff", "unknown label set 'coco_stuff'; did you mean 'coco_stuff_171'"),
         ("ade20k-150", "did you mean 'ade20k_150'"),
+        ("cat, voc_20", "the label set 'voc_20' stands among words; give it alone, or as their context"),
         ("nothing_7", "voc_20, .*shapes_36"),
         (None, "the vocabulary is None"),
         (7, "the vocabulary is 7"),
-        ([3], "the vocabulary holds 3"),
-        ([{"nam": "x"}], "the vocabulary holds"),
-        ({"cat": []}, "empty list of prompts"),
-        ({"cat": {"prompt": "x"}}, "unknown field 'prompt'"),
-        ({"cat": 5}, "texts of class 'cat' are 5"),
+        ([3], r"the vocabulary\[0\]: a class is 3; give text"),
+        ([{"nam": "x"}], "a class is {'nam': 'x'}; give text"),
+        ({"cat": []}, r"the prompts of class 'cat' are \[\]"),
+        ({"cat": {"prompt": "x"}}, "unknown key 'prompt'; beside the name it may have synonyms or prompts"),
+        ({"cat": 5}, "the prompts of class 'cat' are 5; give text or a list"),
         ({"cat": ["a photo of a {}"]}, "write the words out"),
         ({"cat": {"synonyms": ["x"], "prompts": ["y"]}}, "both synonyms and prompts"),
-        ({3: None}, "the name of a class is 3 of type int"),
+        ({3: None}, "a class is 3; give text"),
+        ({3: "x"}, "the name of a class is 3 of type int"),
+        ({"cat": ["x"], "dog": "X"}, "gives 'cat' and 'dog' the same prompts"),
+        ({"cat": {"synonyms": []}}, r"the synonyms of class 'cat' are \[\]; .* leave the synonyms out"),
+        ("sofa|couch, settee|couch", "gives the text 'couch' to both 'sofa' and 'settee'"),
     ],
 )
 def test_refusals(spec: Any, message: str) -> None:

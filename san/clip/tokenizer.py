@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -37,7 +38,7 @@ class BpeTokenizer:
     @property
     def identity(self) -> str:
         """Equal for tokenizers that give equal ids."""
-        return f"open_clip {open_clip_version()} SimpleTokenizer {self.context_length}"
+        return f"open_clip {open_clip_version()} ftfy {version('ftfy')} SimpleTokenizer {self.context_length}"
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """Ids (N, context_length); a longer text is cut, its last id the end-of-text's."""

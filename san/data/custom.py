@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from san.clip.vocabulary import text_key
 from san.data.custom_classes import CustomClass, parse_classes
 from san.data.label_mapping import MAX_VALUE, LabelMapping
 from san.data.pairing import Pairing, pair_files, read_pair_list
@@ -168,8 +169,8 @@ def _label_mapping(
         return None
     if not isinstance(table, Mapping) or not table:
         raise ValueError(f"label_mapping in {where} is {excerpt(table)}; give 'pixel value: class name' lines")
-    indices = {each.name: index for index, each in enumerate(classes)}
-    if IGNORED in indices:
+    indices = {text_key(each.name): index for index, each in enumerate(classes)}
+    if IGNORED in (each.name for each in classes):
         raise ValueError(f"{where} has a class {IGNORED!r}, which in label_mapping means no class; rename the class")
     pairs = tuple(
         (_pixel_value(key, where), _index(value, indices, ignore_label, where)) for key, value in table.items()
@@ -193,8 +194,8 @@ def _index(value: Any, indices: Mapping[str, int], ignore_label: int, where: str
     """A value of label_mapping: class name, class index or `IGNORED`."""
     if value == IGNORED:
         return ignore_label
-    if isinstance(value, str) and value.strip() in indices:
-        return indices[value.strip()]
+    if isinstance(value, str) and (index := indices.get(text_key(value))) is not None:
+        return index
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(indices):
         return value
     raise ValueError(

@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from san.data.plain_file import check_keys, is_file, read_plain_file, user_path
+from san.clip.vocabulary import ClassText, parse_class_list
+from san.data.plain_file import read_plain_file, read_text, user_path
+from san.errors import excerpt
 
-KEYS = ("name", "synonyms")
-"""What a class written as a mapping may say."""
+CustomClass = ClassText
+"""A class of a data set: it has synonyms, and no prompts."""
 
-
-@dataclass(frozen=True)
-class CustomClass:
-    """One class.
-
-    Attributes:
-        name: what is shown and reported.
-        synonyms: all texts that go to the text encoder for it; the name alone where none are given.
-    """
-
-    name: str
-    synonyms: tuple[str, ...]
+ENDINGS = (".txt", ".json", ".yaml", ".yml")
+"""Of files that list classes."""
 
 
 def parse_classes(content: Any, where: str, folder: Path) -> tuple[CustomClass, ...]:
@@ -44,71 +35,34 @@ def parse_classes(content: Any, where: str, folder: Path) -> tuple[CustomClass, 
     """
     if isinstance(content, str):
         path = folder / user_path(content, where)
-        content, where = _read_list(path), f"class file {path}"
+        content, where = read_class_file(path, "class file"), f"class file {path}"
     if isinstance(content, Mapping) or not isinstance(content, Sequence) or not content:
         raise ValueError(
-            f"{where} is {content!r}; give a list of class names, or the path of a .txt, .json or .yaml file"
+            f"{where} is {excerpt(content)}; give a list of class names, or the path of a .txt, .json or .yaml file"
         )
-    classes = tuple(_parse_class(each, f"{where}[{index}]") for index, each in enumerate(content))
-    _check_distinct(classes, where)
-    return classes
+    return parse_class_list(content, where, kinds=("synonyms",))
 
 
-def _read_list(path: Path) -> Any:
-    """The content of a class file."""
-    if path.suffix.lower() != ".txt":
-        return read_plain_file(path, "class file")
-    if not is_file(path):
-        raise FileNotFoundError(f"class file {path} does not exist; correct the path under classes")
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"class file {path} is no UTF-8 text ({error.reason}); save it as UTF-8") from None
-    return [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
+def read_class_file(path: Path, title: str) -> Any:
+    """What a file that lists classes holds: of a .txt file its lines, of another its plain data.
 
+    Args:
+        path: UTF-8 file; in a .txt file lines that are blank or begin with # are skipped.
+        title: what the file is, for messages, such as "class file".
 
-def _parse_class(content: Any, where: str) -> CustomClass:
-    """One class from text or a mapping."""
-    if isinstance(content, str):
-        texts = _texts(content.split("|"), where)
-        return CustomClass(texts[0], texts)
-    if not isinstance(content, Mapping):
-        raise ValueError(f"{where} is {content!r}, no text; put class names in quotes if YAML reads them otherwise")
-    check_keys(content, KEYS, where)
-    name = _texts([content.get("name")], f"{where}.name")[0]
-    synonyms = content.get("synonyms", [name])
-    parts = synonyms.split(",") if isinstance(synonyms, str) else synonyms
-    if not isinstance(parts, Sequence) or not parts:
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it has another ending or cannot be read; or it is a single line with commas, which in a .txt file
+            would be one class.
+    """
+    ending = path.suffix.lower()
+    if ending not in ENDINGS:
+        raise ValueError(f"{title} {path} ends in {path.suffix!r}; give a file that ends in {', '.join(ENDINGS)}")
+    if ending != ".txt":
+        return read_plain_file(path, title)
+    lines = [line for line in read_text(path, title).splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    if len(lines) == 1 and "," in lines[0]:
         raise ValueError(
-            f"{where}.synonyms is {synonyms!r}; give texts between commas, such as 'sofa, couch', or a list"
+            f"{title} {path} has one line, {excerpt(lines[0])}; write one class a line: a comma belongs to the name"
         )
-    return CustomClass(name, _texts(parts, f"{where}.synonyms"))
-
-
-def _texts(parts: Sequence[Any], where: str) -> tuple[str, ...]:
-    """Texts without white space around them; none blank, none twice."""
-    for part in parts:
-        if not isinstance(part, str) or not part.strip():
-            raise ValueError(
-                f"{where} holds {part!r}; give text that is not blank, in quotes where YAML reads it otherwise"
-            )
-    texts = tuple(part.strip() for part in parts)
-    if len({text.casefold() for text in texts}) < len(texts):
-        raise ValueError(f"{where} holds one text twice: {', '.join(texts)}; remove one")
-    return texts
-
-
-def _check_distinct(classes: Sequence[CustomClass], where: str) -> None:
-    """Refuses two classes of one name, and a text that belongs to two: the text encoder ignores case."""
-    names: dict[str, int] = {}
-    owners: dict[str, str] = {}
-    for index, each in enumerate(classes):
-        first = names.setdefault(each.name.casefold(), index)
-        if first != index:
-            raise ValueError(f"{where} names the class {each.name!r} twice, at index {first} and {index}; rename one")
-        for text in each.synonyms:
-            owner = owners.setdefault(text.casefold(), each.name)
-            if owner != each.name:
-                raise ValueError(
-                    f"{where} gives the text {text!r} to both {owner!r} and {each.name!r}; remove it from one"
-                )
+    return lines

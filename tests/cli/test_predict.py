@@ -167,7 +167,7 @@ def test_words_from_elsewhere(images: Path, tmp_path: Path) -> None:
     ("options", "message"),
     [
         (["--vocab", " "], "the vocabulary is blank"),
-        (["--vocab", "red star, Red Star"], "stand twice"),
+        (["--vocab", "red star, Red Star"], "names the class 'Red Star' twice"),
         ([], "give one of --vocab, --label-set and --dataset"),
         (["--vocab", "a", "--label-set", "voc_20"], "--vocab and --label-set are given.*--context"),
         (["--label-set", "voc_21"], "unknown label set 'voc_21'"),

@@ -62,7 +62,7 @@ def test_cache_is_never_shared_or_stale(classifier: TextClassifier, passes: list
 
 @pytest.mark.parametrize("names", [[], ["cat", "  "]])
 def test_blank_vocabulary_is_refused(classifier: TextClassifier, names: list[str]) -> None:
-    with pytest.raises(ValueError, match="at least one name, and none of them blank"):
+    with pytest.raises(ValueError, match="none of them blank|which is blank"):
         classifier.embed(names)
 
 

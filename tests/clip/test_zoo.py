@@ -60,3 +60,10 @@ def test_tokenizers_are_told_apart() -> None:
     }
     assert len(identities) == 5
     assert tokenizer_identity(BpeTokenizer(77), ["a"]) == tokenizer_identity(BpeTokenizer(77), ["b"])
+
+
+def test_another_ftfy_is_another_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It decides which texts are mended before they become ids, so embeddings of its releases are kept apart."""
+    before = BpeTokenizer(77).identity
+    monkeypatch.setattr("san.clip.tokenizer.version", lambda package: "0.0")
+    assert BpeTokenizer(77).identity != before

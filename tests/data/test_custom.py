@@ -74,11 +74,12 @@ def test_the_smallest_file(tmp_path: Path) -> None:
         ("classes.txt", "# roofs\nroof\n\nroad | street\n  tree|bush\nsofa\n"),
         ("classes.json", json.dumps(FULL["classes"])),
         ("classes.yaml", yaml.safe_dump(FULL["classes"])),
+        ("classes.TXT", "\ufeffroof\r\n  # lanes\r\nroad|street\r\n\r\ntree | bush\r\nsofa"),
     ],
 )
 def test_classes_in_a_file_of_their_own(tmp_path: Path, name: str, content: str) -> None:
     (tmp_path / "lists").mkdir()
-    (tmp_path / "lists" / name).write_text(content)
+    (tmp_path / "lists" / name).write_bytes(content.encode())
     path = write(tmp_path, FULL | {"classes": f"lists/{name}"})
     assert load_custom_dataset(path).classes == CLASSES
 
@@ -94,6 +95,19 @@ def test_names_with_commas_stay_whole(tmp_path: Path) -> None:
     assert load_custom_dataset(path).classes == (CustomClass("road, route", ("road, route",)),)
 
 
+def test_names_that_clip_cannot_tell_apart_are_refused(tmp_path: Path) -> None:
+    for other in ("\ufeffCafe\u0301\u200b", "ｃａｆé", "CAFÉ "):
+        with pytest.raises(
+            ValueError, match=r"classes in .* names the class .* twice, at index 0 and 1 \(once as 'café'"
+        ):
+            load_custom_dataset(write(tmp_path, MINIMAL | {"classes": ["café", other]}))
+    content = MINIMAL | {"classes": ["Straße", "Strasse\u200b"], "label_mapping": {1: "Strasse", 2: "straße\ufeff"}}
+    dataset = load_custom_dataset(write(tmp_path, content))
+    assert dataset.class_names == ("Straße", "Strasse")
+    assert dataset.label_mapping is not None
+    assert dataset.label_mapping.indices == ((1, 1), (2, 0))
+
+
 MINIMAL = {"name": "roofs", "classes": ["roof", "road"], "images": "i", "labels": "l"}
 
 
@@ -106,14 +120,14 @@ MINIMAL = {"name": "roofs", "classes": ["roof", "road"], "images": "i", "labels"
         ({"name": "../up"}, "name in"),
         ({"classes": []}, "classes in .* give a list of class names"),
         ({"classes": {"roof": 0}}, "give a list of class names"),
-        ({"classes": ["roof", True]}, r"classes in .*\[1\] is True, no text; put class names in quotes"),
-        ({"classes": ["roof", " "]}, r"\[1\] holds ' '"),
+        ({"classes": ["roof", True]}, r"classes in .*\[1\]: a class is True; give text .in quotes where YAML"),
+        ({"classes": ["roof", " "]}, r"\[1\]: the name of a class is ' ', which is blank"),
         ({"classes": ["roof", "Roof"]}, "names the class 'Roof' twice, at index 0 and 1"),
         ({"classes": ["roof|tile", "road|tile"]}, "gives the text 'tile' to both 'roof' and 'road'"),
-        ({"classes": ["roof|roof"]}, "holds one text twice"),
-        ({"classes": [{"nam": "roof"}]}, "unknown key 'nam' .*did you mean 'name'"),
-        ({"classes": [{"name": "roof", "synonyms": []}]}, "synonyms is .*; give texts between commas"),
-        ({"classes": [{"name": "roof", "synonyms": "tile,"}]}, "synonyms holds ''"),
+        ({"classes": ["roof|roof"]}, "the synonyms of class 'roof' hold 'roof' twice"),
+        ({"classes": [{"nam": "roof"}]}, r"\[0\]: a class is {'nam': 'roof'}; give text"),
+        ({"classes": [{"name": "roof", "synonyms": []}]}, "the synonyms of class 'roof' are .*; give text or a list"),
+        ({"classes": [{"name": "roof", "synonyms": "tile,"}]}, "synonyms of class 'roof' is '', which is blank"),
         ({"ignore_label": 1}, "ignore_label .* is 1, which is the index of the class 'road'; .*'1: ignore'"),
         ({"ignore_label": 70000}, r"give a pixel value, 0\.\.65535"),
         ({"ignore_label": True}, "give a pixel value"),
@@ -182,6 +196,17 @@ def test_what_is_no_plain_file(tmp_path: Path, name: str, content: str, message:
 def test_missing_files(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="data set file gone.yaml does not exist"):
         load_custom_dataset("gone.yaml")
+    for content, message in (
+        ("roof, road\n", "has one line, 'roof, road'; write one class a line"),
+        ("", "is .*; give a"),
+    ):
+        (tmp_path / "short.txt").write_text(content)
+        with pytest.raises(ValueError, match=f"class file .*short.txt {message}"):
+            load_custom_dataset(write(tmp_path, MINIMAL | {"classes": "short.txt"}))
+    with pytest.raises(
+        ValueError, match="class file .*classes.csv ends in '.csv'; give a file that ends in .txt, .json"
+    ):
+        load_custom_dataset(write(tmp_path, MINIMAL | {"classes": "classes.csv"}))
     with pytest.raises(FileNotFoundError, match=r"class file .*gone.txt does not exist"):
         load_custom_dataset(write(tmp_path, MINIMAL | {"classes": "gone.txt"}))
     with pytest.raises(FileNotFoundError, match=r"class file .*gone.json does not exist"):

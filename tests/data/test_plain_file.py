@@ -69,6 +69,11 @@ LONG = "x" * 100_000
 LONG_VALUES = (
     *({**MINIMAL, key: LONG} for key in (*MINIMAL, "image_ext", "ignore_label", "label_mapping", "splits", "list")),
     {**MINIMAL, LONG: 1},
+    {**MINIMAL, "classes": [LONG]},
+    {**MINIMAL, "classes": [{"name": LONG}]},
+    {**MINIMAL, "classes": [{"name": "x", "synonyms": LONG}]},
+    {**MINIMAL, "classes": [{"name": "x", LONG: "y"}]},
+    {**MINIMAL, "classes": [{LONG: "y"}]},
     {**MINIMAL, "label_mapping": {LONG: 0}},
     {**MINIMAL, "label_mapping": {"9" * 5000: 0}},
     {**MINIMAL, "label_mapping": {1: LONG}},
