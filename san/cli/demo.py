@@ -15,7 +15,7 @@ import argparse
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
-from san.cli.options import add_model_options
+from san.cli.options import add_model_options, load_predictor, parse_words
 from san.demo.limits import Limits
 
 if TYPE_CHECKING:
@@ -56,7 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="names under which the page may be asked for beside --host and localhost, separated by commas: a proxy's",
     )
     parser.add_argument("--examples", metavar="DIR", help="a folder of pictures to offer, in place of the shapes")
-    parser.add_argument("--words", help="the words that each picture of --examples starts with")
+    words = parser.add_mutually_exclusive_group()
+    words.add_argument("--words", help="the words that each picture of --examples starts with")
+    words.add_argument("--vocab-file", metavar="FILE", help="these words in a file, as `san predict` takes it")
     limits = parser.add_argument_group("limits")
     for field in fields(Limits):
         limits.add_argument(
@@ -97,14 +99,17 @@ def make_studio(args: argparse.Namespace) -> Studio:
     Raises:
         ValueError, FileNotFoundError: options that make no sense, a model or a picture that is not there.
     """
-    from san.cli.options import load_predictor
     from san.data.shapes.world import NAMES
     from san.demo.examples import folder_examples, shapes_examples
     from san.demo.studio import Studio
+    from san.vocabulary import Vocabulary
 
     limits = Limits(**{field.name: getattr(args, field.name) for field in fields(Limits)})
-    if (args.examples is None) != (args.words is None):
-        raise ValueError("--examples and --words belong together; give both or neither")
-    examples = folder_examples(args.examples, args.words, limits) if args.examples else shapes_examples()
+    words = args.words if args.vocab_file is None else Vocabulary.from_file(args.vocab_file).as_text()
+    if (args.examples is None) != (words is None):
+        raise ValueError("--examples and --words (or --vocab-file) belong together; give both or neither")
+    if words is not None:
+        parse_words(words, "--words")
+    examples = folder_examples(args.examples, words, limits) if words is not None else shapes_examples()
     known = frozenset(word for name in NAMES for word in name.split()) if args.model == "shapes" else None
     return Studio(load_predictor(args), examples, limits, known_words=known)

@@ -7,9 +7,12 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from san.errors import excerpt
+
 if TYPE_CHECKING:
     from san.model.config import SANConfig
     from san.predictor import Predictor
+    from san.vocabulary import Vocabulary
 
 RUN_CONFIG = "config.yaml"
 """What a training run calls its configuration."""
@@ -52,6 +55,55 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         help="where embeddings of words are kept from run to run; '' for nowhere (default: SAN_CACHE/text, or "
         "~/.cache/san/text)",
     )
+
+
+def add_word_options(parser: argparse._ActionsContainer) -> None:
+    """--vocab and --vocab-file: what `read_words` reads."""
+    parser.add_argument("--vocab", metavar="WORDS", help='the classes, such as "cat, dog; sofa|couch"')
+    parser.add_argument(
+        "--vocab-file",
+        metavar="FILE",
+        help="a file of classes: .txt with one a line (sofa|couch are synonyms, # begins a comment line), or .json or "
+        ".yaml with a list or a mapping",
+    )
+
+
+def read_words(args: argparse.Namespace) -> Vocabulary:
+    """The classes that --vocab or --vocab-file names.
+
+    Raises:
+        ValueError, FileNotFoundError: see `Vocabulary.parse` and `Vocabulary.from_file`; or a word is a file's name.
+    """
+    from san.vocabulary import Vocabulary
+
+    if args.vocab_file is not None:
+        return Vocabulary.from_file(args.vocab_file)
+    return parse_words(args.vocab, "--vocab")
+
+
+def parse_words(text: str, option: str) -> Vocabulary:
+    """The classes that a text on the command line names.
+
+    Args:
+        text: as `Vocabulary.parse` takes it.
+        option: where it was given, for messages.
+
+    Raises:
+        ValueError: it is blank, `Vocabulary.parse` refuses it, or a word is a file's name.
+    """
+    from san.data.custom_classes import ENDINGS
+    from san.data.plain_file import is_file
+    from san.vocabulary import Vocabulary
+
+    if not text.strip():
+        raise ValueError(f'{option} is blank; give words, such as "cat, dog"')
+    vocabulary = Vocabulary.parse(text)
+    for name in vocabulary.names:
+        path = Path(name)
+        if path.suffix.lower() in ENDINGS or ((path.suffix or len(path.parts) > 1) and is_file(path)):
+            remedy = "write its words out" if option == "--context" else "give it with --vocab-file"
+            raise ValueError(f"{option} has the word {excerpt(name)}, the name of a file; {remedy}")
+    return vocabulary
 
 
 def add_cache_option(parser: argparse._ActionsContainer) -> None:

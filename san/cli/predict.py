@@ -3,13 +3,14 @@ r"""Masks for words: every pixel of every picture gets one of the words of the v
 Examples:
   san predict street.jpg --vocab "car, road, sky" --model san_vit_b_16
   san predict photos/ --recursive --vocab "cat; dog; sofa|couch" --context coco_stuff_171 --out masks
-  san predict photos/ --vocab "$(cat names.txt)" --none-of-these --format labels,json --overwrite
+  san predict photos/ --vocab-file names.txt --none-of-these --format labels,json --overwrite
   san predict scan.png --label-set ade20k_150 --model my_san/ --device cuda --dtype bfloat16
 
-A comma, a semicolon or a line's end separates classes, | the synonyms of one. Of a picture DIR/street.jpg come, below
---out, street_overlay.png (class colours over the picture), street_labels.png (class indices), street_rle.json (one
-run-length mask per class), street.json (names, areas, confidences), street_panel.png (picture, classes and legend). A
-class has the same colour in every picture. A picture that cannot be read is reported and passed over.
+A comma, a semicolon or a line's end separates classes, | the synonyms of one; a file has one class a line. Of a picture
+DIR/street.jpg come, below --out, street_overlay.png (class colours over the picture), street_labels.png (class
+indices), street_rle.json (one run-length mask per class), street.json (names, areas, confidences), street_panel.png
+(picture, classes and legend). A class has the same colour in every picture. A picture that cannot be read is reported
+and passed over.
 
 Exit codes: 0 all done, 1 error, 2 wrong command line, 3 some pictures were passed over, 130 interrupted.
 """
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from san.cli.jobs import Job, find_jobs, prepare_output, refuse_collisions, unfinished
-from san.cli.options import add_model_options, load_predictor
+from san.cli.options import add_model_options, add_word_options, load_predictor, parse_words, read_words
 from san.cli.pipeline import Line, run_line, write_results
 from san.errors import one_line, printable
 
@@ -42,6 +43,7 @@ FORMATS = {
     "panel": "_panel.png",
 }
 """`san.segmentation.FORMATS`, repeated so that the help needs no PyTorch (guarded by tests/cli/test_predict.py)."""
+WORDS = ("--vocab", "--vocab-file", "--label-set", "--dataset")
 DEFAULT_FORMATS = "overlay,labels,rle,json"
 _MOST_NAMES = 5
 
@@ -49,8 +51,8 @@ _MOST_NAMES = 5
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE_OR_FOLDER", help="pictures, folders of them")
-    words = parser.add_argument_group("words (one of --vocab, --label-set, --dataset)")
-    words.add_argument("--vocab", metavar="WORDS", help='the classes, such as "cat, dog; sofa|couch"')
+    words = parser.add_argument_group("words (one of --vocab, --vocab-file, --label-set, --dataset)")
+    add_word_options(words)
     words.add_argument("--label-set", metavar="NAME", help="all classes of a label set, such as ade20k_150")
     words.add_argument("--dataset", type=Path, metavar="FILE", help="the classes of a data set's YAML file")
     words.add_argument(
@@ -117,28 +119,25 @@ def run(args: argparse.Namespace) -> int:
 
 
 def read_vocabulary(args: argparse.Namespace) -> Vocabulary:
-    """The classes that --vocab, --label-set or --dataset name, with --context.
+    """The classes that one of `WORDS` names, with --context.
 
     Raises:
         ValueError, FileNotFoundError: none or several are given, or one makes no sense.
     """
-    from san.clip.vocabulary import ClassText
+    from san.data.custom import load_custom_dataset
     from san.vocabulary import Vocabulary
 
-    given = [name for name in ("--vocab", "--label-set", "--dataset") if getattr(args, name[2:].replace("-", "_"))]
-    if args.vocab is not None and not args.vocab.strip():
-        raise ValueError('the vocabulary is blank; give --vocab words, such as "cat, dog"')
+    given = [name for name in WORDS if getattr(args, name[2:].replace("-", "_")) is not None]
     if len(given) != 1:
         seen = f"{' and '.join(given)} are given" if given else "there are no words"
-        raise ValueError(f"{seen}; give one of --vocab, --label-set and --dataset (and more classes with --context)")
-    if args.dataset:
-        from san.data.custom import load_custom_dataset
-
-        classes = load_custom_dataset(args.dataset).classes
-        vocabulary = Vocabulary(tuple(ClassText(each.name, each.synonyms) for each in classes))
+        raise ValueError(f"{seen}; give one of {', '.join(WORDS)} (and more classes with --context)")
+    if args.dataset is not None:
+        vocabulary = Vocabulary(load_custom_dataset(args.dataset).classes)
+    elif args.label_set is not None:
+        vocabulary = Vocabulary.label_set(args.label_set)
     else:
-        vocabulary = Vocabulary.parse(args.vocab) if args.vocab else Vocabulary.label_set(args.label_set)
-    return vocabulary.with_context(args.context) if args.context else vocabulary
+        vocabulary = read_words(args)
+    return vocabulary if args.context is None else vocabulary.with_context(parse_words(args.context, "--context"))
 
 
 class _Run:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from san.cli.options import add_model_options, load_predictor
+from san.cli.options import add_model_options, add_word_options, load_predictor, read_words
 from san.visualize.attention import AttentionView, attention_panel
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
     parser.add_argument("image", type=Path, metavar="IMAGE", help="picture file")
-    parser.add_argument("--vocab", required=True, help="the words: 'cat, dog; sofa|couch'")
+    add_word_options(parser.add_mutually_exclusive_group(required=True))
     parser.add_argument(
         "--queries", default="", metavar="N,N", help="numbers of the proposals to show, from 0 (default: see above)"
     )
@@ -52,8 +52,9 @@ def run(args: argparse.Namespace) -> int:
         queries = [int(each) for each in args.queries.split(",") if each.strip()]
     except ValueError as error:
         raise ValueError(f"--queries is {args.queries!r}; give numbers such as 3,17") from error
+    vocabulary = read_words(args)
     predictor = load_predictor(args)
-    result = predictor.predict(args.image, args.vocab)
+    result = predictor.predict(args.image, vocabulary)
     views = attention_views(predictor, result, queries or leading_queries(result, args.top))
     attention_panel(result.image, views, args.out, title=f"What the [SLS] tokens looked at: {args.image.name}")
     shown = ", ".join(f"{view.query} ({view.name or 'no object'} {view.probability:.0%})" for view in views)

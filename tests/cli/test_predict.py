@@ -148,7 +148,9 @@ def test_words_from_elsewhere(images: Path, tmp_path: Path) -> None:
     """A label set, context, and a data set's file."""
     (tmp_path / "set.yaml").write_text("name: toy\nclasses: [red star, {name: ring, synonyms: [blue ring, red ring]}]\n"
                                        "splits: {val: {images: i, labels: l}}\n")  # fmt: skip
+    (tmp_path / "names.txt").write_text("red star|scarlet star\nblue ring\n")
     given = {
+        "names": (["--vocab-file", str(tmp_path / "names.txt")], 2),
         "set": (["--label-set", "shapes_36"], 36),
         "context": (["--vocab", "red star, moon", "--context", "shapes_36"], 37),
         "file": (["--dataset", str(tmp_path / "set.yaml")], 2),
@@ -166,9 +168,17 @@ def test_words_from_elsewhere(images: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--vocab", " "], "the vocabulary is blank"),
+        (["--vocab", " "], "--vocab is blank"),
         (["--vocab", "red star, Red Star"], "names the class 'Red Star' twice"),
-        ([], "give one of --vocab, --label-set and --dataset"),
+        (
+            ["--vocab", "cat, names.txt"],
+            "--vocab has the word 'names.txt', the name of a file; give it with --vocab-file",
+        ),
+        (["--vocab", str(REPO / "README.md")], "--vocab has the word '.*README.md', the name of a file"),
+        (["--vocab", "a", "--context", "names.yaml"], "--context has the word 'names.yaml', the name of a file"),
+        (["--vocab-file", "gone.txt"], "vocabulary file gone.txt does not exist"),
+        (["--vocab", "a", "--vocab-file", "b"], "--vocab and --vocab-file are given"),
+        ([], "give one of --vocab, --vocab-file, --label-set, --dataset"),
         (["--vocab", "a", "--label-set", "voc_20"], "--vocab and --label-set are given.*--context"),
         (["--label-set", "voc_21"], "unknown label set 'voc_21'"),
         (["--vocab", "a", "--context", "voc_21"], "'voc_21'"),

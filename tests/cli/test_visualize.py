@@ -223,6 +223,10 @@ def test_attention(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "red square" in first
     with Image.open(tmp_path / "a.png") as picture:
         assert min(picture.size) > 500
+    (tmp_path / "names.txt").write_text("red square\nstriped ground\n")
+    from_file = [*arguments[:3], "--vocab-file", str(tmp_path / "names.txt"), "--out", str(tmp_path / "a.png")]
+    assert cli.main(from_file) == 0
+    assert capsys.readouterr().out == first
     assert cli.main([*arguments, "--queries", "3,0", "--out", str(tmp_path / "b.png")]) == 0
     assert re.search(r"queries 3 \(.*\), 0 \(", capsys.readouterr().out)
     assert cli.main([*arguments, "--queries", "99999", "--out", str(tmp_path / "c.png")]) == 1

@@ -13,6 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from san.cli import demo
+from san.cli.demo import make_studio
+from san.cli.main import make_parser
 from san.data.shapes.world import NAMES
 from san.demo.examples import folder_examples, shapes_examples
 from san.demo.limits import Limits
@@ -178,6 +181,23 @@ def test_examples_of_a_folder(tmp_path):
     assert (example.title, example.words, example.pixels.shape) == ("my cat", "cat, sofa", (20, 30, 3))
     with pytest.raises(ValueError, match="600 pixels"):
         folder_examples(tmp_path, "cat", Limits(max_pixels=500))
+
+
+def test_the_words_of_examples_from_a_file(studio, tmp_path, monkeypatch):
+    monkeypatch.setattr("san.cli.demo.load_predictor", lambda args: studio._predictor)
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "names.txt").write_text("cat\nsofa|couch\n")
+    options = ["--examples", str(tmp_path), "--vocab-file", str(tmp_path / "names.txt")]
+    made = make_studio(make_parser(demo).parse_args(options))
+    made.close()
+    assert made.examples[0].words == "cat, sofa|couch"
+    for wrong, message in (
+        (options[2:], "belong together"),
+        ([*options[:2], "--words", "names.txt"], "--words has the word"),
+        ([*options[:2], "--words", "cat, Cat"], "names the class 'Cat' twice"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make_studio(make_parser(demo).parse_args(wrong))
 
 
 def test_shapes_examples_are_the_same_everywhere():
