@@ -5,6 +5,7 @@ Source: method.md section 10. A file holds a dictionary of tensors, bare or unde
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from san.clip.weights import read_tensors, weights_fingerprint
+from san.clip.weights import check_finite, listed, misfits, weights_fingerprint
+from san.clip.weights_file import read_tensors
+from san.errors import excerpt
 from san.model.san import SANModel
 
 # published prefix -> own prefix; the first match counts, in either direction
@@ -65,7 +68,9 @@ def from_published(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if key in _DERIVED:
             continue
         name = own_name(key)
-        own[name] = value.flatten(1) if _is_pointwise(name) else value.squeeze(0) if name in _LEADING_ONE else value
+        if _is_pointwise(name) and value.ndim > 1:
+            value = value.flatten(1)
+        own[name] = value.squeeze(0) if name in _LEADING_ONE else value
     return own
 
 
@@ -105,18 +110,24 @@ def is_published(state_dict: Mapping[str, Any]) -> bool:
 def load_checkpoint_file(path: str | Path) -> dict[str, Any]:
     """A checkpoint's content, with the tensors under "model"; nothing in the file is run.
 
+    The tensors under "model" are mapped from the file, see `read_tensors`; all others are in memory.
+
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is damaged, or holds more than tensors and plain data, or no tensors.
     """
     loaded = read_tensors(Path(path))
-    content: dict[str, Any] = dict(loaded) if isinstance(loaded, Mapping) and "model" in loaded else {"model": loaded}
+    content: dict[str, Any] = loaded if isinstance(loaded, dict) and "model" in loaded else {"model": loaded}
     tensors = content["model"]
-    if not isinstance(tensors, Mapping) or not tensors or not all(isinstance(v, Tensor) for v in tensors.values()):
+    if not isinstance(tensors, dict) or not tensors or not all(isinstance(v, Tensor) for v in tensors.values()):
         raise ValueError(
             f"{str(path)!r} holds no dictionary of tensors, neither bare nor under 'model'; give a SAN checkpoint"
         )
-    return content
+    odd = [key for key in tensors if not isinstance(key, str)]
+    if odd:
+        raise ValueError(f"{str(path)!r} holds a tensor named {excerpt(odd[0])}; give a SAN checkpoint, named by text")
+    # an optimiser may go on using its state as it is given, long after the file is gone
+    return {key: value if key == "model" else copy.deepcopy(value) for key, value in content.items()}
 
 
 def load_weights(model: SANModel, source: str | Path | Mapping[str, Any]) -> None:
@@ -129,37 +140,42 @@ def load_weights(model: SANModel, source: str | Path | Mapping[str, Any]) -> Non
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: damaged, or a tensor is missing, unexpected or misshapen (all are listed), or made with another
-            CLIP.
+        ValueError: damaged, or a tensor is missing, unexpected, of another shape or kind (all are listed), or not
+            finite; or made with another CLIP.
     """
     content = source if isinstance(source, Mapping) else load_checkpoint_file(source)
     label = "the checkpoint" if isinstance(source, Mapping) else repr(str(source))
-    state = content["model"] if "model" in content and isinstance(content["model"], Mapping) else content
-    own = from_published(state) if is_published(state) else dict(state)
-    own = {key.removeprefix("model."): value for key, value in own.items()}
-    target = {key: value.shape for key, value in model.state_dict().items()}
     if content.get("format") == _SLIM:
         _check_clip(model, content, label)
-        target = {key: shape for key, shape in target.items() if key in trained_names(model)}
-    wrong = _differences(own, target)
-    if wrong:
-        shown = "; ".join(wrong[:40]) + (f"; and {len(wrong) - 40} more" if len(wrong) > 40 else "")
-        raise ValueError(
-            f"{label} does not fit this model; use the configuration it was trained with. "
-            f"{len(wrong)} tensors differ: {shown}"
-        )
+    own = fitting_tensors(model, content, label)
+    check_finite(own, label)
     model.load_state_dict(own, strict=False)
 
 
-def _differences(found: Mapping[str, Tensor], wanted: Mapping[str, torch.Size]) -> list[str]:
-    missing = [f"{key}: missing" for key in wanted if key not in found]
-    unexpected = [f"{key}: unexpected" for key in found if key not in wanted]
-    misshapen = [
-        f"{key}: {tuple(found[key].shape)} instead of {tuple(shape)}"
-        for key, shape in wanted.items()
-        if key in found and found[key].shape != shape
-    ]
-    return missing + unexpected + misshapen
+def fitting_tensors(model: SANModel, content: Mapping[str, Any], label: str) -> dict[str, Tensor]:
+    """A checkpoint's tensors under the model's names; none is read for it.
+
+    Args:
+        model: any SAN, which may be on the meta device.
+        content: see `load_checkpoint_file`.
+        label: what messages call it.
+
+    Raises:
+        ValueError: a tensor is missing, unexpected, of another shape or of another kind; all are listed.
+    """
+    state = content["model"] if "model" in content and isinstance(content["model"], Mapping) else content
+    own = from_published(state) if is_published(state) else dict(state)
+    own = {key.removeprefix("model."): value for key, value in own.items()}
+    target = model.state_dict()
+    if content.get("format") == _SLIM:
+        target = {key: value for key, value in target.items() if key in trained_names(model)}
+    wrong = misfits(own, target)
+    if wrong:
+        raise ValueError(
+            f"{label} does not fit this model; use the configuration it was trained with. "
+            f"{len(wrong)} tensors differ: {listed(wrong)}"
+        )
+    return own
 
 
 def trained_names(model: SANModel) -> set[str]:
@@ -201,7 +217,8 @@ def _check_clip(model: SANModel, content: Mapping[str, Any], label: str) -> None
     found = frozen_fingerprint(model)
     if content.get("clip_fingerprint") != found:
         raise ValueError(
-            f"{label} was trained on the frozen CLIP {content.get('clip')!r} ({content.get('clip_fingerprint')}), but "
+            f"{label} was trained on the frozen CLIP {excerpt(content.get('clip'))} "
+            f"({excerpt(content.get('clip_fingerprint'))}), but "
             f"this model has {model.config.clip.name} {model.config.clip.pretrained} ({found}); set MODEL.CLIP.NAME "
             "and MODEL.CLIP.PRETRAINED to the former"
         )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -71,6 +73,67 @@ def test_every_difference_is_listed_and_nothing_changes() -> None:
     ):
         assert part in str(caught.value)
     torch.testing.assert_close(dict(model.state_dict()), before, atol=0, rtol=0)
+
+
+WEIGHT = "side_adapter.blocks.0.attn.qkv.weight"
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (lambda weight: weight.to(torch.complex64), f"{WEIGHT}: torch.complex64 instead of torch.float32"),
+        (lambda weight: weight.int(), "torch.int32 instead of"),
+        (lambda weight: weight > 0, "torch.bool instead of"),
+        (lambda weight: weight.to_sparse(), "sparse instead of dense"),
+        (lambda weight: weight.to("meta"), "meta instead of dense"),
+        (lambda weight: torch.zeros(1).expand(1 << 40, 1), r"\(1099511627776, 1\) instead of \(432, 144\)"),
+        (lambda weight: weight.index_fill(0, torch.tensor([1]), torch.nan), rf"{WEIGHT} \(144 of 62,208\)"),
+        (lambda weight: (weight / 0).half(), "NaN or infinite weights in 1 of 224 tensors"),
+    ],
+)
+def test_what_is_no_weight_changes_nothing(value: Callable[[torch.Tensor], torch.Tensor], message: str) -> None:
+    """The wrong tensor is among the last, so that a load that begins and then fails would change many."""
+    model, other = make(0), dict(make(1).state_dict())
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    other[WEIGHT] = value(other.pop(WEIGHT))
+    with pytest.raises(ValueError, match=message):
+        load_weights(model, {"model": other})
+    torch.testing.assert_close(dict(model.state_dict()), before, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("key", [5, None, (1, 2), "", "x" * (1 << 20), "\x1b[2J\x1b]0;title\a\u202e"])
+def test_names_that_no_tensor_has(key: Any, tmp_path: Path) -> None:
+    model = make(0)
+    torch.save({"model": {**model.state_dict(), key: torch.zeros(1)}}, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match=r"a\.pth.*(unexpected|holds a tensor named)") as caught:
+        load_weights(model, tmp_path / "a.pth")
+    assert len(str(caught.value)) < 500 and str(caught.value).isprintable()
+
+
+def test_a_published_file_of_scalars_is_refused(tmp_path: Path) -> None:
+    state = {key: torch.tensor(1.0) for key in to_published(make(0).state_dict())}
+    with pytest.raises(ValueError, match=r"224 tensors differ|\(\) instead of"):
+        load_weights(make(0), {"model": state})
+
+
+def test_a_tensor_of_200_gb_that_is_not_there(tmp_path: Path) -> None:
+    """The file system keeps its zeros in a few bytes; nothing of it is read to find that it does not fit."""
+    path, size = tmp_path / "a.safetensors", 200 << 30
+    head = f'{{"{WEIGHT}":{{"dtype":"F32","shape":[{size // 4}],"data_offsets":[0,{size}]}}}}'.encode()
+    path.write_bytes(len(head).to_bytes(8, "little") + head)
+    with open(path, "r+b") as file:
+        file.truncate(8 + len(head) + size)
+    with pytest.raises(ValueError, match=r"a\.safetensors"):
+        load_weights(make(0), path)
+
+
+def test_what_is_beside_the_model_outlives_its_file(tmp_path: Path) -> None:
+    """An optimiser keeps the tensors it is given; those of a mapped file would go with the file."""
+    torch.save({"model": {"a": torch.ones(4)}, "trainer": {"b": torch.ones(4)}}, tmp_path / "a.pth")
+    content = load_checkpoint_file(tmp_path / "a.pth")
+    with open(tmp_path / "a.pth", "r+b") as file:
+        file.write(bytes((tmp_path / "a.pth").stat().st_size))
+    assert torch.equal(content["trainer"]["b"], torch.ones(4))
 
 
 @pytest.mark.parametrize("half", [False, True])

@@ -17,7 +17,7 @@ from dataclasses import replace
 from functools import cache, partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import SimpleNamespace
+from types import MethodType, SimpleNamespace
 from typing import Any
 
 import huggingface_hub
@@ -29,13 +29,15 @@ from safetensors.torch import load_file, save_file
 
 from san.checkpoint import save_slim, to_published
 from san.clip.loader import SHAPES_FILE, load_clip, save_clip_file
+from san.clip.record import read_record
 from san.hub import MODELS, SHAPES_CHECKPOINT, find_here, load_pretrained, push_to_hub, save_pretrained
 from san.hub import remote as remote_module
 from san.hub.folder import describe, read_config
 from san.hub.places import find_known
 from san.hub.remote import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
 from san.model.build import build_san
-from san.model.config import variant
+from san.model.config import HeadConfig, variant
+from san.model.heads import MaskHead
 from san.model.san import SANModel
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -204,6 +206,19 @@ def change(folder: Path, edit: Any) -> None:
         (lambda c: c["model"]["attn_bias"].update(pooling="median"), r"unknown pooling 'median'"),
         (lambda c: c.update(model=[]), r"model. is \[\]; give an object"),
         (lambda c: c.update(model_type="bert"), r"describes no SAN but model_type 'bert'"),
+        (lambda c: c.update(format_version=3), "is of format 3, written by SAN '0.1.0'; this version"),
+        (lambda c: c["model"]["head"].update(mlp_num_layers=10**8), "set MODEL.HEAD.MLP_NUM_LAYERS within 1..64"),
+        (
+            lambda c: c["model"]["side_adapter"].update(mlp_ratio=1e300),
+            "MODEL.SIDE_ADAPTER.MLP_RATIO above 0 and at most",
+        ),
+        (
+            lambda c: c["clip_arch"]["vision"].update(depth=10**9),
+            "image tower is 1000000000; set clip_arch.vision.depth",
+        ),
+        (lambda c: c["clip_arch"]["text"].update(vocab_size=100), "vocab_size is 100, but the tokenizer has 49408 ids"),
+        (lambda c: c["clip_arch"].update(std=[1, 1, float("nan")]), r"clip_arch.std is nan; give float"),
+        (lambda c: c.update(clip_token_ids=[-1, 49408]), r"ids of a compact vocabulary are \(-1, 49408\)"),
     ],
 )
 def test_the_config_is_read_strictly(folder: Path, edit: Any, message: str) -> None:
@@ -211,6 +226,104 @@ def test_the_config_is_read_strictly(folder: Path, edit: Any, message: str) -> N
     with pytest.raises(ValueError, match=message) as caught:
         load_pretrained(folder)
     assert "config.json" in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["[" * 200_000, '{"a":' * 100_000, "9" * 5000, "{} " * (2 << 20)])
+def test_a_config_that_is_no_config(folder: Path, text: str) -> None:
+    (folder / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"config.json' is no JSON \(") as caught:
+        load_pretrained(folder)
+    assert len(str(caught.value)) < 500
+
+
+def test_no_memory_is_taken_for_a_model_that_the_weights_are_not_of(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All sizes are within their ranges, and together 100 billion parameters."""
+    large = {"embed_dim": 8192, "depth": 128, "num_heads": 64, "supervised_blocks": [128], "mlp_ratio": 16}
+    change(folder, lambda content: content["model"]["side_adapter"].update(large))
+    monkeypatch.setattr("san.hub.folder.build_san", lambda *args, **given: pytest.fail("the model was built"))
+    with pytest.raises(ValueError, match=r"model.safetensors' does not fit this model.*tensors differ"):
+        load_pretrained(folder)
+
+
+def test_older_configs_are_read(folder: Path) -> None:
+    """A field that is new, and has a default, may be missing; those that every file has had may not, see above."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Later(HeadConfig):
+        new: int = 5
+
+    content = json.loads((folder / "config.json").read_text())
+    assert read_record(Later, content["model"]["head"]) == Later(32, 32, 3, new=5)
+    change(folder, lambda content: [content.pop(name) for name in ("format_version", "architecture")])
+    assert read_config(folder).format_version == 1
+    assert_same(load_pretrained(folder), make())
+
+
+# --- models with parts of one's own
+
+
+class OwnHead(MaskHead):
+    def forward(self, features: Any) -> Any:
+        logits, queries = super().forward(features)
+        return -logits, queries
+
+
+class OwnModel(SANModel):
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.mask_head = OwnHead(self.config.head, self.config.side_adapter.embed_dim)
+
+
+def patched(*args: Any) -> SANModel:
+    model = SANModel(*args)
+    model.mask_head.forward = MethodType(OwnHead.forward, model.mask_head)  # type: ignore[method-assign]
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model_class", "parts"),
+    [
+        (OwnModel, r"the model of tests.test_hub.OwnModel, mask_head of tests.test_hub.OwnHead"),
+        (patched, r"mask_head.forward of tests.test_hub.OwnHead.forward"),
+    ],
+)
+def test_a_model_with_own_parts_does_not_come_back_as_another(model_class: Any, parts: str, tmp_path: Path) -> None:
+    model = build_san(variant("tiny"), model_class=model_class)
+    folder = save_pretrained(model, tmp_path / "own")
+    with pytest.raises(ValueError, match=rf"config.json' describes .* own parts: {parts}\. Import what makes it"):
+        load_pretrained(folder)
+    with pytest.raises(ValueError, match=rf"was saved with {parts}, but model_class makes a model with"):
+        load_pretrained(folder, model_class=lambda *args: SANModel(*args))
+    loaded = load_pretrained(folder, model_class=model_class)
+    assert type(loaded) is type(model)
+    assert_same(loaded, model)
+    assert describe(loaded) == describe(model)
+
+
+def test_a_class_that_has_moved_is_reported(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    change(folder, lambda content: content.update(architecture=[["", "old.place.OwnModel"]]))
+
+    class Moved(SANModel):
+        pass
+
+    assert type(load_pretrained(folder, model_class=Moved)) is Moved
+    assert "was saved with the model of old.place.OwnModel" in caplog.text
+    assert "old" not in sys.modules
+
+
+@pytest.mark.slow
+def test_a_compiled_model_is_a_plain_one() -> None:
+    model = build_san(variant("tiny"))
+    model.compile_network()
+    assert describe(model).architecture == ()
+
+
+def test_what_was_loaded_can_be_saved_again(tmp_path: Path) -> None:
+    """Of a CLIP with a small vocabulary too, the file of which is not there."""
+    model = load_pretrained(save_pretrained(load_pretrained("shapes"), tmp_path / "a"))
+    assert_same(load_pretrained(save_pretrained(model, tmp_path / "b")), model)
 
 
 def test_damaged_folders(folder: Path) -> None:

@@ -17,8 +17,11 @@ from torch import Tensor
 
 from san.clip import zoo
 from san.clip.arch import TINY, ClipArch, TextArch, VisionArch
-from san.clip.tokenizer import BpeTokenizer, Tokenizer, compact_tokenizer
-from san.clip.weights import read_clip_weights, read_tensors, weights_fingerprint
+from san.clip.record import parse_json
+from san.clip.tokenizer import BpeTokenizer, Tokenizer, fitting_tokenizer
+from san.clip.weights import read_clip_weights, weights_fingerprint
+from san.clip.weights_file import read_metadata, read_tensors
+from san.errors import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +55,8 @@ class LoadedClip:
 
     Attributes:
         arch: the architecture, with QuickGELU as the weights were trained.
-        state_dict: weights under open_clip's names, float32; None where no pretrained weights were asked for.
+        state_dict: weights under open_clip's names, as precise as their file has them; None where no pretrained weights
+            were asked for.
         tokenizer: texts to ids.
         fingerprint: identifies the weights; equal weights give equal fingerprints.
     """
@@ -209,23 +213,15 @@ def save_clip_file(
     save_file(tensors, path, metadata=header)
 
 
-def _own_header(path: Path) -> dict[str, str] | None:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            header: dict[str, str] = file.metadata() or {}
-    except (OSError, SafetensorError):
-        return None
-    return header if header.get("format") == "san-clip" else None
-
-
 def _load_own_file(path: Path) -> LoadedClip:
-    tensors = read_tensors(path)
-    header = _own_header(path)
-    if header is None:
+    header = read_metadata(path)
+    if header.get("format") != "san-clip":
+        read_tensors(path)  # a damaged file is said to be that
         raise ValueError(f"{str(path)!r} is no CLIP file of this project; write one with tools/train_shapes_clip.py")
-    arch = ClipArch.from_dict(json.loads(header["arch"]))
-    state = {key: value.float() for key, value in tensors.items()}
-    tokenizer = compact_tokenizer(json.loads(header["token_ids"]), arch.text.context_length)
+    try:
+        arch = ClipArch.from_dict(parse_json(header["arch"]))
+        tokenizer = fitting_tokenizer(arch.text, parse_json(header["token_ids"]))
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"{str(path)!r} has a header that describes no CLIP: {one_line(error, limit=300)}") from error
+    state = read_tensors(path)
     return LoadedClip(arch, state, tokenizer, weights_fingerprint(state))

@@ -117,6 +117,11 @@ class TextClassifier(nn.Module):
         """A copy starts without embeddings: its weights are others."""
         return self.__dict__ | {"_cache": OrderedDict(), "_vocabularies": OrderedDict()}
 
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Texts to ids."""
+        return self._tokenizer
+
     def forget(self) -> None:
         """Drops the embeddings in memory; those on disk stay."""
         self._cache.clear()

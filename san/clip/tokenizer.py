@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from san.clip.arch import TextArch
 from san.clip.zoo import open_clip_version, open_tokenizer
+from san.errors import excerpt
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +59,7 @@ class CompactTokenizer:
     """
 
     def __init__(self, tokenize: BpeTokenizer, ids: Sequence[int]) -> None:
+        self.ids = tuple(ids)
         self._tokenize = tokenize
         self._ranks = torch.zeros(VOCAB_SIZE, dtype=torch.long)
         self._ranks[torch.as_tensor(ids)] = torch.arange(1, len(ids) + 1)  # sorted: end-of-text stays the largest
@@ -117,7 +120,30 @@ def compact_tokenizer(ids: Sequence[int], context_length: int) -> Tokenizer:
     Args:
         ids: sorted ids of CLIP's tokenizer that occur; id number i becomes i + 1, every other id 0.
         context_length: tokens in a row.
+
+    Raises:
+        ValueError: they are not that.
     """
-    if list(ids) != sorted(set(ids)):
-        raise ValueError("the ids of a compact vocabulary must be sorted and distinct")
+    known = isinstance(ids, (list, tuple)) and all(type(each) is int and 0 <= each < VOCAB_SIZE for each in ids)
+    if not known or list(ids) != sorted(set(ids)):
+        raise ValueError(
+            f"the ids of a compact vocabulary are {excerpt(ids)}; give distinct ones of CLIP's tokenizer, sorted"
+        )
     return CompactTokenizer(BpeTokenizer(context_length), ids)
+
+
+def fitting_tokenizer(text: TextArch, ids: Sequence[int] | None) -> Tokenizer:
+    """The tokenizer of a text tower.
+
+    Args:
+        text: its architecture.
+        ids: of a compact vocabulary, see `compact_tokenizer`; None for all of CLIP's.
+
+    Raises:
+        ValueError: the tower has not a row for every id.
+    """
+    tokenizer = BpeTokenizer(text.context_length) if ids is None else compact_tokenizer(ids, text.context_length)
+    needed = VOCAB_SIZE if ids is None else len(ids) + 1
+    if text.vocab_size < needed:
+        raise ValueError(f"clip_arch.text.vocab_size is {text.vocab_size}, but the tokenizer has {needed} ids")
+    return tokenizer

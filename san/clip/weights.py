@@ -1,61 +1,24 @@
-"""Weights files: read without ever running code from them, and told apart by a fingerprint."""
+"""Weights of a CLIP from a file, and what all weights are looked at for before a model takes them."""
 
 from __future__ import annotations
 
 import hashlib
-import pickle
-import struct
-import zipfile
 from collections.abc import Callable, Container, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
+from san.clip.weights_file import DAMAGED, flaw_of, open_archive, read_tensors
+from san.errors import excerpt, one_line
 from san.files import sha256_of
 
-_DAMAGED = (
-    RuntimeError,
-    OSError,
-    EOFError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    LookupError,
-    ArithmeticError,
-    AssertionError,
-    MemoryError,
-    struct.error,
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-    SafetensorError,
-)
-"""What readers raise on a file that is cut, foreign, or holds more than tensors."""
-
-
-def read_tensors(path: Path) -> Any:
-    """The content of a weights file, never running code from it.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, or holds more than tensors and plain data.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"no weights file at {str(path)!r}; check the path")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except _DAMAGED as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-        raise ValueError(f"{str(path)!r} is no readable weights file ({reason}); download or write it again") from error
+_MAX_SCRIPT = 4 << 30  # bytes; OpenAI's largest archive has 1.3 GB
+_MOST_SHOWN = 40
 
 
 def read_clip_weights(path: Path, *, trusted_scripts: Callable[[], Container[str]]) -> tuple[dict[str, Tensor], bool]:
-    """CLIP weights in float32 under open_clip's names, and whether they are an original OpenAI file.
+    """CLIP weights, as precise as the file has them, under open_clip's names; and whether the file is OpenAI's own.
 
     Args:
         path: a weights file; OpenAI published TorchScript archives, which hold code beside the weights.
@@ -67,33 +30,35 @@ def read_clip_weights(path: Path, *, trusted_scripts: Callable[[], Container[str
     """
     loaded = _read_script(path, trusted_scripts()) if _is_script(path) else read_tensors(path)
     state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else loaded
-    if not isinstance(state, Mapping) or "visual.class_embedding" not in {key.removeprefix("module.") for key in state}:
+    state = state if isinstance(state, Mapping) else {}
+    state = {
+        key.removeprefix("module."): value
+        for key, value in state.items()
+        if isinstance(key, str) and isinstance(value, Tensor)
+    }
+    if "visual.class_embedding" not in state:
         raise ValueError(
             f"{str(path)!r} holds no class-token ViT CLIP in open_clip's naming; give a file that open_clip reads"
         )
-    state = {key.removeprefix("module."): value for key, value in state.items() if isinstance(value, Tensor)}
     openai = "input_resolution" in state
-    keep = {
-        key: value.float()
-        for key, value in state.items()
-        if value.is_floating_point() and not key.endswith("attn_mask")
-    }
+    keep = {key: value for key, value in state.items() if value.is_floating_point() and not key.endswith("attn_mask")}
     return keep, openai
 
 
 def _is_script(path: Path) -> bool:
     """Whether a file is a TorchScript archive."""
-    if not zipfile.is_zipfile(path):
-        return False
     try:
-        with zipfile.ZipFile(path) as archive:
-            return any(name.endswith("/constants.pkl") for name in archive.namelist())
-    except _DAMAGED:  # read as plain tensors, where the damage is told of
+        archive = open_archive(path)
+    except DAMAGED:  # `read_tensors` says what is wrong
         return False
+    if archive is None:
+        return False
+    with archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def _read_script(path: Path, trusted: Container[str]) -> Mapping[str, Tensor]:
-    digest = sha256_of(path)
+    digest = sha256_of(path) if path.stat().st_size <= _MAX_SCRIPT else "not computed: it is too large"
     if digest not in trusted:
         raise ValueError(
             f"{str(path)!r} is a TorchScript archive, which can run code, and none that OpenAI published (SHA-256 "
@@ -103,11 +68,68 @@ def _read_script(path: Path, trusted: Container[str]) -> Mapping[str, Tensor]:
     return state
 
 
+def misfits(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
+    """What keeps tensors from being loaded into a model's, a line each: nothing is copied to find out.
+
+    Args:
+        found: tensors by name.
+        wanted: those of the model, which may be on the meta device.
+    """
+    lines = [f"{key}: missing" for key in wanted if key not in found]
+    lines += [f"{_shown(key)}: unexpected" for key in found if key not in wanted]
+    for key, target in wanted.items():
+        if key not in found:
+            continue
+        value, flaw = found[key], flaw_of(found[key])
+        if flaw:
+            lines.append(f"{key}: {flaw} instead of dense")
+        elif value.shape != target.shape:
+            lines.append(f"{key}: {excerpt(tuple(value.shape))} instead of {tuple(target.shape)}")
+        elif value.dtype != target.dtype and not (value.is_floating_point() and target.is_floating_point()):
+            lines.append(f"{key}: {value.dtype} instead of {target.dtype}")
+    return lines
+
+
+def listed(lines: list[str]) -> str:
+    """The first lines in one, and how many more there are."""
+    more = f"; and {len(lines) - _MOST_SHOWN} more" if len(lines) > _MOST_SHOWN else ""
+    return "; ".join(lines[:_MOST_SHOWN]) + more
+
+
+def check_finite(tensors: Mapping[str, Tensor], label: str) -> None:
+    """Refuses weights that are NaN or infinite.
+
+    Args:
+        tensors: by name; complex ones are not looked at.
+        label: where they are from, for the message.
+
+    Raises:
+        ValueError: with the tensors, and how many of their values it is.
+    """
+    lines = []
+    for key, value in tensors.items():
+        if value.numel() and value.is_floating_point():
+            value = value.float() if value.element_size() == 1 else value
+            if not torch.isfinite(torch.stack(torch.aminmax(value))).all():  # NaN is the least and the largest
+                count = int((~torch.isfinite(value)).sum())
+                lines.append(f"{_shown(key)} ({count:,} of {value.numel():,})")
+    if lines:
+        raise ValueError(
+            f"{label} holds NaN or infinite weights in {len(lines)} of {len(tensors)} tensors: {listed(lines)}; "
+            "use a file from before the training broke down, or download it again"
+        )
+
+
+def _shown(key: str) -> str:
+    """A name out of a file as a message can show it."""
+    return one_line(key, limit=100) or excerpt(key)
+
+
 def weights_fingerprint(state_dict: Mapping[str, Tensor]) -> str:
     """A short hash of names, shapes and a sample of every tensor's values."""
     digest = hashlib.sha256()
     for key in sorted(state_dict):
-        value = state_dict[key].detach().float().flatten()
-        sample = value[:: max(1, value.numel() // 64)].contiguous().cpu().numpy()
+        value = state_dict[key].detach().flatten()
+        sample = value[:: max(1, value.numel() // 64)].float().contiguous().cpu().numpy()
         digest.update(f"{key}{tuple(state_dict[key].shape)}".encode() + sample.tobytes())
     return digest.hexdigest()[:16]

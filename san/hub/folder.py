@@ -7,33 +7,37 @@ anyone's is run to read it.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
+import logging
 import types
-import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
 
 import torch
 
 import san
-from san.checkpoint import load_weights
+from san.checkpoint import fitting_tensors, load_checkpoint_file, load_weights
 from san.clip.arch import ClipArch
-from san.clip.loader import SHAPES_FILE, LoadedClip, load_clip
-from san.clip.tokenizer import compact_tokenizer
+from san.clip.loader import LoadedClip
+from san.clip.record import parse_json, read_record
+from san.clip.tokenizer import BpeTokenizer, CompactTokenizer, fitting_tokenizer
+from san.errors import excerpt, one_line
 from san.files import write_together
 from san.hub.card import model_card
 from san.hub.remote import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
-from san.model.build import build_san
+from san.model.build import ModelClass, build_san, outline
 from san.model.config import SANConfig
 from san.model.san import SANModel
 
-Record = TypeVar("Record")
+logger = logging.getLogger(__name__)
 
 MODEL_TYPE = "san"
+FORMAT_VERSION = 2
+"""Of config.json. 1 had no `architecture`; a file without the field is of 1."""
+
 WEIGHTS_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
+_MAX_CONFIG = 4 << 20  # characters
 
 
 @dataclass(frozen=True)
@@ -46,13 +50,19 @@ class FolderConfig:
         model: the model, every field.
         clip_arch: CLIP's architecture, so that it needs no look-up.
         clip_token_ids: of a CLIP with a small vocabulary of its own (see `compact_tokenizer`); else None.
+        format_version: see `FORMAT_VERSION`.
+        architecture: pairs of a part's name and its class, of the parts that differ from `SANModel`'s own; the name ""
+            is the model itself.
     """
 
+    FIRST_FIELDS = "model_type san_version model clip_arch clip_token_ids"  # see `read_record`
     model_type: str
     san_version: str
     model: SANConfig
     clip_arch: ClipArch
     clip_token_ids: tuple[int, ...] | None
+    format_version: int = 1
+    architecture: tuple[tuple[str, str], ...] = ()
 
 
 def save_pretrained(model: SANModel, folder: str | Path, *, half: bool = False) -> Path:
@@ -98,117 +108,131 @@ def save_pretrained(model: SANModel, folder: str | Path, *, half: bool = False) 
     return folder
 
 
-def load_folder(folder: Path) -> SANModel:
+def load_folder(folder: Path, *, model_class: ModelClass = SANModel) -> SANModel:
     """The model of a folder; strict in both files.
+
+    Args:
+        folder: written by `save_pretrained`.
+        model_class: what makes the model, where that is not `SANModel`; no class is imported because a file names it.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: the config is no SAN's, holds an unknown field or misses one, or the weights do not fit it.
+        ValueError: the config is no SAN's, holds an unknown field or misses one, the model has parts that are not
+            SAN's own, or the weights do not fit.
     """
     config = read_config(folder)
     weights = folder / WEIGHTS_FILE
     if not weights.is_file():
-        others = sorted(
-            path.name for path in folder.iterdir() if path.suffix in (".bin", ".pth", ".pt", ".safetensors")
-        )
+        others = sorted(path.name for path in folder.iterdir() if path.suffix in WEIGHTS_SUFFIXES)
         raise FileNotFoundError(
             f"{str(folder)!r} has no {WEIGHTS_FILE} (weights there: {', '.join(others) or 'none'}); "
             "write the folder with save_pretrained, or give a weights file and its config"
         )
-    clip = load_clip(config.model.clip.name, None)
-    if config.clip_token_ids is not None:
-        tokenizer = compact_tokenizer(config.clip_token_ids, config.clip_arch.text.context_length)
-        clip = replace(clip, tokenizer=tokenizer)
-    # the weights follow in full, so the CLIP's own are not looked for
-    empty = LoadedClip(config.clip_arch, None, clip.tokenizer, fingerprint=f"{config.model.clip.name}/untrained")
-    model = build_san(config.model, clip=empty)
+    if config.architecture and model_class is SANModel:
+        raise ValueError(
+            f"{str(folder / CONFIG_FILE)!r} describes a model that is not made of SAN's own parts: "
+            f"{_listed(config.architecture)}. Import what makes it and give that, load_pretrained(folder, "
+            "model_class=...): a class, or a function that takes config, arch and tokenizer and returns the model"
+        )
+    try:
+        tokenizer = fitting_tokenizer(config.clip_arch.text, config.clip_token_ids)
+        # the weights follow in full, so the CLIP's own are not looked for
+        clip = LoadedClip(config.clip_arch, None, tokenizer, fingerprint=f"{config.model.clip.name}/untrained")
+        plain = outline(config.model, clip)
+    except ValueError as error:
+        raise ValueError(f"{str(folder / CONFIG_FILE)!r}: {error}") from error
+    if model_class is SANModel:  # before there is memory for the model
+        fitting_tensors(plain, load_checkpoint_file(weights), repr(str(weights)))
+    model = build_san(config.model, clip=clip, model_class=model_class)
+    if config.format_version > 1:
+        _check_architecture(folder, config.architecture, architecture_of(model, plain))
     load_weights(model, weights)
     return model
 
 
+def _check_architecture(folder: Path, saved: tuple[tuple[str, str], ...], found: tuple[tuple[str, str], ...]) -> None:
+    """Refuses a model other parts of which are its own than were when it was saved; classes may have moved."""
+    if saved == found:
+        return
+    difference = f"{str(folder)!r} was saved with {_listed(saved)}, but model_class makes a model with {_listed(found)}"
+    if dict(saved).keys() != dict(found).keys():
+        raise ValueError(f"{difference}; give what made it when it was saved")
+    logger.warning("%s", difference)
+
+
 def describe(model: SANModel) -> FolderConfig:
-    """The config.json of a model."""
+    """The config.json of a model.
+
+    Raises:
+        ValueError: its tokenizer is none that a file can describe.
+    """
     clip = model.config.clip
     pretrained = clip.pretrained
     if pretrained and Path(pretrained.partition(":")[2] or pretrained).is_file():  # a path means nothing elsewhere
         tag, colon, file = pretrained.partition(":")
         pretrained = tag if colon and Path(file).is_file() else Path(pretrained).name
     config = replace(model.config, clip=replace(clip, pretrained=pretrained))
-    ids = _compact_token_ids(clip.pretrained) if clip.name == "shapes" else None
-    return FolderConfig(MODEL_TYPE, san.__version__, config, model.arch, ids)
+    tokenizer = model.text_classifier.tokenizer
+    if not isinstance(tokenizer, (BpeTokenizer, CompactTokenizer)):
+        raise ValueError(f"the model's tokenizer is {excerpt(tokenizer)}, which config.json cannot describe")
+    ids = tokenizer.ids if isinstance(tokenizer, CompactTokenizer) else None
+    plain = outline(model.config, LoadedClip(model.arch, None, tokenizer, fingerprint=""))
+    parts = architecture_of(model, plain)
+    return FolderConfig(MODEL_TYPE, san.__version__, config, model.arch, ids, FORMAT_VERSION, parts)
 
 
-def _compact_token_ids(pretrained: str | None) -> tuple[int, ...]:
-    """The small vocabulary of the shapes CLIP at hand, from its file's header."""
-    from safetensors import safe_open
+def architecture_of(model: SANModel, plain: SANModel) -> tuple[tuple[str, str], ...]:
+    """The parts of a model that are not those of a plain one, see `FolderConfig`; of a whole part only its name."""
+    own, usual = dict(model.named_modules()), dict(plain.named_modules())
+    found: dict[str, str] = {}
+    for name in dict.fromkeys([*own, *usual]):
+        part = own.get(name)
+        if any(above and name.startswith(f"{above}.") for above in found):
+            continue
+        if type(part) is not type(usual.get(name)):
+            found[name] = "nothing" if part is None else f"{type(part).__module__}.{type(part).__qualname__}"
+        for attribute, value in vars(part).items() if part is not None else ():
+            compiled = hasattr(value, "_torchdynamo_orig_callable")  # the part's own, made faster
+            if isinstance(value, (types.FunctionType, types.MethodType)) and not compiled:
+                found[f"{name}.{attribute}".lstrip(".")] = f"{value.__module__}.{value.__qualname__}"
+    return tuple(found.items())
 
-    path = SHAPES_FILE if pretrained in (None, "", "shapes") else Path(str(pretrained))
-    if not path.is_file():
-        raise ValueError(f"the CLIP's file {str(path)!r} is gone, and its vocabulary with it; bring it back and repeat")
-    with safe_open(path, framework="pt") as file:
-        return tuple(json.loads(file.metadata()["token_ids"]))
+
+def _listed(parts: tuple[tuple[str, str], ...]) -> str:
+    """Parts in words."""
+    shown = [f"{one_line(name, limit=100) or 'the model'} of {one_line(kind, limit=100)}" for name, kind in parts[:10]]
+    more = f" and {len(parts) - 10} more" if len(parts) > 10 else ""
+    return ", ".join(shown) + more or "SAN's own parts"
 
 
 def read_config(folder: Path) -> FolderConfig:
-    """config.json, strictly: every field, no other, of the right type.
+    """config.json, strictly: no field that is not known, each of the right type and in its range.
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: it is no SAN's, or a field is unknown, missing or of another type.
+        ValueError: it is no SAN's or a later format's, or a field is unknown, missing, of another type or out of range.
     """
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise FileNotFoundError(f"{str(folder)!r} has no {CONFIG_FILE}; give a folder that save_pretrained wrote")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        with open(path, encoding="utf-8") as file:
+            text = file.read(_MAX_CONFIG + 1)
+        if len(text) > _MAX_CONFIG:
+            raise ValueError(f"it has over {_MAX_CONFIG:,} characters")
+        content = parse_json(text)
     except ValueError as error:
-        raise ValueError(f"{str(path)!r} is no JSON ({error}); write it with save_pretrained") from error
+        raise ValueError(f"{str(path)!r} is no JSON ({one_line(error)}); write it with save_pretrained") from error
     if not isinstance(content, dict) or content.get("model_type") != MODEL_TYPE:
-        kind = content.get("model_type") if isinstance(content, dict) else type(content).__name__
-        raise ValueError(f"{str(path)!r} describes no SAN but model_type {kind!r}; give a folder of save_pretrained")
+        kind = excerpt(content.get("model_type")) if isinstance(content, dict) else type(content).__name__
+        raise ValueError(f"{str(path)!r} describes no SAN but model_type {kind}; give a folder of save_pretrained")
+    version = content.get("format_version", 1)
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise ValueError(
+            f"{str(path)!r} is of format {excerpt(version)}, written by SAN {excerpt(content.get('san_version'))}; "
+            f"this version, {san.__version__}, reads formats up to {FORMAT_VERSION}: install the other one"
+        )
     try:
         return read_record(FolderConfig, content)
     except ValueError as error:
-        raise ValueError(f"{str(path)!r}: {error}") from error
-
-
-def read_record(kind: type[Record], content: Any, where: str = "") -> Record:
-    """A dataclass from plain data, strictly.
-
-    Args:
-        kind: a dataclass of numbers, strings, tuples and dataclasses.
-        content: what `dataclasses.asdict` gives, through JSON.
-        where: the field's name, for messages.
-
-    Raises:
-        ValueError: a field is unknown, missing or of another type.
-    """
-    if not isinstance(content, Mapping):
-        raise ValueError(f"{where or 'the content'} is {content!r}; give an object of fields")
-    hints = typing.get_type_hints(kind)
-    for name in content:
-        if name not in hints:
-            near = difflib.get_close_matches(name, hints, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(hints)}"
-            raise ValueError(f"unknown field {where + name!r}; {hint}")
-    missing = [where + name for name in hints if name not in content]
-    if missing:
-        raise ValueError(f"missing fields {', '.join(missing)}; write the file with save_pretrained")
-    return kind(**{name: _read_value(hint, content[name], where + name) for name, hint in hints.items()})
-
-
-def _read_value(hint: Any, value: Any, where: str) -> Any:
-    if dataclasses.is_dataclass(hint):
-        return read_record(typing.cast(type, hint), value, f"{where}.")
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):  # "X | None"
-        return None if value is None else _read_value(arguments[0], value, where)
-    if origin is tuple and isinstance(value, list):
-        repeated = arguments[-1] is Ellipsis
-        if repeated or len(value) == len(arguments):
-            kinds = [arguments[0]] * len(value) if repeated else arguments
-            return tuple(_read_value(kind, each, where) for kind, each in zip(kinds, value, strict=True))
-    accepted = (int, float) if hint is float else (hint,)
-    if origin is None and type(value) in accepted:
-        return value
-    raise ValueError(f"{where} is {value!r}; give {getattr(hint, '__name__', hint) if origin is None else hint}")
+        raise ValueError(f"{str(path)!r}: {one_line(error)}") from error

@@ -13,7 +13,7 @@ from san.hub.folder import WEIGHTS_SUFFIXES, load_folder, save_pretrained
 from san.hub.places import find_known
 from san.hub.remote import CONFIG_FILE, WEIGHTS_FILE, HubFile, fetch, hand_folder, upload_folder
 from san.hub.table import MODELS
-from san.model.build import build_san
+from san.model.build import ModelClass, build_san
 from san.model.config import VARIANTS, SANConfig, variant
 from san.model.san import SANModel
 
@@ -27,6 +27,7 @@ def load_pretrained(
     revision: str | None = None,
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
+    model_class: ModelClass = SANModel,
 ) -> SANModel:
     """A model with its weights, in single precision, on the CPU. No code from any file is run.
 
@@ -39,6 +40,8 @@ def load_pretrained(
         revision: of a repository: branch, tag or commit.
         cache_dir: instead of huggingface_hub's cache, and of ~/.cache/san/models for files fetched by hand.
         local_files_only: never asks the network.
+        model_class: what makes the model where that is not SAN itself: a class derived from `SANModel`, or a function
+            that takes config, arch and tokenizer and returns one.
 
     Raises:
         FileNotFoundError: there is no such file, or it is neither here nor to be had; the message says which file to
@@ -50,7 +53,7 @@ def load_pretrained(
     known = MODELS.get(name) if isinstance(source, str) else None
     is_hub_id = isinstance(source, str) and _HUB_ID.fullmatch(name) and path.suffix not in WEIGHTS_SUFFIXES
     if known is None and path.is_file() and not _is_in_folder(path, config):
-        return _load_file(path, config)
+        return _load_file(path, config, model_class)
     if known is None and not path.exists() and not is_hub_id:
         near = difflib.get_close_matches(name, MODELS, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
@@ -60,10 +63,9 @@ def load_pretrained(
         )
     _refuse_config(config, name)
     if known is not None:
-        return _load_file(find_known(known, **remote), known.variant)
-    if path.exists():
-        return load_folder(path if path.is_dir() else path.parent)
-    return load_folder(_fetch_folder(name, **remote))
+        return _load_file(find_known(known, **remote), known.variant, model_class)
+    folder = (path if path.is_dir() else path.parent) if path.exists() else _fetch_folder(name, **remote)
+    return load_folder(folder, model_class=model_class)
 
 
 def push_to_hub(
@@ -120,7 +122,7 @@ def _refuse_config(config: object, name: str) -> None:
         )
 
 
-def _load_file(path: Path, config: str | SANConfig | None) -> SANModel:
+def _load_file(path: Path, config: str | SANConfig | None, model_class: ModelClass) -> SANModel:
     """A model from a checkpoint file; published files are known by their names."""
     if config is None:
         config = next((known.variant for known in MODELS.values() if known.repo_id and known.file == path.name), None)
@@ -130,7 +132,7 @@ def _load_file(path: Path, config: str | SANConfig | None) -> SANModel:
         )
     resolved = variant(config) if isinstance(config, str) else config
     content = load_checkpoint_file(path)
-    model = build_san(resolved, clip_weights="format" in content)
+    model = build_san(resolved, clip_weights="format" in content, model_class=model_class)
     try:
         load_weights(model, content)
     except ValueError as error:

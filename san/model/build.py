@@ -2,32 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
 
+import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
+from san.clip.arch import ClipArch
 from san.clip.loader import LoadedClip, load_clip
+from san.clip.tokenizer import Tokenizer
+from san.clip.weights import check_finite, listed, misfits
 from san.model.config import SANConfig
 from san.model.san import SANModel
 
+ModelClass = Callable[[SANConfig, ClipArch, Tokenizer], SANModel]
+"""`SANModel`, a class derived from it, or a function that makes one and changes parts of it."""
 
-def build_san(config: SANConfig, *, clip: LoadedClip | None = None, clip_weights: bool = True) -> SANModel:
+
+def build_san(
+    config: SANConfig,
+    *,
+    clip: LoadedClip | None = None,
+    clip_weights: bool = True,
+    model_class: ModelClass = SANModel,
+) -> SANModel:
     """A SAN with CLIP's weights and fresh side weights.
 
     Args:
         config: the model.
         clip: a CLIP already loaded, instead of `config.clip.name` and `config.clip.pretrained`.
         clip_weights: False leaves CLIP's weights to a checkpoint that holds them all; nothing is downloaded.
+        model_class: what makes the model.
 
     Raises:
         ValueError, FileNotFoundError: see `load_clip` and `check_against`.
     """
     clip = clip or load_clip(config.clip.name, config.clip.pretrained, weights=clip_weights)
-    model = SANModel(config, clip.arch, clip.tokenizer)
-    if clip.state_dict is not None:
-        _load_clip_weights(model, clip.state_dict)
+    own = None if clip.state_dict is None else clip_state_to_own(clip.state_dict, config.clip.shallow_depth)
+    if own is not None:
+        _check_clip_weights(outline(config, clip), own)
+    model = model_class(config, clip.arch, clip.tokenizer)
+    if own is not None:
+        model.load_state_dict(own, strict=False)
     freeze(model)
     return model
+
+
+def outline(config: SANConfig, clip: LoadedClip) -> SANModel:
+    """A SAN of which there are parts, names and shapes only, made in milliseconds and without memory.
+
+    A file's tensors are compared with it before memory is taken for a model that they might not be of.
+    """
+    with torch.device("meta"), _NoValues():
+        return SANModel(config, clip.arch, clip.tokenizer)
+
+
+_OF_SAME_SHAPE = ("normal_", "uniform_", "kaiming_uniform_", "erfinv_", "clamp_", "log")
+
+
+class _NoValues(TorchFunctionMode):
+    """Skips what draws or computes a tensor's first values, for which torch would import its compiler, in a second."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, arguments: tuple[Any, ...] = (), options: dict[str, Any] | None = None
+    ) -> Any:
+        """What a function of torch gives."""
+        options = options or {}
+        name = function.__name__
+        if name in _OF_SAME_SHAPE or (name == "mul" and type(arguments[1]) in (int, float)):
+            return [*arguments, *options.values()][0]
+        return (torch.empty if name in ("randn", "ones", "zeros") else function)(*arguments, **options)
 
 
 def freeze(model: SANModel) -> None:
@@ -47,8 +93,8 @@ def clip_state_to_own(state_dict: Mapping[str, Tensor], shallow_depth: int) -> d
             own[f"text_classifier.{key}"] = value
             continue
         key = key.removeprefix("visual.")
-        if key.startswith("transformer.resblocks."):
-            index, _, leaf = key.removeprefix("transformer.resblocks.").partition(".")
+        index, _, leaf = key.removeprefix("transformer.resblocks.").partition(".")
+        if key.startswith("transformer.resblocks.") and re.fullmatch(r"[0-9]{1,4}", index):
             part, number = (
                 ("shallow_clip", int(index))
                 if int(index) < shallow_depth
@@ -60,23 +106,15 @@ def clip_state_to_own(state_dict: Mapping[str, Tensor], shallow_depth: int) -> d
     return own
 
 
-def _load_clip_weights(model: SANModel, state_dict: Mapping[str, Tensor]) -> None:
-    own = clip_state_to_own(state_dict, model.config.clip.shallow_depth)
-    expected = {key: value.shape for key, value in model.state_dict().items() if is_clip_tensor(key)}
-    wrong = [f"{key}: missing" for key in expected.keys() - own.keys()]
-    wrong += [f"{key}: unexpected" for key in own.keys() - expected.keys()]
-    wrong += [
-        f"{key}: {tuple(own[key].shape)} instead of {tuple(shape)}"
-        for key, shape in expected.items()
-        if key in own and own[key].shape != shape
-    ]
+def _check_clip_weights(model: SANModel, own: Mapping[str, Tensor]) -> None:
+    clip = model.config.clip
+    wrong = misfits(own, {key: value for key, value in model.state_dict().items() if is_clip_tensor(key)})
     if wrong:
         raise ValueError(
-            f"the weights {model.config.clip.pretrained!r} do not fit CLIP {model.config.clip.name!r}; "
-            f"set MODEL.CLIP.NAME to the model they belong to. {len(wrong)} tensors differ: "
-            + "; ".join(sorted(wrong)[:20])
+            f"the weights {clip.pretrained!r} do not fit CLIP {clip.name!r}; set MODEL.CLIP.NAME to the model they "
+            f"belong to. {len(wrong)} tensors differ: {listed(sorted(wrong))}"
         )
-    model.load_state_dict(own, strict=False)
+    check_finite(own, f"the file of CLIP weights {clip.pretrained!r}")
 
 
 def is_clip_tensor(key: str) -> bool:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from san.clip.arch import ClipArch
+from san.clip.arch import IMAGE_SIZE, PATCH_SIZE, TRANSFORMER, WIDTH, ClipArch
+from san.clip.record import check_ranges
 from san.clip.templates import load_templates
 
 SLS_INITS = ("class_token", "learnt", "learnt_plus_class_token")
@@ -34,6 +35,7 @@ class ClipConfig:
         sls_init: what the [SLS] tokens start as.
     """
 
+    FIRST_FIELDS = "name pretrained shallow_depth input_scale train_pos_embed templates sls_init"  # see `read_record`
     name: str = "ViT-B-16"
     pretrained: str | None = "openai"
     shallow_depth: int = 9
@@ -48,14 +50,7 @@ class ClipConfig:
             self.sls_init in SLS_INITS,
             f"[SLS] tokens cannot start as {self.sls_init!r}; set MODEL.CLIP.SLS_INIT to one of {', '.join(SLS_INITS)}",
         )
-        _require(
-            0 < self.input_scale <= 2,
-            f"CLIP's input scale is {self.input_scale}; set MODEL.CLIP.INPUT_SCALE above 0 and at most 2",
-        )
-        _require(
-            self.shallow_depth >= 0,
-            f"CLIP's shallow depth is {self.shallow_depth}; set MODEL.CLIP.SHALLOW_DEPTH to 0 or more",
-        )
+        check_ranges(self, "CLIP", "MODEL.CLIP.", input_scale=(0.0, 2), shallow_depth=(0, 128))
 
 
 @dataclass(frozen=True)
@@ -70,6 +65,7 @@ class SideAdapterConfig:
         supervised_blocks: side blocks whose outputs are supervised in training; the last is the one used at inference.
     """
 
+    FIRST_FIELDS = "embed_dim depth num_heads patch_size image_size mlp_ratio num_queries fusion supervised_blocks"
     embed_dim: int = 240
     depth: int = 8
     num_heads: int = 6
@@ -81,10 +77,8 @@ class SideAdapterConfig:
     supervised_blocks: tuple[int, ...] = (7, 8)
 
     def __post_init__(self) -> None:
-        sizes = ("embed_dim", "depth", "num_heads", "patch_size", "image_size", "mlp_ratio", "num_queries")
-        for name in sizes:
-            value = getattr(self, name)
-            _require(value > 0, f"{name} of the side network is {value}; set MODEL.SIDE_ADAPTER.{name.upper()} above 0")
+        own = {"embed_dim": WIDTH, "image_size": IMAGE_SIZE, "patch_size": PATCH_SIZE, "num_queries": (1, 10_000)}
+        check_ranges(self, "the side network", "MODEL.SIDE_ADAPTER.", **own, **TRANSFORMER)
         _require(
             self.embed_dim % self.num_heads == 0,
             f"side width {self.embed_dim} is not a multiple of its {self.num_heads} heads; "
@@ -113,13 +107,13 @@ class SideAdapterConfig:
 class HeadConfig:
     """The MLPs of both heads: widths and number of layers."""
 
+    FIRST_FIELDS = "embed_channels mlp_channels mlp_num_layers"
     embed_channels: int = 256
     mlp_channels: int = 256
     mlp_num_layers: int = 3
 
     def __post_init__(self) -> None:
-        sizes = (self.embed_channels, self.mlp_channels, self.mlp_num_layers)
-        _require(min(sizes) >= 1, f"head sizes {sizes} must all be 1 or more; set MODEL.HEAD")
+        check_ranges(self, "the heads", "MODEL.HEAD.", embed_channels=WIDTH, mlp_channels=WIDTH, mlp_num_layers=(1, 64))
 
 
 @dataclass(frozen=True)
@@ -135,6 +129,7 @@ class AttnBiasConfig:
             image and all masks get the same name.
     """
 
+    FIRST_FIELDS = "num_heads num_layers pooling learnt_scale enabled"
     num_heads: int = 12
     num_layers: int = 1
     pooling: str = "max"
@@ -142,6 +137,13 @@ class AttnBiasConfig:
     enabled: bool = True
 
     def __post_init__(self) -> None:
+        check_ranges(
+            self,
+            "the attention bias",
+            "MODEL.ATTN_BIAS.",
+            num_heads=TRANSFORMER["num_heads"],
+            num_layers=TRANSFORMER["depth"],
+        )
         _require(
             self.pooling in POOLINGS,
             f"unknown pooling {self.pooling!r}; set MODEL.ATTN_BIAS.POOLING to one of {', '.join(POOLINGS)}",
@@ -152,6 +154,7 @@ class AttnBiasConfig:
 class SANConfig:
     """A whole model."""
 
+    FIRST_FIELDS = "clip side_adapter head attn_bias size_divisibility"
     clip: ClipConfig = field(default_factory=ClipConfig)
     side_adapter: SideAdapterConfig = field(default_factory=SideAdapterConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
@@ -160,8 +163,9 @@ class SANConfig:
 
     def __post_init__(self) -> None:
         patch = self.side_adapter.patch_size
+        check_ranges(self, "the model", "MODEL.", size_divisibility=(1, 1024))
         _require(
-            self.size_divisibility >= 1 and self.size_divisibility % patch == 0,
+            self.size_divisibility % patch == 0,
             f"images are padded to multiples of {self.size_divisibility}, which the side network's patch of {patch} "
             f"does not divide; set MODEL.SIZE_DIVISIBILITY to a multiple of {patch}",
         )
