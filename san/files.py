@@ -9,8 +9,13 @@ import secrets
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from san.errors import excerpt
+
 PARTIAL = ".partial"
 """In the names of the hidden files that a killed process may leave behind; nothing reads them."""
+
+MAX_PATH = 4096
+"""Characters of a path; no system takes more."""
 
 
 @contextlib.contextmanager
@@ -63,6 +68,30 @@ def write_together(writers: Mapping[Path, Callable[[Path], object]]) -> None:
         blocked = [file for file in writers if file.is_dir()]
         if blocked:
             raise IsADirectoryError(f"{blocked[0]} is a folder")
+
+
+def home_folder(place: str) -> Path | None:
+    """A folder of the user's; None where there is no home folder, as under a number that no user of the machine has.
+
+    Args:
+        place: it, beginning with ``~``.
+    """
+    found = os.path.expanduser(place)
+    return None if found.startswith("~") else Path(found)
+
+
+def user_path(text: str, where: str) -> Path:
+    """A path that somebody wrote, ``~`` standing for a home folder.
+
+    Raises:
+        ValueError: there is no such user, or it can be no path.
+    """
+    if "\0" in text or len(text) > MAX_PATH:
+        raise ValueError(f"{where} is {excerpt(text)}, which can be no path: it is too long or holds a zero byte")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{where} is {excerpt(text)} ({error}); write the folder out") from None
 
 
 def sha256_of(path: str | Path) -> str:

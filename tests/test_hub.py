@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache, partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -25,11 +25,14 @@ import open_clip
 import pytest
 import torch
 from huggingface_hub import errors
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from san.checkpoint import save_slim, to_published
+from san.clip import text_cache, zoo
 from san.clip.loader import SHAPES_FILE, load_clip, save_clip_file
 from san.clip.record import read_record
+from san.d2.discretion import discreet
 from san.hub import MODELS, SHAPES_CHECKPOINT, find_here, load_pretrained, push_to_hub, save_pretrained
 from san.hub import remote as remote_module
 from san.hub.folder import describe, read_config
@@ -39,6 +42,7 @@ from san.model.build import build_san
 from san.model.config import HeadConfig, variant
 from san.model.heads import MaskHead
 from san.model.san import SANModel
+from san.predictor import Predictor
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TOKEN = "hf_ThisIsSecret"
@@ -572,6 +576,113 @@ def test_a_model_is_downloaded_once(hub: SimpleNamespace, tmp_path: Path) -> Non
     assert len(hub.asked) == count
     hub.stop(), hub.close()
     assert_same(load_pretrained("me/tiny", cache_dir=tmp_path), make())  # the hub is down, the cache is not
+
+
+def test_cache_dir_is_for_the_weights_of_clip_too(
+    hub: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slim file needs its CLIP's; what this hub has in their place is found there, and is no CLIP."""
+    monkeypatch.setattr(zoo, "tag_record", lambda name, tag: {"hf_hub": "me/tiny/model.safetensors"})
+    save_slim(make(), tmp_path / "slim.pth")
+    given: dict[str, Any] = {"config": variant("vit_b16", pretrained="some_tag"), "cache_dir": tmp_path / "cache"}
+    for offline in (False, True):
+        with pytest.raises(ValueError, match=rf"{tmp_path}/cache/models--me--tiny/.* holds no class-token ViT CLIP"):
+            load_pretrained(tmp_path / "slim.pth", local_files_only=offline, **given)
+        assert hub.asked, "nothing was downloaded"
+        count = len(hub.asked)
+    given["cache_dir"] = tmp_path / "other"
+    with pytest.raises(FileNotFoundError, match=rf"network was not asked.*keep it in the cache {tmp_path}/other"):
+        load_pretrained(tmp_path / "slim.pth", local_files_only=True, **given)
+    assert len(hub.asked) == count
+
+
+def offline_entries(repo: Path, folder: Path) -> dict[str, Callable[[], object]]:
+    """What asks for weights that are not on this machine, and is told not to ask the network for them."""
+    from san.cli.main import main
+    from san.d2.api import build_model
+    from san.d2.config import load_config
+
+    Image.new("RGB", (64, 64)).save(folder / "a.png")
+    save_slim(make(), folder / "slim.pth")
+    configuration = str(repo / "configs" / "san_clip_vit_b16_coco.yaml")
+    predict = ["predict", str(folder / "a.png"), "--vocab", "cat", "--out", str(folder / "out"), "--offline"]
+    cpu = ["MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(folder / "out")]
+    return {
+        "Predictor": lambda: Predictor.from_pretrained("san_vit_b_16", local_files_only=True),
+        "a repository": lambda: load_pretrained("me/tiny", local_files_only=True, cache_dir=folder / "cache"),
+        "a slim file": lambda: load_pretrained(folder / "slim.pth", "vit_b16", local_files_only=True),
+        "san predict": lambda: main([*predict, "--model", "san_vit_b_16"]),
+        "san predict, slim": lambda: main([*predict, "--model", str(folder / "slim.pth"), "--config", "vit_b16"]),
+        "san demo": lambda: main(["demo", "--offline", "--model", "me/tiny", "--cache-dir", str(folder / "cache")]),
+        "san models": lambda: main(["models"]),
+        "san eval": lambda: main(["eval", "--config-file", configuration, "--weights", "san_vit_b_16", *cpu]),
+        "training": lambda: build_model(load_config(configuration, cpu)),
+    }
+
+
+def test_offline_no_socket_is_opened(
+    repo: Path,
+    tmp_path: Path,
+    hub: SimpleNamespace,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    opened: list[str] = []
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+
+    class Guarded(socket.socket):
+        def __init__(self, family: int = -1, *args: Any, **given: Any) -> None:
+            opened.append(f"{name}: a socket")
+            super().__init__(family, *args, **given)
+
+    def ask(*args: Any, **given: Any) -> Any:
+        opened.append(f"{name}: the address of {args[0]}")
+        raise socket.gaierror("Name or service not known")
+
+    entries = offline_entries(repo, tmp_path)
+    monkeypatch.setattr(socket, "socket", Guarded)
+    monkeypatch.setattr(socket, "getaddrinfo", ask)
+    for name, entry in entries.items():
+        # these have no option of their own
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", name in ("san eval", "training"))
+        try:
+            assert entry() == (0 if name == "san models" else 1), name
+            message = capsys.readouterr().err
+        except FileNotFoundError as error:
+            message = str(error)
+        assert name == "san models" or "was not asked" in message, name
+    assert opened == [] and hub.asked == []
+    name = "asking"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(zoo, "getproxies", dict)
+    with pytest.raises(FileNotFoundError, match="cannot be"):
+        load_pretrained(tmp_path / "slim.pth", "vit_b16")
+    assert opened, "the guard sees nothing"
+
+
+@pytest.mark.usefixtures("no_network")
+def test_without_a_home_folder_there_is_no_cache_of_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import pwd
+
+    def unknown(number: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {number}")
+
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", "~/.cache/huggingface/hub")
+    monkeypatch.setattr(text_cache, "DEFAULT_FOLDER", "~/.cache/san/text")
+    monkeypatch.chdir(tmp_path)
+    assert find_here(MODELS["san_vit_b_16"]) is None
+    with pytest.raises(FileNotFoundError, match=r"no home folder.*put it into a folder that you give as cache_dir"):
+        load_pretrained("san_vit_b_16")
+    with pytest.raises(FileNotFoundError, match="no home folder to keep them in"):
+        load_clip("ViT-B-16", "openai")
+    assert Predictor(make()).text_cache is None
+    with pytest.raises(ValueError, match="the text cache's folder is '~/x'"):
+        text_cache.resolve_folder("~/x")
+    assert discreet("in /root and ~") == "in /root and ~"
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

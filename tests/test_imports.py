@@ -25,7 +25,7 @@ ROOMS: dict[str, set[str]] = {
     "checkpoint": {"model", "clip"},
     "allocator": set(),
     "errors": set(),
-    "files": set(),
+    "files": {"errors"},
     "vocabulary": {"clip", "data"},
     "segmentation": {"model", "data", "postprocess", "visualize", "evaluation", "vocabulary"},
     "hub": {"model", "clip", "checkpoint", "data"},

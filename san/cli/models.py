@@ -50,5 +50,9 @@ def run(args: argparse.Namespace) -> int:
     for row in rows:
         print(f"{row['name']:18}{row['megabytes']:9.1f} MB  {row['licence']}  {row['title']}")
         print(f"{'':18}{row['path'] or 'not on this machine: ' + row['file'] + ' of ' + row['source']}")
-    print(f"\nCaches: {hub_folder(args.cache_dir)} (downloads), {hand_folder(args.cache_dir)} (files fetched by hand)")
+    downloads, by_hand = hub_folder(args.cache_dir), hand_folder(args.cache_dir)
+    if downloads and by_hand:
+        print(f"\nCaches: {downloads} (downloads), {by_hand} (files fetched by hand)")
+    else:
+        print("\nThere is no home folder to keep models in; give --cache-dir")
     return 0

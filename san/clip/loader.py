@@ -67,7 +67,14 @@ class LoadedClip:
     fingerprint: str
 
 
-def load_clip(name: str, pretrained: str | None, *, weights: bool = True) -> LoadedClip:
+def load_clip(
+    name: str,
+    pretrained: str | None,
+    *,
+    weights: bool = True,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+) -> LoadedClip:
     """Finds a CLIP by name and weights.
 
     Args:
@@ -75,6 +82,8 @@ def load_clip(name: str, pretrained: str | None, *, weights: bool = True) -> Loa
         pretrained: an open_clip tag ("openai", ...), a weights file, "tag:file" for a tag's weights in a file of yours,
             "shapes" for the committed small CLIP, or None for an untrained model.
         weights: False leaves a tag's weights out and downloads nothing; a checkpoint that has them all will bring them.
+        cache_dir: of a tag's weights, see `zoo.fetch`.
+        local_files_only: never asks the network.
 
     Raises:
         ValueError: the name or the tag is unknown, or the model has not the class-token ViT that SAN needs.
@@ -96,7 +105,7 @@ def load_clip(name: str, pretrained: str | None, *, weights: bool = True) -> Loa
         arch = _as_trained(arch, zoo.trained_as(name, tag), openai=tag == "openai")
         if not file and not weights:
             return LoadedClip(arch, None, tokenizer, fingerprint=f"{name}/{tag}")
-        file = file or zoo.fetch(name, tag)
+        file = file or zoo.fetch(name, tag, cache_dir=cache_dir, local_files_only=local_files_only)
     assert file is not None
     state_dict, openai = read_clip_weights(file, trusted_scripts=zoo.openai_hashes)
     if not tag:

@@ -62,7 +62,12 @@ class TextClassifier(nn.Module):
     """
 
     def __init__(
-        self, arch: ClipArch, tokenizer: Tokenizer, *, templates: str = "vild", tokens_per_pass: int = 1024
+        self,
+        arch: ClipArch,
+        tokenizer: Tokenizer,
+        *,
+        templates: str = "vild",
+        tokens_per_pass: int = 1024,
     ) -> None:
         super().__init__()
         text = arch.text
@@ -240,7 +245,7 @@ class TextClassifier(nn.Module):
         if self.disk_cache is None:
             return None
         if self._store is None or self._store.root != Path(self.disk_cache):
-            self._store = TextCache(Path(self.disk_cache), self.fingerprint())
+            self._store = TextCache(Path(self.disk_cache), self.fingerprint(), width=self.no_object_embed.shape[1])
         return self._store
 
     def _drop_stale_cache(self) -> None:

@@ -19,7 +19,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from san.files import replacing
+from san.errors import one_line, printable
+from san.files import home_folder, replacing, user_path
 
 logger = logging.getLogger(__name__)
 
@@ -27,11 +28,12 @@ DEFAULT_FOLDER = "~/.cache/san/text"
 _FORMAT = "san-text-1"
 _MAX_FILES = 64  # of one text tower, before they are merged
 _MAX_ENTRIES = 32_768  # of one text tower; at a width of 512 that is 64 MB
+_MAX_BYTES = 512 << 20  # of a file; as many entries of the widest CLIP, 2048, have half of that
 
 
-def default_folder() -> Path:
-    """Where embeddings are kept unless somebody says otherwise: `DEFAULT_FOLDER` of the user."""
-    return Path(DEFAULT_FOLDER).expanduser()
+def default_folder() -> Path | None:
+    """Where embeddings are kept unless somebody says otherwise: `DEFAULT_FOLDER`; None where the user has no home."""
+    return home_folder(DEFAULT_FOLDER)
 
 
 def resolve_folder(setting: str | Path | None, cache_root: str | None = None) -> Path | None:
@@ -40,12 +42,18 @@ def resolve_folder(setting: str | Path | None, cache_root: str | None = None) ->
     Args:
         setting: "auto", a folder, or "" or None for no cache on disk.
         cache_root: the folder of all of SAN's caches, as SAN_CACHE names it; decides what "auto" means.
+
+    Returns:
+        None for no cache on disk, as for "auto" where the user has no home folder.
+
+    Raises:
+        ValueError: a folder begins with ``~`` and there is no such home.
     """
     if setting is None or setting == "":
         return None
     if setting != "auto":
-        return Path(setting).expanduser()
-    return Path(cache_root).expanduser() / "text" if cache_root else default_folder()
+        return user_path(str(setting), "the text cache's folder")
+    return user_path(cache_root, "SAN_CACHE") / "text" if cache_root else default_folder()
 
 
 class TextCache:
@@ -57,11 +65,14 @@ class TextCache:
         root: folder of all text towers' embeddings; made when the first is written.
         fingerprint: identifies the text tower, as a file name.
         max_entries: embeddings kept; of more, the oldest are dropped when files are merged.
+        width: E, which a file's embeddings must have; None takes any.
     """
 
-    def __init__(self, root: Path, fingerprint: str, *, max_entries: int = _MAX_ENTRIES) -> None:
+    def __init__(
+        self, root: Path, fingerprint: str, *, max_entries: int = _MAX_ENTRIES, width: int | None = None
+    ) -> None:
         self.root, self.folder = Path(root), Path(root) / fingerprint
-        self._max_entries = max_entries
+        self._max_entries, self._width = max_entries, width
         self._entries: dict[str, Tensor] = {}
         self._read: set[str] = set()
         self._can_write = True
@@ -95,8 +106,9 @@ class TextCache:
     def _files(self) -> list[Path]:
         """Files of embeddings, oldest first."""
         try:
-            names = [entry.name for entry in os.scandir(self.folder) if entry.name.endswith(".safetensors")]
-            names = [name for name in names if not name.startswith(".")]  # such a one is being written
+            found = [entry for entry in os.scandir(self.folder) if entry.name.endswith(".safetensors")]
+            # one with a dot is being written; a pipe or a device would be read without end
+            names = [entry.name for entry in found if not entry.name.startswith(".") and entry.is_file()]
         except (FileNotFoundError, NotADirectoryError):
             return []
         files = []
@@ -118,13 +130,18 @@ class TextCache:
     def _contents(self, path: Path) -> dict[str, Tensor]:
         """What a file holds; a damaged one is reported, removed and holds nothing."""
         try:
-            content = path.read_bytes()
+            with open(path, "rb") as file:
+                content = file.read(_MAX_BYTES + 1) if path.stat().st_size <= _MAX_BYTES else b""
         except FileNotFoundError:  # merged by another process, whose file is read in its turn
             return {}
         try:
-            return _decode(content)
+            return _decode(content, self._width)
         except ValueError as error:
-            logger.warning("text embeddings in %s are damaged (%s): removed, and made anew", path, error)
+            logger.warning(
+                "text embeddings in %s are damaged (%s): removed, and made anew",
+                printable(str(path)),
+                one_line(error, limit=300),
+            )
             with contextlib.suppress(OSError):
                 path.unlink()
             return {}
@@ -168,11 +185,11 @@ def _encode(entries: Mapping[str, Tensor]) -> bytes:
     return save({"embeddings": table}, metadata=header)
 
 
-def _decode(content: bytes) -> dict[str, Tensor]:
+def _decode(content: bytes, width: int | None = None) -> dict[str, Tensor]:
     """The embeddings of a file's content.
 
     Raises:
-        ValueError: it is damaged, or of another form.
+        ValueError: it is damaged, too large, of another form or of another width.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
@@ -183,8 +200,10 @@ def _decode(content: bytes) -> dict[str, Tensor]:
         keys = json.loads(header["keys"])
         if header["format"] != _FORMAT or header["sha256"] != _checksum(header["keys"], table):
             raise ValueError("its checksum is wrong")
-        return dict(zip(keys, table.unbind(), strict=True))
-    except (SafetensorError, KeyError, TypeError, UnicodeDecodeError) as error:
+        if table.ndim != 2 or table.shape[1] != (width or table.shape[1]) or not torch.isfinite(table).all():
+            raise ValueError(f"it holds no embeddings of width {width or 'E'}")
+        return dict(zip(map(str, keys), table.float().unbind(), strict=True))
+    except (SafetensorError, LookupError, TypeError, AttributeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error
 
 

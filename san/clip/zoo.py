@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +20,8 @@ from urllib.request import getproxies
 from torch import nn
 
 from san.clip.arch import OPENAI_MEAN, OPENAI_STD, ClipArch
+from san.errors import excerpt, one_line
+from san.files import home_folder, user_path
 
 _HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 OPENAI_MODELS = ("ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-L-14-336")
@@ -36,11 +38,12 @@ def model_config(name: str) -> Mapping[str, Any]:
         return found
     import open_clip
 
-    config: Mapping[str, Any] | None = open_clip.get_model_config(name)
+    # a name with a colon is an address, which open_clip would fetch
+    config: Mapping[str, Any] | None = None if ":" in name else open_clip.get_model_config(name)
     if config is None:
         near = [other for other in open_clip.list_models() if other.lower().startswith(name.lower()[:5])]
         raise ValueError(
-            f"open_clip knows no model {name!r}; set MODEL.CLIP.NAME to one of its class-token ViTs, "
+            f"open_clip knows no model {excerpt(name)}; set MODEL.CLIP.NAME to one of its class-token ViTs, "
             f"such as {near or ['ViT-B-16']}"
         )
     return config
@@ -94,35 +97,54 @@ def openai_hashes() -> set[str]:
     return {url.split("/")[-2] for url in urls if url}
 
 
-def fetch(name: str, tag: str) -> Path:
+def fetch(name: str, tag: str, *, cache_dir: str | Path | None = None, local_files_only: bool = False) -> Path:
     """The weights file of an open_clip tag, from its cache or its hub.
+
+    Args:
+        name: of the model.
+        tag: of its weights.
+        cache_dir: instead of huggingface_hub's cache and ~/.cache/clip.
+        local_files_only: never asks the network; nor does it with HF_HUB_OFFLINE.
 
     Raises:
         FileNotFoundError: it is neither here nor to be had; the message says what to download, and where to put it.
         ValueError: there is no such tag of this model.
     """
     import open_clip
-    from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub import constants
 
     record = tag_record(name, tag)
-    hub = record.get("hf_hub", "").strip("/")
-    if hub:
-        source, folder = f"{constants.ENDPOINT}/{hub} ({' or '.join(_HUB_FILES)})", constants.HF_HUB_CACHE
-        for name_there in _HUB_FILES:
-            found = try_to_load_from_cache(hub, name_there, cache_dir=constants.HF_HUB_CACHE)
-            if isinstance(found, str):
-                return Path(found)
-    else:
-        source, folder = record["url"], str(Path("~/.cache/clip").expanduser())
-    try:
-        if not getproxies():  # without a network, say so now and not after a minute of retries
-            socket.getaddrinfo(urlparse(source).hostname, 443)
-        return Path(open_clip.download_pretrained(record))  # checks what it finds in its cache
-    except (OSError, RuntimeError) as error:
-        raise FileNotFoundError(
-            f"the weights {tag!r} of CLIP {name!r} are not on this machine and cannot be downloaded ({error}); "
-            f"download {source} elsewhere and set MODEL.CLIP.PRETRAINED to {tag}:FILE, or keep it in the cache {folder}"
-        ) from error
+    hub, _, file = record.get("hf_hub", "").rpartition("/")
+    source = f"{constants.ENDPOINT}/{hub} ({file or ' or '.join(_HUB_FILES)})" if hub else record["url"]
+    usual = home_folder(constants.HF_HUB_CACHE if hub else "~/.cache/clip")
+    folder = user_path(str(cache_dir), "cache_dir") if cache_dir else usual
+    here = folder and _kept(folder, hub, [file] if file else _HUB_FILES if hub else [source.rpartition("/")[2]])
+    offline = local_files_only or constants.HF_HUB_OFFLINE
+    if here and (hub or offline):
+        return here
+    reason = "and the network was not asked" if offline else "and there is no home folder to keep them in"
+    if folder and not offline:
+        try:
+            if not here and not getproxies():  # without a network, say so now and not after a minute of retries
+                socket.getaddrinfo(urlparse(source).hostname, 443)
+            return Path(open_clip.download_pretrained(record, cache_dir=folder))  # checks the sum of what is there
+        except (OSError, RuntimeError) as error:
+            reason = f"and cannot be downloaded ({one_line(error, limit=300)})"
+    raise FileNotFoundError(
+        f"the weights {tag!r} of CLIP {name!r} are not on this machine {reason}; download {source} elsewhere and set "
+        f"MODEL.CLIP.PRETRAINED to {tag}:FILE, or keep it in the cache {folder or '(HF_HOME names a folder for it)'}"
+    )
+
+
+def _kept(folder: Path, hub: str, files: Sequence[str]) -> Path | None:
+    """The first of some files in huggingface_hub's cache, or in open_clip's where `hub` names no repository."""
+    from huggingface_hub import try_to_load_from_cache
+
+    for name in files:
+        found = try_to_load_from_cache(hub, name, cache_dir=folder) if hub else folder / name
+        if isinstance(found, (str, Path)) and Path(found).is_file():
+            return Path(found)
+    return None
 
 
 def open_tokenizer(context_length: int) -> Any:

@@ -26,6 +26,7 @@ from san.d2.loaders import Record
 from san.data.benchmarks import BENCHMARKS, Benchmark
 from san.data.custom import load_custom_dataset
 from san.data.pairing import Pairing, pair_files
+from san.files import user_path
 
 logger = logging.getLogger("san.d2.datasets")
 
@@ -35,7 +36,7 @@ DEFAULT_ROOT = "datasets"
 
 def datasets_root(root: str | Path | None = None) -> Path:
     """The folder of the data sets: the one given, else that of the environment variable, else ``datasets``."""
-    return Path(root or os.environ.get(ROOT_VARIABLE) or DEFAULT_ROOT).expanduser()
+    return user_path(str(root or os.environ.get(ROOT_VARIABLE) or DEFAULT_ROOT), "the folder of the data sets")
 
 
 def register_datasets(root: str | Path | None = None) -> None:

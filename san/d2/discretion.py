@@ -9,9 +9,11 @@ import logging
 import os
 import re
 from collections.abc import Mapping
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Any
 from urllib.parse import quote
+
+from san.files import home_folder
 
 MASK = "***"
 
@@ -37,7 +39,8 @@ def discreet(text: str) -> str:
     for value in _secrets():
         text = text.replace(value, MASK).replace(quote(value, safe=""), MASK)
     text = _KEY_IN_ADDRESS.sub(rf"\1{MASK}", _USER_IN_ADDRESS.sub(f"{MASK}@", text))
-    for home in {str(Path.home()), os.path.realpath(Path.home())}:  # messages hold one or the other
+    own = home_folder("~")
+    for home in {str(own), os.path.realpath(own)} if own else ():  # messages hold one or the other
         if len(PurePath(home).parts) > 1:  # "/" is nobody's home
             text = re.sub(rf"{re.escape(home)}(?![\w.-])", "~", text)
     return text

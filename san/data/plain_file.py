@@ -11,6 +11,8 @@ from typing import Any
 import yaml
 
 from san.errors import excerpt, one_line
+from san.files import MAX_PATH as MAX_PATH
+from san.files import user_path as user_path
 
 MAX_BYTES = 64_000_000
 """Size of a file."""
@@ -23,9 +25,6 @@ MAX_VALUES = 1_000_000 if yaml.__with_libyaml__ else 200_000
 
 MAX_NUMBER = 1000
 """Characters of a YAML value that is no text: one of 1:1:1... takes time that grows with its square."""
-
-MAX_PATH = 4096
-"""Characters of a path; no system takes more."""
 
 _NO_DATA = (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError)
 """What the readers raise on text that is no data, or whose tags belie it, such as ``!!bool maybe``."""
@@ -214,20 +213,6 @@ def is_file(path: Path) -> bool:
         return path.is_file()
     except (OSError, ValueError):
         return False
-
-
-def user_path(text: str, where: str) -> Path:
-    """A path that somebody wrote, ``~`` standing for a home folder.
-
-    Raises:
-        ValueError: there is no such user, or it can be no path.
-    """
-    if "\0" in text or len(text) > MAX_PATH:
-        raise ValueError(f"{where} is {excerpt(text)}, which can be no path: it is too long or holds a zero byte")
-    try:
-        return Path(text).expanduser()
-    except RuntimeError as error:
-        raise ValueError(f"{where} is {excerpt(text)} ({error}); write the folder out") from None
 
 
 def check_keys(content: Any, known: Collection[str], where: str) -> Mapping[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from san.checkpoint import load_checkpoint_file, load_weights
+from san.clip.loader import load_clip
 from san.hub.folder import WEIGHTS_SUFFIXES, load_folder, save_pretrained
 from san.hub.places import find_known
 from san.hub.remote import CONFIG_FILE, WEIGHTS_FILE, HubFile, fetch, hand_folder, upload_folder
@@ -38,7 +39,8 @@ def load_pretrained(
             "./shapes" for the latter.
         config: for a bare file only, the model it belongs to, by name of a variant or in full.
         revision: of a repository: branch, tag or commit.
-        cache_dir: instead of huggingface_hub's cache, and of ~/.cache/san/models for files fetched by hand.
+        cache_dir: instead of huggingface_hub's cache, of open_clip's, and of ~/.cache/san/models for files fetched by
+            hand.
         local_files_only: never asks the network.
         model_class: what makes the model where that is not SAN itself: a class derived from `SANModel`, or a function
             that takes config, arch and tokenizer and returns one.
@@ -53,7 +55,7 @@ def load_pretrained(
     known = MODELS.get(name) if isinstance(source, str) else None
     is_hub_id = isinstance(source, str) and _HUB_ID.fullmatch(name) and path.suffix not in WEIGHTS_SUFFIXES
     if known is None and path.is_file() and not _is_in_folder(path, config):
-        return _load_file(path, config, model_class)
+        return _load_file(path, config, model_class, **remote)
     if known is None and not path.exists() and not is_hub_id:
         near = difflib.get_close_matches(name, MODELS, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
@@ -63,7 +65,7 @@ def load_pretrained(
         )
     _refuse_config(config, name)
     if known is not None:
-        return _load_file(find_known(known, **remote), known.variant, model_class)
+        return _load_file(find_known(known, **remote), known.variant, model_class, **remote)
     folder = (path if path.is_dir() else path.parent) if path.exists() else _fetch_folder(name, **remote)
     return load_folder(folder, model_class=model_class)
 
@@ -122,8 +124,19 @@ def _refuse_config(config: object, name: str) -> None:
         )
 
 
-def _load_file(path: Path, config: str | SANConfig | None, model_class: ModelClass) -> SANModel:
-    """A model from a checkpoint file; published files are known by their names."""
+def _load_file(
+    path: Path,
+    config: str | SANConfig | None,
+    model_class: ModelClass,
+    *,
+    revision: str | None,
+    cache_dir: str | Path | None,
+    local_files_only: bool,
+) -> SANModel:
+    """A model from a checkpoint file; published files are known by their names.
+
+    The file may need its CLIP's weights, of which `revision` says nothing.
+    """
     if config is None:
         config = next((known.variant for known in MODELS.values() if known.repo_id and known.file == path.name), None)
     if config is None:
@@ -132,7 +145,14 @@ def _load_file(path: Path, config: str | SANConfig | None, model_class: ModelCla
         )
     resolved = variant(config) if isinstance(config, str) else config
     content = load_checkpoint_file(path)
-    model = build_san(resolved, clip_weights="format" in content, model_class=model_class)
+    clip = load_clip(
+        resolved.clip.name,
+        resolved.clip.pretrained,
+        weights="format" in content,
+        cache_dir=cache_dir,
+        local_files_only=local_files_only,
+    )
+    model = build_san(resolved, clip=clip, model_class=model_class)
     try:
         load_weights(model, content)
     except ValueError as error:
@@ -142,8 +162,9 @@ def _load_file(path: Path, config: str | SANConfig | None, model_class: ModelCla
 
 def _fetch_folder(repo_id: str, *, revision: str | None, cache_dir: str | Path | None, local_files_only: bool) -> Path:
     """The folder of a repository's config and weights, both of one commit."""
-    by_hand = hand_folder(cache_dir) / repo_id.replace("/", "--")
-    if revision is None and (by_hand / CONFIG_FILE).is_file():
+    home = hand_folder(cache_dir)
+    by_hand = home and home / repo_id.replace("/", "--")
+    if revision is None and by_hand and (by_hand / CONFIG_FILE).is_file():
         return by_hand
     published = [name for name, known in MODELS.items() if known.repo_id == repo_id]
     if published:

@@ -32,7 +32,7 @@ def find_here(known: KnownModel, *, cache_dir: str | Path | None = None) -> Path
     """The file of a named model if it is on this machine, else None; the network is not asked."""
     if known.path is not None:
         return known.path
-    by_hand = hand_folder(cache_dir) / known.file
-    if by_hand.is_file():
-        return by_hand
+    by_hand = hand_folder(cache_dir)
+    if by_hand and (by_hand / known.file).is_file():
+        return by_hand / known.file
     return cached_file(HubFile(known.repo_id, known.file, known.repo_type), cache_dir=cache_dir)

@@ -14,22 +14,23 @@ from urllib.parse import urlparse
 from urllib.request import getproxies
 
 from san.errors import one_line
+from san.files import home_folder, user_path
 
 logger = logging.getLogger(__name__)
 
 CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "config.json", "model.safetensors", "README.md"
 
 
-def hand_folder(cache_dir: str | Path | None = None) -> Path:
-    """Where files that were fetched by hand are looked for: `cache_dir`, or ~/.cache/san/models."""
-    return Path(cache_dir) if cache_dir else Path("~/.cache/san/models").expanduser()
+def hand_folder(cache_dir: str | Path | None = None) -> Path | None:
+    """Where files fetched by hand are looked for: `cache_dir`, or ~/.cache/san/models; None without a home folder."""
+    return user_path(str(cache_dir), "cache_dir") if cache_dir else home_folder("~/.cache/san/models")
 
 
-def hub_folder(cache_dir: str | Path | None = None) -> Path:
-    """Where huggingface_hub keeps what it downloads."""
+def hub_folder(cache_dir: str | Path | None = None) -> Path | None:
+    """Where huggingface_hub keeps what it downloads; None where that is below a home folder that there is not."""
     from huggingface_hub import constants
 
-    return Path(cache_dir) if cache_dir else Path(constants.HF_HUB_CACHE)
+    return user_path(str(cache_dir), "cache_dir") if cache_dir else home_folder(constants.HF_HUB_CACHE)
 
 
 @dataclass(frozen=True)
@@ -58,10 +59,11 @@ def cached_file(wanted: HubFile, *, cache_dir: str | Path | None = None) -> Path
     """A file of the hub that is already in huggingface_hub's cache on this machine, or None."""
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(
+    folder = hub_folder(cache_dir)
+    found = folder and try_to_load_from_cache(
         wanted.repo_id,
         wanted.file,
-        cache_dir=hub_folder(cache_dir),
+        cache_dir=folder,
         revision=wanted.revision,
         repo_type=wanted.repo_type,
     )
@@ -69,7 +71,7 @@ def cached_file(wanted: HubFile, *, cache_dir: str | Path | None = None) -> Path
 
 
 def fetch(
-    wanted: HubFile, *, cache_dir: str | Path | None = None, local_files_only: bool = False, put_into: Path
+    wanted: HubFile, *, cache_dir: str | Path | None = None, local_files_only: bool = False, put_into: Path | None
 ) -> Path:
     """A file of the hub, from huggingface_hub's cache or downloaded into it.
 
@@ -77,7 +79,7 @@ def fetch(
         wanted: the file.
         cache_dir: instead of huggingface_hub's own folder.
         local_files_only: never asks the network.
-        put_into: the folder that the message names for a file fetched by hand.
+        put_into: the folder that the message names for a file fetched by hand; None where there is no home folder.
 
     Raises:
         FileNotFoundError: it is neither here nor to be had; the message names the file, its address and the folder to
@@ -87,30 +89,39 @@ def fetch(
     import huggingface_hub
     from huggingface_hub import constants, errors
 
-    forbidden = local_files_only or constants.HF_HUB_OFFLINE
+    folder = hub_folder(cache_dir)
+    offline = local_files_only or constants.HF_HUB_OFFLINE
+    reason, cause = "the hub was not asked", None
     try:
-        return Path(
-            huggingface_hub.hf_hub_download(
-                wanted.repo_id,
-                wanted.file,
-                repo_type=wanted.repo_type,
-                revision=wanted.revision,
-                cache_dir=hub_folder(cache_dir),
-                local_files_only=forbidden or not _reachable(constants.ENDPOINT),
+        # hf_hub_download may ask the network even where it is told not to
+        if offline or not folder or not _reachable(constants.ENDPOINT):
+            if here := cached_file(wanted, cache_dir=cache_dir):
+                return here
+        else:
+            return Path(
+                huggingface_hub.hf_hub_download(
+                    wanted.repo_id,
+                    wanted.file,
+                    repo_type=wanted.repo_type,
+                    revision=wanted.revision,
+                    cache_dir=folder,
+                )
             )
-        )
     except (OSError, ValueError, errors.HTTPError, errors.EntryNotFoundError) as error:  # type: ignore[attr-defined]
         refused = _refusal(wanted, error)
         if refused:
             raise ValueError(refused) from error
-        address = huggingface_hub.hf_hub_url(
-            wanted.repo_id, wanted.file, repo_type=wanted.repo_type, revision=wanted.revision
-        )
-        reason = "the hub was not asked" if forbidden else "the hub cannot be reached"
-        raise FileNotFoundError(
-            f"{wanted.file} of {wanted.repository} is not on this machine and {reason}; download {address} elsewhere "
-            f"and put it into {put_into} (huggingface_hub's cache in {hub_folder(cache_dir)} was looked through too)"
-        ) from error
+        cause = error
+    if not offline:
+        reason = "the hub cannot be reached" if folder else "there is no home folder to keep it in (HF_HOME names one)"
+    address = huggingface_hub.hf_hub_url(
+        wanted.repo_id, wanted.file, repo_type=wanted.repo_type, revision=wanted.revision
+    )
+    raise FileNotFoundError(
+        f"{wanted.file} of {wanted.repository} is not on this machine and {reason}; download {address} elsewhere "
+        f"and put it into {put_into or 'a folder that you give as cache_dir'} (huggingface_hub's cache"
+        f"{f' in {folder}' if folder else ''} was looked through too)"
+    ) from cause
 
 
 def _refusal(wanted: HubFile, error: Exception) -> str:

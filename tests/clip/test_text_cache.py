@@ -75,6 +75,26 @@ def test_a_damaged_file_is_reported_and_made_anew(
     torch.testing.assert_close(TextCache(tmp_path, "f").load(["a"]), embeddings("a"))
 
 
+@pytest.mark.skipif(os.name != "posix", reason="pipes and devices of this kind")
+def test_what_is_no_file_is_left_alone(tmp_path: Path) -> None:
+    """A pipe would be waited for, a device read without end, and 200 GB of nothing taken into memory."""
+    TextCache(tmp_path, "f").store(embeddings("a"))
+    os.mkfifo(tmp_path / "f" / "b.safetensors")
+    (tmp_path / "f" / "c.safetensors").symlink_to("/dev/zero")
+    (tmp_path / "f" / "d.safetensors").mkdir()
+    with open(tmp_path / "f" / "e.safetensors", "wb") as sparse:
+        sparse.truncate(200 << 30)
+    assert set(TextCache(tmp_path, "f").load(["a", "b"])) == {"a"}
+    assert sorted(path.name[0] for path in (tmp_path / "f").iterdir() if len(path.stem) == 1) == ["b", "c", "d"]
+
+
+@pytest.mark.parametrize("spoilt", [torch.full((4,), float("nan")), torch.ones(5)])
+def test_embeddings_that_the_model_cannot_have_are_dropped(tmp_path: Path, spoilt: torch.Tensor) -> None:
+    TextCache(tmp_path, "f").store({"a": spoilt})
+    assert TextCache(tmp_path, "f", width=4).load(["a"]) == {}
+    assert files(tmp_path) == []
+
+
 def test_many_files_are_merged_and_the_oldest_entries_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text_cache, "_MAX_FILES", 3)
     cache = TextCache(tmp_path, "f", max_entries=5)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from san.data.preparation.engine import SplitSummary, Summary, check, prepare
 from san.data.preparation.sources import Options
+from san.files import user_path
 
 _MAX_LINES = 20
 
@@ -61,7 +62,7 @@ def main(name: str, description: str | None, arguments: Sequence[str] | None, *,
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         options = Options(
-            root=args.root.expanduser(), raw=tuple(args.raw), workers=args.workers,
+            root=user_path(str(args.root), "--root"), raw=tuple(args.raw), workers=args.workers,
             splits=tuple(dict.fromkeys(args.splits)), link=args.link, partial=args.partial, progress=True,
         )  # fmt: skip
         summary = (check if args.check else prepare)(name, options)
