@@ -223,6 +223,7 @@ def change(folder: Path, edit: Any) -> None:
         (lambda c: c["clip_arch"]["text"].update(vocab_size=100), "vocab_size is 100, but the tokenizer has 49408 ids"),
         (lambda c: c["clip_arch"].update(std=[1, 1, float("nan")]), r"clip_arch.std is nan; give float"),
         (lambda c: c.update(clip_token_ids=[-1, 49408]), r"ids of a compact vocabulary are \(-1, 49408\)"),
+        (lambda c: c["model"]["clip"].update(templates=["a {} {}"]), r"TEMPLATES holds 'a {} {}'"),
     ],
 )
 def test_the_config_is_read_strictly(folder: Path, edit: Any, message: str) -> None:

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
+
+from san.errors import excerpt
+
+MAX_TEMPLATES, MAX_LENGTH = 1000, 500
+"""Of a list of one's own, and characters of each."""
 
 
 @cache
@@ -18,16 +24,31 @@ def template_names() -> tuple[str, ...]:
     return tuple(sorted(_sets()))
 
 
-def load_templates(name: str) -> tuple[str, ...]:
-    """The prompts of a set, each with one "{}" for the class name.
+def load_templates(templates: str | Sequence[str]) -> tuple[str, ...]:
+    """The prompts of a set, or of your own list, each with one "{}" for the class name.
 
     Args:
-        name: "vild" (14 prompts, the published default), "imagenet" (80) or "plain" (the bare name).
+        templates: "vild" (14 prompts, the published default), "imagenet" (80) or "plain" (the bare name); or the
+            prompts themselves.
 
     Raises:
-        ValueError: there is no such set.
+        ValueError: there is no such set, or a prompt is not of this form.
     """
     sets = _sets()
-    if name not in sets:
-        raise ValueError(f"unknown template set {name!r}; set MODEL.CLIP.TEMPLATES to one of {', '.join(sorted(sets))}")
-    return sets[name]
+    if isinstance(templates, str):
+        if templates not in sets:
+            raise ValueError(
+                f"unknown template set {excerpt(templates)}; set MODEL.CLIP.TEMPLATES to one of "
+                f"{', '.join(sorted(sets))}, or to a list of texts, each with one {{}} for the class's name"
+            )
+        return sets[templates]
+    if not 1 <= len(templates) <= MAX_TEMPLATES:
+        raise ValueError(f"MODEL.CLIP.TEMPLATES lists {len(templates)} texts; give 1 to {MAX_TEMPLATES}")
+    for text in templates:
+        parts = text.split("{}") if isinstance(text, str) and len(text) <= MAX_LENGTH else []
+        if len(parts) != 2 or any(brace in part for brace in "{}" for part in parts):
+            raise ValueError(
+                f"MODEL.CLIP.TEMPLATES holds {excerpt(text)}; give texts of at most {MAX_LENGTH} characters with one "
+                "{} for the class's name and no other brace, such as 'a photo of a {}.'"
+            )
+    return tuple(templates)

@@ -54,7 +54,7 @@ class TextClassifier(nn.Module):
     Args:
         arch: the CLIP's architecture.
         tokenizer: texts to ids.
-        templates: name of the template set.
+        templates: name of a template set, or templates, see `load_templates`.
         tokens_per_pass: how many tokens go through the text tower together on a CPU, about; on a GPU 8 times as many.
 
     Attributes:
@@ -66,7 +66,7 @@ class TextClassifier(nn.Module):
         arch: ClipArch,
         tokenizer: Tokenizer,
         *,
-        templates: str = "vild",
+        templates: str | Sequence[str] = "vild",
         tokens_per_pass: int = 1024,
     ) -> None:
         super().__init__()

@@ -94,7 +94,7 @@ def _add_model_keys(model: CfgNode) -> None:
     node.SHALLOW_DEPTH = san.clip.shallow_depth  # K, blocks that feed the side network; 0 .. CLIP's depth - 1
     node.INPUT_SCALE = san.clip.input_scale  # CLIP sees the image resized by this factor; in (0, 2]
     node.TRAIN_POS_EMBED = san.clip.train_pos_embed  # whether CLIP's image positions are trained
-    node.TEMPLATES = san.clip.templates  # prompt template set: "vild" (14) or "imagenet" (80)
+    node.TEMPLATES = san.clip.templates  # "vild" (14), "imagenet" (80), "plain" (the name), or a list of texts with {}
     node.TEXT_CACHE = "auto"  # folder of text embeddings; "auto": SAN_CACHE/text or ~/.cache/san/text; "": none
     node.SLS_INIT = san.clip.sls_init  # [SLS] start: "class_token", "learnt", "learnt_plus_class_token"
 

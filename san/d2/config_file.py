@@ -41,6 +41,9 @@ LISTS = {
 }
 """All keys with a list but TEST.EXPECTED_RESULTS, which `check_config` looks at."""
 
+TEXT_OR_LIST = ("MODEL.CLIP.TEMPLATES",)
+"""Keys that hold a name or, instead, a list of texts."""
+
 KINDS = {int: "whole numbers", float: "numbers", str: "names"}
 
 
@@ -163,7 +166,11 @@ def _set(cfg: CfgNode, key: str, value: Any, raw: Any, *, source: str) -> None:
         same_leaf = [other for other in keys if other.split(".")[-1] == leaf]
         raise ValueError(f"unknown key {start} in {source}; did you mean {(same_leaf or near)[0]}?")
     try:
-        if key in LISTS:
+        if key in TEXT_OR_LIST and not isinstance(value, str):
+            node[leaf] = _coerce_list(value, raw, ListRule(str))
+        elif key in TEXT_OR_LIST:
+            node[leaf] = value
+        elif key in LISTS:
             node[leaf] = type(node[leaf])(_coerce_list(value, raw, LISTS[key]))
         else:
             node[leaf] = _coerce(value, raw, node[leaf])

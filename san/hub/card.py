@@ -38,7 +38,7 @@ result = predictor.predict("street.jpg", ["car", "road", "sky"])
 |---|---|
 | CLIP | {clip}, weights {pretrained}, {depth} blocks feed the side network |
 | side network | width {width}, {blocks} blocks, {queries} queries, for images of {size} pixels |
-| prompts | template set `{templates}` |
+| prompts | {templates} |
 
 ## To be filled in
 
@@ -55,7 +55,7 @@ def model_card(config: SANConfig, *, num_bytes: int, half: bool) -> str:
         num_bytes: size of the weights.
         half: whether they are in half precision.
     """
-    clip, side = config.clip, config.side_adapter
+    clip, side, templates = config.clip, config.side_adapter, config.clip.templates
     return _CARD.format(
         clip=clip.name,
         pretrained=f"`{clip.pretrained}`" if clip.pretrained else "as trained",
@@ -64,7 +64,7 @@ def model_card(config: SANConfig, *, num_bytes: int, half: bool) -> str:
         blocks=side.depth,
         queries=side.num_queries,
         size=side.image_size,
-        templates=clip.templates,
+        templates=f"template set `{templates}`" if isinstance(templates, str) else f"{len(templates)} own templates",
         megabytes=num_bytes / 1e6,
         precision="half" if half else "single",
     )

@@ -31,7 +31,8 @@ class ClipConfig:
         shallow_depth: K, the blocks that feed the side network; the rest recognise.
         input_scale: CLIP sees the image resized by this factor.
         train_pos_embed: whether CLIP's positional embedding of the image is trained.
-        templates: prompt template set.
+        templates: prompt template set ("vild", "imagenet" or "plain"), or templates of your own, each with one {} for
+            the class's name.
         sls_init: what the [SLS] tokens start as.
     """
 
@@ -41,11 +42,13 @@ class ClipConfig:
     shallow_depth: int = 9
     input_scale: float = 0.5
     train_pos_embed: bool = True
-    templates: str = "vild"
+    templates: str | tuple[str, ...] = "vild"
     sls_init: str = "class_token"
 
     def __post_init__(self) -> None:
-        load_templates(self.templates)
+        texts = load_templates(self.templates)
+        if not isinstance(self.templates, str):
+            object.__setattr__(self, "templates", texts)  # a list too
         _require(
             self.sls_init in SLS_INITS,
             f"[SLS] tokens cannot start as {self.sls_init!r}; set MODEL.CLIP.SLS_INIT to one of {', '.join(SLS_INITS)}",

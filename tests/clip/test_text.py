@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ import torch
 from san.clip.templates import load_templates
 from san.clip.text import TextClassifier
 from san.clip.vocabulary import ClassText
+from san.hub import load_pretrained, save_pretrained
 from san.model.build import build_san
 from san.model.config import variant
 
@@ -147,3 +150,19 @@ def test_a_vocabulary_that_comes_again_costs_nothing(classifier: TextClassifier,
     for wrong in ([["cat"]], [1]):
         with pytest.raises(ValueError, match="give text"):
             classifier.embed(wrong)  # type: ignore[list-item]
+
+
+def test_own_templates_are_used_kept_and_told_apart(classifier: TextClassifier, tmp_path: Path) -> None:
+    own = ("a {} from above", "{}!")
+    tiny = variant("tiny")
+    model = build_san(replace(tiny, clip=replace(tiny.clip, templates=list(own))))
+    model.text_classifier.load_state_dict(classifier.state_dict())
+    with torch.no_grad():
+        tokens = classifier.tokenizer(["a cat from above", "cat!"])
+        each = torch.nn.functional.normalize(classifier.encode_text(tokens), dim=-1)
+    expected = torch.nn.functional.normalize(each.mean(dim=0), dim=-1)
+    torch.testing.assert_close(model.text_classifier.embed(["cat"])[0], expected)
+    assert model.text_classifier.fingerprint() != classifier.fingerprint(), "a cache on disk would mix them up"
+    folder = save_pretrained(model, tmp_path / "model")
+    assert load_pretrained(folder).config.clip.templates == own
+    assert "2 own templates" in (folder / "README.md").read_text()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from san.d2.api import get_cfg
-from san.d2.config import add_san_config, load_config, san_cfg
+from san.d2.config import add_san_config, load_config, san_cfg, san_config
 from san.d2.config_file import LISTS, leaf_keys
 
 
@@ -128,3 +128,22 @@ def test_no_format_key_is_added() -> None:
     cfg.INPUT.FORMAT = "BGR"
     add_san_config(cfg)
     assert cfg.INPUT.FORMAT == "RGB"
+
+
+@both_ways
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("plain", "plain"),
+        ("['a {}, seen from above', 'one {}']", ["a {}, seen from above", "one {}"]),
+        ("['{}']", ["{}"]),
+    ],
+)
+def test_templates_are_a_name_or_a_list(text: str, wanted: Any, way: str, tmp_path: Path) -> None:
+    cfg = load("MODEL.CLIP.TEMPLATES", text, way, tmp_path)
+    assert wanted == cfg.MODEL.CLIP.TEMPLATES
+    assert san_config(cfg).clip.templates == (wanted if isinstance(wanted, str) else tuple(wanted))
+    (tmp_path / "again.yaml").write_text(cfg.dump())
+    again = load_config(str(tmp_path / "again.yaml"), ["MODEL.CLIP.TEMPLATES", "vild"])
+    assert again.MODEL.CLIP.TEMPLATES == "vild"
+    assert load_config(str(tmp_path / "again.yaml")) == cfg

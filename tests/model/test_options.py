@@ -114,6 +114,14 @@ def test_imagenet_templates_change_the_text() -> None:
 
 
 REFUSED = {
+    "no templates": (lambda: tiny(clip={"templates": ()}), "lists 0 texts; give 1 to 1000"),
+    "a template without a place": (
+        lambda: tiny(clip={"templates": ("a {}", "a cat")}),
+        "holds 'a cat'; give texts .* {}",
+    ),
+    "a template with two": (lambda: tiny(clip={"templates": ("a {} {}",)}), "with one {} for the class's name"),
+    "a template with a field": (lambda: tiny(clip={"templates": ("a {x.y} {}",)}), "no other brace"),
+    "a template that is no text": (lambda: tiny(clip={"templates": (5,)}), "holds 5"),
     "bias heads": (
         lambda: build_san(tiny(attn_bias={"num_heads": 4})),
         "4 heads .* has 3; set MODEL.ATTN_BIAS.NUM_HEADS",
@@ -132,7 +140,7 @@ REFUSED = {
         lambda: build_san(tiny(clip={"shallow_depth": 4})),
         "K = 4 .* has 4; set MODEL.CLIP.SHALLOW_DEPTH within 0..3",
     ),
-    "templates": (lambda: tiny(clip={"templates": "poem"}), "'poem'.*imagenet, plain, vild"),
+    "templates": (lambda: tiny(clip={"templates": "poem"}), "'poem'.*imagenet, plain, vild, or to a list of texts"),
     "sls": (lambda: tiny(clip={"sls_init": "zero"}), "'zero'.*class_token"),
     "scale": (lambda: tiny(clip={"input_scale": 0.0}), "MODEL.CLIP.INPUT_SCALE"),
     "heads": (lambda: tiny(side_adapter={"num_heads": 7}), "144 is not a multiple of its 7 heads"),
