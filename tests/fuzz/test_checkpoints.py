@@ -18,6 +18,8 @@ import torch
 from safetensors.torch import save_file
 
 from san.checkpoint import load_checkpoint_file
+from san.clip.arch import ClipArch, TextArch, VisionArch
+from san.clip.loader import load_clip, save_clip_file
 from san.clip.weights import read_clip_weights
 from san.data.preparation.archives import unpack
 from san.data.preparation.unpickling import load_plain_pickle
@@ -57,6 +59,21 @@ def test_damaged_weights(suffix, tmp_path):
             except ValueError as error:
                 assert str(path) in str(error)
     assert read < 240
+
+
+def test_damaged_clip_files(tmp_path):
+    """Of this project's own form, whose header describes the architecture and the vocabulary."""
+    path, taken = tmp_path / "clip.safetensors", 0
+    arch = ClipArch(8, VisionArch(16, 8, 8, 1, 1), TextArch(4, 5, 8, 1, 1))
+    save_clip_file(path, {"visual.class_embedding": torch.ones(8)}, arch, token_ids=[1, 2, 3, 4])
+    for changed in damaged(path.read_bytes(), 300):
+        path.write_bytes(changed)
+        try:
+            load_clip("shapes", str(path))
+            taken += 1
+        except ValueError as error:
+            assert str(path) in str(error)
+    assert 0 < taken < 250
 
 
 class Evil:
