@@ -9,10 +9,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import types
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -186,16 +186,24 @@ def architecture_of(model: SANModel, plain: SANModel) -> tuple[tuple[str, str], 
     own, usual = dict(model.named_modules()), dict(plain.named_modules())
     found: dict[str, str] = {}
     for name in dict.fromkeys([*own, *usual]):
-        part = own.get(name)
         if any(above and name.startswith(f"{above}.") for above in found):
             continue
-        if type(part) is not type(usual.get(name)):
-            found[name] = "nothing" if part is None else f"{type(part).__module__}.{type(part).__qualname__}"
-        for attribute, value in vars(part).items() if part is not None else ():
+        part, usual_part = own.get(name), usual.get(name)
+        if type(part) is not type(usual_part):
+            found[name] = "nothing" if part is None else _full_name(type(part))
+        held = {} if part is None else vars(part)
+        for attribute in held.keys() - (set() if usual_part is None else vars(usual_part).keys()):
+            value = held[attribute]  # such as a method that was replaced in this object alone
             compiled = hasattr(value, "_torchdynamo_orig_callable")  # the part's own, made faster
-            if isinstance(value, (types.FunctionType, types.MethodType)) and not compiled:
-                found[f"{name}.{attribute}".lstrip(".")] = f"{value.__module__}.{value.__qualname__}"
-    return tuple(found.items())
+            if callable(value) and not compiled:
+                found[f"{name}.{attribute}".lstrip(".")] = _full_name(value)
+    return tuple(sorted(found.items()))
+
+
+def _full_name(kind: Any) -> str:
+    """Of a class or function; of another object that of its class."""
+    kind = kind if hasattr(kind, "__qualname__") else type(kind)
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _listed(parts: tuple[tuple[str, str], ...]) -> str:
