@@ -45,9 +45,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--trusted-proxies",
-        default="127.0.0.1",
+        default="",
         metavar="ADDRESSES",
-        help="proxies whose X-Forwarded-For is believed, separated by commas (default: %(default)s)",
+        help="your proxies, whose X-Forwarded-For says who a visitor is: addresses or networks, separated by commas "
+        "(default: none)",
     )
     parser.add_argument(
         "--allowed-hosts",
@@ -83,14 +84,18 @@ def run(args: argparse.Namespace) -> int:
             studio.limits,
             host=args.host,
             port=args.port,
-            trusted_proxies=args.trusted_proxies,
-            allowed_hosts=[name.strip() for name in args.allowed_hosts.split(",") if name.strip()],
+            trusted_proxies=_names(args.trusted_proxies),
+            allowed_hosts=_names(args.allowed_hosts),
         )
         print(f"The demo runs at {server.url} (Ctrl+C ends it)", flush=True)
         server.run()
     finally:
         studio.close()
     return 0
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def make_studio(args: argparse.Namespace) -> Studio:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import threading
 import time
 from collections import OrderedDict
@@ -69,3 +70,14 @@ class RateLimit:
             while len(self._buckets) > self._max_addresses:
                 self._buckets.popitem(last=False)
         return admitted
+
+
+def visitor_of(address: str) -> str:
+    """Whom limits count as one: an IPv4 address, or the 64-bit network of an IPv6 one, which is one customer's."""
+    try:
+        found = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    if isinstance(found, ipaddress.IPv4Address):
+        return str(found)
+    return str(found.ipv4_mapped or ipaddress.ip_network((int(found), 64), strict=False))

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
+import logging
 import socket
 import threading
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from san.demo.guard import Guard
+from san.demo.connections import BoundedConnection
+from san.demo.guard import App, Guard, Receive, Scope, Send
 from san.demo.hosts import KnownHosts
 from san.demo.limits import Limits
+from san.errors import excerpt
+
+logger = logging.getLogger(__name__)
 
 
 class DemoServer:
@@ -21,11 +27,11 @@ class DemoServer:
         limits: what visitors may ask for.
         host: address to listen on.
         port: 0 for any free one.
-        trusted_proxies: addresses whose X-Forwarded-For is believed, separated by commas.
+        trusted_proxies: addresses or networks whose X-Forwarded-For is believed; by default nobody's is.
         allowed_hosts: names under which the page may be asked for, beside those of this machine and `host`.
 
     Raises:
-        ValueError: the address cannot be listened on, or an allowed name is none.
+        ValueError: the address cannot be listened on, or an allowed name or a proxy's address is none.
     """
 
     def __init__(
@@ -35,22 +41,31 @@ class DemoServer:
         *,
         host: str = "127.0.0.1",
         port: int = 0,
-        trusted_proxies: str = "127.0.0.1",
+        trusted_proxies: Iterable[str] = (),
         allowed_hosts: Iterable[str] = (),
     ) -> None:
         import uvicorn
+        from uvicorn.protocols.http.h11_impl import H11Protocol
 
-        app = KnownHosts(guard, host, allowed_hosts)
+        class Connection(BoundedConnection, H11Protocol):
+            """uvicorn's, bounded."""
+
+        proxies = _proxies(trusted_proxies)
+        app: App = KnownHosts(guard, host, allowed_hosts)
+        if not proxies:
+            app = _ProxyWarning(app)
         self._socket = _listen(host, port)
         self.port: int = self._socket.getsockname()[1]
         shown = f"[{host}]" if ":" in host else host
         self.url = f"http://{shown}:{self.port}/"
         config = uvicorn.Config(
             app,
+            http=Connection,
             log_level="warning",
             access_log=False,  # addresses carry the visitors' session names
             server_header=False,
-            forwarded_allow_ips=trusted_proxies,
+            proxy_headers=bool(proxies),
+            forwarded_allow_ips=proxies,
             limit_concurrency=8 * limits.max_visitors + 100,
             timeout_graceful_shutdown=2,
             ws="none",
@@ -71,6 +86,35 @@ class DemoServer:
         finally:
             self._server.should_exit = True
             thread.join(timeout=10)
+
+
+class _ProxyWarning:
+    """Warns once of a proxy that nobody said to trust: all its visitors share the limits of one."""
+
+    def __init__(self, app: App) -> None:
+        self._app, self._warned = app, False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not self._warned and any(name == b"x-forwarded-for" for name, _ in scope.get("headers", ())):
+            self._warned = True
+            logger.warning(
+                "a request came through a proxy (X-Forwarded-For), and its visitors share the limits of one; if the "
+                "proxy is yours, start with --trusted-proxies %s",
+                (scope.get("client") or ("ADDRESS",))[0],
+            )
+        await self._app(scope, receive, send)
+
+
+def _proxies(given: Iterable[str]) -> list[str]:
+    proxies = list(given)
+    for each in proxies:
+        try:
+            ipaddress.ip_network(each)
+        except ValueError as error:
+            raise ValueError(
+                f"--trusted-proxies holds {excerpt(each)}; give addresses or networks such as 127.0.0.1 or 10.0.0.0/8"
+            ) from error
+    return proxies
 
 
 def _listen(host: str, port: int) -> socket.socket:

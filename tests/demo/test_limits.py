@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from san.demo.limits import Limits, RateLimit
+from san.demo.limits import Limits, RateLimit, visitor_of
 
 
 def test_every_limit_must_be_positive():
@@ -28,3 +28,17 @@ def test_addresses_are_forgotten():
     rate = RateLimit(1, clock=lambda: 0.0, max_addresses=2)
     assert not [rate.admit(each) for each in "aabc"][1]
     assert rate.admit("a"), "the longest unused was dropped"
+
+
+@pytest.mark.parametrize(
+    ("address", "visitor"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("unknown", "unknown"),
+    ],
+)
+def test_whom_limits_count(address, visitor):
+    assert visitor_of(address) == visitor
