@@ -12,9 +12,12 @@ The page is served to this machine alone (127.0.0.1) unless --host says otherwis
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
+from san.cli.main import INTERRUPTED
 from san.cli.options import add_model_options, load_predictor, parse_words
 from san.demo.limits import Limits
 
@@ -30,6 +33,7 @@ _LIMITS = {
     "max_characters": "length of the words' text",
     "max_waiting": "requests that may queue",
     "max_seconds": "a request that takes longer is given up",
+    "max_decode_seconds": "a picture that takes longer to decode is refused",
     "requests_per_minute": "of one address",
     "max_visitors": "sessions whose pictures are kept in memory",
     "keep_minutes": "an idle session's picture is forgotten after so long",
@@ -89,6 +93,11 @@ def run(args: argparse.Namespace) -> int:
         )
         print(f"The demo runs at {server.url} (Ctrl+C ends it)", flush=True)
         server.run()
+    except KeyboardInterrupt:
+        if not studio.close():  # or Python would wait for a result that nobody gets
+            print("interrupted", file=sys.stderr, flush=True)
+            os._exit(INTERRUPTED)
+        raise
     finally:
         studio.close()
     return 0

@@ -1,7 +1,7 @@
 """What stands between the network and Gradio, in plain ASGI: few doors, small requests, no files.
 
 Gradio serves dozens of routes: files by path, uploads to disk, fetching addresses for a client, its development tools.
-The page needs a handful, and takes its pictures through a route of its own, so everything else does not exist here.
+The page needs a handful. Pictures come in and results go out through doors of the guard's own; all else is refused.
 """
 
 from __future__ import annotations
@@ -9,40 +9,53 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Awaitable, Callable, Container, MutableMapping
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
+from urllib.parse import parse_qs
 
-from san.demo.limits import Limits, RateLimit
-from san.demo.pictures import Inbox
+import numpy as np
+import numpy.typing as npt
+
+from san.demo.decoding import Decoder
+from san.demo.limits import Limits, RateLimit, Turns, visitor_of
+from san.demo.mailbox import Mailbox
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
+Check = Callable[[list[Any]], None]
 
-UPLOAD = "/san/image"
+UPLOAD, RESULT = "/san/image", "/san/result/"
+_STREAM, _JOIN = "/gradio_api/queue/data", "/gradio_api/queue/join"
 _GET = re.compile(
     r"/|/(config|theme\.css|favicon\.ico|robots\.txt)"
     r"|/(assets|static)(/[\w.@-]+)+"
     r"|/gradio_api/(startup-events|theme\.css|queue/data|heartbeat/\w+)"
 )
-_JOIN = "/gradio_api/queue/join"
 _POST = (UPLOAD, _JOIN, "/gradio_api/cancel", "/gradio_api/reset")
-_MAX_UPLOADS = 8  # received at a time
-_UPLOAD_SECONDS = 60.0
-_HEADERS = {
-    # Everything comes from this server: nothing is fetched from elsewhere, and the page can send nothing elsewhere.
-    # Gradio's front end compiles templates and handlers, hence eval and inline code.
-    "content-security-policy": (
-        "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
-        "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; object-src 'none'; "
-        "base-uri 'self'; form-action 'self'; frame-ancestors 'self'"
-    ),
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-    "cross-origin-opener-policy": "same-origin",
-}
+_SESSION = re.compile(r"[0-9A-Za-z_-]{1,64}")
+_MAX_UPLOADS, _MAX_UPLOADS_OF_ADDRESS = 24, 6  # at a time; the others wait
+_BODY_SECONDS, _FIRST_SECONDS, _BYTES_PER_SECOND = 60.0, 10.0, 10_000  # who stalls holds no upload's place for long
+_MAX_RESULT_BYTES = 100_000_000  # of all results that wait to be fetched
+_MAX_AWAITED = 1000
+_PIECE = 2**16
+# Everything comes from this server: nothing is fetched from elsewhere, and the page can send nothing elsewhere.
+# Gradio's front end compiles templates and handlers, hence eval and inline code.
+_POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; object-src 'none'; "
+    "base-uri 'self'; form-action 'self'; frame-ancestors 'self'"
+)
+_HEADERS = [
+    (b"content-security-policy", _POLICY.encode()),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+]
 
 
 class Refusal(Exception):  # noqa: N818 - an answer, not a failure
@@ -63,86 +76,145 @@ class Guard:
 
     Args:
         app: what answers the requests that are let through.
-        inbox: where uploaded pictures go.
         limits: sizes and rates.
-        functions: numbers of what the page may ask for.
+        functions: what the page may ask for: by number, a check of its inputs that raises ValueError.
+
+    Attributes:
+        pictures: uploaded, by the names that the page got for them.
+        results: for the page to fetch.
+        first: the result that the page opens with.
     """
 
-    def __init__(self, app: App, inbox: Inbox, limits: Limits, functions: Container[int] = ()) -> None:
-        self._app, self._inbox, self._limits, self._functions = app, inbox, limits, functions
+    def __init__(self, app: App, limits: Limits, functions: Mapping[int, Check] | None = None) -> None:
+        self._app, self._limits = app, limits
+        self._functions = {} if functions is None else functions
+        self.pictures: Mailbox[npt.NDArray[np.uint8]] = Mailbox(8 * 3 * limits.max_pixels)
+        self.results: Mailbox[bytes] = Mailbox(_MAX_RESULT_BYTES)
+        self.first = b"{}"
+        self._decoder = Decoder(limits)
         self._rate = RateLimit(limits.requests_per_minute)
-        self._uploads = asyncio.Semaphore(_MAX_UPLOADS)
+        self._awaited: OrderedDict[str, None] = OrderedDict()  # sessions that asked, and have not come for the answer
+        self._uploads = Turns(_MAX_UPLOADS, _MAX_UPLOADS_OF_ADDRESS)
         # the words, escaped at worst, and what Gradio adds
         self._max_body = 6 * limits.max_characters + 20_000
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One connection."""
         if scope["type"] == "lifespan":
-            await self._app(scope, receive, send)
+            await self._lifespan(scope, receive, send)
         elif scope["type"] == "http":
-            await self._http(scope, receive, _with_headers(send))
+            await self._http(scope, receive, _with_headers(send, _HEADERS))
         else:
             await send({"type": "websocket.close", "code": 1008})
 
+    async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def ending(message: Message) -> None:
+            if message["type"] == "lifespan.shutdown.complete":
+                await self._decoder.end()
+            await send(message)
+
+        await self._decoder.start()
+        await self._app(scope, receive, ending)
+
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
+        path = scope["path"]
+        # no other page needs what stands behind a ?, and one would look for a file of that name
+        query = scope["query_string"] if path == _STREAM else b""
+        inner = {**scope, "path": path, "query_string": query}
         try:
             if scope["method"] in ("GET", "HEAD"):
-                if path == "/manifest.json":  # every page of Gradio's names it
-                    await answer(send, 200, {"name": "SAN"})
-                    return
-                if not _GET.fullmatch(path) or ".." in path:
-                    raise Refusal(404, "there is no such page")
-                await self._app(scope, receive, send)
-                return
-            if scope["method"] != "POST" or path not in _POST:
-                raise Refusal(404, "there is no such page")
-            self._check_sender(scope)
-            if path == UPLOAD:
-                await self._receive_picture(scope, receive, send)
-                return
-            try:
-                body = await asyncio.wait_for(_read(scope, receive, self._max_body), _UPLOAD_SECONDS)
-            except asyncio.TimeoutError:
-                raise Refusal(408, "The request took too long; try again.") from None
-            if path == _JOIN:
-                _check_plain(body, self._functions)
-                send = _in_our_words(send)
-            await self._app(scope, _replay(body, receive), send)
+                await self._get(inner, receive, send)
+            elif scope["method"] == "POST" and path in _POST:
+                await self._post(inner, receive, send)
+            else:
+                raise _not_found()
         except Refusal as refusal:
             await answer(send, refusal.status, {"detail": refusal.detail})
+        except asyncio.CancelledError:
+            pass  # the server ends, and nobody is connected any more
 
-    def _check_sender(self, scope: Scope) -> None:
-        """Not from another site's page, and not too often."""
-        headers = dict(scope["headers"])
-        origin, host = headers.get(b"origin"), headers.get(b"host", b"")
-        if origin is not None and origin.split(b"://")[-1] != host:
-            raise Refusal(403, "this request comes from another site's page")
-        if not self._rate.admit((scope.get("client") or ("unknown",))[0]):
+    async def _get(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"]
+        if path == "/manifest.json":  # every page of Gradio's names it
+            await answer(send, 200, {"name": "SAN"})
+        elif path.startswith(RESULT):
+            name = path.removeprefix(RESULT)
+            content = self.first if name == "first" else self.results.take(name)
+            if content is None:
+                raise Refusal(404, "The result is no longer there; press Segment again.")
+            await answer(send, 200, content)
+        elif path == _STREAM:
+            session = parse_qs(scope["query_string"].decode("latin-1")).get("session_hash", [""])[0]
+            if session not in self._awaited:  # of which Gradio would write a page into the log
+                raise Refusal(404, "No answer is under way; press Segment again.")
+            del self._awaited[session]
+            await self._app(scope, receive, send)
+        elif _GET.fullmatch(path) and ".." not in path:
+            await self._app(scope, receive, send)
+        else:
+            raise _not_found()
+
+    async def _post(self, scope: Scope, receive: Receive, send: Send) -> None:
+        visitor = visitor_of((scope.get("client") or ("unknown",))[0])
+        _check_origin(scope)
+        if not self._rate.admit(visitor):
             raise Refusal(429, "Too many requests from your address; wait a minute and try again.")
+        if scope["path"] == UPLOAD:
+            pixels = await self._upload(scope, receive, visitor)
+            await answer(send, 200, {"token": self.pictures.put(pixels)})
+            return
+        body = await _read(scope, receive, self._max_body, "The request took too long; try again.")
+        if scope["path"] == _JOIN:
+            body, send = _checked(body, self._functions), _in_our_words(send)
+            self._awaited[json.loads(body)["session_hash"]] = None
+            while len(self._awaited) > _MAX_AWAITED:
+                self._awaited.popitem(last=False)
+        else:
+            body = _checked(body)
+        await self._app(scope, _replay(body, receive), send)
 
-    async def _receive_picture(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._uploads.locked():
-            raise Refusal(503, "Too many uploads at the moment; try again shortly.")
-        async with self._uploads:
+    async def _upload(self, scope: Scope, receive: Receive, visitor: str) -> npt.NDArray[np.uint8]:
+        async with self._uploads.take(visitor):
+            late = "The upload took too long; choose a smaller picture, or try again with a better connection."
+            content = await _read(scope, receive, self._limits.max_bytes, late)
             try:
-                content = await asyncio.wait_for(_read(scope, receive, self._limits.max_bytes), _UPLOAD_SECONDS)
-            except asyncio.TimeoutError:
-                raise Refusal(408, "The upload took too long; try a smaller picture.") from None
-        await answer(send, 200, {"token": self._inbox.put(content)})
+                return await self._decoder.read(content, visitor)
+            except ValueError as error:
+                raise Refusal(422, str(error)) from None
 
 
-async def _read(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
-    """A request's body; one that is too large is refused as soon as that is known."""
-    length = dict(scope["headers"]).get(b"content-length", b"")
-    body = bytearray()
+def _not_found() -> Refusal:
+    return Refusal(404, "There is no such page; open the demo's first page.")
+
+
+def _check_origin(scope: Scope) -> None:
+    """Not from another site's page."""
+    headers = dict(scope["headers"])
+    origin, host = headers.get(b"origin"), headers.get(b"host", b"")
+    if origin is not None and origin.split(b"://")[-1] != host:
+        raise Refusal(
+            403,
+            "This request comes from a page of another address than the one it went to. Open the demo at its own "
+            "address; a proxy in between must pass on the Host header.",
+        )
+
+
+async def _read(scope: Scope, receive: Receive, max_bytes: int, late: str) -> bytes:
+    """A request's body; one that is too large is refused as soon as that is known, one that is too slow likewise."""
     too_large = Refusal(413, f"The file is too large; the limit here is {max_bytes / 1e6:.1f} MB. Shrink it.")
+    length = dict(scope["headers"]).get(b"content-length", b"")
     if length.isdigit() and int(length) > max_bytes:
         raise too_large
+
+    body, start = bytearray(), time.monotonic()
     while True:
-        message = await receive()
+        patience = min(_BODY_SECONDS, _FIRST_SECONDS + len(body) / _BYTES_PER_SECOND)
+        try:
+            message = await asyncio.wait_for(receive(), start + patience - time.monotonic())
+        except asyncio.TimeoutError:
+            raise Refusal(408, late) from None
         if message["type"] == "http.disconnect":
-            raise Refusal(400, "the upload was cut off")
+            raise Refusal(400, "The upload was cut off; try again.")
         body += message.get("body", b"")
         if len(body) > max_bytes:
             raise too_large
@@ -150,21 +222,32 @@ async def _read(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
             return bytes(body)
 
 
-def _check_plain(body: bytes, functions: Container[int]) -> None:
-    """Inputs are texts, numbers and switches; the page has none that is a file, so none is let through to Gradio.
+def _checked(body: bytes, functions: Mapping[int, Check] | None = None) -> bytes:
+    """A request to Gradio in plain form: only what the page itself sends, every value as its input takes it.
 
-    Gradio would take a record of a file for any input, look for its path, or fetch its address.
+    Gradio would take a record of a file for any input, look for its path, or fetch its address. Values that it does not
+    expect it writes into the log, and half of a surrogate pair ends the visitor's stream of answers.
+
+    Args:
+        body: JSON.
+        functions: what may be asked for; None for a request that only ends another.
     """
     try:
         request = json.loads(body)
-        values = [*request["data"], *(request.get("event_data") or {}).values()]
-        known = request["fn_index"] in functions
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise Refusal(400, "this is no request of the page") from None
-    if not known:
-        raise Refusal(400, "this is no request of the page")
-    if any(isinstance(value, (dict, list)) for value in values):
-        raise Refusal(400, "files and records are no input of this page; pictures go to its upload")
+        names = ["session_hash", "fn_index"] + (
+            ["event_id"] if functions is None else ["trigger_id", "data", "event_data"]
+        )
+        if functions is not None:
+            values = [*request["data"], *(request.get("event_data") or {}).values()]
+            if any(isinstance(value, (dict, list)) for value in values):
+                raise Refusal(400, "files and records are no input of this page; pictures go to its upload")
+            functions[request["fn_index"]](request["data"])
+            if not _SESSION.fullmatch(request["session_hash"]):
+                raise ValueError("no session")
+        kept = {name: request[name] for name in names if name in request}
+        return json.dumps(kept, ensure_ascii=False).encode("utf-8", "replace")
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        raise Refusal(400, "This is not a request of the page; reload the page.") from None
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
@@ -181,9 +264,7 @@ def _replay(body: bytes, receive: Receive) -> Receive:
     return replayed
 
 
-def _with_headers(send: Send) -> Send:
-    extra = [(name.encode(), value.encode()) for name, value in _HEADERS.items()]
-
+def _with_headers(send: Send, extra: list[tuple[bytes, bytes]]) -> Send:
     async def wrapped(message: Message) -> None:
         if message["type"] == "http.response.start":
             message = {**message, "headers": [*message.get("headers", ()), *extra]}
@@ -208,11 +289,17 @@ def _in_our_words(send: Send) -> Send:
     return wrapped
 
 
-async def answer(send: Send, status: int, content: dict[str, str]) -> None:
-    """Sends a small JSON answer."""
-    body = json.dumps(content).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    if status == 413:
+async def answer(send: Send, status: int, content: dict[str, str] | bytes) -> None:
+    """Sends JSON, in pieces, so that what a visitor does not read is not copied into the connection's buffer."""
+    body = content if isinstance(content, bytes) else json.dumps(content).encode()
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        (b"cache-control", b"no-store"),
+    ]
+    if status in (408, 413):
         headers.append((b"connection", b"close"))  # the rest of the body is not waited for
     await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    for start in range(0, len(body), _PIECE):
+        piece = body[start : start + _PIECE]
+        await send({"type": "http.response.body", "body": piece, "more_body": start + _PIECE < len(body)})

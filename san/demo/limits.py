@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import ipaddress
 import threading
 import time
+import weakref
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, fields
 
 
@@ -21,6 +24,7 @@ class Limits:
         max_characters: length of the words' text.
         max_waiting: requests in the queue; further ones are told to come back.
         max_seconds: a request that took longer is given up.
+        max_decode_seconds: a picture that takes longer to decode is refused.
         requests_per_minute: of one address, on average over a minute; as many may come at once.
         max_visitors: sessions whose pictures are kept in memory; the one longest idle is forgotten first.
         keep_minutes: an idle session's picture is forgotten after this time.
@@ -32,6 +36,7 @@ class Limits:
     max_characters: int = 4000
     max_waiting: int = 16
     max_seconds: float = 60.0
+    max_decode_seconds: float = 10.0
     requests_per_minute: int = 60
     max_visitors: int = 50
     keep_minutes: float = 60.0
@@ -70,6 +75,27 @@ class RateLimit:
             while len(self._buckets) > self._max_addresses:
                 self._buckets.popitem(last=False)
         return admitted
+
+
+class Turns:
+    """Lets in so many at a time, and fewer of one address; the others wait, first come, first served.
+
+    Args:
+        total: at a time.
+        per_address: of them, from one address.
+    """
+
+    def __init__(self, total: int, per_address: int) -> None:
+        self._all, self._per_address = asyncio.Semaphore(total), per_address
+        # an address is forgotten with the last of its requests
+        self._of_address: weakref.WeakValueDictionary[str, asyncio.Semaphore] = weakref.WeakValueDictionary()
+
+    @contextlib.asynccontextmanager
+    async def take(self, address: str) -> AsyncIterator[None]:
+        """Waits for a turn, and holds it for the length of a `with`."""
+        own = self._of_address.setdefault(address, asyncio.Semaphore(self._per_address))
+        async with own, self._all:
+            yield
 
 
 def visitor_of(address: str) -> str:

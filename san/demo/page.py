@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from san.demo.guard import Guard
+from san.demo.guard import Check, Guard
 from san.demo.studio import Session, Studio, Words, describe, explain
-from san.demo.view import encoded_view, message_view, picture_view, result_view, tray_view
+from san.demo.view import encoded_view, message_view, picture_view, result_address, result_view, tray_view
 from san.vocabulary import LABEL_SET_NAMES
 
 _ASSETS = Path(__file__).parent / "assets"
@@ -54,8 +54,11 @@ def build_app(studio: Studio, texts: Texts | None = None) -> Guard:
         raise ValueError(
             f"the demo needs Gradio ({error}); install it: pip install 'san-segmentation[demo]'"
         ) from error
-    texts = texts or Texts()
-    blocks = _build_blocks(gr, studio, texts)
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    functions: dict[int, Check] = {}
+    guard = Guard(app, studio.limits, functions)
+    blocks = _build_blocks(gr, studio, texts or Texts(), guard)
+    functions |= {number: _input_check(gr, function.inputs) for number, function in blocks.fns.items()}
     blocks.state_session_capacity = studio.limits.max_visitors
     theme = gr.themes.Base(
         primary_hue="indigo", secondary_hue="indigo", neutral_hue="slate", radius_size="lg", font=_FONT, font_mono=_MONO
@@ -65,7 +68,6 @@ def build_app(studio: Studio, texts: Texts | None = None) -> Guard:
         body_text_color_subdued="*neutral_500",
         block_info_text_color="*neutral_500",
     )
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     gr.mount_gradio_app(
         app,
         blocks,
@@ -83,13 +85,27 @@ def build_app(studio: Studio, texts: Texts | None = None) -> Guard:
         theme=theme,
         css=_asset("page.css"),
     )
-    return Guard(app, studio.inbox, studio.limits, functions=frozenset(blocks.fns))
+    return guard
 
 
-def _build_blocks(gr: Any, studio: Studio, texts: Texts) -> Any:
+def _input_check(gr: Any, inputs: list[Any]) -> Check:
+    """Whether values are as many as the inputs of a function, each of which takes its own; Gradio logs them if not."""
+
+    def check(values: list[Any]) -> None:
+        try:
+            for each, value in zip(inputs, values, strict=True):
+                each.preprocess(value)
+        except gr.Error as error:
+            raise ValueError("not a value of this input") from error
+
+    return check
+
+
+def _build_blocks(gr: Any, studio: Studio, texts: Texts, guard: Guard) -> Any:
     first = studio.open_example(0)
     words_at_first = Words(studio.examples[0].words)
     result, seconds = studio.segment(first, words_at_first)
+    guard.first = picture_view(first, result, seconds).encode()
     with gr.Blocks(title=texts.title, analytics_enabled=False, fill_width=True) as blocks:
         gr.HTML(f'<div class="san-head"><h1>{html.escape(texts.title)}</h1><p>{html.escape(texts.about)}</p></div>')
         # None until a visitor chooses a picture: the first example, which all share.
@@ -97,23 +113,23 @@ def _build_blocks(gr: Any, studio: Studio, texts: Texts) -> Any:
         with gr.Row(equal_height=False):
             with gr.Column(scale=4, min_width=290):
                 tray = gr.HTML(
-                    tray_view(studio.examples, _hint(studio)),
+                    tray_view(studio.examples, _hint(studio), studio.limits),
                     html_template=_asset("tray.html"),
-                    js_on_load=_asset("tray.js"),
+                    js_on_load=_asset("requests.js") + _asset("tray.js"),
                     apply_default_css=False,
                     elem_id="san-tray",
                 )
                 asked = _words_inputs(gr, studio, texts, words_at_first)
             with gr.Column(scale=7, min_width=290):
                 viewer = gr.HTML(
-                    picture_view(first, result, seconds),
+                    result_address("first"),
                     html_template=_asset("viewer.html"),
-                    js_on_load=_asset("viewer.js"),
+                    js_on_load=_asset("requests.js") + _asset("viewer.js"),
                     apply_default_css=False,
                     elem_id="san-viewer",
                 )
         gr.HTML(_footer(studio, texts))
-        _connect(gr, studio, tray, viewer, state, asked)
+        _connect(gr, studio, guard, tray, viewer, state, asked)
     blocks.queue(max_size=studio.limits.max_waiting, default_concurrency_limit=1, api_open=False)
     return blocks
 
@@ -151,7 +167,7 @@ def _words_inputs(gr: Any, studio: Studio, texts: Texts, words: Words) -> dict[s
     }
 
 
-def _connect(gr: Any, studio: Studio, tray: Any, viewer: Any, state: Any, asked: dict[str, Any]) -> None:
+def _connect(gr: Any, studio: Studio, guard: Guard, tray: Any, viewer: Any, state: Any, asked: dict[str, Any]) -> None:
     """What happens on what: a picture is encoded and segmented, changed words only segment."""
     inputs = [asked["text"], asked["label_set"], asked["role"], asked["none"]]
     # one queue for all that runs the model; its answers are for the page, not an API
@@ -162,24 +178,27 @@ def _connect(gr: Any, studio: Studio, tray: Any, viewer: Any, state: Any, asked:
 
     def on_upload(text: Any, label_set: Any, role: Any, none: Any, event: gr.EventData) -> tuple[Any, str]:
         def opened() -> Session:
-            return studio.open_upload(_field(event, "token"), _field(event, "title"))
+            pixels = guard.pictures.take(_field(event, "token"))
+            if pixels is None:
+                raise ValueError("the picture is no longer there; choose it again")
+            return studio.open_picture(pixels, _field(event, "title"))
 
-        return show_picture(opened, to_words(text, label_set, role, none))
+        return show_picture(opened, _to_words(text, label_set, role, none))
 
     def words_of(event: gr.EventData) -> str:
         index = _field(event, "index")
         return studio.examples[index].words if isinstance(index, int) and 0 <= index < len(studio.examples) else ""
 
     def on_pick(label_set: Any, role: Any, none: Any, event: gr.EventData) -> tuple[Any, str]:
-        words = to_words(words_of(event), label_set, role, none)
+        words = _to_words(words_of(event), label_set, role, none)
         return show_picture(lambda: studio.open_example(_field(event, "index")), words)
 
     def on_words(session: Session | None, text: Any, label_set: Any, role: Any, none: Any) -> str:
         try:
             current = session or studio.open_example(0)
-            words = to_words(text, label_set, role, none)
+            words = _to_words(text, label_set, role, none)
             result, seconds = studio.segment(current, words)
-            return result_view(current, result, seconds, notes=studio.notes(result))
+            return kept(result_view(current, result, seconds, notes=studio.notes(result)))
         except Exception as error:
             return message_view(explain(error))
 
@@ -191,12 +210,12 @@ def _connect(gr: Any, studio: Studio, tray: Any, viewer: Any, state: Any, asked:
         try:
             result, seconds = studio.segment(session, words)
         except Exception as error:
-            return session, encoded_view(session, explain(error))
-        return session, picture_view(session, result, seconds, notes=studio.notes(result))
+            return session, kept(encoded_view(session, explain(error)))
+        return session, kept(picture_view(session, result, seconds, notes=studio.notes(result)))
 
-    def to_words(text: Any, label_set: Any, role: Any, none: Any) -> Words:
-        name = describe(label_set)
-        return Words(describe(text), "" if name == _NO_LABEL_SET else name, role != _WORDS, none is True)
+    def kept(view: str) -> str:
+        """Gradio, which keeps answers until they are read, only gets to know where the page finds this one."""
+        return result_address(guard.results.put(view.encode()))
 
     tray.upload(on_upload, inputs, [state, viewer], **common)
     tray.pick(words_of, None, asked["text"], **private)  # at once, or it would undo what is typed meanwhile
@@ -209,6 +228,11 @@ def _connect(gr: Any, studio: Studio, tray: Any, viewer: Any, state: Any, asked:
     )
 
 
+def _to_words(text: Any, label_set: Any, role: Any, none: Any) -> Words:
+    name = describe(label_set)
+    return Words(describe(text), "" if name == _NO_LABEL_SET else name, role != _WORDS, none is True)
+
+
 def _field(event: Any, name: str) -> Any:
     """A field of what the page sent along with an event; None where there is none."""
     data = getattr(event, "_data", None)
@@ -217,7 +241,7 @@ def _field(event: Any, name: str) -> Any:
 
 def _hint(studio: Studio) -> str:
     megabytes, megapixels = studio.limits.max_bytes / 1e6, studio.limits.max_pixels / 1e6
-    return f"PNG, JPEG, WebP, BMP, GIF, TIFF · up to {megabytes:g} MB, {megapixels:g} megapixels"
+    return f"PNG, JPEG, WebP, BMP, GIF, TIFF · shrunk if above {megabytes:g} MB or {megapixels:g} megapixels"
 
 
 def _footer(studio: Studio, texts: Texts) -> str:

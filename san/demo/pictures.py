@@ -1,17 +1,9 @@
-"""Uploaded pictures: kept in memory for the moment between upload and use, then decoded within limits.
-
-Nothing is written to disk, and no name or path that a visitor sends is opened.
-"""
+"""Reads what a visitor uploads, within limits; runs in a process of its own, see `san.demo.decoding`."""
 
 from __future__ import annotations
 
 import io
-import secrets
-import threading
-import time
 import warnings
-from collections import OrderedDict
-from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -22,59 +14,6 @@ from san.demo.limits import Limits
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 """What is decoded; Pillow's other readers, some of which start programs, are never tried."""
-
-_TOKEN_BYTES = 32
-
-
-class Inbox:
-    """Uploaded bytes under unguessable names, each taken out once.
-
-    Args:
-        max_bytes: of all that wait together; the oldest are dropped beyond it.
-        keep_seconds: what nobody fetched in this time is dropped.
-        clock: seconds.
-    """
-
-    def __init__(
-        self, max_bytes: int, *, keep_seconds: float = 120.0, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._max_bytes, self._keep_seconds, self._clock = max_bytes, keep_seconds, clock
-        self._waiting: OrderedDict[str, tuple[float, bytes]] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def put(self, content: bytes) -> str:
-        """Keeps bytes; returns the name to `take` them by."""
-        token = secrets.token_urlsafe(_TOKEN_BYTES)
-        with self._lock:
-            self._waiting[token] = (self._clock(), content)
-            self._drop_old()
-        return token
-
-    def take(self, token: object) -> bytes:
-        """The bytes, which are then forgotten here.
-
-        Raises:
-            ValueError: there are none (any more) of this name.
-        """
-        with self._lock:
-            self._drop_old()
-            found = self._waiting.pop(token, None) if isinstance(token, str) else None
-        if found is None:
-            raise ValueError("the upload is no longer there; choose the picture again")
-        return found[1]
-
-    def __len__(self) -> int:
-        return len(self._waiting)
-
-    def _drop_old(self) -> None:
-        oldest_kept = self._clock() - self._keep_seconds
-        total = sum(len(content) for _, content in self._waiting.values())
-        for token, (when, content) in list(self._waiting.items()):
-            if len(self._waiting) == 1 and when >= oldest_kept:
-                break  # the newest stays, whatever its size: the guard has checked it
-            if when < oldest_kept or total > self._max_bytes:
-                del self._waiting[token]
-                total -= len(content)
 
 
 def read_picture(content: bytes, limits: Limits) -> npt.NDArray[np.uint8]:

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from san.demo.examples import Example
 from san.demo.limits import Limits
-from san.demo.pictures import Inbox, read_picture
+from san.errors import one_line
 from san.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -121,26 +121,25 @@ class Studio:
         if not examples:
             raise ValueError("the demo needs at least one example picture, got none")
         self.limits, self.examples = limits, tuple(examples)
-        self.inbox = Inbox(8 * limits.max_bytes)
         self._predictor, self._known_words = predictor, known_words
         # one thread: the model's own threads fill the machine, and calls do not mix
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="san-demo")
+        self._computing = threading.Lock()
         self._examples: dict[int, Session] = {}
         self._cuts: dict[str, str] = {}  # text that CLIP does not read to its end -> the remark on it
 
-    def open_upload(self, token: object, title: object) -> Session:
-        """An uploaded picture, encoded.
+    def open_picture(self, pixels: npt.NDArray[np.uint8], title: object) -> Session:
+        """A visitor's picture, encoded.
 
         Args:
-            token: what the page got for the upload.
+            pixels: (H, W, 3) uint8 RGB.
             title: the file's name on the visitor's machine, for show only.
 
         Raises:
-            ValueError: the upload is gone, no picture, too large, or took too long. The message is for the visitor.
+            ValueError: it took too long. The message is for the visitor.
         """
-        content = self.inbox.take(token)
         name = title.strip()[:80] if isinstance(title, str) else ""
-        return self._run(lambda: self._encode(read_picture(content, self.limits), name or "picture"))
+        return self._run(lambda: self._encode(pixels, name or "picture"))
 
     def open_example(self, index: object) -> Session:
         """One of the examples; encoded once for all visitors, since a session is never changed.
@@ -209,9 +208,14 @@ class Studio:
                 )
         return notes
 
-    def close(self) -> None:
-        """Lets the worker go; what still waits is dropped."""
+    def close(self) -> bool:
+        """Lets the worker go; what still waits is dropped.
+
+        Returns:
+            Whether it is idle. A computation that has begun cannot be stopped, and the end of the process waits for it.
+        """
         self._worker.shutdown(wait=False, cancel_futures=True)
+        return not self._computing.locked()
 
     def _encode(self, pixels: npt.NDArray[np.uint8], title: str) -> Session:
         start = time.perf_counter()
@@ -220,7 +224,12 @@ class Studio:
 
     def _run(self, task: Callable[[], Result]) -> Result:
         """In the worker; whoever waited too long gets an answer, though a task that has begun runs to its end."""
-        future = self._worker.submit(task)
+
+        def alone() -> Result:
+            with self._computing:
+                return task()
+
+        future = self._worker.submit(alone)
         try:
             return future.result(self.limits.max_seconds)
         except (FutureTimeoutError, CancelledError):
@@ -255,7 +264,7 @@ def _texts_of(vocabulary: Vocabulary) -> list[str]:
 def explain(error: Exception) -> str:
     """What a visitor is told of an error: the message of one that is theirs, nothing of the insides of others."""
     if isinstance(error, (ValueError, FileNotFoundError)):
-        return str(error)
+        return one_line(error)
     logger.error("the demo failed on a request", exc_info=error)
     return "Something went wrong on the server; its log says what. Try another picture or other words."
 

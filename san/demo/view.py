@@ -20,6 +20,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from san.demo.examples import Example
+from san.demo.limits import Limits
 from san.visualize import class_color
 
 if TYPE_CHECKING:
@@ -49,6 +50,11 @@ def picture_view(session: Session, result: Segmentation, seconds: float, *, note
     return _json({**_result(session, result, seconds, notes), "picture": _shown(result.image)})
 
 
+def result_address(name: str) -> str:
+    """Where the page finds one of these views."""
+    return _json({"result": name})
+
+
 def message_view(message: str) -> str:
     """A message to the visitor; what the page shows otherwise stays."""
     return _json({"message": message})
@@ -61,14 +67,15 @@ def encoded_view(session: Session, message: str) -> str:
     return _json({"image": shown, "picture": _shown(session.encoded.pixels), "message": message})
 
 
-def tray_view(examples: Sequence[Example], hint: str) -> str:
-    """The pictures on offer, small, and what may be uploaded."""
+def tray_view(examples: Sequence[Example], hint: str, limits: Limits) -> str:
+    """The pictures on offer, small, and what may be uploaded: in words, and as numbers."""
     items = []
     for example in examples:
         small = Image.fromarray(example.pixels)
         small.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
         items.append({"title": example.title, "src": _data_url(_encoded(small, "JPEG", quality=85), "image/jpeg")})
-    return _json({"examples": items, "hint": hint})
+    bounds = {"max_bytes": limits.max_bytes, "max_pixels": limits.max_pixels}
+    return _json({"examples": items, "hint": hint, **bounds})
 
 
 def _result(session: Session, result: Segmentation, seconds: float, notes: Sequence[str]) -> dict[str, Any]:

@@ -4,24 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from san.data.shapes.world import NAMES
 from san.demo.examples import shapes_examples
+from san.demo.guard import Guard
 from san.demo.limits import Limits
 from san.demo.studio import Studio
 from san.predictor import Predictor
 
-LIMITS = Limits(max_bytes=300_000, max_pixels=400_000, max_characters=2000, requests_per_minute=2000)
+LIMITS = Limits(max_bytes=300_000, max_pixels=400_000, max_characters=2000, requests_per_minute=2000, max_waiting=100)
 
 
 @dataclass(frozen=True)
 class Running:
-    """A demo that is being served."""
+    """A demo that is being served.
+
+    Attributes:
+        broken: what is answered where these stand in an address: a status, content, and whether it is all of it.
+    """
 
     url: str
     studio: Studio
+    guard: Guard
+    broken: dict[str, tuple[int, bytes, bool]]
 
 
 @pytest.fixture(scope="session")
@@ -38,5 +47,28 @@ def demo(studio: Studio) -> Iterator[Running]:
     from san.demo.page import build_app
     from san.demo.server import DemoServer
 
-    with DemoServer(build_app(studio), studio.limits).running() as url:
-        yield Running(url, studio)
+    guard, broken = build_app(studio), {}
+
+    async def server(scope: Any, receive: Any, send: Any) -> None:
+        for part, (status, content, whole) in broken.items():
+            if scope["type"] == "http" and part in scope["path"]:
+                await send({"type": "http.response.start", "status": status, "headers": []})
+                await send({"type": "http.response.body", "body": content, "more_body": not whole})
+                return
+        await guard(scope, receive, send)
+
+    with DemoServer(server, studio.limits).running() as url:
+        yield Running(url, studio, guard, broken)
+
+
+@pytest.fixture(scope="session")
+def downloads(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("downloads")
+
+
+@pytest.fixture(scope="session")
+def driver(downloads: Path) -> Iterator[Any]:
+    from tests.demo.browser import browser
+
+    with browser(downloads) as driver:
+        yield driver

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import shutil
 import time
 from pathlib import Path
 
@@ -17,123 +16,14 @@ from san.data.shapes.world import NAMES
 from san.demo.studio import Words
 
 pytest.importorskip("gradio", reason="Gradio is not installed")
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-from selenium.webdriver.chrome.service import Service  # noqa: E402
-from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
-from selenium.webdriver.common.by import By  # noqa: E402
-from selenium.webdriver.common.keys import Keys  # noqa: E402
-from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
+pytest.importorskip("selenium", reason="selenium is not installed")
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(
-    not (BROWSER and DRIVER), reason="no Chromium and chromedriver here (Debian: apt install chromium chromium-driver)"
-)
-PATIENCE = 60  # seconds, for a busy machine; nothing is waited for longer than it takes
+from tests.demo.browser import Page, needs_browser
 
-
-class Page:
-    """What a visitor sees and does, in one browser tab."""
-
-    def __init__(self, driver, url):
-        self.driver, self.handle = driver, driver.current_window_handle
-        driver.get(url)
-        self.wait(self.classes, "the first example")
-
-    def here(self):
-        self.driver.switch_to.window(self.handle)
-        return self
-
-    def wait(self, condition, what):
-        return WebDriverWait(self.driver, PATIENCE, 0.05).until(lambda _: condition(), f"waited in vain for {what}")
-
-    def one(self, selector):
-        return self.driver.find_element(By.CSS_SELECTOR, selector)
-
-    def js(self, code, *arguments):
-        return self.driver.execute_script(code, *arguments)
-
-    def classes(self):
-        """Names in the legend."""
-        return self.js("return [...document.querySelectorAll('.san-name')].map(e => e.firstChild.textContent)")
-
-    def text(self, name):
-        return self.js("return document.querySelector('.san-' + arguments[0]).textContent", name)
-
-    def write(self, words):
-        box = self.one("#san-words textarea")
-
-        def written():  # an answer that arrives between the keys undoes the selection
-            box.send_keys(Keys.CONTROL, "a")
-            box.send_keys(words or Keys.DELETE)
-            return box.get_attribute("value") == words
-
-        self.wait(written, f"the box to hold {words!r}")
-
-    def segment(self, words):
-        """Writes words, presses the button, and waits for the legend to show just these."""
-        self.write(words)
-        self.one("#san-segment").click()
-        wanted = sorted(each.strip() for each in words.split(","))
-        self.wait(lambda: sorted(self.classes()) == wanted, f"the classes {wanted}")
-
-    def choose(self, path):
-        self.one(".san-drop input").send_keys(str(path))
-
-    def choose_label_set(self, name):
-        self.one("#san-label-set input").click()
-        option = f"//*[@role='option'][normalize-space()='{name}' or @aria-label='{name}']"
-        self.wait(lambda: self.driver.find_elements(By.XPATH, option), f"the option {name}")
-        self.driver.find_element(By.XPATH, option).click()
-
-    def wait_for_message(self, part):
-        self.wait(lambda: part in self.text("message") + self.text("upload"), f"the message {part!r}")
-
-    def wait_for_title(self, title):
-        self.wait(lambda: self.one(".san-picture").get_attribute("alt") == title, f"the picture {title}")
-
-    def color(self, x, y):
-        """Red, green, blue, alpha painted at a place, in parts of the picture."""
-        return self.js(
-            "const c = document.querySelector('.san-colours');"
-            "return [...c.getContext('2d').getImageData("
-            "arguments[0] * c.width, arguments[1] * c.height, 1, 1).data]",
-            x,
-            y,
-        )
-
-    def point(self, x, y):
-        """Moves the mouse to a place, in parts of the picture."""
-        stage = self.one(".san-stage")
-        self.js("arguments[0].scrollIntoView({block: 'center'})", stage)
-        across, down = ((x - 0.5) * stage.size["width"], (y - 0.5) * stage.size["height"])
-        ActionChains(self.driver, duration=0).move_to_element_with_offset(stage, int(across), int(down)).perform()
-
-
-@pytest.fixture(scope="module")
-def downloads(tmp_path_factory):
-    return tmp_path_factory.mktemp("downloads")
-
-
-@pytest.fixture(scope="module")
-def driver(downloads):
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    for argument in (
-        "--headless=new",
-        "--no-sandbox",  # where tests run as root
-        "--disable-dev-shm-usage",
-        "--disable-gpu",
-        "--window-size=1200,1000",
-        "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",  # whatever needs the internet fails
-    ):
-        options.add_argument(argument)
-    options.add_experimental_option("prefs", {"download.default_directory": str(downloads)})
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
-    driver.set_page_load_timeout(PATIENCE)
-    yield driver
-    driver.quit()
+pytestmark = needs_browser
 
 
 @pytest.fixture(scope="module")
@@ -219,6 +109,7 @@ def test_pointing_and_holding(page, demo):
 
 
 def test_keyboard(page, demo):
+    page.segment("red star, plain ground")  # so that the next result can be told from what is there
     page.write("green star, plain ground")
     page.one("#san-words textarea").send_keys(Keys.ENTER)
     page.wait(lambda: sorted(page.classes()) == ["green star", "plain ground"], "Enter to segment")
@@ -320,10 +211,11 @@ def test_a_change_while_an_answer_is_under_way_counts(page, demo, monkeypatch):
 
 
 def test_bad_input_is_a_message(page, demo, tmp_path, scene):
+    page.segment("red star, plain ground")  # so that the example's result can be told from what is there
     page.js("document.querySelector('.san-examples button').click()")
     page.wait(lambda: len(page.classes()) == 4, "the example")
     classes = page.classes()
-    for words, message in (("", "there are no words"), ("star, Star", "twice"), ("star|", "blank synonym")):
+    for words, message in (("", "There are no words"), ("star, Star", "twice"), ("star|", "blank synonym")):
         page.write(words)
         page.one("#san-segment").click()
         page.wait_for_message(message)
@@ -334,13 +226,14 @@ def test_bad_input_is_a_message(page, demo, tmp_path, scene):
     for name, content, message in (
         ("drawing.svg", b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG is a drawing without pixels"),
         ("cut.png", scene.read_bytes()[:5000], "damaged or cut off"),
-        ("heavy.png", encoded(Image.fromarray(noise)), "too large; the limit here is 0.3 MB"),
-        ("wide.png", encoded(Image.new("L", (20_000, 1000))), "20000 × 1000 = 20.0 million pixels"),
-        ("words.txt", b"hello", "not a picture that is read here"),
+        ("heavy.tif", encoded(Image.fromarray(noise), "TIFF"), "The file has 1.1 MB, the limit here is 0.3 MB"),
+        ("wide.tif", encoded(Image.new("1", (2_000, 1000)), "TIFF"), "2000 × 1000 = 2.0 million pixels"),
+        ("words.txt", b"hello", "The file is not a picture that is read here"),
     ):
         (tmp_path / name).write_bytes(content)
         page.choose(tmp_path / name)
         page.wait_for_message(message)
+        assert page.text("upload").startswith(f"{name} was not taken. "), "and it does not look as if it were"
         assert "Traceback" not in page.one("body").text
     page.write("star|")
     page.choose(scene)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
-from san.demo.limits import Limits, RateLimit, visitor_of
+from san.demo.limits import Limits, RateLimit, Turns, visitor_of
 
 
 def test_every_limit_must_be_positive():
@@ -28,6 +30,43 @@ def test_addresses_are_forgotten():
     rate = RateLimit(1, clock=lambda: 0.0, max_addresses=2)
     assert not [rate.admit(each) for each in "aabc"][1]
     assert rate.admit("a"), "the longest unused was dropped"
+
+
+def test_turns_of_one_address_leave_room_for_others():
+    async def crowd() -> list[str]:
+        turns, holding, done = Turns(3, 2), asyncio.Event(), []
+
+        async def visit(address: str, stays: bool) -> None:
+            async with turns.take(address):
+                if stays:
+                    await holding.wait()
+                done.append(address)
+
+        greedy = [asyncio.create_task(visit("a", True)) for _ in range(5)]
+        await asyncio.sleep(0)
+        await asyncio.wait_for(visit("b", False), 5)
+        assert done == ["b"], "the address that holds all its turns does not hold those of others"
+        holding.set()
+        await asyncio.gather(*greedy)
+        assert not turns._of_address, "addresses are forgotten"
+        return done
+
+    assert asyncio.run(crowd()) == ["b", *"aaaaa"]
+
+
+def test_addresses_take_turns():
+    async def line() -> list[str]:
+        turns, done = Turns(1, 1), []
+
+        async def visit(address: str) -> None:
+            async with turns.take(address[0]):
+                await asyncio.sleep(0)
+                done.append(address)
+
+        await asyncio.gather(*(visit(each) for each in ("a1", "a2", "a3", "b1", "c1")))
+        return done
+
+    assert asyncio.run(line()) == ["a1", "b1", "c1", "a2", "a3"]
 
 
 @pytest.mark.parametrize(

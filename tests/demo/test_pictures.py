@@ -1,4 +1,4 @@
-"""What visitors upload: kept for a moment, decoded within limits, refused with a message."""
+"""What visitors upload: decoded within limits, or refused with a message."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from san.demo.limits import Limits
-from san.demo.pictures import Inbox, read_picture
+from san.demo.pictures import read_picture
 
 LIMITS = Limits(max_bytes=100_000, max_pixels=50_000)
 
@@ -77,29 +77,3 @@ def test_mutated_files_raise_nothing_else():
         except ValueError:
             refused += 1
     assert refused > 30
-
-
-def test_an_upload_is_taken_once():
-    inbox = Inbox(1000)
-    token, other = inbox.put(b"one"), inbox.put(b"two")
-    assert token != other
-    assert len(token) >= 40
-    assert inbox.take(token) == b"one"
-    for gone in (token, "guess", None, {"path": "/etc/passwd"}, 3):
-        with pytest.raises(ValueError, match="choose the picture again"):
-            inbox.take(gone)
-    assert inbox.take(other) == b"two"
-
-
-def test_uploads_that_nobody_fetches_are_dropped():
-    now = [0.0]
-    inbox = Inbox(100, keep_seconds=60, clock=lambda: now[0])
-    inbox.put(bytes(60))
-    inbox.put(bytes(60))
-    assert len(inbox) == 1, "the oldest makes room"
-    token = inbox.put(bytes(200))
-    assert len(inbox) == 1, "the newest stays"
-    now[0] = 61.0
-    with pytest.raises(ValueError, match="no longer there"):
-        inbox.take(token)
-    assert len(inbox) == 0

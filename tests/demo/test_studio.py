@@ -28,9 +28,7 @@ LIMITS = Limits(max_classes=180, max_characters=300)
 
 
 def upload(studio: Studio, pixels: np.ndarray, title: str = "mine.png"):
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return studio.open_upload(studio.inbox.put(buffer.getvalue()), title)
+    return studio.open_picture(pixels, title)
 
 
 def test_examples_are_segmented_well(studio):

@@ -1,10 +1,11 @@
-// Pictures in: a file, a drop, a paste, an example. An upload goes to the server's own door (san/demo/guard.py), which
-// answers with a name that only this page knows; Gradio is then told that name: trigger('upload', ...).
+// Pictures in: a file, a drop, a paste, an example. An upload goes to the server's own door, which answers with a name
+// that only this page knows; Gradio is then told that name: trigger('upload', ...).
 const tray = JSON.parse(props.value);
 const input = element.querySelector("input");
 const drop = element.querySelector(".san-drop");
 const state = element.querySelector(".san-upload");
 const TYPES = /^image\//;
+let pending = ""; // what to say of the picture under way, once it is shown
 
 element.querySelector("#san-hint").textContent = tray.hint;
 tray.examples.forEach((each, index) => {
@@ -18,6 +19,7 @@ tray.examples.forEach((each, index) => {
   button.append(image);
   button.addEventListener("click", () => {
     say("");
+    pending = "";
     trigger('pick', { index });
   });
   element.querySelector(".san-examples").append(button);
@@ -28,18 +30,56 @@ function say(text, isError = false) {
   state.classList.toggle("san-error", isError);
 }
 
+// What is larger than the server takes, as phones' photos are, is drawn smaller here: upright, as JPEG. What the browser
+// cannot read is sent as it is, and the server says what is wrong with it.
+async function fitted(file) {
+  const image = new Image();
+  image.src = URL.createObjectURL(file);
+  try {
+    await image.decode();
+    const { naturalWidth: width, naturalHeight: height } = image;
+    const scale = Math.min(1, Math.sqrt(tray.max_pixels / (width * height)));
+    if (scale === 1 && file.size <= tray.max_bytes) return { content: file, note: file.name };
+    const canvas = document.createElement("canvas");
+    canvas.width = Math.max(1, Math.floor(width * scale));
+    canvas.height = Math.max(1, Math.floor(height * scale));
+    const context = canvas.getContext("2d");
+    context.imageSmoothingQuality = "high";
+    context.fillStyle = "white"; // JPEG knows no transparency
+    context.fillRect(0, 0, canvas.width, canvas.height);
+    context.drawImage(image, 0, 0, canvas.width, canvas.height);
+    const content = await new Promise((done) => canvas.toBlob(done, "image/jpeg", 0.92));
+    const sizes = width + " × " + height + " pixels, shrunk to " + canvas.width + " × " + canvas.height;
+    return content ? { content, note: file.name + " · " + sizes } : { content: file, note: file.name };
+  } catch {
+    return { content: file, note: file.name };
+  } finally {
+    URL.revokeObjectURL(image.src);
+  }
+}
+
 async function send(file) {
   say("Sending " + file.name + " …");
   try {
-    const answer = await fetch(new URL("san/image", document.baseURI), { method: "POST", body: file });
-    const content = await answer.json();
-    if (!answer.ok) throw new Error(content.detail);
-    say(file.name);
-    trigger('upload', { token: content.token, title: file.name });
+    const { content, note } = await fitted(file);
+    if (content.size > tray.max_bytes)
+      throw new Error("The file has " + (content.size / 1e6).toFixed(1) + " MB, the limit here is " +
+        (tray.max_bytes / 1e6).toFixed(1) + " MB. Shrink it.");
+    const { token } = await ask("san/image", { method: "POST", body: content });
+    say("Segmenting " + file.name + " …");
+    pending = note;
+    trigger('upload', { token, title: file.name });
   } catch (error) {
-    say(error instanceof TypeError ? "The server does not answer, or the file is too large (" + tray.hint + ")." : error.message, true);
+    say(file.name + " was not taken. " + sentence(error.message), true);
   }
 }
+
+// from the viewer
+for (const [kind, text] of [["san-shown", () => pending], ["san-failed", () => ""]])
+  document.addEventListener(kind, () => {
+    if (pending) say(text());
+    pending = "";
+  });
 
 input.addEventListener("change", () => {
   if (input.files.length) send(input.files[0]);

@@ -1,5 +1,6 @@
 // The result: picture, colours over it, the class under the cursor, legend, downloads.
-// `props.value` is JSON made by san/demo/view.py. Texts of visitors are only ever set as textContent.
+// `props.value` is JSON made by san/demo/view.py: a message, or where the result is fetched. Texts of visitors are only
+// ever set as textContent.
 const find = (name) => element.querySelector(".san-" + name);
 const NONE_NAME = "none of these";
 const HINT = find("readout").textContent;
@@ -27,27 +28,47 @@ function make(tag, className, text) {
   return node;
 }
 
-let arriving = 0;
-async function receive() {
-  if (!props.value) return;
-  const view = JSON.parse(props.value);
-  const turn = ++arriving;
+function say(text) {
   const message = find("message");
-  message.textContent = view.message || "";
-  message.hidden = !view.message;
-  if (view.message) message.scrollIntoView({ block: "nearest" });
-  if (view.image && !view.picture && shown && view.image.id !== shown.image.id) {
-    message.textContent = "The server no longer keeps this picture; choose it again.";
-    message.hidden = false;
+  message.textContent = sentence(text);
+  message.hidden = !text;
+  if (text) message.scrollIntoView({ block: "nearest" });
+}
+
+function fail(text) {
+  say(text);
+  document.dispatchEvent(new Event("san-failed"));
+}
+
+let arriving = 0;
+let received = null;
+async function receive() {
+  if (!props.value || props.value === received) return; // a result is fetched once
+  received = props.value;
+  const turn = ++arriving;
+  let view = JSON.parse(received);
+  try {
+    if (view.result) view = await ask("san/result/" + view.result);
+  } catch (error) {
+    if (turn === arriving) fail(error.message);
     return;
   }
+  if (turn !== arriving) return; // a later result came first
+  if (!view.image) {
+    fail(view.message);
+    return;
+  }
+  if (!view.picture && shown && view.image.id !== shown.image.id) {
+    fail("The server no longer keeps this picture; choose it again.");
+    return;
+  }
+  say(view.message);
   if (view.picture) {
     find("picture").src = view.picture;
     find("picture").alt = view.image.title;
     find("stage").style.aspectRatio = view.image.width + " / " + view.image.height;
     find("stage").style.setProperty("--shape", view.image.width / view.image.height);
   }
-  if (!view.image) return;
   const labels = view.labels ? await inflate(view.labels, view.bytes) : null;
   if (turn !== arriving) return; // a later result came first
   shown = { ...view, map: labels, unnamed: view.bytes === 1 ? 255 : 65535 };
@@ -58,6 +79,7 @@ async function receive() {
   paint();
   writeNames();
   list();
+  if (view.picture) document.dispatchEvent(new Event("san-shown"));
 }
 
 function classAt(x, y) {
@@ -308,6 +330,7 @@ find("legend").addEventListener("click", (event) => {
 });
 for (const button of element.querySelectorAll(".san-files button"))
   button.addEventListener("click", () => shown && shown.map && download(button.dataset.file));
+watchGradio(fail);
 const slider = find("opacity").querySelector("input");
 function setOpacity() {
   find("colours").style.opacity = slider.value / 100;

@@ -1,0 +1,136 @@
+"""Decodes pictures in a process of its own, which can be ended: no file of a visitor holds up the others.
+
+A picture within all limits of size can take a minute to decode (a progressive JPEG of many scans), and the decoders
+cannot be interrupted. The process imports NumPy and Pillow only, reads one picture after the other from its standard
+input, and is replaced after it was ended. Only pixels and text come back, so a decoder that a file has taken over gets
+no further.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from san.demo.limits import Limits, Turns
+from san.demo.pictures import read_picture
+from san.errors import one_line
+
+_ROOT = Path(__file__).resolve().parents[2]
+_START = "import sys; sys.path[0] = sys.argv[1]; from san.demo.decoding import serve; serve(sys.argv[2])"
+_START_SECONDS = 60.0
+_LENGTH_BYTES = 8
+
+
+class Decoder:
+    """The process, as the server sees it. Visitors take turns.
+
+    Args:
+        limits: sizes, and the time that a picture may take.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits, self._turns = limits, Turns(1, 1)
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def start(self) -> None:
+        """Starts the process, so that the first picture need not wait for it."""
+        self._process = await self._start()
+
+    async def end(self) -> None:
+        """Ends the process, in the middle of a picture too; the next picture starts one."""
+        process, self._process = self._process, None
+        if process is not None and process.returncode is None:
+            process.kill()
+            await process.wait()
+
+    async def read(self, content: bytes, visitor: str = "") -> npt.NDArray[np.uint8]:
+        """A picture's pixels, see `san.demo.pictures.read_picture`.
+
+        Args:
+            content: the uploaded file.
+            visitor: who sent it; one picture of each waits in line, however many came.
+
+        Raises:
+            ValueError: it is no picture, damaged, too large, or takes too long. The message is for the visitor.
+        """
+        async with self._turns.take(visitor):
+            answer: npt.NDArray[np.uint8] | str | None = None
+            try:
+                if self._process is None or self._process.returncode is not None:
+                    self._process = await self._start()
+                answer = await asyncio.wait_for(_exchange(self._process, content), self._limits.max_decode_seconds)
+            except asyncio.TimeoutError:
+                raise ValueError(
+                    f"the picture takes longer than {self._limits.max_decode_seconds:g} s to decode; save it again as "
+                    "PNG, or as JPEG that is not progressive"
+                ) from None
+            except (EOFError, ConnectionError):  # it ended, perhaps for want of memory
+                raise ValueError("the picture cannot be decoded; save it again as PNG or JPEG") from None
+            finally:
+                if answer is None:  # also where the server ends meanwhile
+                    await self.end()
+        if isinstance(answer, str):
+            raise ValueError(answer)
+        return answer
+
+    async def _start(self) -> asyncio.subprocess.Process:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-c",
+            _START,
+            str(_ROOT),
+            json.dumps(asdict(self._limits)),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            limit=2**20,
+            start_new_session=True,  # Ctrl+C is for the server, which ends this one
+        )
+        assert process.stdout is not None, "is a pipe"
+        await asyncio.wait_for(process.stdout.readuntil(b"\n"), _START_SECONDS)
+        return process
+
+
+async def _exchange(process: asyncio.subprocess.Process, content: bytes) -> npt.NDArray[np.uint8] | str:
+    """Pixels, or why there are none."""
+    assert process.stdin is not None, "is a pipe"
+    assert process.stdout is not None, "is a pipe"
+    process.stdin.write(len(content).to_bytes(_LENGTH_BYTES, "little"))
+    process.stdin.write(content)
+    await process.stdin.drain()
+    answer = json.loads(await process.stdout.readuntil(b"\n"))
+    if "error" in answer:
+        return str(answer["error"])
+    shape = (int(answer["height"]), int(answer["width"]), 3)
+    return np.frombuffer(await process.stdout.readexactly(math.prod(shape)), np.uint8).reshape(shape)
+
+
+def serve(limits: str) -> None:
+    """The process: a length and a file in, a line of JSON and the pixels out, until the server is gone.
+
+    Args:
+        limits: the fields of `Limits`, as JSON.
+    """
+    bounds, source = Limits(**json.loads(limits)), sys.stdin.buffer
+    sink = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints is no answer
+
+    def reply(head: dict[str, object], pixels: bytes = b"") -> None:
+        sink.write(json.dumps(head).encode() + b"\n" + pixels)
+        sink.flush()
+
+    reply({"ready": True})
+    while length := source.read(_LENGTH_BYTES):
+        try:
+            pixels = read_picture(source.read(int.from_bytes(length, "little")), bounds)
+        except ValueError as error:
+            reply({"error": one_line(error)})
+        else:
+            reply({"height": pixels.shape[0], "width": pixels.shape[1]}, pixels.tobytes())

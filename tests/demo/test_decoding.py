@@ -1,0 +1,89 @@
+"""The process that decodes pictures: ended where one takes too long, replaced, and light."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from san.demo.decoding import Decoder
+from san.demo.limits import Limits
+
+LIMITS = Limits(max_bytes=1_000_000, max_pixels=8_000_000, max_decode_seconds=2.0)
+
+
+def png(width=40, height=30):
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def slow_jpeg():
+    """Small, within all limits of size, and a minute's work: each of its thousands of scans refines every pixel."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (2800, 2800), (120, 90, 60)).save(buffer, "JPEG", progressive=True)
+    plain = buffer.getvalue()
+    last_scan = plain[plain.rindex(b"\xff\xda") : -2]
+    return plain[:-2] + 20_000 * last_scan + plain[-2:]
+
+
+def decoded(*steps):
+    """What a decoder makes of each step: a file's content, or something to do with its process."""
+
+    async def run():
+        decoder, results = Decoder(LIMITS), []
+        try:
+            for step in steps:
+                try:
+                    results.append(await (step(decoder._process) if callable(step) else decoder.read(step)))
+                except ValueError as error:
+                    results.append(str(error))
+        finally:
+            await decoder.end()
+        return results
+
+    return asyncio.run(run())
+
+
+def test_pixels_and_messages_come_back():
+    async def process_id(process):
+        return process.pid
+
+    pixels, message, first, again, second = decoded(png(), b"hello", process_id, png(50, 20), process_id)
+    assert np.array_equal(pixels, np.asarray(Image.open(io.BytesIO(png()))))
+    assert "not a picture that is read here" in message
+    assert again.shape == (20, 50, 3)
+    assert first == second, "one process for all"
+
+
+def test_a_picture_that_takes_too_long_is_given_up():
+    content, start = slow_jpeg(), time.monotonic()
+    assert len(content) < LIMITS.max_bytes
+    message, pixels = decoded(content, png())
+    assert "takes longer than 2 s to decode; save it again as PNG" in message
+    assert pixels.shape == (30, 40, 3), "the next picture has a process of its own"
+    assert time.monotonic() - start < 30
+
+
+@pytest.mark.parametrize("waits", [True, False], ids=["between pictures", "as a picture comes"])
+def test_a_process_that_was_killed_is_replaced(waits):
+    async def kill(process):
+        process.kill()
+        if waits:
+            await process.wait()
+
+    first, _, next_one, last = decoded(png(), kill, png(), png())
+    assert first.shape == last.shape == (30, 40, 3)
+    assert next_one.shape == (30, 40, 3) if waits else "cannot be decoded" in next_one
+
+
+@pytest.mark.parametrize("heavy", ["torch", "gradio", "scipy"])
+def test_the_process_is_light(heavy):
+    code = f"import sys; import san.demo.decoding; assert {heavy!r} not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
