@@ -60,6 +60,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAMES",
         help="names under which the page may be asked for beside --host and localhost, separated by commas: a proxy's",
     )
+    parser.add_argument(
+        "--root-path",
+        default="",
+        metavar="PATH",
+        help="the folder under which a proxy serves the page, such as /demo (default: none)",
+    )
+    parser.add_argument(
+        "--embed-in",
+        default="",
+        metavar="SITES",
+        help="sites whose pages may show this one in a frame, separated by commas, such as https://huggingface.co "
+        "(default: no other site)",
+    )
     parser.add_argument("--examples", metavar="DIR", help="a folder of pictures to offer, in place of the shapes")
     words = parser.add_mutually_exclusive_group()
     words.add_argument("--words", help="the words that each picture of --examples starts with")
@@ -82,7 +95,12 @@ def run(args: argparse.Namespace) -> int:
 
     studio = make_studio(args)
     try:
-        guard = build_app(studio, Texts(model=str(args.model)))
+        guard = build_app(
+            studio,
+            Texts(model=str(args.model)),
+            root_path=args.root_path,
+            frame_ancestors=_names(args.embed_in),
+        )
         server = DemoServer(
             guard,
             studio.limits,

@@ -11,7 +11,7 @@ import json
 import re
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -21,6 +21,7 @@ import numpy.typing as npt
 from san.demo.decoding import Decoder
 from san.demo.limits import Limits, RateLimit, Turns, visitor_of
 from san.demo.mailbox import Mailbox
+from san.errors import excerpt
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -43,19 +44,8 @@ _BODY_SECONDS, _FIRST_SECONDS, _BYTES_PER_SECOND = 60.0, 10.0, 10_000  # who sta
 _MAX_RESULT_BYTES = 100_000_000  # of all results that wait to be fetched
 _MAX_AWAITED = 1000
 _PIECE = 2**16
-# Everything comes from this server: nothing is fetched from elsewhere, and the page can send nothing elsewhere.
-# Gradio's front end compiles templates and handlers, hence eval and inline code.
-_POLICY = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; object-src 'none'; "
-    "base-uri 'self'; form-action 'self'; frame-ancestors 'self'"
-)
-_HEADERS = [
-    (b"content-security-policy", _POLICY.encode()),
-    (b"x-content-type-options", b"nosniff"),
-    (b"referrer-policy", b"no-referrer"),
-    (b"cross-origin-opener-policy", b"same-origin"),
-]
+_ROOT_PATH = re.compile(r"(/[\w.~-]+)*/?", re.ASCII)
+_FRAME_ANCESTOR = re.compile(r"\*|https?://(\*\.)?[\w.-]+(:\d+)?", re.ASCII)
 
 
 class Refusal(Exception):  # noqa: N818 - an answer, not a failure
@@ -78,16 +68,32 @@ class Guard:
         app: what answers the requests that are let through.
         limits: sizes and rates.
         functions: what the page may ask for: by number, a check of its inputs that raises ValueError.
+        root_path: the folder under which a proxy serves the page, such as /demo; "" for none.
+        frame_ancestors: sites whose pages may show this one in a frame, such as https://huggingface.co.
 
     Attributes:
         pictures: uploaded, by the names that the page got for them.
         results: for the page to fetch.
         first: the result that the page opens with.
+
+    Raises:
+        ValueError: the root path or one of the sites is none.
     """
 
-    def __init__(self, app: App, limits: Limits, functions: Mapping[int, Check] | None = None) -> None:
+    def __init__(
+        self,
+        app: App,
+        limits: Limits,
+        functions: Mapping[int, Check] | None = None,
+        *,
+        root_path: str = "",
+        frame_ancestors: Iterable[str] = (),
+    ) -> None:
         self._app, self._limits = app, limits
         self._functions = {} if functions is None else functions
+        if not _ROOT_PATH.fullmatch(root_path):
+            raise ValueError(f"--root-path is {excerpt(root_path)} but must be a path such as /demo, without http://")
+        self._root_path, self._headers = root_path.rstrip("/"), _headers(frame_ancestors)
         self.pictures: Mailbox[npt.NDArray[np.uint8]] = Mailbox(8 * 3 * limits.max_pixels)
         self.results: Mailbox[bytes] = Mailbox(_MAX_RESULT_BYTES)
         self.first = b"{}"
@@ -103,7 +109,7 @@ class Guard:
         if scope["type"] == "lifespan":
             await self._lifespan(scope, receive, send)
         elif scope["type"] == "http":
-            await self._http(scope, receive, _with_headers(send, _HEADERS))
+            await self._http(scope, receive, _with_headers(send, self._headers))
         else:
             await send({"type": "websocket.close", "code": 1008})
 
@@ -117,7 +123,10 @@ class Guard:
         await self._app(scope, receive, ending)
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # whether the proxy passes the folder's name on or not
         path = scope["path"]
+        if self._root_path and f"{path}/".startswith(f"{self._root_path}/"):
+            path = path.removeprefix(self._root_path)
         # no other page needs what stands behind a ?, and one would look for a file of that name
         query = scope["query_string"] if path == _STREAM else b""
         inner = {**scope, "path": path, "query_string": query}
@@ -135,7 +144,9 @@ class Guard:
 
     async def _get(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
-        if path == "/manifest.json":  # every page of Gradio's names it
+        if not path:  # or the page's own addresses would lead past the folder
+            await answer(send, 307, {}, (b"location", f"{self._root_path}/".encode()))
+        elif path == "/manifest.json":  # every page of Gradio's names it
             await answer(send, 200, {"name": "SAN"})
         elif path.startswith(RESULT):
             name = path.removeprefix(RESULT)
@@ -264,6 +275,30 @@ def _replay(body: bytes, receive: Receive) -> Receive:
     return replayed
 
 
+def _headers(frame_ancestors: Iterable[str]) -> list[tuple[bytes, bytes]]:
+    """Headers of every answer."""
+    ancestors = ["'self'"]
+    for site in frame_ancestors:
+        if not _FRAME_ANCESTOR.fullmatch(site):
+            raise ValueError(
+                f"--embed-in holds {excerpt(site)}; give sites such as https://huggingface.co, without a path"
+            )
+        ancestors.append(site)
+    # Everything comes from this server: nothing is fetched from elsewhere, and the page can send nothing elsewhere.
+    # Gradio's front end compiles templates and handlers, hence eval and inline code.
+    policy = (
+        "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+        "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; object-src 'none'; "
+        f"base-uri 'self'; form-action 'self'; frame-ancestors {' '.join(ancestors)}"
+    )
+    return [
+        (b"content-security-policy", policy.encode()),
+        (b"x-content-type-options", b"nosniff"),
+        (b"referrer-policy", b"no-referrer"),
+        (b"cross-origin-opener-policy", b"same-origin"),
+    ]
+
+
 def _with_headers(send: Send, extra: list[tuple[bytes, bytes]]) -> Send:
     async def wrapped(message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -289,17 +324,17 @@ def _in_our_words(send: Send) -> Send:
     return wrapped
 
 
-async def answer(send: Send, status: int, content: dict[str, str] | bytes) -> None:
+async def answer(send: Send, status: int, content: dict[str, str] | bytes, *headers: tuple[bytes, bytes]) -> None:
     """Sends JSON, in pieces, so that what a visitor does not read is not copied into the connection's buffer."""
     body = content if isinstance(content, bytes) else json.dumps(content).encode()
-    headers = [
+    fixed = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),
         (b"cache-control", b"no-store"),
     ]
     if status in (408, 413):
-        headers.append((b"connection", b"close"))  # the rest of the body is not waited for
-    await send({"type": "http.response.start", "status": status, "headers": headers})
+        fixed.append((b"connection", b"close"))  # the rest of the body is not waited for
+    await send({"type": "http.response.start", "status": status, "headers": [*fixed, *headers]})
     for start in range(0, len(body), _PIECE):
         piece = body[start : start + _PIECE]
         await send({"type": "http.response.body", "body": piece, "more_body": start + _PIECE < len(body)})

@@ -3,7 +3,7 @@
 # No `from __future__ import annotations` here: Gradio reads the handlers' annotations, and gr is a local name.
 import functools
 import html
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,15 +37,19 @@ class Texts:
     label_sets: tuple[str, ...] = LABEL_SET_NAMES
 
 
-def build_app(studio: Studio, texts: Texts | None = None) -> Guard:
+def build_app(
+    studio: Studio, texts: Texts | None = None, *, root_path: str = "", frame_ancestors: Iterable[str] = ()
+) -> Guard:
     """The page as an ASGI application.
 
     Args:
         studio: the model behind it.
         texts: what the page says.
+        root_path: see `san.demo.guard.Guard`.
+        frame_ancestors: likewise.
 
     Raises:
-        ValueError: Gradio is not installed.
+        ValueError: Gradio is not installed; or as of `Guard`.
     """
     try:
         import gradio as gr
@@ -56,7 +60,7 @@ def build_app(studio: Studio, texts: Texts | None = None) -> Guard:
         ) from error
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     functions: dict[int, Check] = {}
-    guard = Guard(app, studio.limits, functions)
+    guard = Guard(app, studio.limits, functions, root_path=root_path, frame_ancestors=frame_ancestors)
     blocks = _build_blocks(gr, studio, texts or Texts(), guard)
     functions |= {number: _input_check(gr, function.inputs) for number, function in blocks.fns.items()}
     blocks.state_session_capacity = studio.limits.max_visitors
@@ -72,6 +76,7 @@ def build_app(studio: Studio, texts: Texts | None = None) -> Guard:
         app,
         blocks,
         path="/",
+        root_path=root_path.rstrip("/"),
         footer_links=[],
         run_history=False,
         allowed_paths=[],

@@ -1,7 +1,8 @@
-"""What strangers send to the demo, and crowds."""
+"""What strangers send to the demo, and crowds; in folders and frames of other sites."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import socket
@@ -11,10 +12,12 @@ import urllib.parse
 
 import pytest
 
-from tests.demo.test_http import ROLE, Visitor, ask, png
+from tests.demo.test_http import ROLE, Visitor, ask, echo, png
 
 pytest.importorskip("gradio", reason="Gradio is not installed")
 from san.demo import guard
+from san.demo.guard import Guard
+from san.demo.limits import Limits
 
 CLICK, UPLOAD = ("click", 5), ("upload", 4)
 HALF_UPLOAD = b"POST /san/image HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000\r\n\r\nabc"
@@ -148,3 +151,50 @@ def test_a_crowd_is_answered_without_a_mix_up(demo):
         assert not thread.is_alive()
     assert not wrong
     assert (len(demo.guard.pictures), len(demo.guard.results)) == before, "nothing is left behind"
+
+
+def got(path, **options):
+    """Status, headers and content of a page of a guard's."""
+    messages = []
+
+    async def send(message):
+        messages.append(message)
+
+    scope = {"type": "http", "method": "GET", "path": path, "query_string": b"", "client": ("192.0.2.1", 5)}
+    asyncio.run(Guard(echo, Limits(), **options)(scope, None, send))
+    headers = {name.decode(): value.decode() for name, value in messages[0]["headers"]}
+    return messages[0]["status"], headers, json.loads(messages[1]["body"])
+
+
+@pytest.mark.parametrize(
+    ("root_path", "path", "found"),
+    [
+        ("", "/config", (200, "/config")),
+        ("/demo", "/demo/config", (200, "/config")),
+        ("/demo", "/config", (200, "/config")),
+        ("/a/b.c/", "/a/b.c/", (200, "/")),
+        ("/demo", "/demo", (307, "/demo/")),
+        ("/demo", "/demolition/config", (404, None)),
+        ("/demo", "/demo/demo/config", (404, None)),
+        ("", "/demo/config", (404, None)),
+    ],
+)
+def test_in_a_folder_of_a_proxy(root_path, path, found):
+    """Whether the proxy passes the folder's name on or not."""
+    status, headers, content = got(path, root_path=root_path)
+    assert (status, headers.get("location") or content.get("path")) == found
+
+
+@pytest.mark.parametrize("root_path", ["demo", "https://example.org/demo", "/de mo", "//example.org"])
+def test_a_root_path_must_be_one(root_path):
+    with pytest.raises(ValueError, match=r"--root-path is '.*' but must be a path such as /demo"):
+        Guard(echo, Limits(), root_path=root_path)
+
+
+def test_who_may_show_the_page_in_a_frame():
+    sites = ["https://huggingface.co", "http://127.0.0.1:8000", "https://*.hf.space"]
+    policy = got("/config", frame_ancestors=sites)[1]["content-security-policy"]
+    assert policy.endswith("frame-ancestors 'self' https://huggingface.co http://127.0.0.1:8000 https://*.hf.space")
+    for site in ("huggingface.co", "https://huggingface.co/spaces", "https://a.b; script-src *", "none", "", "data:"):
+        with pytest.raises(ValueError, match=r"--embed-in holds '.*'; give sites such as https://huggingface.co"):
+            Guard(echo, Limits(), frame_ancestors=[site])

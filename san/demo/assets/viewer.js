@@ -62,7 +62,7 @@ async function receive() {
     fail("The server no longer keeps this picture; choose it again.");
     return;
   }
-  say(view.message);
+  say(view.message || lost);
   if (view.picture) {
     find("picture").src = view.picture;
     find("picture").alt = view.image.title;
@@ -330,7 +330,12 @@ find("legend").addEventListener("click", (event) => {
 });
 for (const button of element.querySelectorAll(".san-files button"))
   button.addEventListener("click", () => shown && shown.map && download(button.dataset.file));
-watchGradio(fail);
+// A proxy that serves the page in a folder which the server does not know of: Gradio's requests go past it.
+const folder = (address) => new URL(address, document.baseURI).pathname.replace(/\/$/, "");
+const lost = folder(".") === folder(window.gradio_config.root) ? "" :
+  "This page is served under " + folder(".") + "/, which its server does not know. Whoever runs it: start it with --root-path " + folder(".");
+watchGradio((reason) => fail(lost || reason));
+
 const slider = find("opacity").querySelector("input");
 function setOpacity() {
   find("colours").style.opacity = slider.value / 100;
