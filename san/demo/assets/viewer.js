@@ -36,6 +36,7 @@ function say(text) {
 }
 
 function fail(text) {
+  asked = false;
   say(text);
   document.dispatchEvent(new Event("san-failed"));
 }
@@ -71,6 +72,7 @@ async function receive() {
   }
   const labels = view.labels ? await inflate(view.labels, view.bytes) : null;
   if (turn !== arriving) return; // a later result came first
+  const isFirst = !shown;
   shown = { ...view, map: labels, unnamed: view.bytes === 1 ? 255 : 65535 };
   held = null;
   cross = null;
@@ -80,7 +82,21 @@ async function receive() {
   writeNames();
   list();
   if (view.picture) document.dispatchEvent(new Event("san-shown"));
+  if (asked || (view.picture && !isFirst)) bringIntoView();
+  asked = false;
 }
+
+// On a phone the result lies below what was asked.
+let asked = false; // for other words, by the button or Enter
+function bringIntoView() {
+  const behavior = matchMedia("(prefers-reduced-motion: reduce)").matches ? "instant" : "smooth";
+  if (find("stage").getBoundingClientRect().top > window.innerHeight / 2)
+    element.querySelector(".san-viewer").scrollIntoView({ behavior });
+}
+document.addEventListener("click", (event) => event.target.closest("#san-segment") && (asked = true));
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && event.target.closest("#san-words")) asked = true;
+});
 
 function classAt(x, y) {
   const label = shown.map[y * shown.image.width + x];
@@ -152,9 +168,11 @@ function writeNames() {
   });
   for (const [index, at] of [...best].sort((a, b) => room[b[1]] - room[a[1]]).slice(0, 14)) {
     const name = make("span", "", shown.classes[index].name);
-    name.style.left = (100 * ((at % columns) + 0.5)) / columns + "%";
-    name.style.top = (100 * (Math.floor(at / columns) + 0.5)) / rows + "%";
     layer.append(name);
+    const place = (property, part, size) => // a plate at the border stays inside
+      (name.style[property] = "clamp(" + size / 2 + "px, " + 100 * part + "%, calc(100% - " + size / 2 + "px))");
+    place("left", ((at % columns) + 0.5) / columns, name.offsetWidth + 8);
+    place("top", (Math.floor(at / columns) + 0.5) / rows, name.offsetHeight + 8);
   }
 }
 
@@ -163,6 +181,7 @@ function row(index, name, color, share, score, isContext) {
   const button = make("button", "san-class");
   button.type = "button";
   button.dataset.index = index;
+  button.title = name; // which the list cuts where it is long
   button.setAttribute("aria-pressed", "false");
   const swatch = make("i", "san-swatch" + (index < 0 ? " san-hatched" : ""));
   if (color) swatch.style.background = color;
@@ -320,8 +339,15 @@ async function download(kind) {
 const stage = find("stage");
 stage.addEventListener("pointermove", (event) => shown && shown.map && point(pixelOf(event)));
 stage.addEventListener("pointerleave", () => point(cross, { marked: true }));
+let touched = false; // older browsers do not say so of a click
+stage.addEventListener("pointerdown", (event) => (touched = event.pointerType !== "mouse"));
 stage.addEventListener("click", (event) => {
-  if (shown && shown.map) hold(classAt(...pixelOf(event)));
+  if (!shown || !shown.map) return;
+  const at = pixelOf(event);
+  hold(classAt(...at));
+  if (!touched) return;
+  cross = at; // a finger has left by now, and what it named stays
+  point(at, { marked: true });
 });
 stage.addEventListener("keydown", keys);
 find("legend").addEventListener("click", (event) => {
