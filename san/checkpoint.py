@@ -6,17 +6,20 @@ Source: method.md section 10. A file holds a dictionary of tensors, bare or unde
 from __future__ import annotations
 
 import copy
+import logging
 import re
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from san.clip.weights import check_finite, listed, misfits, weights_fingerprint
 from san.clip.weights_file import read_tensors
 from san.errors import excerpt
+from san.model.build import is_clip_tensor
 from san.model.san import SANModel
 
 # published prefix -> own prefix; the first match counts, in either direction
@@ -37,7 +40,10 @@ _RENAMES = (
 )
 _DERIVED = ("ov_classifier.attn_mask", "criterion.empty_weight")  # computed here, so neither read nor required
 _LEADING_ONE = ("side_adapter.pos_embed", "side_adapter.query_embed", "side_adapter.query_pos_embed", "bias_head.scale")
+_WRAPPERS = r"^(module\.|_orig_mod\.)+"  # of DistributedDataParallel and torch.compile
 _SLIM = "trained tensors only"
+
+logger = logging.getLogger(__name__)
 
 
 def own_name(published: str) -> str:
@@ -107,6 +113,12 @@ def is_published(state_dict: Mapping[str, Any]) -> bool:
     return any(key.startswith("side_adapter_network.") for key in state_dict)
 
 
+def brings_clip(state_dict: Mapping[str, Any]) -> bool:
+    """Whether tensors, under any names that can be loaded, are also those of the frozen CLIP."""
+    names = (own_name(re.sub(_WRAPPERS, "", key)).removeprefix("model.") for key in state_dict)
+    return any(name.startswith("deep_clip.") for name in names)
+
+
 def load_checkpoint_file(path: str | Path) -> dict[str, Any]:
     """A checkpoint's content, with the tensors under "model"; nothing in the file is run.
 
@@ -145,42 +157,80 @@ def load_weights(model: SANModel, source: str | Path | Mapping[str, Any]) -> Non
     """
     content = source if isinstance(source, Mapping) else load_checkpoint_file(source)
     label = "the checkpoint" if isinstance(source, Mapping) else repr(str(source))
-    if content.get("format") == _SLIM:
-        _check_clip(model, content, label)
-    own = fitting_tensors(model, content, label)
-    check_finite(own, label)
-    model.load_state_dict(own, strict=False)
+    tensors = fitting_tensors(model, content, label)
+    check_finite(tensors, label)
+    model.load_state_dict(tensors)
 
 
-def fitting_tensors(model: SANModel, content: Mapping[str, Any], label: str) -> dict[str, Tensor]:
-    """A checkpoint's tensors under the model's names; none is read for it.
+def fitting_tensors(
+    model: nn.Module, content: Mapping[str, Any], label: str = "the checkpoint", *, fresh: Sequence[str] = ()
+) -> dict[str, Tensor]:
+    """A checkpoint as the state of a model: every tensor of the model, under the model's names; none is read for it.
 
     Args:
-        model: any SAN, which may be on the meta device.
-        content: see `load_checkpoint_file`.
-        label: what messages call it.
+        model: a SAN, or a module that has one as ``model`` beside modules of its own; not changed, and may be on the
+            meta device.
+        content: tensors, bare or beside other entries under "model"; under published names or our own, with or without
+            the prefixes of wrappers. CLIP's frozen tensors may be left out together, as in a slim file; then the model
+            must have them: those of the fingerprint where `content` has one, else pretrained ones.
+        label: of the checkpoint, in messages.
+        fresh: modules of `model` that the checkpoint may leave out; a warning names their tensors.
+
+    Returns:
+        Tensors by name; those left out are the model's own.
 
     Raises:
-        ValueError: a tensor is missing, unexpected, of another shape or of another kind; all are listed.
+        ValueError: a tensor is missing, unexpected, of another shape or kind; all are listed. Or it has another CLIP.
     """
-    state = content["model"] if "model" in content and isinstance(content["model"], Mapping) else content
-    own = from_published(state) if is_published(state) else dict(state)
-    own = {key.removeprefix("model."): value for key, value in own.items()}
-    target = model.state_dict()
-    if content.get("format") == _SLIM:
-        target = {key: value for key, value in target.items() if key in trained_names(model)}
-    wrong = misfits(own, target)
+    san = model if isinstance(model, SANModel) else model.get_submodule("model")
+    assert isinstance(san, SANModel)
+    inner = "" if san is model else "model."
+    wanted: dict[str, Tensor] = model.state_dict()
+    found = _under_names_of(wanted, content["model"] if isinstance(content.get("model"), Mapping) else content, inner)
+    frozen = {inner + name for name in san.state_dict().keys() - trained_names(san)}
+    if frozen.isdisjoint(found):
+        noted = content.get("clip_fingerprint") is not None
+        if noted:
+            check_clip(san, content, label)
+        if noted or san.has_clip_weights:
+            found |= {name: wanted[name] for name in frozen}
+    for module in fresh:
+        own = {name for name in wanted if f"{name}.".startswith(f"{module}.")}
+        if own.isdisjoint(found):
+            logger.warning("%s has no %s: fresh weights are kept", label, ", ".join(sorted(own)))
+            found |= {name: wanted[name] for name in own}
+    wrong = misfits(found, wanted)
     if wrong:
-        raise ValueError(
-            f"{label} does not fit this model; use the configuration it was trained with. "
-            f"{len(wrong)} tensors differ: {listed(wrong)}"
-        )
-    return own
+        remedy = "use the configuration it was trained with"
+        if frozen.isdisjoint(found):
+            remedy += " (it leaves CLIP's weights to MODEL.CLIP.PRETRAINED)"
+        if any(name not in found and not name.startswith(inner) for name in wanted):
+            remedy += f", or name modules that start without it in {type(model).__name__}.fresh_modules"
+        raise ValueError(f"{label} does not fit this model; {remedy}. {len(wrong)} tensors differ: {listed(wrong)}")
+    return found
+
+
+def _under_names_of(wanted: Container[str], state: Mapping[str, Any], inner: str) -> dict[str, Any]:
+    """Tensors renamed to those of a model whose SAN's names start with `inner`; what it does not have stays."""
+    for key, value in state.items():
+        if not isinstance(value, Tensor):
+            raise ValueError(f"a checkpoint holds tensors by name, but {excerpt(key)} is {excerpt(value)}")
+    if all(re.match(_WRAPPERS, key) for key in state):
+        state = {re.sub(_WRAPPERS, "", key): value for key, value in state.items()}
+    own = from_published(state) if is_published(state) else state
+    found = {}
+    for key, value in own.items():
+        name = inner + key.removeprefix("model.")
+        found[name if key not in wanted and name in wanted else key] = value
+    return found
 
 
 def trained_names(model: SANModel) -> set[str]:
-    """Names of the tensors that training changes."""
-    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    """Names of the tensors that training changes: those of CLIP's that are not frozen, and all others."""
+    names = {name for name in model.state_dict() if not is_clip_tensor(name)}
+    if model.config.clip.train_pos_embed:  # also where a user has frozen everything
+        names.add("shallow_clip.positional_embedding")
+    return names | {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def frozen_fingerprint(model: SANModel) -> str:
@@ -203,22 +253,33 @@ def save_slim(model: SANModel, path: str | Path, *, half: bool = False) -> None:
     tensors = {name: value.detach().cpu() for name, value in model.state_dict().items() if name in trained}
     tensors = {name: value.half() if half else value.clone() for name, value in tensors.items()}
     clip = model.config.clip
-    content = {
-        "model": tensors,
+    note = {
         "format": _SLIM,
         "clip": f"{clip.name} {clip.pretrained}",
         "clip_fingerprint": frozen_fingerprint(model),
     }
+    state = OrderedDict(tensors)
+    state._metadata = {"": note}  # type: ignore[attr-defined]  # for loaders that hand over nothing but this
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    torch.save(content, path)
+    torch.save({"model": state} | note, path)
 
 
-def _check_clip(model: SANModel, content: Mapping[str, Any], label: str) -> None:
+def check_clip(model: SANModel, note: Mapping[str, Any], label: str) -> None:
+    """Refuses a model with another CLIP than the one a slim file was trained on.
+
+    Args:
+        model: with its frozen weights.
+        note: the file's ``clip`` and ``clip_fingerprint``.
+        label: of the file, in the message.
+
+    Raises:
+        ValueError: their fingerprints differ.
+    """
     found = frozen_fingerprint(model)
-    if content.get("clip_fingerprint") != found:
+    if note["clip_fingerprint"] != found:
         raise ValueError(
-            f"{label} was trained on the frozen CLIP {excerpt(content.get('clip'))} "
-            f"({excerpt(content.get('clip_fingerprint'))}), but "
+            f"{label} was trained on the frozen CLIP {excerpt(note.get('clip'))} "
+            f"({excerpt(note['clip_fingerprint'])}), but "
             f"this model has {model.config.clip.name} {model.config.clip.pretrained} ({found}); set MODEL.CLIP.NAME "
             "and MODEL.CLIP.PRETRAINED to the former"
         )

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from san.checkpoint import load_checkpoint_file, load_weights, save_slim, to_published
+from san.checkpoint import brings_clip, load_checkpoint_file, load_weights, save_slim, to_published
 from san.d2.config import load_config, san_config
 from san.hub import save_pretrained
 from san.model.build import build_san
@@ -47,7 +47,7 @@ def convert(options: argparse.Namespace) -> None:
     if options.half and options.to not in ("slim", "folder"):
         raise ValueError(f"--half goes with --to slim and folder, not with {options.to}, which is exact")
     content = load_checkpoint_file(options.checkpoint)
-    model = build_san(san_config(load_config(options.config_file)), clip_weights="format" in content)
+    model = build_san(san_config(load_config(options.config_file)), clip_weights=not brings_clip(content["model"]))
     load_weights(model, content)
     if options.to == "folder":
         save_pretrained(model, options.out, half=options.half)

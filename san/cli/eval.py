@@ -24,7 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights",
         metavar="MODEL",
-        help="a checkpoint file, a folder of save_pretrained, or a name of `san models` (default: MODEL.WEIGHTS)",
+        help="a checkpoint file, a folder of a training run or of save_pretrained, or a name of `san models` (default: "
+        "MODEL.WEIGHTS)",
     )
     parser.add_argument(
         "--subset", type=int, metavar="N", help="evaluate N images of each set only, spread evenly; the report says so"
@@ -56,15 +57,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def weights_file(given: str) -> Path:
-    """The file that holds the weights of a name, a folder, or a file.
+    """The file of a named model; a file or a folder as it is.
 
     Raises:
         FileNotFoundError, ValueError: a named model is not here and not to be had.
     """
     from san.hub import MODELS
     from san.hub.places import find_known
-    from san.hub.remote import WEIGHTS_FILE
 
     if given in MODELS:
         return find_known(MODELS[given])
-    return Path(given) / WEIGHTS_FILE if Path(given).is_dir() else Path(given)
+    return Path(given)

@@ -6,8 +6,9 @@ and nothing else; data sets are registered by `register_datasets`, the configura
 
 from __future__ import annotations
 
+from san.d2.checkpointer import SANCheckpointer
 from san.d2.config import add_san_config, load_config, san_cfg
 from san.d2.datasets import register_datasets
 from san.d2.meta_arch import SAN
 
-__all__ = ["SAN", "add_san_config", "load_config", "register_datasets", "san_cfg"]
+__all__ = ["SAN", "SANCheckpointer", "add_san_config", "load_config", "register_datasets", "san_cfg"]

@@ -9,9 +9,10 @@ from typing import Any, BinaryIO
 
 import torch
 
-from san.checkpoint import load_checkpoint_file, load_weights
+from san.checkpoint import brings_clip, load_checkpoint_file
 from san.d2.api import DetectionCheckpointer
 from san.files import replacing, sha256_of
+from san.hub.remote import CONFIG_FILE, WEIGHTS_FILE
 
 LAST = "last_checkpoint"
 SUM = ".sha256"
@@ -77,23 +78,21 @@ class SANCheckpointer(DetectionCheckpointer):
         return str(latest_checkpoint(self.save_dir) or "")
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Loads a checkpoint; "" loads nothing.
+        """Loads a checkpoint, or that of a folder (see `weights_file`); "" loads nothing.
 
         Raises:
             FileNotFoundError: if there is no such file.
             ValueError: if it is no checkpoint, or does not fit the model.
         """
-        check_exists(path)
-        content: dict[str, Any] = super().load(path, *args, **kwargs)
+        content: dict[str, Any] = super().load(weights_file(path), *args, **kwargs)
         return content
 
     def _load_file(self, f: str) -> dict[str, Any]:
         return load_checkpoint_file(f)
 
     def _load_model(self, checkpoint: Any) -> None:
-        """Loads the tensors of a checkpoint; unlike the base's, nothing that does not fit is skipped."""
-        content = {key: value for key, value in checkpoint.items() if key not in ("trainer", "iteration")}
-        load_weights(self.model.model, content)
+        """Hands over the whole content, so that the model sees what a slim file says of its CLIP."""
+        self.model.load_state_dict(checkpoint)
 
 
 def write_checkpoint(content: dict[str, Any], path: Path) -> None:
@@ -204,23 +203,59 @@ def _warn_once(message: str) -> None:
     logger.warning(message)
 
 
-def check_exists(path: str) -> None:
-    """Refuses a path, other than "" or an address, where there is no file."""
-    if path and "://" not in path and not Path(path).is_file():
-        raise FileNotFoundError(f"checkpoint {path} does not exist; correct MODEL.WEIGHTS or OUTPUT_DIR")
-
-
-def holds_clip(path: str) -> bool:
-    """Whether a checkpoint holds CLIP's weights too, so that they need not be had from anywhere else.
+def weights_file(path: str) -> str:
+    """The file that MODEL.WEIGHTS means.
 
     Args:
-        path: checkpoint; "" or an address give False.
+        path: a file, an address, "", or a folder: that of a run means its latest or final checkpoint, whichever is
+            newer, one of `san.hub.save_pretrained` the weights in it.
+
+    Raises:
+        FileNotFoundError: there is no such file, or the folder holds no weights.
+        ValueError: as `latest_checkpoint`.
+    """
+    if not path or "://" in path:
+        return path
+    folder = Path(path)
+    if not folder.is_dir():
+        if not folder.is_file():
+            raise FileNotFoundError(f"checkpoint {path} does not exist; correct MODEL.WEIGHTS or OUTPUT_DIR")
+        return path
+    if (folder / CONFIG_FILE).is_file():
+        return weights_file(str(folder / WEIGHTS_FILE))
+    latest = latest_checkpoint(folder)
+    final = folder / "model_final.pth"
+    # without last_checkpoint the folder was copied, and its times may say nothing
+    candidates = [latest, *folder.glob(final.name)] if latest else [*folder.glob("model_*.pth")]
+    found = max(candidates, key=lambda each: (not latest and each == final, each.stat().st_mtime_ns), default=None)
+    if found is None:
+        raise FileNotFoundError(
+            f"folder {path} is that of a run without a checkpoint (model_*.pth), and none of save_pretrained "
+            f"({CONFIG_FILE}, {WEIGHTS_FILE}); train on with --resume, or name another"
+        )
+    return str(found)
+
+
+def slim_note(path: str) -> dict[str, Any] | None:
+    """What a checkpoint says of the CLIP that it leaves out.
+
+    Args:
+        path: MODEL.WEIGHTS.
+
+    Returns:
+        ``clip`` and ``clip_fingerprint`` as far as the file has them, nothing for "" and addresses; None where the file
+        brings CLIP's weights itself, so that they need not be had from anywhere else.
 
     Raises:
         FileNotFoundError, ValueError: as loading it would.
     """
-    check_exists(path)
-    return bool(path) and "://" not in path and "format" not in load_checkpoint_file(path)
+    path = weights_file(path)
+    if not path or "://" in path:
+        return {}
+    content = load_checkpoint_file(path)
+    if brings_clip(content["model"]):
+        return None
+    return {key: content[key] for key in ("clip", "clip_fingerprint") if key in content}
 
 
 def starting_weights(weights: str, folder: str, *, resume: bool) -> str:
@@ -238,4 +273,4 @@ def starting_weights(weights: str, folder: str, *, resume: bool) -> str:
         ValueError: as `latest_checkpoint`.
     """
     latest = latest_checkpoint(folder) if resume else None
-    return str(latest or weights)
+    return str(latest or weights_file(weights))

@@ -5,16 +5,18 @@ Legend: B images, C classes, Q queries, (H, W) padded image. Source: method.md 1
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from san.checkpoint import check_clip, fitting_tensors
 from san.clip.vocabulary import ClassText
+from san.clip.weights import check_finite
 from san.d2.api import META_ARCH_REGISTRY, CfgNode, MetadataCatalog
-from san.d2.checkpointer import holds_clip
+from san.d2.checkpointer import slim_note
 from san.d2.config import loss_config, san_config, text_cache_folder
 from san.data.targets import classes_present
 from san.losses import LabelMapTarget, SetCriterion
@@ -31,16 +33,25 @@ class SAN(nn.Module):
     ``class_texts``, else its ``stuff_classes``), unless `set_vocabulary` has set one. A sample's ignore label is its
     own ``ignore_label``, else its data set's, else 255.
 
+    `load_state_dict`, Detectron2's checkpointers and modules around it may hand over any checkpoint that
+    `san.checkpoint.fitting_tensors` knows; what does not fit is an error.
+
     Args:
         cfg: configuration with SAN's keys. Where MODEL.WEIGHTS holds all weights, CLIP's are left to it: load it.
 
     Raises:
-        ValueError: if keys do not fit each other or the CLIP.
+        ValueError: if keys do not fit each other or the CLIP, or MODEL.WEIGHTS was trained on another CLIP.
     """
+
+    fresh_modules: tuple[str, ...] = ()
+    """A subclass names here those of its own modules that start from fresh weights where a checkpoint has none."""
 
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__()
-        self.model = build_san(san_config(cfg), clip_weights=not holds_clip(cfg.MODEL.WEIGHTS))
+        note = slim_note(cfg.MODEL.WEIGHTS)
+        self.model = build_san(san_config(cfg), clip_weights=note is not None)
+        if note and "clip_fingerprint" in note:  # not every loader hands the note over
+            check_clip(self.model, note, cfg.MODEL.WEIGHTS)
         self.model.text_classifier.disk_cache = text_cache_folder(cfg)
         if cfg.MODEL.COMPILE:
             self.model.compile_network()
@@ -59,6 +70,17 @@ class SAN(nn.Module):
         """Makes inference use these classes for every image; None goes back to those of each image's data set."""
         self.vocabulary = None if classes is None else tuple(classes)
 
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any
+    ) -> None:
+        """Brings a state into the form of this model before anything is copied; every way of loading calls this."""
+        given = {key.removeprefix(prefix): state_dict.pop(key) for key in [*state_dict] if key.startswith(prefix)}
+        content = given if isinstance(given.get("model"), Mapping) else {**local_metadata, "model": given}
+        state = fitting_tensors(self, content, fresh=self.fresh_modules)
+        check_finite(state, "the checkpoint")
+        state_dict.update((prefix + name, value) for name, value in state.items())
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
         """Losses in training, predictions in evaluation.
 
@@ -73,8 +95,14 @@ class SAN(nn.Module):
             ``sem_seg_labels`` (height, width) int64, and where TEST.SCORES is set ``sem_seg`` (C, height, width).
 
         Raises:
-            ValueError: if samples are of several data sets in training, or no vocabulary is known.
+            ValueError: if samples are of several data sets in training, no vocabulary is known, or the weights that
+                MODEL.WEIGHTS promised were not loaded.
         """
+        if self.model.config.clip.pretrained and not self.model.has_clip_weights:
+            raise ValueError(
+                "CLIP's weights are those of MODEL.WEIGHTS, which was not loaded; load it, such as with "
+                "DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS), or leave MODEL.WEIGHTS empty"
+            )
         images = self.model.stack([sample["image"] for sample in batched_inputs])
         if self.training:
             return self._losses(images, batched_inputs)

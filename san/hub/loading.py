@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from san.checkpoint import load_checkpoint_file, load_weights
+from san.checkpoint import brings_clip, load_checkpoint_file, load_weights
 from san.clip.loader import load_clip
 from san.hub.folder import WEIGHTS_SUFFIXES, load_folder, save_pretrained
 from san.hub.places import find_known
@@ -148,7 +148,7 @@ def _load_file(
     clip = load_clip(
         resolved.clip.name,
         resolved.clip.pretrained,
-        weights="format" in content,
+        weights=not brings_clip(content["model"]),
         cache_dir=cache_dir,
         local_files_only=local_files_only,
     )

@@ -77,6 +77,8 @@ class SANModel(nn.Module):
 
     pixel_mean: Tensor
     pixel_std: Tensor
+    has_clip_weights = False
+    """Whether CLIP's weights were loaded, and are not freshly drawn."""
 
     def __init__(self, config: SANConfig, arch: ClipArch, tokenizer: Tokenizer) -> None:
         super().__init__()
@@ -93,6 +95,11 @@ class SANModel(nn.Module):
             self.sls_embed = nn.Parameter(torch.randn(config.side_adapter.num_queries, width) * 0.02)
         self.register_buffer("pixel_mean", 255 * torch.tensor(arch.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", 255 * torch.tensor(arch.std).view(3, 1, 1), persistent=False)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Remembers whether CLIP's weights came with a state; every way of loading calls this."""
+        self.has_clip_weights |= f"{prefix}deep_clip.proj" in state_dict
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def stack(self, images: Sequence[Tensor]) -> Tensor:
         """Normalises images and pads them with zeros, at the bottom and right, to one size.

@@ -56,9 +56,10 @@ def test_eval_sets_weights_and_subset(started: list[Any], repo: Path) -> None:
     assert args.eval_only and not args.resume
 
 
-def test_weights_of_names_folders_and_files(tmp_path: Path) -> None:
+def test_weights_of_names_and_files(tmp_path: Path) -> None:
+    """MODEL.WEIGHTS takes a folder itself."""
     assert weights_file("shapes") == SHAPES_CHECKPOINT
-    assert weights_file(str(tmp_path)) == tmp_path / "model.safetensors"
+    assert weights_file(str(tmp_path)) == tmp_path
     assert weights_file("a.pth") == Path("a.pth")
 
 
