@@ -154,7 +154,7 @@ def _register(name: str, files: Callable[[], Pairing], **metadata: Any) -> None:
 
 def _records(name: str, files: Callable[[], Pairing]) -> list[Record]:
     """The records of a data set; what is left out is reported."""
-    return [dict(pair) for pair in files().usable(name)]
+    return [{**pair, "dataset_name": name} for pair in files().usable(name)]
 
 
 def register_custom(path: str | Path) -> list[str]:

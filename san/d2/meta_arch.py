@@ -5,7 +5,8 @@ Legend: B images, C classes, Q queries, (H, W) padded image. Source: method.md 1
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from san.clip.weights import check_finite
 from san.d2.api import META_ARCH_REGISTRY, CfgNode, MetadataCatalog
 from san.d2.checkpointer import slim_note
 from san.d2.config import loss_config, san_config, text_cache_folder
+from san.d2.datasets import metadata_of
 from san.data.targets import classes_present
 from san.losses import LabelMapTarget, SetCriterion
 from san.model.build import build_san
@@ -30,8 +32,9 @@ class SAN(nn.Module):
     """A SAN with its criterion, as Detectron2 builds and calls models.
 
     The vocabulary of a sample is that of its data set (``dataset_name``, looked up in the metadata catalogue: its
-    ``class_texts``, else its ``stuff_classes``), unless `set_vocabulary` has set one. A sample's ignore label is its
-    own ``ignore_label``, else its data set's, else 255.
+    ``class_texts``, else its ``stuff_classes``), unless `set_vocabulary` has set one. A sample that names none is of
+    the data sets of the configuration, which must then have one vocabulary. A sample's ignore label is its own
+    ``ignore_label``, else its data set's, else 255.
 
     `load_state_dict`, Detectron2's checkpointers and modules around it may hand over any checkpoint that
     `san.checkpoint.fitting_tensors` knows; what does not fit is an error.
@@ -48,6 +51,8 @@ class SAN(nn.Module):
 
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__()
+        if cfg.INPUT.get("FORMAT", "RGB") != "RGB":  # of Detectron2's own mappers and predictor
+            raise ValueError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT!r}, but SAN takes RGB images; set it to RGB")
         note = slim_note(cfg.MODEL.WEIGHTS)
         self.model = build_san(san_config(cfg), clip_weights=note is not None)
         if note and "clip_fingerprint" in note:  # not every loader hands the note over
@@ -58,6 +63,7 @@ class SAN(nn.Module):
         self.criterion = SetCriterion(loss_config(cfg))
         self.return_scores = bool(cfg.TEST.SCORES)
         self.train_dataset: str | None = cfg.DATASETS.TRAIN[0] if cfg.DATASETS.TRAIN else None
+        self.datasets: tuple[str, ...] = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
         self.vocabulary: tuple[str | ClassText, ...] | None = None
         self.band_shrink = 1  # of the post-processing's bands; more where memory is short
 
@@ -91,8 +97,9 @@ class SAN(nn.Module):
                 ignore label.
 
         Returns:
-            In training the weighted losses by name, scalars. In evaluation one dictionary per image:
-            ``sem_seg_labels`` (height, width) int64, and where TEST.SCORES is set ``sem_seg`` (C, height, width).
+            In training the weighted losses by name, scalars. In evaluation one mapping per image:
+            ``sem_seg_labels`` (height, width) int64, and ``sem_seg`` (C, height, width), the scores, which are computed
+            when they are asked for; where TEST.SCORES is set, at once.
 
         Raises:
             ValueError: if samples are of several data sets in training, no vocabulary is known, or the weights that
@@ -115,12 +122,24 @@ class SAN(nn.Module):
         dataset = self._dataset(sample)
         if dataset is None:
             raise ValueError("no vocabulary: give samples a dataset_name, or call set_vocabulary with class names")
-        metadata = MetadataCatalog.get(dataset)
+        return self._classes_of(dataset)
+
+    @staticmethod
+    def _classes_of(dataset: str) -> tuple[str | ClassText, ...]:
+        metadata = metadata_of(dataset)
         return tuple(metadata.get("class_texts") or metadata.stuff_classes)
 
     def _dataset(self, sample: dict[str, Any]) -> str | None:
-        """The data set a sample says it is of, else the one trained on."""
-        return sample.get("dataset_name") or self.train_dataset
+        """The data set a sample says it is of, else the one trained on, unless it may be another."""
+        if sample.get("dataset_name") or self.training:
+            return sample.get("dataset_name") or self.train_dataset
+        known = [name for name in self.datasets if MetadataCatalog.get(name).get("stuff_classes")]
+        if len({self._classes_of(name) for name in known}) > 1:
+            raise ValueError(
+                f"a sample has no dataset_name, and {', '.join(known)} have different class names; give records a "
+                "dataset_name, or call set_vocabulary with class names"
+            )
+        return known[0] if known else self.train_dataset
 
     def _ignore_label(self, sample: dict[str, Any]) -> int:
         """The sample's own, else that of its data set's metadata, else 255."""
@@ -151,12 +170,12 @@ class SAN(nn.Module):
         label_map = label_map.to(self.device, non_blocking=True)
         return LabelMapTarget(classes, F.pad(label_map, padding, value=ignore))  # (M,), (H, W)
 
-    def _predict(self, images: Tensor, samples: list[dict[str, Any]]) -> list[dict[str, Tensor]]:
+    def _predict(self, images: Tensor, samples: list[dict[str, Any]]) -> list[Mapping[str, Tensor]]:
         """Predictions of a batch; images of one vocabulary go through the network together."""
         groups: dict[tuple[str | ClassText, ...], list[int]] = {}
         for index, sample in enumerate(samples):
             groups.setdefault(self._classes(sample), []).append(index)
-        results: list[dict[str, Tensor]] = [{} for _ in samples]
+        results: list[Mapping[str, Tensor]] = [{} for _ in samples]
         height, width = images.shape[-2:]
         for classes, members in groups.items():
             batch = images if len(members) == len(samples) else images[members]  # a list is a copy the host waits for
@@ -167,8 +186,8 @@ class SAN(nn.Module):
 
     def _result(
         self, output: SANOutput, row: int, sample: dict[str, Any], padded_size: tuple[int, int]
-    ) -> dict[str, Tensor]:
-        """Label map, and scores if asked for, of one image at the size its sample asks for."""
+    ) -> Mapping[str, Tensor]:
+        """Label map and scores of one image at the size its sample asks for."""
         image_size = tuple(sample["image"].shape[-2:])
         output_size = (sample.get("height", image_size[0]), sample.get("width", image_size[1]))
         sizes: Any = {
@@ -179,6 +198,38 @@ class SAN(nn.Module):
         }
         masks, classes = output.mask_logits[row], output.class_logits[row]
         if not self.return_scores:
-            return {"sem_seg_labels": semantic_labels(masks, classes, **sizes)}
+            return Prediction(
+                semantic_labels(masks, classes, **sizes), partial(semantic_scores, masks, classes, **sizes)
+            )
         scores = semantic_scores(masks, classes, **sizes)
         return {"sem_seg_labels": scores.argmax(dim=0), "sem_seg": scores}
+
+
+class Prediction(Mapping[str, Tensor]):
+    """Of one image: ``sem_seg_labels``, and ``sem_seg``, which Detectron2's evaluators read.
+
+    The scores of all classes take much memory, so they are computed when they are asked for, each time.
+
+    Args:
+        labels: (height, width) int64.
+        scores: computes (C, height, width).
+    """
+
+    _KEYS = ("sem_seg_labels", "sem_seg")
+
+    def __init__(self, labels: Tensor, scores: Callable[[], Tensor]) -> None:
+        self.labels, self.scores = labels, scores
+
+    def __getitem__(self, key: str) -> Tensor:
+        if key not in self._KEYS:
+            raise KeyError(key)
+        return self.labels if key == "sem_seg_labels" else self.scores()
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._KEYS  # the base would compute the scores
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._KEYS)
+
+    def __len__(self) -> int:
+        return len(self._KEYS)

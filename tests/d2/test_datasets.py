@@ -142,6 +142,7 @@ def test_custom_data_set(tmp_path: Path) -> None:
     (record,) = load_records("roofs_val")
     assert record == {
         "file_name": str(tmp_path / "images/b.jpg"), "sem_seg_file_name": str(tmp_path / "labels/b.png"),
+        "dataset_name": "roofs_val",
     }  # fmt: skip
     assert len(pairing_of("roofs_val").pairs) == 1
 
