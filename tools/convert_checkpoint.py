@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from san.checkpoint import brings_clip, load_checkpoint_file, load_weights, save_slim, to_published
+from san.cli.options import add_import_option
 from san.d2.config import load_config, san_config
 from san.hub import save_pretrained
 from san.model.build import build_san
@@ -29,6 +30,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, help="any SAN checkpoint, published or own")
     parser.add_argument("--config-file", required=True, help="the configuration it was trained with")
+    add_import_option(parser)
     parser.add_argument("--to", required=True, choices=("published", "own", "slim", "folder"), help="the form to write")
     parser.add_argument("--out", required=True, type=Path, help="the .pth file, or the folder, to write")
     parser.add_argument("--half", action="store_true", help="in half precision, at half the size (slim and folder)")
@@ -47,7 +49,8 @@ def convert(options: argparse.Namespace) -> None:
     if options.half and options.to not in ("slim", "folder"):
         raise ValueError(f"--half goes with --to slim and folder, not with {options.to}, which is exact")
     content = load_checkpoint_file(options.checkpoint)
-    model = build_san(san_config(load_config(options.config_file)), clip_weights=not brings_clip(content["model"]))
+    cfg = load_config(options.config_file, imports=options.imports)
+    model = build_san(san_config(cfg), clip_weights=not brings_clip(content["model"]))
     load_weights(model, content)
     if options.to == "folder":
         save_pretrained(model, options.out, half=options.half)

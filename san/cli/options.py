@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from san.errors import excerpt
 
 if TYPE_CHECKING:
+    from san.d2.api import CfgNode
     from san.model.config import SANConfig
+    from san.model.san import SANModel
     from san.predictor import Predictor
     from san.vocabulary import Vocabulary
+
+logger = logging.getLogger(__name__)
 
 RUN_CONFIG = "config.yaml"
 """What a training run calls its configuration."""
@@ -32,6 +38,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         metavar="VARIANT",
         help="what a bare checkpoint file is: vit_b16, vit_l14_336, shapes, tiny, or a configuration file (YAML)",
     )
+    add_import_option(group)
     group.add_argument("--device", default="cpu", help="cpu, cuda, cuda:N or mps (default: %(default)s)")
     group.add_argument(
         "--dtype",
@@ -106,6 +113,19 @@ def parse_words(text: str, option: str) -> Vocabulary:
     return vocabulary
 
 
+def add_import_option(parser: argparse._ActionsContainer) -> None:
+    """--import."""
+    parser.add_argument(
+        "--import",
+        dest="imports",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="a Python module of yours to import first, such as one that registers the MODEL.META_ARCHITECTURE of the "
+        "configuration; may be given several times",
+    )
+
+
 def add_cache_option(parser: argparse._ActionsContainer) -> None:
     """--cache-dir."""
     parser.add_argument(
@@ -123,50 +143,66 @@ def load_predictor(args: argparse.Namespace) -> Predictor:
         ValueError, FileNotFoundError: see `san.hub.load_pretrained` and `san.predictor.Predictor`.
     """
     from san.clip.text_cache import resolve_folder
+    from san.model.config import SANConfig
     from san.predictor import Predictor
 
-    source, config = find_model(args.model, args.config)
-    predictor = Predictor.from_pretrained(
-        source,
-        config,
-        device=args.device,
-        dtype=args.dtype,
-        cache_dir=args.cache_dir,
-        revision=args.revision,
-        local_files_only=args.offline,
-        compiled=args.compile,
-    )
+    source, config = find_model(args.model, args.config, args.imports)
+    options = {"device": args.device, "dtype": args.dtype, "compiled": args.compile}
+    if config is None or isinstance(config, (str, SANConfig)):
+        remote = {"cache_dir": args.cache_dir, "revision": args.revision, "local_files_only": args.offline}
+        predictor = Predictor.from_pretrained(source, config, **options, **remote)
+    else:
+        model = _inner_model(config, source)
+        predictor = Predictor(model, short_side=model.config.side_adapter.image_size, **options)
     predictor.text_cache = resolve_folder(args.text_cache, os.environ.get("SAN_CACHE"))
     return predictor
 
 
-def find_model(model: str, config: str | None = None) -> tuple[str, str | SANConfig | None]:
-    """What --model and --config mean to `san.hub.load_pretrained`.
+def find_model(
+    model: str, config: str | None = None, imports: Sequence[str] = ()
+) -> tuple[str, str | SANConfig | CfgNode | None]:
+    """What --model, --config and --import mean to `san.hub.load_pretrained`.
 
     Args:
         model: --model; of a training run's folder its last checkpoint and its configuration are taken.
         config: --config, a variant's name or a YAML file.
+        imports: --import, modules to import.
+
+    Returns:
+        A checkpoint and the model it belongs to; the configuration where that is a meta-architecture of the user's.
 
     Raises:
         ValueError, FileNotFoundError: a run's folder holds no checkpoint, or a configuration is wrong.
     """
     folder = Path(model)
     if (folder / RUN_CONFIG).is_file() and not (folder / "config.json").exists():
-        found = sorted(folder.glob("model_*.pth"), key=lambda path: path.stat().st_mtime)
-        final, last = folder / "model_final.pth", folder / "last_checkpoint"
-        if last.is_file():
-            found.append(folder / last.read_text(encoding="utf-8").strip())
-        checkpoint = final if final.is_file() else found[-1] if found else None
-        if checkpoint is None:
-            raise FileNotFoundError(f"{model!r} is the folder of a run without a checkpoint; train on with --resume")
-        return str(checkpoint), _config_of(config or str(folder / RUN_CONFIG))
-    return model, None if config is None else _config_of(config)
+        from san.d2.checkpointer import weights_file
+
+        return weights_file(model), _config_of(config or str(folder / RUN_CONFIG), imports)
+    return model, None if config is None else _config_of(config, imports)
 
 
-def _config_of(config: str) -> str | SANConfig:
+def _config_of(config: str, imports: Sequence[str]) -> str | SANConfig | CfgNode:
     """A variant's name as it is, a YAML file as the model that it describes."""
     if Path(config).suffix not in (".yaml", ".yml"):
         return config
     from san.d2.config import load_config, san_config
 
-    return san_config(load_config(config, ["MODEL.DEVICE", "cpu"]))  # the run's own device may not be here
+    cfg = load_config(config, ["MODEL.DEVICE", "cpu"], imports=imports)  # the run's own device may not be here
+    return san_config(cfg) if cfg.MODEL.META_ARCHITECTURE == "SAN" else cfg
+
+
+def _inner_model(cfg: CfgNode, checkpoint: str) -> SANModel:
+    """The SAN in a meta-architecture of the user's, with the weights of a checkpoint."""
+    from san.d2 import SAN
+    from san.d2.run import load_model
+
+    cfg.MODEL.WEIGHTS = checkpoint
+    model = load_model(cfg)
+    if not isinstance(model, SAN):
+        raise ValueError(
+            f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} is no subclass of san.d2.SAN, whose model predicts"
+        )
+    if type(model).forward is not SAN.forward:
+        logger.warning("Predicting with the SAN in %s, without what its forward adds.", type(model).__name__)
+    return model.model

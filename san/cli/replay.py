@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from san.cli.options import add_import_option
 from san.cli.train import add_overrides
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dump", type=Path, metavar="FILE", help="nonfinite_<iteration>.json of a run")
     parser.add_argument("--config-file", metavar="FILE", help="of the run (default: config.yaml beside the file)")
     parser.add_argument("--iteration", type=int, metavar="N", help="only this one (default: all in the file)")
+    add_import_option(parser)
     add_overrides(parser)
 
 
@@ -56,7 +58,8 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--iteration {args.iteration} is not in {args.dump}; it holds {known}")
     folder = args.dump.parent
     weights = ["MODEL.WEIGHTS", str(folder / dump["weights"])]
-    cfg = load_config(str(args.config_file or folder / "config.yaml"), [*weights, *args.opts])
+    config_file = str(args.config_file or folder / "config.yaml")
+    cfg = load_config(config_file, [*weights, *args.opts], imports=args.imports)
     cfg.freeze()
     replayed = Replay(*prepare(cfg, dump["seed"]))
     finite = [replayed.iteration(each) for each in iterations]
@@ -86,11 +89,10 @@ def prepare(cfg: CfgNode, seed: int) -> tuple[PositionDataset, Stepper]:
     """The stream of samples, and the model with the weights of the dump."""
     import torch
 
-    from san.d2.api import build_model
-    from san.d2.checkpointer import SANCheckpointer
     from san.d2.config import solver_config
     from san.d2.datasets import register_custom_files, register_datasets
     from san.d2.loaders import PositionDataset
+    from san.d2.run import load_model
     from san.d2.solver import build_optimizer
     from san.d2.step import Stepper
     from san.d2.trainer import step_config, train_mapper, training_records
@@ -100,8 +102,7 @@ def prepare(cfg: CfgNode, seed: int) -> tuple[PositionDataset, Stepper]:
     if cfg.FLOAT32_PRECISION:
         torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
     records, info = training_records(cfg.DATASETS.TRAIN)
-    model = build_model(cfg).train()
-    SANCheckpointer(model, "").load(cfg.MODEL.WEIGHTS, checkpointables=[])
+    model = load_model(cfg).train()
     stepper = Stepper(model, build_optimizer(model, solver_config(cfg)), step_config(cfg))
     return PositionDataset(records, train_mapper(cfg, info), seed), stepper
 

@@ -19,6 +19,7 @@ import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from san.cli.options import add_import_option
 from san.errors import USER_ERRORS, one_line
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
 
     parser.add_argument("--config-file", default="", metavar="FILE", help="path of the YAML configuration")
     add_dataset_arguments(parser)
+    add_import_option(parser)
     parser.add_argument(
         "--num-gpus", type=int, default=1, metavar="N", help="GPUs, or processes on the CPU, per machine (default: 1)"
     )
@@ -96,7 +98,8 @@ def start(args: argparse.Namespace) -> None:
     from san.d2.launcher import start_workers
 
     options = [*args.opts, *(["DETERMINISTIC", "True"] if args.deterministic else [])]
-    cfg = load_config(args.config_file, options, data_root=args.data_root, datasets=args.dataset)
+    sources = {"data_root": args.data_root, "datasets": args.dataset, "imports": args.imports}
+    cfg = load_config(args.config_file, options, **sources)
     cfg.freeze()
     try:
         start_workers(worker, cfg, args)

@@ -9,7 +9,6 @@ the dataclasses of those packages, which hold the defaults (the published ViT-B/
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
 import re
 from collections.abc import Sequence
@@ -19,9 +18,10 @@ from typing import Any, TypeVar
 import torch
 
 from san.clip.text_cache import resolve_folder
-from san.d2.api import META_ARCH_REGISTRY, CfgNode, get_cfg
+from san.d2.api import CfgNode, get_cfg
 from san.d2.config_file import merge_file, merge_overrides, use_datasets
 from san.d2.solver import SolverConfig
+from san.d2.user_modules import check_model_name, import_configured
 from san.data.transforms import AugmentationConfig
 from san.losses import LossConfig
 from san.model.config import AttnBiasConfig, ClipConfig, HeadConfig, SANConfig, SideAdapterConfig
@@ -83,8 +83,9 @@ def add_san_config(cfg: CfgNode) -> None:
 
 
 def _add_model_keys(model: CfgNode) -> None:
-    """MODEL.SIZE_DIVISIBILITY, MODEL.COMPILE, MODEL.CLIP, MODEL.SIDE_ADAPTER, MODEL.HEAD, MODEL.ATTN_BIAS."""
+    """MODEL.IMPORTS, .SIZE_DIVISIBILITY, .COMPILE, .CLIP, .SIDE_ADAPTER, .HEAD, .ATTN_BIAS."""
     san = SANConfig()
+    model.IMPORTS = []  # modules of yours to import first, such as one that registers MODEL.META_ARCHITECTURE
     model.SIZE_DIVISIBILITY = san.size_divisibility  # pad images to multiples of this, pixels; multiple of the patch
     model.COMPILE = False  # whether the network goes through torch.compile; for many images of few sizes
 
@@ -219,7 +220,12 @@ def san_cfg() -> CfgNode:
 
 
 def load_config(
-    path: str, overrides: list[str] | None = None, *, data_root: str = "", datasets: Sequence[str] = ()
+    path: str,
+    overrides: list[str] | None = None,
+    *,
+    data_root: str = "",
+    datasets: Sequence[str] = (),
+    imports: Sequence[str] = (),
 ) -> CfgNode:
     """A configuration from a file, the options about data sets, and ``KEY VALUE`` pairs, the later winning.
 
@@ -228,6 +234,7 @@ def load_config(
         overrides: key, value, key, value, ... as on the command line.
         data_root: ``--data-root``, DATASETS.ROOT; "" leaves it.
         datasets: ``--dataset``, files of own data sets, see `use_datasets`.
+        imports: ``--import``, modules to import beside those of MODEL.IMPORTS, see `import_configured`.
 
     Returns:
         The configuration, not frozen, checked as a whole.
@@ -237,12 +244,12 @@ def load_config(
         ValueError: if it is no YAML, a key is unknown, or a value does not fit.
     """
     cfg = san_cfg()
-    if path:
-        merge_file(cfg, path)
+    files = merge_file(cfg, path) if path else []
     if data_root:
         cfg.DATASETS.ROOT = data_root
     use_datasets(cfg, datasets)
     merge_overrides(cfg, overrides or [])
+    import_configured(cfg, [] if "MODEL.IMPORTS" in (overrides or [])[::2] else files, imports)
     check_config(cfg)
     return cfg
 
@@ -261,7 +268,7 @@ def check_config(cfg: CfgNode) -> None:
         raise ValueError(
             f"FLOAT32_PRECISION is {cfg.FLOAT32_PRECISION!r}; set it to highest, high or medium, or leave it empty"
         )
-    _check_model_name(cfg.MODEL.META_ARCHITECTURE)
+    check_model_name(cfg.MODEL.META_ARCHITECTURE)
     _check_device(cfg.MODEL.DEVICE)
     _check_expected(cfg.TEST.EXPECTED_RESULTS)
     at_least = {"SOLVER.LOG_PERIOD": 1, "SOLVER.CHECKPOINT_PERIOD": 1, "SOLVER.ACCUMULATION_STEPS": 1, "SEED": -1}
@@ -279,16 +286,6 @@ def check_config(cfg: CfgNode) -> None:
     if cfg.DETERMINISTIC and cfg.SEED < 0:
         raise ValueError("DETERMINISTIC is set but SEED is -1, drawn anew in every run; set SEED to 0 or more")
     san_config(cfg), loss_config(cfg), augmentation_config(cfg), solver_config(cfg)
-
-
-def _check_model_name(name: str) -> None:
-    """MODEL.META_ARCHITECTURE must be registered."""
-    if name not in META_ARCH_REGISTRY:
-        known = [each for each, _ in META_ARCH_REGISTRY]
-        near = difflib.get_close_matches(name, known, n=1)
-        raise ValueError(
-            f"MODEL.META_ARCHITECTURE is {name!r}, which is not registered; set it to {(near or ['SAN'])[0]}"
-        )
 
 
 def _check_device(device: str) -> None:

@@ -32,6 +32,7 @@ LISTS = {
     "DATASETS.TRAIN": ListRule(str),
     "DATASETS.TEST": ListRule(str),
     "DATASETS.CUSTOM": ListRule(str),
+    "MODEL.IMPORTS": ListRule(str),
     "INPUT.MIN_SIZE_TRAIN": ListRule(int),
     "INPUT.CROP.SIZE": ListRule(int, 2),
     "INPUT.AUGMENT.CONTRAST": ListRule(float, 2),
@@ -47,23 +48,29 @@ TEXT_OR_LIST = ("MODEL.CLIP.TEMPLATES",)
 KINDS = {int: "whole numbers", float: "numbers", str: "names"}
 
 
-def merge_file(cfg: CfgNode, path: str) -> None:
+def merge_file(cfg: CfgNode, path: str) -> list[Path]:
     """Reads a YAML file, and those it is based on, into a configuration.
 
     Args:
         cfg: changed in place; its keys are the legal ones.
         path: plain YAML; ``_BASE_`` names a file, relative to it, to start from.
 
+    Returns:
+        The files read.
+
     Raises:
         FileNotFoundError: if the file, or one it is based on, does not exist.
         ValueError: if it is no YAML mapping, a key is unknown, or a value does not fit.
     """
+    files = []
     for source, content in _with_bases(Path(path)):
+        files.append(source)
         # the same file with every scalar as it is written: YAML itself reads 2024_01 as the number 202401
         raw = parse_yaml(read_text(source, "configuration file"), as_written=True)
         texts = dict(_flatten(raw)) if isinstance(raw, dict) else {}
         for key, value in _flatten(content):
             _set(cfg, key, value, texts.get(key, value), source=str(source))
+    return files
 
 
 def merge_overrides(cfg: CfgNode, overrides: Sequence[str]) -> None:

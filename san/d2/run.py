@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 
+from torch import nn
+
 from san.d2 import stopping
 from san.d2.api import CfgNode, build_model, comm, verify_results
 from san.d2.checkpointer import SANCheckpointer, starting_weights
@@ -11,6 +13,7 @@ from san.d2.datasets import check_names, prepare_shapes, register_custom_files, 
 from san.d2.evaluation import evaluate, metric_names, summary
 from san.d2.launcher import setup_run
 from san.d2.trainer import Trainer
+from san.d2.user_modules import import_modules
 from san.errors import USER_ERRORS, one_line
 
 logger = logging.getLogger("san.d2.run")
@@ -34,6 +37,7 @@ def run(
         ValueError, FileNotFoundError, FloatingPointError: what configuration, data or checkpoint did wrong.
         SystemExit: with status 1 if TEST.EXPECTED_RESULTS are missed, 75 after SIGTERM or SIGUSR1.
     """
+    import_modules(cfg.MODEL.IMPORTS)  # here too, as a spawned process starts without them
     setup_run(cfg)
     try:
         with stopping.listening():
@@ -92,9 +96,18 @@ def evaluate_only(cfg: CfgNode, *, resume: bool = False) -> dict[str, dict[str, 
             "--eval-only needs weights: set MODEL.WEIGHTS to a checkpoint, or give --resume to take the latest one of "
             f"OUTPUT_DIR {cfg.OUTPUT_DIR}"
         )
-    model = build_model(cfg)
-    SANCheckpointer(model, cfg.OUTPUT_DIR).load(cfg.MODEL.WEIGHTS, checkpointables=[])
-    return evaluate(cfg, model, resume=resume)
+    return evaluate(cfg, load_model(cfg), resume=resume)
+
+
+def load_model(cfg: CfgNode) -> nn.Module:
+    """MODEL.META_ARCHITECTURE with the weights of MODEL.WEIGHTS.
+
+    Raises:
+        ValueError, FileNotFoundError: the configuration or the checkpoint cannot serve.
+    """
+    model: nn.Module = build_model(cfg)
+    SANCheckpointer(model, "").load(cfg.MODEL.WEIGHTS, checkpointables=[])
+    return model
 
 
 def check_expected(cfg: CfgNode) -> None:

@@ -1,0 +1,78 @@
+"""Modules of the user's own: imported where the user names them, never because a file that came with weights does."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from san.d2.api import META_ARCH_REGISTRY, CfgNode
+from san.errors import excerpt
+
+WEIGHTS = ("last_checkpoint", "*.pth", "*.pt", "*.bin", "*.safetensors")
+"""What lies beside a configuration that may have been downloaded with them."""
+
+
+def import_modules(names: Sequence[str]) -> None:
+    """Imports modules from the working directory, or from anywhere else Python looks; what one registers is known then.
+
+    Args:
+        names: such as my_module or my_package.models.
+
+    Raises:
+        ValueError: there is no such module. What a module itself raises is passed on.
+    """
+    if names and not {"", os.getcwd()} & set(sys.path):
+        sys.path.append(os.getcwd())  # last, so that no file there hides an installed package
+    for name in names:
+        if name.endswith(".py") or not all(part.isidentifier() for part in name.split(".")):
+            raise ValueError(f"MODEL.IMPORTS names {excerpt(name)}; give a module as Python imports it, like my_module")
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+                raise  # something that the module itself imports
+            raise ValueError(
+                f"MODEL.IMPORTS names the module {name}, which is neither in {os.getcwd()} nor on Python's path; "
+                "correct the name, or add its folder to PYTHONPATH"
+            ) from None
+
+
+def import_configured(cfg: CfgNode, files: Sequence[Path], asked: Sequence[str]) -> None:
+    """Imports MODEL.IMPORTS and what the command line asks for, and notes both in the configuration.
+
+    Args:
+        cfg: changed in place: MODEL.IMPORTS holds all of them.
+        files: where MODEL.IMPORTS may be from; they import nothing by themselves where weights lie beside one.
+        asked: modules of ``--import``.
+
+    Raises:
+        ValueError: such a file names a module that was not asked for, or there is no such module.
+    """
+    unasked = [name for name in cfg.MODEL.IMPORTS if name not in asked]
+    doubtful = [path for path in files if any(any(path.parent.glob(each)) for each in WEIGHTS)]
+    if unasked and doubtful:
+        raise ValueError(
+            f"{doubtful[0]} lies beside weights, so MODEL.IMPORTS {excerpt(unasked)} is not imported because of it; if "
+            f"you trust that code, give {excerpt(' '.join(f'--import {name}' for name in unasked))}"
+        )
+    cfg.MODEL.IMPORTS = [*dict.fromkeys([*cfg.MODEL.IMPORTS, *asked])]
+    import_modules(cfg.MODEL.IMPORTS)
+
+
+def check_model_name(name: str) -> None:
+    """Refuses a MODEL.META_ARCHITECTURE that nothing has registered.
+
+    Raises:
+        ValueError: naming the nearest one.
+    """
+    if name not in META_ARCH_REGISTRY:
+        known = [each for each, _ in META_ARCH_REGISTRY]
+        near = difflib.get_close_matches(name, known, n=1)
+        raise ValueError(
+            f"MODEL.META_ARCHITECTURE is {name!r}, which is not registered; set it to {(near or ['SAN'])[0]}, or name "
+            "the module that registers it with --import or in MODEL.IMPORTS"
+        )
