@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import ast
 import difflib
+import functools
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from san.d2.api import CfgNode
+from san.d2.api import CfgNode, get_cfg
+from san.d2.foreign_keys import INSTEAD, foreign_name
 from san.data.custom import load_custom_dataset
 from san.data.plain_file import is_file, parse_yaml, read_text, user_path
 from san.errors import excerpt, one_line, printable
+
+logger = logging.getLogger("san.d2.config")
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,8 @@ KINDS = {int: "whole numbers", float: "numbers", str: "names"}
 def merge_file(cfg: CfgNode, path: str) -> list[Path]:
     """Reads a YAML file, and those it is based on, into a configuration.
 
+    Of a record that Detectron2 dumped, which holds all of its keys, those that SAN does not read are passed over.
+
     Args:
         cfg: changed in place; its keys are the legal ones.
         path: plain YAML; ``_BASE_`` names a file, relative to it, to start from.
@@ -67,8 +74,11 @@ def merge_file(cfg: CfgNode, path: str) -> list[Path]:
         files.append(source)
         # the same file with every scalar as it is written: YAML itself reads 2024_01 as the number 202401
         raw = parse_yaml(read_text(source, "configuration file"), as_written=True)
-        texts = dict(_flatten(raw)) if isinstance(raw, dict) else {}
-        for key, value in _flatten(content):
+        texts = dict(flatten(raw)) if isinstance(raw, dict) else {}
+        if "GLOBAL" in content:  # Detectron2's record: nobody else writes this section
+            warn_without_effect(content)
+            content = _without_foreign(content)
+        for key, value in flatten(content):
             _set(cfg, key, value, texts.get(key, value), source=str(source))
     return files
 
@@ -136,18 +146,54 @@ def _with_bases(path: Path, above: tuple[Path, ...] = ()) -> Iterator[tuple[Path
     yield path, content
 
 
-def _flatten(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted keys and values of nested mappings."""
     for key, value in content.items():
         if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 
 
+def _without_foreign(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted keys and values without those of Detectron2 that SAN does not read."""
+    return {key: value for key, value in flatten(content) if foreign_name(key) is None}
+
+
+def warn_without_effect(content: Mapping[str, Any], *sections: str) -> None:
+    """Warns, once, about Detectron2's keys that have no effect on SAN and are not at their defaults.
+
+    The stand-in does not know those defaults, so there nothing is said: a run that wrote a record has said it.
+
+    Args:
+        content: a configuration.
+        sections: look at these alone, such as MODEL.
+    """
+    defaults, changed = dict(flatten(get_cfg())), []
+    for key, value in flatten({section: content[section] for section in sections or content if section in content}):
+        name = foreign_name(key)
+        if name is None or key not in defaults or _plain(value) == _plain(defaults[key]):
+            continue
+        instead = INSTEAD[name]
+        if instead is not None:
+            changed.append(f"{key} ({instead} has)" if instead else key)
+    if changed:
+        _warn_once(f"Keys of Detectron2 that have no effect on SAN are set: {', '.join(changed)}")
+
+
+def _plain(value: Any) -> Any:
+    """A value as YAML gives it back."""
+    return [_plain(each) for each in value] if isinstance(value, (list, tuple)) else value
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    logger.warning(message)
+
+
 def leaf_keys(cfg: CfgNode, prefix: str = "") -> list[str]:
     """All dotted keys of a configuration that hold a value."""
-    return [key for key, _ in _flatten(cfg, prefix)]
+    return [key for key, _ in flatten(cfg, prefix)]
 
 
 def _parse(text: str) -> Any:
@@ -167,8 +213,11 @@ def _set(cfg: CfgNode, key: str, value: Any, raw: Any, *, source: str) -> None:
     for section in sections:
         node = node.get(section, {}) if isinstance(node, dict) else {}
     if not isinstance(node, dict) or leaf not in node or isinstance(node[leaf], dict):
+        start, foreign = printable(key[:100]), foreign_name(key)
+        if foreign is not None:
+            remedy = f"set {INSTEAD[foreign]}" if INSTEAD[foreign] else "remove it"
+            raise ValueError(f"unknown key {start} in {source}: it is Detectron2's and has no effect on SAN; {remedy}")
         keys = leaf_keys(cfg)
-        start = printable(key[:100])
         near = difflib.get_close_matches(start, keys, n=1, cutoff=0.0)
         same_leaf = [other for other in keys if other.split(".")[-1] == leaf]
         raise ValueError(f"unknown key {start} in {source}; did you mean {(same_leaf or near)[0]}?")

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from san.clip.vocabulary import ClassText
-from san.d2.api import DatasetCatalog, MetadataCatalog
+from san.d2.api import CfgNode, DatasetCatalog, MetadataCatalog, comm
 from san.d2.loaders import Record
 from san.data.benchmarks import BENCHMARKS, Benchmark
 from san.data.custom import load_custom_dataset
@@ -70,6 +70,26 @@ def prepare_shapes(names: Sequence[str], root: str | Path | None = None) -> None
         from san.data.shapes import ensure_written
 
         ensure_written(datasets_root(root))
+
+
+def prepare_datasets(cfg: CfgNode, *, training: bool = True) -> None:
+    """Makes the data sets of a configuration known, and writes the shapes images if they are missing.
+
+    Args:
+        cfg: with DATASETS.ROOT, CUSTOM, TEST and TRAIN. Every process calls it.
+        training: whether DATASETS.TRAIN is needed.
+
+    Raises:
+        FileNotFoundError, ValueError: a data set's file is wrong, or a name is unknown.
+    """
+    register_datasets(cfg.DATASETS.ROOT)
+    register_custom_files(cfg.DATASETS.CUSTOM)
+    used = {"DATASETS.TEST": [*cfg.DATASETS.TEST], "DATASETS.TRAIN": [*cfg.DATASETS.TRAIN] if training else []}
+    for key, names in used.items():
+        check_names(names, key)
+    if comm.get_local_rank() == 0:  # once on every machine
+        prepare_shapes([name for names in used.values() for name in names], cfg.DATASETS.ROOT)
+    comm.synchronize()
 
 
 def _register_benchmark(benchmark: Benchmark, root: Path) -> None:

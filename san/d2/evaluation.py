@@ -234,9 +234,7 @@ def evaluate_dataset(
     Raises:
         san.d2.stopping.StopRequested: a process was asked to stop; what was counted is kept.
     """
-    everything = load_records(name)
-    records = evenly_spread(everything, cfg.DATASETS.TEST_SUBSET)
-    subset = f"{len(records)} of {len(everything)} images" if len(records) < len(everything) else ""
+    records, subset = eval_records(cfg, name)
     if subset:
         logger.warning("%s: a quick look at %s (DATASETS.TEST_SUBSET), no figure of the benchmark", name, subset)
     partial = None if keeping is None else keeping.place(cfg, model, name, records, folder)
@@ -244,9 +242,7 @@ def evaluate_dataset(
     if known is not None:
         logger.info("%s: evaluated before the interruption; report in %s", name, folder)
         return known if comm.is_main_process() else None
-    outputs = cfg.TEST.NUM_PANELS, cfg.TEST.SAVE_LABEL_MAPS, cfg.TEST.SAVE_RLE
-    output = OutputConfig(folder, *outputs, subset, optional=training)
-    evaluator = SemSegEvaluator(name, output)
+    evaluator = SemSegEvaluator(name, output_config(cfg, folder, subset, optional=training))
     start = time.perf_counter()
     _count(cfg, model, records, evaluator, partial)
     result = evaluator.evaluate()
@@ -261,6 +257,18 @@ def evaluate_dataset(
     return values
 
 
+def eval_records(cfg: CfgNode, name: str) -> tuple[list[Record], str]:
+    """The records of a data set that are evaluated, and which part of it they are; "" where they are all."""
+    everything = load_records(name)
+    records = evenly_spread(everything, cfg.DATASETS.TEST_SUBSET)
+    return records, f"{len(records)} of {len(everything)} images" if len(records) < len(everything) else ""
+
+
+def output_config(cfg: CfgNode, folder: Path, subset: str, *, optional: bool = False) -> OutputConfig:
+    """What an evaluation of a run writes; the arguments are `OutputConfig`'s."""
+    return OutputConfig(folder, cfg.TEST.NUM_PANELS, cfg.TEST.SAVE_LABEL_MAPS, cfg.TEST.SAVE_RLE, subset, optional)
+
+
 def _count(
     cfg: CfgNode, model: nn.Module, records: Sequence[Record], evaluator: SemSegEvaluator, partial: Partial | None
 ) -> None:
@@ -271,7 +279,7 @@ def _count(
         done = found[0]
         evaluator.load_state_dict(found[1])
         logger.info("%s: going on after %d images of this process", evaluator.name, done)
-    loader = _loader(cfg, evaluator.name, records, done)
+    loader = eval_loader(cfg, evaluator.name, records, done)
     saved = time.monotonic()
     predict = Frugal(model)
     with evaluation_mode(model):
@@ -290,8 +298,8 @@ def _count(
         raise stopping.StopRequested
 
 
-def _loader(cfg: CfgNode, name: str, records: Sequence[Record], done: int) -> Batches:
-    """The images of this process, but for those that are done."""
+def eval_loader(cfg: CfgNode, name: str, records: Sequence[Record], done: int = 0) -> Batches:
+    """The images of this process, but for the first ones, which are done."""
     info = dataset_info(name, metadata_of(name))
     return build_eval_loader(
         records,

@@ -19,6 +19,7 @@ from san.clip.weights import check_finite
 from san.d2.api import META_ARCH_REGISTRY, CfgNode, MetadataCatalog
 from san.d2.checkpointer import slim_note
 from san.d2.config import loss_config, san_config, text_cache_folder
+from san.d2.config_file import warn_without_effect
 from san.d2.datasets import metadata_of
 from san.data.targets import classes_present
 from san.losses import LabelMapTarget, SetCriterion
@@ -53,6 +54,7 @@ class SAN(nn.Module):
         super().__init__()
         if cfg.INPUT.get("FORMAT", "RGB") != "RGB":  # of Detectron2's own mappers and predictor
             raise ValueError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT!r}, but SAN takes RGB images; set it to RGB")
+        warn_without_effect(cfg, "MODEL")
         note = slim_note(cfg.MODEL.WEIGHTS)
         self.model = build_san(san_config(cfg), clip_weights=note is not None)
         if note and "clip_fingerprint" in note:  # not every loader hands the note over

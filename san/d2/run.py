@@ -9,7 +9,7 @@ from torch import nn
 from san.d2 import stopping
 from san.d2.api import CfgNode, build_model, comm, verify_results
 from san.d2.checkpointer import SANCheckpointer, starting_weights
-from san.d2.datasets import check_names, prepare_shapes, register_custom_files, register_datasets
+from san.d2.datasets import prepare_datasets
 from san.d2.evaluation import evaluate, metric_names, summary
 from san.d2.launcher import setup_run
 from san.d2.trainer import Trainer
@@ -57,15 +57,8 @@ def _run(cfg: CfgNode, *, eval_only: bool, resume: bool, latest: bool) -> dict[s
     cfg.defrost()
     cfg.MODEL.WEIGHTS = starting_weights(cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR, resume=latest)
     cfg.freeze()
-    register_datasets(cfg.DATASETS.ROOT)
-    register_custom_files(cfg.DATASETS.CUSTOM)
-    check_names(cfg.DATASETS.TEST, "DATASETS.TEST")
+    prepare_datasets(cfg, training=not eval_only)
     check_expected(cfg)
-    if not eval_only:
-        check_names(cfg.DATASETS.TRAIN, "DATASETS.TRAIN")
-    if comm.get_local_rank() == 0:  # once on every machine
-        prepare_shapes([*cfg.DATASETS.TEST, *([] if eval_only else cfg.DATASETS.TRAIN)], cfg.DATASETS.ROOT)
-    comm.synchronize()
     if eval_only:
         results = evaluate_only(cfg, resume=resume)
     else:

@@ -6,6 +6,7 @@ import logging
 import time
 import weakref
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,15 +55,7 @@ class Trainer(TrainerBase):
         self.cfg = cfg
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.records, self.info = training_records(cfg.DATASETS.TRAIN)
-        self.stream = StreamConfig(
-            seed=cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed(),
-            batch_size=cfg.SOLVER.IMS_PER_BATCH,
-            start_iter=0,
-            max_iter=cfg.SOLVER.MAX_ITER,
-            rank=comm.get_rank(),
-            world=comm.get_world_size(),
-            accumulation=cfg.SOLVER.ACCUMULATION_STEPS,
-        )
+        self.stream = stream_config(cfg)
         check_names(cfg.DATASETS.TEST, "DATASETS.TEST")
         for name in cfg.DATASETS.TEST:
             load_records(name)  # a missing folder must not stop a run after hours
@@ -239,14 +232,8 @@ class Trainer(TrainerBase):
         super().before_train()
 
     def _train_loader(self) -> Batches:
-        stream = StreamConfig(**{**self.stream.__dict__, "start_iter": min(self.start_iter, self.max_iter)})
-        return build_train_loader(
-            self.records,
-            train_mapper(self.cfg, self.info),
-            stream,
-            num_workers=self.cfg.DATALOADER.NUM_WORKERS,
-            pin_memory=torch.device(self.cfg.MODEL.DEVICE).type == "cuda",
-        )
+        stream = replace(self.stream, start_iter=min(self.start_iter, self.max_iter))
+        return train_batches(self.cfg, self.records, self.info, stream)
 
     def run_step(self) -> None:
         """One iteration; an update that cannot be done is left out.
@@ -283,7 +270,8 @@ class Trainer(TrainerBase):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes up what `state_dict` gave."""
+        """Takes up what `state_dict` gave, or Detectron2's ``DefaultTrainer`` with `san.d2.recipe.SANRecipe`."""
+        state_dict = {"grad_scaler": {}, "seed": self.stream.seed} | state_dict.get("_trainer", {}) | state_dict
         super().load_state_dict(state_dict)
         self.optimizer.load_state_dict(state_dict["optimizer"])
         if state_dict["grad_scaler"] and self.stepper.scaler.is_enabled():
@@ -323,6 +311,30 @@ def step_config(cfg: CfgNode) -> StepConfig:
         amp_dtype=AMP_DTYPES[cfg.SOLVER.AMP.DTYPE] if cfg.SOLVER.AMP.ENABLED else None,
         num_queries=cfg.MODEL.SIDE_ADAPTER.NUM_QUERIES,
         no_object_weight=cfg.MODEL.LOSS.NO_OBJECT_WEIGHT,
+    )
+
+
+def stream_config(cfg: CfgNode) -> StreamConfig:
+    """The whole stream of training samples of a run, as this process reads it; every process calls it."""
+    return StreamConfig(
+        seed=cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed(),
+        batch_size=cfg.SOLVER.IMS_PER_BATCH,
+        start_iter=0,
+        max_iter=cfg.SOLVER.MAX_ITER,
+        rank=comm.get_rank(),
+        world=comm.get_world_size(),
+        accumulation=cfg.SOLVER.ACCUMULATION_STEPS,
+    )
+
+
+def train_batches(cfg: CfgNode, records: Sequence[Record], info: DatasetInfo, stream: StreamConfig) -> Batches:
+    """The batches of a part of the stream."""
+    return build_train_loader(
+        records,
+        train_mapper(cfg, info),
+        stream,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        pin_memory=torch.device(cfg.MODEL.DEVICE).type == "cuda",
     )
 
 

@@ -1,0 +1,74 @@
+"""Detectron2's keys that SAN does not read: known by name, so that its records can be read and nobody sets one in vain.
+
+A configuration that Detectron2 dumps holds all of them.
+"""
+
+from __future__ import annotations
+
+_SCHEDULE = "SOLVER.POLY_POWER"
+_CLIP = "MODEL.CLIP.NAME"
+
+INSTEAD: dict[str, str | None] = {
+    "DATALOADER.ASPECT_RATIO_GROUPING": "",
+    "DATALOADER.FILTER_EMPTY_ANNOTATIONS": "",
+    "DATALOADER.REPEAT_SQRT": "",
+    "DATALOADER.REPEAT_THRESHOLD": "",
+    "DATALOADER.SAMPLER_TRAIN": "",
+    "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST": "",
+    "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN": "",
+    "DATASETS.PROPOSAL_FILES_TEST": "",
+    "DATASETS.PROPOSAL_FILES_TRAIN": "",
+    "GLOBAL": "",
+    "INPUT.CROP.ENABLED": "INPUT.CROP.SIZE",
+    "INPUT.CROP.TYPE": "INPUT.CROP.SIZE",
+    "INPUT.FORMAT": None,  # must be RGB, which the model checks
+    "INPUT.MASK_FORMAT": "",
+    "INPUT.MIN_SIZE_TRAIN_SAMPLING": "INPUT.MIN_SIZE_TRAIN",
+    "INPUT.RANDOM_FLIP": "INPUT.AUGMENT.FLIP_PROB",
+    "MODEL.ANCHOR_GENERATOR": "",
+    "MODEL.BACKBONE": _CLIP,
+    "MODEL.FPN": "",
+    "MODEL.KEYPOINT_ON": "",
+    "MODEL.LOAD_PROPOSALS": "",
+    "MODEL.MASK_ON": "",
+    "MODEL.PANOPTIC_FPN": "",
+    "MODEL.PIXEL_MEAN": _CLIP,
+    "MODEL.PIXEL_STD": _CLIP,
+    "MODEL.PROPOSAL_GENERATOR": "",
+    "MODEL.RESNETS": _CLIP,
+    "MODEL.RETINANET": "",
+    "MODEL.ROI_BOX_CASCADE_HEAD": "",
+    "MODEL.ROI_BOX_HEAD": "",
+    "MODEL.ROI_HEADS": "",
+    "MODEL.ROI_KEYPOINT_HEAD": "",
+    "MODEL.ROI_MASK_HEAD": "",
+    "MODEL.RPN": "",
+    "MODEL.SEM_SEG_HEAD": "MODEL.HEAD, MODEL.LOSS, or the data set's own classes and ignore label",
+    "SOLVER.BASE_LR_END": _SCHEDULE,
+    "SOLVER.BIAS_LR_FACTOR": "SOLVER.BASE_LR",
+    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": "SOLVER.CLIP_GRADIENTS.CLIP_VALUE",
+    "SOLVER.CLIP_GRADIENTS.NORM_TYPE": "SOLVER.CLIP_GRADIENTS.CLIP_VALUE",
+    "SOLVER.GAMMA": _SCHEDULE,
+    "SOLVER.LR_SCHEDULER_NAME": _SCHEDULE,
+    "SOLVER.MOMENTUM": "",
+    "SOLVER.NESTEROV": "",
+    "SOLVER.NUM_DECAYS": _SCHEDULE,
+    "SOLVER.REFERENCE_WORLD_SIZE": None,  # has its effect before SAN sees the configuration
+    "SOLVER.RESCALE_INTERVAL": _SCHEDULE,
+    "SOLVER.STEPS": _SCHEDULE,
+    "SOLVER.WARMUP_FACTOR": _SCHEDULE,
+    "SOLVER.WARMUP_ITERS": _SCHEDULE,
+    "SOLVER.WARMUP_METHOD": _SCHEDULE,
+    "SOLVER.WEIGHT_DECAY_BIAS": "SOLVER.WEIGHT_DECAY",
+    "TEST.AUG": "INPUT.MIN_SIZE_TEST",
+    "TEST.DETECTIONS_PER_IMAGE": "",
+    "TEST.KEYPOINT_OKS_SIGMAS": "",
+    "TEST.PRECISE_BN": "",
+    "VIS_PERIOD": "",
+}
+"""A key or a section, and the key that decides the same for SAN: "" where there is none, None where none is needed."""
+
+
+def foreign_name(key: str) -> str | None:
+    """The entry of `INSTEAD` for a dotted key: the key itself or a section around it; None where there is none."""
+    return next((name for name in INSTEAD if f"{key}.".startswith(f"{name}.")), None)
