@@ -1,8 +1,10 @@
-"""What a user did wrong, and how it is shown: on one line, of bounded length, without control characters."""
+"""What a user did wrong, and how errors and objects are shown: on one line, bounded, without control characters."""
 
 from __future__ import annotations
 
 import reprlib
+from dataclasses import fields, is_dataclass
+from typing import Any
 
 USER_ERRORS = (ValueError, OSError, FloatingPointError, MemoryError)
 """What wrong input raises: shown in one line. Anything else is a defect of ours and shows its stack trace."""
@@ -51,3 +53,15 @@ def excerpt(value: object, *, limit: int = 80) -> str:
     except ValueError:  # a number of thousands of digits, which Python does not write out
         text = f"<{type(value).__name__}>"
     return text if len(text) <= 2 * limit else f"{text[:limit]}..."
+
+
+def outline(record: Any) -> str:
+    """A dataclass on one line, as its `__repr__`: arrays and tensors as type and shape, other long values cut."""
+    shown = [f"{each.name}={_brief(getattr(record, each.name))}" for each in fields(record) if each.repr]
+    return f"{type(record).__name__}({', '.join(shown)})"
+
+
+def _brief(value: Any) -> str:
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+    return repr(value) if is_dataclass(value) else excerpt(value)

@@ -19,6 +19,7 @@ from torch import Tensor
 from san.clip.text_cache import resolve_folder
 from san.data.images import Layout, image_pixels
 from san.data.transforms import MAX_PIXELS, resize_image, resize_short_side
+from san.errors import excerpt
 from san.hub import SHAPES_CHECKPOINT, load_pretrained
 from san.model.config import SANConfig
 from san.model.precision import hold_weights
@@ -115,6 +116,11 @@ class Predictor:
         )
         side = model.config.side_adapter.image_size
         return cls(model, short_side=side, device=device, dtype=dtype, compiled=compiled)
+
+    def __repr__(self) -> str:
+        clip, dtype = self.model.config.clip.name, str(self.dtype).removeprefix("torch.")
+        name = type(self.model).__name__
+        return f"Predictor({name} with CLIP {excerpt(clip)}, {self.device}, {dtype}, short side {self.short_side})"
 
     @property
     def device(self) -> torch.device:

@@ -5,6 +5,7 @@ Legend: (H, W) image, C classes, Q mask proposals, L bias layers, N bias heads, 
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,11 +20,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from san.errors import outline, printable
 from san.evaluation.predictions import rle_entries
 from san.files import write_together
 from san.model.san import MaskProposals
 from san.postprocess import resized_masks, semantic_scores
 from san.visualize import overlay, panel
+from san.visualize.palette import short_name
+from san.visualize.panel import preview
 from san.vocabulary import Vocabulary
 
 FORMATS = {
@@ -62,6 +66,8 @@ class EncodedImage:
     sizes: Sizes
     _model: int = field(repr=False, default=0)  # identity of the model that made it
 
+    __repr__ = outline
+
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
@@ -79,6 +85,8 @@ class Evidence:
     attn_bias: Tensor
     sizes: Sizes
 
+    __repr__ = outline
+
 
 @dataclass(frozen=True, eq=False)
 class ProposedMask:
@@ -94,7 +102,9 @@ class ProposedMask:
     query: int
     name: str | None
     probability: float
-    evidence: Evidence
+    evidence: Evidence = field(repr=False)
+
+    __repr__ = outline
 
     def mask(self) -> npt.NDArray[np.bool_]:
         """(H, W), true where the mask is likelier than not."""
@@ -135,6 +145,16 @@ class Segmentation:
     best_scores: npt.NDArray[np.float32] | None = None
     evidence: Evidence | None = None
 
+    def __repr__(self) -> str:
+        height, width = self.labels.shape
+        return f"Segmentation({height} x {width} pixels, {len(self.names)} classes: {self.summary()})"
+
+    def _repr_png_(self) -> bytes:
+        """What a notebook shows: names and colours over the image, and a legend; no side longer than 1024 pixels."""
+        file = io.BytesIO()
+        preview(self.image, self.labels, self.names).save(file, "PNG")
+        return file.getvalue()
+
     @property
     def names(self) -> tuple[str, ...]:
         """The names of the classes, in order."""
@@ -148,6 +168,20 @@ class Segmentation:
     def none_area(self) -> float:
         """Share of the image that is none of the classes."""
         return float(np.mean(self.labels == NONE))
+
+    def summary(self, limit: int = 5) -> str:
+        """The largest classes and their shares of the image on one line: "sky 41.2%, road 20.0%, 3 more".
+
+        Args:
+            limit: so many classes at most.
+        """
+        areas = list(self.areas().items())
+        shown = [f"{printable(short_name(name))} {share:.1%}" for name, share in areas[:limit]]
+        if len(areas) > limit:
+            shown.append(f"{len(areas) - limit} more")
+        if self.none_area() > 0:
+            shown.append(f"none of these {self.none_area():.1%}")
+        return ", ".join(shown)
 
     def confidences(self) -> dict[str, float]:
         """Mean score of a class's pixels, for the classes and in the order of `areas`.

@@ -34,6 +34,7 @@ VocabularyLike = Union["Vocabulary", str, Path, Iterable[Any], Mapping[str, Any]
 LABEL_SET_NAMES: tuple[str, ...] = (*LABEL_SETS, "shapes_36")
 """The label sets that can be named: the six benchmarks', and the 36 names of the shapes world."""
 
+_SHOWN = 5  # names in a vocabulary's repr
 _MAX_NAME = 100  # characters of what may be the name of one
 
 
@@ -76,6 +77,12 @@ class Vocabulary:
 
     def __len__(self) -> int:
         return len(self.classes)
+
+    def __repr__(self) -> str:
+        shown = [excerpt(each.name, limit=30) for each in self.classes[:_SHOWN]]
+        more = ["..."] if len(self) > _SHOWN else []
+        context = f", {self.num_context} of them context" if self.num_context else ""
+        return f"Vocabulary({len(self)} classes{context}: {', '.join(shown + more)})"
 
     @staticmethod
     def parse(spec: VocabularyLike) -> Vocabulary:

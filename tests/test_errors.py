@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass, field
 
+import numpy as np
 import pytest
+import torch
 
-from san.errors import MAX_LINE, excerpt, one_line, printable
+from san.errors import MAX_LINE, excerpt, one_line, outline, printable
 
 
 def test_a_message_is_one_line_of_bounded_length() -> None:
@@ -42,3 +45,21 @@ def test_an_excerpt_of_a_huge_value_is_short_and_quick() -> None:
     assert excerpt("short") == "'short'"
     assert excerpt(12) == "12"
     assert excerpt("\x1b[0m") == "'\\x1b[0m'"
+
+
+@dataclass(frozen=True)
+class Record:
+    pixels: np.ndarray
+    tensor: torch.Tensor
+    note: str
+    inner: Record | None = None
+    hidden: str = field(default="secret", repr=False)
+
+    __repr__ = outline
+
+
+def test_an_outline_is_one_short_line() -> None:
+    record = Record(np.zeros((300, 200, 3), np.uint8), torch.ones(4, 5), "a\nb\x1b[2J" + "x" * 10_000)
+    text = repr(Record(record.pixels, record.tensor, "", inner=record))
+    assert text.startswith("Record(pixels=uint8 (300, 200, 3), tensor=float32 (4, 5), note='', inner=Record(pixels=")
+    assert text.isprintable() and len(text) < 400 and "secret" not in text

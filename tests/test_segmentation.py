@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import threading
@@ -13,8 +14,10 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from san.clip.vocabulary import ClassText
+from san.model.san import MaskProposals
 from san.postprocess import semantic_labels
-from san.segmentation import FORMATS, Evidence, Segmentation
+from san.segmentation import FORMATS, EncodedImage, Evidence, Segmentation
 from san.vocabulary import Vocabulary
 
 SIZES = {"padded_size": (32, 32), "image_size": (20, 24), "output_size": (10, 12)}
@@ -84,6 +87,35 @@ def test_mask_proposals() -> None:
         total += probs[each.query, :3].numpy()[:, None, None] * each.mask_probs()
     np.testing.assert_allclose(total, result.scores(), atol=1e-5)  # scores are what the proposals add up to
     assert [each.query for each in result.mask_proposals(2)] == [each.query for each in proposals[:2]]
+
+
+def test_results_are_shown_on_one_short_line() -> None:
+    assert repr(by_hand()) == ("Segmentation(6 x 9 pixels, 3 classes: cat 33.3%, sky 33.3%, none of these 33.3%)")
+    many = Segmentation(
+        np.zeros((500, 600, 3), np.uint8),
+        np.arange(300_000).reshape(500, 600) % 900,
+        Vocabulary([ClassText(f"{number} \x1b[2J {'long ' * 99}") for number in range(900)]),
+    )
+    evidence = made().evidence
+    assert evidence is not None
+    encoded = EncodedImage(many.image, MaskProposals(*(torch.zeros(1, 5, 40, 40),) * 3), evidence.sizes)
+    for each in (many, made(), made().mask_proposals()[0], evidence, encoded, many.vocabulary):
+        assert len(repr(each)) < 400 and repr(each).isprintable(), repr(each)
+    assert many.summary(2).endswith(", 898 more")
+    assert repr(Vocabulary.parse("cat|kitten, dog").with_context("sky")) == (
+        "Vocabulary(3 classes, 1 of them context: 'cat', 'dog', 'sky')"
+    )
+
+
+@pytest.mark.parametrize("size", [(6, 9), (3, 2000), (2000, 3), (1500, 1500)])
+def test_a_notebook_shows_a_picture_of_bounded_size(size: tuple[int, int]) -> None:
+    labels = np.arange(size[0] * size[1]).reshape(size) * 40 // (size[0] * size[1])
+    words = Vocabulary([ClassText(f"class {number} of a long name") for number in range(40)])
+    content = Segmentation(np.zeros((*size, 3), np.uint8), labels, words)._repr_png_()
+    with Image.open(io.BytesIO(content)) as picture:
+        assert picture.format == "PNG"
+        assert 300 < picture.width <= 1024
+        assert 100 < picture.height <= 1024
 
 
 def test_coco_rle_decodes_to_the_masks() -> None:

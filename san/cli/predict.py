@@ -45,7 +45,6 @@ FORMATS = {
 """`san.segmentation.FORMATS`, repeated so that the help needs no PyTorch (guarded by tests/cli/test_predict.py)."""
 WORDS = ("--vocab", "--vocab-file", "--label-set", "--dataset")
 DEFAULT_FORMATS = "overlay,labels,rle,json"
-_MOST_NAMES = 5
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -169,7 +168,7 @@ class _Run:
                     self.num_done += 1
                     self.bar.update()
                     if not self.args.quiet:
-                        self.bar.write(f"{job.image}: {_shares(result)}")
+                        self.bar.write(f"{job.image}: {result.summary()}")
         except KeyboardInterrupt:
             print(f"interrupted after {self.num_done} of {len(self.jobs)} pictures", file=sys.stderr)
             raise
@@ -204,13 +203,6 @@ class _Run:
         self.num_failed += 1
         self.bar.update()
         self.bar.write(f"passed over {printable(str(job.image))}: {one_line(error)}", file=sys.stderr)
-
-
-def _shares(result: Any) -> str:
-    """The largest classes of a picture and their shares of it."""
-    shares = list(result.areas().items())
-    more = f", {len(shares) - _MOST_NAMES} more" if len(shares) > _MOST_NAMES else ""
-    return ", ".join(f"{name} {share:.1%}" for name, share in shares[:_MOST_NAMES]) + more
 
 
 def _formats(text: str) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ class LoadedClip:
     """
 
     arch: ClipArch
-    state_dict: dict[str, Tensor] | None
+    state_dict: dict[str, Tensor] | None = field(repr=False)
     tokenizer: Tokenizer
     fingerprint: str
 

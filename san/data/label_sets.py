@@ -13,7 +13,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from san.errors import excerpt
+from san.errors import excerpt, outline
 
 LABEL_SETS = (
     "coco_stuff_171",
@@ -57,6 +57,8 @@ class LabelSet:
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     official_numbers: tuple[int, ...] | None = None
     absent_in_val: tuple[int, ...] = ()
+
+    __repr__ = outline
 
     @property
     def num_classes(self) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from san.errors import outline
 from san.losses.point_sampling import sample_points
 
 
@@ -29,6 +30,8 @@ class Target:
     labels: Tensor
     masks: Tensor
 
+    __repr__ = outline
+
 
 @dataclass(frozen=True)
 class LabelMapTarget:
@@ -41,6 +44,8 @@ class LabelMapTarget:
 
     labels: Tensor
     label_map: Tensor
+
+    __repr__ = outline
 
 
 AnyTarget = Target | LabelMapTarget | Mapping[str, Tensor]

@@ -19,6 +19,7 @@ from san.clip.arch import ClipArch
 from san.clip.text import TextClassifier
 from san.clip.tokenizer import Tokenizer
 from san.clip.visual import DeepClip, ShallowClip, ShallowFeatures
+from san.errors import outline
 from san.model.attention_bias import AttentionBiasHead
 from san.model.config import SANConfig, check_against
 from san.model.heads import MaskHead
@@ -39,6 +40,8 @@ class MaskProposals:
     attn_bias: Tensor
     sls_embed: Tensor
 
+    __repr__ = outline
+
 
 @dataclass(frozen=True)
 class SANOutput:
@@ -57,6 +60,8 @@ class SANOutput:
     attn_bias: Tensor
     sls_embed: Tensor
     aux: tuple[SANOutput, ...] = ()
+
+    __repr__ = outline
 
     def as_dict(self) -> dict[str, Any]:
         """The form criteria know: pred_logits, pred_masks, and a list of the same under aux_outputs."""

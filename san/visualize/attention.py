@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from san.errors import outline
 from san.visualize.palette import class_color, short_name
 from san.visualize.plots import new_figure, save_figure
 
@@ -56,6 +57,8 @@ class AttentionView:
     mask_probs: Array
     bias: Array
     covered: tuple[float, float] = (1.0, 1.0)
+
+    __repr__ = outline
 
 
 def attention_panel(

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
+from san.errors import outline
 from san.files import replacing
 from san.visualize.legend import legend
 from san.visualize.overlay import RIGHT_COLOR, WRONG_COLOR, check_sizes, error_map, overlay
@@ -28,6 +29,8 @@ _FONT_SIZE = 15
 _MIN_SHARE = 0.002  # of a label map's pixels, to get a line in the legend
 _LEAST_TOLD = 0.0005  # what is less, 0.0 % of the pixels, is not even counted there as left out
 _MAX_LEGEND = 60  # entries of a legend under panels
+_MIN_WIDTH = 360  # of a picture with a legend, pixels: a name fits
+_PREVIEW_HEIGHT, _PREVIEW_WIDTH, _PREVIEW_LEGEND = 640, 1000, 12  # pixels, pixels, entries: below 1024 together
 _SHEET_SIDE = 300  # longest side of an image of a contact sheet, pixels
 _SHEET_WIDTH = 1500  # wanted width of a contact sheet, pixels
 
@@ -45,6 +48,8 @@ class Sample:
     image: Array
     prediction: Array
     truth: Array | None = None
+
+    __repr__ = outline
 
 
 def panel(
@@ -124,6 +129,27 @@ def contact_sheet(
     return canvas
 
 
+def preview(image: Array, labels: Array, names: Sequence[str]) -> Image.Image:
+    """One named label map over its image and a legend, to be shown in a notebook: no side longer than 1024 pixels.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        labels: (H, W) class indices.
+        names: C class names.
+
+    Raises:
+        ValueError: the sizes differ.
+    """
+    check_sizes(image, labels)
+    size = _shown_size(labels.shape, (_PREVIEW_HEIGHT, _PREVIEW_WIDTH))
+    pixels, (shown,) = resized(image, [labels], size)
+    assert shown is not None
+    entries, notes, num_more = _legend_entries([Sample(image, labels)], names)
+    left_out = max(0, len(entries) - _PREVIEW_LEGEND)
+    entries, notes = entries[:_PREVIEW_LEGEND], notes[:_PREVIEW_LEGEND]
+    return _sheet([[_coloured(pixels, shown, names)]], size[0], _GAP, entries, notes, num_more + left_out)
+
+
 def thumbnails(sample: Sample, names: Sequence[str], width: int = 236) -> Image.Image:
     """The pictures of `panel` small and without text, in one row, all columns always there.
 
@@ -174,7 +200,7 @@ def _sheet(
 
     `cell` is the widest picture's width, `top` the stripe's height, in pixels; the rest is as `legend` takes it.
     """
-    width = len(rows[0]) * (cell + _GAP) + _GAP
+    width = max(_MIN_WIDTH, len(rows[0]) * (cell + _GAP) + _GAP)
     key = legend(shown, width - 2 * _GAP, notes=notes, max_entries=_MAX_LEGEND, num_more=num_more)
     heights = [max(picture.height for picture in row) + _GAP for row in rows]
     canvas = Image.new("RGB", (width, top + sum(heights) + key.height + _GAP), PAPER)
@@ -192,10 +218,7 @@ def _row(sample: Sample, names: Sequence[str], with_truth: bool) -> list[Image.I
     for labels in (sample.truth, sample.prediction):
         if labels is not None:
             check_sizes(sample.image, labels)
-    height, width = sample.image.shape[:2]
-    grow = max(1, -(-_MIN_SIDE // min(height, width)))
-    scale = min(grow, _MAX_SIDE / max(height, width))
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    size = _shown_size(sample.image.shape[:2], (_MAX_SIDE, _MAX_SIDE))
     image, (truth, prediction) = resized(sample.image, [sample.truth, sample.prediction], size)
     assert prediction is not None
     blank = Image.new("RGB", size, PAPER)
@@ -204,6 +227,19 @@ def _row(sample: Sample, names: Sequence[str], with_truth: bool) -> list[Image.I
     if with_truth:
         shown.append(blank if truth is None else Image.fromarray(error_map(image, prediction, truth, len(names))))
     return [Image.fromarray(image), *shown]
+
+
+def _shown_size(size: tuple[int, int], limit: tuple[int, int]) -> tuple[int, int]:
+    """(width, height) to show an image at: a small one grows by a whole factor, a large one shrinks to the limit.
+
+    Args:
+        size: height and width of the image.
+        limit: of the shown height and width, in pixels.
+    """
+    height, width = size
+    grow = max(1, -(-_MIN_SIDE // min(height, width)))
+    scale = min(grow, limit[0] / height, limit[1] / width)
+    return max(1, round(width * scale)), max(1, round(height * scale))
 
 
 def _coloured(image: Array, labels: Array, names: Sequence[str]) -> Image.Image:
