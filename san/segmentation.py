@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from san.errors import outline, printable
-from san.evaluation.predictions import rle_entries
+from san.evaluation.predictions import default_image_id, rle_entries
 from san.files import write_together
 from san.model.san import MaskProposals
 from san.postprocess import resized_masks, semantic_scores
@@ -247,14 +247,21 @@ class Segmentation:
         """Image and labelled prediction over a legend; written to `path` if given."""
         return panel(self.image, None, self.labels, self.names, path)
 
-    def to_coco_rle(self, file_name: str = "") -> list[dict[str, Any]]:
-        """One entry per class that has a pixel, in COCO's run-length code; ready for JSON.
+    def to_coco_rle(self, file_name: str = "", *, image_id: int | str | None = None) -> list[dict[str, Any]]:
+        """One entry per class that has a pixel, in COCO's run-length code; ready for JSON and `COCO.loadRes`.
 
-        Each holds file_name, category_id (index into `names`), category_name, segmentation (size and counts, as
-        pycocotools decodes it), area in pixels and, where there are scores, score.
+        Each holds image_id, file_name, category_id (index into `names`), category_name, segmentation (size and counts,
+        as pycocotools decodes it), area in pixels and, where there are scores, score.
+
+        Args:
+            file_name: of the image.
+            image_id: of the image in a COCO data set. By default the file's name without folder and ending, as a number
+                where it is one: 139 for "val2017/000000000139.jpg", "street" for "street.jpg"; 0 without a file name.
         """
         scores = self.confidences() if self.best_scores is not None else {}
-        entries = [entry for entry in rle_entries(self.labels, file_name) if entry["category_id"] != NONE]
+        entries = [
+            entry for entry in rle_entries(self.labels, file_name, image_id=image_id) if entry["category_id"] != NONE
+        ]
         for entry in entries:
             name = self.names[entry["category_id"]]
             entry |= {"category_name": name, "area": int(self._counts[entry["category_id"]])}
@@ -262,10 +269,11 @@ class Segmentation:
                 entry["score"] = scores[name]
         return entries
 
-    def to_dict(self, file_name: str = "") -> dict[str, Any]:
-        """What was found, ready for JSON: the image's file and size, and per class name, area, share and confidence.
+    def to_dict(self, file_name: str = "", *, image_id: int | str | None = None) -> dict[str, Any]:
+        """What was found, ready for JSON: the image's id, file and size; per class name, area, share and confidence.
 
         All classes are listed in the order of the vocabulary, also those without a pixel (confidence None).
+        `file_name` and `image_id` as in `to_coco_rle`.
         """
         scores = self.confidences() if self.best_scores is not None else {}
         num_free = len(self.vocabulary.free)
@@ -284,6 +292,7 @@ class Segmentation:
         ]
         height, width = self.labels.shape
         return {
+            "image_id": default_image_id(file_name) if image_id is None else image_id,
             "file_name": file_name,
             "height": height,
             "width": width,
@@ -297,6 +306,7 @@ class Segmentation:
         formats: Sequence[str] = ("overlay", "labels", "rle", "json"),
         *,
         file_name: str = "",
+        image_id: int | str | None = None,
     ) -> dict[str, Path]:
         """Writes files; either all of them appear, or none and older ones of the same names stay.
 
@@ -307,6 +317,7 @@ class Segmentation:
             formats: which of "overlay", "labels" (class indices, 8 bits with 255 for none of these where the indices
                 leave it free, else 16 bits with 65535), "rle", "json" and "panel".
             file_name: of the image, noted in "rle" and "json".
+            image_id: noted there too; see `to_coco_rle`.
 
         Returns:
             The file of each format.
@@ -319,21 +330,22 @@ class Segmentation:
         if path.is_dir() or str(target).endswith(("/", os.sep)):
             path /= "segmentation"
         files = {each: path.with_name(path.name + FORMATS[each]) for each in formats}
-        self.write(files, file_name=file_name)
+        self.write(files, file_name=file_name, image_id=image_id)
         return files
 
-    def write(self, files: Mapping[str, Path], *, file_name: str = "") -> None:
+    def write(self, files: Mapping[str, Path], *, file_name: str = "", image_id: int | str | None = None) -> None:
         """Writes files of given names; either all of them appear, or none and older ones of the same names stay.
 
         Args:
             files: the file of each format, one of `FORMATS`; folders are made.
             file_name: of the image, noted in "rle" and "json".
+            image_id: noted there too; see `to_coco_rle`.
 
         Raises:
             ValueError: an unknown format, one file for two formats, or a file that cannot be written.
         """
         _check_formats(files)
-        writers = {file: self._writer(each, file_name) for each, file in files.items()}
+        writers = {file: self._writer(each, file_name, image_id) for each, file in files.items()}
         if len(writers) < len(files):
             raise ValueError(f"two formats in one file of {', '.join(map(str, files.values()))}; give each its own")
         try:
@@ -347,10 +359,11 @@ class Segmentation:
         none, dtype = (255, np.uint8) if len(self.names) <= 255 else (65535, np.uint16)
         return Image.fromarray(np.where(self.labels == NONE, none, self.labels).astype(dtype))
 
-    def _writer(self, kind: str, file_name: str) -> Callable[[Path], None]:
+    def _writer(self, kind: str, file_name: str, image_id: int | str | None) -> Callable[[Path], None]:
         """What writes a format to a file."""
         if kind in ("rle", "json"):
-            content = self.to_coco_rle(file_name) if kind == "rle" else self.to_dict(file_name)
+            make = self.to_coco_rle if kind == "rle" else self.to_dict
+            content = make(file_name, image_id=image_id)
             text = json.dumps(content, indent=1, ensure_ascii=False)
             return partial(_write_text, text=text)
         picture = {"overlay": self.overlay, "labels": self.label_image, "panel": self.panel}[kind]()

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
 
 from san.clip.vocabulary import ClassText
 from san.model.san import MaskProposals
@@ -129,6 +130,35 @@ def test_coco_rle_decodes_to_the_masks() -> None:
         assert np.array_equal(mask, result.mask(entry["category_name"]))
         assert entry["area"] == mask.sum() == 18
         assert entry["score"] == pytest.approx(result.confidences()[entry["category_name"]])
+
+
+def test_pycocotools_loads_the_results(tmp_path: Path) -> None:
+    images = [{"id": 139, "height": 6, "width": 9}, {"id": "street", "height": 6, "width": 9}]
+    truth = COCO()
+    truth.dataset = {"images": images, "annotations": [], "categories": [{"id": i, "name": f"{i}"} for i in range(3)]}
+    truth.createIndex()
+    result = by_hand()
+    entries = []
+    for name in ("val2017/000000000139.jpg", "out/street.jpg"):
+        file = result.save(tmp_path / Path(name).stem, ["rle"], file_name=name)["rle"]
+        entries += json.loads(file.read_text())
+    (tmp_path / "all.json").write_text(json.dumps(entries))
+    loaded = truth.loadRes(str(tmp_path / "all.json"))
+    for image in (139, "street"):
+        for index, name in enumerate(result.names):
+            found = loaded.loadAnns(loaded.getAnnIds(imgIds=[image], catIds=[index]))
+            assert len(found) == (name != "dog")
+            for each in found:
+                assert np.array_equal(loaded.annToMask(each).astype(bool), result.mask(name))
+                assert each["area"] == 18
+
+
+def test_the_id_of_an_image_is_given_or_follows_from_its_name() -> None:
+    result = by_hand()
+    for file_name, image_id in {"": 0, "a/b.c.jpg": "b.c", "0042.png": 42, "²³.png": "²³", "9" * 30: "9" * 30}.items():
+        assert result.to_dict(file_name)["image_id"] == image_id
+        assert result.to_coco_rle(file_name)[0]["image_id"] == image_id
+    assert result.to_coco_rle("42.png", image_id=7)[0]["image_id"] == result.to_dict(image_id=7)["image_id"] == 7
 
 
 def test_to_dict_is_json_and_lists_every_class() -> None:

@@ -8,9 +8,9 @@ Examples:
 
 A comma, a semicolon or a line's end separates classes, | the synonyms of one; a file has one class a line. Of a picture
 DIR/street.jpg come, below --out, street_overlay.png (class colours over the picture), street_labels.png (class
-indices), street_rle.json (one run-length mask per class), street.json (names, areas, confidences), street_panel.png
-(picture, classes and legend). A class has the same colour in every picture. A picture that cannot be read is reported
-and passed over.
+indices), street_rle.json (one run-length mask per class, for pycocotools), street.json (names, areas, confidences),
+street_panel.png (picture, classes and legend). A class has the same colour in every picture. A picture that cannot
+be read is reported and passed over.
 
 Exit codes: 0 all done, 1 error, 2 wrong command line, 3 some pictures were passed over, 130 interrupted.
 """

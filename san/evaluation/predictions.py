@@ -1,4 +1,7 @@
-"""Predictions as files: label-map PNGs, and run-length JSON in the form of Detectron2's `sem_seg_predictions.json`."""
+"""Predictions as files: label-map PNGs, and run-length JSON in the form of Detectron2's `sem_seg_predictions.json`.
+
+Each entry of the JSON also has an `image_id`, so that pycocotools' `COCO.loadRes` takes it.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ import numpy.typing as npt
 from PIL import Image
 
 _MAX_UINT8, _MAX_UINT16 = 255, 65535
+_MAX_DIGITS = 18  # of an image id, to fit 64 bits
 
 
 def write_label_map(path: str | Path, labels: npt.NDArray[Any]) -> None:
@@ -31,24 +35,47 @@ def write_label_map(path: str | Path, labels: npt.NDArray[Any]) -> None:
     Image.fromarray(labels.astype(np.uint8 if high <= _MAX_UINT8 else np.uint16)).save(path)
 
 
+def default_image_id(file_name: str) -> int | str:
+    """COCO's id of an image: the file's name without folder and ending, a number where it is one.
+
+    So it is in COCO 2017, where 000000000139.jpg is image 139. Without a file name it is 0.
+    """
+    stem = Path(file_name).stem
+    is_number = stem.isascii() and stem.isdecimal() and len(stem) <= _MAX_DIGITS
+    return int(stem) if is_number else stem or 0
+
+
 def rle_entries(
-    labels: npt.NDArray[Any], file_name: str, category_ids: Sequence[int] | None = None
+    labels: npt.NDArray[Any],
+    file_name: str,
+    category_ids: Sequence[int] | None = None,
+    image_id: int | str | None = None,
 ) -> list[dict[str, Any]]:
-    """One entry per predicted class: file_name, category_id, segmentation (COCO's compressed run-length code).
+    """One entry per predicted class: image_id, file_name, category_id, segmentation (COCO's compressed run lengths).
 
     Args:
         labels: (H, W) integers, class indices.
         file_name: the input image.
         category_ids: dataset id of each class (COCO-Stuff's); class indices by default.
+        image_id: of the image in a COCO data set; see `default_image_id`.
     """
     from pycocotools import mask as coco_mask
 
+    if image_id is None:
+        image_id = default_image_id(file_name)
     entries = []
     for label in np.unique(labels).tolist():
         code = coco_mask.encode(np.asfortranarray(labels == label, dtype=np.uint8))
         segmentation = {"size": list(code["size"]), "counts": code["counts"].decode("ascii")}
         category_id = label if category_ids is None else category_ids[label]
-        entries.append({"file_name": file_name, "category_id": category_id, "segmentation": segmentation})
+        entries.append(
+            {
+                "image_id": image_id,
+                "file_name": file_name,
+                "category_id": category_id,
+                "segmentation": segmentation,
+            }
+        )
     return entries
 
 

@@ -78,8 +78,8 @@ def test_rle_entries_decode_to_the_label_map() -> None:
     entries = rle_entries(labels, "images/a.jpg")
     decoded = np.full(labels.shape, -1)
     for entry in json.loads(json.dumps(entries)):
-        assert set(entry) == {"file_name", "category_id", "segmentation"}
-        assert entry["file_name"] == "images/a.jpg"
+        assert set(entry) == {"image_id", "file_name", "category_id", "segmentation"}
+        assert (entry["file_name"], entry["image_id"]) == ("images/a.jpg", "a")
         assert entry["segmentation"]["size"] == [13, 7]
         decoded[coco_mask.decode(entry["segmentation"]) == 1] = entry["category_id"]
     assert np.array_equal(decoded, labels)
