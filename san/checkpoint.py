@@ -255,7 +255,7 @@ def save_slim(model: SANModel, path: str | Path, *, half: bool = False) -> None:
     clip = model.config.clip
     note = {
         "format": _SLIM,
-        "clip": f"{clip.name} {clip.pretrained}",
+        "clip": f"{clip.name} {clip.public_pretrained}",
         "clip_fingerprint": frozen_fingerprint(model),
     }
     state = OrderedDict(tensors)

@@ -6,6 +6,8 @@ import reprlib
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+from san.redaction import redact
+
 USER_ERRORS = (ValueError, OSError, FloatingPointError, MemoryError)
 """What wrong input raises: shown in one line. Anything else is a defect of ours and shows its stack trace."""
 
@@ -18,6 +20,7 @@ def one_line(error: BaseException | str, *, limit: int = MAX_LINE) -> str:
 
     File names, keys and values of a file are part of messages, and whoever made the file chose them: characters that
     a terminal would obey, or that turn the order of what follows, are escaped, and a long text is cut in the middle.
+    Credentials are masked first (see `san.redaction`): the half of one could not be recognised.
 
     Args:
         error: the error, whose type is named where it says nothing; or a text.
@@ -26,7 +29,7 @@ def one_line(error: BaseException | str, *, limit: int = MAX_LINE) -> str:
     text = str(error)
     if len(text) > 4 * limit:  # most of it would be thrown away
         text = f"{text[: 2 * limit]} {text[-2 * limit :]}"
-    text = printable(" ".join(text.split()))
+    text = printable(" ".join(redact(text).split()))
     if len(text) > limit:
         text = f"{text[: limit * 2 // 3]} [...] {text[-(limit // 3) :]}"
     return text or (type(error).__name__ if isinstance(error, BaseException) else "")
@@ -46,7 +49,7 @@ def excerpt(value: object, *, limit: int = 80) -> str:
         value: what was read or given.
         limit: characters to keep, about.
     """
-    short = reprlib.Repr()
+    short = _RedactedRepr()
     short.maxstring = short.maxother = short.maxlong = limit
     try:
         text = printable(short.repr(value))
@@ -65,3 +68,12 @@ def _brief(value: Any) -> str:
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
     return repr(value) if is_dataclass(value) else excerpt(value)
+
+
+class _RedactedRepr(reprlib.Repr):
+    """Masks credentials in texts before it cuts them."""
+
+    def repr_str(self, x: str, level: int) -> str:
+        if len(x) > 2 * MAX_LINE:  # most of it would be thrown away
+            x = f"{x[:MAX_LINE]}{x[-MAX_LINE:]}"
+        return super().repr_str(redact(x), level)

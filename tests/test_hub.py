@@ -32,7 +32,6 @@ from san.checkpoint import save_slim, to_published
 from san.clip import text_cache, zoo
 from san.clip.loader import SHAPES_FILE, load_clip, save_clip_file
 from san.clip.record import read_record
-from san.d2.discretion import discreet
 from san.hub import MODELS, SHAPES_CHECKPOINT, find_here, load_pretrained, push_to_hub, save_pretrained
 from san.hub import remote as remote_module
 from san.hub.folder import describe, read_config
@@ -43,6 +42,7 @@ from san.model.config import HeadConfig, variant
 from san.model.heads import MaskHead
 from san.model.san import SANModel
 from san.predictor import Predictor
+from san.redaction import redact_home
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TOKEN = "hf_ThisIsSecret"
@@ -172,6 +172,26 @@ def test_the_folder_needs_nothing_else(tmp_path: Path, monkeypatch: pytest.Monke
     torch.testing.assert_close(loaded.text_classifier.embed(["red star", "blue ring"]), expected)
     assert read_config(folder).clip_token_ids == tuple(moved)
     assert loaded.config.clip.pretrained == "clip.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("pretrained", "public"),
+    [
+        (None, None), ("openai", "openai"), ("shapes", "shapes"), ("openai:/home/ursula/clip.pt", "openai"),
+        ("/home/ursula/clip.pt", "clip.pt"), ("ursula/clip.pt", "clip.pt"), ("~/clip.pt", "clip.pt"),
+        ("C:\\ursula\\clip.pt", "clip.pt"), ("C:/ursula/clip.pt", "clip.pt"), ("/ursula/a:b/clip.pt", "clip.pt"),
+        ("laion2b_s34b_b88k:clip.safetensors", "laion2b_s34b_b88k"),
+    ],
+)  # fmt: skip
+def test_no_folder_of_clip_weights_is_published(pretrained: str | None, public: str | None, tmp_path: Path) -> None:
+    """Also where the file is gone by then."""
+    model = make()
+    model.config = replace(model.config, clip=replace(model.config.clip, pretrained=pretrained))
+    assert describe(model).model.clip.pretrained == public
+    save_slim(model, tmp_path / "slim.pth")
+    folder = save_pretrained(model, tmp_path / "model")
+    for path in (tmp_path / "slim.pth", folder / CONFIG_FILE, folder / CARD_FILE, folder / WEIGHTS_FILE):
+        assert b"ursula" not in path.read_bytes()
 
 
 def _header(path: Path) -> dict[str, str]:
@@ -682,7 +702,7 @@ def test_without_a_home_folder_there_is_no_cache_of_the_users(monkeypatch: pytes
     assert Predictor(make()).text_cache is None
     with pytest.raises(ValueError, match="the text cache's folder is '~/x'"):
         text_cache.resolve_folder("~/x")
-    assert discreet("in /root and ~") == "in /root and ~"
+    assert redact_home("in /root and ~") == "in /root and ~"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -765,6 +785,14 @@ def test_push_a_folder_to_a_branch(api: type[FakeApi], folder: Path) -> None:
     assert [name for name, _ in api.calls] == ["token", "create_repo", "create_branch", "upload_folder"]
     assert api.calls[-1][1]["revision"] == "v2"
     assert api.calls[-1][1]["content"]["README.md"] == b"mine"
+
+
+def test_no_local_path_is_pushed(api: type[FakeApi], folder: Path) -> None:
+    """Of a folder that an earlier version wrote."""
+    change(folder, lambda content: content["model"]["clip"].update(pretrained="/home/ursula/clip.pt"))
+    with pytest.raises(ValueError, match=r"would publish the local path '/home/ursula/clip.pt'.*by 'clip.pt' there"):
+        push_to_hub(folder, "me/tiny")
+    assert api.calls == []
 
 
 def test_nothing_broken_is_pushed(api: type[FakeApi], folder: Path) -> None:

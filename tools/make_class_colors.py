@@ -19,6 +19,7 @@ import numpy as np
 
 from san.data.label_sets import LABEL_SETS, load_label_set
 from san.data.shapes.world import NAMES as SHAPES_NAMES
+from san.redaction import redact_terminal
 from san.visualize.palette import color_key, oklab
 
 STEP = 7  # of the candidates in red, green and blue
@@ -70,6 +71,7 @@ def choose(sets: list[list[str]], fixed: dict[str, str]) -> dict[str, str]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
+    redact_terminal()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="JSON file; names in it keep their colours")
     options = parser.parse_args(arguments)

@@ -15,11 +15,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from san.redaction import redact_terminal
 from san.visualize import plot_curves
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Reads the command line and draws."""
+    redact_terminal()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of a run, or its metrics.json")
     parser.add_argument("--output", type=Path, help="PNG to write (default: curves.png beside metrics.json)")

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from san.cli import train
 from san.cli.main import make_parser
 from san.cli.train import guarded, worker
+from san.redaction import redact_terminal
 
 __all__ = ["guarded", "main", "parse_arguments", "worker"]
 
@@ -29,6 +30,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Reads the command line and the configuration, and starts the workers."""
+    redact_terminal()
     args = parse_arguments(arguments)
     guarded(lambda: train.start(args), show_traceback=args.traceback)
 

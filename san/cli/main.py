@@ -15,6 +15,7 @@ from types import ModuleType
 
 import san
 from san.errors import USER_ERRORS, one_line
+from san.redaction import redact_terminal
 
 DONE, ERROR, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -53,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0 all done, 1 error, 2 wrong command line, 130 interrupted; a sub-command may have more.
     """
+    redact_terminal()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = _main_parser()
     try:
@@ -80,6 +82,7 @@ def run_tool(module: ModuleType, arguments: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: for --help and a wrong command line, as argparse does.
     """
+    redact_terminal()
     options = make_parser(module).parse_args(arguments)
     return guarded(lambda: module.run(options), show_traceback=options.traceback)
 

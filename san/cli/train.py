@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from san.cli.options import add_import_option
 from san.errors import USER_ERRORS, one_line
+from san.redaction import redact, redact_home, redact_terminal
 
 if TYPE_CHECKING:
     from san.d2.api import CfgNode
@@ -111,18 +112,17 @@ def worker(cfg: CfgNode, args: argparse.Namespace) -> None:
     """What every worker process does."""
     from san.d2.run import run as run_worker
 
+    redact_terminal()  # a spawned process has streams of its own
     modes = {"eval_only": args.eval_only, "resume": args.resume, "keep_weights": args.keep_weights}
     guarded(lambda: run_worker(cfg, **modes), show_traceback=args.traceback)
 
 
 def guarded(action: Callable[[], object], *, show_traceback: bool) -> None:
     """Calls something; ends the process with one line and status 1 where a user's input was wrong."""
-    from san.d2.discretion import discreet
-
     try:
         action()
     except (*USER_ERRORS, KeyboardInterrupt) as error:
         if show_traceback:
             traceback.print_exc()
         what = "interrupted" if isinstance(error, KeyboardInterrupt) else one_line(error)
-        sys.exit(f"error: {discreet(what)}")
+        sys.exit(f"error: {redact_home(redact(what))}")

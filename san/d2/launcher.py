@@ -25,8 +25,8 @@ from torch.multiprocessing.spawn import ProcessException, ProcessExitedException
 
 from san.allocator import keep_large_buffers
 from san.d2.api import CfgNode, comm, forget_groups, launch, log_backend, setup_logger
-from san.d2.discretion import DiscreetFormatter
 from san.d2.stopping import EXIT_CODE, StopRequested, passing_on
+from san.redaction import RedactingFormatter
 
 TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -200,7 +200,7 @@ def _setup_loggers(folder: Path, rank: int) -> None:
         logging.getLogger(name).handlers.clear()
         setup_logger(str(folder), distributed_rank=rank, name=name)
         for handler in logging.getLogger(name).handlers:
-            handler.setFormatter(DiscreetFormatter(handler.formatter))
+            handler.setFormatter(RedactingFormatter(handler.formatter))
             handler.handleError = functools.partial(_endure, handler.handleError)  # type: ignore[method-assign]
 
 

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 from san.d2.api import CfgNode, EventStorage, EventWriter, TensorboardXWriter, get_event_storage
-from san.d2.discretion import discreet, without_places
 from san.d2.metrics_file import MetricsFile
+from san.redaction import redact, redact_home, without_folders
 
 MIB = 1024**2
 
@@ -179,10 +179,10 @@ class WandbWriter(EventWriter):
         self.window = cfg.SOLVER.LOG_PERIOD
         self.run: Any = wandb.init(
             project=cfg.WANDB.PROJECT,
-            name=discreet(cfg.WANDB.NAME or Path(cfg.OUTPUT_DIR).resolve().name),
+            name=redact_home(redact(cfg.WANDB.NAME or Path(cfg.OUTPUT_DIR).resolve().name)),
             dir=cfg.OUTPUT_DIR,
             mode=cfg.WANDB.MODE,
-            config=without_places(_plain(cfg)),
+            config=without_folders(_plain(cfg)),
             settings=wandb.Settings(**_private_settings(wandb.Settings.model_fields)),
         )
         self._last_written = -1

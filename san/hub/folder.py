@@ -167,11 +167,7 @@ def describe(model: SANModel) -> FolderConfig:
         ValueError: its tokenizer is none that a file can describe.
     """
     clip = model.config.clip
-    pretrained = clip.pretrained
-    if pretrained and Path(pretrained.partition(":")[2] or pretrained).is_file():  # a path means nothing elsewhere
-        tag, colon, file = pretrained.partition(":")
-        pretrained = tag if colon and Path(file).is_file() else Path(pretrained).name
-    config = replace(model.config, clip=replace(clip, pretrained=pretrained))
+    config = replace(model.config, clip=replace(clip, pretrained=clip.public_pretrained))
     tokenizer = model.text_classifier.tokenizer
     if not isinstance(tokenizer, (BpeTokenizer, CompactTokenizer)):
         raise ValueError(f"the model's tokenizer is {excerpt(tokenizer)}, which config.json cannot describe")

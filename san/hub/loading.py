@@ -10,7 +10,8 @@ from typing import Any
 
 from san.checkpoint import brings_clip, load_checkpoint_file, load_weights
 from san.clip.loader import load_clip
-from san.hub.folder import WEIGHTS_SUFFIXES, load_folder, save_pretrained
+from san.errors import excerpt
+from san.hub.folder import WEIGHTS_SUFFIXES, load_folder, read_config, save_pretrained
 from san.hub.places import find_known
 from san.hub.remote import CONFIG_FILE, WEIGHTS_FILE, HubFile, fetch, hand_folder, upload_folder
 from san.hub.table import MODELS
@@ -107,6 +108,7 @@ def push_to_hub(
         if half:
             raise ValueError("half=True goes with a model; a folder is uploaded as it is: write it with half=True")
         load_folder(Path(model))  # nothing goes up that could not be loaded again
+        _refuse_local_path(Path(model))
         return upload_folder(Path(model), repo_id, **upload)
     with tempfile.TemporaryDirectory() as made:
         return upload_folder(save_pretrained(model, Path(made), half=half), repo_id, **upload)
@@ -115,6 +117,16 @@ def push_to_hub(
 def _is_in_folder(path: Path, config: object) -> bool:
     """Whether a file is the weights of a saved folder, whose config.json is then taken."""
     return config is None and path.name == WEIGHTS_FILE and path.with_name(CONFIG_FILE).is_file()
+
+
+def _refuse_local_path(folder: Path) -> None:
+    """Refuses to publish where a file of CLIP weights lies on this machine; earlier versions could write that."""
+    clip = read_config(folder).model.clip
+    if clip.pretrained != clip.public_pretrained:
+        raise ValueError(
+            f"{str(folder / CONFIG_FILE)!r} would publish the local path {excerpt(clip.pretrained)} (model.clip."
+            f"pretrained); replace it by {clip.public_pretrained!r} there and in README.md"
+        )
 
 
 def _refuse_config(config: object, name: str) -> None:

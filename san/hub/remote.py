@@ -15,6 +15,7 @@ from urllib.request import getproxies
 
 from san.errors import one_line
 from san.files import home_folder, user_path
+from san.redaction import redact
 
 logger = logging.getLogger(__name__)
 
@@ -186,9 +187,7 @@ def upload_folder(
             allow_patterns=[CONFIG_FILE, WEIGHTS_FILE, CARD_FILE],
         )
     except (OSError, ValueError, errors.HTTPError) as error:  # type: ignore[attr-defined]
-        reason = one_line(error, limit=300)
-        if token:
-            reason = reason.replace(token, "***")
+        reason = one_line(redact(str(error), [token] if token else []), limit=300)
         raise ValueError(
             f"the hub did not take {repo_id!r} ({reason}); check the name, the network, and that you are logged "
             "in with a token that may write (`hf auth login`, or HF_TOKEN)"

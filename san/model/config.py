@@ -6,6 +6,7 @@ model is built. Source: method.md; the published configurations.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, replace
 
 from san.clip.arch import IMAGE_SIZE, PATCH_SIZE, TRANSFORMER, WIDTH, ClipArch
@@ -54,6 +55,14 @@ class ClipConfig:
             f"[SLS] tokens cannot start as {self.sls_init!r}; set MODEL.CLIP.SLS_INIT to one of {', '.join(SLS_INITS)}",
         )
         check_ranges(self, "CLIP", "MODEL.CLIP.", input_scale=(0.0, 2), shallow_depth=(0, 128))
+
+    @property
+    def public_pretrained(self) -> str | None:
+        """`pretrained` for a file that others get: the tag of "tag:file", a file's name without its folder."""
+        tag, colon, _ = (self.pretrained or "").partition(":")
+        if colon and len(tag) > 1 and not re.search(r"[\\/]", tag):  # not the colon of a Windows drive, or in a path
+            return tag
+        return self.pretrained and re.split(r"[\\/]", self.pretrained)[-1]
 
 
 @dataclass(frozen=True)

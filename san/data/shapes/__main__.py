@@ -6,10 +6,12 @@ import argparse
 import sys
 
 from san.data.shapes.dataset import ShapesSizes, write_shapes
+from san.redaction import redact_terminal
 
 
 def main(argv: list[str] | None = None) -> int:
     """Command line of `write_shapes`; returns the exit status."""
+    redact_terminal()
     default = ShapesSizes()
     parser = argparse.ArgumentParser(prog="python -m san.data.shapes", description=__doc__)
     parser.add_argument("--root", default="datasets", help="data sets' folder; ROOT/shapes is made (default: datasets)")
