@@ -3,7 +3,7 @@
 Legend: Q queries, C classes, (h_s, w_s) side grid, (H, W) requested output; a band is a run of output rows.
 
 Both resizes of method.md 7.1 are linear and act on rows and columns separately, so each axis is one small matrix, and
-any band of output rows can be made alone: memory stays bounded whatever the output size and the vocabulary.
+any block of the output can be made alone: memory stays bounded whatever the output size, its sides and the vocabulary.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+_BLOCK_SIDE = 8192  # output pixels along each side of a block, which is made band by band
 _BAND_VALUES = 2**24  # mask probabilities and scores held at a time: 64 MB in float32
 _CACHED_VALUES = 2**20  # on a CPU, for a label map: what its cache holds is read again at once
 _TILE = 16  # output pixels along each side of a tile of which classes are left out
@@ -47,9 +48,11 @@ def semantic_scores(
         ValueError: shapes that do not fit each other.
     """
     class_probs = _class_probs(mask_logits, class_logits)[:, :-1]  # (Q, C)
-    num_rows = max(1, _BAND_VALUES // shrink // (sum(class_probs.shape) * output_size[1]))
-    bands = _mask_bands(mask_logits, padded_size, image_size, output_size, num_rows)
-    return torch.cat([torch.einsum("qc,qhw->chw", class_probs, mask_probs) for mask_probs in bands], dim=1)
+    num_rows = _rows_of_band(_BAND_VALUES // shrink, class_probs, output_size)
+    scores = torch.empty(class_probs.shape[1], *output_size, device=mask_logits.device)
+    for rows, columns, mask_probs in _mask_bands(mask_logits, padded_size, image_size, output_size, num_rows):
+        scores[:, rows, columns] = torch.einsum("qc,qhw->chw", class_probs, mask_probs)
+    return scores
 
 
 def semantic_labels(
@@ -122,9 +125,10 @@ def labels_and_scores(
     on_cpu, num_queries = mask_logits.device.type == "cpu", class_probs.shape[1]
     prune = on_cpu and len(class_probs) > min(_FEW_CLASSES, 1.5 * num_queries)
     band_values = (min(_BAND_VALUES, _CACHED_VALUES) if on_cpu else _BAND_VALUES) // shrink
-    num_rows = _TILE * _TILE_ROWS if prune else max(1, band_values // (sum(class_probs.shape) * output_size[1]))
-    labels, best = [], []
-    for mask_probs in _mask_bands(mask_logits, padded_size, image_size, output_size, num_rows):
+    num_rows = _TILE * _TILE_ROWS if prune else _rows_of_band(band_values, class_probs, output_size)
+    labels = torch.empty(output_size, dtype=torch.int64, device=mask_logits.device)
+    best = torch.empty(output_size, device=mask_logits.device)
+    for rows, columns, mask_probs in _mask_bands(mask_logits, padded_size, image_size, output_size, num_rows):
         pixels = mask_probs.flatten(1)  # (Q, rows * W)
         if prune:
             score, label = _best_of_tiles(class_probs, mask_probs, band_values)
@@ -133,9 +137,14 @@ def labels_and_scores(
         none = score < threshold
         if none_of_these:
             none |= no_object @ pixels > score
-        labels.append(label.masked_fill(none, -1).view(mask_probs.shape[1:]))
-        best.append(score.view(mask_probs.shape[1:]))
-    return torch.cat(labels), torch.cat(best)
+        labels[rows, columns] = label.masked_fill(none, -1).view(mask_probs.shape[1:])
+        best[rows, columns] = score.view(mask_probs.shape[1:])
+    return labels, best
+
+
+def _rows_of_band(max_values: int, class_probs: Tensor, output_size: tuple[int, int]) -> int:
+    """How high a band is, whose mask probabilities and scores are about `max_values`."""
+    return max(1, max_values // (sum(class_probs.shape) * min(output_size[1], _BLOCK_SIDE)))
 
 
 def _best_class(class_probs: Tensor, pixels: Tensor, max_values: int) -> tuple[Tensor, Tensor]:
@@ -216,7 +225,11 @@ def resized_masks(
     Returns:
         (Q, H, W) float32.
     """
-    rows, columns = _axis_matrices(mask_logits, padded_size, image_size, output_size)
+    _check_sizes(padded_size, image_size, output_size)
+    rows, columns = (
+        _resize_matrix(*sides, slice(0, sides[-1]), mask_logits.device)
+        for sides in zip(mask_logits.shape[1:], padded_size, image_size, output_size, strict=True)
+    )
     return rows @ mask_logits.float() @ columns.T
 
 
@@ -238,35 +251,68 @@ def _mask_bands(
     image_size: tuple[int, int],
     output_size: tuple[int, int],
     num_rows: int,
-) -> Iterator[Tensor]:
-    """Mask probabilities (Q, rows, W) of one band of `num_rows` output rows after the other; the last may be lower."""
-    rows, columns = _axis_matrices(mask_logits, padded_size, image_size, output_size)
-    across = mask_logits.float() @ columns.T  # (Q, h_s, W)
-    for band in rows.split(num_rows):
-        sources = slice(None)
-        if band.device.type == "cpu":  # elsewhere the host would wait for the answer
-            nearby = band.any(dim=0).nonzero()  # few of h_s rows
-            sources = slice(int(nearby[0]), int(nearby[-1]) + 1)
-        yield (band[:, sources] @ across[:, sources]).sigmoid_()
+) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Output rows and columns of one band after the other, and its mask probabilities (Q, rows, columns).
+
+    Args:
+        mask_logits: (Q, h_s, w_s).
+        padded_size: as of `semantic_scores`.
+        image_size: likewise.
+        output_size: likewise.
+        num_rows: the height of a band; those at the end of a block may be lower.
+    """
+    _check_sizes(padded_size, image_size, output_size)
+    height, width = (
+        (grid, padded, image, output)
+        for grid, padded, image, output in zip(mask_logits.shape[1:], padded_size, image_size, output_size, strict=True)
+    )
+    for columns in _parts(0, output_size[1], _BLOCK_SIDE):
+        across = mask_logits.float() @ _resize_matrix(*width, columns, mask_logits.device).T  # (Q, h_s, columns)
+        for block in _parts(0, output_size[0], _BLOCK_SIDE):
+            down = _resize_matrix(*height, block, mask_logits.device)  # (rows, h_s)
+            for rows in _parts(block.start, block.stop, num_rows):
+                band = down[rows.start - block.start : rows.stop - block.start]
+                sources = slice(None)
+                if band.device.type == "cpu":  # elsewhere the host would wait for the answer
+                    nearby = band.any(dim=0).nonzero()  # few of h_s rows
+                    sources = slice(int(nearby[0]), int(nearby[-1]) + 1)
+                yield rows, columns, (band[:, sources] @ across[:, sources]).sigmoid_()
 
 
-def _axis_matrices(
-    mask_logits: Tensor, padded_size: tuple[int, int], image_size: tuple[int, int], output_size: tuple[int, int]
-) -> tuple[Tensor, Tensor]:
-    """What brings masks to the output size, from the left (H, h_s) and from the right (W, w_s)."""
+def _parts(start: int, stop: int, length: int) -> Iterator[slice]:
+    """The range cut into parts of a length; the last may be shorter."""
+    for first in range(start, stop, length):
+        yield slice(first, min(first + length, stop))
+
+
+def _check_sizes(padded_size: tuple[int, int], image_size: tuple[int, int], output_size: tuple[int, int]) -> None:
+    """Refuse sizes that make no sense."""
     if any(image > padded for image, padded in zip(image_size, padded_size, strict=True)):
         raise ValueError(f"image_size {tuple(image_size)} exceeds padded_size {tuple(padded_size)}; were they swapped?")
     if min(*image_size, *output_size) < 1:
         raise ValueError(f"image_size {tuple(image_size)} and output_size {tuple(output_size)} must be positive")
-    rows, columns = (
-        _resize_matrix(grid, padded, image, output, mask_logits.device)
-        for grid, padded, image, output in zip(mask_logits.shape[1:], padded_size, image_size, output_size, strict=True)
-    )
-    return rows, columns
 
 
-def _resize_matrix(grid: int, padded: int, image: int, output: int, device: torch.device) -> Tensor:
-    """(output, grid): linear to the padded length, cut to the image, linear to the output length, along one axis."""
+def _resize_matrix(grid: int, padded: int, image: int, output: int, part: slice, device: torch.device) -> Tensor:
+    """Along one axis: linear to the padded length, cut to the image, linear to the output length, of which a part.
+
+    Args:
+        grid: length of the masks.
+        padded: length of the padded batch.
+        image: length of the image in it.
+        output: length of the whole result.
+        part: the range of the output that is made.
+        device: where to.
+
+    Returns:
+        (part, grid) float32.
+    """
     basis = torch.eye(grid, device=device)[None]  # (1, grid, grid)
-    basis = F.interpolate(basis, size=padded, mode="linear", align_corners=False)[..., :image]
-    return F.interpolate(basis, size=output, mode="linear", align_corners=False)[0].T
+    basis = F.interpolate(basis, size=padded, mode="linear", align_corners=False)[0, :, :image].T  # (image, grid)
+    # the second one is what F.interpolate does, which cannot make a part
+    centres = torch.arange(part.start, part.stop, device=device, dtype=torch.float32) + 0.5
+    centres = (centres * (image / output) - 0.5).clamp(min=0)
+    lower = centres.long()
+    upper = (lower + 1).clamp(max=image - 1)
+    share = (centres - lower)[:, None]
+    return (1 - share) * basis[lower] + share * basis[upper]

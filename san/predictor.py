@@ -17,8 +17,9 @@ from PIL import Image
 from torch import Tensor
 
 from san.clip.text_cache import resolve_folder
+from san.data.image_files import MAX_PIXELS
 from san.data.images import Layout, image_pixels
-from san.data.transforms import MAX_PIXELS, resize_image, resize_short_side
+from san.data.transforms import resize_image, resize_short_side
 from san.errors import excerpt
 from san.hub import SHAPES_CHECKPOINT, load_pretrained
 from san.model.config import SANConfig

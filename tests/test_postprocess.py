@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from san import postprocess
 from san.postprocess import labels_and_scores, resized_masks, semantic_labels, semantic_scores
@@ -42,17 +43,6 @@ def test_labels_are_the_argmax_of_scores(monkeypatch: pytest.MonkeyPatch, band_v
 
 def test_labels_never_hold_all_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     """No tensor made on the way has more than a band's values; all scores would be 130 times that."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    class Largest(TorchDispatchMode):
-        numel = 0
-
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-            out = func(*args, **(kwargs or {}))
-            if isinstance(out, Tensor):
-                self.numel = max(self.numel, out.numel())
-            return out
-
     monkeypatch.setattr(postprocess, "_BAND_VALUES", 2**18)
     mask_logits, class_logits = random_case(num_queries=2, num_classes=847)
     with Largest() as largest:
@@ -61,6 +51,42 @@ def test_labels_never_hold_all_scores(monkeypatch: pytest.MonkeyPatch) -> None:
         )
     assert labels.shape == (200, 200)
     assert largest.numel <= postprocess._BAND_VALUES
+
+
+class Largest(TorchDispatchMode):
+    """Notes the number of values of the largest tensor that is made."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, Tensor):
+            self.numel = max(self.numel, out.numel())
+        return out
+
+
+@pytest.mark.parametrize("num_classes", [5, 60])
+def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch, num_classes: int) -> None:
+    mask_logits, class_logits = random_case(num_classes=num_classes)
+    labels, best = labels_and_scores(mask_logits, class_logits, **SIZES)
+    scores = semantic_scores(mask_logits, class_logits, **SIZES)
+    monkeypatch.setattr(postprocess, "_BLOCK_SIDE", 32)
+    blocks = labels_and_scores(mask_logits, class_logits, **SIZES)
+    assert torch.equal(blocks[0], labels)
+    torch.testing.assert_close(blocks[1], best)
+    torch.testing.assert_close(semantic_scores(mask_logits, class_logits, **SIZES), scores)
+
+
+@pytest.mark.parametrize("output_size", [(1, 300_000), (300_000, 1)])
+def test_lines_take_no_more_memory_than_their_result(output_size: tuple[int, int]) -> None:
+    """A matrix of the whole side, or the masks stretched along it, would have millions of values."""
+    mask_logits, class_logits = random_case(num_queries=20)
+    sizes = {"padded_size": (96, 128), "image_size": (96, 128), "output_size": output_size}
+    with Largest() as largest:
+        labels, _ = labels_and_scores(mask_logits, class_logits, **sizes)
+    assert labels.shape == output_size
+    assert labels.unique().numel() > 2
+    assert largest.numel <= max(300_000, 2 * postprocess._CACHED_VALUES)
 
 
 def test_of_equal_scores_the_first_class_wins() -> None:

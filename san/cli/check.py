@@ -42,7 +42,7 @@ from san.data.checking import (
     write_classes,
     write_json,
 )
-from san.data.transforms import read_image, read_label_map
+from san.data.image_files import read_image, read_label_map
 from san.visualize import contact_sheet, plot_pixel_histogram
 
 _RULE = "─" * 100

@@ -151,7 +151,7 @@ class _Run:
 
     def run(self) -> int:
         """All images; returns the exit code."""
-        from san.data.transforms import read_image
+        from san.data.image_files import read_image
 
         line = Line(
             read=read_image,

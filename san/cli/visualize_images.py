@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from san.data.image_files import check_same_size, read_image, read_label_map
 from san.data.label_mapping import LabelMapping
 from san.data.label_sets import check_label_values
-from san.data.transforms import check_same_size, read_image, read_label_map
 from san.errors import one_line
 from san.evaluation.per_image import Entry, ImageScore, decode_entries, score_image
 from san.files import replacing

@@ -29,7 +29,7 @@ from san.d2.loaders import Batches, Record, Sample, build_eval_loader, evenly_sp
 from san.d2.mapper import EvalMapper, dataset_info
 from san.d2.memory import Frugal
 from san.d2.partial import Keeping, Partial, forget, weights_digest
-from san.data.transforms import read_image
+from san.data.image_files import read_image
 from san.evaluation import ConfusionMatrix, RLEWriter, format_summary, metrics, write_label_map, write_report
 from san.evaluation.report import SUMMARY_KEYS, summary_keys
 from san.visualize import Sample as PanelRow

@@ -14,16 +14,10 @@ import numpy as np
 import torch
 
 from san.d2.loaders import Record, Sample
+from san.data.image_files import check_same_size, read_image, read_label_map
 from san.data.label_mapping import LabelMapping
 from san.data.label_sets import check_label_values
-from san.data.transforms import (
-    TrainAugmentation,
-    check_same_size,
-    read_image,
-    read_label_map,
-    resize_image,
-    resize_short_side,
-)
+from san.data.transforms import TrainAugmentation, resize_image, resize_short_side
 
 
 @dataclass(frozen=True)

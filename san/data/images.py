@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from san.data.transforms import MAX_PIXELS, check_num_pixels, read_image, to_rgb
+from san.data.image_files import MAX_PIXELS, check_size, read_image, to_rgb
 
 Layout = Literal["HWC", "CHW"]
 """The order of an image's axes: H height, W width, C channels."""
@@ -26,8 +26,8 @@ def image_pixels(
 
     Args:
         image: one of
-            - a file, see `san.data.transforms.read_image`;
-            - a Pillow image of any mode but floating point, see `san.data.transforms.to_rgb`;
+            - a file, see `san.data.image_files.read_image`;
+            - a Pillow image of any mode but floating point, see `san.data.image_files.to_rgb`;
             - an array of uint8, uint16 (65535 is white) or bool, with 1 to 4 channels (grey, grey with transparency,
               RGB, RGBA; transparency is dropped) or, grey, without a channel axis;
             - a tensor of uint8, bool or floating point in 0..1, with channels likewise.
@@ -45,7 +45,7 @@ def image_pixels(
     if isinstance(image, (str, Path)):
         pixels = read_image(image, max_pixels=max_pixels)
     elif isinstance(image, Image.Image):
-        check_num_pixels(image.height, image.width, max_pixels)
+        check_size(image.height, image.width, max_pixels)
         pixels = to_rgb(image)
     elif isinstance(image, Tensor):
         pixels = _from_tensor(image, layout, max_pixels)
@@ -61,7 +61,7 @@ def _from_array(array: npt.NDArray[Any], layout: str, max_pixels: int | None) ->
     array = _channels_last(array, layout)
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in _MODES) or 0 in array.shape:
         raise _unfit(array)
-    check_num_pixels(array.shape[0], array.shape[1], max_pixels)
+    check_size(array.shape[0], array.shape[1], max_pixels)
     if array.dtype == np.bool_:
         array = array.astype(np.uint8) * 255
     elif array.dtype == np.uint16:

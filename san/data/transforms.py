@@ -1,4 +1,4 @@
-"""Reading image and label files, resizing, and the training augmentation (method.md 8.5, 8.6), on NumPy and Pillow.
+"""Resizing, and the training augmentation (method.md 8.5, 8.6), on NumPy and Pillow.
 
 Images are (H, W, 3) uint8 RGB, label maps (H, W) int32, sizes (height, width). Randomness comes from the passed
 generator only.
@@ -6,130 +6,16 @@ generator only.
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
+
+from san.data.image_files import check_same_size
 
 Array = npt.NDArray[Any]
-
-MAX_PIXELS = 180_000_000
-"""Height times width of the largest image read unless somebody says otherwise: 0.5 GB as RGB, as Pillow's own limit."""
-
-DAMAGE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    ArithmeticError,
-    RuntimeError,
-    MemoryError,
-    struct.error,
-)
-"""What Pillow's readers raise on bytes that are not what they should be; tests/fuzz looks for others."""
-
-STARTS_PROGRAMS = ("EPS", "WMF")
-"""Formats that Pillow hands to Ghostscript, or to the system; refused."""
-
-_LABEL_MODES = ("1", "L", "P", "I", "I;16", "I;16L", "I;16B")
-
-
-def read_image(path: str | Path, *, max_pixels: int | None = MAX_PIXELS) -> Array:
-    """An image file of any mode as RGB, turned upright by its EXIF orientation; see `to_rgb`.
-
-    Of an animation the first frame is taken.
-
-    Args:
-        path: the file.
-        max_pixels: a larger image is refused before it is decoded; None takes any that Pillow opens.
-
-    Returns:
-        (H, W, 3) uint8.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: the file is empty, damaged, no image, too large, or of a mode without an RGB meaning.
-    """
-    return to_rgb(_open(path, "image", max_pixels), f"image {path}")
-
-
-def to_rgb(image: Image.Image, source: str = "the image") -> Array:
-    """A Pillow image of any mode as RGB, turned upright by its EXIF orientation.
-
-    Grey, palette, black and white, CMYK and the like are converted, transparency is dropped, 16-bit grey is brought to
-    8 bits (65535 -> 255).
-
-    Args:
-        image: any mode but floating point, whose range nobody knows.
-        source: what to call it in an error.
-
-    Returns:
-        (H, W, 3) uint8.
-
-    Raises:
-        ValueError: it is damaged, or of a mode without an RGB meaning.
-    """
-    if image.mode == "F":
-        raise ValueError(
-            f"{source} holds floating-point values (mode F), whose range is unknown; save it as 8-bit RGB, or give an "
-            "array or tensor in a stated range"
-        )
-    try:
-        image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I"):
-            return _sixteen_to_eight(np.asarray(image), wide=image.mode != "I")
-        return np.array(image.convert("RGB"))
-    except ValueError as error:
-        raise ValueError(f"{source} has mode {image.mode}, which has no RGB form; save it as RGB") from error
-    except DAMAGE as error:
-        raise ValueError(f"{source} cannot be read ({_reason(error)}); copy or prepare it again") from error
-
-
-def _sixteen_to_eight(grey: Array, *, wide: bool) -> Array:
-    """Grey values (H, W) of 16 bits as (H, W, 3) uint8; not `wide` ones are of 8 bits if none exceeds them."""
-    grey = grey.astype(np.int64).clip(0, 65535)
-    eight = grey // 257 if wide or grey.max() > 255 else grey
-    return np.repeat(eight.astype(np.uint8)[..., None], 3, axis=2)
-
-
-def read_label_map(path: str | Path) -> Array:
-    """A label map's pixel values as stored: 8 or 16 bits, and the indices, not the colours, of a palette image.
-
-    Returns:
-        (H, W) int32.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: the file is empty, damaged, no image, or has more than one channel.
-    """
-    image = _open(path, "label map")
-    if image.mode not in _LABEL_MODES:
-        raise ValueError(
-            f"label map {path} has mode {image.mode} but must have one channel of class indices (8-bit PNG, or 16-bit "
-            "PNG or TIFF); convert colour-coded labels to indices (see docs/datasets.md)"
-        )
-    return np.asarray(image).astype(np.int32)
-
-
-def check_same_size(image: Array, label_map: Array, image_name: str = "image", label_name: str = "label map") -> None:
-    """Refuse a label map that does not lie on its image pixel by pixel.
-
-    Raises:
-        ValueError: names both files and sizes.
-    """
-    if image.shape[:2] != label_map.shape[:2]:
-        raise ValueError(
-            f"{image_name} is {image.shape[0]}x{image.shape[1]} (height x width) but {label_name} is "
-            f"{label_map.shape[0]}x{label_map.shape[1]}: they must be equal; prepare the labels again, and if the "
-            "image carries an EXIF rotation, remove it or rotate the label too"
-        )
 
 
 def resize_short_side(height: int, width: int, short_side: int, max_size: int) -> tuple[int, int]:
@@ -300,60 +186,3 @@ def _map_levels(image: Image.Image, curves: list[Array]) -> Image.Image:
 
 def _to_8_bits(values: Array) -> Array:
     return np.clip(np.rint(values), 0, 255)
-
-
-def check_num_pixels(height: int, width: int, max_pixels: int | None, source: str = "the image") -> None:
-    """Refuse an image that is too large to be worked on.
-
-    Raises:
-        ValueError: height times width exceeds `max_pixels`.
-    """
-    if max_pixels is not None and height * width > max_pixels:
-        raise ValueError(
-            f"{source} is {width}x{height} (width x height), {height * width / 1e6:.0f} million pixels, but at most "
-            f"{max_pixels / 1e6:g} million are accepted; shrink it, or raise max_pixels if the memory suffices"
-        )
-
-
-def _open(path: str | Path, kind: str, max_pixels: int | None = MAX_PIXELS) -> Image.Image:
-    """The decoded file, or one clear error."""
-    path = Path(path)
-    if path.is_dir():
-        raise FileNotFoundError(f"{kind} {path} is a folder; name a file in it")
-    if not path.is_file():
-        raise FileNotFoundError(f"{kind} {path} does not exist; check the dataset folder or prepare it again")
-    if not path.stat().st_size:
-        raise ValueError(f"{kind} {path} is an empty file (0 bytes); copy or prepare it again")
-    try:
-        image = Image.open(path)  # reads the header only
-    except UnidentifiedImageError as error:
-        if _is_svg(path):
-            raise ValueError(f"{kind} {path} is an SVG, a drawing without pixels; export it as PNG") from error
-        raise ValueError(f"{kind} {path} cannot be read ({error}); copy or prepare it again") from error
-    except Image.DecompressionBombError as error:
-        raise ValueError(
-            f"{kind} {path} is too large ({error}); shrink it, or raise PIL.Image.MAX_IMAGE_PIXELS"
-        ) from error
-    except DAMAGE as error:
-        raise ValueError(f"{kind} {path} cannot be read ({_reason(error)}); copy or prepare it again") from error
-    if image.format in STARTS_PROGRAMS:
-        raise ValueError(
-            f"{kind} {path} is {image.format}, a drawing that only another program could turn into pixels; export it "
-            "as PNG"
-        )
-    check_num_pixels(image.height, image.width, max_pixels, f"{kind} {path}")
-    try:
-        image.load()
-    except DAMAGE as error:
-        raise ValueError(f"{kind} {path} cannot be read ({_reason(error)}); copy or prepare it again") from error
-    return image
-
-
-def _reason(error: BaseException) -> str:
-    """An error's message, or its kind where it has none."""
-    return str(error) or type(error).__name__
-
-
-def _is_svg(path: Path) -> bool:
-    with path.open("rb") as file:
-        return b"<svg" in file.read(4096).lower()

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from san.data.image_files import read_image
 from san.data.shapes.render import render
 from san.data.shapes.world import scene_at
-from san.data.transforms import read_image
 from san.demo.limits import Limits
 
 _SCENES = ((8, 35), (8, 3), (7, 34), (8, 12), (7, 22))

@@ -25,7 +25,7 @@ from torch import nn
 from san.d2.datasets import load_records, metadata_of, register_datasets
 from san.d2.evaluation import evaluate_dataset
 from san.data.benchmarks import BENCHMARKS
-from san.data.transforms import read_image, read_label_map
+from san.data.image_files import read_image, read_label_map
 from tests.data.raw_trees import MAKERS, RawTree, Sizes, make_raw_tree
 
 REPO = Path(__file__).resolve().parents[2]

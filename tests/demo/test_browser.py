@@ -224,11 +224,11 @@ def test_bad_input_is_a_message(page, demo, tmp_path, scene):
     assert page.text("message") == "", "the message goes"
     noise = np.random.default_rng(0).integers(0, 256, (600, 600, 3), dtype=np.uint8)
     for name, content, message in (
-        ("drawing.svg", b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG is a drawing without pixels"),
+        ("drawing.svg", b"<svg xmlns='http://www.w3.org/2000/svg'/>", "is an SVG, a drawing without pixels"),
         ("cut.png", scene.read_bytes()[:5000], "damaged or cut off"),
         ("heavy.tif", encoded(Image.fromarray(noise), "TIFF"), "The file has 1.1 MB, the limit here is 0.3 MB"),
         ("wide.tif", encoded(Image.new("1", (2_000, 1000)), "TIFF"), "2000 × 1000 = 2.0 million pixels"),
-        ("words.txt", b"hello", "The file is not a picture that is read here"),
+        ("words.txt", b"hello", "The picture cannot be read (it is not PNG, JPEG"),
     ):
         (tmp_path / name).write_bytes(content)
         page.choose(tmp_path / name)

@@ -57,7 +57,7 @@ def test_pixels_and_messages_come_back():
 
     pixels, message, first, again, second = decoded(png(), b"hello", process_id, png(50, 20), process_id)
     assert np.array_equal(pixels, np.asarray(Image.open(io.BytesIO(png()))))
-    assert "not a picture that is read here" in message
+    assert "cannot be read (it is not PNG, JPEG" in message
     assert again.shape == (20, 50, 3)
     assert first == second, "one process for all"
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from san.data.transforms import read_label_map
+from san.data.image_files import read_label_map
 from san.evaluation import (
     ConfusionMatrix,
     RLEWriter,

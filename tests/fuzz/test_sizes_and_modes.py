@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
 
+from san.data.image_files import read_label_map
 from san.data.images import image_pixels
 from san.data.label_mapping import LabelMapping
-from san.data.transforms import read_label_map
 from san.evaluation.confusion import ConfusionMatrix
 from san.predictor import Predictor
 

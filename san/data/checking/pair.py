@@ -8,16 +8,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
+from san.data.image_files import open_image, orientation, read_image, read_label_map
 from san.data.label_mapping import LabelMapping
-from san.data.transforms import read_image, read_label_map
 from san.errors import one_line
 
 Array = npt.NDArray[Any]
 Record = Mapping[str, Any]
 
-_EXIF_ORIENTATION = 0x0112
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
 _WIDEST_COUNT = 1 << 16
 _NUM_SHOWN = 5
@@ -96,33 +94,33 @@ def check_pair(index: int, record: Record, target: CheckTarget) -> PairResult:
     """
     image_file, label_file = str(record["file_name"]), str(record["sem_seg_file_name"])
     findings: list[Finding] = []
-    size, orientation = None, 1
+    size, turn = None, 1
     try:
         height, width, _ = read_image(image_file).shape
-        size, orientation = (height, width), _orientation(image_file)
+        size, turn = (height, width), _orientation(image_file)
     except Exception as error:  # a decoder may raise anything on a broken file
         findings.append(Finding("unreadable_image", _one_line(error, image_file), image_file))
-    if orientation != 1:
-        message = f"EXIF orientation {orientation}: upright it is {_by(size or ())}; see that its label map is upright"
+    if turn != 1:
+        message = f"EXIF orientation {turn}: upright it is {_by(size or ())}; see that its label map is upright"
         findings.append(Finding("rotated_image", message, image_file, wrong=False))
     try:
         labels = read_label_map(label_file)
         findings += _type_findings(label_file, target)
     except Exception as error:
         findings.append(Finding("unreadable_label", _one_line(error, label_file), label_file))
-        return PairResult(index, tuple(findings), size, orientation != 1)
+        return PairResult(index, tuple(findings), size, turn != 1)
     if size is not None and labels.shape != size:
-        findings.append(Finding("size_mismatch", _mismatch(size, labels.shape, orientation, image_file), label_file))
+        findings.append(Finding("size_mismatch", _mismatch(size, labels.shape, turn, image_file), label_file))
     if target.label_mapping is not None:
         try:
             findings += _unmapped_findings(labels, label_file, target.label_mapping)
             labels = target.label_mapping.apply(labels, source=label_file)
         except ValueError as error:
             findings.append(Finding("illegal_values", _one_line(error, label_file), label_file))
-            return PairResult(index, tuple(findings), size, orientation != 1)
+            return PairResult(index, tuple(findings), size, turn != 1)
     values, counts = count_values(labels)
     findings += _value_findings(values, counts, label_file, target)
-    return PairResult(index, tuple(findings), size, orientation != 1, values, counts)
+    return PairResult(index, tuple(findings), size, turn != 1, values, counts)
 
 
 def count_values(labels: Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -146,14 +144,14 @@ def _one_line(error: Exception, file: str) -> str:
 
 def _orientation(path: str) -> int:
     """The EXIF orientation of an image, 1 for upright."""
-    with Image.open(path) as image:
-        return int(image.getexif().get(_EXIF_ORIENTATION, 1))
+    with open_image(path, f"image {path}") as image:
+        return orientation(image)
 
 
-def _mismatch(size: tuple[int, int], label_size: tuple[int, ...], orientation: int, image_file: str) -> str:
+def _mismatch(size: tuple[int, int], label_size: tuple[int, ...], turn: int, image_file: str) -> str:
     message = f"label map is {_by(label_size)} but its image {image_file} is {_by(size)} (height x width)"
-    if orientation in _TURNED and label_size == size[::-1]:
-        message += f"; it fits the image before the EXIF rotation (orientation {orientation}): turn the label map too"
+    if turn in _TURNED and label_size == size[::-1]:
+        message += f"; it fits the image before the EXIF rotation (orientation {turn}): turn the label map too"
     return message
 
 
@@ -163,7 +161,7 @@ def _by(size: Sequence[int]) -> str:
 
 def _type_findings(label_file: str, target: CheckTarget) -> list[Finding]:
     """What the label file's kind alone tells."""
-    with Image.open(label_file) as image:
+    with open_image(label_file, f"label map {label_file}") as image:
         mode, kind = image.mode, image.format
     findings = []
     if kind in ("JPEG", "MPO"):

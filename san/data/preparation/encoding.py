@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
 from io import BytesIO
 from pathlib import Path
@@ -10,27 +9,16 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image
 
+from san.data import image_files
+from san.data.image_files import orientation, turn_upright
 from san.data.label_sets import load_label_set
 from san.data.preparation.files import write_bytes
-from san.data.transforms import DAMAGE, STARTS_PROGRAMS
 
 Array = npt.NDArray[Any]
 
-ORIENTATION_TAG = 0x0112
-_MAX_PIXELS = 180_000_000
-_UPRIGHT: dict[int, Callable[[Array], Array]] = {
-    1: lambda v: v,
-    2: np.fliplr,
-    3: lambda v: np.rot90(v, 2),
-    4: np.flipud,
-    5: lambda v: v.T,
-    6: lambda v: np.rot90(v, -1),
-    7: lambda v: np.rot90(v, 2).T,
-    8: np.rot90,
-}
-_UNREADABLE = (*DAMAGE, Image.DecompressionBombError)
+_REMEDY = "unpack the download again"
 
 
 def open_image(path: Path, what: str) -> Image.Image:
@@ -38,19 +26,9 @@ def open_image(path: Path, what: str) -> Image.Image:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is empty or no image.
+        ValueError: the file is empty, no image, or beyond the limits of `san.data.image_files`.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{what} {path} does not exist; unpack the download again")
-    try:
-        image = Image.open(path)
-    except _UNREADABLE as error:
-        raise ValueError(f"{what} {path} cannot be read ({error}); unpack or download it again") from error
-    if image.format in STARTS_PROGRAMS:
-        raise ValueError(f"{what} {path} is {image.format}, which only another program reads; not of this set")
-    if image.width * image.height > _MAX_PIXELS:
-        raise ValueError(f"{what} {path} has {image.width}x{image.height} pixels, over {_MAX_PIXELS}; not of this set")
-    return image
+    return image_files.open_image(path, f"{what} {path}", remedy=_REMEDY)
 
 
 def decode(image: Image.Image, path: Path, what: str) -> Image.Image:
@@ -59,11 +37,7 @@ def decode(image: Image.Image, path: Path, what: str) -> Image.Image:
     Raises:
         ValueError: the file is truncated or damaged.
     """
-    try:
-        image.load()
-    except _UNREADABLE as error:
-        raise ValueError(f"{what} {path} cannot be read ({error}); unpack or download it again") from error
-    return image
+    return image_files.decode(image, f"{what} {path}", remedy=_REMEDY)
 
 
 def read_indices(path: Path) -> Array:
@@ -139,24 +113,6 @@ def class_table(label_set: str) -> Array:
     return table
 
 
-def orientation(image: Image.Image, path: Path) -> int:
-    """An image's EXIF orientation, 1..8; 1 where it has none.
-
-    Raises:
-        ValueError: the EXIF data is damaged.
-    """
-    try:
-        value = image.getexif().get(ORIENTATION_TAG, 1)
-    except _UNREADABLE as error:
-        raise ValueError(f"image {path} has damaged EXIF data ({error}); download it again") from error
-    return value if value in range(1, 9) else 1
-
-
-def turn_upright(values: Array, tag: int) -> Array:
-    """A label map that lies on an image's stored pixels, turned as readers will turn the image by its EXIF tag."""
-    return np.ascontiguousarray(_UPRIGHT[tag](values))
-
-
 def fit_to_image(values: Array, image_path: Path, label_path: Path) -> Array:
     """A label map as it lies on its image after the image's EXIF rotation.
 
@@ -167,7 +123,7 @@ def fit_to_image(values: Array, image_path: Path, label_path: Path) -> Array:
         ValueError: the sizes differ.
     """
     with open_image(image_path, "image") as image:
-        tag = orientation(image, image_path)
+        tag = orientation(image)
         stored = image.height, image.width
     if values.shape != stored:
         raise ValueError(
@@ -201,6 +157,5 @@ def read_upright(path: Path) -> Image.Image:
         ValueError: the file is damaged.
     """
     image = decode(open_image(path, "image"), path, "image")
-    orientation(image, path)
-    upright = ImageOps.exif_transpose(image)
-    return upright if upright.mode in ("L", "RGB") else upright.convert("RGB")
+    color = image if image.mode in ("L", "RGB") else image.convert("RGB")
+    return Image.fromarray(turn_upright(np.asarray(color), orientation(image)))

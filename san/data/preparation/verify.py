@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from san.data.benchmarks import Benchmark
+from san.data.image_files import orientation
 from san.data.label_sets import check_label_values
-from san.data.preparation.encoding import decode, open_image, orientation
+from san.data.preparation.encoding import decode, open_image
 from san.data.preparation.jobs import Job
 from san.data.preparation.sources import files_by_stem
 
@@ -59,7 +60,7 @@ def verify_pair(image_path: Path, benchmark: Benchmark, path: Path) -> None:
     except ValueError as error:
         raise ValueError(f"{str(error).partition(';')[0]}; {remedy}") from error
     image = open_image(image_path, "image")
-    size = (image.width, image.height) if orientation(image, image_path) >= 5 else (image.height, image.width)
+    size = (image.width, image.height) if orientation(image) >= 5 else (image.height, image.width)
     if size != values.shape:
         raise ValueError(
             f"label {path} is {values.shape[0]}x{values.shape[1]} (height x width) but image {image_path}, upright, is "

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from san.data.image_files import ORIENTATION_TAG
 from san.data.label_sets import LABEL_SETS, load_label_set
 from san.data.preparation.ade20k_full import decode_numbers
-from san.data.preparation.encoding import ORIENTATION_TAG, class_table, fit_to_image, write_labels
+from san.data.preparation.encoding import class_table, fit_to_image, write_labels
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,336 @@
+"""The one place where image and label files are opened: limits, EXIF orientation, RGB pixels, label values.
+
+Images are (H, W, 3) uint8 RGB, label maps (H, W) int32, both turned upright by the EXIF orientation of their own file.
+
+Whoever made a file chose what decoding it costs. Before anything is decoded the header's size is compared with a limit
+of pixels and of the side ratio (resizing works along each side, so a line of a few bytes can cost gigabytes), and the
+scans of a JPEG are counted (each costs a pass over the whole image).
+"""
+
+from __future__ import annotations
+
+import io
+import mmap
+import os
+import re
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+Array = npt.NDArray[Any]
+
+MAX_PIXELS = 180_000_000
+"""Height times width of the largest image read unless somebody says otherwise: 0.5 GB as RGB, as Pillow's own limit."""
+
+MAX_SIDE_RATIO = 200
+"""Long side over short side of an image; with `MAX_PIXELS` it bounds the long side too, by 190,000."""
+
+MAX_SCANS = 100
+"""Scans of a JPEG, as libtiff allows; encoders write about ten."""
+
+DAMAGE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    RuntimeError,
+    MemoryError,
+    struct.error,
+)
+"""What Pillow's readers raise on bytes that are not what they should be; tests/fuzz looks for others."""
+
+NO_PICTURES = ("BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF")
+"""Formats of Pillow's that need another program (EPS: Ghostscript, WMF: the system), hold no pixels or any format."""
+
+ORIENTATION_TAG = 0x0112
+
+_LABEL_MODES = ("1", "L", "P", "I", "I;16", "I;16L", "I;16B")
+_UPRIGHT: dict[int, Callable[[Array], Array]] = {
+    1: lambda v: v,
+    2: lambda v: v[:, ::-1],
+    3: lambda v: v[::-1, ::-1],
+    4: lambda v: v[::-1],
+    5: lambda v: v.swapaxes(0, 1),
+    6: lambda v: np.rot90(v, -1),
+    7: lambda v: v[::-1, ::-1].swapaxes(0, 1),
+    8: np.rot90,
+}
+_REMEDY = "copy or prepare it again"
+_WRAPS_JPEG = ("JPEG", "MPO", "BLP")
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")  # those before a segment; the others have no length
+_START_OF_IMAGE, _START_OF_SCAN, _END_OF_IMAGE = b"\xff\xd8", 0xDA, 0xD9
+_MAX_SEGMENTS = 10_000  # of a JPEG; a long colour profile or depth map has hundreds
+
+
+def read_image(path: str | Path, *, max_pixels: int | None = MAX_PIXELS) -> Array:
+    """An image file of any mode as RGB, turned upright by its EXIF orientation; see `to_rgb`.
+
+    Of an animation the first frame is taken.
+
+    Args:
+        path: the file.
+        max_pixels: a larger image is refused before it is decoded; None takes any that Pillow opens.
+
+    Returns:
+        (H, W, 3) uint8.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is empty, damaged, no image, of a mode without an RGB meaning, or beyond a limit.
+    """
+    source = f"image {path}"
+    return to_rgb(decode(open_image(path, source, max_pixels=max_pixels), source, max_pixels=max_pixels), source)
+
+
+def to_rgb(image: Image.Image, source: str = "the image") -> Array:
+    """A Pillow image of any mode as RGB, turned upright by its EXIF orientation.
+
+    Grey, palette, black and white, CMYK and the like are converted, transparency is dropped, 16-bit grey is brought to
+    8 bits (65535 -> 255).
+
+    Args:
+        image: any mode but floating point, whose range nobody knows.
+        source: what to call it in an error.
+
+    Returns:
+        (H, W, 3) uint8.
+
+    Raises:
+        ValueError: it is damaged, or of a mode without an RGB meaning.
+    """
+    if image.mode == "F":
+        raise ValueError(
+            f"{source} holds floating-point values (mode F), whose range is unknown; save it as 8-bit RGB, or give an "
+            "array or tensor in a stated range"
+        )
+    try:
+        _load(image)  # the orientation may stand behind the pixels; of a TIFF Pillow applies it here
+        if image.mode.startswith("I"):
+            pixels = _sixteen_to_eight(np.asarray(image), wide=image.mode != "I")
+        else:
+            pixels = np.array(image.convert("RGB"))
+    except ValueError as error:
+        raise ValueError(f"{source} has mode {image.mode}, which has no RGB form; save it as RGB") from error
+    except DAMAGE as error:
+        raise ValueError(f"{source} cannot be read ({_reason(error)}); {_REMEDY}") from error
+    return turn_upright(pixels, orientation(image))
+
+
+def _sixteen_to_eight(grey: Array, *, wide: bool) -> Array:
+    """Grey values (H, W) of 16 bits as (H, W, 3) uint8; not `wide` ones are of 8 bits if none exceeds them."""
+    grey = grey.astype(np.int64).clip(0, 65535)
+    eight = grey // 257 if wide or grey.max() > 255 else grey
+    return np.repeat(eight.astype(np.uint8)[..., None], 3, axis=2)
+
+
+def read_label_map(path: str | Path) -> Array:
+    """A label map's pixel values as stored: 8 or 16 bits, and the indices, not the colours, of a palette image.
+
+    Like an image it is turned upright by the EXIF orientation of its own file, which few label files carry.
+
+    Returns:
+        (H, W) int32.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is empty, damaged, no image, beyond a limit, or has more than one channel.
+    """
+    source = f"label map {path}"
+    image = decode(open_image(path, source), source)
+    if image.mode not in _LABEL_MODES:
+        raise ValueError(
+            f"{source} has mode {image.mode} but must have one channel of class indices (8-bit PNG, or 16-bit PNG or "
+            "TIFF); convert colour-coded labels to indices (see docs/datasets.md)"
+        )
+    return turn_upright(np.asarray(image).astype(np.int32), orientation(image))
+
+
+def check_same_size(image: Array, label_map: Array, image_name: str = "image", label_name: str = "label map") -> None:
+    """Refuse a label map that does not lie on its image pixel by pixel.
+
+    Raises:
+        ValueError: names both files and sizes.
+    """
+    if image.shape[:2] != label_map.shape[:2]:
+        raise ValueError(
+            f"{image_name} is {image.shape[0]}x{image.shape[1]} (height x width) but {label_name} is "
+            f"{label_map.shape[0]}x{label_map.shape[1]}: they must be equal; prepare the labels again, and if the "
+            "image carries an EXIF rotation, remove it or rotate the label too"
+        )
+
+
+def open_image(
+    file: str | Path | bytes,
+    source: str,
+    *,
+    max_pixels: int | None = MAX_PIXELS,
+    formats: tuple[str, ...] | None = None,
+    remedy: str = _REMEDY,
+) -> Image.Image:
+    """An image file, opened but not yet decoded, within the limits of this module.
+
+    Args:
+        file: its path, or its content.
+        source: what to call it in an error, such as "image a.jpg".
+        max_pixels: a larger image is refused; None takes any that Pillow opens.
+        formats: names of Pillow's formats; None takes all but `NO_PICTURES`.
+        remedy: what to do about a file that is damaged, for the error.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is empty, no image, or beyond a limit.
+    """
+    if not isinstance(file, bytes):
+        file = _checked_path(file, source, remedy)
+    try:
+        image = Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=formats)  # only the header
+    except UnidentifiedImageError as error:
+        if _is_svg(file):
+            raise ValueError(f"{source} is an SVG, a drawing without pixels; export it as PNG") from error
+        known = "any image format that Pillow knows" if formats is None else ", ".join(formats)
+        raise ValueError(f"{source} cannot be read (it is not {known}); {remedy}") from error
+    except Image.DecompressionBombError as error:
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
+        raise ValueError(
+            f"{source} is too large (over {limit:.0f} million pixels); shrink it, or raise PIL.Image.MAX_IMAGE_PIXELS"
+        ) from error
+    except DAMAGE as error:
+        raise ValueError(f"{source} cannot be read ({_reason(error)}); {remedy}") from error
+    if image.format in NO_PICTURES:
+        raise ValueError(
+            f"{source} is {image.format}, a drawing that only another program could turn into pixels; export it as PNG"
+        )
+    check_size(image.height, image.width, max_pixels, source)
+    if image.format in _WRAPS_JPEG:
+        _check_scans(file, source)
+    return image
+
+
+def decode(
+    image: Image.Image, source: str, *, max_pixels: int | None = MAX_PIXELS, remedy: str = _REMEDY
+) -> Image.Image:
+    """Decodes an opened image to its end; the arguments are those of `open_image`.
+
+    Raises:
+        ValueError: it is damaged, or its header gave another size, which is beyond a limit.
+    """
+    try:
+        _load(image)
+    except (*DAMAGE, Image.DecompressionBombError) as error:
+        raise ValueError(f"{source} cannot be read ({_reason(error)}); {remedy}") from error
+    check_size(image.height, image.width, max_pixels, source)  # an icon's header may lie
+    return image
+
+
+def orientation(image: Image.Image) -> int:
+    """A decoded image's EXIF orientation, 1..8; 1 where it has none, or where its EXIF data cannot be read."""
+    try:
+        value = image.getexif().get(ORIENTATION_TAG, 1)
+        return int(value) if value in range(1, 9) else 1
+    except DAMAGE:  # the pixels are there all the same
+        return 1
+
+
+def turn_upright(values: Array, tag: int) -> Array:
+    """Pixels or labels (H, W, ...) as they were stored, turned by an EXIF orientation, 1..8."""
+    return np.ascontiguousarray(_UPRIGHT[tag](values))
+
+
+def check_size(height: int, width: int, max_pixels: int | None, source: str = "the image") -> None:
+    """Refuse an image that is too large or too narrow to be worked on.
+
+    Raises:
+        ValueError: height times width exceeds `max_pixels`, or one side the other by more than `MAX_SIDE_RATIO`.
+    """
+    shown = f"{source} is {width}x{height} (width x height)"
+    if max_pixels is not None and height * width > max_pixels:
+        raise ValueError(
+            f"{shown}, {height * width / 1e6:.0f} million pixels, but at most {max_pixels / 1e6:g} million are "
+            "accepted; shrink it, or raise max_pixels if the memory suffices"
+        )
+    if max(height, width) > MAX_SIDE_RATIO * min(height, width) > 0:
+        raise ValueError(
+            f"{shown}: one side is {max(height, width) / min(height, width):.0f} times the other, at most "
+            f"{MAX_SIDE_RATIO} times is accepted; cut it into pieces"
+        )
+
+
+def _checked_path(file: str | Path, source: str, remedy: str) -> Path:
+    """A path with something to read: a FIFO or a device would wait, or never end."""
+    path = Path(file)
+    if not os.path.isfile(path):
+        if os.path.isdir(path):
+            raise FileNotFoundError(f"{source} is a folder; name a file in it")
+        if os.path.exists(path):
+            raise ValueError(f"{source} is no regular file but a pipe, a socket or a device; name an image file")
+        raise FileNotFoundError(f"{source} does not exist; {remedy}")
+    if not path.stat().st_size:
+        raise ValueError(f"{source} is an empty file (0 bytes); {remedy}")
+    return path
+
+
+def _check_scans(file: Path | bytes, source: str) -> None:
+    """Refuse a JPEG of more than `MAX_SCANS` scans: each is a pass over all pixels, however few bytes it has."""
+    if isinstance(file, bytes):
+        num_scans, whole = _count_scans(file)
+    else:
+        with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            num_scans, whole = _count_scans(content)
+    if num_scans > MAX_SCANS or not whole:
+        what = "scans" if num_scans > MAX_SCANS else "segments"
+        limit = MAX_SCANS if num_scans > MAX_SCANS else _MAX_SEGMENTS
+        raise ValueError(
+            f"{source} is a JPEG of more than {limit} {what}, which would take minutes to decode; save it again as "
+            "PNG, or as JPEG that is not progressive"
+        )
+
+
+def _count_scans(content: bytes | mmap.mmap) -> tuple[int, bool]:
+    """Scans of the first JPEG in a file, counted to one more than allowed, and whether its end was reached.
+
+    A scan's data holds no marker but restarts, so the next one that is found begins the next segment.
+    """
+    position, num_scans = content.find(_START_OF_IMAGE) + len(_START_OF_IMAGE), 0
+    for _ in range(_MAX_SEGMENTS):
+        found = _JPEG_MARKER.search(content, position)
+        if found is None or content[found.end() - 1] == _END_OF_IMAGE:
+            return num_scans, True
+        if content[found.end() - 1] == _START_OF_SCAN:
+            num_scans += 1
+            if num_scans > MAX_SCANS:
+                return num_scans, True
+        position = found.end() + int.from_bytes(content[found.end() : found.end() + 2], "big")
+    return num_scans, False
+
+
+def _load(image: Image.Image) -> None:
+    """Decodes an image, once."""
+    name = getattr(image, "filename", "")
+    if image.format == "TIFF":
+        image.filename = ""  # type: ignore[attr-defined]  # mapped into memory, Pillow reads turned ones row by column
+    try:
+        image.load()
+    finally:
+        if image.format == "TIFF":
+            image.filename = name  # type: ignore[attr-defined]
+
+
+def _reason(error: BaseException) -> str:
+    """An error's message, or its kind where it has none."""
+    return str(error) or type(error).__name__
+
+
+def _is_svg(file: Path | bytes) -> bool:
+    if isinstance(file, bytes):
+        return b"<svg" in file[:4096].lower()
+    with file.open("rb") as opened:
+        return b"<svg" in opened.read(4096).lower()
