@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import secrets
@@ -67,7 +68,20 @@ def write_together(writers: Mapping[Path, Callable[[Path], object]]) -> None:
             write(moves.enter_context(replacing(file)))
         blocked = [file for file in writers if file.is_dir()]
         if blocked:
-            raise IsADirectoryError(f"{blocked[0]} is a folder")
+            raise IsADirectoryError(errno.EISDIR, "it is a folder", str(blocked[0]))
+
+
+def write_text(path: str | Path, text: str) -> None:
+    r"""A text file in UTF-8.
+
+    What stands for a byte of a file name that is not UTF-8 is written as ``\udce9``: JSON's own escape, which
+    ``json.loads`` and ``os.fsencode`` bring back to that name.
+
+    Args:
+        path: the file.
+        text: its content.
+    """
+    Path(path).write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def home_folder(place: str) -> Path | None:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from san.errors import outline, printable
 from san.evaluation.predictions import default_image_id, rle_entries
-from san.files import write_together
+from san.files import write_text, write_together
 from san.model.san import MaskProposals
 from san.postprocess import resized_masks, semantic_scores
 from san.visualize import overlay, panel
@@ -381,7 +381,7 @@ class Segmentation:
 
 
 def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+    write_text(path, text)
 
 
 def _check_formats(formats: Iterable[str]) -> None:

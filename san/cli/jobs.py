@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-"""What counts as an image in a folder; a file that is named itself is tried whatever it is called."""
+from san.data.image_files import UNREAD_ENDINGS, image_endings
+from san.data.listing import Skipped, describe, list_files
 
 
 @dataclass(frozen=True)
@@ -29,45 +29,64 @@ class Job:
         return [self.stem.with_name(self.stem.name + ending) for ending in endings]
 
 
-def find_jobs(inputs: Sequence[Path], out: Path, *, recursive: bool = False) -> list[Job]:
+def find_jobs(inputs: Sequence[Path], out: Path, *, recursive: bool = False) -> tuple[list[Job], list[Skipped]]:
     """All images of files and folders, sorted within each folder.
+
+    In a folder what has an ending of a format that the installed Pillow opens is an image; a file that is named itself
+    is tried whatever it is called.
 
     Args:
         inputs: image files, and folders of them; what is named twice is taken once.
         out: folder of the results; what lies below it is no input.
-        recursive: take sub-folders too; their structure is kept below `out`.
+        recursive: take sub-folders too, and those that links lead to; their structure is kept below `out`.
+
+    Returns:
+        The jobs, and what of the folders is left out, see `san.data.listing`.
 
     Raises:
         FileNotFoundError: an input does not exist.
         ValueError: a folder holds no image, or is `out` itself.
     """
-    jobs = []
+    jobs: list[Job] = []
+    skipped: list[Skipped] = []
     for given in inputs:
-        if given.is_dir():
-            if given.resolve() == out.resolve():
+        if os.path.isdir(given):
+            if _real(given) == _real(out):
                 raise ValueError(f"{str(given)!r} is both an input and --out; give the results a folder of their own")
-            found = _images_below(given, out, recursive)
+            found, left_out = _images_of(given, out, recursive)
             if not found:
                 hint = "" if recursive else "; give --recursive to look into its sub-folders too"
-                raise ValueError(f"folder {str(given)!r} holds no image ({', '.join(IMAGE_SUFFIXES)}){hint}")
+                seen = f"; left out: {'; '.join(describe(left_out))}" if left_out else ""
+                raise ValueError(
+                    f"folder {str(given)!r} holds no image (.jpg, .png or another format that Pillow opens){seen}{hint}"
+                )
             jobs += [Job(path, out / path.relative_to(given).with_suffix("")) for path in found]
-        elif given.exists():
+            skipped += left_out
+        elif os.path.lexists(given):
             jobs.append(Job(given, out / given.stem))
         else:
             raise FileNotFoundError(f"no image or folder at {str(given)!r}; check the path")
-    return list({(job.image.resolve(), job.stem): job for job in jobs}.values())
+    return list({(_real(job.image), job.stem): job for job in jobs}.values()), list(dict.fromkeys(skipped))
 
 
-def _images_below(folder: Path, out: Path, recursive: bool) -> list[Path]:
-    """Image files in a folder, hidden ones and those below `out` left out."""
-    found, apart = [], out.resolve()
-    for root, folders, files in os.walk(folder):
-        here = Path(root)
-        kept = [name for name in folders if not name.startswith(".") and (here / name).resolve() != apart]
-        folders[:] = sorted(kept) if recursive else []
-        images = [name for name in files if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES]
-        found += [here / name for name in sorted(images)]
-    return found
+def _images_of(folder: Path, out: Path, recursive: bool) -> tuple[list[Path], list[Skipped]]:
+    """Image files in a folder but those below `out`, and what is left out."""
+    images = image_endings()
+    pictures = images.union(UNREAD_ENDINGS)
+    listing = list_files(folder, lambda name: _ending(name) in pictures, recursive=recursive, apart=out)
+    unread = [path for path in listing.files if _ending(path.name) not in images]
+    found = [path for path in listing.files if _ending(path.name) in images]
+    return found, [*listing.skipped, *(Skipped(path, "of a format that Pillow does not open", True) for path in unread)]
+
+
+def _ending(name: str) -> str:
+    """A file name's ending, with the dot and in lower case."""
+    return os.path.splitext(name)[1].lower()
+
+
+def _real(path: Path) -> str:
+    """A path without links; of a loop of links as far as it goes."""
+    return os.path.realpath(path)
 
 
 def refuse_collisions(jobs: Sequence[Job], endings: Sequence[str], *, overwrite: bool) -> None:
@@ -77,7 +96,7 @@ def refuse_collisions(jobs: Sequence[Job], endings: Sequence[str], *, overwrite:
         ValueError: with the files in question and the remedy.
     """
     owners: dict[Path, Path] = {}
-    inputs = {job.image.resolve(): job.image for job in jobs}
+    inputs = {_real(job.image) for job in jobs}
     existing = []
     for job in jobs:
         for output in job.outputs(endings):
@@ -87,9 +106,9 @@ def refuse_collisions(jobs: Sequence[Job], endings: Sequence[str], *, overwrite:
                     f"{str(other)!r} and {str(job.image)!r} would both be written to {str(output)!r}: a result would "
                     "overwrite another; rename one, or give them in two runs with two --out"
                 )
-            if output.resolve() in inputs:
+            if _real(output) in inputs:
                 raise ValueError(f"{str(output)!r} is an input and would be overwritten; choose another --out")
-            if output.exists():
+            if os.path.exists(output):
                 existing.append(output)
     if existing and not overwrite:
         raise ValueError(
@@ -100,7 +119,7 @@ def refuse_collisions(jobs: Sequence[Job], endings: Sequence[str], *, overwrite:
 
 def unfinished(jobs: Sequence[Job], endings: Sequence[str]) -> list[Job]:
     """The jobs of which some result is not there yet."""
-    return [job for job in jobs if not all(output.exists() for output in job.outputs(endings))]
+    return [job for job in jobs if not all(os.path.exists(output) for output in job.outputs(endings))]
 
 
 def prepare_output(out: Path) -> None:

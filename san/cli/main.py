@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import sys
 import traceback
@@ -54,6 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0 all done, 1 error, 2 wrong command line, 130 interrupted; a sub-command may have more.
     """
+    _print_any_name()
     redact_terminal()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = _main_parser()
@@ -82,6 +84,7 @@ def run_tool(module: ModuleType, arguments: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: for --help and a wrong command line, as argparse does.
     """
+    _print_any_name()
     redact_terminal()
     options = make_parser(module).parse_args(arguments)
     return guarded(lambda: module.run(options), show_traceback=options.traceback)
@@ -99,6 +102,13 @@ def make_parser(module: ModuleType, program: str | None = None) -> argparse.Argu
     parser.add_argument("--traceback", action="store_true", help="show where an error was raised, for a bug report")
     module.add_arguments(parser)
     return parser
+
+
+def _print_any_name() -> None:
+    """From now on a file name or class name that the terminal's encoding lacks is printed escaped, not an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def guarded(action: Callable[[], int], *, show_traceback: bool = False) -> int:

@@ -5,6 +5,7 @@ All queues are bounded, so that neither a slow model nor a slow disk fills the m
 
 from __future__ import annotations
 
+import errno
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,6 +21,10 @@ Result = TypeVar("Result")
 
 UNREADABLE = (ValueError, OSError)
 """What is wrong with one image: it is told and passed over."""
+
+
+_OF_THE_NAME = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.EEXIST, errno.EISDIR, errno.ENOTDIR)
+"""Why a file system refuses one name and takes others."""
 
 
 class Writable(Protocol):
@@ -51,30 +56,40 @@ class Line(Generic[Loaded, Result]):
 
 
 def run_line(jobs: Sequence[Job], line: Line[Loaded, Result]) -> Generator[tuple[Job, Result], None, None]:
-    """Does all jobs; yields each with its result, in order, when it is on its way to the disk.
+    """Does all jobs; yields each with its result, in order, once it is on the disk.
 
     When it ends, normally or by an exception, what was begun to be written has been written, and nothing more runs.
 
     Raises:
-        OSError: a result could not be written. What could not be read goes to `line.failed` instead.
+        OSError: a result could not be written, as none could. What could not be read, or written for a reason of its
+            own, goes to `line.failed` instead.
     """
     ahead = line.workers + 2 * line.batch_size
     readers = ThreadPoolExecutor(line.workers, thread_name_prefix="san-read")
     writers = ThreadPoolExecutor(line.workers, thread_name_prefix="san-write")
-    writing: deque[Future[None]] = deque()
+    writing: deque[tuple[Job, Result, Future[None]]] = deque()
     try:
         loaded = _read_ahead(jobs, line, readers, ahead)
         while batch := list(islice(loaded, line.batch_size)):
             for job, result in _predict(batch, line):
-                while len(writing) >= 2 * line.workers or (writing and writing[0].done()):
-                    writing.popleft().result()
-                writing.append(writers.submit(line.write, job, result))
-                yield job, result
+                while len(writing) >= 2 * line.workers or (writing and writing[0][2].done()):
+                    yield from _written(*writing.popleft(), line)
+                writing.append((job, result, writers.submit(line.write, job, result)))
         while writing:
-            writing.popleft().result()
+            yield from _written(*writing.popleft(), line)
     finally:
         readers.shutdown(wait=True, cancel_futures=True)
         writers.shutdown(wait=True, cancel_futures=True)
+
+
+def _written(job: Job, result: Result, done: Future[None], line: Line[Any, Result]) -> Iterator[tuple[Job, Result]]:
+    """Waits for a result to be written; yields it, unless that failed for a reason of its own."""
+    try:
+        done.result()
+    except ValueError as error:
+        line.failed(job, error)
+        return
+    yield job, result
 
 
 def _read_ahead(
@@ -120,7 +135,8 @@ def write_results(job: Job, result: Writable, endings: Mapping[str, str]) -> Non
         endings: how a file's name ends, by format, as in `san.segmentation.FORMATS`.
 
     Raises:
-        OSError: with what was to be written.
+        ValueError: it cannot be written, for what its file is called.
+        OSError: nothing can be written there.
     """
     files = dict(zip(endings, job.outputs(endings.values()), strict=True))
     try:
@@ -128,4 +144,9 @@ def write_results(job: Job, result: Writable, endings: Mapping[str, str]) -> Non
     except (OSError, ValueError) as error:
         reason = error.__cause__ or error
         shown = getattr(reason, "strerror", None) or reason  # without the unfinished file's name
-        raise OSError(f"cannot write the results of {str(job.image)!r} to {str(job.stem.parent)!r}: {shown}") from error
+        message = f"cannot write the results of {str(job.image)!r} to {str(job.stem.parent)!r}: {shown}"
+        if getattr(reason, "errno", None) in _OF_THE_NAME:
+            raise ValueError(f"{message}; rename it, or what is in its place") from error
+        if isinstance(reason, ValueError):
+            raise ValueError(message) from error
+        raise OSError(message) from error

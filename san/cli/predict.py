@@ -9,10 +9,11 @@ Examples:
 A comma, a semicolon or a line's end separates classes, | the synonyms of one; a file has one class a line. Of a picture
 DIR/street.jpg come, below --out, street_overlay.png (class colours over the picture), street_labels.png (class
 indices), street_rle.json (one run-length mask per class, for pycocotools), street.json (names, areas, confidences),
-street_panel.png (picture, classes and legend). A class has the same colour in every picture. A picture that cannot
-be read is reported and passed over.
+street_panel.png (picture, classes and legend). A class has the same colour in every picture. A picture that cannot be
+read is reported and passed over. In a folder every file counts that the installed Pillow opens; hidden and system files
+do not, and of what else is left out a line names the first few.
 
-Exit codes: 0 all done, 1 error, 2 wrong command line, 3 some pictures were passed over, 130 interrupted.
+Exit codes: 0 all done, 1 error, 2 wrong command line, 3 some pictures were passed over or left out, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 from san.cli.jobs import Job, find_jobs, prepare_output, refuse_collisions, unfinished
 from san.cli.options import add_model_options, add_word_options, load_predictor, parse_words, read_words
 from san.cli.pipeline import Line, run_line, write_results
+from san.data.listing import describe
 from san.errors import one_line, printable
 
 if TYPE_CHECKING:
@@ -102,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
         ValueError, OSError: what the command line, the model or the disk did wrong, as far as can be before any work.
     """
     endings = [FORMATS[name] for name in args.format]
-    jobs = find_jobs(args.images, args.out, recursive=args.recursive)
+    jobs, skipped = find_jobs(args.images, args.out, recursive=args.recursive)
     total = len(jobs)
     refuse_collisions(jobs, endings, overwrite=args.overwrite or args.skip_existing)
     if args.skip_existing:
@@ -111,10 +113,14 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--threshold is {args.threshold}; give a score, 0 or more")
     vocabulary = read_vocabulary(args)
     prepare_output(args.out)
-    if not jobs:
+    for line in describe(skipped):
+        print(f"left out: {line}", file=sys.stderr)
+    if jobs:
+        num_failed = _Run(args, jobs, load_predictor(args), vocabulary).run()
+    else:
+        num_failed = 0
         print(f"all {total} pictures have their results in {args.out}", file=sys.stderr)
-        return 0
-    return _Run(args, jobs, load_predictor(args), vocabulary).run()
+    return SOME_PASSED_OVER if num_failed or any(each.missed for each in skipped) else 0
 
 
 def read_vocabulary(args: argparse.Namespace) -> Vocabulary:
@@ -150,7 +156,7 @@ class _Run:
         self.bar = tqdm(total=len(jobs), unit="image", disable=True if args.quiet else None)  # None: if a terminal
 
     def run(self) -> int:
-        """All images; returns the exit code."""
+        """All images; returns how many were passed over."""
         from san.data.image_files import read_image
 
         line = Line(
@@ -179,7 +185,7 @@ class _Run:
             f"{self.args.out}{passed_over}",
             file=sys.stderr,
         )
-        return SOME_PASSED_OVER if self.num_failed else 0
+        return self.num_failed
 
     def _predict(self, images: list[Any]) -> list[Any]:
         import torch

@@ -163,7 +163,7 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all; folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
-        file.write_text(text, encoding="utf-8")
+        file.write_text(text, encoding="utf-8", errors="backslashreplace")  # of a name that is not UTF-8
 
 
 def rounded(value: float | None) -> float | None:

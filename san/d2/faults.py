@@ -18,7 +18,7 @@ from san.d2.api import comm
 from san.d2.checkpointer import write_checkpoint
 from san.d2.loaders import BadSample, Sample
 from san.d2.outcome import NonFiniteError
-from san.files import replacing
+from san.files import replacing, write_text
 
 logger = logging.getLogger("san.d2.faults")
 
@@ -167,6 +167,6 @@ def _write_json(path: Path, content: Any) -> None:
     """Writes a JSON file whole; where it cannot be written, a warning says so, as its maker has more to tell."""
     try:
         with replacing(path) as file:
-            file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            write_text(file, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     except OSError as error:
         logger.warning("%s cannot be written: %s", path, error.strerror or error)

@@ -51,6 +51,12 @@ DAMAGE = (
 NO_PICTURES = ("BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF")
 """Formats of Pillow's that need another program (EPS: Ghostscript, WMF: the system), hold no pixels or any format."""
 
+UNREAD_ENDINGS = (
+    *(".arw", ".avif", ".cr2", ".cr3", ".dng", ".emf", ".eps", ".exr", ".hdr", ".heic", ".heif", ".hif", ".jp2"),
+    *(".jxl", ".nef", ".orf", ".pef", ".raf", ".raw", ".rw2", ".srw", ".svg", ".svgz", ".wmf"),
+)
+"""Of files that are pictures too; some of them the installed Pillow may open."""
+
 ORIENTATION_TAG = 0x0112
 
 _LABEL_MODES = ("1", "L", "P", "I", "I;16", "I;16L", "I;16B")
@@ -69,6 +75,16 @@ _WRAPS_JPEG = ("JPEG", "MPO", "BLP")
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")  # those before a segment; the others have no length
 _START_OF_IMAGE, _START_OF_SCAN, _END_OF_IMAGE = b"\xff\xd8", 0xDA, 0xD9
 _MAX_SEGMENTS = 10_000  # of a JPEG; a long colour profile or depth map has hundreds
+
+
+def image_endings() -> frozenset[str]:
+    """Endings, with the dot and in lower case, of the formats that the installed Pillow opens, its plug-ins' too."""
+    Image.init()
+    return frozenset(
+        ending
+        for ending, name in Image.registered_extensions().items()
+        if (name in Image.OPEN or name == "MPO") and name not in NO_PICTURES  # MPO is opened as the JPEG that it is
+    )
 
 
 def read_image(path: str | Path, *, max_pixels: int | None = MAX_PIXELS) -> Array:

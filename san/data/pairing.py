@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from san.data.listing import Skipped, describe, list_files
 from san.data.plain_file import MAX_PATH, is_file, read_text
 from san.errors import excerpt
 
@@ -32,6 +33,7 @@ class Pairing:
         labels_without_image: label files that no image file belongs to.
         duplicates: files that have the stem of another one of their kind, and so cannot be told apart.
         shared_images: whether images without a label are meant to be there.
+        skipped: files and folders that are no part of it, see `san.data.listing`.
     """
 
     pairs: tuple[Pair, ...]
@@ -39,6 +41,7 @@ class Pairing:
     labels_without_image: tuple[str, ...] = ()
     duplicates: tuple[str, ...] = ()
     shared_images: bool = False
+    skipped: tuple[Skipped, ...] = ()
 
     def usable(self, source: str) -> list[Pair]:
         """The pairs; logs their number, and warns of files that are left out.
@@ -59,6 +62,8 @@ class Pairing:
             _warn(source, "label files have no image", self.labels_without_image)
         if self.images_without_label and not self.shared_images:
             _warn(source, "image files have no label", self.images_without_label)
+        for line in describe(self.skipped):
+            logger.warning("%s: left out: %s", source, line)
         return list(self.pairs)
 
 
@@ -72,6 +77,8 @@ def pair_files(
     remedy: str = REMEDY,
 ) -> Pairing:
     """Pair every label file with the image of the same stem, sub-folders included; never by position.
+
+    Links to folders are followed, hidden and system names are skipped, see `san.data.listing`.
 
     Args:
         image_dir: existing folder of images.
@@ -88,8 +95,8 @@ def pair_files(
         FileNotFoundError: a folder is missing, holds no file of these extensions, or no two files pair up.
         ValueError: images and labels are the same files.
     """
-    images, image_doubles = _files_by_stem(Path(image_dir), image_ext, f"image folder {image_dir}", remedy)
-    labels, label_doubles = _files_by_stem(Path(label_dir), label_ext, f"label folder {label_dir}", remedy)
+    images, image_doubles, no_images = _files_by_stem(Path(image_dir), image_ext, f"image folder {image_dir}", remedy)
+    labels, label_doubles, no_labels = _files_by_stem(Path(label_dir), label_ext, f"label folder {label_dir}", remedy)
     stems = sorted(images.keys() & labels.keys())
     if stems and images[stems[0]] == labels[stems[0]]:
         raise ValueError(
@@ -107,6 +114,7 @@ def pair_files(
         labels_without_image=tuple(str(labels[stem]) for stem in sorted(labels.keys() - images.keys())),
         duplicates=tuple(image_doubles + label_doubles),
         shared_images=shared_images,
+        skipped=tuple(dict.fromkeys(no_images + no_labels)),
     )
 
 
@@ -183,15 +191,18 @@ def _warn(source: str, what: str, files: Sequence[str]) -> None:
 
 def _files_by_stem(
     folder: Path, ext: str | Sequence[str], title: str, remedy: str
-) -> tuple[dict[str, Path], list[str]]:
-    """Files by relative path without the ending, and those whose stem was there already."""
+) -> tuple[dict[str, Path], list[str], tuple[Skipped, ...]]:
+    """Files by relative path without the ending, those whose stem was there already, and what was skipped."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{title} does not exist; {remedy}")
     found: dict[str, Path] = {}
     doubles: list[str] = []
-    endings = [f".{each}" for each in ([ext] if isinstance(ext, str) else ext)]
+    endings = tuple(f".{each}" for each in ([ext] if isinstance(ext, str) else ext))
+    listing = list_files(folder, lambda name: name.endswith(endings))
     for ending in endings:
-        for path in sorted(folder.rglob(f"*{ending}")):
+        for path in listing.files:
+            if not path.name.endswith(ending):
+                continue
             stem = path.relative_to(folder).as_posix().removesuffix(ending)
             if stem in found:
                 doubles.append(str(path))
@@ -200,4 +211,4 @@ def _files_by_stem(
     if not found:
         wanted = " or ".join(f"*{ending}" for ending in endings)
         raise FileNotFoundError(f"{title} holds no {wanted} file; set the extension, or {remedy}")
-    return found, doubles
+    return found, doubles, listing.skipped

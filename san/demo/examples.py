@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from san.data.image_files import read_image
+from san.data.image_files import image_endings, read_image
+from san.data.listing import list_files
 from san.data.shapes.render import render
 from san.data.shapes.world import scene_at
 from san.demo.limits import Limits
@@ -16,7 +17,6 @@ from san.demo.limits import Limits
 _SCENES = ((8, 35), (8, 3), (7, 34), (8, 12), (7, 22))
 """(seed, index) of scenes that the committed model segments well; docs/demo.md says that they are chosen."""
 _SIZE = 384
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 _MAX_EXAMPLES = 12
 
 
@@ -58,9 +58,12 @@ def folder_examples(folder: str | Path, words: str, limits: Limits) -> tuple[Exa
         ValueError: one cannot be read, or is too large.
     """
     folder = Path(folder)
-    files = sorted(path for path in folder.glob("*") if path.suffix.lower() in _SUFFIXES)
+    endings = image_endings()
+    files: tuple[Path, ...] = ()
+    if folder.is_dir():
+        files = list_files(folder, lambda name: Path(name).suffix.lower() in endings, recursive=False).files
     if not files:
-        raise FileNotFoundError(f"no pictures in {folder} ({', '.join(_SUFFIXES)}); name a folder with some")
+        raise FileNotFoundError(f"no pictures in {folder} (.jpg, .png and the like); name a folder with some")
     examples = tuple(Example(path.stem.replace("_", " "), read_image(path), words) for path in files[:_MAX_EXAMPLES])
     for path, example in zip(files, examples, strict=False):
         height, width = example.pixels.shape[:2]

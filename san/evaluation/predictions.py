@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from san.files import write_text
+
 _MAX_UINT8, _MAX_UINT16 = 255, 65535
 _MAX_DIGITS = 18  # of an image id, to fit 64 bits
 
@@ -101,4 +103,4 @@ class RLEWriter:
     def write(self, path: str | Path) -> None:
         """Write all entries; folders are made."""
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(json.dumps(self.entries), encoding="utf-8")
+        write_text(path, json.dumps(self.entries))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from san.evaluation.confusion import ConfusionMatrix
 from san.evaluation.metrics import metrics
+from san.files import write_text
 
 SUMMARY_KEYS = ("mIoU", "mIoU_detectron2_v0.6", "fwIoU", "mACC", "pACC", "zero_iou_share")
 """The metrics that are not per class, in the order they are shown."""
@@ -51,7 +52,7 @@ def write_report(
     folder.mkdir(parents=True, exist_ok=True)
     plain = {key: None if math.isnan(value) else value for key, value in values.items()}
     content = {"subset": subset, **plain} if subset else plain
-    (folder / "metrics.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(folder / "metrics.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     _write_csv(folder / "per_class.csv", matrix, class_names, plain)
     plot_per_class({name: values[f"IoU-{name}"] for name in class_names}, folder / "per_class.png", title=title)
     return values

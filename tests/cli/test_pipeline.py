@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Callable
 from contextlib import closing
@@ -153,6 +154,19 @@ def test_an_image_that_the_model_refuses_spoils_no_other_of_its_batch() -> None:
     assert seen.failed == ["1.png: not this one"]
 
 
+def test_what_cannot_be_written_alone_is_passed_over() -> None:
+    seen = Recorder()
+
+    def write(job: Job, result: int) -> None:
+        if job.image.stem in ("0", "3"):
+            raise ValueError("its name is too long")
+        seen.write(job, result)
+
+    done = [job.image.stem for job, _ in run_line(jobs(5), seen.line(write=write, batch_size=2))]
+    assert done == ["1", "2", "4"] == list(seen.written)
+    assert seen.failed == ["0.png: its name is too long", "3.png: its name is too long"]
+
+
 @pytest.mark.parametrize("number", [0, 4])
 def test_a_full_disk_ends_it(number: int) -> None:
     seen = Recorder()
@@ -186,7 +200,7 @@ def test_interruption_ends_what_was_begun_and_starts_nothing_more() -> None:
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert nothing_runs()
-    assert len(seen.written) <= 6
+    assert len(seen.written) <= 6 + 2 * 2  # what waits to be written
 
 
 def segmentation() -> Segmentation:
@@ -218,3 +232,21 @@ def test_a_folder_called_like_a_result_is_not_written_into(tmp_path: Path) -> No
     (tmp_path / "a").mkdir()
     write_results(Job(Path("in/a.png"), tmp_path / "a"), segmentation(), {"json": ".json"})
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "a.json"]
+
+
+def test_a_name_is_no_full_disk(tmp_path: Path) -> None:
+    """One picture whose results have no room for their names, or no place, ends nothing."""
+    (tmp_path / "b.json").mkdir()
+    for stem, message in (("x" * 252, "File name too long"), ("b", "it is a folder")):
+        with pytest.raises(ValueError, match=f"cannot write the results of 'in/a.png' to .*: {message}; rename it"):
+            write_results(Job(Path("in/a.png"), tmp_path / stem), segmentation(), {"json": ".json"})
+    assert [path.name for path in tmp_path.iterdir()] == ["b.json"]
+
+
+def test_a_name_that_is_not_utf_8_comes_back_from_json(tmp_path: Path) -> None:
+    name = "Straße/" + os.fsdecode(b"caf\xe9.png")
+    write_results(Job(Path(name), tmp_path / "a"), segmentation(), {"json": ".json", "rle": "_rle.json"})
+    text = (tmp_path / "a.json").read_text(encoding="utf-8")
+    assert '"file_name": "Straße/caf\\udce9.png"' in text
+    assert json.loads(text)["file_name"] == name
+    assert json.loads((tmp_path / "a_rle.json").read_text(encoding="utf-8"))[0]["file_name"] == name

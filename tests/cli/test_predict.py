@@ -133,6 +133,30 @@ def test_bad_images_are_passed_over(images: Path, tmp_path: Path, capsys: pytest
 
 
 @pytest.mark.usefixtures("loaded")
+def test_odd_names_spoil_nothing(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Too long for its results, no UTF-8, a link to itself: each is one picture's fault, also when it goes on."""
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    good = ["$x_1$.png", os.fsdecode(b"caf\xe9.png"), "z.png"]
+    for name in (*good, "x" * 250 + ".png"):
+        (folder / name).write_bytes((images / "a.png").read_bytes())
+    (folder / "loop.png").symlink_to("loop.png")
+    (folder / "raw.nef").touch()
+    command = ["predict", str(folder), "--vocab", "red star", "--out", str(out), "--format", "labels,json,rle,panel"]
+    assert main(command) == 3
+    shown = capsys.readouterr()
+    assert files(out) == sorted(
+        name[:-4] + end for name in good for end in ("_labels.png", ".json", "_rle.json", "_panel.png")
+    )
+    assert "caf\\udce9.png: red star" in shown.out
+    assert "left out: 1 of a format that Pillow does not open: " in shown.err and "raw.nef" in shown.err
+    assert "File name too long; rename it" in shown.err and "loop.png does not exist" in shown.err
+    assert "3 pictures in" in shown.err and "2 passed over" in shown.err
+    assert main([*command, "--skip-existing"]) == 3
+    assert "0 pictures in" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("loaded")
 def test_pixels_without_a_class(images: Path, tmp_path: Path) -> None:
     command = ["predict", str(images / "a.png"), "--vocab", WORDS, "--format", "labels", "--out", str(tmp_path)]
     assert main([*command, "--threshold", "1000"]) == 0

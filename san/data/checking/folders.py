@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from san.data.checking.pair import Finding
+from san.data.image_files import image_endings
+from san.data.listing import Skipped, list_files
 
-PICTURE_ENDINGS = frozenset(
-    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".ppm", ".pgm")
-)
 _NUM_SHOWN = 3
 
 
@@ -51,9 +50,11 @@ def check_folders(images: Folder, labels: Folder) -> list[Finding]:
         images: existing folder of images.
         labels: existing folder of label maps; it may be the same one, or one below the other.
     """
-    image_files = _pictures(images, labels)
-    label_files = _pictures(labels, images)
+    image_files, skipped_images = _pictures(images, labels)
+    label_files, skipped_labels = _pictures(labels, images)
     findings = _duplicates(image_files) + _duplicates(label_files)
+    for each in dict.fromkeys(skipped_images + skipped_labels):
+        findings.append(Finding("skipped_file", each.reason, str(each.path), wrong=each.missed))
     image_stems = {file.stem for file in image_files if file.is_read}
     label_stems = {file.stem for file in label_files if file.is_read}
     any_image = {file.stem.casefold(): file for file in image_files}
@@ -72,25 +73,25 @@ def check_folders(images: Folder, labels: Folder) -> list[Finding]:
     return findings
 
 
-def _pictures(folder: Folder, other: Folder) -> list[_File]:
-    """The picture files of one side, sorted; those of the other side left out where the folders overlap."""
+def _pictures(folder: Folder, other: Folder) -> tuple[list[_File], tuple[Skipped, ...]]:
+    """The picture files of one side, without those of the other where the folders overlap, and what is skipped."""
     suffixes = [f".{ext}" for ext in folder.exts]
     lower = tuple(suffix.lower() for suffix in suffixes)
     shared = folder.path.resolve() == other.path.resolve()
     inner = other.path if not shared and other.path.resolve().is_relative_to(folder.path.resolve()) else None
     files = []
-    for path in sorted(folder.path.rglob("*")):
+    pictures = image_endings()
+
+    def wanted(name: str) -> bool:
+        return name.lower().endswith(lower) or (not shared and Path(name).suffix.lower() in pictures)
+
+    listing = list_files(folder.path, wanted, apart=inner)
+    for path in listing.files:
         suffix = next((each for each in suffixes if path.name.endswith(each)), None)
-        if suffix is None and path.suffix.lower() not in PICTURE_ENDINGS:
-            continue
-        if shared and not path.name.lower().endswith(lower):
-            continue
-        if (inner is not None and path.is_relative_to(inner)) or not path.is_file():
-            continue
         name = path.relative_to(folder.path)
         stem = name.as_posix().removesuffix(suffix) if suffix else name.with_suffix("").as_posix()
         files.append(_File(path, stem, suffix is not None))
-    return files
+    return files, listing.skipped
 
 
 def _duplicates(files: Iterable[_File]) -> list[Finding]:

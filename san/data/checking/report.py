@@ -25,6 +25,7 @@ HEADLINES = {
     "repeated_file": "files that are in the data set more than once",
     "label_without_image": "label maps without an image",
     "image_without_label": "images without a label map",
+    "skipped_file": "files and folders that are not looked at",
     "absent_class": "classes that never occur",
     "absent_as_published": "classes that never occur, as in the published set",
     "unexpected_class": "classes that occur but have no pixel in the published set",

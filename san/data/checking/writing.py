@@ -11,6 +11,7 @@ import numpy as np
 
 from san.data.checking.pair import Finding
 from san.data.checking.report import HEADLINES, CheckReport
+from san.files import write_text
 
 _MAX_ROWS = 60  # classes in the printed table; above, the most and the least frequent
 _HEAD, _TAIL = 40, 10
@@ -75,7 +76,7 @@ def write_classes(report: CheckReport, path: str | Path) -> None:
     """
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     total = max(1, int(report.class_pixels.sum()))
-    with Path(path).open("w", newline="", encoding="utf-8") as file:
+    with Path(path).open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file)
         writer.writerow(["index", "class", "pixels", "share", "images"])
         for index, name in enumerate(report.target.classes):
@@ -86,7 +87,7 @@ def write_classes(report: CheckReport, path: str | Path) -> None:
 def write_json(report: CheckReport, path: str | Path) -> None:
     """Write the whole report, every finding included; folders are made."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(json.dumps(report.to_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(report.to_dict(), indent=1, ensure_ascii=False) + "\n")
 
 
 def _shares(report: CheckReport) -> str:
