@@ -12,7 +12,7 @@ from PIL import Image
 
 from san.data.label_sets import LABEL_SETS, load_label_set
 from san.visualize import Sample, class_color, legend, overlay, palette, panel, panels, plot_curves, plot_per_class
-from san.visualize.panel import _legend_entries
+from san.visualize.panel import _legend_of
 from san.visualize.plots import read_curves
 from san.visualize.text import largest_square
 
@@ -76,12 +76,13 @@ def test_legend_holds_only_what_is_shown(scene: tuple[np.ndarray, np.ndarray]) -
 def test_legend_notes_judge_annotated_pixels_only() -> None:
     image = np.zeros((2, 2, 3), np.uint8)
     sample = Sample(image, prediction=np.array([[0, 2], [2, 3]]), truth=np.array([[0, 0], [1, 255]]))
-    shown, notes, num_more = _legend_entries([sample], NAMES)
-    assert num_more == 0
-    assert dict(zip(shown, notes, strict=True)) == {
+    key = _legend_of([sample], NAMES)
+    assert (key.num_more, key.no_class) == (0, True)
+    assert dict(zip(key.names, key.notes, strict=True)) == {
         "red star": "", "striped ground": "not there", "blue ring": "missed", "novel": "",
     }  # fmt: skip
-    assert _legend_entries([Sample(image, prediction=np.zeros((2, 2), int))], NAMES) == (["red star"], [""], 0)
+    key = _legend_of([Sample(image, prediction=np.zeros((2, 2), int))], NAMES)
+    assert (key.names, key.notes, key.num_more, key.no_class) == (["red star"], [""], 0, False)
 
 
 def test_panels_of_several_sizes_and_without_truth(scene: tuple[np.ndarray, np.ndarray]) -> None:

@@ -4,8 +4,9 @@
 python tools/make_class_colors.py --out san/data/class_colors.json
 
 Every name gets one colour, whatever the vocabulary it stands in. Names that share a label set are kept as far apart in
-Oklab as can be: set by set, smallest first, each name takes the candidate farthest from those already taken by names it
-shares a set with. Names in the file keep their colours: it only grows. Takes about ten seconds on one core.
+Oklab as can be: set by set, smallest first, each name takes the colour farthest from those already taken by names it
+shares a set with; one with a colour word takes such a colour. Names in the file keep their colours: it only grows.
+Takes about ten seconds on one core.
 """
 
 from __future__ import annotations
@@ -20,19 +21,11 @@ import numpy as np
 from san.data.label_sets import LABEL_SETS, load_label_set
 from san.data.shapes.world import NAMES as SHAPES_NAMES
 from san.redaction import redact_terminal
-from san.visualize.palette import color_key, oklab
+from san.visualize.color_words import color_word
+from san.visualize.oklab import color_grid, oklab
+from san.visualize.palette import color_key, may_have
 
-STEP = 7  # of the candidates in red, green and blue
-LIGHTNESS, MIN_CHROMA = (0.42, 0.92), 0.05  # dark text is legible on them, and none is taken for a grey image
-
-
-def candidates() -> np.ndarray:
-    """The colours to choose from, (N, 3) uint8."""
-    steps = np.arange(0, 256, STEP, dtype=np.uint8)
-    colors = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(-1, 3)
-    points = oklab(colors)
-    chroma = np.hypot(points[:, 1], points[:, 2])
-    return colors[(points[:, 0] > LIGHTNESS[0]) & (points[:, 0] < LIGHTNESS[1]) & (chroma > MIN_CHROMA)]
+STEP = 7  # of the colours to choose from, in red, green and blue
 
 
 def vocabularies() -> list[list[str]]:
@@ -43,8 +36,9 @@ def vocabularies() -> list[list[str]]:
 
 def choose(sets: list[list[str]], fixed: dict[str, str]) -> dict[str, str]:
     """A colour, "#rrggbb", for every name of every set; those of `fixed` are kept."""
-    colors = candidates()
+    colors = color_grid(STEP)
     points = oklab(colors)
+    allowed = {word: may_have(word, points) for word in {color_word(name) for names in sets for name in names}}
     members = [set(names) for names in sets]
     # distance to the nearest taken colour, per set; large sets are crowded, so their distances count for more
     nearest = np.full((len(sets), len(colors)), 9.0)
@@ -64,7 +58,8 @@ def choose(sets: list[list[str]], fixed: dict[str, str]) -> dict[str, str]:
         for name in names:
             if name not in table:
                 of_name = [index for index, others in enumerate(members) if name in others]
-                best = (nearest * scale)[of_name].min(axis=0).argmax()
+                room = (nearest * scale)[of_name].min(axis=0)
+                best = np.where(allowed[color_word(name)], room, -1).argmax()
                 take(name, f"#{bytes(colors[best].tolist()).hex()}")
     return table
 

@@ -10,7 +10,7 @@ Examples:
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ import numpy as np
 
 from san.cli.options import add_model_options, add_word_options, load_predictor, read_words
 from san.visualize.attention import AttentionView, attention_panel
+from san.visualize.palette import palette
 
 if TYPE_CHECKING:
     from san.predictor import Predictor
@@ -90,10 +91,11 @@ def attention_views(predictor: Predictor, result: Segmentation, queries: Sequenc
     unknown = [query for query in queries if query not in masks]
     if unknown:
         raise ValueError(f"there is no query {unknown[0]}; the model has 0..{len(masks) - 1}")
-    return [_view(predictor, masks[query]) for query in queries]
+    colors = dict(zip(result.names, palette(result.names).tolist(), strict=True))
+    return [_view(predictor, masks[query], colors) for query in queries]
 
 
-def _view(predictor: Predictor, mask: ProposedMask) -> AttentionView:
+def _view(predictor: Predictor, mask: ProposedMask, colors: Mapping[str, Sequence[int]]) -> AttentionView:
     model, sizes = predictor.model, mask.evidence.sizes
     scale, patch = model.config.clip.input_scale, model.arch.vision.patch_size
     grid = tuple(int(side * scale) // patch for side in sizes["padded_size"])
@@ -107,4 +109,5 @@ def _view(predictor: Predictor, mask: ProposedMask) -> AttentionView:
         mask.mask_probs(),
         pooled.detach().cpu().numpy(),
         (covered[0], covered[1]),
+        None if mask.name is None else tuple(colors[mask.name]),  # type: ignore[arg-type]
     )

@@ -25,7 +25,7 @@ from san.visualize.panel import Sample, panel, save_picture, thumbnails
 
 Array = npt.NDArray[Any]
 
-FORMAT = 1
+FORMAT = 2
 """Of what is written; what has another number is made anew."""
 
 _STAT_KEYS = ("st_size", "st_mtime_ns")

@@ -41,6 +41,7 @@ from san.d2.datasets import (
 )
 from san.evaluation.per_image import ClassScore, Predictions, below
 from san.visualize.page import GENERATOR, ClassLine, Page, Row, Strip, render_page
+from san.visualize.palette import palette
 
 SORTS = ("worst", "best", "name")
 COLUMNS = ("image", "truth", "prediction", "errors")
@@ -239,7 +240,7 @@ def _page(name: str, names: Sequence[str], outcomes: Sequence[Outcome], drawn: S
         ("classes present", f"{len(present)} of {len(names)}"),
         ("images", shown),
     ]
-    lines = [ClassLine(names[each.index], rounded(each.iou)) for each in totals if each.iou is not None]
+    lines = [_line(each, names) for each in totals if each.iou is not None]
     problems = [(outcome.task.name, outcome.error) for outcome in [*outcomes, *drawn] if outcome.error]
     return Page(name, facts, COLUMNS, rows, sort, lines, list(dict.fromkeys(problems)))
 
@@ -269,11 +270,16 @@ def row_of(outcome: Outcome, names: Sequence[str]) -> Row:
 def _class_line(score: ClassScore, names: Sequence[str]) -> ClassLine:
     """A class of one image, with what went wrong."""
     if score.iou is None:
-        return ClassLine(names[score.index], None, "not there")
+        return _line(score, names, "not there")
     if score.taken_for is None:
-        return ClassLine(names[score.index], rounded(score.iou), "")
+        return _line(score, names)
     taken_for = names[score.taken_for] if score.taken_for >= 0 else "no class"
-    return ClassLine(names[score.index], rounded(score.iou), f"→ {taken_for}")
+    return _line(score, names, f"→ {taken_for}")
+
+
+def _line(score: ClassScore, names: Sequence[str], note: str = "") -> ClassLine:
+    red, green, blue = palette(names)[score.index].tolist()
+    return ClassLine(names[score.index], rounded(score.iou), note, (red, green, blue))
 
 
 def _write_scores(path: Path, name: str, outcomes: Sequence[Outcome]) -> None:

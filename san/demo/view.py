@@ -21,7 +21,7 @@ from PIL import Image
 
 from san.demo.examples import Example
 from san.demo.limits import Limits
-from san.visualize import class_color
+from san.visualize import palette
 
 if TYPE_CHECKING:
     from san.demo.studio import Session
@@ -88,12 +88,12 @@ def _result(session: Session, result: Segmentation, seconds: float, notes: Seque
     classes = [
         {
             "name": name,
-            "color": "#{:02x}{:02x}{:02x}".format(*class_color(name)),
+            "color": "#{:02x}{:02x}{:02x}".format(*color),
             "area": areas.get(name, 0.0),
             "score": scores.get(name),
             "context": index >= first_context,
         }
-        for index, name in enumerate(result.names)
+        for index, (name, color) in enumerate(zip(result.names, palette(result.names).tolist(), strict=True))
     ]
     return {
         "image": {"id": session.image_id, "title": session.title, "height": height, "width": width},

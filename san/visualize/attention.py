@@ -28,6 +28,7 @@ Array = npt.NDArray[Any]
 
 _HEADS_PER_ROW = 6
 _SHOWN_SIDE = 480  # pixels of a shown image, at most
+_NO_OBJECT_COLOR = "#d62728"
 _EXPLANATION = (
     "Each block is one mask proposal (query). Its [SLS] token runs through CLIP and tells what the mask shows. It sees "
     "the image as patches, through several attention heads; the side network adds a bias to each head's attention to "
@@ -49,6 +50,7 @@ class AttentionView:
         mask_probs: (H, W), 0..1, at the image's size.
         bias: (L, N, h, w), on CLIP's patch grid, or on the side network's before it is pooled to that.
         covered: share of the grid's height and width that the image takes; the rest is padding at the bottom and right.
+        color: of the outline, red, green, blue of 0..255; the class name's own by default.
     """
 
     query: int
@@ -57,6 +59,7 @@ class AttentionView:
     mask_probs: Array
     bias: Array
     covered: tuple[float, float] = (1.0, 1.0)
+    color: tuple[int, int, int] | None = None
 
     __repr__ = outline
 
@@ -122,7 +125,9 @@ def _draw_block(part: SubFigure, image: Array, view: AttentionView, mask: Array,
     part.suptitle(f"query {view.query}: {name}, probability {view.probability:.0%}", x=0.012, ha="left", fontsize=11.5)
     rows = -(-view.bias.shape[0] * view.bias.shape[1] // columns)
     grid = part.add_gridspec(rows, columns + 4, width_ratios=[2.75, 2.75, 2.75, *[cell] * columns, 0.12])
-    color = "#d62728" if view.name is None else tuple(value / 255 for value in class_color(view.name))
+    color: Any = _NO_OBJECT_COLOR
+    if view.name is not None:
+        color = tuple(value / 255 for value in view.color or class_color(view.name))
     axes = _axes(part, grid[:, 0], "image and outline of the mask")
     axes.imshow(image)
     _outline(axes, mask, color)

@@ -1,7 +1,7 @@
 """Label maps as pictures: class colours over the image, and where a prediction is wrong.
 
 Images are (H, W, 3) uint8 RGB, label maps (H, W) integers. A label outside 0..C-1 (−1, 255 or 65535, as the file has
-it) is no class: the image is shown there, faded and grey.
+it) is no class: the image is shown there, faded, grey and hatched.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ RIGHT_COLOR, WRONG_COLOR = (214, 224, 235), (203, 36, 49)
 """Of right and of wrong pixels in an error map; told apart by their lightness too."""
 
 _IGNORED = 245  # grey of pixels without a class
+_HATCH, _HATCH_STEP, _HATCH_WIDTH = 185, 10, 2  # grey of the lines across them, pixels from line to line, and of a line
 _BAND_PIXELS = 2**20  # coloured at a time: the rows of a picture of any size need 12 MB of float32
 
 
@@ -32,7 +33,7 @@ def overlay(
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        labels: (H, W) integers; values outside 0..C-1 are shown faded and grey.
+        labels: (H, W) integers; values outside 0..C-1 are shown faded, grey and hatched.
         names: C class names.
         alpha: weight of the class colour against the image, 0..1.
         tags: write the classes' names into the picture.
@@ -46,14 +47,16 @@ def overlay(
     check_sizes(image, labels)
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha is {alpha} but is the share of the class colour; give a value from 0 to 1")
-    colors = np.vstack([palette(names), np.full((1, 3), _IGNORED, np.uint8)]).astype(np.float32)  # the last: no class
+    greys = np.repeat([[_IGNORED], [_HATCH]], 3, axis=1)  # of no class
+    colors = np.vstack([palette(names), greys]).astype(np.float32)  # (C + 2, 3)
     known = (labels >= 0) & (labels < len(names))
     edges = _boundaries(labels)
     result = np.empty((*labels.shape, 3), np.uint8)
     step = max(1, _BAND_PIXELS // max(1, labels.shape[1]))
     for top in range(0, labels.shape[0], step):
         band = slice(top, top + step)
-        index = np.where(known[band], labels[band], len(names)).astype(np.int64)
+        hatched = _diagonals(top, known[band].shape)
+        index = np.where(known[band], labels[band], len(names) + hatched).astype(np.int64)
         grey = image[band].mean(axis=2, dtype=np.float32)[..., None]
         tinted = alpha * colors[index] + (1 - alpha) * grey
         tinted[edges[band]] *= 0.35
@@ -99,6 +102,12 @@ def check_sizes(image: Array, labels: Array) -> None:
         raise ValueError(f"image has shape {image.shape} but must be RGB, (height, width, 3); convert it")
     if image.shape[:2] != labels.shape:
         raise ValueError(f"image is {image.shape[:2]} but a label map {labels.shape}; resize one to the other")
+
+
+def _diagonals(top: int, shape: tuple[int, ...]) -> npt.NDArray[np.int64]:
+    """1 on the lines that mark pixels without a class, else 0, of some rows (h, W) from row `top` on."""
+    rows, columns = np.ogrid[top : top + shape[0], : shape[1]]
+    return ((rows + columns) % _HATCH_STEP < _HATCH_WIDTH).astype(np.int64)
 
 
 def _boundaries(labels: Array) -> npt.NDArray[np.bool_]:

@@ -14,7 +14,6 @@ from html import escape
 from urllib.parse import quote
 
 from san.visualize.page_assets import SCRIPT, STYLE
-from san.visualize.palette import class_color
 
 GENERATOR = "san visualize"
 """What a page of ours says of itself, so that no other page is overwritten."""
@@ -44,11 +43,13 @@ class ClassLine:
         name: of the class.
         iou: in percent, None where the truth does not have it.
         note: more, such as what it is taken for.
+        color: that the pictures show it in: red, green, blue of 0..255.
     """
 
     name: str
     iou: float | None
     note: str = ""
+    color: tuple[int, int, int] = (128, 128, 128)
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,7 @@ def _strip(strip: Strip, name: str) -> str:
 
 
 def _chips(lines: Iterable[ClassLine]) -> str:
-    chips = "".join(f"<li>{_swatch(line.name)}{escape(line.name)} <b>{_number(line.iou)}</b>"
+    chips = "".join(f"<li>{_swatch(line.color)}{escape(line.name)} <b>{_number(line.iou)}</b>"
                     f"{f' <i>{escape(line.note)}</i>' if line.note else ''}</li>" for line in lines)  # fmt: skip
     return f'<ul class="chips">{chips}</ul>' if chips else ""
 
@@ -185,7 +186,7 @@ def _classes(lines: Sequence[ClassLine]) -> str:
     if not lines:
         return ""
     items = "".join(
-        f'<li><button type="button" data-class="{escape(line.name)}">{_swatch(line.name)}{escape(line.name)}</button>'
+        f'<li><button type="button" data-class="{escape(line.name)}">{_swatch(line.color)}{escape(line.name)}</button>'
         f"<b>{_number(line.iou)}</b></li>"
         for line in lines
     )
@@ -202,8 +203,8 @@ def _problems(problems: Sequence[tuple[str, str]]) -> str:
     return f'<details class="problems" open><summary>{len(problems)} left out</summary><ul>{items}</ul></details>'
 
 
-def _swatch(name: str) -> str:
-    red, green, blue = class_color(name)
+def _swatch(color: tuple[int, int, int]) -> str:
+    red, green, blue = color
     return f'<span class="swatch" style="background:rgb({red},{green},{blue})"></span>'
 
 

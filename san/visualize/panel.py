@@ -19,6 +19,7 @@ from san.errors import outline
 from san.files import replacing
 from san.visualize.legend import legend
 from san.visualize.overlay import RIGHT_COLOR, WRONG_COLOR, check_sizes, error_map, overlay
+from san.visualize.palette import palette
 from san.visualize.text import FAINT, INK, PAPER, annotate, font
 
 Array = npt.NDArray[Any]
@@ -26,9 +27,12 @@ Array = npt.NDArray[Any]
 _MIN_SIDE, _MAX_SIDE = 384, 768  # pixels of a shown image: short side at least, long side at most
 _GAP = 12
 _FONT_SIZE = 15
+_WIDE = 1.5  # width over height of pictures, from which on they are stacked
+_ERRORS = "errors"  # heading of the error map, with a key to its colours
 _MIN_SHARE = 0.002  # of a label map's pixels, to get a line in the legend
 _LEAST_TOLD = 0.0005  # what is less, 0.0 % of the pixels, is not even counted there as left out
-_MAX_LEGEND = 60  # entries of a legend under panels
+_MAX_LEGEND, _MAX_ROWS = 60, 20  # entries of a legend under panels, and lines of it
+_MIN_HEADED = 200  # of a column with a heading, pixels
 _MIN_WIDTH = 360  # of a picture with a legend, pixels: a name fits
 _PREVIEW_HEIGHT, _PREVIEW_WIDTH, _PREVIEW_LEGEND = 640, 1000, 12  # pixels, pixels, entries: below 1024 together
 _SHEET_SIDE = 300  # longest side of an image of a contact sheet, pixels
@@ -55,7 +59,7 @@ class Sample:
 def panel(
     image: Array, truth: Array | None, prediction: Array, names: Sequence[str], path: str | Path | None = None
 ) -> Image.Image:
-    """Image, truth, prediction and errors side by side over a legend of the classes in them.
+    """Image, truth, prediction and errors over a legend of the classes in them, side by side, or stacked if wide.
 
     Small images are enlarged by a whole factor, large ones reduced, so that the picture can be read.
 
@@ -81,16 +85,17 @@ def panels(samples: Sequence[Sample], names: Sequence[str], path: str | Path | N
     if not samples:
         raise ValueError("no sample to show; give at least one image with its prediction")
     with_truth = any(sample.truth is not None for sample in samples)
-    titles = ["image", "truth", "prediction", "errors"] if with_truth else ["image", "prediction"]
+    titles = ["image", "truth", "prediction", _ERRORS] if with_truth else ["image", "prediction"]
     rows = [_row(sample, names, with_truth) for sample in samples]
-    cell = max(image.width for row in rows for image in row)
-    heading = 2 * _FONT_SIZE
-    canvas = _sheet(rows, cell, heading, *_legend_entries(samples, names))
-    draw = ImageDraw.Draw(canvas)
-    for column, title in enumerate(titles):
-        draw.text((_GAP + column * (cell + _GAP), heading / 2), title, INK, font(_FONT_SIZE + 2), anchor="lm")
-    if with_truth:
-        _draw_error_key(draw, _GAP + 3 * (cell + _GAP), cell, heading)
+    columns = _num_columns(len(titles), max(image.width / image.height for row in rows for image in row))
+    lines = [
+        _Line(row[start : start + columns], titles[start : start + columns])
+        for row in rows
+        for start in range(0, len(titles), columns)
+    ]
+    if columns == len(titles):  # all lines are alike: one heading
+        lines = [lines[0], *(_Line(line.pictures) for line in lines[1:])]
+    canvas = _sheet(lines, _legend_of(samples, names))
     if path is not None:
         save_picture(canvas, path)
     return canvas
@@ -103,7 +108,7 @@ def contact_sheet(
 
     Args:
         samples: (title, image (H, W, 3) uint8 RGB, labels (H, W) integers) each, of any sizes; taken one by one, so
-            that a generator of large images is fine. Labels outside 0..C-1 are shown as the image, faded and grey.
+            that a generator of large images is fine. Labels outside 0..C-1 are shown as `overlay` does.
         names: C class names.
         path: file to write as well; folders are made.
 
@@ -120,10 +125,11 @@ def contact_sheet(
         raise ValueError("no sample to show; give at least one image with its label map")
     cell_width = max(cell.width for cell in cells)
     num_columns = max(1, min(len(cells), round(_SHEET_WIDTH / (cell_width + _GAP)), math.isqrt(2 * len(cells)) or 1))
-    rows = [cells[i : i + num_columns] for i in range(0, len(cells), num_columns)]
+    lines = [_Line(cells[i : i + num_columns]) for i in range(0, len(cells), num_columns)]
     order = [int(i) for i in np.argsort(-counts, kind="stable") if counts[i] > 0]
     notes = [_percent(counts[i] / len(cells)) for i in order]
-    canvas = _sheet(rows, cell_width, _GAP, [names[i] for i in order], notes)
+    no_class = len(cells) - counts.sum() >= _LEAST_TOLD * len(cells)
+    canvas = _sheet(lines, _Legend([names[i] for i in order], palette(names)[order], notes, no_class=bool(no_class)))
     if path is not None:
         save_picture(canvas, path)
     return canvas
@@ -144,10 +150,8 @@ def preview(image: Array, labels: Array, names: Sequence[str]) -> Image.Image:
     size = _shown_size(labels.shape, (_PREVIEW_HEIGHT, _PREVIEW_WIDTH))
     pixels, (shown,) = resized(image, [labels], size)
     assert shown is not None
-    entries, notes, num_more = _legend_entries([Sample(image, labels)], names)
-    left_out = max(0, len(entries) - _PREVIEW_LEGEND)
-    entries, notes = entries[:_PREVIEW_LEGEND], notes[:_PREVIEW_LEGEND]
-    return _sheet([[_coloured(pixels, shown, names)]], size[0], _GAP, entries, notes, num_more + left_out)
+    key = _legend_of([Sample(image, labels)], names)
+    return _sheet([_Line([_coloured(pixels, shown, names)])], key, max_entries=_PREVIEW_LEGEND)
 
 
 def thumbnails(sample: Sample, names: Sequence[str], width: int = 236) -> Image.Image:
@@ -193,23 +197,61 @@ def resized(image: Array, labels: Sequence[Array | None], size: tuple[int, int])
     return pixels, maps
 
 
-def _sheet(
-    rows: Sequence[Sequence[Image.Image]], cell: int, top: int, shown: list[str], notes: list[str], num_more: int = 0
-) -> Image.Image:
-    """Rows of pictures, the first of them full, below an empty stripe and over the legend of the names shown.
+@dataclass(frozen=True)
+class _Line:
+    """Pictures beside each other, with a heading each or none."""
 
-    `cell` is the widest picture's width, `top` the stripe's height, in pixels; the rest is as `legend` takes it.
-    """
-    width = max(_MIN_WIDTH, len(rows[0]) * (cell + _GAP) + _GAP)
-    key = legend(shown, width - 2 * _GAP, notes=notes, max_entries=_MAX_LEGEND, num_more=num_more)
-    heights = [max(picture.height for picture in row) + _GAP for row in rows]
-    canvas = Image.new("RGB", (width, top + sum(heights) + key.height + _GAP), PAPER)
-    y = top
-    for row, height in zip(rows, heights, strict=True):
-        for column, picture in enumerate(row):
-            canvas.paste(picture, (_GAP + column * (cell + _GAP), y))
+    pictures: Sequence[Image.Image]
+    titles: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class _Legend:
+    """What stands under pictures, as `legend` takes it."""
+
+    names: Sequence[str]
+    colors: Array
+    notes: Sequence[str]
+    num_more: int = 0
+    no_class: bool = False
+
+
+def _num_columns(num_pictures: int, ratio: float) -> int:
+    """How many of a row's pictures stand beside each other: all, half of four or one, by width over height."""
+    if ratio <= _WIDE:
+        return num_pictures
+    return 2 if num_pictures == 4 and ratio <= 2 * _WIDE else 1
+
+
+def _sheet(lines: Sequence[_Line], key: _Legend, *, max_entries: int = _MAX_LEGEND) -> Image.Image:
+    """Lines of pictures, the first of them full, over a legend of at most so many classes."""
+    cell = max(picture.width for line in lines for picture in line.pictures)
+    cell = max(cell, _MIN_HEADED if lines[0].titles else 0)
+    heading = 2 * _FONT_SIZE
+    width = max(_MIN_WIDTH, len(lines[0].pictures) * (cell + _GAP) + _GAP)
+    entries = legend(
+        key.names,
+        width - 2 * _GAP,
+        colors=key.colors,
+        notes=key.notes,
+        max_entries=min(max_entries, _MAX_ROWS * max(1, width // _MIN_WIDTH)),
+        num_more=key.num_more,
+        no_class=key.no_class,
+    )
+    heights = [heading * bool(line.titles) + max(each.height for each in line.pictures) + _GAP for line in lines]
+    y = 0 if lines[0].titles else _GAP
+    canvas = Image.new("RGB", (width, y + sum(heights) + entries.height + _GAP), PAPER)
+    draw = ImageDraw.Draw(canvas)
+    for line, height in zip(lines, heights, strict=True):
+        for column, picture in enumerate(line.pictures):
+            x = _GAP + column * (cell + _GAP)
+            if line.titles:
+                draw.text((x, y + heading / 2), line.titles[column], INK, font(_FONT_SIZE + 2), anchor="lm")
+                if line.titles[column] == _ERRORS:
+                    _draw_error_key(draw, x + cell, y + heading // 2)
+            canvas.paste(picture, (x, y + heading * bool(line.titles)))
         y += height
-    canvas.paste(key, (_GAP, y))
+    canvas.paste(entries, (_GAP, y))
     return canvas
 
 
@@ -272,28 +314,28 @@ def _fitted(text: str, width: int) -> str:
     return f"{text[:half]}…{text[-half:]}"
 
 
-def _draw_error_key(draw: ImageDraw.ImageDraw, x: int, cell: int, heading: int) -> None:
-    """What the colours of an error map mean, at the right of its heading."""
-    letters, right = font(_FONT_SIZE - 2), x + cell
+def _draw_error_key(draw: ImageDraw.ImageDraw, right: int, middle: int) -> None:
+    """What the colours of an error map mean, at the right end of its heading."""
+    letters = font(_FONT_SIZE - 2)
     for word, color in (("wrong", WRONG_COLOR), ("right", RIGHT_COLOR)):
         right -= round(letters.getlength(word))
-        draw.text((right, heading / 2), word, INK, letters, anchor="lm")
+        draw.text((right, middle), word, INK, letters, anchor="lm")
         right -= _FONT_SIZE + 3
-        draw.rectangle((right, heading // 2 - 6, right + 12, heading // 2 + 6), color, FAINT)
+        draw.rectangle((right, middle - 6, right + 12, middle + 6), color, FAINT)
         right -= _GAP
 
 
-def _legend_entries(samples: Sequence[Sample], names: Sequence[str]) -> tuple[list[str], list[str], int]:
+def _legend_of(samples: Sequence[Sample], names: Sequence[str]) -> _Legend:
     """Names in truth or prediction, largest first; a note where just one of the two has them on judged pixels.
 
-    Returns:
-        names, notes, and how many classes are left out because they are small; specks of less than 0.05 % of the
-        pixels do not count.
+    Classes that are small are left out and counted, but for specks of less than 0.05 % of the pixels.
     """
     truth, prediction, judged = (np.zeros(len(names)) for _ in range(3))
+    num_maps = len(samples)
     for sample in samples:
         prediction += _shares(sample.prediction, len(names))
         if sample.truth is not None:
+            num_maps += 1
             truth += _shares(sample.truth, len(names))
             known = (sample.truth >= 0) & (sample.truth < len(names))
             judged += _shares(np.where(known, sample.prediction.astype(np.int64), -1), len(names))
@@ -301,7 +343,9 @@ def _legend_entries(samples: Sequence[Sample], names: Sequence[str]) -> tuple[li
     larger = np.maximum(truth, prediction)
     order = [int(i) for i in np.argsort(-(truth + prediction), kind="stable") if larger[i] >= least]
     notes = ["missed" if truth[i] > judged[i] == 0 else "not there" if judged[i] > truth[i] == 0 else "" for i in order]
-    return [names[i] for i in order], notes, int((larger >= _LEAST_TOLD * len(samples)).sum()) - len(order)
+    num_more = int((larger >= _LEAST_TOLD * len(samples)).sum()) - len(order)
+    no_class = num_maps - truth.sum() - prediction.sum() >= _LEAST_TOLD * len(samples)
+    return _Legend([names[i] for i in order], palette(names)[order], notes, num_more, bool(no_class))
 
 
 def _shares(labels: Array, num_classes: int) -> Array:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from san.visualize.palette import class_color, short_name
+from san.visualize.palette import palette, short_name
 
 Array = npt.NDArray[Any]
 Box = tuple[int, int, int, int]  # left, top, right, bottom; right and bottom excluded
@@ -58,6 +58,16 @@ def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name), size)
 
 
+def cut_to(text: str, width: float, letters: ImageFont.FreeTypeFont) -> str:
+    """A text, its end replaced by "…" where it is longer than `width` pixels."""
+    if letters.getlength(text) <= width:
+        return text
+    length = len(text)
+    while length > 1 and letters.getlength(f"{text[:length]}…") > width:
+        length -= 1
+    return f"{text[:length].rstrip(', ')}…"
+
+
 def annotate(picture: Image.Image, labels: Array, names: Sequence[str]) -> Image.Image:
     """Write the names of the classes into a picture of a label map; see `place_tags`.
 
@@ -70,7 +80,7 @@ def annotate(picture: Image.Image, labels: Array, names: Sequence[str]) -> Image
         the same picture.
     """
     draw, letters = ImageDraw.Draw(picture), font(_FONT_SIZE)
-    tags = place_tags(labels, names)
+    tags, colors = place_tags(labels, names), palette(names).tolist()
     for tag in tags:
         if tag.anchor is not None:
             start = _nearest(tag.box, tag.anchor)
@@ -80,7 +90,7 @@ def annotate(picture: Image.Image, labels: Array, names: Sequence[str]) -> Image
             draw.ellipse((x - 2, y - 2, x + 2, y + 2), INK, PAPER)
     for tag in tags:
         left, top, right, bottom = tag.box
-        draw.rectangle((left, top, right - 1, bottom - 1), PAPER, class_color(names[tag.label]))
+        draw.rectangle((left, top, right - 1, bottom - 1), PAPER, tuple(colors[tag.label]))
         draw.text(((left + right) / 2, (top + bottom) / 2), tag.name, INK, letters, anchor="mm")
     return picture
 

@@ -22,6 +22,7 @@ from san.demo.limits import Limits
 from san.demo.studio import Studio, Words, explain
 from san.demo.view import picture_view, result_view
 from san.segmentation import Segmentation
+from san.visualize import palette
 from san.vocabulary import Vocabulary
 
 LIMITS = Limits(max_classes=180, max_characters=300)
@@ -131,6 +132,8 @@ def test_the_view_holds_the_result(studio):
     session = studio.open_example(0)
     result, seconds = studio.segment(session, Words("green star, teapot", "shapes_36", none_of_these=True))
     view = json.loads(picture_view(session, result, seconds))
+    colors = [list(bytes.fromhex(each["color"][1:])) for each in view["classes"]]
+    assert colors == palette(result.names).tolist()  # the page paints what `san predict` writes
     flat = np.frombuffer(zlib.decompress(base64.b64decode(view["labels"])), np.uint8)
     expected = np.where(result.labels < 0, 255, result.labels)
     assert np.array_equal(flat.reshape(result.labels.shape), expected)

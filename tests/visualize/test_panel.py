@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from san.data.label_sets import load_label_set
-from san.visualize import Sample, class_color, contact_sheet, error_map, legend, overlay, panel
+from san.visualize import Sample, class_color, contact_sheet, error_map, legend, overlay, palette, panel
 from san.visualize.overlay import RIGHT_COLOR, WRONG_COLOR
-from san.visualize.panel import _fitted, save_picture, thumbnails
+from san.visualize.panel import _fitted, _shown_size, save_picture, thumbnails
 
 NAMES = ["red star", "blue ring", "striped ground"]
 
@@ -135,3 +135,53 @@ def test_pictures_are_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: p
         save_picture(Image.new("RGB", (9, 9)), path)
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["a.jpg"]
+
+
+@pytest.mark.parametrize(("size", "columns"), [((64, 64), 4), ((60, 120), 2), ((20, 200), 1), ((200, 20), 4)])
+def test_wide_pictures_are_stacked(size: tuple[int, int], columns: int) -> None:
+    image, labels = np.zeros((*size, 3), np.uint8), np.zeros(size, int)
+    shown, alone = panel(image, labels, labels, NAMES), panel(image, None, labels, NAMES)
+    cell = max(200, _shown_size(size, (768, 768))[0])
+    assert shown.width == max(360, columns * (cell + 12) + 12)
+    assert alone.width == max(360, (2 if columns == 4 else 1) * (cell + 12) + 12)
+
+
+def test_pixels_without_a_class_have_a_hatched_entry() -> None:
+    image, labels = np.zeros((64, 64, 3), np.uint8), np.zeros((64, 64), int)
+    labels[:, :32] = -1
+
+    def hatched(picture: Image.Image) -> bool:
+        return bool((np.asarray(picture)[-40:, :40] == 185).all(axis=-1).sum() > 30)  # letters have a few such pixels
+
+    assert hatched(legend([], 300, no_class=True))
+    assert not hatched(legend(["cat"], 300))
+    assert not hatched(panel(image, None, np.zeros_like(labels), NAMES))
+    none = np.full_like(labels, -1)
+    assert hatched(panel(image, None, none, NAMES))
+    assert hatched(panel(image, np.where(labels < 0, 255, 1), none, NAMES[:1]))
+    assert hatched(contact_sheet([("a", image, none)], NAMES))
+    part = panel(image, None, labels, NAMES)
+    assert (np.asarray(part)[-40:] == 185).all(axis=-1).sum() > 30  # behind the class
+
+
+def test_all_parts_of_a_picture_take_their_colors_from_the_whole_vocabulary() -> None:
+    """Colours depend on what else is in the vocabulary: a legend of the classes in the picture alone would differ."""
+    names = [f"word {index}" for index in range(32)]
+    index = next(i for i, name in enumerate(names) if palette(names)[i].tolist() != list(class_color(name)))
+    color = tuple(palette(names)[index].tolist())
+    image, labels = np.zeros((200, 200, 3), np.uint8), np.full((200, 200), index)
+    shown = panel(image, None, labels, names)
+    legend_part, plate = shown.crop((0, shown.height - 40, 60, shown.height)), shown.crop((424, 30, 824, 430))
+    assert color in colors_of(legend_part)
+    assert color in colors_of(plate)  # the frame of the plate
+    assert overlay(image, labels, names, alpha=1.0)[100, 100].tolist() == list(color)
+
+
+def test_a_legend_of_long_and_odd_names_stays_inside(tmp_path: Path) -> None:
+    names = ["W" * 200, "two\nlines", "tab\there \x1b[2J", "$x$_{y}", "猫", *(f"n{i}" for i in range(300))]
+    for width in (60, 200, 900):
+        shown = np.asarray(legend(names, width, notes=["missed"] * len(names), max_entries=12, no_class=True))
+        assert shown.shape[:2] == (shown.shape[0], width)
+        assert shown.shape[0] <= 14 * 26
+        if width > 60:
+            assert (shown[:, -2:] == 255).all()  # nothing is cut at the edge

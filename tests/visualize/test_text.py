@@ -8,7 +8,7 @@ from PIL import Image
 
 from san.data.shapes.world import NAMES
 from san.visualize import annotate, overlay
-from san.visualize.palette import linear_light
+from san.visualize.oklab import linear_light
 from san.visualize.text import MAX_COVERED, place_tags
 
 
