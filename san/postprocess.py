@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from san.torch_defaults import torch_defaults
+
 _BLOCK_SIDE = 8192  # output pixels along each side of a block, which is made band by band
 _BAND_VALUES = 2**24  # mask probabilities and scores held at a time: 64 MB in float32
 _CACHED_VALUES = 2**20  # on a CPU, for a label map: what its cache holds is read again at once
@@ -22,6 +24,7 @@ _TILE_ROWS = 2  # of tiles in a band
 _FEW_CLASSES = 40  # of which leaving out some would not pay; fewer where there are few queries
 
 
+@torch_defaults()
 def semantic_scores(
     mask_logits: Tensor,
     class_logits: Tensor,
@@ -90,6 +93,7 @@ def semantic_labels(
     )[0]
 
 
+@torch_defaults()
 def labels_and_scores(
     mask_logits: Tensor,
     class_logits: Tensor,
@@ -207,6 +211,7 @@ def _possible_winners(mask_probs: Tensor, class_probs: Tensor) -> Tensor:
     return possible.view(-1, *highest.shape[1:])
 
 
+@torch_defaults()
 def resized_masks(
     mask_logits: Tensor,
     *,

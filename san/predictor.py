@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from san.model.precision import hold_weights
 from san.model.san import MaskProposals, SANModel
 from san.postprocess import labels_and_scores
 from san.segmentation import EncodedImage, Evidence, Segmentation
+from san.torch_defaults import torch_defaults
 from san.vocabulary import Vocabulary, VocabularyLike
 
 ImageLike = str | Path | Image.Image | npt.NDArray[Any] | Tensor
@@ -39,8 +39,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 class Predictor:
     """Open-vocabulary segmentation.
 
-    `encode` and `segment(..., encoded=...)` keep no state and may be called from several threads; `set_image` remembers
-    one image for `segment`.
+    Several threads may share a predictor: `predict`, `encode` and `segment(..., encoded=...)` use nothing but their
+    arguments. `set_image` and `predict` remember their image for a `segment` without one.
+
+    Results do not depend on what the caller has set in PyTorch: autocast, default number type and device, grad mode.
 
     Args:
         model: any SAN; it is moved to the device and set to evaluation.
@@ -60,6 +62,8 @@ class Predictor:
         ValueError: there is no such device or number type.
     """
 
+    @torch_defaults()
+    @torch.inference_mode(False)
     def __init__(
         self,
         model: SANModel,
@@ -80,7 +84,6 @@ class Predictor:
         self.short_side, self.max_size, self.max_pixels = short_side, max_size, max_pixels
         self.text_cache = resolve_folder("auto")
         self._encoded: EncodedImage | None = None
-        self._words = threading.Lock()
 
     @classmethod
     def from_pretrained(
@@ -153,6 +156,7 @@ class Predictor:
         """
         return self.encode_batch([image], layout=layout)[0]
 
+    @torch_defaults()
     @torch.inference_mode()
     def encode_batch(
         self, images: Sequence[ImageLike], *, layout: Layout | None = None, batch_size: int = 4
@@ -179,6 +183,7 @@ class Predictor:
         """`encode`, remembered for `segment`."""
         self._encoded = self.encode(image, layout=layout)
 
+    @torch_defaults()
     @torch.inference_mode()
     def segment(
         self,
@@ -209,8 +214,7 @@ class Predictor:
         if not threshold >= 0:
             raise ValueError(f"the threshold is {threshold}; give a score, 0 or more")
         words = Vocabulary.parse(vocabulary)
-        with self._words:  # the memory of embeddings is shared by threads
-            text_embed = self.model.text_classifier.embed(words.classes)
+        text_embed = self.model.text_classifier.embed(words.classes)
         output = self.model.classify(encoded.proposals, text_embed)
         evidence = Evidence(output.mask_logits[0], output.class_logits[0], output.attn_bias[0], encoded.sizes)
         labels, best = labels_and_scores(
@@ -231,10 +235,15 @@ class Predictor:
         threshold: float = 0.0,
         none_of_these: bool = False,
     ) -> Segmentation:
-        """`set_image`, then `segment`; a vocabulary that makes no sense is refused before the image is encoded."""
+        """`encode`, then `segment`; a vocabulary that makes no sense is refused before the image is encoded.
+
+        The image is remembered for `segment`, as by `set_image`.
+        """
         words = Vocabulary.parse(vocabulary)
-        self.set_image(image, layout=layout)
-        return self.segment(words, threshold=threshold, none_of_these=none_of_these)
+        encoded = self.encode(image, layout=layout)
+        result = self.segment(words, encoded=encoded, threshold=threshold, none_of_these=none_of_these)
+        self._encoded = encoded
+        return result
 
     def predict_batch(
         self,

@@ -27,6 +27,7 @@ ROOMS: dict[str, set[str]] = {
     "redaction": set(),
     "errors": set(),
     "files": {"errors"},
+    "torch_defaults": set(),
     "vocabulary": {"clip", "data"},
     "segmentation": {"model", "data", "postprocess", "visualize", "evaluation", "vocabulary"},
     "hub": {"model", "clip", "checkpoint", "data"},
@@ -44,8 +45,8 @@ ROOMS["demo"] = set(ROOMS) - {"d2", ""}
 ROOMS["benchmark"] = set(ROOMS) - {"demo", ""}
 ROOMS["cli"] = set(ROOMS) - {""}
 ROOMS["__main__"] = {"cli"}
-for _room in set(ROOMS) - {"redaction", "errors", "files"}:
-    ROOMS[_room] |= {"errors", "files"}  # messages, and writing a file whole: every room may
+for _room in set(ROOMS) - {"redaction", "errors", "files", "torch_defaults"}:
+    ROOMS[_room] |= {"errors", "files", "torch_defaults"}  # messages, whole files, PyTorch's defaults: every room may
 for _room in set(ROOMS) - {"redaction"}:
     ROOMS[_room] |= {"redaction"}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -22,6 +23,7 @@ from san.model.build import build_san
 from san.model.config import variant
 from san.postprocess import semantic_labels, semantic_scores
 from san.predictor import Predictor
+from san.segmentation import Segmentation
 from san.vocabulary import Vocabulary
 
 
@@ -174,6 +176,46 @@ def test_encoding_keeps_no_state_and_threads_do_not_mix(predictor: Predictor) ->
         assert np.array_equal(result.labels, expected[number % 4].labels)
     with pytest.raises(ValueError, match="read-only"):
         encoded[0].pixels[0, 0] = 0
+
+
+def test_threads_that_predict_get_their_own_pictures(predictor: Predictor) -> None:
+    """Both have encoded their picture before either names it."""
+    met = threading.Barrier(2, timeout=60)
+
+    class Meeting(Predictor):
+        def segment(self, *args: Any, **options: Any) -> Segmentation:
+            met.wait()
+            return super().segment(*args, **options)
+
+    shared = Meeting(predictor.model, short_side=96)
+    images = [picture(), picture(40, 60)]
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda image: shared.predict(image, "cat, dog"), images))
+    for image, result in zip(images, found, strict=True):
+        assert np.array_equal(result.image, image)
+        assert np.array_equal(result.labels, predictor.predict(image, "cat, dog").labels)
+
+
+def test_predictors_of_one_model_embed_words_in_turn(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The memory of embeddings is the model's."""
+    classifier = predictor.model.text_classifier
+    inside, most, embed_new = 0, 0, classifier._embed_new
+
+    def counted(texts: Any) -> torch.Tensor:
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        time.sleep(0.05)
+        inside -= 1
+        return embed_new(texts)
+
+    monkeypatch.setattr(classifier, "_embed_new", counted)
+    pair = [Predictor(predictor.model, short_side=96) for _ in range(2)]
+    classifier.forget()
+    encoded = predictor.encode(picture())
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda i: pair[i].segment([f"word {i}"], encoded=encoded), range(2)))
+    assert most == 1
 
 
 def test_synonyms_prompts_and_context(shapes: Predictor, scenes: tuple[np.ndarray, np.ndarray]) -> None:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from san.benchmark.cases import Case
 from san.benchmark.clocks import Recorder
-from san.model.build import build_san
+from san.clip.loader import load_clip
+from san.model.build import build_san, freeze, outline
 from san.model.config import variant
 from san.model.san import SANModel
 
@@ -70,9 +71,11 @@ def draw_model(case: Case, device: torch.device) -> SANModel:
     if case.queries:
         config = replace(config, side_adapter=replace(config.side_adapter, num_queries=case.queries))
     torch.manual_seed(0)
-    with torch.device("meta") if device.type == "meta" else nullcontext():
-        model = build_san(config)
-    return model.to(device)
+    if device.type == "meta":
+        model = outline(config, load_clip(config.clip.name, None))
+        freeze(model)
+        return model
+    return build_san(config).to(device)
 
 
 def drawn_text_embed(model: SANModel, classes: int) -> Tensor:

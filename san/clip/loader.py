@@ -22,6 +22,7 @@ from san.clip.tokenizer import BpeTokenizer, Tokenizer, fitting_tokenizer
 from san.clip.weights import read_clip_weights, weights_fingerprint
 from san.clip.weights_file import read_metadata, read_tensors
 from san.errors import one_line
+from san.torch_defaults import torch_defaults
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +68,7 @@ class LoadedClip:
     fingerprint: str
 
 
+@torch_defaults()
 def load_clip(
     name: str,
     pretrained: str | None,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from san.clip.templates import load_templates
 from san.clip.text_cache import TextCache
 from san.clip.tokenizer import CompactTokenizer, Tokenizer, tokenizer_identity
 from san.clip.vocabulary import ClassText
+from san.torch_defaults import torch_defaults, without_autocast
 
 logger = logging.getLogger(__name__)
 
@@ -88,29 +90,31 @@ class TextClassifier(nn.Module):
         self._cache_key: object = None
         self._store: TextCache | None = None
         self._measured: set[str] = set()
+        self._lock = threading.Lock()
 
     def embed(self, classes: Sequence[str | ClassText]) -> Tensor:
         """Text embeddings (C, E) of unit length, averaged over templates and synonyms; a text is embedded once.
 
-        A vocabulary that comes again, as with every batch, gets the same tensor again: do not write to it.
+        A vocabulary that comes again, as with every batch, gets the same tensor again: do not write to it. Several
+        threads may call this.
 
         A text longer than CLIP reads is cut, and a warning says where.
 
         Raises:
             ValueError: there is no class, or one is blank.
         """
-        self._drop_stale_cache()
         texts = tuple(_texts_of(each) for each in classes)
         if not texts:
             raise ValueError("a vocabulary needs at least one name, and none of them blank; got an empty list")
-        if texts in self._vocabularies:
-            return self._vocabularies[texts]
-        # the cache outlives inference mode and mixed precision
-        with (
-            torch.inference_mode(False),
-            torch.no_grad(),
-            torch.autocast(self.no_object_embed.device.type, enabled=False),
-        ):
+        with self._lock:  # the memory of embeddings is shared by threads
+            self._drop_stale_cache()
+            found = self._vocabularies.get(texts)
+            return self._embed_vocabulary(texts) if found is None else found
+
+    def _embed_vocabulary(self, texts: tuple[tuple[str, ...], ...]) -> Tensor:
+        """(C, E) of the marked texts of each class, remembered."""
+        # the memory outlives the caller's inference mode, autocast and default number type
+        with torch_defaults(), torch.inference_mode(False), torch.no_grad():
             vectors = self._vectors(list(dict.fromkeys(text for own in texts for text in own)))
             result = torch.stack([_mean_direction([vectors[text] for text in own]) for own in texts])
         self._vocabularies[texts] = result
@@ -119,8 +123,19 @@ class TextClassifier(nn.Module):
         return result
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy starts without embeddings: its weights are others."""
-        return self.__dict__ | {"_cache": OrderedDict(), "_vocabularies": OrderedDict()}
+        """A copy starts without embeddings, as its weights may be others, and without the lock."""
+        fresh: dict[str, Any] = {
+            "_cache": OrderedDict(),
+            "_vocabularies": OrderedDict(),
+            "_cache_key": None,
+            "_store": None,
+        }
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"} | fresh
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restores a copy."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._lock = threading.Lock()
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -137,7 +152,7 @@ class TextClassifier(nn.Module):
 
         In float32 also under autocast: half precision would be off by up to 0.3 at the scale of trained weights.
         """
-        with torch.autocast(sls_embed.device.type, enabled=False):
+        with without_autocast(sls_embed.device):
             no_object = F.normalize(self.no_object_embed.float(), dim=-1)
             classes = torch.cat([text_embed.float(), no_object])  # (C + 1, E)
             logits: Tensor = self.logit_scale.float().exp() * sls_embed.float() @ classes.t()
@@ -250,7 +265,10 @@ class TextClassifier(nn.Module):
 
     def _drop_stale_cache(self) -> None:
         """Embeddings of weights that have since been replaced, trained or moved are forgotten."""
-        key = tuple((id(parameter), parameter._version, parameter.device) for parameter in self.frozen_parameters())
+        # tensors of inference mode count no versions: of those, only replaced and moved ones are seen
+        key = tuple(
+            (id(each), None if each.is_inference() else each._version, each.device) for each in self.frozen_parameters()
+        )
         if key != self._cache_key:
             self.forget()
             self._cache_key, self._store = key, None

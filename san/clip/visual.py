@@ -6,7 +6,6 @@ Source: method.md sections 2 and 5; arXiv 2302.12242, section 3.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from san.clip.arch import ClipArch
 from san.clip.blocks import Block
 from san.clip.pos_embed import resize_pos_embed
+from san.torch_defaults import without_autocast
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def sls_attention(q: Tensor, k_self: Tensor, v_self: Tensor, k: Tensor, v: Tenso
     Returns:
         (B, N_h, S, d).
     """
-    with nullcontext() if q.is_meta else torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q.device):
         q = q.float() * q.shape[-1] ** -0.5
         own = (q * k_self).sum(dim=-1, keepdim=True)  # (B, N_h, S, 1)
         logits = torch.cat([own, q @ k.float().transpose(-2, -1) + bias], dim=-1)  # (B, N_h, S, 1 + T)

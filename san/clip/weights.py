@@ -12,6 +12,7 @@ from torch import Tensor
 from san.clip.weights_file import DAMAGED, flaw_of, open_archive, read_tensors
 from san.errors import excerpt, one_line
 from san.files import sha256_of
+from san.torch_defaults import torch_defaults
 
 _MAX_SCRIPT = 4 << 30  # bytes; OpenAI's largest archive has 1.3 GB
 _MOST_SHOWN = 40
@@ -96,6 +97,7 @@ def listed(lines: list[str]) -> str:
     return "; ".join(lines[:_MOST_SHOWN]) + more
 
 
+@torch_defaults()
 def check_finite(tensors: Mapping[str, Tensor], label: str) -> None:
     """Refuses weights that are NaN or infinite.
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from san.clip.pickle_check import MAX_BYTES, check_pickle
 from san.errors import excerpt, one_line
+from san.torch_defaults import torch_defaults
 
 DAMAGED = (
     RuntimeError,
@@ -48,6 +49,7 @@ _MAX_DIRECTORY = 4 << 20  # bytes of a zip archive's list of members; that of 80
 _END, _LOCATOR, _END64 = 22, 20, 56  # bytes of the records at the end of a zip archive
 
 
+@torch_defaults()
 def read_tensors(path: Path) -> Any:
     """The content of a weights file, never running code from it.
 

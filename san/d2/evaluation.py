@@ -32,6 +32,7 @@ from san.d2.partial import Keeping, Partial, forget, weights_digest
 from san.data.image_files import read_image
 from san.evaluation import ConfusionMatrix, RLEWriter, format_summary, metrics, write_label_map, write_report
 from san.evaluation.report import SUMMARY_KEYS, summary_keys
+from san.torch_defaults import torch_defaults
 from san.visualize import Sample as PanelRow
 from san.visualize import panels
 
@@ -199,11 +200,11 @@ def progress(batches: Iterable[Any], total: int, title: str) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Puts a model into evaluation mode without gradients, and back."""
+    """Puts a model into evaluation mode without gradients or the caller's autocast, and back."""
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad():
+        with torch_defaults(), torch.no_grad():
             yield
     finally:
         model.train(was_training)

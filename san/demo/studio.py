@@ -197,7 +197,8 @@ class Studio:
     def notes(self, result: Segmentation) -> list[str]:
         """Remarks on a result that its visitor should read."""
         texts = _texts_of(result.vocabulary)
-        notes = [self._cuts[text] for text in texts if text in self._cuts]
+        cuts = (self._cuts.get(text) for text in texts)  # which the worker may be adding to and dropping from
+        notes = [cut for cut in cuts if cut is not None]
         if self._known_words is not None:
             strange = sorted({word.lower() for text in texts for word in text.split()} - self._known_words)
             shown = ", ".join(strange[:8]) + (" and others" if len(strange) > 8 else "")

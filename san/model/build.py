@@ -16,11 +16,14 @@ from san.clip.tokenizer import Tokenizer
 from san.clip.weights import check_finite, listed, misfits
 from san.model.config import SANConfig
 from san.model.san import SANModel
+from san.torch_defaults import torch_defaults
 
 ModelClass = Callable[[SANConfig, ClipArch, Tokenizer], SANModel]
 """`SANModel`, a class derived from it, or a function that makes one and changes parts of it."""
 
 
+@torch_defaults()
+@torch.inference_mode(False)
 def build_san(
     config: SANConfig,
     *,
@@ -28,7 +31,7 @@ def build_san(
     clip_weights: bool = True,
     model_class: ModelClass = SANModel,
 ) -> SANModel:
-    """A SAN with CLIP's weights and fresh side weights.
+    """A SAN with CLIP's weights and fresh side weights, in float32 on the CPU.
 
     Args:
         config: the model.
