@@ -43,7 +43,7 @@ from san.data.checking import (
     write_json,
 )
 from san.data.image_files import read_image, read_label_map
-from san.visualize import contact_sheet, plot_pixel_histogram
+from san.visualize import contact_sheet, drawing, plot_pixel_histogram
 
 _RULE = "─" * 100
 
@@ -127,8 +127,10 @@ def _check(name: str, args: argparse.Namespace) -> CheckReport:
     write_json(report, folder / "report.json")
     write_classes(report, folder / "classes.csv")
     pixels = dict(zip(target.classes, report.class_pixels.tolist(), strict=True))
-    plot_pixel_histogram(pixels, folder / "classes.png", title=f"Pixels per class, {name}")
-    _write_samples(pairs, shown.choose(args.samples), target, folder / "samples.png")
+    with drawing(folder / "classes.png"):
+        plot_pixel_histogram(pixels, folder / "classes.png", title=f"Pixels per class, {name}")
+    with drawing(folder / "samples.png"):
+        _write_samples(pairs, shown.choose(args.samples), target, folder / "samples.png")
     print(f"{format_classes(report)}\n\n{format_report(report, seconds=seconds)}, see {folder}", flush=True)
     return report
 

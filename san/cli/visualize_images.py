@@ -22,6 +22,7 @@ from san.errors import one_line
 from san.evaluation.per_image import Entry, ImageScore, decode_entries, score_image
 from san.files import replacing
 from san.visualize.panel import Sample, panel, save_picture, thumbnails
+from san.visualize.plots import drawing
 
 Array = npt.NDArray[Any]
 
@@ -132,10 +133,11 @@ class ImageWorker:
         score = score_image(prediction, truth, len(self.names))
         size = None
         if self.pictures:
-            thumb = thumbnails(Sample(image, prediction, truth), self.names)
-            save_picture(panel(image, truth, prediction, self.names), self.panel_path(task))
-            save_picture(thumb, self.thumb_path(task))
-            size = thumb.size
+            with drawing(self.panel_path(task)):
+                thumb = thumbnails(Sample(image, prediction, truth), self.names)
+                save_picture(panel(image, truth, prediction, self.names), self.panel_path(task))
+                save_picture(thumb, self.thumb_path(task))
+                size = thumb.size
         record = {"key": key, "score": score.to_dict(), "thumb_size": size}
         write_text(self.score_path(task), json.dumps(record))
         return Outcome(task, score, size)

@@ -34,7 +34,7 @@ from san.evaluation import ConfusionMatrix, RLEWriter, format_summary, metrics, 
 from san.evaluation.report import SUMMARY_KEYS, summary_keys
 from san.torch_defaults import torch_defaults
 from san.visualize import Sample as PanelRow
-from san.visualize import panels
+from san.visualize import drawing, panels
 
 logger = logging.getLogger("san.d2.evaluation")
 
@@ -148,8 +148,8 @@ class SemSegEvaluator(DatasetEvaluator):
             with self._room_needed():
                 self.rle.write(folder / "sem_seg_predictions.json")
         if self.rows:
-            rows = [PanelRow(read_image(file), prediction, truth) for file, prediction, truth in self.rows]
-            with self._room_needed():
+            with self._room_needed(), drawing(folder / "panel.png"):
+                rows = [PanelRow(read_image(file), prediction, truth) for file, prediction, truth in self.rows]
                 panels(rows, self.classes, folder / "panel.png")
         return {"sem_seg": metrics(self.matrix, self.classes, self.groups)}
 

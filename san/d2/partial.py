@@ -64,7 +64,8 @@ class Keeping:
             records: what is evaluated of it.
             folder: of its report.
         """
-        files = hashlib.sha256("\n".join(str(record["file_name"]) for record in records).encode())
+        names = "\n".join(str(record["file_name"]) for record in records)
+        files = hashlib.sha256(names.encode(errors="surrogateescape"))  # also of names that are not UTF-8
         described = {
             "version": san.__version__,
             "weights": self.weights,

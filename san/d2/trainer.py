@@ -32,7 +32,7 @@ from san.d2.solver import build_lr_scheduler, build_optimizer
 from san.d2.step import StepConfig, Stepper
 from san.d2.writers import build_writers
 from san.data.transforms import TrainAugmentation
-from san.visualize import plot_curves
+from san.visualize import drawing, plot_curves
 
 logger = logging.getLogger("san.d2.trainer")
 
@@ -295,11 +295,8 @@ class CurvesHook(HookBase):
         """Draws, where anything was logged."""
         if not (self.folder / METRICS).is_file():
             return
-        try:
+        with drawing(self.folder / "curves.png"):
             plot_curves(self.folder / METRICS, self.folder / "curves.png")
-        except (OSError, ValueError) as error:  # what the run has computed is not lost with its picture
-            logger.warning("%s is not drawn: %s", self.folder / "curves.png", error)
-        else:
             logger.info("Curves: %s", self.folder / "curves.png")
 
 

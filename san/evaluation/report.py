@@ -45,7 +45,7 @@ def write_report(
     Raises:
         ValueError: the names are not C distinct ones.
     """
-    from san.visualize import plot_per_class
+    from san.visualize import drawing, plot_per_class
 
     values = metrics(matrix, class_names, groups)
     folder = Path(folder)
@@ -54,7 +54,8 @@ def write_report(
     content = {"subset": subset, **plain} if subset else plain
     write_text(folder / "metrics.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     _write_csv(folder / "per_class.csv", matrix, class_names, plain)
-    plot_per_class({name: values[f"IoU-{name}"] for name in class_names}, folder / "per_class.png", title=title)
+    with drawing(folder / "per_class.png"):
+        plot_per_class({name: values[f"IoU-{name}"] for name in class_names}, folder / "per_class.png", title=title)
     return values
 
 

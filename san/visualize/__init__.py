@@ -8,7 +8,7 @@ from san.visualize.legend import legend
 from san.visualize.overlay import error_map, overlay
 from san.visualize.palette import class_color, palette
 from san.visualize.panel import Sample, contact_sheet, panel, panels
-from san.visualize.plots import plot_curves, plot_per_class, plot_pixel_histogram
+from san.visualize.plots import drawing, plot_curves, plot_per_class, plot_pixel_histogram
 from san.visualize.text import annotate
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "attention_panel",
     "class_color",
     "contact_sheet",
+    "drawing",
     "error_map",
     "legend",
     "overlay",

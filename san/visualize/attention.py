@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from san.errors import outline
 from san.visualize.palette import class_color, short_name
-from san.visualize.plots import new_figure, save_figure
+from san.visualize.plots import literal, new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -98,7 +98,7 @@ def attention_panel(
     parts: Any = figure.subfigures(1 + len(views), 1, height_ratios=[top, *[block] * len(views)])
     head, *blocks = parts
     if title:
-        head.text(0.012, 1 - 0.12 / top, title, fontsize=13, fontweight="bold", va="top")
+        head.text(0.012, 1 - 0.12 / top, literal(title), fontsize=13, fontweight="bold", va="top")
     head.text(0.012, 0.1 / top, "\n".join(lines), fontsize=9.5, va="bottom", linespacing=1.35)
     for part, view in zip(blocks, views, strict=True):
         _draw_block(part, image[::step, ::step], view, view.mask_probs[::step, ::step], columns, cell)
@@ -121,7 +121,7 @@ def _check(image: Array, view: AttentionView) -> None:
 
 def _draw_block(part: SubFigure, image: Array, view: AttentionView, mask: Array, columns: int, cell: float) -> None:
     """One proposal: heading, image, mask, where the biases lead, and the heads."""
-    name = "no object" if view.name is None else f"“{short_name(view.name, 60)}”"
+    name = "no object" if view.name is None else f"“{literal(short_name(view.name, 60))}”"
     part.suptitle(f"query {view.query}: {name}, probability {view.probability:.0%}", x=0.012, ha="left", fontsize=11.5)
     rows = -(-view.bias.shape[0] * view.bias.shape[1] // columns)
     grid = part.add_gridspec(rows, columns + 4, width_ratios=[2.75, 2.75, 2.75, *[cell] * columns, 0.12])

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from san.visualize.plots import new_figure, save_figure
+from san.visualize.plots import literal, new_figure, save_figure
 
 _TIME_COLOR, _FLOOR_COLOR, _PLAIN_COLOR = "#3b6fb6", "#2c3e50", "#c9d3e0"
 
@@ -64,5 +64,5 @@ def plot_benchmark(bars: Sequence[TimeBar], path: str | Path, *, title: str = "T
     axes.set_yticks(range(len(bars)), [bar.name for bar in bars], fontsize=7)
     axes.invert_yaxis()
     axes.set_xlabel("milliseconds; dark line: floor of this machine; pale: the plain path")
-    figure.suptitle(title, fontsize=9)
+    figure.suptitle(literal(title), fontsize=9)
     save_figure(figure, path)

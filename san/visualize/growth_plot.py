@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from san.visualize.plots import new_figure, save_figure
+from san.visualize.plots import literal, new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -58,7 +58,7 @@ def plot_growth(series: Sequence[Growth], path: str | Path, *, title: str = "How
     figure = new_figure(4.3 * columns, 3.4 * rows + 0.5)
     for index, each in enumerate(series):
         _draw(figure.add_subplot(rows, columns, index + 1), each)
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(literal(title), fontsize=10)
     save_figure(figure, path)
 
 

@@ -210,7 +210,7 @@ def _swatch(color: tuple[int, int, int]) -> str:
 
 def _link(path: str) -> str:
     """A relative path as a URL, which no character of a file name can break out of; never taken for `scheme:`."""
-    return escape(quote(path if path.startswith(".") else f"./{path}"))
+    return escape(quote(path if path.startswith(".") else f"./{path}", errors="surrogateescape"))
 
 
 def _number(value: float | None) -> str:

@@ -133,7 +133,7 @@ def _known_colors() -> dict[str, tuple[int, int, int]]:
 
 
 def _digest(key: str) -> bytes:
-    return hashlib.blake2b(key.encode(), digest_size=4, salt=_SALT).digest()
+    return hashlib.blake2b(key.encode(errors="surrogatepass"), digest_size=4, salt=_SALT).digest()
 
 
 def _drawn(key: str) -> tuple[int, int, int]:

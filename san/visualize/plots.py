@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from san.errors import one_line, printable
 from san.visualize.palette import short_name
 
 if TYPE_CHECKING:
@@ -50,7 +52,7 @@ def plot_curves(metrics_file: str | Path, path: str | Path, *, title: str = "Tra
     for index, (heading, group) in enumerate(groups.items()):
         axes = figure.add_subplot(-(-len(groups) // 2), 2, index + 1)
         _draw_curves(axes, heading, group)
-    figure.suptitle(title)
+    figure.suptitle(literal(title))
     save_figure(figure, path)
 
 
@@ -73,7 +75,7 @@ def plot_per_class(values: Mapping[str, float], path: str | Path, *, title: str 
         axes = figure.add_subplot(1, num_columns, column + 1)
         _draw_bars(axes, ranked[column * num_rows : (column + 1) * num_rows], num_rows, mean)
     absent = f", {len(values) - len(ranked)} absent" if len(ranked) < len(values) else ""
-    figure.suptitle(f"{title}: mean {mean:.1f} % of {len(ranked)} classes present{absent}", fontsize=11)
+    figure.suptitle(f"{literal(title)}: mean {mean:.1f} % of {len(ranked)} classes present{absent}", fontsize=11)
     save_figure(figure, path)
 
 
@@ -99,7 +101,7 @@ def plot_pixel_histogram(pixels: Mapping[str, int], path: str | Path, *, title: 
     heading = f"{sum(pixels.values()):,} pixels of {len(ranked)} classes"
     if never:
         heading += f"; {never} of {len(pixels)} classes never occur"
-    figure.suptitle(f"{title}: {heading}", fontsize=11)
+    figure.suptitle(f"{literal(title)}: {heading}", fontsize=11)
     save_figure(figure, path)
 
 
@@ -150,7 +152,7 @@ def _draw_curves(axes: Axes, heading: str, group: Mapping[str, Curve]) -> None:
     for name, (iterations, values) in group.items():
         earlier_layer = name.startswith("loss_") and name.endswith("_0")
         color = colors.setdefault(name.removesuffix("_0"), f"C{len(colors)}")
-        axes.plot(iterations, values, label=name, color=color, linestyle=":" if earlier_layer else "-",
+        axes.plot(iterations, values, label=literal(name), color=color, linestyle=":" if earlier_layer else "-",
                   linewidth=1.4, marker="o" if few else None, markersize=3.5)  # fmt: skip
     axes.set_title(heading, fontsize=10, loc="left")
     axes.set_xlabel("iteration", fontsize=8)
@@ -198,12 +200,30 @@ def _short_count(count: int) -> str:
 
 def _class_axis(axes: Axes, ranked: Sequence[tuple[float, str]], num_rows: int) -> None:
     """Names at the left, best at the top, the same height of a bar in every column."""
-    axes.set_yticks(range(len(ranked)), [short_name(name) for _, name in ranked], fontsize=7)
+    axes.set_yticks(range(len(ranked)), [literal(short_name(name)) for _, name in ranked], fontsize=7)
     axes.set_ylim(num_rows - 0.4, -0.6)
     axes.tick_params(axis="x", labelsize=7)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="x", alpha=0.3)
     axes.set_axisbelow(True)
+
+
+@contextlib.contextmanager
+def drawing(path: str | Path) -> Iterator[None]:
+    """A block that draws a picture beside a result: where it fails, a warning says so and the run goes on.
+
+    Args:
+        path: of the picture, for the message.
+    """
+    try:
+        yield
+    except Exception as error:  # whatever a drawing library makes of somebody's names and numbers
+        logger.warning("%s is not drawn: %s: %s", path, type(error).__name__, one_line(error))
+
+
+def literal(text: str) -> str:
+    """Somebody's text as matplotlib shows it unchanged: ``$`` begins no formula, control characters are escaped."""
+    return printable(text).replace("$", r"\$")
 
 
 def new_figure(width: float, height: float) -> Figure:
