@@ -39,7 +39,7 @@ from san.d2.datasets import (
     register_custom_files,
     register_datasets,
 )
-from san.evaluation.per_image import ClassScore, Predictions, below
+from san.evaluation.per_image import ClassScore, Predictions, common_folder, distinct_stems
 from san.visualize.page import GENERATOR, ClassLine, Page, Row, Strip, render_page
 from san.visualize.palette import palette
 
@@ -168,24 +168,20 @@ def check_page(path: Path) -> None:
 def _tasks(name: str, predictions: Predictions) -> list[Task]:
     """One task per image of the data set."""
     metadata = metadata_of(name)
-    image_root, label_root = metadata.get("image_root"), metadata.get("sem_seg_root")
-    used: set[str] = set()
+    records = load_records(name)
+    images, labels = ([record[key] for record in records] for key in ("file_name", "sem_seg_file_name"))
+    image_root = metadata.get("image_root") or common_folder(images)
+    label_root = metadata.get("sem_seg_root") or common_folder(labels)
+    stems, label_stems = distinct_stems(images, image_root), distinct_stems(labels, label_root)
     tasks = []
-    for record in load_records(name):
-        image, label = record["file_name"], record["sem_seg_file_name"]
-        shown = below(image, image_root)
-        if ".." in shown.parts:  # would lead out of the folder that is written to
-            shown = Path(shown.name)
-        stem = shown.with_suffix("").as_posix()
-        while stem.lower() in used:  # also on file systems that take a and A for the same
-            stem += "_"
-        used.add(stem.lower())
+    for image, label, stem, label_stem in zip(images, labels, stems, label_stems, strict=True):
         prediction: Any
         try:
-            prediction = predictions.of(image, image_root, label, label_root)
+            prediction = predictions.of(image, image_root, label_stem)
         except (ValueError, OSError) as error:
             prediction = str(error)
-        tasks.append(Task(shown.as_posix(), stem, image, label, prediction))
+        shown = stem + Path(image).suffix
+        tasks.append(Task(shown, stem, image, label, prediction))
     if all(isinstance(task.prediction, str) for task in tasks):
         raise ValueError(f"none of the {len(tasks)} images of {name} has a prediction: {tasks[0].prediction}")
     return tasks

@@ -11,9 +11,10 @@ import errno
 import json
 import logging
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ from san.d2.memory import Frugal
 from san.d2.partial import Keeping, Partial, forget, weights_digest
 from san.data.image_files import read_image
 from san.evaluation import ConfusionMatrix, RLEWriter, format_summary, metrics, write_label_map, write_report
+from san.evaluation.per_image import LABEL_FOLDER, RLE_FILE, common_folder, distinct_stems
+from san.evaluation.predictions import default_image_id
 from san.evaluation.report import SUMMARY_KEYS, summary_keys
 from san.torch_defaults import torch_defaults
 from san.visualize import Sample as PanelRow
@@ -49,7 +52,8 @@ class OutputConfig:
     Attributes:
         folder: where to write.
         num_panels: rows of ``panel.png``; 0 writes none.
-        label_maps: write every prediction to ``label_maps/``, in the sub-folders of the data set's label files.
+        label_maps: write every prediction to ``label_maps/``, in the sub-folders of the data set's label files; see
+            `san.evaluation.per_image.distinct_stems`.
         rle: write all predictions to ``sem_seg_predictions.json``.
         subset: which part of the data set is evaluated, such as "20 of 5000 images"; "" = all of it.
         optional: go on without a file for which the disk has no room, with a warning.
@@ -103,9 +107,9 @@ class SemSegEvaluator(DatasetEvaluator):
                 self.rows.append((str(sample["file_name"]), prediction, truth))
             if self.output.label_maps:
                 with self._room_needed():
-                    write_label_map(self._label_map_path(sample["sem_seg_file_name"]), prediction)
+                    write_label_map(self._label_map_path(sample), prediction)
             if self.output.rle:
-                self.rle.update(prediction, sample["file_name"])
+                self.rle.update(prediction, sample["file_name"], self._image_ids.get(sample["file_name"]))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything counted so far, as tensors and plain data."""
@@ -119,14 +123,26 @@ class SemSegEvaluator(DatasetEvaluator):
         self.rle.merge(json.loads(state["rle"]))
         self.rows = [(file, prediction.numpy(), truth.numpy()) for file, prediction, truth in state["rows"]]
 
-    def _label_map_path(self, label_file: str) -> Path:
-        """Where a prediction is written: under the name of its label file, relative to the data set's label folder."""
-        path = Path(label_file)
-        if self.label_root is not None and path.is_relative_to(self.label_root):
-            name = path.relative_to(self.label_root)
-        else:
-            name = Path(path.name)
-        return self.output.folder / "label_maps" / name.with_suffix(".png")
+    def _label_map_path(self, sample: Sample) -> Path:
+        """Where a prediction is written: under the name of its label file, below the data set's label folder."""
+        image, label = sample["file_name"], sample["sem_seg_file_name"]
+        stem = self._stems.get((image, label)) or distinct_stems([label], self.label_root)[0]
+        return self.output.folder / LABEL_FOLDER / f"{stem}.png"
+
+    @cached_property
+    def _stems(self) -> dict[tuple[str, str], str]:
+        """What the label map of each pair of files is called; decided over the whole data set, as its readers do."""
+        pairs = [(record["file_name"], record["sem_seg_file_name"]) for record in load_records(self.name)]
+        labels = [label for _, label in pairs]
+        return dict(zip(pairs, distinct_stems(labels, self.label_root or common_folder(labels)), strict=True))
+
+    @cached_property
+    def _image_ids(self) -> dict[str, str]:
+        """The ids of images whose file names alone would give several one id: their paths without the ending."""
+        images = [record["file_name"] for record in load_records(self.name)]
+        counts = Counter(map(default_image_id, images))
+        stems = distinct_stems(images, common_folder(images))
+        return {file: stem for file, stem in zip(images, stems, strict=True) if counts[default_image_id(file)] > 1}
 
     def evaluate(self) -> dict[str, Any] | None:
         """Adds up the workers' counts and writes the files.
@@ -146,7 +162,7 @@ class SemSegEvaluator(DatasetEvaluator):
             write_report(folder, self.matrix, self.classes, groups=self.groups, title=title, subset=self.output.subset)
         if self.output.rle:
             with self._room_needed():
-                self.rle.write(folder / "sem_seg_predictions.json")
+                self.rle.write(folder / RLE_FILE)
         if self.rows:
             with self._room_needed(), drawing(folder / "panel.png"):
                 rows = [PanelRow(read_image(file), prediction, truth) for file, prediction, truth in self.rows]

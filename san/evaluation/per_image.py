@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import unicodedata
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -138,23 +140,20 @@ class Predictions:
         if self.path.is_file():
             self._by_name = _read_entries(self.path)
 
-    def of(
-        self, image_file: str, image_root: str | None, label_file: str, label_root: str | None
-    ) -> list[Entry] | Path:
+    def of(self, image_file: str, image_root: str | None, stem: str) -> list[Entry] | Path:
         """What there is of one image: its run-length entries, or the file of its label map.
 
         Args:
             image_file: the image, as the data set's record names it.
             image_root: folder of the data set's images: the path below it is compared where the data set has moved.
-            label_file: its label map; an evaluation names the prediction after it.
-            label_root: folder of the data set's label maps.
+            stem: of its label map, one of `distinct_stems`, after which an evaluation names the prediction.
 
         Raises:
             FileNotFoundError: there is none.
             ValueError: there are several.
         """
         if self._by_name is None:
-            path = self.path / below(label_file, label_root).with_suffix(".png")
+            path = self.path / f"{stem}.png"
             if not path.is_file():
                 raise FileNotFoundError(f"no prediction {path}")
             return path
@@ -170,6 +169,38 @@ class Predictions:
                 f"{len(found)} predictions in {self.path} could be of {image_file}: {', '.join(found[:3])}"
             )
         return candidates[found[0]]
+
+
+def distinct_stems(files: Sequence[str], root: str | None) -> list[str]:
+    """What to call the results of a data set's files, so that none overwrites another's.
+
+    Their paths below the root without the ending; where two of these would be one file, also on systems that ignore
+    case, the later one gets ``_`` appended.
+
+    Args:
+        files: image or label files, all of the data set in its order.
+        root: folder of them; see `common_folder` where there is none.
+    """
+    used: set[str] = set()
+    stems = []
+    for file in files:
+        path = below(file, root)
+        if ".." in path.parts:  # would lead out of the folder that is written to
+            path = Path(path.name)
+        stem = path.with_suffix("").as_posix()
+        while (key := unicodedata.normalize("NFC", stem).casefold()) in used:
+            stem += "_"
+        used.add(key)
+        stems.append(stem)
+    return stems
+
+
+def common_folder(files: Iterable[str]) -> str | None:
+    """The innermost folder that holds all of some files, as they are named; None where there is none."""
+    try:
+        return os.path.commonpath([os.path.dirname(file) for file in files]) or None
+    except ValueError:  # on several drives, or some absolute and some not
+        return None
 
 
 def below(path: str, root: str | None) -> Path:

@@ -92,9 +92,9 @@ class RLEWriter:
         self.category_ids = category_ids
         self.entries: list[dict[str, Any]] = []
 
-    def update(self, labels: npt.NDArray[Any], file_name: str) -> None:
+    def update(self, labels: npt.NDArray[Any], file_name: str, image_id: int | str | None = None) -> None:
         """Add one image's prediction; see `rle_entries`."""
-        self.entries += rle_entries(labels, file_name, self.category_ids)
+        self.entries += rle_entries(labels, file_name, self.category_ids, image_id)
 
     def merge(self, entries: Iterable[dict[str, Any]]) -> None:
         """Add another worker's `entries`."""

@@ -10,11 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
 from san.cli import main as cli
 from san.cli.visualize_predictions import choose_dataset
+from san.d2.datasets import register_custom
+from san.d2.evaluation import OutputConfig, SemSegEvaluator
 from san.evaluation import ConfusionMatrix, RLEWriter, metrics, write_label_map
 
 CLASSES = ["cat", "<script>alert(1)</script>", "sky & sea"]
@@ -102,6 +105,42 @@ def test_label_maps_give_the_same_page(tmp_path: Path, toy: dict[str, np.ndarray
     first = (tmp_path / "out" / "index.html").read_bytes()
     assert visualize(tmp_path, predictions="maps") == 0
     assert (tmp_path / "out" / "index.html").read_bytes() == first
+
+
+@pytest.mark.parametrize("kind", ["label_maps", "rle"])
+@pytest.mark.skipif(os.name != "posix", reason="other systems hold no two names that differ in case only")
+def test_a_list_of_equal_names_scores_as_its_evaluation(
+    tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """a/0, b/0, A/0, and a/0 of another ending were one file; the last one's prediction was judged for all."""
+    labels = ["a/0.png", "b/0.png", "A/0.png", "a/0.tif", "caf\u00e9/0.png"]
+    rng = np.random.default_rng(0)
+    lines, samples = [], []
+    for index, label in enumerate(labels):
+        truth = rng.integers(0, 3, (30, 40)).astype(np.uint8)
+        image = f"pictures/{label[:-4]}{'b' if label.endswith('tif') else ''}.png"
+        for name, pixels in ((image, np.zeros((30, 40, 3), np.uint8)), (f"truth/{label}", truth)):
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(tmp_path / name)
+        prediction = np.where(rng.random((30, 40)) < index / 5, truth, 0)
+        names = {"file_name": str(tmp_path / image), "sem_seg_file_name": str(tmp_path / f"truth/{label}")}
+        samples.append((names | {"sem_seg": torch.from_numpy(truth)}, torch.from_numpy(prediction)))
+        lines.append(f"{image}\ttruth/{label}\n")
+    (tmp_path / "list.txt").write_text("".join(lines), encoding="utf-8")
+    (tmp_path / "set.yaml").write_text(yaml.safe_dump({"name": "listed", "classes": CLASSES, "list": "list.txt"}))
+    register_custom(tmp_path / "set.yaml")
+    folder = tmp_path / "inference" / "listed"
+    evaluator = SemSegEvaluator("listed", OutputConfig(folder, label_maps=kind == "label_maps", rle=kind == "rle"))
+    for sample, prediction in samples:
+        evaluator.process([sample], [{"sem_seg_labels": prediction}])
+    values = evaluator.evaluate()
+    assert values is not None
+    arguments = ["--dataset", str(tmp_path / "set.yaml"), "--workers", "1", "--out", str(tmp_path / "out")]
+    assert cli.main(["visualize", "predictions", "--predictions", str(folder), *arguments]) == 0
+    assert f"mIoU {values['sem_seg']['mIoU']:.2f} %" in capsys.readouterr().out
+    if kind == "rle":
+        entries = json.loads((folder / "sem_seg_predictions.json").read_text())
+        assert len({entry["image_id"] for entry in entries}) == len({entry["file_name"] for entry in entries}) == 5
 
 
 def test_order_and_limit(tmp_path: Path, toy: dict[str, np.ndarray]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from san.d2.config import solver_config
 from san.d2.datasets import register_datasets, register_folder
 from san.d2.evaluation import OutputConfig, SemSegEvaluator, metric_names
 from san.d2.mapper import DatasetInfo, TrainMapper
+from san.d2.partial import Keeping
 from san.d2.run import run
 from san.d2.step import StepConfig, Stepper
 from san.d2.trainer import CurvesHook, Trainer
@@ -99,6 +102,28 @@ def test_label_maps_of_one_name_in_two_folders(tmp_path: Path) -> None:
     elsewhere = samples[0] | {"sem_seg_file_name": "/elsewhere/x.tif"}
     evaluator.process([elsewhere], [{"sem_seg_labels": torch.zeros(4, 4, dtype=torch.int64)}])
     assert (tmp_path / "out/label_maps/x.png").is_file()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="other systems have no such names")
+def test_a_name_that_is_not_utf_8_is_evaluated(tmp_path: Path, make_cfg: MakeCfg) -> None:
+    """It passed the check and the training, and ended the evaluation."""
+    samples = [write_pair(tmp_path, os.fsdecode(b"caf\xe9"))]
+    register_folder("bytes", tmp_path / "images", tmp_path / "labels", ["cat", "dog"], image_ext="png")
+    place = Keeping("weights", True, 0).place(make_cfg(), torch.nn.Identity(), "bytes", samples, tmp_path / "out")
+    evaluator = SemSegEvaluator("bytes", OutputConfig(tmp_path / "out", label_maps=True, rle=True))
+    evaluator.process(samples, [{"sem_seg_labels": torch.zeros(4, 4, dtype=torch.int64)}])
+    place.save(1, evaluator.state_dict())
+    found = place.load()
+    assert found is not None
+    evaluator.load_state_dict(found[1])
+    values = evaluator.evaluate()
+    assert values is not None and values["sem_seg"]["mIoU"] == 100
+    assert (tmp_path / "out" / "panel.png").is_file()
+    (entry,) = json.loads((tmp_path / "out" / "sem_seg_predictions.json").read_text(encoding="utf-8"))
+    assert entry["file_name"] == samples[0]["file_name"] and entry["image_id"] == os.fsdecode(b"caf\xe9")
+    assert list((tmp_path / "out" / "label_maps").iterdir()) == [
+        tmp_path / "out" / "label_maps" / os.fsdecode(b"caf\xe9.png")
+    ]
 
 
 def test_two_classes_of_one_name_are_refused_at_once(tmp_path: Path, make_cfg: MakeCfg) -> None:

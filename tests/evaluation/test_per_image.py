@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from san.evaluation import ConfusionMatrix, metrics, rle_entries
-from san.evaluation.per_image import ImageScore, Predictions, decode_entries, score_image
+from san.evaluation.per_image import ImageScore, Predictions, common_folder, decode_entries, distinct_stems, score_image
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -107,12 +107,12 @@ def test_predictions_are_found_by_image_also_where_the_data_has_moved(tmp_path: 
         tmp_path / "sem_seg_predictions.json", [{"file_name": name, "category_id": i} for i, name in enumerate(names)]
     )
     predictions = Predictions(tmp_path)
-    assert predictions.of("/old/images/b/1.jpg", None, "", None) == [{"file_name": names[1], "category_id": 1}]
-    assert predictions.of("/new/pics/a/1.jpg", "/new/pics", "", None) == [{"file_name": names[0], "category_id": 0}]
+    assert predictions.of("/old/images/b/1.jpg", None, "") == [{"file_name": names[1], "category_id": 1}]
+    assert predictions.of("/new/pics/a/1.jpg", "/new/pics", "") == [{"file_name": names[0], "category_id": 0}]
     with pytest.raises(ValueError, match="2 predictions in .* could be of /new/pics/a/2.jpg"):
-        predictions.of("/new/pics/a/2.jpg", "/new/pics", "", None)
+        predictions.of("/new/pics/a/2.jpg", "/new/pics", "")
     with pytest.raises(FileNotFoundError, match="no prediction for /new/pics/c/1.jpg"):
-        predictions.of("/new/pics/c/1.jpg", "/new/pics", "", None)
+        predictions.of("/new/pics/c/1.jpg", "/new/pics", "")
 
 
 def test_label_maps_are_found_by_label_file(tmp_path: Path) -> None:
@@ -120,9 +120,17 @@ def test_label_maps_are_found_by_label_file(tmp_path: Path) -> None:
     path.parent.mkdir(parents=True)
     Image.new("L", (2, 2)).save(path)
     for source in (tmp_path, tmp_path / "label_maps"):
-        assert Predictions(source).of("x.jpg", None, "/data/labels/sub/1.tif", "/data/labels") == path
+        assert Predictions(source).of("x.jpg", None, "sub/1") == path
     with pytest.raises(FileNotFoundError, match="no prediction"):
-        Predictions(tmp_path).of("x.jpg", None, "/data/labels/1.tif", "/data/labels")
+        Predictions(tmp_path).of("x.jpg", None, "1")
+
+
+def test_results_have_distinct_names() -> None:
+    files = ["/d/a/0.png", "/d/b/0.png", "/d/A/0.png", "/d/a/0.tif", "/d/a/0_.png", "/d/\u00e9.png", "/d/e\u0301.png"]
+    assert distinct_stems(files, "/d") == ["a/0", "b/0", "A/0_", "a/0__", "a/0___", "\u00e9", "e\u0301_"]
+    assert distinct_stems(["/x/0.png", "/d/../0.png", "/d/0.png"], "/d") == ["0", "0_", "0__"]
+    assert common_folder(files) == "/d" and common_folder(["/d/a.png", "b.png"]) is None
+    assert common_folder(["a.png"]) is None
 
 
 def test_unusable_sources(tmp_path: Path) -> None:
