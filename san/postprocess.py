@@ -8,7 +8,7 @@ any block of the output can be made alone: memory stays bounded whatever the out
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -209,6 +209,38 @@ def _possible_winners(mask_probs: Tensor, class_probs: Tensor) -> Tensor:
     at_least = (class_probs @ lowest.flatten(1)).amax(dim=0)  # (tiles,), of the best class
     possible = ~(class_probs @ highest.flatten(1) < at_least * (1 - 1e-5))  # room for rounding; not a number: possible
     return possible.view(-1, *highest.shape[1:])
+
+
+def are_finite(mask_logits: Tensor, class_logits: Tensor) -> Tensor:
+    """Which images have outputs without NaN and infinity, as a label map would show class 0 for them.
+
+    Args:
+        mask_logits: (B, Q, h_s, w_s).
+        class_logits: (B, Q, C+1).
+
+    Returns:
+        (B,) bool on their device; reading it waits for a GPU, so do that once the label maps are in the making.
+    """
+    bounds = [bound.float() for each in (mask_logits, class_logits) for bound in each.flatten(1).aminmax(dim=1)]
+    return torch.stack(bounds).isfinite().all(dim=0)  # NaN is the least and the largest
+
+
+def refuse_non_finite(finite: Tensor, names: Sequence[str]) -> None:
+    """Raises where the network failed on an image.
+
+    Args:
+        finite: (B,) as `are_finite` gives it.
+        names: of the images, for the message.
+
+    Raises:
+        ValueError: with the first image that has NaN or infinite outputs.
+    """
+    for name, fine in zip(names, finite.tolist(), strict=True):
+        if not fine:
+            raise ValueError(
+                f"the network's outputs for {name} are NaN or infinite; compute in float32 if they were in half "
+                "precision, else use a checkpoint from before the training broke down"
+            )
 
 
 @torch_defaults()

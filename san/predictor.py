@@ -21,10 +21,11 @@ from san.data.images import Layout, image_pixels
 from san.data.transforms import resize_image, resize_short_side
 from san.errors import excerpt
 from san.hub import SHAPES_CHECKPOINT, load_pretrained
+from san.model.build import warn_of_unseen_pixels
 from san.model.config import SANConfig
 from san.model.precision import hold_weights
 from san.model.san import MaskProposals, SANModel
-from san.postprocess import labels_and_scores
+from san.postprocess import are_finite, labels_and_scores, refuse_non_finite
 from san.segmentation import EncodedImage, Evidence, Segmentation
 from san.torch_defaults import torch_defaults
 from san.vocabulary import Vocabulary, VocabularyLike
@@ -79,6 +80,7 @@ class Predictor:
         self.dtype = _checked_dtype(dtype)
         self.model = model.to(_checked_device(device)).eval()
         hold_weights(self.model, self.dtype)
+        warn_of_unseen_pixels(self.model, short_side)
         if compiled:
             self.model.compile_network()
         self.short_side, self.max_size, self.max_pixels = short_side, max_size, max_pixels
@@ -170,13 +172,14 @@ class Predictor:
         """
         pixels = [image_pixels(image, layout=layout, max_pixels=self.max_pixels) for image in images]
         sizes = [resize_short_side(each.shape[0], each.shape[1], self.short_side, self.max_size) for each in pixels]
+        names = [_name_of(image, index, len(images)) for index, image in enumerate(images)]
         encoded: dict[int, EncodedImage] = {}
         for size in dict.fromkeys(sizes):  # padding to a larger neighbour would change the numbers
             members = [index for index, other in enumerate(sizes) if other == size]
             for start in range(0, len(members), batch_size):
                 chunk = members[start : start + batch_size]
-                for index, one in zip(chunk, self._encode([pixels[i] for i in chunk], size), strict=True):
-                    encoded[index] = one
+                found = self._encode([pixels[i] for i in chunk], size, [names[i] for i in chunk])
+                encoded.update(zip(chunk, found, strict=True))
         return [encoded[index] for index in range(len(pixels))]
 
     def set_image(self, image: ImageLike, *, layout: Layout | None = None) -> None:
@@ -204,7 +207,8 @@ class Predictor:
                 class.
 
         Raises:
-            ValueError: no image is set, the vocabulary makes no sense, or the image was encoded by another model.
+            ValueError: no image is set, the vocabulary makes no sense, the image was encoded by another model, or the
+                network's outputs are NaN or infinite.
         """
         encoded = encoded or self._encoded
         if encoded is None:
@@ -216,6 +220,7 @@ class Predictor:
         words = Vocabulary.parse(vocabulary)
         text_embed = self.model.text_classifier.embed(words.classes)
         output = self.model.classify(encoded.proposals, text_embed)
+        finite = are_finite(output.mask_logits, output.class_logits)
         evidence = Evidence(output.mask_logits[0], output.class_logits[0], output.attn_bias[0], encoded.sizes)
         labels, best = labels_and_scores(
             evidence.mask_logits,
@@ -224,7 +229,9 @@ class Predictor:
             threshold=threshold,
             none_of_these=none_of_these,
         )
-        return Segmentation(encoded.pixels, labels.cpu().numpy(), words, best.cpu().numpy(), evidence)
+        found = labels.cpu().numpy()
+        refuse_non_finite(finite, [encoded.source])  # a GPU has been waited for
+        return Segmentation(encoded.pixels.copy(), found, words, best.cpu().numpy(), evidence)
 
     def predict(
         self,
@@ -262,7 +269,9 @@ class Predictor:
             for encoded in self.encode_batch(images, layout=layout, batch_size=batch_size)
         ]
 
-    def _encode(self, pixels: list[npt.NDArray[np.uint8]], size: tuple[int, int]) -> list[EncodedImage]:
+    def _encode(
+        self, pixels: list[npt.NDArray[np.uint8]], size: tuple[int, int], names: list[str]
+    ) -> list[EncodedImage]:
         """Images that have one size in the network."""
         resized = [torch.from_numpy(resize_image(each, size)).permute(2, 0, 1) for each in pixels]  # (3, h, w)
         batch = self.model.stack(resized)
@@ -278,10 +287,18 @@ class Predictor:
                     proposals.sls_embed[i : i + 1].float(),
                 ),
                 {"padded_size": padded, "image_size": size, "output_size": (each.shape[0], each.shape[1])},
+                names[i],
                 id(self.model),
             )
             for i, each in enumerate(pixels)
         ]
+
+
+def _name_of(image: ImageLike, index: int, count: int) -> str:
+    """What messages call one of several images."""
+    if isinstance(image, (str, Path)):
+        return repr(str(image))
+    return f"image {index}" if count > 1 else "the image"
 
 
 def _checked_device(device: str | torch.device) -> torch.device:

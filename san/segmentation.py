@@ -59,11 +59,13 @@ class EncodedImage:
         pixels: (H, W, 3) uint8 RGB, upright, read-only.
         proposals: what the network proposes, B = 1, float32.
         sizes: padded_size, image_size (h, w) and output_size (H, W), as `san.postprocess` takes them.
+        source: what messages call the image.
     """
 
     pixels: npt.NDArray[np.uint8]
     proposals: MaskProposals
     sizes: Sizes
+    source: str = "the image"
     _model: int = field(repr=False, default=0)  # identity of the model that made it
 
     __repr__ = outline
@@ -131,7 +133,7 @@ class Segmentation:
     """One image, named pixel by pixel.
 
     Attributes:
-        image: (H, W, 3) uint8 RGB, upright.
+        image: (H, W, 3) uint8 RGB, upright; a copy of its own, which may be drawn on.
         labels: (H, W) int64, indices into `names`; -1 for none of these.
         vocabulary: the classes asked for, in their order.
         best_scores: (H, W) float32, the score of the best class, also where the label is -1. A score is a sum over mask

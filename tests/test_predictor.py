@@ -138,6 +138,18 @@ def test_a_rotated_photo_is_segmented_upright(shapes: Predictor, tmp_path: Path)
     assert np.array_equal(found.labels, upright.labels)
 
 
+def test_the_image_of_a_result_may_be_drawn_on(predictor: Predictor) -> None:
+    """As supervision and OpenCV do; neither the caller's array nor another result sees it."""
+    given = picture()
+    predictor.set_image(given)
+    first, second = predictor.segment("cat, dog"), predictor.segment("cat, dog")
+    assert first.image.flags["OWNDATA"] and first.image.flags["C_CONTIGUOUS"]
+    first.image[:] = 0
+    first.labels[:] = 0
+    assert np.array_equal(given, picture()) and np.array_equal(second.image, picture())
+    assert np.array_equal(predictor.segment("cat, dog").image, picture())
+
+
 def test_batches_are_singles_in_order(predictor: Predictor) -> None:
     images = [picture(50, 70), picture(40, 40), picture(50, 70)[::-1], picture(80, 80), picture(50, 70)[:, ::-1]]
     singles = [predictor.predict(image, "cat, dog, grass") for image in images]

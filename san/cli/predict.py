@@ -10,8 +10,8 @@ A comma, a semicolon or a line's end separates classes, | the synonyms of one; a
 DIR/street.jpg come, below --out, street_overlay.png (class colours over the picture), street_labels.png (class
 indices), street_rle.json (one run-length mask per class, for pycocotools), street.json (names, areas, confidences),
 street_panel.png (picture, classes and legend). A class has the same colour in every picture. A picture that cannot be
-read is reported and passed over. In a folder every file counts that the installed Pillow opens; hidden and system files
-do not, and of what else is left out a line names the first few.
+read, or for which the network gives NaN, is reported and passed over. In a folder every file counts that the installed
+Pillow opens; hidden and system files do not, and of what else is left out a line names the first few.
 
 Exit codes: 0 all done, 1 error, 2 wrong command line, 3 some pictures were passed over or left out, 130 interrupted.
 """

@@ -23,9 +23,9 @@ from san.d2.config_file import warn_without_effect
 from san.d2.datasets import metadata_of
 from san.data.targets import classes_present
 from san.losses import LabelMapTarget, SetCriterion
-from san.model.build import build_san
+from san.model.build import build_san, warn_of_unseen_pixels
 from san.model.san import SANOutput
-from san.postprocess import semantic_labels, semantic_scores
+from san.postprocess import are_finite, refuse_non_finite, semantic_labels, semantic_scores
 
 
 @META_ARCH_REGISTRY.register()
@@ -62,6 +62,7 @@ class SAN(nn.Module):
         self.model.text_classifier.disk_cache = text_cache_folder(cfg)
         if cfg.MODEL.COMPILE:
             self.model.compile_network()
+        warn_of_unseen_pixels(self.model, cfg.INPUT.MIN_SIZE_TEST)
         self.criterion = SetCriterion(loss_config(cfg))
         self.return_scores = bool(cfg.TEST.SCORES)
         self.train_dataset: str | None = cfg.DATASETS.TRAIN[0] if cfg.DATASETS.TRAIN else None
@@ -104,8 +105,8 @@ class SAN(nn.Module):
             when they are asked for; where TEST.SCORES is set, at once.
 
         Raises:
-            ValueError: if samples are of several data sets in training, no vocabulary is known, or the weights that
-                MODEL.WEIGHTS promised were not loaded.
+            ValueError: if samples are of several data sets in training, no vocabulary is known, the weights that
+                MODEL.WEIGHTS promised were not loaded, or an image's outputs are NaN or infinite in evaluation.
         """
         if self.model.config.clip.pretrained and not self.model.has_clip_weights:
             raise ValueError(
@@ -179,11 +180,16 @@ class SAN(nn.Module):
             groups.setdefault(self._classes(sample), []).append(index)
         results: list[Mapping[str, Tensor]] = [{} for _ in samples]
         height, width = images.shape[-2:]
+        finite: list[Tensor] = []
+        names: list[str] = []
         for classes, members in groups.items():
             batch = images if len(members) == len(samples) else images[members]  # a list is a copy the host waits for
             output = self.model(batch, self.model.text_classifier.embed(classes))
             for row, index in enumerate(members):
                 results[index] = self._result(output, row, samples[index], (height, width))
+            finite.append(are_finite(output.mask_logits, output.class_logits))
+            names += [str(samples[index].get("file_name", f"image {index} of the batch")) for index in members]
+        refuse_non_finite(torch.cat(finite), names)  # last, as the host waits for it
         return results
 
     def _result(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,9 +15,11 @@ from san.clip.arch import ClipArch
 from san.clip.loader import LoadedClip, load_clip
 from san.clip.tokenizer import Tokenizer
 from san.clip.weights import check_finite, listed, misfits
-from san.model.config import SANConfig
+from san.model.config import SANConfig, unseen_pixels, unusual_depth
 from san.model.san import SANModel
 from san.torch_defaults import torch_defaults
+
+logger = logging.getLogger(__name__)
 
 ModelClass = Callable[[SANConfig, ClipArch, Tokenizer], SANModel]
 """`SANModel`, a class derived from it, or a function that makes one and changes parts of it."""
@@ -33,6 +36,8 @@ def build_san(
 ) -> SANModel:
     """A SAN with CLIP's weights and fresh side weights, in float32 on the CPU.
 
+    A warning is logged where CLIP's patches do not divide its input, or K is far from that of published models.
+
     Args:
         config: the model.
         clip: a CLIP already loaded, instead of `config.clip.name` and `config.clip.pretrained`.
@@ -46,11 +51,21 @@ def build_san(
     own = None if clip.state_dict is None else clip_state_to_own(clip.state_dict, config.clip.shallow_depth)
     if own is not None:
         _check_clip_weights(outline(config, clip), own)
+    for note in (unusual_depth(config, clip.arch), unseen_pixels(config, clip.arch, config.side_adapter.image_size)):
+        if note:
+            logger.warning("%s", note)
     model = model_class(config, clip.arch, clip.tokenizer)
     if own is not None:
         model.load_state_dict(own, strict=False)
     freeze(model)
     return model
+
+
+def warn_of_unseen_pixels(model: SANModel, side: int) -> None:
+    """Logs what CLIP does not see of images of a side, unless `build_san` has logged it."""
+    note = unseen_pixels(model.config, model.arch, side)
+    if note and side != model.config.side_adapter.image_size:
+        logger.warning("%s", note)
 
 
 def outline(config: SANConfig, clip: LoadedClip) -> SANModel:

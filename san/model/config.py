@@ -6,6 +6,7 @@ model is built. Source: method.md; the published configurations.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field, replace
 
@@ -213,6 +214,41 @@ def check_against(config: SANConfig, arch: ClipArch) -> None:
         bias.num_layers in (1, deep),
         f"attention bias has {bias.num_layers} layers but CLIP {name!r} has {deep} deep blocks after K = {depth}; "
         f"set MODEL.ATTN_BIAS.NUM_LAYERS to {deep}, or to 1 to use one for all",
+    )
+
+
+def unseen_pixels(config: SANConfig, arch: ClipArch, side: int) -> str:
+    """What of images of a side CLIP does not see because its patches do not divide its input; "" if it sees all.
+
+    Args:
+        config: the model.
+        arch: of its CLIP.
+        side: height or width of the images that go into the network, in pixels.
+    """
+    scale, patch = config.clip.input_scale, arch.vision.patch_size
+    padded = math.ceil(side / config.size_divisibility) * config.size_divisibility
+    pixels = math.floor(padded * scale)
+    lost = min(pixels, round(side * scale)) - pixels // patch * patch
+    if pixels < patch or lost <= 0:  # the former is an error when it is met
+        return ""
+    better = math.ceil(1e6 * round(pixels / patch) * patch / padded) / 1e6  # rounded up, as pixels are rounded down
+    return (
+        f"images of {side} pixels become {pixels} at MODEL.CLIP.INPUT_SCALE {scale:g}, which the patch of {patch} of "
+        f"CLIP {config.clip.name!r} does not divide: it does not see the last {lost}; set MODEL.CLIP.INPUT_SCALE to "
+        f"{better:g}, in training too"
+    )
+
+
+def unusual_depth(config: SANConfig, arch: ClipArch) -> str:
+    """Why K, the shallow blocks of CLIP, is not what SAN is meant for; "" if it is."""
+    depth, usual = config.clip.shallow_depth, round(0.75 * arch.vision.depth)
+    if abs(depth - usual) <= arch.vision.depth / 6:
+        return ""
+    fusion = [f"{usual * place // 3}->{place}" for place in range(4)]
+    return (
+        f"K = {depth} of the {arch.vision.depth} blocks of CLIP {config.clip.name!r} feed the side network, where the "
+        f"published models use three quarters; for {usual} set MODEL.CLIP.SHALLOW_DEPTH to {usual} and "
+        f"MODEL.SIDE_ADAPTER.FUSION to {fusion} before training"
     )
 
 

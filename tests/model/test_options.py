@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
+from san.clip.arch import TINY
 from san.model.build import build_san
-from san.model.config import SIDE_WIDTHS, SANConfig, variant
+from san.model.config import SIDE_WIDTHS, SANConfig, unseen_pixels, unusual_depth, variant
+from san.predictor import Predictor
 
 NAMES = ["cat", "dog", "grass"]
 
@@ -160,3 +163,44 @@ REFUSED = {
 def test_refused_with_value_and_remedy(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_pixels_that_clip_does_not_see_are_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Of the side the model is made for when it is built, of another one when it is chosen."""
+    expected = (
+        "become 57 at MODEL.CLIP.INPUT_SCALE 0.6, which the patch of 16 of CLIP 'tiny' does not divide: it does not"
+    )
+    with caplog.at_level(logging.WARNING, "san"):
+        model = build_san(tiny(clip={"input_scale": 0.6}))
+        (record,) = caplog.records
+        assert (
+            f"images of 96 pixels {expected} see the last 9; set MODEL.CLIP.INPUT_SCALE to 0.666667" in record.message
+        )
+        Predictor(model, short_side=96)
+        assert len(caplog.records) == 1
+        Predictor(model, short_side=128)
+        assert "images of 128 pixels become 76" in caplog.records[1].message
+        caplog.clear()
+        build_san(tiny(clip={"input_scale": 0.666667}))
+        Predictor(build_san(tiny()), short_side=90)  # what is not seen of 96 is padding
+        assert not caplog.records
+
+
+def test_patches_of_14_pixels() -> None:
+    arch = replace(TINY, vision=replace(TINY.vision, patch_size=14, image_size=56))
+    config = tiny(clip={"input_scale": 0.5}, side_adapter={"image_size": 640})
+    assert "does not see the last 12; set MODEL.CLIP.INPUT_SCALE to 0.503125," in unseen_pixels(config, arch, 640)
+    for scale in (0.503125, 0.7):  # the latter is published
+        assert unseen_pixels(tiny(clip={"input_scale": scale}), arch, 640) == ""
+
+
+def test_a_depth_far_from_the_published_ones_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "san"):
+        build_san(tiny(clip={"shallow_depth": 1}, side_adapter={"fusion": ((0, 0), (1, 1))}))
+    (record,) = caplog.records
+    assert "K = 1 of the 4 blocks of CLIP 'tiny'" in record.message
+    assert "for 3 set MODEL.CLIP.SHALLOW_DEPTH to 3 and MODEL.SIDE_ADAPTER.FUSION to ['0->0', '1->1'" in record.message
+    large = replace(TINY, vision=replace(TINY.vision, depth=24))
+    assert "for 18 set" in unusual_depth(variant("vit_b16"), large)
+    assert unusual_depth(variant("vit_l14_336"), large) == ""
+    assert unusual_depth(variant("vit_b16"), replace(large, vision=replace(large.vision, depth=12))) == ""
