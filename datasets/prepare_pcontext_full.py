@@ -17,6 +17,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from san.cli.main import guarded
 from san.data.preparation.command import main as command
 
 
@@ -27,4 +28,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded(main))

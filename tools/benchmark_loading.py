@@ -11,6 +11,7 @@ published augmentation and the 640x640 result are timed; one thread.
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from pathlib import Path
 import torch
 
 from san.benchmark.loading import NUM_IMAGES, make_dataset
+from san.cli.main import guarded
 from san.redaction import redact_terminal
 
 
@@ -41,4 +43,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(main))

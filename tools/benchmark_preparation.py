@@ -18,6 +18,7 @@ import os
 import pickle
 import resource
 import struct
+import sys
 import tempfile
 import time
 import zlib
@@ -29,6 +30,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_rle
 
+from san.cli.main import guarded
 from san.data.label_sets import load_label_set
 from san.data.preparation import PREPARATIONS, Options, prepare
 from san.redaction import redact_terminal
@@ -209,4 +211,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(main))

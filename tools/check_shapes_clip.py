@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from san.cli.main import guarded
 from san.clip.loader import SHAPES_FILE, LoadedClip, load_clip
 from san.clip.text import TextClassifier
 from san.clip.visual import DeepClip, ShallowClip
@@ -120,4 +121,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded(main))

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from san.checkpoint import brings_clip, load_checkpoint_file, load_weights, save_slim, to_published
+from san.cli.main import guarded
 from san.cli.options import add_import_option
 from san.d2.config import load_config, san_config
 from san.hub import save_pretrained
@@ -81,4 +82,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded(main))

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from san.cli.main import guarded
 from san.data.label_sets import LABEL_SETS, load_label_set
 from san.data.shapes.world import NAMES as SHAPES_NAMES
 from san.redaction import redact_terminal
@@ -79,4 +80,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded(main))

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from san.cli.main import guarded
 from san.redaction import redact_terminal
 from san.visualize import plot_curves
 
@@ -36,4 +37,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(main))

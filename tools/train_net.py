@@ -13,14 +13,15 @@ See docs/training.md.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 
 from san.cli import train
-from san.cli.main import make_parser
-from san.cli.train import guarded, worker
+from san.cli.main import guarded, make_parser
+from san.cli.train import worker
 from san.redaction import redact_terminal
 
-__all__ = ["guarded", "main", "parse_arguments", "worker"]
+__all__ = ["main", "parse_arguments", "worker"]
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -32,8 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Reads the command line and the configuration, and starts the workers."""
     redact_terminal()
     args = parse_arguments(arguments)
-    guarded(lambda: train.start(args), show_traceback=args.traceback)
+    train.guarded(lambda: train.start(args), show_traceback=args.traceback)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(main))

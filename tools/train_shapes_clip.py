@@ -30,6 +30,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from san.cli.main import guarded
 from san.clip.arch import ClipArch, TextArch, VisionArch
 from san.clip.loader import save_clip_file
 from san.clip.templates import load_templates
@@ -341,4 +342,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded(main))

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import io
-import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from types import ModuleType
 
 import san
+from san.cli import streams
 from san.errors import USER_ERRORS, one_line
 from san.redaction import redact_terminal
 
@@ -55,9 +54,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0 all done, 1 error, 2 wrong command line, 130 interrupted; a sub-command may have more.
     """
-    _print_any_name()
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    return guarded(lambda: _run(given))
+
+
+def _run(arguments: list[str]) -> int:
+    """`main`, but for what `guarded` does."""
     redact_terminal()
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = _main_parser()
     try:
         chosen = parser.parse_args(arguments[:1])
@@ -84,10 +87,13 @@ def run_tool(module: ModuleType, arguments: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: for --help and a wrong command line, as argparse does.
     """
-    _print_any_name()
-    redact_terminal()
-    options = make_parser(module).parse_args(arguments)
-    return guarded(lambda: module.run(options), show_traceback=options.traceback)
+
+    def action() -> int:
+        redact_terminal()
+        options = make_parser(module).parse_args(arguments)
+        return guarded(lambda: module.run(options), show_traceback=options.traceback)
+
+    return guarded(action)
 
 
 def make_parser(module: ModuleType, program: str | None = None) -> argparse.ArgumentParser:
@@ -104,25 +110,19 @@ def make_parser(module: ModuleType, program: str | None = None) -> argparse.Argu
     return parser
 
 
-def _print_any_name() -> None:
-    """From now on a file name or class name that the terminal's encoding lacks is printed escaped, not an error."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-
-
-def guarded(action: Callable[[], int], *, show_traceback: bool = False) -> int:
-    """Runs something; an error of the user's is one line on stderr.
+def guarded(action: Callable[[], int | None], *, show_traceback: bool = False) -> int:
+    """Runs a command; an error of the user's is one line on stderr.
 
     Returns:
-        The action's exit code, ERROR or INTERRUPTED.
+        The action's exit code (None is DONE), ERROR or INTERRUPTED.
     """
+    streams.prepare()
     try:
-        code = action()
-        sys.stdout.flush()
+        code = action() or DONE
+        streams.finish()
         return code
-    except BrokenPipeError:  # `san models | head`; Python would complain once more at its end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # `san models | head`
+        streams.drop_output()
         return ERROR
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -28,7 +28,8 @@ from san.cli.train import add_overrides
 
 if TYPE_CHECKING:
     from san.d2.api import CfgNode
-    from san.d2.loaders import PositionDataset, Sample
+    from san.d2.batches import Sample
+    from san.d2.loaders import PositionDataset
     from san.d2.step import Stepper
 
 NOT_FINITE = 3

@@ -118,11 +118,15 @@ def worker(cfg: CfgNode, args: argparse.Namespace) -> None:
 
 
 def guarded(action: Callable[[], object], *, show_traceback: bool) -> None:
-    """Calls something; ends the process with one line and status 1 where a user's input was wrong."""
+    """Calls something; ends the process with one line, and status 1 where a user's input was wrong, 130 by Ctrl-C."""
+    from san.d2.stopping import INTERRUPTED
+
     try:
         action()
-    except (*USER_ERRORS, KeyboardInterrupt) as error:
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except USER_ERRORS as error:
         if show_traceback:
             traceback.print_exc()
-        what = "interrupted" if isinstance(error, KeyboardInterrupt) else one_line(error)
-        sys.exit(f"error: {redact_home(redact(what))}")
+        sys.exit(f"error: {redact_home(redact(one_line(error)))}")

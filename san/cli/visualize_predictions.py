@@ -19,10 +19,8 @@ import os
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +37,7 @@ from san.d2.datasets import (
     register_custom_files,
     register_datasets,
 )
+from san.data.pool import worker_pool
 from san.evaluation.per_image import ClassScore, Predictions, common_folder, distinct_stems
 from san.visualize.page import GENERATOR, ClassLine, Page, Row, Strip, render_page
 from san.visualize.palette import palette
@@ -194,15 +193,11 @@ def _work(worker: ImageWorker, tasks: Sequence[Task], workers: int, title: str) 
         if workers == 1 or len(tasks) < 2 * workers:
             yield from map(worker, tasks)
             return
-        with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-            try:
+        try:
+            with worker_pool(workers) as pool:
                 yield from pool.map(worker, tasks, chunksize=4)
-            except BrokenProcessPool as error:
-                raise OSError(
-                    "a drawing process was ended from outside (memory?); run again with --workers 1"
-                ) from error
-            finally:
-                pool.shutdown(cancel_futures=True)
+        except BrokenProcessPool as error:
+            raise OSError("a drawing process was ended from outside (memory?); run again with --workers 1") from error
 
     return list(
         tqdm(outcomes(), total=len(tasks), desc=title, unit="img", disable=None, dynamic_ncols=True, leave=False)

@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 import torch
 
 from san.checkpoint import brings_clip, load_checkpoint_file
+from san.d2 import stopping
 from san.d2.api import DetectionCheckpointer
 from san.files import replacing, sha256_of
 from san.hub.remote import CONFIG_FILE, WEIGHTS_FILE
@@ -108,6 +109,7 @@ def write_checkpoint(content: dict[str, Any], path: Path) -> None:
             try:
                 torch.save(content, telling)  # type: ignore[arg-type]
             except RuntimeError as error:  # what torch makes of a full disk
+                stopping.check_interrupted()  # which torch takes for the file's failure
                 reason = str(error).splitlines()[0]
                 raise telling.error or OSError(f"{path} cannot be written: {reason}") from error
         digest = sha256_of(partial)
@@ -121,12 +123,12 @@ class _Telling:
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
-        self.error: OSError | None = None
+        self.error: BaseException | None = None
 
     def write(self, data: Any) -> int:
         try:
             return self.file.write(data)
-        except OSError as error:
+        except BaseException as error:
             self.error = error
             raise
 

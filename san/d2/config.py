@@ -149,6 +149,7 @@ def _add_data_keys(cfg: CfgNode) -> None:
     cfg.DATASETS.CUSTOM = []  # YAML or JSON files that describe own data sets (docs/custom_dataset.md)
     cfg.DATASETS.TEST_SUBSET = 0  # images evaluated of each set, spread evenly over it; 0 = all
     cfg.DATALOADER.MAX_BAD_SHARE = 0.01  # share of training samples that may be unreadable, 0..1; more stop training
+    cfg.DATALOADER.TIMEOUT = 600.0  # seconds a batch may take to come from loading processes; 0 = no limit
     cfg.INPUT.MIN_SIZE_TRAIN = list(augment.short_sides)  # short side after the resize, one drawn per image, pixels
     cfg.INPUT.MAX_SIZE_TRAIN = augment.max_size  # largest long side, pixels
     cfg.INPUT.MIN_SIZE_TEST = 640  # short side in evaluation, pixels
@@ -273,8 +274,14 @@ def check_config(cfg: CfgNode) -> None:
     _check_expected(cfg.TEST.EXPECTED_RESULTS)
     at_least = {"SOLVER.LOG_PERIOD": 1, "SOLVER.CHECKPOINT_PERIOD": 1, "SOLVER.ACCUMULATION_STEPS": 1, "SEED": -1}
     at_least |= {"SOLVER.IMS_PER_BATCH": 1, "INPUT.MIN_SIZE_TEST": 1, "INPUT.MAX_SIZE_TEST": 1}
-    at_least |= {"DATASETS.TEST_SUBSET": 0, "TEST.PARTIAL_PERIOD": 0, "SOLVER.MAX_NONFINITE": 1}
+    at_least |= {
+        "DATASETS.TEST_SUBSET": 0,
+        "TEST.PARTIAL_PERIOD": 0,
+        "DATALOADER.TIMEOUT": 0,
+        "SOLVER.MAX_NONFINITE": 1,
+    }
     at_least |= {"DATALOADER.NUM_WORKERS": 0, "TEST.EVAL_PERIOD": 0, "TEST.NUM_PANELS": 0, "SOLVER.CHECKPOINT_KEEP": 0}
+    at_least["DATALOADER.TIMEOUT"] = 0
     for key, least in at_least.items():
         value: Any = cfg
         for part in key.split("."):

@@ -25,8 +25,9 @@ from tqdm import tqdm
 
 from san.d2 import stopping
 from san.d2.api import CfgNode, DatasetEvaluator, comm
+from san.d2.batches import Batches, Sample
 from san.d2.datasets import check_distinct_classes, load_records, metadata_of
-from san.d2.loaders import Batches, Record, Sample, build_eval_loader, evenly_spread
+from san.d2.loaders import Record, build_eval_loader, evenly_spread
 from san.d2.mapper import EvalMapper, dataset_info
 from san.d2.memory import Frugal
 from san.d2.partial import Keeping, Partial, forget, weights_digest
@@ -299,12 +300,13 @@ def _count(
     loader = eval_loader(cfg, evaluator.name, records, done)
     saved = time.monotonic()
     predict = Frugal(model)
-    with evaluation_mode(model):
+    # asked to stop while it waits for an image: the others are told below, as each has images of its own
+    with evaluation_mode(model), contextlib.suppress(stopping.StopRequested):
         for batch in progress(loader, len(loader), f"evaluating {evaluator.name}"):
             evaluator.process(batch, predict(batch))
             done += 1
             if stopping.requested():
-                break  # the others are told below, as each has images of its own
+                break
             if partial is not None and time.monotonic() - saved >= partial.period:
                 partial.save(done, evaluator.state_dict())
                 saved = time.monotonic()
@@ -324,6 +326,7 @@ def eval_loader(cfg: CfgNode, name: str, records: Sequence[Record], done: int = 
         rank=comm.get_rank(),
         world=comm.get_world_size(),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
+        timeout=cfg.DATALOADER.TIMEOUT,
         done=done,
     )
 

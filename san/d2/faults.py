@@ -15,8 +15,8 @@ from typing import Any
 from torch import nn
 
 from san.d2.api import comm
+from san.d2.batches import BadSample, Sample
 from san.d2.checkpointer import write_checkpoint
-from san.d2.loaders import BadSample, Sample
 from san.d2.outcome import NonFiniteError
 from san.files import replacing, write_text
 

@@ -15,16 +15,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from san.d2.stopping import leave_to_main_process
+from san.d2.batches import BadSample, Batches, Sample, set_up_worker
 
 Record = dict[str, Any]
 """One sample of a data set as registered: at least file_name and sem_seg_file_name."""
-
-Sample = dict[str, Any]
-"""One sample as the model takes it."""
 
 TrainMapping = Callable[[Record, np.random.Generator], Sample]
 EvalMapping = Callable[[Record], Sample]
@@ -32,8 +28,6 @@ EvalMapping = Callable[[Record], Sample]
 _SHUFFLE_STREAM = 0
 _AUGMENT_STREAM = 1
 _POINT_STREAM = 2
-
-
 _REPLACE_STREAM = 3
 
 RETRY_PAUSE = 0.1
@@ -41,21 +35,6 @@ RETRY_PAUSE = 0.1
 
 MAX_REPLACEMENTS = 4
 """Samples tried in the place of one that cannot be read. If none of them can be either, something greater is wrong."""
-
-
-@dataclass(frozen=True)
-class BadSample:
-    """An error made by a data file, carried from a loading worker to the main process without its stack trace.
-
-    Attributes:
-        error: its type.
-        message: its text.
-        file_name: the image of the sample.
-    """
-
-    error: type[Exception]
-    message: str
-    file_name: str = ""
 
 
 def try_twice(load: Callable[[], Sample], file_name: str) -> Sample | BadSample:
@@ -172,44 +151,9 @@ class EvalDataset(Dataset[Any]):
         return len(self.records)
 
 
-class Batches:
-    """A `DataLoader` whose bad samples are told here, in the main process.
-
-    One that was not replaced is raised as the one-line error it is; those that were replaced are collected.
-    """
-
-    def __init__(self, loader: DataLoader[Any]) -> None:
-        self.loader = loader
-        self._replaced: list[BadSample] = []
-
-    def take_replaced(self) -> list[BadSample]:
-        """The bad samples of the batches given since the last call, for which others were given."""
-        taken, self._replaced = self._replaced, []
-        return taken
-
-    def __len__(self) -> int:
-        """Number of batches."""
-        return len(self.loader)
-
-    def __iter__(self) -> Iterator[list[Sample]]:
-        """Yields lists of samples; raises what a file did wrong."""
-        for batch in self.loader:
-            for sample in batch:
-                if isinstance(sample, BadSample):
-                    raise sample.error(sample.message)
-                self._replaced += sample.pop("bad", ())
-            yield batch
-
-
 def as_list(batch: list[Any]) -> list[Any]:
     """Collates nothing: images of a batch may differ in size."""
     return batch
-
-
-def _set_up_worker(_: int) -> None:
-    """A loading worker uses one thread, as the workers are the parallelism, and leaves signals to the main process."""
-    torch.set_num_threads(1)
-    leave_to_main_process()
 
 
 def evenly_spread(records: Sequence[Record], number: int) -> list[Record]:
@@ -275,6 +219,7 @@ def build_train_loader(
     *,
     num_workers: int,
     pin_memory: bool = False,
+    timeout: float = 0,
 ) -> Batches:
     """The training batches of one process, one accumulation step each.
 
@@ -284,6 +229,7 @@ def build_train_loader(
         stream: which part of the stream.
         num_workers: loading processes; 0 loads in this one.
         pin_memory: for copies to a GPU.
+        timeout: see `Batches`.
 
     Returns:
         ``accumulation * (max_iter - start_iter)`` batches of ``stream.step_size`` samples.
@@ -298,9 +244,9 @@ def build_train_loader(
         num_workers=num_workers,
         collate_fn=as_list,
         pin_memory=pin_memory,
-        worker_init_fn=_set_up_worker,
+        worker_init_fn=set_up_worker,
     )
-    return Batches(loader)
+    return Batches(loader, timeout)
 
 
 def build_eval_loader(
@@ -311,6 +257,7 @@ def build_eval_loader(
     world: int = 1,
     num_workers: int = 0,
     done: int = 0,
+    timeout: float = 0,
 ) -> Batches:
     """The images one process evaluates, one at a time: number rank, rank + world, ...
 
@@ -321,6 +268,7 @@ def build_eval_loader(
         world: number of processes.
         num_workers: loading processes; 0 loads in this one.
         done: images of this process that are left out, from the start.
+        timeout: see `Batches`.
 
     Returns:
         Batches of one sample.
@@ -331,6 +279,6 @@ def build_eval_loader(
         sampler=range(rank, len(records), world)[done:],
         num_workers=num_workers,
         collate_fn=as_list,
-        worker_init_fn=_set_up_worker,
+        worker_init_fn=set_up_worker,
     )
-    return Batches(loader)
+    return Batches(loader, timeout)

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from san.d2.loaders import Record, Sample
+from san.d2.batches import Sample
+from san.d2.loaders import Record
 from san.data.image_files import check_same_size, read_image, read_label_map
 from san.data.label_mapping import LabelMapping
 from san.data.label_sets import check_label_values

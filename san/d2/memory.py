@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from san.d2.loaders import Sample
+from san.d2.batches import Sample
 
 logger = logging.getLogger("san.d2.memory")
 

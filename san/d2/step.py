@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from san.d2.api import comm
-from san.d2.loaders import Sample
+from san.d2.batches import Sample
 from san.d2.outcome import NonFiniteError, Outcome
 from san.d2.solver import SolverConfig, clip_gradient
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 import weakref
@@ -16,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from san.d2 import stopping
 from san.d2.api import CfgNode, EventStorage, HookBase, TrainerBase, build_model, comm, hooks
+from san.d2.batches import Batches, Sample
 from san.d2.books import Books
 from san.d2.checkpoint_hooks import BestCheckpointHook, CheckpointHook, last_done
 from san.d2.checkpointer import SANCheckpointer, latest_checkpoint
@@ -23,7 +25,7 @@ from san.d2.config import AMP_DTYPES, augmentation_config, solver_config
 from san.d2.datasets import check_distinct_classes, check_names, class_texts, load_records, metadata_of
 from san.d2.evaluation import evaluate, summary
 from san.d2.faults import BadData, NonFiniteUpdates, sources_of
-from san.d2.loaders import Batches, Record, Sample, StreamConfig, build_train_loader
+from san.d2.loaders import Record, StreamConfig, build_train_loader
 from san.d2.mapper import DatasetInfo, TrainMapper, dataset_info
 from san.d2.metrics_file import NAME as METRICS
 from san.d2.metrics_file import LineHook, MetricsFile, evaluated_at, take_out
@@ -139,7 +141,6 @@ class Trainer(TrainerBase):
                     self.before_step()
                     self.run_step()
                     self.after_step()
-                    self._hear_all()
                 self.iter = max(self.start_iter, self.max_iter)  # tells hooks that training is complete
                 self.after_train()
                 self._check_end()
@@ -150,15 +151,26 @@ class Trainer(TrainerBase):
                 self._close_writers()
                 raise
             finally:
-                self._batches = iter(())  # ends the loading processes, which do not heed Python's way at its own end
+                self._batches = iter(())  # ends the loading processes
 
-    def _hear_all(self) -> None:
-        """After an iteration: bad samples of any process, and whether any was asked to stop."""
+    def _next_batches(self) -> list[list[Sample]]:
+        """The batches of an iteration, one per accumulation step; every process calls it.
+
+        Raises:
+            san.d2.stopping.StopRequested: any process was asked to stop, in the iteration before or while it waited
+                for these; nothing of this iteration is done.
+            ValueError: too many samples cannot be read.
+        """
         assert self._loader is not None
+        batches: list[list[Sample]] = []
+        with contextlib.suppress(stopping.StopRequested):  # the others do not know yet
+            batches = [next(self._batches) for _ in range(self.stream.accumulation)]
         heard = comm.all_gather((stopping.requested(), self._loader.take_replaced()))
-        self.bad_data.note(bad for _, found in heard for bad in found)
         if any(asked for asked, _ in heard):
+            self.iter = self.storage.iter = self.iter - 1
             raise stopping.StopRequested
+        self.bad_data.note(bad for _, found in heard for bad in found)
+        return batches
 
     def _make_up_evaluation(self) -> None:
         """Evaluates as was due at the checkpoint's iteration, where the former run ended before it was done."""
@@ -203,6 +215,10 @@ class Trainer(TrainerBase):
         except FloatingPointError:
             self._close_writers()
             raise
+        if last_done(self) < 0:
+            logger.warning("Asked to stop before the first iteration was done; there is nothing to save.")
+            self._close_writers()
+            return
         saved = self.saving.save_now()
         logger.warning(
             "Asked to stop: ends %s iteration %d. The same command with --resume goes on.",
@@ -241,7 +257,7 @@ class Trainer(TrainerBase):
         Its losses are logged while the next is under way, unless a hook is about to look at them.
         """
         start = time.perf_counter()
-        batches = [next(self._batches) for _ in range(self.stream.accumulation)]
+        batches = self._next_batches()
         data_time, sources = time.perf_counter() - start, sources_of(batches)
         try:
             outcome = self.stepper.run(batches, self.iter, self.books.settle)
@@ -331,6 +347,7 @@ def train_batches(cfg: CfgNode, records: Sequence[Record], info: DatasetInfo, st
         train_mapper(cfg, info),
         stream,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
+        timeout=cfg.DATALOADER.TIMEOUT,
         pin_memory=torch.device(cfg.MODEL.DEVICE).type == "cuda",
     )
 
@@ -345,7 +362,7 @@ def distribute(model: nn.Module) -> nn.Module:
     if comm.get_world_size() == 1:
         return model
     device = next(model.parameters()).device
-    ids = [comm.get_local_rank()] if device.type == "cuda" else None
+    ids = [device.index] if device.type == "cuda" else None
     return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
 
 

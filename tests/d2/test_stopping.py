@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import threading
+import time
+from datetime import timedelta
 
 import pytest
+from torch.distributed import TCPStore
 
-from san.d2 import stopping
+from san.d2 import checkpointer, stopping
+from tests.faults.conftest import in_a_process
 
 
 def handlers() -> list[object]:
@@ -37,3 +43,72 @@ def test_what_is_heard_counts_until_the_next_time():
             assert stopping.requested()
     with stopping.listening():
         assert not stopping.requested()
+
+
+def blocked() -> None:
+    """As a process that waits for another inside PyTorch, where Python runs no signal handler."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, timeout=timedelta(seconds=100))
+    threading.Thread(target=signals, daemon=True).start()
+    store.get("never set")
+
+
+def deaf() -> None:
+    """As code that takes Ctrl-C for a failure of its own."""
+    threading.Thread(target=signals, daemon=True).start()
+    while True:
+        with contextlib.suppress(KeyboardInterrupt):
+            time.sleep(10)
+
+
+sent = signal.SIGTERM
+
+
+def signals() -> None:
+    while True:
+        time.sleep(0.3)
+        os.kill(os.getpid(), sent)
+
+
+@pytest.mark.parametrize("answering", [stopping.listening, stopping.passing_on])
+@pytest.mark.parametrize("action", [blocked, deaf])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_second_signal_ends_the_process(answering, action, number, monkeypatch):
+    monkeypatch.setattr(stopping, "AGAIN_AFTER", 0.1)
+    monkeypatch.setitem(globals(), "sent", number)
+
+    def run() -> None:
+        with answering():
+            action()
+
+    assert in_a_process(run) == 128 + number
+
+
+def test_signals_close_together_count_as_one():
+    """A launcher passes on what a scheduler has sent to all processes."""
+
+    def run() -> None:
+        with stopping.listening():
+            for _ in range(3):
+                os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.3)
+            assert stopping.requested()
+
+    assert in_a_process(run) == 0
+
+
+def test_an_interrupt_that_was_lost_is_raised_again():
+    def check() -> None:
+        with stopping.listening():
+            with contextlib.suppress(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+            stopping.requested()
+
+    with pytest.raises(KeyboardInterrupt):
+        check()
+
+
+def test_ctrl_c_in_a_checkpoints_write_is_no_full_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpointer._Telling, "write", lambda self, data: os.kill(os.getpid(), signal.SIGINT))
+    with stopping.listening(), pytest.raises(KeyboardInterrupt):
+        checkpointer.write_checkpoint({"model": {}}, tmp_path / "model.pth")
+    assert not list(tmp_path.iterdir())

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from san.data import pool
 from san.data.checking import (
     CheckReport,
     CheckTarget,
@@ -383,8 +384,8 @@ def test_processes_that_cannot_start_are_an_error(folder: Path, monkeypatch: pyt
     import multiprocessing
 
     fork = multiprocessing.get_context("fork")
-    monkeypatch.setattr(processes.multiprocessing, "get_context", lambda _: fork)
-    monkeypatch.setattr(processes, "_ignore_interrupts", _start_and_die)
+    monkeypatch.setattr(pool.multiprocessing, "get_context", lambda _: fork)
+    monkeypatch.setattr(pool, "start_worker", _start_and_die)
     with pytest.raises(RuntimeError, match="workers=1"):
         check(folder, workers=2)
 

@@ -24,7 +24,7 @@ from san.d2.checkpoint_hooks import CheckpointHook
 from san.d2.checkpointer import damage_of, latest_checkpoint
 from san.d2.metrics_file import take_out
 from san.d2.run import run
-from san.d2.trainer import Trainer
+from san.d2.step import Stepper
 from san.files import sha256_of
 from tests.d2.conftest import as_arguments
 from tests.faults.conftest import HANG, in_a_process, killed_after, rows, train_net, wait_for
@@ -333,14 +333,14 @@ def test_a_run_that_is_asked_to_stop(options: dict[str, Any], uninterrupted: Cal
     def asked() -> None:
         os.setsid()
         with pytest.MonkeyPatch.context() as patch:
-            real = Trainer.run_step
+            real = Stepper.run
 
-            def step(self: Trainer) -> None:
-                if self.iter == 5:
+            def step(self: Stepper, batches: Any, iteration: int, settle: Any) -> Any:
+                if iteration == 5:
                     os.killpg(0, signal.SIGTERM)
-                real(self)
+                return real(self, batches, iteration, settle)
 
-            patch.setattr(Trainer, "run_step", step)
+            patch.setattr(Stepper, "run", step)
             sys.exit(main(arguments))
 
     assert in_a_process(asked) == stopping.EXIT_CODE

@@ -133,7 +133,7 @@ def test_losses_of_the_iteration_before_an_error_are_logged(make_cfg: MakeCfg, m
 
 def test_a_bad_update_before_another_error_is_told(make_cfg: MakeCfg, monkeypatch: pytest.MonkeyPatch) -> None:
     spoil(monkeypatch, {1})
-    monkeypatch.setattr("san.d2.trainer.Trainer._hear_all", lambda self: self.iter and fail())
+    monkeypatch.setattr("san.d2.trainer.CheckpointHook.after_step", lambda self: self.trainer.iter and fail())
     cfg = make_cfg(SOLVER__LOG_PERIOD=100)
     with pytest.raises(RuntimeError, match="the device is gone"):
         run(cfg)
@@ -146,7 +146,7 @@ def fail() -> None:
 
 
 def test_losses_of_the_iteration_before_a_stop_are_logged(make_cfg: MakeCfg, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = iter([False, False, True])
+    asked = iter([False] * 6 + [True] * 2)  # twice in each iteration
     monkeypatch.setattr("san.d2.trainer.stopping.requested", lambda: next(asked))
     cfg = make_cfg(SOLVER__LOG_PERIOD=100, SOLVER__CHECKPOINT_PERIOD=100)
     with pytest.raises(StopRequested):
@@ -157,7 +157,7 @@ def test_losses_of_the_iteration_before_a_stop_are_logged(make_cfg: MakeCfg, mon
 
 
 def test_a_stop_after_one_bad_update_too_many_is_its_error(make_cfg: MakeCfg, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = iter([False, False, True])
+    asked = iter([False] * 6 + [True] * 2)  # twice in each iteration
     monkeypatch.setattr("san.d2.trainer.stopping.requested", lambda: next(asked))
     spoil(monkeypatch, {2})
     cfg = make_cfg(SOLVER__LOG_PERIOD=100, SOLVER__MAX_NONFINITE=1)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import signal
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from san.data.checking.pair import CheckTarget, Finding, PairResult, Record, check_pair
+from san.data.pool import worker_pool
 
 _CHUNK = 8  # pairs a process takes at a time
 Job = tuple[int, dict[str, Any]]
@@ -60,7 +59,7 @@ def _in_flight(
 ) -> Iterator[PairResult]:
     """Reads chunks in processes until none is left or a process died; then those under way become suspects."""
     flying: dict[Future[list[PairResult]], list[Job]] = {}
-    with _pool(workers) as pool:
+    with worker_pool(workers) as pool:
         try:
             while chunks or flying:
                 while chunks and len(flying) < 2 * workers:
@@ -72,13 +71,11 @@ def _in_flight(
                     yield from results
         except BrokenProcessPool:
             suspects += [job for chunk in flying.values() for job in chunk]
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 def _one_by_one(suspects: list[Job], target: CheckTarget) -> Iterator[PairResult]:
     """Reads suspects alone in a process until none is left, or the process died on one, which is then known."""
-    with _pool(1) as pool:
+    with worker_pool(1) as pool:
         try:
             pool.submit(_check_chunk, [], target).result()
         except BrokenProcessPool as error:
@@ -95,15 +92,6 @@ def _one_by_one(suspects: list[Job], target: CheckTarget) -> Iterator[PairResult
                 yield PairResult(index, (Finding("unreadable_image", message, str(record["file_name"])),))
                 return
             yield from results
-
-
-def _pool(workers: int) -> ProcessPoolExecutor:
-    """Fresh processes, which inherit no threads; Ctrl-C is the main process's matter."""
-    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _ignore_interrupts)
-
-
-def _ignore_interrupts() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _check_chunk(chunk: list[Job], target: CheckTarget) -> list[PairResult]:

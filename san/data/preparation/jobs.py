@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from itertools import islice
-from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 
 from tqdm import tqdm
+
+from san.data.pool import worker_pool
 
 logger = logging.getLogger(__name__)
 
@@ -82,34 +79,18 @@ def _run_chunk(jobs: tuple[Job, ...]) -> tuple[int, list[str]]:
 
 
 def _in_processes(chunks: Iterator[tuple[Job, ...]], workers: int) -> Iterator[tuple[int, list[str]]]:
-    """Results as they come. Fresh interpreters (spawn), since forking a process with threads may hang."""
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+    """Results as they come."""
     pending: set[Future[tuple[int, list[str]]]] = set()
     try:
-        pending |= {pool.submit(_run_chunk, chunk) for chunk in islice(chunks, workers * _AHEAD)}
-        while pending:
-            finished, pending = wait(pending, return_when=FIRST_COMPLETED)
-            for future in finished:
-                yield future.result()
-            pending |= {pool.submit(_run_chunk, chunk) for chunk in islice(chunks, len(finished))}
+        with worker_pool(workers) as pool:
+            pending |= {pool.submit(_run_chunk, chunk) for chunk in islice(chunks, workers * _AHEAD)}
+            while pending:
+                finished, pending = wait(pending, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    yield future.result()
+                pending |= {pool.submit(_run_chunk, chunk) for chunk in islice(chunks, len(finished))}
     except BrokenProcessPool as error:
         raise ValueError(
             f"one of {workers} worker processes died, perhaps for want of memory; run again with fewer --workers: "
             "what is written stays"
         ) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _start_worker() -> None:
-    """Leave Ctrl-C to the parent, and end when the parent is gone: a killed run must not go on writing."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None, "runs in a worker"
-    threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
-
-
-def _end_with(sentinel: int) -> None:
-    wait_for([sentinel])
-    os._exit(1)
