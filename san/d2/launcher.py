@@ -1,12 +1,13 @@
 """From the command line to a run in one process or many: workers, logs, seeds.
 
-Workers are started by `launch` (``--num-gpus``, ``--num-machines``, ``--machine-rank``, ``--dist-url``) or by torchrun,
-whose environment is recognised. On GPUs they talk over NCCL, on CPUs over Gloo.
+Workers are started by `launch` (``--num-gpus``, ``--num-machines``, ``--machine-rank``, ``--dist-url``), or by torchrun
+or srun, whose environment is recognised (`san.d2.job`). On GPUs they talk over NCCL, on CPUs over Gloo.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import gc
 import logging
@@ -25,20 +26,15 @@ from torch.multiprocessing.spawn import ProcessException, ProcessExitedException
 
 from san.allocator import keep_large_buffers
 from san.d2.api import CfgNode, comm, forget_groups, launch, log_backend, setup_logger
-from san.d2.stopping import EXIT_CODE, StopRequested, passing_on
+from san.d2.job import Place, check_meeting, find_place
+from san.d2.stopping import EXIT_CODE, INTERRUPTED, StopRequested, ending_at_the_second, passing_on
+from san.errors import one_line
 from san.redaction import RedactingFormatter
-
-TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 WORKER_TIMEOUT = timedelta(minutes=30)
 """How long a worker waits for another, however it was started; Detectron2's."""
 
 logger = logging.getLogger("san.d2.launcher")
-
-
-def under_torchrun() -> bool:
-    """Whether torchrun (or a launcher that sets the same environment) has started this process."""
-    return all(name in os.environ for name in TORCHRUN_VARIABLES)
 
 
 def start_workers(main: Callable[..., None], cfg: CfgNode, args: argparse.Namespace) -> None:
@@ -50,32 +46,54 @@ def start_workers(main: Callable[..., None], cfg: CfgNode, args: argparse.Namesp
         args: the command line, with num_gpus, num_machines, machine_rank, dist_url.
 
     Raises:
-        ValueError: if there are fewer GPUs than asked for, the number of processes or machines is illegal, or
-            MODEL.DEVICE names one GPU for several processes.
+        ValueError: if there are fewer GPUs than asked for, the number of processes or machines is illegal, they cannot
+            meet at dist_url, a launcher's environment makes no sense, or MODEL.DEVICE names one GPU for several
+            processes.
         torch.multiprocessing.ProcessExitedException: if a worker failed.
     """
     on_gpu = cfg.MODEL.DEVICE.startswith("cuda")
-    if under_torchrun():
-        _check_device(cfg.MODEL.DEVICE, int(os.environ["WORLD_SIZE"]))
-        _join_torchrun(on_gpu)
+    _check_numbers(args)
+    place = _place(args)
+    if place is not None:
+        _check_device(cfg.MODEL.DEVICE, place.world_size)
+        with ending_at_the_second(patience=0):
+            _join(place, on_gpu)
         _work(main, cfg, args)
         return
-    _check_numbers(args)
-    _check_device(cfg.MODEL.DEVICE, args.num_gpus * args.num_machines)
+    processes = args.num_gpus * args.num_machines
+    _check_device(cfg.MODEL.DEVICE, processes)
     if on_gpu and args.num_gpus > torch.cuda.device_count():
         raise ValueError(
             f"--num-gpus is {args.num_gpus} but PyTorch sees {torch.cuda.device_count()}; "
             "lower it, or set MODEL.DEVICE cpu to train with that many processes"
         )
-    if not on_gpu and args.num_gpus * args.num_machines > 1:
+    if not on_gpu and processes > 1:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # else the workers would be connected for GPUs
+    if processes > 1:
+        check_meeting(args.dist_url, machines=args.num_machines, here=args.machine_rank == 0)
     workers = (args.num_gpus, args.num_machines, args.machine_rank, args.dist_url)
     try:
-        with passing_on():
+        with passing_on() if processes > 1 else contextlib.nullcontext():
             launch(_work, *workers, args=(main, cfg, args), timeout=WORKER_TIMEOUT)
     except ProcessException as error:
         _tell_end(error, args.machine_rank * args.num_gpus, Path(cfg.OUTPUT_DIR))
         raise
+
+
+def _place(args: argparse.Namespace) -> Place | None:
+    """This process's place in a job that a launcher has started; None where the options start the processes."""
+    place = find_place(os.environ)
+    if place is None or place.source != "srun":
+        return place
+    if args.num_machines > 1:
+        return None
+    if args.num_gpus > 1:
+        raise ValueError(
+            f"--num-gpus is {args.num_gpus}, but srun has started {place.world_size} tasks, each of which would start "
+            "a run of its own; leave --num-gpus out for a process per task, or give --num-machines, --machine-rank "
+            '"$SLURM_NODEID" and --dist-url too, with one task per node'
+        )
+    return place
 
 
 def _work(main: Callable[..., None], cfg: CfgNode, args: argparse.Namespace) -> None:
@@ -114,7 +132,7 @@ def _tell_end(error: ProcessException, first_rank: int, folder: Path) -> None:
     """
     how = "raised an error"
     if isinstance(error, ProcessExitedException):
-        if error.exit_code == EXIT_CODE:  # asked to, and it has said so
+        if error.exit_code in (EXIT_CODE, INTERRUPTED):  # asked to, and it has said so
             return
         how = f"was killed by {error.signal_name}" if error.signal_name else f"ended with status {error.exit_code}"
     rank = first_rank + error.error_index
@@ -136,6 +154,11 @@ def _check_numbers(args: argparse.Namespace) -> None:
         )
     if args.num_machines < 1:
         raise ValueError(f"--num-machines is {args.num_machines}; give 1 or more")
+    if not 0 <= args.machine_rank < args.num_machines:
+        raise ValueError(
+            f"--machine-rank is {args.machine_rank} but --num-machines is {args.num_machines}; number the machines "
+            "from 0, which is the one that --dist-url names"
+        )
     if args.num_gpus == 0 and args.num_machines > 1:
         raise ValueError(f"--num-gpus is 0 with {args.num_machines} machines; give 1 or more processes per machine")
 
@@ -149,12 +172,30 @@ def _check_device(device: str, processes: int) -> None:
         )
 
 
-def _join_torchrun(on_gpu: bool) -> None:
-    """Connects this process to the others that torchrun has started."""
+def _join(place: Place, on_gpu: bool) -> None:
+    """Connects this process to the others of its job.
+
+    Raises:
+        ValueError: there are GPUs, but fewer than processes on this machine; or the processes cannot meet.
+    """
     if on_gpu:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=WORKER_TIMEOUT)
-    comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
+        count = torch.cuda.device_count()
+        if count > 1 and count < place.local_world_size:
+            raise ValueError(
+                f"{place.source} has started {place.local_world_size} processes on this machine but PyTorch sees "
+                f"{count} GPUs; start one process per GPU, or set MODEL.DEVICE cpu"
+            )
+        torch.cuda.set_device(place.local_rank if count > 1 else 0)  # Slurm may show each task a GPU of its own
+    os.environ.update(place.as_variables())
+    try:
+        dist.init_process_group("nccl" if on_gpu else "gloo", timeout=WORKER_TIMEOUT)
+    except dist.DistError as error:
+        raise ValueError(
+            f"process {place.rank} of {place.world_size} cannot meet the others at MASTER_ADDR {place.address}, "
+            f"MASTER_PORT {place.port} ({one_line(error, limit=300)}); set these variables to the machine of process 0 "
+            "and a free port of it, the same for all"
+        ) from error
+    comm.create_local_process_group(place.local_world_size)
 
 
 def setup_run(cfg: CfgNode) -> None:

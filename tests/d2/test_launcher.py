@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import socket
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -47,11 +48,30 @@ def test_no_gpu_or_one_runs_in_this_process(engine: str, make_cfg: MakeCfg, numb
         ({"num_gpus": -1}, "--num-gpus is -1"),
         ({"num_machines": 0}, "--num-machines is 0"),
         ({"num_gpus": 0, "num_machines": 2}, "0 with 2 machines"),
+        ({"num_machines": 2, "machine_rank": 2}, "--machine-rank is 2 but --num-machines is 2"),
+        ({"num_machines": 2, "machine_rank": -1}, "--machine-rank is -1"),
+        ({"machine_rank": 1}, "--machine-rank is 1 but --num-machines is 1"),
+        ({"num_machines": 2, "dist_url": "auto"}, "--dist-url auto finds a port on one machine only"),
+        ({"num_gpus": 2, "dist_url": "tcp://localhost"}, "--dist-url is 'tcp://localhost'"),
+        ({"num_gpus": 2, "dist_url": "tcp://localhost:99999"}, "--dist-url is 'tcp://localhost:99999'"),
+        ({"num_gpus": 2, "dist_url": "localhost:2000"}, "--dist-url is 'localhost:2000'"),
+        ({"num_gpus": 2, "dist_url": "tcp://no.such.machine.invalid:2000"}, "no.such.machine.invalid is unknown"),
+        ({"num_gpus": 2, "dist_url": "tcp://192.0.2.1:2000"}, "192.0.2.1:2000: this machine cannot wait there"),
     ],
 )
 def test_numbers_that_start_nothing_are_refused(make_cfg: MakeCfg, changes: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         launcher.start_workers(lambda cfg, args: None, make_cfg(), arguments(**changes))
+
+
+@pytest.mark.parametrize("machines", [1, 2])
+def test_a_port_that_is_taken_is_one_error(make_cfg: MakeCfg, machines: int) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        changes = {"num_gpus": 2, "num_machines": machines, "dist_url": f"tcp://127.0.0.1:{taken.getsockname()[1]}"}
+        with pytest.raises(ValueError, match=r"cannot wait there \(Address already in use\).* another free port"):
+            launcher.start_workers(lambda cfg, args: None, make_cfg(), arguments(**changes))
 
 
 def on_device(cfg: Any, device: str) -> Any:
@@ -80,12 +100,22 @@ def test_the_numbered_gpu_is_made_the_current_one(make_cfg: MakeCfg, monkeypatch
     assert chosen == ["cuda:1"]
 
 
+TORCHRUN = {
+    "RANK": "1",
+    "WORLD_SIZE": "4",
+    "LOCAL_RANK": "1",
+    "LOCAL_WORLD_SIZE": "2",
+    "MASTER_ADDR": "localhost",
+    "MASTER_PORT": "29500",
+}
+
+
 @pytest.fixture
 def torchrun(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Torchrun's environment, and what is done to the process group."""
     done: list[str] = []
-    for name in launcher.TORCHRUN_VARIABLES:
-        monkeypatch.setenv(name, "1")
+    for name, value in TORCHRUN.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setattr("torch.distributed.init_process_group", lambda *a, timeout: done.append(f"init {timeout}"))
     monkeypatch.setattr("torch.distributed.destroy_process_group", lambda: done.append("destroy"))
     monkeypatch.setattr("torch.distributed.is_initialized", lambda: bool(done))

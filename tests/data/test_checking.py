@@ -363,7 +363,7 @@ def test_a_file_that_kills_its_process_costs_only_itself(folder: Path, monkeypat
     import multiprocessing
 
     fork = multiprocessing.get_context("fork")
-    monkeypatch.setattr(processes.multiprocessing, "get_context", lambda _: fork)
+    monkeypatch.setattr(pool.multiprocessing, "get_context", lambda _: fork)
     monkeypatch.setattr(processes, "_check_chunk", _chunk_that_dies)
     for index in range(3, 40):
         save(folder, f"{index}", np.full((4, 6), 2, np.uint8))

@@ -1,0 +1,180 @@
+"""This process's place in a job that torchrun, srun or another launcher has started, read from its environment."""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+_FIRST_PORT, _NUM_PORTS = 15000, 15000
+"""Ports that the number of a Slurm job chooses from; below those that systems hand out themselves."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """One process of a job.
+
+    Attributes:
+        rank: its number among all, 0 .. world_size - 1.
+        world_size: number of processes.
+        local_rank: its number among those of its machine.
+        local_world_size: number of processes of every machine.
+        address: of the machine of rank 0.
+        port: where rank 0 waits for the others.
+        source: the launcher, for messages.
+    """
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    address: str
+    port: int
+    source: str
+
+    def as_variables(self) -> dict[str, str]:
+        """As PyTorch reads it from the environment."""
+        numbers = (self.rank, self.world_size, self.local_rank, self.local_world_size)
+        return dict(zip(_VARIABLES, (*map(str, numbers), self.address, str(self.port)), strict=True))
+
+
+def find_place(environment: Mapping[str, str]) -> Place | None:
+    """The place that the environment gives this process; None where no launcher has started it.
+
+    RANK and WORLD_SIZE are torchrun's way; where others of its variables are missing, those of Slurm serve. Without
+    them a step of srun with several tasks is one job, a process per task.
+
+    Raises:
+        ValueError: a variable is missing or makes no sense.
+    """
+    slurm = _slurm_variables(environment)
+    if "RANK" not in environment and "WORLD_SIZE" not in environment:
+        if not slurm:
+            return None
+        found, source = slurm | {key: environment[key] for key in _MEETING if key in environment}, "srun"
+    else:
+        if "RANK" not in environment and environment["WORLD_SIZE"] == "1":
+            return None
+        found, source = slurm | {key: environment[key] for key in _VARIABLES if key in environment}, "the launcher"
+    missing = [key for key in _VARIABLES if key not in found]
+    if missing:
+        shown = ", ".join(f"{key} {value}" for key, value in found.items())
+        raise ValueError(
+            f"{source} has set {shown}, but not {', '.join(missing)}; start with torchrun or srun, set "
+            f"{' and '.join(missing)}, or unset RANK and WORLD_SIZE to run this process alone"
+        )
+    numbers = {key: _number(key, found[key]) for key in _VARIABLES if key != "MASTER_ADDR"}
+    for rank, size in (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "LOCAL_WORLD_SIZE")):
+        if not 0 <= numbers[rank] < numbers[size]:
+            raise ValueError(f"{rank} is {numbers[rank]} but {size} is {numbers[size]}; give 0 to {size} - 1")
+    if numbers["WORLD_SIZE"] % numbers["LOCAL_WORLD_SIZE"]:
+        raise ValueError(
+            f"{numbers['WORLD_SIZE']} processes are not spread evenly over machines of {numbers['LOCAL_WORLD_SIZE']}; "
+            "give every machine the same number (srun --ntasks-per-node)"
+        )
+    return Place(
+        numbers["RANK"],
+        numbers["WORLD_SIZE"],
+        numbers["LOCAL_RANK"],
+        numbers["LOCAL_WORLD_SIZE"],
+        found["MASTER_ADDR"],
+        numbers["MASTER_PORT"],
+        source,
+    )
+
+
+_MEETING = ("MASTER_ADDR", "MASTER_PORT")
+_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", *_MEETING)
+"""What torchrun sets."""
+
+
+def _slurm_variables(environment: Mapping[str, str]) -> dict[str, str]:
+    """`_VARIABLES` as far as Slurm knows them; none outside a step of srun, or in one of a single task."""
+    tasks = environment.get("SLURM_STEP_NUM_TASKS", environment.get("SLURM_NTASKS", "1"))
+    if "SLURM_STEP_ID" not in environment or "SLURM_PROCID" not in environment or tasks == "1":
+        return {}
+    found = {"RANK": environment["SLURM_PROCID"], "WORLD_SIZE": tasks}
+    if "SLURM_LOCALID" in environment:
+        found["LOCAL_RANK"] = environment["SLURM_LOCALID"]
+    nodes = environment.get("SLURM_STEP_NUM_NODES", environment.get("SLURM_NNODES", ""))
+    spread = environment.get("SLURM_STEP_TASKS_PER_NODE", environment.get("SLURM_NTASKS_PER_NODE", ""))
+    if nodes == "1":
+        found["LOCAL_WORLD_SIZE"] = tasks
+    elif re.fullmatch(r"\d+(\(x\d+\))?", spread):  # 4(x2): four tasks on each of two nodes
+        found["LOCAL_WORLD_SIZE"] = spread.partition("(")[0]
+    elif "," in spread:
+        raise ValueError(f"srun spreads its tasks unevenly over nodes ({spread}); give it --ntasks-per-node")
+    listed = environment.get("SLURM_STEP_NODELIST", environment.get("SLURM_JOB_NODELIST", ""))
+    if nodes == "1":
+        found["MASTER_ADDR"] = "127.0.0.1"
+    elif listed:
+        found["MASTER_ADDR"] = first_host(listed)
+    job, step = environment.get("SLURM_JOB_ID", ""), environment["SLURM_STEP_ID"]
+    if job.isdecimal() and step.isdecimal():
+        found["MASTER_PORT"] = str(_FIRST_PORT + (int(job) + 997 * int(step)) % _NUM_PORTS)
+    return found
+
+
+def first_host(listed: str) -> str:
+    """The first of a list of hosts as Slurm writes it, such as ``node[03-07,12],gpu1``."""
+    first = re.split(r",(?![^\[]*\])", listed)[0]
+    return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", first)
+
+
+def _number(name: str, text: str) -> int:
+    """A variable's value."""
+    if not text.isdecimal() or len(text) > 9:
+        raise ValueError(f"the environment variable {name} is {text[:80]!r}; set it to a number")
+    return int(text)
+
+
+def check_meeting(url: str, *, machines: int, here: bool) -> None:
+    """Refuses a place at which processes cannot meet, before any of them waits there.
+
+    Args:
+        url: ``--dist-url``.
+        machines: number of machines.
+        here: whether the process of rank 0, which waits for the others, is on this machine.
+
+    Raises:
+        ValueError: it is no address, its host is unknown or not this machine, or its port is taken.
+    """
+    if url == "auto":
+        if machines > 1:
+            raise ValueError(
+                f"--dist-url auto finds a port on one machine only, but there are {machines}; give "
+                "tcp://<first machine>:<free port>, the same on every machine"
+            )
+        return
+    if url.startswith("file:///"):
+        return
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:  # a port that is none
+        host = port = None
+    if parts.scheme != "tcp" or not host or not port or parts.path not in ("", "/"):
+        raise ValueError(
+            f"--dist-url is {url[:200]!r}; give tcp://<first machine>:<port>, a port of 1 to 65535, or auto on one "
+            "machine"
+        )
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except OSError as error:
+        raise ValueError(f"--dist-url {url}: the machine {host} is unknown ({error.strerror or error})") from None
+    if not here:
+        return
+    if machines > 1:  # which may reach this one under an address that it does not know itself
+        family, address = socket.AF_INET, ("", port)
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        free = "another free port, or auto" if machines == 1 else "another free port, the same on every machine"
+        raise ValueError(
+            f"--dist-url {url}: this machine cannot wait there ({error.strerror or error}); is it the port of another "
+            f"run? Give {free}"
+        ) from None
