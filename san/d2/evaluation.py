@@ -23,6 +23,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from san.clip.record import parse_json
 from san.d2 import stopping
 from san.d2.api import CfgNode, DatasetEvaluator, comm
 from san.d2.batches import Batches, Sample
@@ -32,6 +33,8 @@ from san.d2.mapper import EvalMapper, dataset_info
 from san.d2.memory import Frugal
 from san.d2.partial import Keeping, Partial, forget, weights_digest
 from san.data.image_files import read_image
+from san.data.plain_file import is_file
+from san.errors import excerpt
 from san.evaluation import ConfusionMatrix, RLEWriter, format_summary, metrics, write_label_map, write_report
 from san.evaluation.per_image import LABEL_FOLDER, RLE_FILE, common_folder, distinct_stems
 from san.evaluation.predictions import default_image_id
@@ -115,14 +118,32 @@ class SemSegEvaluator(DatasetEvaluator):
     def state_dict(self) -> dict[str, Any]:
         """Everything counted so far, as tensors and plain data."""
         rows = [(file, torch.from_numpy(prediction), torch.from_numpy(truth)) for file, prediction, truth in self.rows]
-        return {"counts": torch.from_numpy(self.matrix.counts), "rle": json.dumps(self.rle.entries), "rows": rows}
+        rle = torch.frombuffer(bytearray(json.dumps(self.rle.entries), "utf-8"), dtype=torch.uint8)
+        return {"counts": torch.from_numpy(self.matrix.counts), "rle": rle, "rows": rows}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes up what `state_dict` gave; what was counted before is forgotten."""
+        """Takes up what `state_dict` gave; what was counted before is forgotten.
+
+        Raises:
+            ValueError: it is something else; nothing is counted then.
+        """
         self.reset()
-        self.matrix.merge(state["counts"].numpy())
-        self.rle.merge(json.loads(state["rle"]))
-        self.rows = [(file, prediction.numpy(), truth.numpy()) for file, prediction, truth in state["rows"]]
+        try:
+            counts, entries = state["counts"].numpy(), parse_json(state["rle"].numpy().tobytes().decode("utf-8"))
+            rows = [(file, prediction.numpy(), truth.numpy()) for file, prediction, truth in state["rows"]]
+        except (LookupError, TypeError, AttributeError) as error:
+            raise ValueError(f"it is no state of an evaluation ({type(error).__name__}: {error})") from error
+        if counts.dtype != np.int64 or (counts < 0).any():
+            raise ValueError("its counts are no numbers of pixels")
+        if not isinstance(entries, list) or not all(isinstance(each, dict) and "file_name" in each for each in entries):
+            raise ValueError("its predictions are no run-length entries")
+        for file, prediction, truth in rows:
+            ConfusionMatrix(len(self.classes), self.ignore_label).update(prediction, truth, file_name=excerpt(file))
+            if not isinstance(file, str) or not is_file(Path(file)):
+                raise ValueError(f"there is no image {excerpt(file)}")
+        self.matrix.merge(counts)
+        self.rle.merge(entries)
+        self.rows = rows
 
     def _label_map_path(self, sample: Sample) -> Path:
         """Where a prediction is written: under the name of its label file, below the data set's label folder."""
@@ -291,12 +312,9 @@ def _count(
     cfg: CfgNode, model: nn.Module, records: Sequence[Record], evaluator: SemSegEvaluator, partial: Partial | None
 ) -> None:
     """Counts this process's share of the images, or what is left of it, and keeps it from time to time."""
-    done = 0
-    found = None if partial is None else partial.load()
-    if found is not None:
-        done = found[0]
-        evaluator.load_state_dict(found[1])
-        logger.info("%s: going on after %d images of this process", evaluator.name, done)
+    done = (
+        0 if partial is None else _restore(evaluator, partial, len(records[comm.get_rank() :: comm.get_world_size()]))
+    )
     loader = eval_loader(cfg, evaluator.name, records, done)
     saved = time.monotonic()
     predict = Frugal(model)
@@ -315,6 +333,21 @@ def _count(
     if stopping.requested_anywhere():
         logger.warning("Asked to stop: the evaluation of %s is kept as far as it is.", evaluator.name)
         raise stopping.StopRequested
+
+
+def _restore(evaluator: SemSegEvaluator, partial: Partial, num_images: int) -> int:
+    """Takes up what an interrupted evaluation has kept; returns how many of this process's images are done."""
+    found = partial.load(num_images)
+    if found is None:
+        return 0
+    done, state = found
+    try:
+        evaluator.load_state_dict(state)
+    except ValueError as error:
+        partial.report(str(error))
+        return 0
+    logger.info("%s: going on after %d images of this process", evaluator.name, done)
+    return done
 
 
 def eval_loader(cfg: CfgNode, name: str, records: Sequence[Record], done: int = 0) -> Batches:

@@ -8,7 +8,6 @@ the whole evaluation.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import logging
 import shutil
@@ -21,8 +20,12 @@ import torch
 from torch import nn
 
 import san
+from san.clip.weights_file import read_tensors
 from san.d2.api import CfgNode, comm
+from san.d2.checkpointer import damage_of, write_checkpoint
 from san.d2.loaders import Record
+from san.data.plain_file import read_plain_file
+from san.errors import one_line
 from san.files import replacing
 
 logger = logging.getLogger("san.d2.evaluation")
@@ -101,7 +104,7 @@ class Partial:
     @property
     def path(self) -> Path:
         """The file of this process."""
-        return self.folder / f"process_{comm.get_rank()}"
+        return self.folder / f"process_{comm.get_rank()}.pth"
 
     def save(self, done: int, state: dict[str, Any]) -> None:
         """Keeps the state after so many images of this process; where it cannot, a warning says so.
@@ -110,29 +113,47 @@ class Partial:
             done: number of images.
             state: tensors and plain data.
         """
-        buffer = io.BytesIO()
-        torch.save({"key": self.key, "done": done, "state": state}, buffer)
-        content = buffer.getvalue()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with replacing(self.path, durable=True) as file:
-                file.write_bytes(hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
+            write_checkpoint({"key": self.key, "done": done, "state": state}, self.path)
         except OSError as error:
             logger.warning("%s cannot be written (%s); the evaluation goes on", self.path, error.strerror or error)
 
-    def load(self) -> tuple[int, dict[str, Any]] | None:
-        """What `save` kept, of the same evaluation; None where there is nothing to go on from."""
-        if not self.resume or not self.path.is_file():
+    def load(self, num_images: int) -> tuple[int, dict[str, Any]] | None:
+        """What `save` kept, of the same evaluation; None where there is nothing to go on from.
+
+        A file that is damaged or odd is reported and not used.
+
+        Args:
+            num_images: that this process evaluates.
+
+        Returns:
+            The number of images that are done, and the state as the file has it: its values are not checked.
+        """
+        if not self.resume or not self.path.exists():
             return None
-        digest, _, content = self.path.read_bytes().partition(b"\n")
-        if hashlib.sha256(content).hexdigest().encode() != digest:
-            logger.warning("%s is damaged; this process's part of the evaluation starts anew", self.path)
-            return None
-        found = torch.load(io.BytesIO(content), weights_only=True)
-        if found["key"] != self.key:
+        found, problem = None, damage_of(self.path)
+        try:
+            found = None if problem else read_tensors(self.path)
+        except ValueError as error:
+            problem = str(error)
+        if isinstance(found, dict) and found.get("key") != self.key:
             logger.info("%s is of other weights, data or settings and is not used", self.path)
             return None
-        return found["done"], found["state"]
+        if not isinstance(found, dict) or not isinstance(found.get("state"), dict):
+            self.report(problem or "it holds no part of an evaluation")
+            return None
+        done = found.get("done")
+        if type(done) is not int or not 0 <= done <= num_images:
+            self.report(f"{done!r:.80} of {num_images} images are done")
+            return None
+        return done, found["state"]
+
+    def report(self, problem: str) -> None:
+        """Logs that what was kept cannot be used."""
+        logger.warning(
+            "%s cannot be used (%s): this process's part is evaluated again", self.path, one_line(problem, limit=300)
+        )
 
     def save_result(self, values: dict[str, float]) -> None:
         """Keeps the metrics of a data set that is done; for the main process."""
@@ -146,11 +167,25 @@ class Partial:
     def result(self) -> dict[str, float] | None:
         """What the main process kept with `save_result` of the same evaluation, or None; every process must call it."""
         found = None
-        if self.resume and comm.is_main_process() and (self.folder / RESULT).is_file():
-            content = json.loads((self.folder / RESULT).read_text(encoding="utf-8"))
-            found = content["values"] if content["key"] == self.key else None
+        if self.resume and comm.is_main_process() and (self.folder / RESULT).exists():
+            found = self._read_result(self.folder / RESULT)
         agreed: dict[str, float] | None = comm.all_gather(found)[0]
         return agreed
+
+    def _read_result(self, path: Path) -> dict[str, float] | None:
+        """The metrics in a file of `save_result`; None where it is of another evaluation, or odd, which is logged."""
+        try:
+            content = read_plain_file(path, "kept result")
+        except (ValueError, OSError) as error:
+            content = one_line(error)
+        if isinstance(content, dict) and content.get("key") != self.key:
+            return None
+        values = content.get("values") if isinstance(content, dict) else None
+        if not isinstance(values, dict) or {type(each) for each in values.values()} != {float} or "mIoU" not in values:
+            reason = content if isinstance(content, str) else "it holds no metrics"
+            logger.warning("%s cannot be used (%s): the data set is evaluated again", path, reason)
+            return None
+        return values
 
 
 def forget(folders: Sequence[Path]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -43,6 +44,12 @@ def results(folder: Path) -> dict[str, bytes]:
     """What an evaluation leaves, but for the log."""
     paths = [folder / "inference" / name / result for name in SETS for result in RESULTS]
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+def loaded_files(folder: Path) -> list[str]:
+    """The checkpoints that a run's log says were loaded."""
+    log = (folder / "log.txt").read_text(encoding="utf-8")
+    return [Path(path).name for path in re.findall(r"Loading from (\S+)", log)]
 
 
 def partials(folder: Path) -> list[Path]:
@@ -136,10 +143,12 @@ def test_the_command_goes_on_with_the_named_weights(
         assert main(command) == 0
         assert len(seen) == 5
         assert results(folder) == undisturbed
+        loaded = loaded_files(folder)
         seen.clear()
         assert main(["eval", "--resume", *command[4:]]) == 0
     assert len(seen) == 10, "no weights are named: the folder's last checkpoint"
-    assert results(folder) != undisturbed
+    assert set(loaded) == {Path(weights).name}
+    assert set(loaded_files(folder)[len(loaded) :]) == {"model_0000009.pth"}
 
 
 @pytest.mark.parametrize("change", ["weights", "size", "damage", "no --resume"])
@@ -159,7 +168,7 @@ def test_what_was_kept_serves_the_same_evaluation_only(
     if change == "size":
         cfg = make_cfg(**evaluation, INPUT__MIN_SIZE_TEST=32)
     if change == "damage":
-        (path,) = (tmp_path / "run").glob("inference/*/partial/process_0")
+        (path,) = (tmp_path / "run").glob("inference/*/partial/process_0.pth")
         spoilt = bytearray(path.read_bytes())
         spoilt[len(spoilt) // 2] ^= 1
         path.write_bytes(bytes(spoilt))
