@@ -13,6 +13,7 @@ UNPICKLERS = {"san/data/preparation/unpickling.py"}  # by an allow-list, see its
 SUBPROCESSES = {  # this Python, git, and uv with what the project asks for: no input in them
     "san/benchmark/runner.py", "san/benchmark/machine.py", "tools/maintainers/check_versions.py",
 }  # fmt: skip
+READERS = {"san/clip/weights_file.py", "san/d2/standin/checkpoint.py"}  # of weights: bounded by `check_pickle`
 SCRIPTS = {"san/clip/weights.py"}  # TorchScript of OpenAI's own files, known by their SHA-256
 
 NEVER = {
@@ -38,6 +39,8 @@ def findings(source: str, name: str = "x.py") -> list[str]:
                 found.append(called)
             if called.startswith("torch.jit.load") and name not in SCRIPTS:
                 found.append(called)
+            if called == "torch.load" and name not in READERS:
+                found.append("torch.load beside san.clip.weights_file.read_tensors")
             if called == "torch.load" and keywords.get("weights_only") != "True":
                 found.append("torch.load without weights_only=True")
             if keywords.get("allow_pickle", "False") != "False":
@@ -79,4 +82,6 @@ def test_each_of_these_would_be_found(source):
 
 
 def test_plain_code_is_none():
-    assert findings("model.eval()\ntorch.load(x, weights_only=True)\nre.compile('x')\nnp.load(x)") == []
+    source = "model.eval()\ntorch.load(x, weights_only=True)\nre.compile('x')\nnp.load(x)"
+    assert findings(source, "san/clip/weights_file.py") == []
+    assert findings(source) == ["torch.load beside san.clip.weights_file.read_tensors"]

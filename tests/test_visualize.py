@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import subprocess
 import sys
@@ -140,6 +141,32 @@ def test_curves(tmp_path: Path) -> None:
     plot_curves(file, tmp_path / "sub" / "curves.png")
     with Image.open(tmp_path / "sub" / "curves.png") as picture:
         assert min(picture.size) > 600
+
+
+def test_odd_lines_of_a_metrics_file_are_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = write_lines(tmp_path / "metrics.json", {"iteration": 19, "loss": 8.0})
+    odd = ["{", "[1]", "[" * 100_000, '{"iteration": 3, "lo', "7", "x"]
+    numbers = '{"iteration": 29, "loss": %s}'
+    values = ["1e999", "-Infinity", "true", '"high"', "1" + "0" * 400, "[1]", "null"]
+    lines = [numbers % each for each in values]
+    lines += [f'{{"iteration": {each}, "loss": 5.0}}' for each in ('"x"', "1e999", "NaN", "2.5", "[]", "true")]
+    file.write_text("\n".join([file.read_text().strip(), *odd, *lines]))
+    with caplog.at_level(logging.WARNING):
+        assert read_curves(file) == {"loss": ([19], [8.0])}
+    (record,) = caplog.records
+    assert "metrics.json: 6 line(s) are no record and are left out" in record.getMessage()
+    assert record.getMessage().endswith(": 2, 3, 4, 5, 6, ...")
+
+
+def test_characters_without_a_glyph_are_one_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
+    names = {f"{chr(0x4E00 + number)}{chr(0x4E80 + number)}": 0.5 for number in range(40)}
+    with caplog.at_level(logging.WARNING):
+        plot_per_class(names, tmp_path / "a.png", title="classes")
+    (record,) = caplog.records
+    assert record.getMessage().startswith("80 characters (") and "a.png" in record.getMessage()
+    assert not [each for each in recwarn if "Glyph" in str(each.message)]
 
 
 def test_unusable_curve_files(tmp_path: Path) -> None:

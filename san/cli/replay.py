@@ -16,7 +16,6 @@ Exit codes: 0 all numbers are finite here, 1 error, 2 wrong command line, 3 some
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from san.cli.options import add_import_option
 from san.cli.train import add_overrides
+from san.clip.record import parse_json
 
 if TYPE_CHECKING:
     from san.d2.api import CfgNode
@@ -78,7 +78,7 @@ def read_dump(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"no file at {path}; give nonfinite_<iteration>.json of a run's OUTPUT_DIR")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is no JSON ({error}); give nonfinite_<iteration>.json of a run") from None
     if not isinstance(content, dict) or not {"seed", "weights", "iterations"} <= content.keys():

@@ -9,16 +9,39 @@ Example:
 from __future__ import annotations
 
 import argparse
-import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from san.cli.visualize_images import FORMAT, write_text
 from san.cli.visualize_predictions import COLUMNS, SCORES_FILE, check_page
+from san.clip.record import parse_json, read_record
 from san.visualize.page import Page, Row, Strip, render_page
 
 Entry = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ScoredImage:
+    """One image in the file of scores."""
+
+    name: str
+    stem: str
+    miou: float | None
+    accuracy: float | None
+    thumb_size: tuple[int, int] | None
+    classes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ScoresFile:
+    """The file of scores that `san visualize predictions` writes."""
+
+    format: int
+    dataset: str
+    classes: tuple[str, ...]
+    images: tuple[ScoredImage, ...]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,11 +86,17 @@ def _read(folder: Path) -> dict[str, Any]:
             f"{path} does not exist; make the folder with `san visualize predictions --out {folder}`"
         )
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is damaged; make the folder again with `san visualize predictions`") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"{path} is of another version; make the folder again with `san visualize predictions`")
+    try:
+        read_record(ScoresFile, content)
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is damaged ({error}); make the folder again with `san visualize predictions`"
+        ) from None
     return content
 
 

@@ -8,16 +8,18 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from san.clip.record import read_record
 from san.data.image_files import check_same_size, read_image, read_label_map
 from san.data.label_mapping import LabelMapping
 from san.data.label_sets import check_label_values
+from san.data.plain_file import read_plain_file
 from san.errors import one_line
 from san.evaluation.per_image import Entry, ImageScore, decode_entries, score_image
 from san.files import replacing
@@ -68,6 +70,21 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class SavedScore:
+    """The file of a task's score.
+
+    Attributes:
+        key: of the files that it was made from.
+        score: of the image.
+        thumb_size: as `Outcome` has it.
+    """
+
+    key: str
+    score: ImageScore
+    thumb_size: tuple[int, int] | None
+
+
+@dataclass(frozen=True)
 class ImageWorker:
     """Scores images and draws their panels; what is there already and still right is kept.
 
@@ -112,15 +129,13 @@ class ImageWorker:
     def _saved(self, task: Task, key: str) -> Outcome | None:
         """What an earlier run has left, if it is of the same files."""
         try:
-            saved = json.loads(self.score_path(task).read_text(encoding="utf-8"))
-            score, size = ImageScore.from_dict(saved["score"]), saved["thumb_size"]
-            same = saved["key"] == key
-        except (OSError, ValueError, KeyError, TypeError):
-            return None  # none, or none of ours: it is made anew
-        drawn = size is not None and self.panel_path(task).is_file() and self.thumb_path(task).is_file()
-        if not same or (self.pictures and not drawn):
+            saved = read_record(SavedScore, read_plain_file(self.score_path(task), "score"))
+        except (OSError, ValueError):
+            return None  # none, or none of ours: it is made again
+        drawn = saved.thumb_size is not None and self.panel_path(task).is_file() and self.thumb_path(task).is_file()
+        if saved.key != key or (self.pictures and not drawn):
             return None
-        return Outcome(task, score, (int(size[0]), int(size[1])) if drawn else None)
+        return Outcome(task, saved.score, saved.thumb_size if drawn else None)
 
     def _made(self, task: Task, key: str) -> Outcome:
         image, truth = read_image(task.image), self._truth(task.label)
@@ -138,8 +153,7 @@ class ImageWorker:
                 save_picture(panel(image, truth, prediction, self.names), self.panel_path(task))
                 save_picture(thumb, self.thumb_path(task))
                 size = thumb.size
-        record = {"key": key, "score": score.to_dict(), "thumb_size": size}
-        write_text(self.score_path(task), json.dumps(record))
+        write_text(self.score_path(task), json.dumps(asdict(SavedScore(key, score, size))))
         return Outcome(task, score, size)
 
     def _truth(self, path: str) -> Array:

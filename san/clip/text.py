@@ -231,11 +231,12 @@ class TextClassifier(nn.Module):
         return range(len(self._prompts))
 
     def _report_cuts(self, texts: Sequence[str]) -> None:
-        """One warning for every text of which CLIP does not read the end, however often it is embedded."""
+        """One warning for all texts of which CLIP does not read the end; none for a text that was measured before."""
         if len(self._measured) > _MAX_CACHED:  # a server measures texts without end
             self._measured.clear()
         self._measured.update(texts)
         limit = self._arch.text.context_length
+        cut: dict[str, str] = {}  # the remark on each name
         for text in texts:
             if max(len(prompt.encode()) for prompt in self._prompts_of(text)) <= limit - 2:
                 continue  # a token is at least one byte; two are start and end
@@ -244,16 +245,15 @@ class TextClassifier(nn.Module):
             kept, prompt = min(zip(read, prompts, strict=True), key=lambda pair: pair[0] - len(pair[1].split()))
             words = prompt.split()
             if kept < len(words):
-                logger.warning(
-                    "%r is longer than the %d tokens CLIP reads: of its prompt's %d words the first %d are read, up to "
-                    "%r; the rest, from %r on, is not; use fewer words",
-                    _shortened(text[len(_TEMPLATED) :]),
-                    limit,
-                    len(words),
-                    kept,
-                    " ".join(words[max(0, kept - 3) : kept]),
-                    _shortened(" ".join(words[kept:])),
+                name = _shortened(text[len(_TEMPLATED) :])
+                cut[name] = (
+                    f"{name!r} is longer than the {limit} tokens CLIP reads: of its prompt's {len(words)} words the "
+                    f"first {kept} are read, up to {' '.join(words[max(0, kept - 3) : kept])!r}; the rest, from "
+                    f"{_shortened(' '.join(words[kept:]))!r} on, is not; use fewer words"
                 )
+        if cut:
+            more = f" (and {len(cut) - 1} more such names)" if len(cut) > 1 else ""
+            logger.warning("%s%s", next(iter(cut.values())), more, extra={"cut": cut})
 
     def _open_store(self) -> TextCache | None:
         """The cache on disk, if there is to be one."""

@@ -119,16 +119,27 @@ class TextCache:
 
     def _read_files(self) -> None:
         """Takes in the files that were not read yet."""
+        damaged: list[str] = []
         try:
             for path in self._files():
                 if path.name not in self._read:
-                    self._entries.update(self._contents(path))
+                    self._entries.update(self._contents(path, damaged))
                     self._read.add(path.name)
         except OSError as error:
-            logger.warning("text embeddings in %s cannot be read (%s): they are made anew", self.folder, error)
+            logger.warning("text embeddings in %s cannot be read (%s): they are recomputed", self.folder, error)
+        self._report(damaged)
 
-    def _contents(self, path: Path) -> dict[str, Tensor]:
-        """What a file holds; a damaged one is reported, removed and holds nothing."""
+    def _report(self, damaged: Sequence[str]) -> None:
+        """One warning for all files that were damaged."""
+        if damaged:
+            logger.warning(
+                "%d file(s) of text embeddings are damaged and were removed, such as %s: they are recomputed",
+                len(damaged),
+                damaged[0],
+            )
+
+    def _contents(self, path: Path, damaged: list[str]) -> dict[str, Tensor]:
+        """What a file holds; a damaged one is added to `damaged`, removed and holds nothing."""
         try:
             with open(path, "rb") as file:
                 content = file.read(_MAX_BYTES + 1) if path.stat().st_size <= _MAX_BYTES else b""
@@ -137,11 +148,7 @@ class TextCache:
         try:
             return _decode(content, self._width)
         except ValueError as error:
-            logger.warning(
-                "text embeddings in %s are damaged (%s): removed, and made anew",
-                printable(str(path)),
-                one_line(error, limit=300),
-            )
+            damaged.append(f"{printable(str(path))} ({one_line(error, limit=300)})")
             with contextlib.suppress(OSError):
                 path.unlink()
             return {}
@@ -158,11 +165,13 @@ class TextCache:
     def _merge(self) -> None:
         """All files into one; only files whose content is in the new one are removed."""
         merged: dict[str, Tensor] = {}
+        damaged: list[str] = []
         files = self._files()
         for path in files:
-            for key, value in self._contents(path).items():
+            for key, value in self._contents(path, damaged).items():
                 merged.pop(key, None)  # a later file makes an entry young again
                 merged[key] = value
+        self._report(damaged)
         kept = dict(list(merged.items())[-self._max_entries :])
         name = self._write(kept)
         self._read.add(name)

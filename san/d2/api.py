@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from typing import Literal
 
 Backend = Literal["detectron2", "standin"]
@@ -50,7 +51,10 @@ def _choose_backend() -> tuple[Backend, str]:
     if forced not in ("", "detectron2"):
         raise ValueError(f"{BACKEND_VARIABLE} is {forced!r}; set it to 'detectron2' or 'standin', or leave it unset")
     try:
-        import detectron2.engine  # its whole chain of imports, not only the package: a half-installed one fails here
+        with warnings.catch_warnings():  # of fvcore, on the torch.jit that it uses; nothing that a user could change
+            warnings.filterwarnings("ignore", r".*torch\.jit")
+            import detectron2.engine  # its whole chain of imports, not only the package: a half-installed one fails
+            import detectron2.modeling
     except ImportError as error:
         if forced:
             raise ImportError(

@@ -23,7 +23,6 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from san.clip.record import parse_json
 from san.d2 import stopping
 from san.d2.api import CfgNode, DatasetEvaluator, comm
 from san.d2.batches import Batches, Sample
@@ -31,10 +30,8 @@ from san.d2.datasets import check_distinct_classes, load_records, metadata_of
 from san.d2.loaders import Record, build_eval_loader, evenly_spread
 from san.d2.mapper import EvalMapper, dataset_info
 from san.d2.memory import Frugal
-from san.d2.partial import Keeping, Partial, forget, weights_digest
+from san.d2.partial import Keeping, Partial, forget, unpack_state, weights_digest
 from san.data.image_files import read_image
-from san.data.plain_file import is_file
-from san.errors import excerpt
 from san.evaluation import ConfusionMatrix, RLEWriter, format_summary, metrics, write_label_map, write_report
 from san.evaluation.per_image import LABEL_FOLDER, RLE_FILE, common_folder, distinct_stems
 from san.evaluation.predictions import default_image_id
@@ -100,6 +97,7 @@ class SemSegEvaluator(DatasetEvaluator):
         self.matrix = ConfusionMatrix(len(self.classes), self.ignore_label)
         self.rle = RLEWriter(self.category_ids)
         self.rows: list[tuple[str, np.ndarray, np.ndarray]] = []  # file, prediction, truth of a panel's row
+        self._unwritten: list[str] = []
 
     def process(self, inputs: list[Sample], outputs: list[dict[str, Any]]) -> None:
         """Counts a batch: samples with ``sem_seg``, predictions with ``sem_seg_labels``, both at the file's size."""
@@ -128,19 +126,7 @@ class SemSegEvaluator(DatasetEvaluator):
             ValueError: it is something else; nothing is counted then.
         """
         self.reset()
-        try:
-            counts, entries = state["counts"].numpy(), parse_json(state["rle"].numpy().tobytes().decode("utf-8"))
-            rows = [(file, prediction.numpy(), truth.numpy()) for file, prediction, truth in state["rows"]]
-        except (LookupError, TypeError, AttributeError) as error:
-            raise ValueError(f"it is no state of an evaluation ({type(error).__name__}: {error})") from error
-        if counts.dtype != np.int64 or (counts < 0).any():
-            raise ValueError("its counts are no numbers of pixels")
-        if not isinstance(entries, list) or not all(isinstance(each, dict) and "file_name" in each for each in entries):
-            raise ValueError("its predictions are no run-length entries")
-        for file, prediction, truth in rows:
-            ConfusionMatrix(len(self.classes), self.ignore_label).update(prediction, truth, file_name=excerpt(file))
-            if not isinstance(file, str) or not is_file(Path(file)):
-                raise ValueError(f"there is no image {excerpt(file)}")
+        counts, entries, rows = unpack_state(state, len(self.classes), self.ignore_label)
         self.matrix.merge(counts)
         self.rle.merge(entries)
         self.rows = rows
@@ -189,6 +175,8 @@ class SemSegEvaluator(DatasetEvaluator):
             with self._room_needed(), drawing(folder / "panel.png"):
                 rows = [PanelRow(read_image(file), prediction, truth) for file, prediction, truth in self.rows]
                 panels(rows, self.classes, folder / "panel.png")
+        if len(self._unwritten) > 1:
+            logger.warning("%s: %d files of the evaluation could not be written", self.name, len(self._unwritten))
         return {"sem_seg": metrics(self.matrix, self.classes, self.groups)}
 
     @contextlib.contextmanager
@@ -199,7 +187,9 @@ class SemSegEvaluator(DatasetEvaluator):
         except OSError as error:
             if not self.output.optional or error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            logger.warning("%s: a file of the evaluation could not be written (%s)", self.name, error)
+            self._unwritten.append(str(error))
+            if len(self._unwritten) == 1:  # `evaluate` logs how many there were
+                logger.warning("%s: a file of the evaluation could not be written (%s)", self.name, error)
 
 
 def metric_names(name: str) -> list[str]:
@@ -312,9 +302,8 @@ def _count(
     cfg: CfgNode, model: nn.Module, records: Sequence[Record], evaluator: SemSegEvaluator, partial: Partial | None
 ) -> None:
     """Counts this process's share of the images, or what is left of it, and keeps it from time to time."""
-    done = (
-        0 if partial is None else _restore(evaluator, partial, len(records[comm.get_rank() :: comm.get_world_size()]))
-    )
+    share = range(comm.get_rank(), len(records), comm.get_world_size())
+    done = 0 if partial is None else partial.restore(evaluator, len(share))
     loader = eval_loader(cfg, evaluator.name, records, done)
     saved = time.monotonic()
     predict = Frugal(model)
@@ -333,21 +322,6 @@ def _count(
     if stopping.requested_anywhere():
         logger.warning("Asked to stop: the evaluation of %s is kept as far as it is.", evaluator.name)
         raise stopping.StopRequested
-
-
-def _restore(evaluator: SemSegEvaluator, partial: Partial, num_images: int) -> int:
-    """Takes up what an interrupted evaluation has kept; returns how many of this process's images are done."""
-    found = partial.load(num_images)
-    if found is None:
-        return 0
-    done, state = found
-    try:
-        evaluator.load_state_dict(state)
-    except ValueError as error:
-        partial.report(str(error))
-        return 0
-    logger.info("%s: going on after %d images of this process", evaluator.name, done)
-    return done
 
 
 def eval_loader(cfg: CfgNode, name: str, records: Sequence[Record], done: int = 0) -> Batches:

@@ -58,10 +58,15 @@ class BadData:
             return
         self.found |= new
         share = len(self.found) / self.total
-        for message in new.values():
-            logger.warning(
-                "%s; another sample takes its place (%d of %d cannot be read)", message, len(self.found), self.total
-            )
+        messages = list(new.values())
+        more = f" and {len(messages) - MAX_NAMED_FILES} more" if len(messages) > MAX_NAMED_FILES else ""
+        logger.warning(
+            "%s%s; another sample takes its place (%d of %d cannot be read)",
+            "; ".join(messages[:MAX_NAMED_FILES]),
+            more,
+            len(self.found),
+            self.total,
+        )
         if comm.is_main_process():
             _write_json(self.folder / "bad_data.json", {"total": self.total, "bad": self.found})
         if share > self.max_share:

@@ -16,16 +16,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 import san
+from san.clip.record import parse_json
 from san.clip.weights_file import read_tensors
-from san.d2.api import CfgNode, comm
+from san.d2.api import CfgNode, DatasetEvaluator, comm
 from san.d2.checkpointer import damage_of, write_checkpoint
 from san.d2.loaders import Record
-from san.data.plain_file import read_plain_file
-from san.errors import one_line
+from san.data.plain_file import is_file, read_plain_file
+from san.errors import excerpt, one_line
+from san.evaluation import ConfusionMatrix
 from san.files import replacing
 
 logger = logging.getLogger("san.d2.evaluation")
@@ -149,6 +152,25 @@ class Partial:
             return None
         return done, found["state"]
 
+    def restore(self, evaluator: DatasetEvaluator, num_images: int) -> int:
+        """Gives an evaluator what an interrupted evaluation has kept; returns how many images are done.
+
+        Args:
+            evaluator: with a ``load_state_dict`` that refuses an odd state with a ValueError, and a ``name``.
+            num_images: that this process evaluates.
+        """
+        found = self.load(num_images)
+        if found is None:
+            return 0
+        done, state = found
+        try:
+            evaluator.load_state_dict(state)
+        except ValueError as error:
+            self.report(str(error))
+            return 0
+        logger.info("%s: going on after %d images of this process", evaluator.name, done)
+        return done
+
     def report(self, problem: str) -> None:
         """Logs that what was kept cannot be used."""
         logger.warning(
@@ -186,6 +208,30 @@ class Partial:
             logger.warning("%s cannot be used (%s): the data set is evaluated again", path, reason)
             return None
         return values
+
+
+def unpack_state(
+    state: dict[str, Any], num_classes: int, ignore_label: int
+) -> tuple[np.ndarray, list[dict[str, Any]], list[tuple[str, np.ndarray, np.ndarray]]]:
+    """The counts (C, C), run-length entries and panel rows of an evaluator's state.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    try:
+        counts, entries = state["counts"].numpy(), parse_json(state["rle"].numpy().tobytes().decode("utf-8"))
+        rows = [(file, prediction.numpy(), truth.numpy()) for file, prediction, truth in state["rows"]]
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"it is no state of an evaluation ({type(error).__name__}: {error})") from error
+    if counts.dtype != np.int64 or counts.shape != (num_classes, num_classes) or (counts < 0).any():
+        raise ValueError(f"its counts are no numbers of pixels of {num_classes} classes")
+    if not isinstance(entries, list) or not all(isinstance(each, dict) and "file_name" in each for each in entries):
+        raise ValueError("its predictions are no run-length entries")
+    for file, prediction, truth in rows:
+        ConfusionMatrix(num_classes, ignore_label).update(prediction, truth, file_name=excerpt(file))
+        if not isinstance(file, str) or not is_file(Path(file)):
+            raise ValueError(f"there is no image {excerpt(file)}")
+    return counts, entries, rows
 
 
 def forget(folders: Sequence[Path]) -> None:

@@ -252,8 +252,7 @@ class _Catcher(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         if record.thread != self._thread:
             return True
-        if record.name == "san.clip.text" and isinstance(record.args, tuple) and record.args:
-            self.cuts.append((str(record.args[0]).rstrip("…"), record.getMessage()))
+        self.cuts += [(name.rstrip("…"), remark) for name, remark in getattr(record, "cut", {}).items()]
         return False
 
 

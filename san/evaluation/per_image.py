@@ -7,7 +7,7 @@ import os
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -70,19 +70,6 @@ class ImageScore:
     def accuracy(self) -> float | None:
         """Share of the judged pixels that are right; None where there is none."""
         return sum(each.correct for each in self.classes) / self.judged if self.judged else None
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON can hold it; `from_dict` takes it back."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> ImageScore:
-        """What `to_dict` made.
-
-        Raises:
-            KeyError, TypeError: it is something else.
-        """
-        return cls(tuple(ClassScore(**each) for each in values["classes"]), int(values["judged"]))
 
 
 def score_image(prediction: Array, truth: Array, num_classes: int) -> ImageScore:
@@ -271,7 +258,7 @@ def _run_lengths(counts: object) -> list[int]:
 def _find(source: Path) -> Path:
     if source.is_dir():
         for inner in (source / RLE_FILE, source / LABEL_FOLDER):
-            if inner.exists():
+            if inner.is_file() or inner.is_dir():
                 return inner
         if next(source.rglob("*.png"), None) is None:
             raise FileNotFoundError(
@@ -288,7 +275,7 @@ def _read_entries(path: Path) -> dict[str, dict[str, list[Entry]]]:
     """Entries by the image's last name, then by its whole name."""
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no JSON ({error}); give the {RLE_FILE} of an evaluation") from error
     if not isinstance(entries, list) or not all(
         isinstance(entry, dict) and isinstance(entry.get("file_name"), str) for entry in entries

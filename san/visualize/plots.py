@@ -6,11 +6,14 @@ import contextlib
 import json
 import logging
 import math
+import re
+import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from san.errors import one_line, printable
+from san.errors import excerpt, one_line, printable
 from san.visualize.palette import short_name
 
 if TYPE_CHECKING:
@@ -111,19 +114,23 @@ def read_curves(metrics_file: str | Path) -> dict[str, Curve]:
     if not metrics_file.is_file():
         raise FileNotFoundError(f"metrics file {metrics_file} does not exist; give the metrics.json of a training run")
     points: dict[str, dict[int, float]] = {}
-    for number, line in enumerate(metrics_file.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
+    odd: list[int] = []
+    for number, line in enumerate(metrics_file.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         record = _parse(line)
         if record is None:
-            logger.warning(
-                "%s line %d is no record and is left out (a run was stopped while writing?)", metrics_file, number
-            )
+            odd += [number] if line.strip() else []
             continue
         iteration = record.pop("iteration", None)
-        for name, value in record.items() if iteration is not None else ():
-            if isinstance(value, (int, float)) and math.isfinite(value):
-                points.setdefault(name, {})[int(iteration)] = float(value)
+        for name, value in record.items() if type(iteration) is int else ():
+            if type(value) in (int, float) and abs(value) <= sys.float_info.max:
+                points.setdefault(name, {})[iteration] = float(value)
+    if odd:
+        logger.warning(
+            "%s: %d line(s) are no record and are left out (a run was stopped while writing?): %s",
+            metrics_file,
+            len(odd),
+            ", ".join(map(str, odd[:5])) + (", ..." if len(odd) > 5 else ""),
+        )
     if not points:
         raise ValueError(f"metrics file {metrics_file} holds no line with an iteration; is it a training run's?")
     return {name: tuple(map(list, zip(*sorted(curve.items()), strict=True))) for name, curve in points.items()}  # type: ignore[misc]
@@ -132,7 +139,7 @@ def read_curves(metrics_file: str | Path) -> dict[str, Curve]:
 def _parse(line: str) -> dict[str, Any] | None:
     try:
         record = json.loads(line)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) else None
 
@@ -234,6 +241,21 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:
-    """Write a figure; folders are made."""
+    """Write a figure; folders are made. Characters that the font lacks are logged in one line."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        figure.savefig(path, dpi=150)
+    missing: dict[str, None] = {}
+    for each in caught:  # matplotlib warns of every character
+        if found := re.match(r"Glyph (\d+) .* missing from", str(each.message)):
+            missing[chr(int(found[1]))] = None
+        else:
+            warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
+    if missing:
+        logger.warning(
+            "%d characters (%s) are not in the font DejaVu Sans and are drawn as boxes in %s",
+            len(missing),
+            excerpt("".join(missing), limit=20),
+            path,
+        )

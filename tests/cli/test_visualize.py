@@ -15,6 +15,7 @@ import yaml
 from PIL import Image
 
 from san.cli import main as cli
+from san.cli.visualize_images import FORMAT
 from san.cli.visualize_predictions import choose_dataset
 from san.d2.datasets import register_custom
 from san.d2.evaluation import OutputConfig, SemSegEvaluator
@@ -248,6 +249,33 @@ def test_two_runs_compared(tmp_path: Path, toy: dict[str, np.ndarray], capsys: p
     assert all((page.parent / source).resolve().is_file() for source in sources if "%" not in source)
     assert cli.main(["visualize", "compare", str(tmp_path / "A"), str(tmp_path / "toy")]) == 1
     assert "san visualize predictions" in capsys.readouterr().err
+
+
+ODD_SCORES = [
+    "[" * 100_000, '{"format": 1}', '{"format": 1, "dataset": "toy", "classes": [1], "images": []}',
+    '{"format": 1, "dataset": "toy", "classes": ["a"], "images": [{"name": "a"}]}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("content", ODD_SCORES, ids=range(len(ODD_SCORES)))
+def test_odd_scores_are_an_error_of_one_line(content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "scores.json").write_text(content.replace('"format": 1', f'"format": {FORMAT}'))
+    assert cli.main(["visualize", "compare", str(tmp_path), str(tmp_path)]) == 1
+    assert re.fullmatch(r"error: .*scores\.json is damaged.*", capsys.readouterr().err.strip())
+
+
+def test_odd_scores_of_an_image_are_made_again(tmp_path: Path, toy: dict[str, np.ndarray]) -> None:
+    write_rle(tmp_path / "inference" / "toy", toy)
+    assert visualize(tmp_path) == 0
+    scores = [tmp_path / "out" / "scores" / f"{name}.json" for name in NAMES]
+    right = [path.read_text() for path in scores]
+    changed = json.loads(right[2]) | {"thumb_size": "ab"}
+    for path, content in zip(scores, ["[" * 100_000, "[]", json.dumps(changed), "", '{"score": 1}'], strict=True):
+        path.write_text(content)
+    scores[3].unlink()
+    os.mkfifo(scores[3])  # would be waited for
+    assert visualize(tmp_path) == 0
+    assert [path.read_text() for path in scores] == right
 
 
 def test_attention(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -109,6 +109,14 @@ def test_what_clip_does_not_read_is_said_once(classifier: TextClassifier, caplog
         assert torch.equal(classifier.embed([other])[0], first[1]) != is_read
 
 
+def test_many_long_names_are_one_warning(classifier: TextClassifier, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        classifier.embed([f"name {number} " + "very " * 90 + "long" for number in range(30)])
+    (record,) = caplog.records
+    assert record.getMessage().startswith("'name 0 very")
+    assert record.getMessage().endswith("use fewer words (and 29 more such names)")
+
+
 def test_a_name_that_just_fits_is_no_matter(classifier: TextClassifier, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         classifier.embed([ClassText("fits", prompts=(" ".join(["cat"] * 75),))])

@@ -75,6 +75,17 @@ def test_a_damaged_file_is_reported_and_made_anew(
     torch.testing.assert_close(TextCache(tmp_path, "f").load(["a"]), embeddings("a"))
 
 
+def test_many_damaged_files_are_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for number in range(20):
+        TextCache(tmp_path, "f").store(embeddings(f"a{number}"))
+    for file in files(tmp_path):
+        file.write_bytes(file.read_bytes()[:-3])
+    with caplog.at_level(logging.WARNING):
+        assert TextCache(tmp_path, "f").load(["a3"]) == {}
+    (record,) = caplog.records
+    assert "20 file(s) of text embeddings are damaged and were removed, such as " in record.getMessage()
+
+
 @pytest.mark.skipif(os.name != "posix", reason="pipes and devices of this kind")
 def test_what_is_no_file_is_left_alone(tmp_path: Path) -> None:
     """A pipe would be waited for, a device read without end, and 200 GB of nothing taken into memory."""

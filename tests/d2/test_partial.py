@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from san.d2.api import MetadataCatalog
+from san.d2.api import DatasetCatalog, MetadataCatalog
 from san.d2.checkpointer import write_checkpoint
 from san.d2.evaluation import OutputConfig, SemSegEvaluator
 from san.d2.partial import RESULT, Partial
@@ -104,7 +107,8 @@ def test_odd_results_are_reported_once_and_not_used(
 
 @pytest.fixture
 def evaluator(tmp_path: Path) -> SemSegEvaluator:
-    name = f"partial_{tmp_path.name}"
+    name = f"partial_{tmp_path.parent.name}_{tmp_path.name}"
+    DatasetCatalog.register(name, lambda: [{"file_name": str(tmp_path / "1.png"), "sem_seg_file_name": "1.png"}])
     MetadataCatalog.get(name).set(stuff_classes=["a", "b"], ignore_label=255)
     made = SemSegEvaluator(name, OutputConfig(tmp_path, num_panels=1, label_maps=False, rle=True))
     Image.new("RGB", (3, 2)).save(tmp_path / "1.png")
@@ -148,3 +152,25 @@ def test_odd_states_are_refused_and_leave_nothing_counted(odd: str, evaluator: S
     with pytest.raises(ValueError, match=r"."):
         evaluator.load_state_dict(state | ODD_STATES[odd])
     assert not evaluator.matrix.counts.any() and not evaluator.rle.entries and not evaluator.rows
+
+
+def test_files_that_do_not_fit_on_the_disk_are_two_lines(
+    evaluator: SemSegEvaluator, caplog: pytest.LogCaptureFixture
+) -> None:
+    evaluator.output = OutputConfig(evaluator.output.folder, 0, label_maps=False, rle=False, optional=True)
+    evaluator.rows = []
+    with caplog.at_level(logging.WARNING):
+        for _ in range(20):
+            with evaluator._room_needed():
+                raise OSError(errno.ENOSPC, "No space left on device")
+        evaluator.evaluate()
+    first, last = (record.getMessage() for record in caplog.records)
+    assert "a file of the evaluation could not be written ([Errno" in first
+    assert last.endswith("20 files of the evaluation could not be written")
+
+
+@pytest.mark.detectron2
+def test_importing_the_engine_shows_no_warning_of_torch() -> None:
+    command = [sys.executable, "-W", "always", "-c", "import san.d2.evaluation"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stderr
+    assert "torch.jit" not in shown

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from san.clip.record import read_record
 from san.evaluation import ConfusionMatrix, metrics, rle_entries
 from san.evaluation.per_image import ImageScore, Predictions, common_folder, decode_entries, distinct_stems, score_image
 
@@ -29,7 +32,7 @@ def test_scores_are_those_of_an_evaluation(seed: int) -> None:
     assert {f"IoU-{each.index}": 100 * (each.iou or 0) for each in score.classes} == pytest.approx(
         {key: value for key, value in expected.items() if key.startswith("IoU-")}
     )
-    assert ImageScore.from_dict(json.loads(json.dumps(score.to_dict()))) == score
+    assert read_record(ImageScore, json.loads(json.dumps(dataclasses.asdict(score)))) == score
 
 
 def test_a_score_by_hand() -> None:
@@ -141,6 +144,10 @@ def test_unusable_sources(tmp_path: Path) -> None:
     for content in ({}, [3], [{"file_name": 3}]):
         with pytest.raises(ValueError, match="is no list of predictions"):
             Predictions(write(tmp_path / "a.json", content))
-    (tmp_path / "a.json").write_text("[")
-    with pytest.raises(ValueError, match="is no JSON"):
-        Predictions(tmp_path / "a.json")
+    for text in ("[", "[" * 100_000):
+        (tmp_path / "a.json").write_text(text)
+        with pytest.raises(ValueError, match="is no JSON"):
+            Predictions(tmp_path / "a.json")
+    os.mkfifo(tmp_path / "sem_seg_predictions.json")  # would be waited for
+    with pytest.raises(FileNotFoundError, match=r"TEST\.SAVE_RLE True"):
+        Predictions(tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from san.d2.batches import BadSample
+from san.d2.faults import BadData
 from san.d2.loaders import PositionDataset, StreamConfig, build_eval_loader, build_train_loader
 from san.d2.run import run
 from tests.d2.conftest import write_voc
@@ -66,6 +68,16 @@ def test_a_file_that_stumbles_once_is_read_at_the_second_try() -> None:
     assert not any("bad" in sample for sample in first)
     failed.clear()
     assert len(list(build_eval_loader(RECORDS, stumble))) == 20
+
+
+def test_many_bad_files_at_once_are_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    bad = [BadSample(ValueError, f"image {number}.jpg is damaged", f"{number}.jpg") for number in range(30)]
+    with caplog.at_level(logging.WARNING):
+        BadData(100, 0.5, tmp_path).note(bad)
+    (record,) = caplog.records
+    assert record.getMessage().startswith("image 0.jpg is damaged; image 1.jpg")
+    assert record.getMessage().endswith("and 22 more; another sample takes its place (30 of 100 cannot be read)")
+    assert len(json.loads((tmp_path / "bad_data.json").read_text())["bad"]) == 30
 
 
 @pytest.mark.parametrize(("accumulation", "loaders"), [(1, 0), (2, 1)])

@@ -94,7 +94,7 @@ def read_detail(path: Path, *, with_masks: bool) -> list[DetailImage]:
     try:
         with path.open(encoding="utf-8") as file:
             content = json.load(file, object_hook=_keep_masks if with_masks else _keep_no_masks)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no whole JSON file ({error}); download it again") from error
     needed = {"images", "annos_segmentation", "categories"} if with_masks else {"images"}
     missing = needed - (content.keys() if isinstance(content, dict) else set())

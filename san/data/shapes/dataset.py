@@ -29,6 +29,7 @@ from PIL import Image
 
 from san.data.benchmarks import Benchmark
 from san.data.label_sets import LabelSet
+from san.data.plain_file import read_plain_file
 from san.data.shapes.render import render
 from san.data.shapes.world import GROUNDS, NAMES, NOVEL, NUM_TRAIN_CLASSES, SEEN, THINGS, class_index, scene_at
 
@@ -203,7 +204,7 @@ def ensure_written(root: str | Path) -> Path:
 def _read_manifest(target: Path) -> dict[str, int] | None:
     """What a folder says it holds; None where it says nothing."""
     try:
-        record = json.loads((target / "manifest.json").read_text(encoding="utf-8"))
+        record = read_plain_file(target / "manifest.json", "manifest")
     except (OSError, ValueError):
         return None
     return record if isinstance(record, dict) else None
