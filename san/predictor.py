@@ -43,6 +43,9 @@ class Predictor:
     Several threads may share a predictor: `predict`, `encode` and `segment(..., encoded=...)` use nothing but their
     arguments. `set_image` and `predict` remember their image for a `segment` without one.
 
+    It can be copied, pickled and sent to another process. Start that with "spawn" or "forkserver": a forked process
+    hangs if its parent has predicted before, as PyTorch's threads are not forked.
+
     Results do not depend on what the caller has set in PyTorch: autocast, default number type and device, grad mode.
 
     Args:
@@ -81,6 +84,7 @@ class Predictor:
         self.model = model.to(_checked_device(device)).eval()
         hold_weights(self.model, self.dtype)
         warn_of_unseen_pixels(self.model, short_side)
+        self.compiled = compiled
         if compiled:
             self.model.compile_network()
         self.short_side, self.max_size, self.max_pixels = short_side, max_size, max_pixels
@@ -127,6 +131,12 @@ class Predictor:
         clip, dtype = self.model.config.clip.name, str(self.dtype).removeprefix("torch.")
         name = type(self.model).__name__
         return f"Predictor({name} with CLIP {excerpt(clip)}, {self.device}, {dtype}, short side {self.short_side})"
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restores a copy; what was compiled is compiled again when it is first used."""
+        self.__dict__.update(state)
+        if self.compiled and "propose" not in vars(self.model):  # a shallow copy shares the model
+            self.model.compile_network()
 
     @property
     def device(self) -> torch.device:
@@ -213,7 +223,7 @@ class Predictor:
         encoded = encoded or self._encoded
         if encoded is None:
             raise ValueError("no image is encoded; call set_image before segment")
-        if encoded._model != id(self.model):
+        if encoded._weights_id != self.model.weights_id:
             raise ValueError("the image was encoded by another model; encode it with this predictor")
         if not threshold >= 0:
             raise ValueError(f"the threshold is {threshold}; give a score, 0 or more")
@@ -288,7 +298,7 @@ class Predictor:
                 ),
                 {"padded_size": padded, "image_size": size, "output_size": (each.shape[0], each.shape[1])},
                 names[i],
-                id(self.model),
+                self.model.weights_id,
             )
             for i, each in enumerate(pixels)
         ]

@@ -66,7 +66,7 @@ class EncodedImage:
     proposals: MaskProposals
     sizes: Sizes
     source: str = "the image"
-    _model: int = field(repr=False, default=0)  # identity of the model that made it
+    _weights_id: str = field(repr=False, default="")  # of the model that made it
 
     __repr__ = outline
 

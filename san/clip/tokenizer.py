@@ -37,6 +37,10 @@ class BpeTokenizer:
         self.context_length = context_length
         self._opened: Any = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy opens its own."""
+        return self.__dict__ | {"_opened": None}
+
     @property
     def identity(self) -> str:
         """Equal for tokenizers that give equal ids."""

@@ -7,6 +7,7 @@ Source: arXiv 2302.12242; method.md.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -88,6 +89,7 @@ class SANModel(nn.Module):
     def __init__(self, config: SANConfig, arch: ClipArch, tokenizer: Tokenizer) -> None:
         super().__init__()
         check_against(config, arch)
+        self.weights_id = secrets.token_hex(8)  # of these weights; a copy in another process has the same
         clip, side_width, width = config.clip, config.side_adapter.embed_dim, arch.vision.width
         self.config, self.arch = config, arch
         self.shallow_clip = ShallowClip(arch, clip.shallow_depth)
@@ -103,6 +105,7 @@ class SANModel(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Remembers whether CLIP's weights came with a state; every way of loading calls this."""
+        self.weights_id = secrets.token_hex(8)
         self.has_clip_weights |= f"{prefix}deep_clip.proj" in state_dict
         super()._load_from_state_dict(state_dict, prefix, *args)
 
