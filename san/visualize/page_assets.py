@@ -14,6 +14,7 @@ STYLE = """
 body{margin:0 auto;max-width:1120px;padding:0 16px 48px;background:var(--paper);color:var(--ink);
 font:15px/1.45 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}
 .top{display:flex;justify-content:space-between;align-items:baseline;gap:16px}
+.top button{flex:none;white-space:nowrap}
 h1{font-size:22px;margin:22px 0 10px;overflow-wrap:anywhere}
 button,input,select{font:inherit;color:inherit;background:var(--paper);border:1px solid var(--line);border-radius:6px;
 padding:4px 9px}
@@ -63,7 +64,8 @@ dialog form span:first-child{font-weight:600;overflow-wrap:anywhere}
 .hint{color:var(--faint);margin-left:auto;white-space:nowrap}
 #viewer-image{display:block;max-width:100%;max-height:86vh;margin:auto;background:#fff}
 @media (max-width:700px){article{flex-direction:column;gap:6px}.score{flex:none}.columns{margin-left:14px}
-.hint{display:none}}
+.hint{display:none}dialog form{position:sticky;left:0;width:calc(98vw - 20px);justify-content:space-between}
+#viewer-image{max-width:none;max-height:none;height:64vh}}
 """
 
 SCRIPT = """
