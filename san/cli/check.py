@@ -156,7 +156,6 @@ def _target(name: str, *, partial: bool) -> CheckTarget:
         num_pairs=benchmark.num_images if benchmark else None,
         absent=absent,
         partial=partial,
-        wide_labels=benchmark is not None and benchmark.labels.label_dtype == "uint16",
         label_mapping=metadata.get("label_mapping"),
     )
 

@@ -18,8 +18,8 @@ import numpy.typing as npt
 from san.clip.record import read_record
 from san.data.image_files import check_same_size, read_image, read_label_map
 from san.data.label_mapping import LabelMapping
-from san.data.label_sets import check_label_values
 from san.data.plain_file import read_plain_file
+from san.data.truth import read_truth
 from san.errors import one_line
 from san.evaluation.per_image import Entry, ImageScore, decode_entries, score_image
 from san.files import replacing
@@ -158,11 +158,7 @@ class ImageWorker:
 
     def _truth(self, path: str) -> Array:
         """The label map, mapped and checked as an evaluation does."""
-        labels = read_label_map(path)
-        if self.label_mapping is not None:
-            labels = self.label_mapping.apply(labels, source=f"label map {path}")
-        check_label_values(np.unique(labels), len(self.names), self.ignore_label, source=f"label map {path}")
-        return labels
+        return read_truth(path, len(self.names), self.ignore_label, self.label_mapping)
 
     def _key(self, task: Task) -> str:
         """Changes with everything the result depends on."""

@@ -20,18 +20,24 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from san.clip.vocabulary import ClassText
+from san.clip.vocabulary import ClassText, text_key
 from san.d2.api import CfgNode, DatasetCatalog, MetadataCatalog, comm
-from san.d2.loaders import Record
+from san.d2.loaders import Record, evenly_spread
 from san.data.benchmarks import BENCHMARKS, Benchmark
+from san.data.checking.pair import count_values
 from san.data.custom import load_custom_dataset
+from san.data.image_files import read_label_map
+from san.data.label_mapping import LabelMapping
 from san.data.pairing import Pairing, pair_files
+from san.data.truth import doubt_about_masks
 from san.files import user_path
 
 logger = logging.getLogger("san.d2.datasets")
 
 ROOT_VARIABLE = "DETECTRON2_DATASETS"
 DEFAULT_ROOT = "datasets"
+
+_NUM_LOOKED_AT = 8  # label maps of a data set before it is used
 
 
 def datasets_root(root: str | Path | None = None) -> Path:
@@ -281,7 +287,27 @@ def load_records(name: str) -> list[Record]:
     if expected is not None and expected != len(records):
         logger.warning("%s has %d images here, not %d: its figures are not those of the benchmark",
                        name, len(records), expected)  # fmt: skip
+    metadata = MetadataCatalog.get(name)
+    if name not in BENCHMARKS and metadata.get("files") is not None:  # registered by SAN
+        files = tuple(record["sem_seg_file_name"] for record in evenly_spread(records, _NUM_LOOKED_AT))
+        _warn_of_masks(name, files, metadata.ignore_label, metadata.get("label_mapping"))
     return records
+
+
+@functools.cache  # once per run
+def _warn_of_masks(name: str, files: tuple[str, ...], ignore_label: int, mapping: LabelMapping | None) -> None:
+    """Warns where the first look at a data set's label maps finds masks of two values, one of which is ignored."""
+    if not comm.is_main_process():
+        return
+    values: set[int] = set()
+    for file in files:
+        try:
+            values.update(count_values(read_label_map(file))[0].tolist())
+        except (ValueError, OSError):
+            return  # whoever uses it reports it
+    doubt = doubt_about_masks(values, ignore_label, mapping)
+    if doubt:
+        logger.warning("%s: %s (%d label maps were looked at)", name, doubt, len(files))
 
 
 def pairing_of(name: str) -> Pairing:
@@ -325,13 +351,16 @@ def class_texts(name: str) -> tuple[ClassText, ...]:
 
 
 def check_distinct_classes(name: str) -> None:
-    """Refuses a registered data set with two classes of one name: its metrics by name would be of one of them.
+    """Refuses a registered data set with two classes of one name: they would have one colour, and one text embedding.
+
+    Names are compared as CLIP's tokenizer does: letter case, blanks and look-alike characters make no difference.
 
     Raises:
         ValueError: naming them.
     """
-    counts = Counter(metadata_of(name).stuff_classes)
-    repeated = [repr(each) for each, number in counts.items() if number > 1]
+    classes: list[str] = metadata_of(name).stuff_classes
+    counts = Counter(map(text_key, classes))
+    repeated = [repr(each) for each in dict.fromkeys(classes) if counts[text_key(each)] > 1]
     if repeated:
         raise ValueError(
             f"data set {name!r} has several classes of the name {', '.join(repeated)}; register it with distinct names"

@@ -15,10 +15,10 @@ import torch
 
 from san.d2.batches import Sample
 from san.d2.loaders import Record
-from san.data.image_files import check_same_size, read_image, read_label_map
+from san.data.image_files import check_same_size, read_image
 from san.data.label_mapping import LabelMapping
-from san.data.label_sets import check_label_values
 from san.data.transforms import TrainAugmentation, resize_image, resize_short_side
+from san.data.truth import read_truth
 
 
 @dataclass(frozen=True)
@@ -51,15 +51,7 @@ def read_labels(record: Record, info: DatasetInfo) -> np.ndarray:
     Raises:
         FileNotFoundError, ValueError: the file is missing, unreadable or holds illegal values.
     """
-    path = record["sem_seg_file_name"]
-    labels = read_label_map(path)
-    if info.label_mapping is not None:
-        labels = info.label_mapping.apply(labels, source=f"label map {path}")
-    wrong = (labels < 0) | (labels >= info.num_classes)
-    wrong &= labels != info.ignore_label
-    if wrong.any():
-        check_label_values(np.unique(labels[wrong]), info.num_classes, info.ignore_label, source=f"label map {path}")
-    return labels
+    return read_truth(record["sem_seg_file_name"], info.num_classes, info.ignore_label, info.label_mapping)
 
 
 def _sample(record: Record, info: DatasetInfo, image: np.ndarray, labels: np.ndarray, size: tuple[int, int]) -> Sample:

@@ -27,8 +27,11 @@ Array = npt.NDArray[Any]
 MAX_PIXELS = 180_000_000
 """Height times width of the largest image read unless somebody says otherwise: 0.5 GB as RGB, as Pillow's own limit."""
 
-MAX_SIDE_RATIO = 200
-"""Long side over short side of an image; with `MAX_PIXELS` it bounds the long side too, by 190,000."""
+MAX_SIDE_RATIO = 2000
+"""Long side over short side of an image: resized to a long side of 2560, the short one is still a pixel.
+
+With `MAX_PIXELS` it bounds the long side too, by 600,000.
+"""
 
 MAX_SCANS = 100
 """Scans of a JPEG, as libtiff allows; encoders write about ten."""
@@ -148,26 +151,50 @@ def _sixteen_to_eight(grey: Array, *, wide: bool) -> Array:
     return np.repeat(eight.astype(np.uint8)[..., None], 3, axis=2)
 
 
-def read_label_map(path: str | Path) -> Array:
+def read_label_map(path: str | Path, *, wide: bool = False) -> Array:
     """A label map's pixel values as stored: 8 or 16 bits, and the indices, not the colours, of a palette image.
 
     Like an image it is turned upright by the EXIF orientation of its own file, which few label files carry.
+
+    Args:
+        path: the file.
+        wide: refuse 8 bits, which hold no more than 256 values.
 
     Returns:
         (H, W) int32.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is empty, damaged, no image, beyond a limit, or has more than one channel.
+        ValueError: the file is empty, damaged, no image, beyond a limit, of a format that changes values, or has more
+            than one channel or too few bits.
     """
     source = f"label map {path}"
-    image = decode(open_image(path, source), source)
+    image = open_image(path, source)
+    if image.format in ("JPEG", "MPO"):
+        raise ValueError(f"{source} is a JPEG, which changes values; save label maps as PNG")
+    levels = _levels_of_grey(image)
+    image = decode(image, source)
     if image.mode not in _LABEL_MODES:
         raise ValueError(
             f"{source} has mode {image.mode} but must have one channel of class indices (8-bit PNG, or 16-bit PNG or "
             "TIFF); convert colour-coded labels to indices (see docs/datasets.md)"
         )
-    return turn_upright(np.asarray(image).astype(np.int32), orientation(image))
+    if wide and not image.mode.startswith("I"):
+        raise ValueError(
+            f"{source} has 8 bits (mode {image.mode}), which hold 256 values, but the data set has more classes; save "
+            "its label maps with 16 bits"
+        )
+    values = np.asarray(image).astype(np.int32)
+    return turn_upright(values if levels is None else values * (levels - 1) // 255, orientation(image))
+
+
+def _levels_of_grey(image: Image.Image) -> int | None:
+    """How many greys a pixel of 2 or 4 bits has, which Pillow spreads over 0..255; None for other images."""
+    tiles = getattr(image, "tile", [])  # of what is not decoded yet: decoder, place, offset, arguments
+    raw_mode = tiles[0][3] if tiles else None
+    if isinstance(raw_mode, tuple):
+        raw_mode = raw_mode[0] if raw_mode else None
+    return {"L;2": 4, "L;4": 16}.get(str(raw_mode))
 
 
 def check_same_size(image: Array, label_map: Array, image_name: str = "image", label_name: str = "label map") -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from san.d2.api import MetadataCatalog, build_model
 from san.d2.config import solver_config
-from san.d2.datasets import register_datasets, register_folder
+from san.d2.datasets import check_distinct_classes, load_records, register_datasets, register_folder
 from san.d2.evaluation import OutputConfig, SemSegEvaluator, metric_names
 from san.d2.mapper import DatasetInfo, TrainMapper
 from san.d2.partial import Keeping
@@ -124,6 +124,25 @@ def test_a_name_that_is_not_utf_8_is_evaluated(tmp_path: Path, make_cfg: MakeCfg
     assert list((tmp_path / "out" / "label_maps").iterdir()) == [
         tmp_path / "out" / "label_maps" / os.fsdecode(b"caf\xe9.png")
     ]
+
+
+def test_masks_of_two_values_are_warned_of_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Before training and evaluation, too; one class of two was never learnt."""
+    write_pair(tmp_path, "a")
+    Image.fromarray(np.full((4, 4), 255, np.uint8)).save(tmp_path / "labels" / "b.png")
+    Image.new("RGB", (4, 4)).save(tmp_path / "images" / "b.png")
+    register_folder("masks", tmp_path / "images", tmp_path / "labels", ["ground", "roof"], image_ext="png")
+    for _ in range(2):
+        assert len(load_records("masks")) == 2
+    warnings = [each.getMessage() for each in caplog.records if "no values but 0 and 255" in each.getMessage()]
+    assert len(warnings) == 1 and warnings[0].startswith("masks: ") and "label_mapping" in warnings[0]
+
+
+@pytest.mark.parametrize("other", ["Cat ", "c\u200bat", "\uff43at"])
+def test_classes_that_look_alike_are_one(tmp_path: Path, other: str) -> None:
+    register_folder("alike", tmp_path, tmp_path, ["cat", "dog", other])
+    with pytest.raises(ValueError, match="'alike' has several classes of the name 'cat', "):
+        check_distinct_classes("alike")
 
 
 def test_two_classes_of_one_name_are_refused_at_once(tmp_path: Path, make_cfg: MakeCfg) -> None:

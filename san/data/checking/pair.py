@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from san.data.image_files import open_image, orientation, read_image, read_label_map
 from san.data.label_mapping import LabelMapping
+from san.data.truth import needs_16_bits
 from san.errors import one_line
 
 Array = npt.NDArray[Any]
@@ -49,7 +50,6 @@ class CheckTarget:
         num_pairs: how many pairs the published set has; None where no such number is known.
         absent: classes without a pixel in the published set; None where that is not known.
         partial: the set is known to be a part of the published one: neither fewer pairs nor absent classes are wrong.
-        wide_labels: label maps must have 16 bits, as the published ones do.
         label_mapping: from the values of the label files to class indices; None where the files hold class indices.
     """
 
@@ -59,7 +59,6 @@ class CheckTarget:
     num_pairs: int | None = None
     absent: frozenset[int] | None = None
     partial: bool = False
-    wide_labels: bool = False
     label_mapping: LabelMapping | None = None
 
 
@@ -104,10 +103,11 @@ def check_pair(index: int, record: Record, target: CheckTarget) -> PairResult:
         message = f"EXIF orientation {turn}: upright it is {_by(size or ())}; see that its label map is upright"
         findings.append(Finding("rotated_image", message, image_file, wrong=False))
     try:
-        labels = read_label_map(label_file)
         findings += _type_findings(label_file, target)
+        labels = read_label_map(label_file)
     except Exception as error:
-        findings.append(Finding("unreadable_label", _one_line(error, label_file), label_file))
+        if not any(finding.kind == "label_type" for finding in findings):
+            findings.append(Finding("unreadable_label", _one_line(error, label_file), label_file))
         return PairResult(index, tuple(findings), size, turn != 1)
     if size is not None and labels.shape != size:
         findings.append(Finding("size_mismatch", _mismatch(size, labels.shape, turn, image_file), label_file))
@@ -166,7 +166,7 @@ def _type_findings(label_file: str, target: CheckTarget) -> list[Finding]:
     findings = []
     if kind in ("JPEG", "MPO"):
         findings.append(Finding("label_type", "is a JPEG, which changes values; save label maps as PNG", label_file))
-    if target.wide_labels and not mode.startswith("I"):
+    if needs_16_bits(len(target.classes), target.label_mapping) and not mode.startswith("I"):
         message = f"has 8 bits (mode {mode}), which do not hold {len(target.classes)} classes; convert it again"
         findings.append(Finding("label_type", message, label_file))
     return findings

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from san.data.checking.pair import CheckTarget, Finding, PairResult, Record
 from san.data.checking.processes import check_pairs
+from san.data.truth import doubt_about_masks
 
 HEADLINES = {
     "no_data": "the data set cannot be read",
@@ -21,6 +22,7 @@ HEADLINES = {
     "size_mismatch": "label maps of another size than their image",
     "illegal_values": "label maps with values outside the label set",
     "label_type": "label maps of a wrong file type",
+    "doubtful_masks": "masks of two values instead of class indices",
     "duplicate_stem": "names that occur more than once",
     "repeated_file": "files that are in the data set more than once",
     "label_without_image": "label maps without an image",
@@ -138,6 +140,7 @@ def summarise(
         *_repeat_findings(records),
         *findings,
         *_absence_findings(target, pixels, whole=num_checked == len(records)),
+        *_mask_findings(target, pixels, ignored),
         *(finding for _, finding in sorted(found, key=lambda pair: pair[0])),
     ]
     ends = (sizes[0], sizes[-1]) if sizes else (None, None)
@@ -190,6 +193,13 @@ def _absence_findings(target: CheckTarget, pixels: npt.NDArray[np.int64], *, who
             wrong = target.absent is not None and whole and not target.partial
             findings.append(Finding("absent_class", f"{index} {name}", wrong=wrong))
     return findings
+
+
+def _mask_findings(target: CheckTarget, pixels: npt.NDArray[np.int64], ignored: int) -> list[Finding]:
+    """Two-coloured masks where class indices belong; it may also be meant."""
+    values = [*np.flatnonzero(pixels).tolist(), *([target.ignore_label] if ignored else [])]
+    doubt = doubt_about_masks(values, target.ignore_label, target.label_mapping)
+    return [Finding("doubtful_masks", doubt, wrong=False)] if doubt else []
 
 
 def _extremes(sizes: list[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -1,0 +1,68 @@
+"""Label maps of a data set as class indices: read, mapped, and checked against its classes.  (H, W) label map."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from san.data.image_files import read_label_map
+from san.data.label_mapping import LabelMapping
+from san.data.label_sets import check_label_values
+
+Array = npt.NDArray[Any]
+
+_MOST_IN_8_BITS = 256
+
+
+def needs_16_bits(num_classes: int, mapping: LabelMapping | None) -> bool:
+    """Whether label maps of 8 bits cannot hold the class indices; with a mapping they need not."""
+    return mapping is None and num_classes > _MOST_IN_8_BITS
+
+
+def read_truth(path: str | Path, num_classes: int, ignore_label: int, mapping: LabelMapping | None = None) -> Array:
+    """A label map of a data set.
+
+    Args:
+        path: its file.
+        num_classes: C.
+        ignore_label: value of pixels without a class.
+        mapping: what the values of the file stand for; None where they are class indices.
+
+    Returns:
+        (H, W) int32, class indices and the ignore label.
+
+    Raises:
+        FileNotFoundError, ValueError: the file is missing, unreadable, too narrow for the classes or holds illegal
+            values.
+    """
+    labels = read_label_map(path, wide=needs_16_bits(num_classes, mapping))
+    if mapping is not None:
+        labels = mapping.apply(labels, source=f"label map {path}")
+    wrong = (labels < 0) | (labels >= num_classes)
+    wrong &= labels != ignore_label
+    if wrong.any():
+        check_label_values(np.unique(labels[wrong]), num_classes, ignore_label, source=f"label map {path}")
+    return labels
+
+
+def doubt_about_masks(values: Iterable[int], ignore_label: int, mapping: LabelMapping | None) -> str:
+    """What is doubtful about a data set whose label maps hold but two values, 0 and the ignore label; "" where nothing.
+
+    Two-coloured masks of 0 and 255 are the usual cause: all pixels of one colour are ignored, without a word.
+
+    Args:
+        values: all that occur, in all label maps that were read.
+        ignore_label: value of pixels without a class.
+        mapping: what the values stand for; with one somebody has thought about them.
+    """
+    if mapping is not None or set(values) != {0, ignore_label}:
+        return ""
+    return (
+        f"the label maps hold no values but 0 and {ignore_label}, and {ignore_label} is the ignore label, so that its "
+        f"pixels are left out; if these are masks, write label_mapping {{0: <class>, {ignore_label}: <class>}} into "
+        "the data set's file"
+    )
