@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import logging
 import lzma
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Any
 
 from tqdm import tqdm
 
@@ -26,6 +27,7 @@ from san.data.preparation.files import (
     write_atomically,
     write_bytes,
 )
+from san.errors import excerpt, one_line
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +46,10 @@ _DAMAGED = (
     RuntimeError,
 )
 _CHUNK = 1 << 20
-_LARGEST_HEADER = 1 << 20
+_MAX_HEADERS = 1 << 16
+"""Bytes of a tar member's further headers; paths and attributes take 10,000 at most."""
+_MAX_MEMBERS = 1_500_000
+"""Members of an archive; ADE20K's full set has the most, one for every object."""
 _HEADERS = (*tarfile.GNU_TYPES[:2], tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
 
 
@@ -53,12 +58,14 @@ class Member:
     """One regular file of an archive that is needed.
 
     Attributes:
+        name: in the archive.
         target: where it goes below the home folder.
         size: bytes when unpacked.
         position: bytes of the archive up to its end, for the progress bar.
         open: gives its content.
     """
 
+    name: str
     target: str
     size: int
     position: int
@@ -76,31 +83,51 @@ def unpack(archive: Path, home: Path, pattern: str, *, note: Path, progress: boo
         progress: show a bar.
 
     Raises:
-        ValueError: the archive is damaged; a member's name is absolute or leads out with `..`, or a needed member is
-            a link or a device; nothing matches; or the disk is too small.
+        ValueError: the archive is damaged, or has more headers or members than any data set; a member's name is
+            absolute, leads out with `..` or can be no path, or a needed member is a link, a device, or a file where
+            another needs a folder; nothing matches; or the disk is too small. The archive is named, and the member.
     """
     remove_partial_files([home])
-    num_bytes, seen = archive.stat().st_size, 0
+    num_bytes, member = archive.stat().st_size, None
     logger.info("unpacking what is needed of %s (%s) to %s", archive, readable_bytes(num_bytes), home)
-    with (
-        tqdm(total=num_bytes, unit="B", unit_scale=True, desc=archive.name, disable=_bar(progress)) as bar,
-        _open(archive, home, re.compile(pattern)) as members,
-    ):
-        for member in members:
-            seen += 1
-            target = home / member.target
-            if not (target.is_file() and target.stat().st_size == member.size):
-                if not note.is_file():
-                    write_bytes(note, archive.name.encode())
-                write_atomically(target, lambda partial, member=member: _copy(member, partial))  # type: ignore[misc]
-            bar.update(member.position - bar.n)
-    if not seen:
+    try:
+        with (
+            tqdm(total=num_bytes, unit="B", unit_scale=True, desc=archive.name, disable=_bar(progress)) as bar,
+            _open(archive, home, re.compile(pattern)) as members,
+        ):
+            for member in members:
+                _place(archive, member, home / member.target, note)
+                bar.update(member.position - bar.n)
+    except _DAMAGED as error:
+        where = f" near its member {excerpt(member.name)}" if member else ""
+        reason = one_line(error, limit=300)
+        raise ValueError(f"archive {archive} is damaged or incomplete{where} ({reason}); download it again") from error
+    if member is None:
         raise ValueError(f"archive {archive} holds none of the files wanted ({pattern}); it is not the one named so")
     note.unlink(missing_ok=True)
 
 
 def _bar(progress: bool) -> bool | None:
     return None if progress else True  # None: shown on a terminal only
+
+
+def _place(archive: Path, member: Member, target: Path, note: Path) -> None:
+    """Writes a member unless it is there already.
+
+    Raises:
+        ValueError: a folder is where the file should be, or a file where its folder should be; or the name is too long.
+    """
+    try:
+        if target.is_file() and target.stat().st_size == member.size:
+            return
+        if not note.is_file():
+            write_bytes(note, archive.name.encode())
+        write_atomically(target, lambda partial: _copy(member, partial))
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP):
+            raise  # of the disk
+        reason = f"cannot be written to {excerpt(str(target))} ({error.strerror})"
+        raise ValueError(_refusal(archive, member.name, reason)) from error
 
 
 def _copy(member: Member, partial: Path) -> None:
@@ -111,35 +138,102 @@ def _copy(member: Member, partial: Path) -> None:
 
 
 class _TarInfo(tarfile.TarInfo):
-    """A member whose headers are of a sane size; tarfile would read any into memory."""
+    """A member whose headers are of a sane size; tarfile would read any into memory, and keep those of a row."""
 
-    def _proc_member(self, tarfile_: tarfile.TarFile) -> tarfile.TarInfo:
-        if self.type in _HEADERS and self.size > _LARGEST_HEADER:
-            raise tarfile.ReadError(f"a header of {self.size:,} bytes")
-        member: tarfile.TarInfo = super()._proc_member(tarfile_)  # type: ignore[misc]
+    def _proc_member(self, pack: _TarFile) -> _TarInfo:
+        pack.count_header(self)
+        member: _TarInfo = super()._proc_member(pack)  # type: ignore[misc]
         return member
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _TarInfo:
+        """A member's header; one that is damaged is an error, where tarfile would take it for the archive's end."""
+        try:
+            member: _TarInfo = super().frombuf(buf, encoding, errors)
+        except tarfile.HeaderError as error:
+            if type(error).__name__ == "InvalidHeaderError":
+                raise tarfile.TarError(f"a header is damaged: {error}") from error
+            raise
+        return member
+
+    def _no_sparse_file(self, *_: object) -> tarfile.TarInfo:
+        """The list of its pieces could be of any length."""
+        raise tarfile.TarError("a sparse file, which no data set has")
+
+    _proc_sparse = _proc_gnusparse_00 = _proc_gnusparse_01 = _proc_gnusparse_10 = _no_sparse_file
+
+
+class _TarFile(tarfile.TarFile):
+    """An archive that is read as a stream: it remembers no members, and few bytes of headers."""
+
+    tarinfo = _TarInfo
+    _headers = 0  # bytes before the next member
+    _shared = 0  # bytes of headers that are for all further members
+
+    def count_header(self, header: tarfile.TarInfo) -> None:
+        """Called before a header's content is read.
+
+        Raises:
+            tarfile.TarError: it would be too much.
+        """
+        if header.size < 0:  # all of the file would be read
+            raise tarfile.TarError("a negative size")
+        self._headers = self._headers + header.size if header.type in _HEADERS else 0
+        self._shared += header.size if header.type == tarfile.XGLTYPE else 0
+        if max(self._headers, self._shared) > _MAX_HEADERS:
+            raise tarfile.TarError(f"headers of over {readable_bytes(_MAX_HEADERS)}")
+
+    def each_member(self) -> Iterator[tarfile.TarInfo]:
+        """The members in their order.
+
+        Raises:
+            tarfile.TarError: there are too many.
+        """
+        number = 0
+        while (info := self.next()) is not None:
+            self.members: list[tarfile.TarInfo] = []  # it would keep them all
+            number += 1
+            if number > _MAX_MEMBERS:
+                raise tarfile.TarError(f"over {_MAX_MEMBERS:,} members")
+            if info.size < 0:  # the next one would be one before
+                raise tarfile.TarError("a negative size")
+            yield info
+
+
+class _ZipMembers(list[zipfile.ZipInfo]):
+    """The members of a zip archive, few enough for the memory."""
+
+    def append(self, member: zipfile.ZipInfo) -> None:
+        """Called for each while the archive is opened."""
+        if len(self) >= _MAX_MEMBERS:
+            raise zipfile.BadZipFile(f"over {_MAX_MEMBERS:,} members")
+        super().append(member)
+
+
+class _ZipFile(zipfile.ZipFile):
+    """An archive whose list of members is limited while it is read."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, _ZipMembers(value) if name == "filelist" else value)
 
 
 @contextmanager
 def _open(archive: Path, home: Path, pattern: re.Pattern[str]) -> Iterator[Iterator[Member]]:
-    """The needed members of either kind of archive; damage becomes one clear error."""
-    try:
-        if archive.name.endswith(".zip"):
-            with zipfile.ZipFile(archive) as pack:
-                yield _zip_members(archive, pack, home, pattern)
-        else:
-            with archive.open("rb") as file, tarfile.open(fileobj=file, tarinfo=_TarInfo) as pack:
-                there = sum(path.stat().st_size for path in home.rglob("*") if path.is_file())
-                check_disk_space(home, max(0, archive.stat().st_size - there))
-                yield _tar_members(archive, pack, file, home, pattern)
-    except _DAMAGED as error:
-        raise ValueError(f"archive {archive} is damaged or incomplete ({error}); download it again") from error
+    """The needed members of either kind of archive."""
+    if archive.name.endswith(".zip"):
+        with _ZipFile(archive) as pack:
+            yield _zip_members(archive, pack, home, pattern)
+    else:
+        with archive.open("rb") as file, _TarFile.open(fileobj=file) as pack:
+            there = sum(path.stat().st_size for path in home.rglob("*") if path.is_file())
+            check_disk_space(home, max(0, archive.stat().st_size - there))
+            yield _tar_members(archive, pack, file, home, pattern)
 
 
 def _zip_members(archive: Path, pack: zipfile.ZipFile, home: Path, pattern: re.Pattern[str]) -> Iterator[Member]:
     chosen = []
     for info in pack.infolist():
-        target = _target(archive, info.filename, pattern)
+        target = _target(archive, info.orig_filename, pattern)
         if target is None or info.is_dir():
             continue
         kind = info.external_attr >> 28  # file type bits of the Unix mode, where the packer stored one
@@ -151,7 +245,7 @@ def _zip_members(archive: Path, pack: zipfile.ZipFile, home: Path, pattern: re.P
     position = 0
     for info, target in chosen:
         position += info.compress_size
-        yield Member(target, info.file_size, position, lambda info=info: _zip_content(pack, info))  # type: ignore[misc]
+        yield Member(info.filename, target, info.file_size, position, lambda info=info: _zip_content(pack, info))  # type: ignore[misc]
 
 
 def _zip_content(pack: zipfile.ZipFile, info: zipfile.ZipInfo) -> IO[bytes]:
@@ -162,9 +256,9 @@ def _zip_content(pack: zipfile.ZipFile, info: zipfile.ZipInfo) -> IO[bytes]:
 
 
 def _tar_members(
-    archive: Path, pack: tarfile.TarFile, file: IO[bytes], home: Path, pattern: re.Pattern[str]
+    archive: Path, pack: _TarFile, file: IO[bytes], home: Path, pattern: re.Pattern[str]
 ) -> Iterator[Member]:
-    for info in pack:
+    for info in pack.each_member():
         target = _target(archive, info.name, pattern)
         if target is None or info.isdir():
             continue
@@ -172,7 +266,7 @@ def _tar_members(
             raise ValueError(_refusal(archive, info.name, "is a link or a device"))
         if not (home / target).is_file():
             check_disk_space(home, info.size)  # compressed zeros take no room in the archive
-        yield Member(target, info.size, file.tell(), lambda info=info: _tar_content(pack, info))  # type: ignore[misc]
+        yield Member(info.name, target, info.size, file.tell(), lambda info=info: _tar_content(pack, info))  # type: ignore[misc]
 
 
 def _tar_content(pack: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
@@ -187,6 +281,8 @@ def _target(archive: Path, name: str, pattern: re.Pattern[str]) -> str | None:
     Raises:
         ValueError: the name leads out of the folder, needed or not: no publisher's archive has such a one.
     """
+    if "\0" in name:
+        raise ValueError(_refusal(archive, name, "has a zero byte in its name"))
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or re.match(r"[A-Za-z]:", name):
         raise ValueError(_refusal(archive, name, "leads out of the folder"))
@@ -197,4 +293,4 @@ def _target(archive: Path, name: str, pattern: re.Pattern[str]) -> str | None:
 
 
 def _refusal(archive: Path, name: str, why: str) -> str:
-    return f"archive {archive} is refused: its member {name!r} {why}; take the publisher's own archive"
+    return f"archive {archive} is refused: its member {excerpt(name)} {why}; take the publisher's own archive"
