@@ -28,8 +28,8 @@ install: ## install into the active environment
 dev: ## install with what the checks need
 	./install.sh --dev
 
-shapes: ## the main job: make the shapes data, train, evaluate, draw a panel
-	$(PYTHON) tools/train_net.py --config-file configs/shapes/san_shapes_quick.yaml OUTPUT_DIR $(SHAPES_OUTPUT)
+shapes: ## the main job: make the shapes data, train, evaluate, draw a panel; an earlier run is moved aside
+	$(PYTHON) tools/train_net.py --config-file configs/shapes/san_shapes_quick.yaml --move-aside OUTPUT_DIR $(SHAPES_OUTPUT)
 
 check: lint types test audit ## everything CI runs
 

@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "without --weights and MODEL.WEIGHTS, of the latest checkpoint there",
     )
     train.add_run_arguments(parser)
-    parser.set_defaults(eval_only=True, keep_weights=True)
+    parser.set_defaults(eval_only=True, keep_weights=True, move_aside=False)
     train.add_overrides(parser)
 
 

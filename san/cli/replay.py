@@ -96,7 +96,8 @@ def prepare(cfg: CfgNode, seed: int) -> tuple[PositionDataset, Stepper]:
     from san.d2.run import load_model
     from san.d2.solver import build_optimizer
     from san.d2.step import Stepper
-    from san.d2.trainer import step_config, train_mapper, training_records
+    from san.d2.train_data import train_mapper, training_records
+    from san.d2.trainer import step_config
 
     register_datasets(cfg.DATASETS.ROOT)
     register_custom_files(cfg.DATASETS.CUSTOM)

@@ -30,7 +30,12 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds Detectron2's options of a training script, and those of data sets."""
     add_run_arguments(parser)
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR, if any")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in OUTPUT_DIR, if there is one")
+    parser.add_argument(
+        "--move-aside",
+        action="store_true",
+        help="start anew, and move the files of an earlier run in OUTPUT_DIR to a new folder beside it",
+    )
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, without training")
     parser.set_defaults(keep_weights=False)
     add_overrides(parser)
@@ -114,6 +119,7 @@ def worker(cfg: CfgNode, args: argparse.Namespace) -> None:
 
     redact_terminal()  # a spawned process has streams of its own
     modes = {"eval_only": args.eval_only, "resume": args.resume, "keep_weights": args.keep_weights}
+    modes["move_aside"] = args.move_aside
     guarded(lambda: run_worker(cfg, **modes), show_traceback=args.traceback)
 
 

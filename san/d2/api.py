@@ -14,7 +14,8 @@ What SAN takes, and what for:
 - ``DetectionCheckpointer``: checkpoint files (``_load_file``, ``_load_model``, ``save``, ``resume_or_load``, ...).
 - ``default_argument_parser``, ``launch``: the command line, worker processes.
 - ``comm``: ``get_rank``, ``get_local_rank``, ``get_world_size``, ``is_main_process``, ``synchronize``, ``gather``,
-  ``all_gather``, ``shared_random_seed``, ``create_local_process_group``; `forget_groups`, which it has not itself.
+  ``all_gather``, ``shared_random_seed``, ``create_local_process_group``; `broadcast`, `forget_groups` and
+  `forget_log_files`, which it has not itself.
 - ``EventStorage``, ``get_event_storage``, ``EventWriter``, ``TensorboardXWriter``: what is logged.
 - ``DatasetEvaluator``, ``verify_results``: evaluation.
 - ``setup_logger``: a named logger with colour on the terminal and a file per worker.
@@ -27,7 +28,9 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from typing import Literal
+from typing import Any, Literal
+
+import torch.distributed as dist
 
 Backend = Literal["detectron2", "standin"]
 """The two engines that can stand behind this module."""
@@ -69,6 +72,7 @@ def _choose_backend() -> tuple[Backend, str]:
 BACKEND, BACKEND_REASON = _choose_backend()
 
 if BACKEND == "detectron2":
+    import detectron2.utils.logger
     from detectron2.checkpoint import DetectionCheckpointer
     from detectron2.config import CfgNode, get_cfg
     from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -109,6 +113,20 @@ else:
     )
 
 
+def broadcast(value: Any) -> Any:
+    """What the main process gives, on every process; all must call it.
+
+    Args:
+        value: any object that can be pickled; that of the main process counts.
+    """
+    if comm.get_world_size() == 1:
+        return value
+    group = comm.gloo_group() if BACKEND == "standin" else comm._get_global_gloo_group()  # type: ignore[attr-defined]
+    box = [value]
+    dist.broadcast_object_list(box, src=0, group=group)
+    return box[0]
+
+
 def forget_groups() -> None:
     """Lets go of `comm`'s process groups; for a worker that leaves, as a group's threads live while anyone holds it."""
     if BACKEND == "standin":
@@ -116,6 +134,12 @@ def forget_groups() -> None:
         return
     comm._LOCAL_PROCESS_GROUP = None
     comm._get_global_gloo_group.cache_clear()
+
+
+def forget_log_files() -> None:
+    """Has loggers that are set up next open their files anew; Detectron2 keeps what it has opened, also when moved."""
+    if BACKEND == "detectron2":
+        detectron2.utils.logger._cached_log_stream.cache_clear()
 
 
 def log_backend(logger: logging.Logger) -> None:
@@ -142,10 +166,12 @@ __all__ = [
     "MetadataCatalog",
     "TensorboardXWriter",
     "TrainerBase",
+    "broadcast",
     "build_model",
     "comm",
     "default_argument_parser",
     "forget_groups",
+    "forget_log_files",
     "get_cfg",
     "get_event_storage",
     "hooks",

@@ -10,7 +10,8 @@ from typing import Any
 
 from san.checkpoint import load_checkpoint_file
 from san.d2.api import HookBase, TrainerBase, comm
-from san.d2.checkpointer import SANCheckpointer, damage_of, latest_checkpoint, remove_checkpoint
+from san.d2.checkpointer import SANCheckpointer, damage_of, identity_of, latest_checkpoint, remove_checkpoint
+from san.d2.trainer_state import flat_state
 from san.files import PARTIAL
 
 FINAL = "model_final"
@@ -30,10 +31,11 @@ class CheckpointHook(HookBase):
     Args:
         checkpointer: writes them.
         period: iterations between two.
-        keep: how many of the latest are kept beside the final one; None keeps all. The last one written is removed
-            only after a newer one lies there whole.
+        keep: how many of the run's latest are kept beside the final one; None keeps all. The last one written is
+            removed only after a newer one lies there whole; those of other runs are never removed.
         sound: tells whether the last update was done; while updates are left out, nothing is written but the final
             checkpoint or one asked for, and nothing removed, as the weights may be what is wrong.
+        check: called with the last iteration before each save, on every process; raises where weights are not finite.
     """
 
     def __init__(
@@ -42,11 +44,13 @@ class CheckpointHook(HookBase):
         period: int,
         keep: int | None = None,
         sound: Callable[[], bool] = lambda: True,
+        check: Callable[[int], None] = lambda done: None,
     ) -> None:
         self.checkpointer = checkpointer
         self.period = period
         self.keep = keep
         self.sound = sound
+        self.check = check
         self._last_saved: int | None = None
         self._final = False
 
@@ -82,8 +86,13 @@ class CheckpointHook(HookBase):
         return self._final or self.save(FINAL)
 
     def save(self, name: str) -> bool:
-        """Writes one, and removes what need not be kept; returns whether it is written."""
+        """Writes one, and removes what need not be kept; returns whether it is written.
+
+        Raises:
+            FloatingPointError: as `check`.
+        """
         done = last_done(self.trainer)
+        self.check(done)
         if not self.checkpointer.save(name, iteration=done):
             return False
         self._last_saved = done
@@ -91,9 +100,15 @@ class CheckpointHook(HookBase):
         if self.keep is not None and self.sound() and comm.is_main_process():
             folder = Path(self.checkpointer.save_dir)
             numbered = sorted(path for path in folder.glob("model_*.pth") if path.stem.removeprefix("model_").isdigit())
-            for path in numbered[: -self.keep]:
+            own = [path for path in numbered if self._is_own(path)]
+            for path in own[: -self.keep]:
                 remove_checkpoint(path)
         return True
+
+    def _is_own(self, path: Path) -> bool:
+        """Whether a checkpoint is one of this run."""
+        identity = identity_of(path)
+        return identity is not None and (identity.run or "") == self.checkpointer.run_id
 
 
 class BestCheckpointHook(HookBase):
@@ -125,10 +140,13 @@ class BestCheckpointHook(HookBase):
         if problem is not None:
             logger.warning("%s; the next evaluation writes it anew", problem)
             return
-        content = load_checkpoint_file(path)
-        state = content.get("trainer", {}).get("hooks", {}).get(type(self).__qualname__, {})
-        if state.get("metric") == self.name:
-            self.best = state["best"]
+        try:
+            state = flat_state(load_checkpoint_file(path).get("trainer"))["hooks"][type(self).__qualname__]
+            metric, best = state["metric"], float(state["best"])
+        except (ValueError, TypeError, LookupError):  # a checkpoint of something else under this name
+            return
+        if metric == self.name and math.isfinite(best):
+            self.best = best
 
     def after_step(self) -> None:
         """Looks at the latest evaluation, if there is a new one."""

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 
 from san.checkpoint import brings_clip, load_checkpoint_file
+from san.clip.weights_file import read_tensors
 from san.d2 import stopping
-from san.d2.api import DetectionCheckpointer
+from san.d2.api import DetectionCheckpointer, comm
+from san.d2.run_folder import LAST, RECORD, recorded_run
+from san.errors import excerpt, one_line
 from san.files import replacing, sha256_of
 from san.hub.remote import CONFIG_FILE, WEIGHTS_FILE
 
-LAST = "last_checkpoint"
 SUM = ".sha256"
 """Ending of the file beside a checkpoint that holds its SHA-256, as sha256sum writes it."""
 
@@ -25,12 +29,21 @@ logger = logging.getLogger("san.d2.checkpointer")
 class SANCheckpointer(DetectionCheckpointer):
     """Reads own and published checkpoints as plain tensors, and refuses those that do not fit the model entirely.
 
-    Files are ``model_0004999.pth`` ... ``model_final.pth`` with the keys model, trainer and iteration;
-    ``last_checkpoint`` names the latest, and beside each lies its SHA-256.
+    Files are ``model_0004999.pth`` ... ``model_final.pth`` with the keys model, trainer, iteration and run, the run's
+    id; ``last_checkpoint`` names the latest, and beside each lies its SHA-256.
     """
 
     failure = ""
     """Why the latest `save` did not write; "" if it did."""
+
+    run_id = ""
+    """Written into checkpoints; "" writes none."""
+
+    _source = ""
+    _asked: Sequence[str] | None = None
+
+    loaded: Mapping[str, Any] = {}
+    """What the latest `load` found of further objects, by name; on the CPU."""
 
     def save(self, name: str, *, latest: bool = True, **extra: Any) -> bool:
         """Writes a checkpoint; a killed process or a full disk leaves the former ones as they were.
@@ -47,6 +60,7 @@ class SANCheckpointer(DetectionCheckpointer):
             return True
         content = {"model": self.model.state_dict()}
         content |= {key: each.state_dict() for key, each in self.checkpointables.items()} | extra
+        content |= {"run": self.run_id} if self.run_id else {}
         path = Path(self.save_dir) / f"{name}.pth"
         try:
             write_checkpoint(content, path)
@@ -78,14 +92,20 @@ class SANCheckpointer(DetectionCheckpointer):
         """The checkpoint to resume from, "" where there is none."""
         return str(latest_checkpoint(self.save_dir) or "")
 
-    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Loads a checkpoint, or that of a folder (see `weights_file`); "" loads nothing.
+    def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
+        """Loads a checkpoint, or that of a folder (see `weights_file`): all of it, or nothing where a part is wrong.
+
+        Args:
+            path: a file, a folder or an address; "" loads nothing.
+            checkpointables: names of the further objects to load; None loads all that the checkpoint has.
 
         Raises:
             FileNotFoundError: if there is no such file.
-            ValueError: if it is no checkpoint, or does not fit the model.
+            ValueError: if it is no checkpoint, or does not fit the model or an object that is named.
         """
-        content: dict[str, Any] = super().load(weights_file(path), *args, **kwargs)
+        path = weights_file(path)
+        self._source, self._asked = path, checkpointables
+        content: dict[str, Any] = super().load(path, checkpointables)
         return content
 
     def _load_file(self, f: str) -> dict[str, Any]:
@@ -93,6 +113,14 @@ class SANCheckpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint: Any) -> None:
         """Hands over the whole content, so that the model sees what a slim file says of its CLIP."""
+        self.loaded = {key: checkpoint[key] for key in self.checkpointables if key in checkpoint}
+        for key in self.loaded if self._asked is None else self._asked:
+            check = getattr(self.checkpointables[key], "check_state_dict", None)
+            if check is not None:
+                try:
+                    check(checkpoint.get(key))
+                except ValueError as error:
+                    raise ValueError(f"training cannot go on from checkpoint {self._source}: {error}") from error
         self.model.load_state_dict(checkpoint)
 
 
@@ -143,38 +171,95 @@ def remove_checkpoint(path: Path) -> None:
 
 
 def latest_checkpoint(folder: str | Path) -> Path | None:
-    """The newest whole checkpoint of a run.
+    """The newest whole checkpoint of the run in a folder.
 
-    That is the one ``last_checkpoint`` names, unless it is damaged or gone: then a warning says so, and the one before
-    it is taken.
+    That is the one ``last_checkpoint`` names. If that is damaged or gone, or there is no readable ``last_checkpoint``,
+    a warning says so, and the newest of the run's own is taken: those with the id in ``run.json``, else with that of
+    the newest checkpoint.
 
     Args:
         folder: OUTPUT_DIR.
 
     Returns:
-        None where there is no ``last_checkpoint``.
+        None where there is no checkpoint, and no ``last_checkpoint``.
 
     Raises:
-        ValueError: there are checkpoints, but no whole one.
+        ValueError: there are checkpoints, but no whole one of this run.
     """
-    tag = Path(folder) / LAST
-    if not tag.is_file():
+    folder = Path(folder)
+    named, problems = _tagged(folder)
+    others = [path for path in folder.glob("model_*.pth") if path.stem != "model_best" and path != named]
+    if named is None and not others:
         return None
-    named = Path(folder) / Path(tag.read_text(encoding="utf-8").strip()).name
-    others = [path for path in Path(folder).glob("model_*.pth") if path.stem != "model_best"]
-    others.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
-    problems: list[str] = []
-    for path in dict.fromkeys([named, *others]):
+    run = recorded_run(folder)
+    for path in [*([named] if named else []), *sorted(others, key=_age, reverse=True)]:
         problem = damage_of(path)
-        if problem is None:
-            if problems:
-                _warn_once(f"{'; '.join(problems)}; going on from the one before, {path}")
-            return path
-        problems.append(problem)
+        identity = None if problem else identity_of(path)
+        if identity is not None:
+            run = run or identity.run
+            # what says nothing of its run, such as Detectron2's own, is taken only by its name
+            if identity.run == run or (path == named and identity.run is None):
+                if problems:
+                    _warn_once(f"{'; '.join(problems)}; going on from the newest whole one, {path}")
+                return path
+            problem = f"checkpoint {path} is of another run than the one in {folder / RECORD}"
+        problems.append(problem or "")
     raise ValueError(
         f"{'; '.join(problems)}: no checkpoint in {folder} can be gone on from; restore one, or start anew without "
-        "--resume in another OUTPUT_DIR"
+        "--resume in another OUTPUT_DIR, where MODEL.WEIGHTS may name one of them"
     )
+
+
+def _tagged(folder: Path) -> tuple[Path | None, list[str]]:
+    """The checkpoint that ``last_checkpoint`` names, and what is wrong with that file if it names none."""
+    tag = folder / LAST
+    if not tag.is_file():
+        return None, [f"{tag} is missing"]
+    try:
+        with open(tag, encoding="utf-8") as file:
+            name = Path(file.read(1000).strip()).name
+    except (OSError, UnicodeDecodeError) as error:
+        return None, [f"{tag} cannot be read ({one_line(error)})"]
+    if not name.isprintable() or not 0 < len(name) <= 255:
+        return None, [f"{tag} names no checkpoint, but {excerpt(name)}"]
+    return folder / name, []
+
+
+class Identity(NamedTuple):
+    """What a checkpoint says of itself.
+
+    Attributes:
+        run: id of the run that wrote it; None where it says nothing.
+        iteration: the last one that was done; None where it says nothing.
+    """
+
+    run: str | None
+    iteration: int | None
+
+
+def identity_of(path: Path) -> Identity | None:
+    """What a checkpoint says of itself; None where it cannot be read."""
+    try:
+        state = path.stat()
+        return _known_identity(path, state.st_mtime_ns, state.st_size)
+    except (OSError, ValueError):
+        return None
+
+
+@functools.lru_cache(maxsize=64)
+def _known_identity(path: Path, modified: int, size: int) -> Identity:
+    content = read_tensors(path)
+    run, iteration = (content.get(key) if isinstance(content, dict) else None for key in ("run", "iteration"))
+    return Identity(run if isinstance(run, str) else None, iteration if type(iteration) is int else None)
+
+
+def _age(path: Path) -> tuple[float, bool, str]:
+    """Sorts checkpoints of a run by their iteration; of one that says nothing, by its name."""
+    identity = identity_of(path)
+    number = path.stem.removeprefix("model_")
+    unknown = float(number) if number.isdecimal() else math.inf
+    iteration = unknown if identity is None or identity.iteration is None else identity.iteration
+    return iteration, path.stem == "model_final", path.name
 
 
 def damage_of(path: Path) -> str | None:
@@ -209,8 +294,8 @@ def weights_file(path: str) -> str:
     """The file that MODEL.WEIGHTS means.
 
     Args:
-        path: a file, an address, "", or a folder: that of a run means its latest or final checkpoint, whichever is
-            newer, one of `san.hub.save_pretrained` the weights in it.
+        path: a file, an address, "", or a folder: that of a run means its latest checkpoint, one of
+            `san.hub.save_pretrained` the weights in it.
 
     Raises:
         FileNotFoundError: there is no such file, or the folder holds no weights.
@@ -225,12 +310,8 @@ def weights_file(path: str) -> str:
         return path
     if (folder / CONFIG_FILE).is_file():
         return weights_file(str(folder / WEIGHTS_FILE))
-    latest = latest_checkpoint(folder)
-    final = folder / "model_final.pth"
-    # without last_checkpoint the folder was copied, and its times may say nothing
-    candidates = [latest, *folder.glob(final.name)] if latest else [*folder.glob("model_*.pth")]
-    found = max(candidates, key=lambda each: (not latest and each == final, each.stat().st_mtime_ns), default=None)
-    if found is None:
+    found = latest_checkpoint(folder) or folder / "model_best.pth"
+    if not found.is_file():
         raise FileNotFoundError(
             f"folder {path} is that of a run without a checkpoint (model_*.pth), and none of save_pretrained "
             f"({CONFIG_FILE}, {WEIGHTS_FILE}); train on with --resume, or name another"
@@ -246,12 +327,18 @@ def slim_note(path: str) -> dict[str, Any] | None:
 
     Returns:
         ``clip`` and ``clip_fingerprint`` as far as the file has them, nothing for "" and addresses; None where the file
-        brings CLIP's weights itself, so that they need not be had from anywhere else.
+        brings CLIP's weights itself, so that they need not be had from anywhere else; or where the main process alone
+        can read it, and sends them.
 
     Raises:
         FileNotFoundError, ValueError: as loading it would.
     """
-    path = weights_file(path)
+    try:
+        path = weights_file(path)
+    except FileNotFoundError:
+        if comm.is_main_process():
+            raise
+        return None  # a machine that shares no disk with the main process's, which sends it all weights
     if not path or "://" in path:
         return {}
     content = load_checkpoint_file(path)
@@ -276,3 +363,14 @@ def starting_weights(weights: str, folder: str, *, resume: bool) -> str:
     """
     latest = latest_checkpoint(folder) if resume else None
     return str(latest or weights_file(weights))
+
+
+def run_of(folder: str | Path) -> str:
+    """The id of the run in a folder that is to go on; "" where nothing says it.
+
+    Raises:
+        ValueError: as `latest_checkpoint`.
+    """
+    latest = latest_checkpoint(folder)
+    identity = latest and identity_of(latest)
+    return recorded_run(Path(folder)) or (identity.run if identity else None) or ""

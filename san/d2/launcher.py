@@ -199,11 +199,7 @@ def _join(place: Place, on_gpu: bool) -> None:
 
 
 def setup_run(cfg: CfgNode) -> None:
-    """Logs, seeds and the folder of a run; every worker calls it once.
-
-    Args:
-        cfg: written to ``OUTPUT_DIR/config.yaml``.
-    """
+    """Logs, seeds and the folder of a run; every worker calls it once."""
     folder, rank = Path(cfg.OUTPUT_DIR), comm.get_rank()
     if comm.is_main_process():
         folder.mkdir(parents=True, exist_ok=True)
@@ -229,8 +225,6 @@ def setup_run(cfg: CfgNode) -> None:
     logger.info(
         "Python %s, PyTorch %s, %s x %s", platform.python_version(), torch.__version__, comm.get_world_size(), hardware
     )
-    (folder / "config.yaml").write_text(cfg.dump(), encoding="utf-8")
-    logger.info("Configuration: %s", folder / "config.yaml")
 
 
 def _setup_loggers(folder: Path, rank: int) -> None:

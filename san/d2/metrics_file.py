@@ -12,9 +12,9 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from san.d2.api import EventWriter, HookBase, get_event_storage
+from san.data.metrics_lines import metrics_lines
 from san.files import replacing
 
 NAME = "metrics.json"
@@ -97,7 +97,8 @@ def _append(data: bytes, path: Path) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    # non-blocking: a pipe that nobody reads is an error instead of a wait without end
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK, 0o666)
     try:
         size = os.fstat(descriptor).st_size
         try:
@@ -112,18 +113,14 @@ def _append(data: bytes, path: Path) -> None:
         os.close(descriptor)
 
 
-def logged(path: Path) -> list[dict[str, Any]]:
+def logged(path: Path) -> list[dict[str, float]]:
     """The rows of ``metrics.json``; none where it is missing."""
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
-    return [row for row in map(_row, lines) if row is not None]
+    return [row for _, row in metrics_lines(path) if row is not None] if path.is_file() else []
 
 
-def _row(line: str) -> dict[str, Any] | None:
-    """A line's content; None where the machine stopped in its midst."""
-    with contextlib.suppress(ValueError):
-        row = json.loads(line)
-        return row if isinstance(row, dict) else None
-    return None
+def last_logged(path: Path) -> int:
+    """The last iteration in ``metrics.json``; -1 where there is none."""
+    return int(max((row["iteration"] for row in logged(path)), default=-1))
 
 
 def evaluated_at(path: Path, iteration: int, names: Sequence[str]) -> bool:
@@ -150,19 +147,16 @@ def take_out(path: Path, start_iter: int, max_iter: int) -> None:
     """
     if not path.is_file():
         return
-    content = path.read_text(encoding="utf-8", errors="replace")
-    kept = []
+    lines, kept = [*metrics_lines(path)], []
     further = start_iter >= max_iter
-    for line in content.splitlines():
-        row = _row(line)
+    for line, row in lines:
         if row is None:
             continue
-        iteration = row.get("iteration", -1)
-        further |= "lr" in row and iteration >= start_iter
-        if iteration < start_iter or (iteration == start_iter and not further):
-            kept.append(line + "\n")
+        further |= "lr" in row and row["iteration"] >= start_iter
+        if row["iteration"] < start_iter or (row["iteration"] == start_iter and not further):
+            kept.append(line.rstrip("\n") + "\n")
     wanted = "".join(kept)
-    if wanted == content:
+    if wanted == "".join(line for line, _ in lines):
         return
     try:
         with replacing(path, durable=True) as partial:

@@ -23,7 +23,8 @@ from san.d2.config_file import flatten, warn_without_effect
 from san.d2.evaluation import SemSegEvaluator, eval_loader, eval_records, output_config
 from san.d2.faults import BadData
 from san.d2.solver import SolverConfig, build_lr_scheduler, build_optimizer, clip_gradient
-from san.d2.trainer import stream_config, train_batches, training_records
+from san.d2.train_data import stream_config, train_batches, training_records
+from san.d2.trainer_state import check_trainer_state, flat_state, own_hooks, recorded_settings, set_schedule
 
 logger = logging.getLogger("san.d2.recipe")
 
@@ -93,10 +94,25 @@ class SANRecipe:
         else:
             super().resume_or_load(resume)  # type: ignore[misc]
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As ``DefaultTrainer``'s, also of a checkpoint of `san train`."""
-        inner = {key: value for key, value in state_dict.items() if key != "hooks"}
-        super().load_state_dict({"_trainer": inner} | state_dict)  # type: ignore[misc]
+    def load_state_dict(self: Any, state_dict: dict[str, Any]) -> None:
+        """As ``DefaultTrainer``'s, also of a checkpoint of `san train`; rates and decays are the configuration's.
+
+        Raises:
+            ValueError: it is none that training can go on from; nothing has changed then.
+        """
+        content, optimizer = flat_state(state_dict), self._trainer.optimizer
+        if type(optimizer) is torch.optim.AdamW:
+            check_trainer_state(state_dict, self.model, optimizer, recorded_settings(self.cfg))
+            groups = optimizer.state_dict()["param_groups"]
+            content["optimizer"] = {"state": content["optimizer"]["state"], "param_groups": groups}
+        hooks, inner = content.pop("hooks"), content | {"hooks": {}}
+        if isinstance(self.scheduler, torch.optim.lr_scheduler.LambdaLR):
+            hooks = own_hooks(self._hooks, hooks)
+        if hasattr(self._trainer, "grad_scaler"):
+            inner["grad_scaler"] = content["grad_scaler"] or self._trainer.grad_scaler.state_dict()
+        super().load_state_dict({"_trainer": inner, "hooks": hooks, "iteration": content["iteration"]})  # type: ignore[misc]
+        if isinstance(self.scheduler, torch.optim.lr_scheduler.LambdaLR):
+            set_schedule(self.scheduler, content["iteration"] + 1)
 
 
 class TrainStream:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from pathlib import Path
 
 from torch import nn
 
 from san.d2 import stopping
 from san.d2.api import CfgNode, build_model, comm, verify_results
-from san.d2.checkpointer import SANCheckpointer, starting_weights
+from san.d2.checkpointer import SANCheckpointer, run_of, starting_weights
 from san.d2.datasets import prepare_datasets
 from san.d2.evaluation import evaluate, metric_names, summary
 from san.d2.launcher import setup_run
+from san.d2.run_folder import check_kinds, occupied, write_config
+from san.d2.together import check_same_weights, from_main, load_everywhere
 from san.d2.trainer import Trainer
 from san.d2.user_modules import import_modules
 from san.errors import USER_ERRORS, one_line
@@ -20,7 +24,12 @@ logger = logging.getLogger("san.d2.run")
 
 
 def run(
-    cfg: CfgNode, *, eval_only: bool = False, resume: bool = False, keep_weights: bool = False
+    cfg: CfgNode,
+    *,
+    eval_only: bool = False,
+    resume: bool = False,
+    keep_weights: bool = False,
+    move_aside: bool = False,
 ) -> dict[str, dict[str, float]]:
     """One worker's part of a run.
 
@@ -29,6 +38,7 @@ def run(
         eval_only: evaluate MODEL.WEIGHTS, or with ``resume`` the latest checkpoint, without training.
         resume: go on from the latest checkpoint in OUTPUT_DIR, and with an interrupted evaluation, if there is one.
         keep_weights: with ``eval_only`` and ``resume``, evaluate MODEL.WEIGHTS all the same where it is set.
+        move_aside: move another run that is in OUTPUT_DIR to a folder beside it.
 
     Returns:
         On the main process the metrics in percent by data set, elsewhere nothing.
@@ -38,31 +48,40 @@ def run(
         SystemExit: with status 1 if TEST.EXPECTED_RESULTS are missed, 75 after SIGTERM or SIGUSR1.
     """
     import_modules(cfg.MODEL.IMPORTS)  # here too, as a spawned process starts without them
-    setup_run(cfg)
-    try:
-        with stopping.listening():
-            latest = resume and not (eval_only and keep_weights and cfg.MODEL.WEIGHTS)
-            return _run(cfg, eval_only=eval_only, resume=resume, latest=latest)
-    except Exception as error:
-        trace = not isinstance(error, USER_ERRORS)
-        logger.error(
-            "Process %d of %d ends: %s", comm.get_rank(), comm.get_world_size(), one_line(error), exc_info=trace
-        )
-        raise
+    if move_aside and (eval_only or resume):
+        raise ValueError("--move-aside makes room for a new run; leave it out with --resume and --eval-only")
+    folder = Path(cfg.OUTPUT_DIR)
+    with contextlib.ExitStack() as held:
+        if eval_only:
+            from_main(lambda: check_kinds(folder))
+        else:
+            from_main(lambda: held.enter_context(occupied(folder, resume=resume, move_aside=move_aside)))
+        setup_run(cfg)
+        try:
+            with stopping.listening():
+                latest = resume and not (eval_only and keep_weights and cfg.MODEL.WEIGHTS)
+                return _run(cfg, eval_only=eval_only, resume=resume, latest=latest)
+        except Exception as error:
+            trace = not isinstance(error, USER_ERRORS)
+            logger.error(
+                "Process %d of %d ends: %s", comm.get_rank(), comm.get_world_size(), one_line(error), exc_info=trace
+            )
+            raise
 
 
 def _run(cfg: CfgNode, *, eval_only: bool, resume: bool, latest: bool) -> dict[str, dict[str, float]]:
     """`run`, with its logs and seeds set up; ``latest`` prefers the latest checkpoint to MODEL.WEIGHTS."""
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.MODEL.WEIGHTS = starting_weights(cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR, resume=latest)
+    given, folder = cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR
+    cfg.MODEL.WEIGHTS = from_main(lambda: starting_weights(given, folder, resume=latest))
     cfg.freeze()
     prepare_datasets(cfg, training=not eval_only)
     check_expected(cfg)
     if eval_only:
         results = evaluate_only(cfg, resume=resume)
     else:
-        trainer = Trainer(cfg)
+        trainer = Trainer(cfg, from_main(lambda: run_of(folder) if resume else ""))
         trainer.resume_or_load(resume=resume)
         trainer.train()
         results = trainer.results
@@ -89,17 +108,21 @@ def evaluate_only(cfg: CfgNode, *, resume: bool = False) -> dict[str, dict[str, 
             "--eval-only needs weights: set MODEL.WEIGHTS to a checkpoint, or give --resume to take the latest one of "
             f"OUTPUT_DIR {cfg.OUTPUT_DIR}"
         )
-    return evaluate(cfg, load_model(cfg), resume=resume)
+    model = load_model(cfg)
+    if comm.is_main_process():
+        write_config(Path(cfg.OUTPUT_DIR) / "inference", cfg)
+    return evaluate(cfg, model, resume=resume)
 
 
 def load_model(cfg: CfgNode) -> nn.Module:
-    """MODEL.META_ARCHITECTURE with the weights of MODEL.WEIGHTS.
+    """MODEL.META_ARCHITECTURE with the weights of MODEL.WEIGHTS; every process must call it.
 
     Raises:
         ValueError, FileNotFoundError: the configuration or the checkpoint cannot serve.
     """
     model: nn.Module = build_model(cfg)
-    SANCheckpointer(model, "").load(cfg.MODEL.WEIGHTS, checkpointables=[])
+    load_everywhere(SANCheckpointer(model, ""), cfg.MODEL.WEIGHTS)
+    check_same_weights(model)
     return model
 
 

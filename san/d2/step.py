@@ -1,13 +1,14 @@
 """One training iteration: forward and backward passes in mixed precision, accumulation, clipping, the update.
 
 An iteration divided into accumulation steps gives the losses and gradients of the undivided one: each step's losses,
-which the criterion has divided by that step's number of masks and class weight, are weighted by the step's share of the
-whole iteration's.
+which the criterion has divided by that step's number of masks, class weight or images (`SetCriterion.divided_by`), are
+weighted by the step's share of the whole iteration's.
 """
 
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from san.d2.api import comm
 from san.d2.batches import Sample
 from san.d2.outcome import NonFiniteError, Outcome
 from san.d2.solver import SolverConfig, clip_gradient
+from san.losses.criterion import CLASS_WEIGHT, NUM_IMAGES, NUM_MASKS, SetCriterion
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,8 @@ class Stepper:
     """Runs iterations of a model.
 
     Args:
-        model: maps a list of samples to weighted losses by name; may be wrapped for distribution.
+        model: maps a list of samples to weighted losses by name; may be wrapped for distribution. Where it has a
+            ``criterion``, that says what each loss is divided by.
         optimizer: of its trained parameters.
         config: how.
     """
@@ -55,6 +58,8 @@ class Stepper:
         self.model = model
         self.optimizer = optimizer
         self.config = config
+        inner = model.module if isinstance(model, DistributedDataParallel) else model
+        self.divided_by = getattr(getattr(inner, "criterion", None), "divided_by", SetCriterion.divided_by)
         self.scaler = torch.amp.GradScaler(config.device, enabled=config.amp_dtype == torch.float16)
 
     def run(
@@ -79,14 +84,14 @@ class Stepper:
         """
         self.optimizer.zero_grad(set_to_none=True)
         rows: list[Tensor] = []
-        kinds = self._shares(batches)
+        parts = self._shares(batches)
         shares: list[dict[str, float]] = []
-        for index, (batch, share) in enumerate(zip(batches, kinds, strict=True)):
+        for index, (batch, part) in enumerate(zip(batches, parts, strict=True)):
             with self._no_sync_unless(index == len(batches) - 1):
                 losses = self._forward(batch, iteration)
                 if not index:
                     before_update()
-                shares.append({name: share[_kind(name)] for name in losses})
+                shares.append({name: part[self._divisor(name)] for name in losses})
                 weighted = torch.stack([value * shares[index][name] for name, value in losses.items()])
                 self.scaler.scale(weighted.sum()).backward()
             rows.append(weighted.detach().float())
@@ -173,23 +178,26 @@ class Stepper:
             return self.model.no_sync()
         return contextlib.nullcontext()
 
+    def _divisor(self, name: str) -> str:
+        """What a loss is divided by, a key of `_shares`; those of earlier layers have a number at the end."""
+        found: str = self.divided_by.get(re.sub(r"_\d+$", "", name), NUM_IMAGES)
+        return found
+
     def _shares(self, batches: Sequence[list[Sample]]) -> list[dict[str, float]]:
-        """Each accumulation step's share of the iteration's class weight ("ce") and number of masks ("mask")."""
+        """Each accumulation step's share of the iteration's class weight, number of masks and number of images."""
+        keys = (CLASS_WEIGHT, NUM_MASKS, NUM_IMAGES)
         if len(batches) == 1:
-            return [{"ce": 1.0, "mask": 1.0}]
+            return [dict.fromkeys(keys, 1.0)]
         config = self.config
-        sums = torch.zeros(len(batches), 2, dtype=torch.float64)
+        sums = torch.zeros(len(batches), len(keys), dtype=torch.float64)
         for row, batch in zip(sums, batches, strict=True):
             counts = [sample["num_masks"] for sample in batch]
             matched = sum(min(config.num_queries, count) for count in counts)
             row[0] = matched + config.no_object_weight * (len(batch) * config.num_queries - matched)
             row[1] = sum(counts)
+            row[2] = len(batch)
         sums = torch.tensor(comm.all_gather(sums.tolist()), dtype=torch.float64).sum(dim=0)
-        parts = torch.stack([sums[:, 0], sums[:, 1].clamp(min=1)], dim=1)  # the criterion divides by at least 1 mask
-        wholes = torch.stack([sums[:, 0].sum(), sums[:, 1].sum().clamp(min=1)])
-        return [{"ce": ce, "mask": mask} for ce, mask in (parts / wholes).tolist()]
-
-
-def _kind(name: str) -> str:
-    """Which share a loss is weighted by."""
-    return "ce" if name.startswith("loss_ce") else "mask"
+        wholes = sums.sum(dim=0)
+        least = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64)  # the criterion divides by at least 1 mask
+        shares = sums.maximum(least) / wholes.maximum(least)
+        return [dict(zip(keys, row, strict=True)) for row in shares.tolist()]

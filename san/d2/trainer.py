@@ -6,7 +6,7 @@ import contextlib
 import logging
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,19 +21,30 @@ from san.d2.batches import Batches, Sample
 from san.d2.books import Books
 from san.d2.checkpoint_hooks import BestCheckpointHook, CheckpointHook, last_done
 from san.d2.checkpointer import SANCheckpointer, latest_checkpoint
-from san.d2.config import AMP_DTYPES, augmentation_config, solver_config
-from san.d2.datasets import check_distinct_classes, check_names, class_texts, load_records, metadata_of
+from san.d2.config import AMP_DTYPES, solver_config
+from san.d2.datasets import check_distinct_classes, check_names, load_records
 from san.d2.evaluation import evaluate, summary
 from san.d2.faults import BadData, NonFiniteUpdates, sources_of
-from san.d2.loaders import Record, StreamConfig, build_train_loader
-from san.d2.mapper import DatasetInfo, TrainMapper, dataset_info
 from san.d2.metrics_file import NAME as METRICS
 from san.d2.metrics_file import LineHook, MetricsFile, evaluated_at, take_out
 from san.d2.outcome import NonFiniteError
+from san.d2.run_folder import CONFIG, new_run_id, record_start
 from san.d2.solver import build_lr_scheduler, build_optimizer
 from san.d2.step import StepConfig, Stepper
+from san.d2.together import check_same_weights, from_main, load_everywhere
+from san.d2.train_data import stream_config, train_batches, training_records
+from san.d2.trainer_state import (
+    check_finite_run,
+    check_trainer_state,
+    flat_state,
+    load_optimizer,
+    load_scaler,
+    log_changes,
+    own_hooks,
+    recorded_settings,
+    set_schedule,
+)
 from san.d2.writers import build_writers
-from san.data.transforms import TrainAugmentation
 from san.visualize import drawing, plot_curves
 
 logger = logging.getLogger("san.d2.trainer")
@@ -44,6 +55,7 @@ class Trainer(TrainerBase):
 
     Args:
         cfg: frozen or not; not changed.
+        run_id: of the run, which its checkpoints bear; "" makes a new one.
 
     Raises:
         ValueError, FileNotFoundError: if the configuration or the data it names cannot serve.
@@ -52,9 +64,10 @@ class Trainer(TrainerBase):
     iter: int
     """The iteration under way, from 0; MAX_ITER when training is complete."""
 
-    def __init__(self, cfg: CfgNode) -> None:
+    def __init__(self, cfg: CfgNode, run_id: str = "") -> None:
         super().__init__()
         self.cfg = cfg
+        self.run_id = run_id or new_run_id()
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.records, self.info = training_records(cfg.DATASETS.TRAIN)
         self.stream = stream_config(cfg)
@@ -67,6 +80,7 @@ class Trainer(TrainerBase):
         self.optimizer = build_optimizer(self.san, solver_config(cfg))
         self.stepper = Stepper(distribute(self.san), self.optimizer, step_config(cfg))
         self.checkpointer = SANCheckpointer(self.san, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.checkpointer.run_id = self.run_id
         folder = Path(cfg.OUTPUT_DIR)
         self.bad_data = BadData(len(self.records), cfg.DATALOADER.MAX_BAD_SHARE, folder)
         self.skipped = NonFiniteUpdates(self.san, cfg.SOLVER.MAX_NONFINITE, self.stream.seed, folder)
@@ -76,6 +90,7 @@ class Trainer(TrainerBase):
             cfg.SOLVER.CHECKPOINT_PERIOD,
             keep=cfg.SOLVER.CHECKPOINT_KEEP or None,
             sound=self.skipped.none_now,
+            check=lambda done: check_finite_run(self.san, self.optimizer, done),
         )
         self.results: dict[str, dict[str, float]] = {}
         self.resumed = False
@@ -88,8 +103,8 @@ class Trainer(TrainerBase):
     def build_hooks(self) -> list[HookBase]:
         """Timer, schedule, metrics, checkpoints, evaluation, logs and curves, in the order in which they must run."""
         cfg, period = self.cfg, self.cfg.SOLVER.LOG_PERIOD
-        scheduler = build_lr_scheduler(self.optimizer, solver_config(cfg))
-        found: list[HookBase] = [hooks.IterationTimer(), hooks.LRScheduler(self.optimizer, scheduler)]
+        self.scheduler = build_lr_scheduler(self.optimizer, solver_config(cfg))
+        found: list[HookBase] = [hooks.IterationTimer(), hooks.LRScheduler(self.optimizer, self.scheduler)]
         metrics = MetricsFile(Path(cfg.OUTPUT_DIR) / METRICS, period)
         if comm.is_main_process():  # before the checkpoint of its iteration, or a kill between the two loses a line
             found.append(LineHook(metrics, period))
@@ -99,7 +114,7 @@ class Trainer(TrainerBase):
         if cfg.SOLVER.CHECKPOINT_BEST:
             found.append(BestCheckpointHook(self.checkpointer, cfg.SOLVER.CHECKPOINT_BEST, lambda: self.results))
         if comm.is_main_process():
-            found.append(hooks.PeriodicWriter(build_writers(cfg, self.max_iter, metrics), period=period))
+            found.append(hooks.PeriodicWriter(build_writers(cfg, self.max_iter, metrics, self.run_id), period=period))
             found.append(CurvesHook(Path(cfg.OUTPUT_DIR)))
         return found
 
@@ -111,18 +126,22 @@ class Trainer(TrainerBase):
     def resume_or_load(self, resume: bool) -> None:
         """Goes on from the latest checkpoint of OUTPUT_DIR if asked to and there is one, else loads MODEL.WEIGHTS.
 
+        The main process looks for the checkpoint and reads it; the others, whose disk may be another, get its content.
+
         Args:
             resume: whether to look for a checkpoint.
         """
-        found = resume and self.checkpointer.has_checkpoint()
-        if found or self.cfg.MODEL.WEIGHTS:
-            self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
-        else:
-            logger.info("The side network starts from fresh weights.")
+        found = from_main(lambda: str(latest_checkpoint(self.cfg.OUTPUT_DIR) or "")) if resume else ""
         if found:
+            load_everywhere(self.checkpointer, found, ["trainer"])
             self.resumed = True
             self.start_iter = self.iter + 1
             logger.info("Resuming at iteration %d of %d.", self.start_iter, self.max_iter)
+        elif self.cfg.MODEL.WEIGHTS:
+            load_everywhere(self.checkpointer, self.cfg.MODEL.WEIGHTS)
+        else:
+            logger.info("The side network starts from fresh weights.")
+        check_same_weights(self.san)
         if resume and comm.is_main_process():
             take_out(Path(self.cfg.OUTPUT_DIR) / METRICS, self.start_iter, self.max_iter)
 
@@ -132,6 +151,9 @@ class Trainer(TrainerBase):
         Unlike the base's, an error is not logged with its stack trace, and no hook runs after it but the writers'.
         """
         self.iter = self.start_iter
+        folder = Path(self.cfg.OUTPUT_DIR)
+        if comm.is_main_process() and (self.start_iter < self.max_iter or not (folder / CONFIG).is_file()):
+            record_start(folder, self.run_id, self.cfg)
         with EventStorage(self.start_iter) as self.storage:
             try:
                 self.before_train()
@@ -212,14 +234,14 @@ class Trainer(TrainerBase):
         """Saves what the next run goes on from."""
         try:
             self.books.settle()
+            if last_done(self) < 0:
+                logger.warning("Asked to stop before the first iteration was done; there is nothing to save.")
+                self._close_writers()
+                return
+            saved = self.saving.save_now()
         except FloatingPointError:
             self._close_writers()
             raise
-        if last_done(self) < 0:
-            logger.warning("Asked to stop before the first iteration was done; there is nothing to save.")
-            self._close_writers()
-            return
-        saved = self.saving.save_now()
         logger.warning(
             "Asked to stop: ends %s iteration %d. The same command with --resume goes on.",
             "with a checkpoint of" if saved else "WITHOUT a checkpoint of",
@@ -283,18 +305,36 @@ class Trainer(TrainerBase):
             "optimizer": self.optimizer.state_dict(),
             "grad_scaler": self.stepper.scaler.state_dict(),
             "seed": self.stream.seed,
+            "solver": recorded_settings(self.cfg),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes up what `state_dict` gave, or Detectron2's ``DefaultTrainer`` with `san.d2.recipe.SANRecipe`."""
-        state_dict = {"grad_scaler": {}, "seed": self.stream.seed} | state_dict.get("_trainer", {}) | state_dict
-        super().load_state_dict(state_dict)
-        self.optimizer.load_state_dict(state_dict["optimizer"])
-        if state_dict["grad_scaler"] and self.stepper.scaler.is_enabled():
-            self.stepper.scaler.load_state_dict(state_dict["grad_scaler"])
+        """Takes up what `state_dict` gave, or Detectron2's ``DefaultTrainer`` with `san.d2.recipe.SANRecipe`.
+
+        Learning rate, schedule and weight decay are the configuration's.
+
+        Raises:
+            ValueError: as `check_state_dict`.
+        """
+        self.check_state_dict(state_dict)
+        content = flat_state(state_dict)
+        hooks = own_hooks(self._hooks, content["hooks"])
+        super().load_state_dict({"iteration": content["iteration"], "hooks": hooks})
+        load_optimizer(self.optimizer, content["optimizer"])
+        set_schedule(self.scheduler, content["iteration"] + 1)
+        load_scaler(self.stepper.scaler, content["grad_scaler"])
         if self.cfg.SEED < 0:
-            self.stream = StreamConfig(**{**self.stream.__dict__, "seed": state_dict["seed"]})
+            self.stream = replace(self.stream, seed=content.get("seed", self.stream.seed))
             self.skipped.seed = self.stream.seed
+        log_changes(content["solver"], recorded_settings(self.cfg))
+
+    def check_state_dict(self, state: object) -> None:
+        """Refuses a state that `load_state_dict` cannot take up; changes nothing.
+
+        Raises:
+            ValueError: with what is wrong.
+        """
+        check_trainer_state(state, self.san, self.optimizer, recorded_settings(self.cfg))
 
 
 class CurvesHook(HookBase):
@@ -327,36 +367,6 @@ def step_config(cfg: CfgNode) -> StepConfig:
     )
 
 
-def stream_config(cfg: CfgNode) -> StreamConfig:
-    """The whole stream of training samples of a run, as this process reads it; every process calls it."""
-    return StreamConfig(
-        seed=cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed(),
-        batch_size=cfg.SOLVER.IMS_PER_BATCH,
-        start_iter=0,
-        max_iter=cfg.SOLVER.MAX_ITER,
-        rank=comm.get_rank(),
-        world=comm.get_world_size(),
-        accumulation=cfg.SOLVER.ACCUMULATION_STEPS,
-    )
-
-
-def train_batches(cfg: CfgNode, records: Sequence[Record], info: DatasetInfo, stream: StreamConfig) -> Batches:
-    """The batches of a part of the stream."""
-    return build_train_loader(
-        records,
-        train_mapper(cfg, info),
-        stream,
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
-        timeout=cfg.DATALOADER.TIMEOUT,
-        pin_memory=torch.device(cfg.MODEL.DEVICE).type == "cuda",
-    )
-
-
-def train_mapper(cfg: CfgNode, info: DatasetInfo) -> TrainMapper:
-    """From a record of a training set to a sample, as a run augments it."""
-    return TrainMapper(info, TrainAugmentation(augmentation_config(cfg, info.ignore_label)))
-
-
 def distribute(model: nn.Module) -> nn.Module:
     """The model, wrapped for distribution where there are several workers."""
     if comm.get_world_size() == 1:
@@ -364,29 +374,3 @@ def distribute(model: nn.Module) -> nn.Module:
     device = next(model.parameters()).device
     ids = [device.index] if device.type == "cuda" else None
     return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
-
-
-def training_records(names: Sequence[str]) -> tuple[list[Record], DatasetInfo]:
-    """The records of all training sets together.
-
-    Args:
-        names: DATASETS.TRAIN, of one vocabulary.
-
-    Returns:
-        Records, and what the mapper must know.
-
-    Raises:
-        ValueError: if there is none, one is unknown, or their class names differ.
-        FileNotFoundError: if folders are missing or empty.
-    """
-    if not names:
-        raise ValueError("DATASETS.TRAIN is empty; name a data set such as shapes_sem_seg_train")
-    check_names(names, "DATASETS.TRAIN")
-    kinds = {(class_texts(name), dataset_info("", metadata_of(name))) for name in names}
-    if len(kinds) > 1:
-        raise ValueError(
-            f"DATASETS.TRAIN names sets of different classes, ignore labels or label mappings: {', '.join(names)}; "
-            "train on sets of one kind"
-        )
-    records = [record for name in names for record in load_records(name)]
-    return records, dataset_info(names[0], metadata_of(names[0]))

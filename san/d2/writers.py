@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import io
 import logging
 import math
 import sys
 import time
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from san.d2.api import CfgNode, EventStorage, EventWriter, TensorboardXWriter, get_event_storage
-from san.d2.metrics_file import MetricsFile
+from san.d2.metrics_file import MetricsFile, last_logged
+from san.errors import one_line
 from san.redaction import redact, redact_home, without_folders
 
 MIB = 1024**2
@@ -29,13 +31,14 @@ RETRY_SECONDS = 600.0
 logger = logging.getLogger("san.d2.writers")
 
 
-def build_writers(cfg: CfgNode, max_iter: int, metrics: MetricsFile) -> list[EventWriter]:
+def build_writers(cfg: CfgNode, max_iter: int, metrics: MetricsFile, run_id: str) -> list[EventWriter]:
     """The writers a configuration asks for.
 
     Args:
         cfg: the run; files go to OUTPUT_DIR.
         max_iter: for the ETA.
         metrics: JSON lines; it has the losses of the iteration already, and gets what an evaluation has added.
+        run_id: of the run.
 
     Returns:
         Progress line, JSON lines, TensorBoard, and Weights & Biases where enabled.
@@ -44,7 +47,7 @@ def build_writers(cfg: CfgNode, max_iter: int, metrics: MetricsFile) -> list[Eve
     tensorboard = EnduringWriter("TensorBoard", lambda: TensorboardXWriter(cfg.OUTPUT_DIR, window_size=window))
     writers: list[EventWriter] = [ProgressLine(max_iter, window), metrics, tensorboard]
     if cfg.WANDB.ENABLED:
-        writers.append(WandbWriter(cfg))
+        writers.append(WandbWriter(cfg, run_id, last_logged(metrics.path)))
     return writers
 
 
@@ -162,14 +165,19 @@ class WandbWriter(EventWriter):
     Offline (the default) nothing is sent and no account is needed: the run lies under OUTPUT_DIR and can be uploaded
     later with ``wandb sync``.
 
+    A resumed run goes on as the same run of Weights & Biases, after the last step that is there: what an iteration
+    that is done again gives is logged once.
+
     Args:
         cfg: the run, logged as its configuration.
+        run_id: of the run, in its checkpoints too.
+        logged: the last iteration that was logged before; -1 for a new run.
 
     Raises:
-        ValueError: if wandb is not installed.
+        ValueError: if wandb is not installed, or cannot start, as without a key where WANDB.MODE is online.
     """
 
-    def __init__(self, cfg: CfgNode) -> None:
+    def __init__(self, cfg: CfgNode, run_id: str, logged: int) -> None:
         try:
             import wandb
         except ImportError as error:
@@ -177,14 +185,26 @@ class WandbWriter(EventWriter):
                 f"WANDB.ENABLED is set but wandb does not import ({error}); install it or set WANDB.ENABLED False"
             ) from error
         self.window = cfg.SOLVER.LOG_PERIOD
-        self.run: Any = wandb.init(
-            project=cfg.WANDB.PROJECT,
-            name=redact_home(redact(cfg.WANDB.NAME or Path(cfg.OUTPUT_DIR).resolve().name)),
-            dir=cfg.OUTPUT_DIR,
-            mode=cfg.WANDB.MODE,
-            config=without_folders(_plain(cfg)),
-            settings=wandb.Settings(**_private_settings(wandb.Settings.model_fields)),
-        )
+        try:
+            with _no_questions():
+                self.run: Any = wandb.init(
+                    project=cfg.WANDB.PROJECT,
+                    name=redact_home(redact(cfg.WANDB.NAME or Path(cfg.OUTPUT_DIR).resolve().name)),
+                    dir=cfg.OUTPUT_DIR,
+                    mode=cfg.WANDB.MODE,
+                    id=run_id,
+                    resume="allow",
+                    config=without_folders(_plain(cfg)),
+                    settings=wandb.Settings(**_private_settings(wandb.Settings.model_fields)),
+                )
+        except Exception as error:
+            raise ValueError(
+                f"Weights & Biases cannot start with WANDB.MODE {cfg.WANDB.MODE} ({one_line(error, limit=300)}); log "
+                "in with `wandb login` or set the environment variable WANDB_API_KEY, or set WANDB.MODE offline"
+            ) from error
+        step = getattr(self.run, "step", None) if cfg.WANDB.MODE == "online" else None
+        self._first = logged + 1 if step is None else step
+        """The first step that is not there yet; an offline run does not know it itself."""
         self._last_written = -1
 
     def write(self) -> None:
@@ -195,12 +215,26 @@ class WandbWriter(EventWriter):
             if iteration > self._last_written:
                 by_iteration.setdefault(iteration, {})[name] = value
         for iteration in sorted(by_iteration):
-            self.run.log(by_iteration[iteration], step=iteration)
+            values = by_iteration[iteration]
+            if iteration < self._first:  # of an evaluation that had not ended, which is made only now, nothing is there
+                values = {name: value for name, value in values.items() if "/" in name}
+            if values:
+                self.run.log(values, step=max(iteration, self._first))
             self._last_written = iteration
 
     def close(self) -> None:
         """Ends the run."""
         self.run.finish()
+
+
+@contextlib.contextmanager
+def _no_questions() -> Iterator[None]:
+    """Meanwhile nobody is at the terminal: wandb would ask for a key there, and a run would wait for an answer."""
+    terminal, sys.stdin = sys.stdin, io.StringIO()
+    try:
+        yield
+    finally:
+        sys.stdin = terminal
 
 
 def _private_settings(known: Container[str]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -68,6 +69,10 @@ def mask_loss(mask_logits: Tensor, masks: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(mask_logits, masks, reduction="none").mean(dim=1)
 
 
+NUM_IMAGES, NUM_MASKS, CLASS_WEIGHT = "num_images", "num_masks", "class_weight"
+"""What a loss may be divided by."""
+
+
 class SetCriterion(nn.Module):
     """Matches queries to targets and weighs three losses per supervised layer.
 
@@ -75,9 +80,18 @@ class SetCriterion(nn.Module):
     the number of masks and the total class weight, so that the mean over workers, of the losses and of the gradients,
     is what one process gives for the same images.
 
+    A subclass may give further losses. One that is a mean over the images needs nothing else; one that is divided by
+    the number of masks or the class weight is named in `divided_by`. Else an iteration in accumulation steps, which
+    weighs the losses of each by its share of the whole, would give another value.
+
     Args:
         config: weights, costs and points.
     """
+
+    divided_by: Mapping[str, str] = MappingProxyType(
+        {"loss_ce": CLASS_WEIGHT, "loss_mask": NUM_MASKS, "loss_dice": NUM_MASKS}
+    )
+    """By the name of a loss without the suffix of its layer; `NUM_IMAGES` for those that are not named."""
 
     def __init__(self, config: LossConfig | None = None) -> None:
         """Keep the options; the module has no parameter and no buffer."""

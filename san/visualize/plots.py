@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import math
 import re
-import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from san.data.metrics_lines import metrics_lines
 from san.errors import excerpt, one_line, printable
 from san.visualize.palette import short_name
 
@@ -111,18 +110,15 @@ def plot_pixel_histogram(pixels: Mapping[str, int], path: str | Path, *, title: 
 def read_curves(metrics_file: str | Path) -> dict[str, Curve]:
     """Every number of a JSON-lines metrics file as (iterations, values), iterations ascending; see `plot_curves`."""
     metrics_file = Path(metrics_file)
-    if not metrics_file.is_file():
-        raise FileNotFoundError(f"metrics file {metrics_file} does not exist; give the metrics.json of a training run")
     points: dict[str, dict[int, float]] = {}
     odd: list[int] = []
-    for number, line in enumerate(metrics_file.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
-        record = _parse(line)
+    for number, (line, record) in enumerate(metrics_lines(metrics_file), 1):
         if record is None:
             odd += [number] if line.strip() else []
             continue
-        iteration = record.pop("iteration", None)
-        for name, value in record.items() if type(iteration) is int else ():
-            if type(value) in (int, float) and abs(value) <= sys.float_info.max:
+        iteration = int(record.pop("iteration"))
+        for name, value in record.items():
+            if math.isfinite(value):
                 points.setdefault(name, {})[iteration] = float(value)
     if odd:
         logger.warning(
@@ -134,14 +130,6 @@ def read_curves(metrics_file: str | Path) -> dict[str, Curve]:
     if not points:
         raise ValueError(f"metrics file {metrics_file} holds no line with an iteration; is it a training run's?")
     return {name: tuple(map(list, zip(*sorted(curve.items()), strict=True))) for name, curve in points.items()}  # type: ignore[misc]
-
-
-def _parse(line: str) -> dict[str, Any] | None:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return record if isinstance(record, dict) else None
 
 
 def _starting(curves: Mapping[str, Curve], prefix: str) -> dict[str, Curve]:

@@ -25,7 +25,7 @@ def spoilt(make_cfg: MakeCfg, own_voc: Path) -> Callable[..., None]:
     """A function that starts a short run on a data set of its own, which the test has spoilt."""
 
     def start(**changes: Any) -> None:
-        run(make_cfg(**({"DATASETS__ROOT": str(own_voc), "SOLVER__MAX_ITER": 1} | changes)))
+        run(make_cfg(**({"DATASETS__ROOT": str(own_voc), "SOLVER__MAX_ITER": 1} | changes)), move_aside=True)
 
     return start
 
@@ -140,13 +140,13 @@ def test_a_loss_that_is_not_finite(make_cfg: MakeCfg, own_voc: Path, tmp_path: P
     before = checkpoints(tmp_path / "run")
     cfg = make_cfg(SOLVER__BASE_LR=1e30, SOLVER__MAX_ITER=6)
     refused(
-        lambda: run(cfg), FloatingPointError,
-        "not finite", "iteration 3, images", "train_00", "3 updates in a row", "earlier checkpoints are untouched",
+        lambda: run(cfg, resume=True), FloatingPointError,
+        "not finite", "iteration 4, images", "train_00", "3 updates in a row", "earlier checkpoints are untouched",
         "lower SOLVER.BASE_LR",
     )  # fmt: skip
     assert checkpoints(tmp_path / "run") == before
     lines = (tmp_path / "run" / "metrics.json").read_text().splitlines()
-    assert '"iteration": 0' in [line for line in lines if "total_loss" in line][-1]
+    assert '"iteration": 1' in [line for line in lines if "total_loss" in line][-1]
 
 
 def test_checkpoint_that_does_not_exist(make_cfg: MakeCfg) -> None:

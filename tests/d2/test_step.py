@@ -18,6 +18,7 @@ from san.benchmark.workload import make_workload
 from san.d2.outcome import NonFiniteError, Outcome
 from san.d2.solver import SolverConfig, build_optimizer, clip_gradient
 from san.d2.step import StepConfig, Stepper
+from san.losses.criterion import NUM_IMAGES, NUM_MASKS, SetCriterion
 
 READS = ("cpu", "item", "tolist", "nonzero", "unique", "__bool__", "__float__", "__int__")
 """Methods of a tensor for which the host waits when it is on a GPU."""
@@ -167,3 +168,35 @@ def test_the_bad_accumulation_step_is_told_without_its_share(stepper: Stepper) -
         stepper.run(batches, 0).read()
     assert caught.value.losses == {"loss_ce": math.inf, "loss_mask": pytest.approx(1.0)}
     assert caught.value.norm is None
+
+
+class Terms(nn.Module):
+    """Losses as a criterion divides them: by the class weight, the masks and, of a name of one's own, by the images."""
+
+    def __init__(self, name: str, divided_by: dict[str, str]) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 1, bias=False)
+        nn.init.ones_(self.layer.weight)
+        self.name = name
+        self.criterion = SetCriterion()
+        self.criterion.divided_by = {**SetCriterion.divided_by, **divided_by}
+
+    def forward(self, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
+        values = torch.stack([self.layer(sample["x"]).sum() for sample in batch])
+        by = self.criterion.divided_by.get(self.name, NUM_IMAGES)
+        divisor = len(batch) if by == NUM_IMAGES else sum(sample["num_masks"] for sample in batch)
+        return {self.name: values.sum() / divisor, "loss_mask": torch.ones(())}
+
+
+@pytest.mark.parametrize("divisor", [NUM_IMAGES, NUM_MASKS])
+@pytest.mark.parametrize("name", ["edges", "loss_ce_edges", "loss_mask_edges"])
+def test_accumulation_gives_a_term_its_value_whatever_its_name(name: str, divisor: str) -> None:
+    """A mean over the images as it is, and one over the masks that says so; the steps have 1 and 5 masks an image."""
+    batches = [batch_of(1.0) + batch_of(2.0), batch_of(5.0, 5) + batch_of(9.0, 5)]
+    outcomes = []
+    divided_by = {} if divisor == NUM_IMAGES else {name: divisor}
+    for given in ([batches[0] + batches[1]], batches):
+        model = Terms(name, divided_by)
+        losses, norm = stepper_of(model).run(given, 0).read()
+        outcomes.append((losses[name], norm, model.layer.weight.detach()))
+    torch.testing.assert_close(outcomes[0], outcomes[1])

@@ -64,8 +64,10 @@ def test_a_damaged_latest_checkpoint_is_passed_over(make_cfg: MakeCfg, reference
     spoil(folder / "model_0000003.pth", how)
     run(cfg, resume=True)
     log = (folder / "log.txt").read_text()
-    assert log.count("going on from the one before") == 1
-    assert re.search(r"checkpoint \S+model_0000003.pth .*; going on from the one before, \S+model_0000001.pth", log)
+    assert log.count("going on from the newest whole one") == 1
+    assert re.search(
+        r"checkpoint \S+model_0000003.pth .*; going on from the newest whole one, \S+model_0000001.pth", log
+    )
     assert losses(folder) == losses(reference)
     ours, theirs = (torch.load(f / "model_final.pth", weights_only=True)["model"] for f in (folder, reference))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -232,7 +234,7 @@ def test_the_best_checkpoint(make_cfg: MakeCfg, monkeypatch: Any) -> None:
     hooks = torch.load(folder / "model_final.pth", weights_only=True)["trainer"]["hooks"]
     assert hooks["BestCheckpointHook"] == {"metric": "voc_sem_seg_val/mIoU", "best": 30.0}
     with pytest.raises(ValueError, match=r"CHECKPOINT_BEST is 'voc/mIoU'; give a data set of DATASETS.TEST \(voc_sem_"):
-        run(make_cfg(**options, SOLVER__CHECKPOINT_BEST="voc/mIoU"))
+        run(make_cfg(**options, SOLVER__CHECKPOINT_BEST="voc/mIoU"), resume=True)
 
 
 def test_the_best_checkpoint_stays_after_resuming(make_cfg: MakeCfg, monkeypatch: Any) -> None:

@@ -65,7 +65,7 @@ def forget_groups() -> None:
     """Lets go of all groups; for a worker that takes leave, as threads of a group live as long as someone holds it."""
     global _local_process_group
     _local_process_group = None
-    _gloo_group.cache_clear()
+    gloo_group.cache_clear()
 
 
 def get_local_process_group() -> dist.ProcessGroup:
@@ -95,7 +95,7 @@ def synchronize() -> None:
 
 
 @functools.lru_cache
-def _gloo_group() -> dist.ProcessGroup | None:
+def gloo_group() -> dist.ProcessGroup | None:
     """The group of all workers on Gloo, made once."""
     if dist.get_backend() == dist.Backend.GLOO:
         return dist.group.WORLD
@@ -116,7 +116,7 @@ def all_gather(data: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
     """
     if get_world_size() == 1:
         return [data]
-    group = group or _gloo_group()
+    group = group or gloo_group()
     world_size = dist.get_world_size(group)
     if world_size == 1:
         return [data]
@@ -138,7 +138,7 @@ def gather(data: Any, dst: int = 0, group: dist.ProcessGroup | None = None) -> l
     """
     if get_world_size() == 1:
         return [data]
-    group = group or _gloo_group()
+    group = group or gloo_group()
     world_size = dist.get_world_size(group)
     if world_size == 1:
         return [data]

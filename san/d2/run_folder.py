@@ -1,0 +1,192 @@
+"""OUTPUT_DIR of a training run: whose it is, who writes there now, and what is moved aside for another run."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import logging
+import os
+import re
+import secrets
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from san.d2.api import CfgNode, forget_log_files
+from san.data.plain_file import read_plain_file
+from san.errors import excerpt, one_line, printable
+from san.files import replacing
+
+CONFIG = "config.yaml"
+"""The configuration of the run, written when its training starts."""
+
+RECORD = "run.json"
+"""Holds the run's id, which its checkpoints bear too."""
+
+LOCK = ".lock"
+"""Locked by the main process while a run trains."""
+
+LAST = "last_checkpoint"
+
+PATTERNS = (
+    CONFIG, RECORD, LAST, "log.txt*", "metrics.json", "events.out.tfevents*", "curves.png", "model_*.pth",
+    "model_*.pth.sha256", "bad_data.json", "nonfinite_*.json", "nonfinite_*.pth*", "inference", "wandb",
+)  # fmt: skip
+"""What a run leaves in its folder, and --move-aside moves."""
+
+_FOLDERS = ("inference", "wandb")
+
+logger = logging.getLogger("san.d2.run_folder")
+
+
+def new_run_id() -> str:
+    """An id that no other run has, of 16 letters and digits; Weights & Biases gets it too."""
+    return secrets.token_hex(8)
+
+
+@contextlib.contextmanager
+def occupied(folder: Path, *, resume: bool, move_aside: bool) -> Iterator[None]:
+    """The folder of a training run, in which no other trains meanwhile; for the main process.
+
+    Args:
+        folder: OUTPUT_DIR; made where it is missing.
+        resume: whether the run that is there goes on.
+        move_aside: whether the files of another run that is there are moved to a new folder beside it.
+
+    Raises:
+        ValueError: another run trains there now; or one is there, and neither `resume` nor `move_aside` is given; or
+            something that a run reads or writes there is no regular file.
+        OSError: the folder cannot be made or written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    check_kinds(folder)
+    with _locked(folder):
+        if not resume and (found := traces_of_run(folder)):
+            if not move_aside:
+                raise ValueError(
+                    f"OUTPUT_DIR {folder} holds a run already ({', '.join(found[:3])}{', ...' if found[3:] else ''}); "
+                    "go on with it with --resume, move it aside with --move-aside, or name another OUTPUT_DIR"
+                )
+            logger.warning("The run in %s was moved to %s", folder, move_run(folder))
+        yield
+
+
+def check_kinds(folder: Path) -> None:
+    """Refuses pipes, devices and the like where a run reads and writes files: opening one may wait for ever.
+
+    Raises:
+        ValueError: with the path.
+    """
+    for path in [folder / LOCK, *_files(folder)]:
+        wrong = not path.is_dir() if path.name in _FOLDERS else not path.is_file()
+        if wrong and (path.exists() or path.is_symlink()):
+            kind = "folder" if path.name in _FOLDERS else "regular file"
+            raise ValueError(f"{path} is no {kind}, as a run has it there; remove it, or name another OUTPUT_DIR")
+
+
+def traces_of_run(folder: Path) -> list[str]:
+    """Names of the files that show that a run has trained in a folder: checkpoints and logged iterations."""
+    checkpoints = sorted(path.name for path in folder.glob("model_*.pth"))
+    metrics = folder / "metrics.json"
+    return [*checkpoints, *([metrics.name] if metrics.is_file() and metrics.stat().st_size else [])]
+
+
+def move_run(folder: Path) -> Path:
+    """Moves what a run has left to a new folder beside its own, named by the time; files of others stay.
+
+    Returns:
+        The new folder.
+
+    Raises:
+        OSError: the new folder cannot be made, or is on another disk.
+    """
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    own = folder.resolve()
+    target = own.with_name(f"{own.name}-{stamp}")
+    number = 1
+    while target.exists():
+        number += 1
+        target = own.with_name(f"{own.name}-{stamp}-{number}")
+    target.mkdir()
+    for path in _files(folder):
+        os.rename(path, target / path.name)
+    forget_log_files()
+    return target
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted({path for pattern in PATTERNS for path in folder.glob(pattern)})
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Holds the lock of a folder; the system takes it back when the process ends, however it ends.
+
+    A lock of the process, not of the open file: loading processes, which may outlive a killed run, do not hold it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # it is for Unix only
+        yield
+        return
+    with open(folder / LOCK, "a+b", buffering=0) as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            file.seek(0)
+            holder = printable(file.read(200).decode("utf-8", "replace"))
+            raise ValueError(
+                f"another run trains in OUTPUT_DIR {folder} now ({holder or 'unknown process'}); wait for its end or "
+                "stop it, or name another OUTPUT_DIR"
+            ) from error
+        except OSError as error:
+            logger.warning(
+                "%s cannot be locked (%s): do not start a second run in this folder",
+                folder / LOCK,
+                error.strerror or error,
+            )
+        with contextlib.suppress(OSError):  # no room: the lock holds all the same
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
+        yield
+
+
+def recorded_run(folder: Path) -> str | None:
+    """The id of the run in a folder; None where none is recorded, and with a warning where the record is damaged."""
+    path = folder / RECORD
+    if not path.is_file():
+        return None
+    try:
+        content = read_plain_file(path, "record of the run")
+        found = content.get("id") if isinstance(content, dict) else None
+        if isinstance(found, str) and re.fullmatch("[0-9a-zA-Z_-]{1,64}", found):
+            return found
+        problem = f"its id is {excerpt(found)}"
+    except (ValueError, OSError) as error:
+        problem = one_line(error, limit=300)
+    logger.warning("%s is not used (%s); the run's id is that of its latest checkpoint", path, problem)
+    return None
+
+
+def record_start(folder: Path, run_id: str, cfg: CfgNode) -> None:
+    """Writes the run's id and configuration; called where its training starts, and nowhere else.
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    with replacing(folder / RECORD) as partial:
+        partial.write_text(json.dumps({"id": run_id}) + "\n", encoding="utf-8")
+    write_config(folder, cfg)
+
+
+def write_config(folder: Path, cfg: CfgNode) -> None:
+    """Writes a configuration to ``config.yaml`` in a folder, which is made where it is missing.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / CONFIG) as partial:
+        partial.write_text(cfg.dump(), encoding="utf-8")
+    logger.info("Configuration: %s", folder / CONFIG)
