@@ -576,11 +576,10 @@ def hub(saved: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespac
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-        monkeypatch.setattr(
-            "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE",
-            f"http://127.0.0.1:{server.server_port}/{{repo_id}}/resolve/{{revision}}/{{filename}}",
-        )
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+        template = f"http://127.0.0.1:{server.server_port}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        for module in ("constants", "file_download"):  # older releases copy it
+            monkeypatch.setattr(f"huggingface_hub.{module}.HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True, raising=False)
         monkeypatch.setattr(remote_module, "getproxies", dict)
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         yield SimpleNamespace(asked=asked, stop=server.shutdown, close=server.server_close)

@@ -244,6 +244,7 @@ def test_known_names(bound, allowed, host, known):
 
 @pytest.mark.parametrize("name", ["http://demo.example.org", "demo.example.org:80", "a b", "*"])
 def test_an_allowed_name_must_be_one(name):
+    pytest.importorskip("uvicorn", reason="uvicorn, which Gradio brings, is not installed")
     with pytest.raises(ValueError, match="--allowed-hosts holds"):
         DemoServer(None, Limits(), allowed_hosts=[name])  # type: ignore[arg-type]
 
@@ -302,6 +303,7 @@ def test_listens_on_this_machine_alone_by_default(demo):
 
 
 def test_a_taken_port_is_named():
+    pytest.importorskip("uvicorn", reason="uvicorn, which Gradio brings, is not installed")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
