@@ -184,14 +184,15 @@ class TextClassifier(nn.Module):
 
     def _vectors(self, texts: Sequence[str]) -> Mapping[str, Tensor]:
         """Unit-length embeddings (E,) of texts: from memory, from disk, or made now."""
-        self._report_cuts([text for text in texts if text not in self._measured])
+        fresh = [text for text in texts if text not in self._measured]
+        if fresh and isinstance(self._tokenizer, CompactTokenizer):
+            self._tokenizer([text[len(_TEMPLATED) :] for text in fresh])  # one warning for all words it has never met
+        self._report_cuts(fresh)
         vectors = {text: self._cache[text] for text in texts if text in self._cache}
         missing = [text for text in texts if text not in vectors]
         if missing:
             store = self._open_store()
             found = store.load(missing) if store else {}
-            if found and isinstance(self._tokenizer, CompactTokenizer):
-                self._tokenizer([text[len(_TEMPLATED) :] for text in found])  # tells what its CLIP has never met
             new = [text for text in missing if text not in found]
             made = dict(zip(new, self._embed_new(new), strict=True))
             if store:

@@ -20,6 +20,7 @@ from san.clip.zoo import build_trainable_clip
 from san.data.shapes import NAMES
 from san.data.shapes.captions import NAME_TEMPLATES
 from san.data.shapes.pretraining import zero_shot
+from san.hub import load_pretrained
 
 TOOL = Path(__file__).parents[2] / "tools" / "train_shapes_clip.py"
 
@@ -147,3 +148,10 @@ def test_many_unknown_words_are_one_line(caplog):
     assert "'newt'" in told
     assert told.count("'") == 20
     assert "and 2 more" in told
+
+
+def test_long_names_with_unknown_words_are_one_line(caplog):
+    """Names so long that their tokens are counted one by one."""
+    classifier = load_pretrained("shapes").text_classifier
+    classifier.embed([f"a zebra{number} beside a tree, or so it seems from here" for number in range(30)])
+    assert sum("never met" in record.getMessage() for record in caplog.records) == 1

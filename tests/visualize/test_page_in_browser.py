@@ -78,3 +78,22 @@ def test_the_page_works_and_no_name_runs(browser: Any, page: Path) -> None:
     assert browser.execute_async_script(wait)  # every picture is found, whatever is in its name
     assert browser.title == "t"
     assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
+
+
+def test_a_large_picture_can_be_read_on_a_phone(browser: Any, page: Path) -> None:
+    """It keeps its height and scrolls sideways; the page itself does not."""
+    screen = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+    try:
+        browser.get(page.as_uri())
+        assert browser.execute_script("return document.documentElement.scrollWidth") == 390
+        assert browser.execute_script("return document.querySelector('#theme').getClientRects()[0].height") < 50
+        browser.execute_async_script(
+            "const image = document.querySelector('#viewer-image'); image.onload = arguments[0];"
+            "document.querySelector('a.strip').click()"
+        )
+        script = "return document.querySelector(arguments[0]).getBoundingClientRect().toJSON()"
+        assert browser.execute_script(script, "#viewer-image")["height"] > 400
+        assert browser.execute_script(script, "#viewer button")["right"] <= 390
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
