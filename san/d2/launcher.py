@@ -29,6 +29,7 @@ from san.d2.api import CfgNode, comm, forget_groups, launch, log_backend, setup_
 from san.d2.job import Place, check_meeting, find_place
 from san.d2.stopping import EXIT_CODE, INTERRUPTED, StopRequested, ending_at_the_second, passing_on
 from san.errors import one_line
+from san.files import home_folder
 from san.redaction import RedactingFormatter
 
 WORKER_TIMEOUT = timedelta(minutes=30)
@@ -205,6 +206,7 @@ def setup_run(cfg: CfgNode) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     comm.synchronize()
     _setup_loggers(folder, rank)
+    place_caches(folder)
     if cfg.MODEL.DEVICE.startswith("cuda:"):
         _check_device(cfg.MODEL.DEVICE, comm.get_world_size())
         torch.cuda.set_device(cfg.MODEL.DEVICE)  # its name and memory are those logged
@@ -225,6 +227,18 @@ def setup_run(cfg: CfgNode) -> None:
     logger.info(
         "Python %s, PyTorch %s, %s x %s", platform.python_version(), torch.__version__, comm.get_world_size(), hardware
     )
+
+
+def place_caches(folder: Path) -> None:
+    """Without a home folder, other packages' caches and settings go below a run's; iopath would make a folder ``~``.
+
+    Args:
+        folder: of the run. Environment variables that are set already stay.
+    """
+    if home_folder("~") is not None:
+        return
+    for name in ("FVCORE_CACHE", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
+        os.environ.setdefault(name, str(folder.resolve() / "cache"))
 
 
 def _setup_loggers(folder: Path, rank: int) -> None:

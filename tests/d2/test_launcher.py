@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import pwd
 import socket
 import sys
 from collections.abc import Callable
@@ -161,3 +163,19 @@ def test_memory_where_the_system_does_not_tell(monkeypatch: pytest.MonkeyPatch) 
     with standin.EventStorage(0) as storage:
         storage.put_scalars(total_loss=1.0)
         line.write()
+
+
+def test_without_a_home_folder_caches_go_below_the_run(tmp_path, monkeypatch):
+    """Under a number that no user of the machine has; iopath would make a folder called ~, wandb fail."""
+
+    def unknown(number: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {number}")
+
+    monkeypatch.setattr(os, "environ", {"HOME": str(tmp_path)})
+    launcher.place_caches(tmp_path)
+    assert os.environ == {"HOME": str(tmp_path)}
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    monkeypatch.setattr(os, "environ", {"WANDB_CACHE_DIR": "/mine"})
+    launcher.place_caches(tmp_path)
+    assert os.environ["FVCORE_CACHE"] == os.environ["WANDB_CONFIG_DIR"] == str(tmp_path / "cache")
+    assert os.environ["WANDB_CACHE_DIR"] == "/mine"
