@@ -584,6 +584,8 @@ def test_standin_logs_full_names_to_the_file(tmp_path, capsys):
     logging.getLogger("toy.part").info("hello")
     assert "t.part]: hello" in capsys.readouterr().out
     assert "toy.part INFO: hello" in (tmp_path / "log.txt").read_text()
+    logging.getLogger("toy.part").info("caf\udce9.jpg")  # a name that is not UTF-8
+    assert "toy.part INFO: caf\\udce9.jpg" in (tmp_path / "log.txt").read_text()
 
 
 def test_comm_alone(engine):

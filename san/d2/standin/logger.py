@@ -85,7 +85,7 @@ def setup_logger(
         path = _log_file(output, distributed_rank)
         files = [handler.baseFilename for handler in logger.handlers if isinstance(handler, logging.FileHandler)]
         if os.path.abspath(path) not in files:
-            to_file = logging.FileHandler(path, encoding="utf-8")
+            to_file = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
             to_file.setFormatter(plain)
             logger.addHandler(to_file)
     return logger
