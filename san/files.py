@@ -108,6 +108,15 @@ def user_path(text: str, where: str) -> Path:
         raise ValueError(f"{where} is {excerpt(text)} ({error}); write the folder out") from None
 
 
+def expand_home(text: str, where: str) -> str:
+    """A text that may be a path, with the home folder that a ``~`` at its beginning stands for.
+
+    Raises:
+        ValueError: see `user_path`.
+    """
+    return str(user_path(text, where)) if text.startswith("~") else text
+
+
 def sha256_of(path: str | Path) -> str:
     """The SHA-256 of a file's content, in hexadecimal."""
     digest = hashlib.sha256()

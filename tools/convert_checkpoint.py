@@ -14,13 +14,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 import torch
 
 from san.checkpoint import brings_clip, load_checkpoint_file, load_weights, save_slim, to_published
 from san.cli.main import guarded
-from san.cli.options import add_import_option
+from san.cli.options import add_import_option, path_option
 from san.d2.config import load_config, san_config
 from san.hub import save_pretrained
 from san.model.build import build_san
@@ -30,11 +29,11 @@ from san.redaction import redact_terminal
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path, help="any SAN checkpoint, published or own")
+    parser.add_argument("checkpoint", type=path_option, help="any SAN checkpoint, published or own")
     parser.add_argument("--config-file", required=True, help="the configuration it was trained with")
     add_import_option(parser)
     parser.add_argument("--to", required=True, choices=("published", "own", "slim", "folder"), help="the form to write")
-    parser.add_argument("--out", required=True, type=Path, help="the .pth file, or the folder, to write")
+    parser.add_argument("--out", required=True, type=path_option, help="the .pth file, or the folder, to write")
     parser.add_argument("--half", action="store_true", help="in half precision, at half the size (slim and folder)")
     parser.add_argument("--num-classes", type=int, default=171, help="classes trained on (published only; %(default)s)")
     return parser.parse_args(arguments)

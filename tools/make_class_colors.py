@@ -14,11 +14,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
 
 from san.cli.main import guarded
+from san.cli.options import path_option
 from san.data.label_sets import LABEL_SETS, load_label_set
 from san.data.shapes.world import NAMES as SHAPES_NAMES
 from san.redaction import redact_terminal
@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     redact_terminal()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="JSON file; names in it keep their colours")
+    parser.add_argument("--out", type=path_option, required=True, help="JSON file; names in it keep their colours")
     options = parser.parse_args(arguments)
     fixed = json.loads(options.out.read_text(encoding="utf-8")) if options.out.is_file() else {}
     table = choose(vocabularies(), fixed)

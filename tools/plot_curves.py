@@ -13,9 +13,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from san.cli.main import guarded
+from san.cli.options import path_option
 from san.redaction import redact_terminal
 from san.visualize import plot_curves
 
@@ -24,8 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Reads the command line and draws."""
     redact_terminal()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="folder of a run, or its metrics.json")
-    parser.add_argument("--output", type=Path, help="PNG to write (default: curves.png beside metrics.json)")
+    parser.add_argument("run", type=path_option, help="folder of a run, or its metrics.json")
+    parser.add_argument("--output", type=path_option, help="PNG to write (default: curves.png beside metrics.json)")
     args = parser.parse_args(arguments)
     metrics = args.run / "metrics.json" if args.run.is_dir() else args.run
     output = args.output or metrics.with_name("curves.png")

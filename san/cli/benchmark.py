@@ -23,6 +23,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from san.cli.options import path_option
+
 if TYPE_CHECKING:
     from san.benchmark.cases import Case
     from san.visualize.growth_plot import Growth
@@ -64,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--product-size", type=int, metavar="N", help="N x N matrices for the floor (default: 3072, on a GPU 8192)"
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("output/benchmark"), help="folder of the results (default: %(default)s)"
+        "--out", type=path_option, default=Path("output/benchmark"), help="folder of the results (default: %(default)s)"
     )
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from san.cli.options import path_option
 from san.d2.arguments import add_dataset_arguments, register_from_arguments
 from san.d2.datasets import check_names, load_records, metadata_of, pairing_of, prepare_shapes
 from san.d2.loaders import Record
@@ -67,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the folders hold a part of the published set: fewer pairs and classes that never occur are not wrong",
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("output/check"), help="folder to write to (default: %(default)s)"
+        "--out", type=path_option, default=Path("output/check"), help="folder to write to (default: %(default)s)"
     )
 
 

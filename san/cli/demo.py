@@ -18,7 +18,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from san.cli.main import INTERRUPTED
-from san.cli.options import add_model_options, load_predictor, parse_words
+from san.cli.options import add_model_options, load_predictor, parse_words, place_option
 from san.demo.limits import Limits
 
 if TYPE_CHECKING:
@@ -73,7 +73,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="sites whose pages may show this one in a frame, separated by commas, such as https://huggingface.co "
         "(default: no other site)",
     )
-    parser.add_argument("--examples", metavar="DIR", help="a folder of pictures to offer, in place of the shapes")
+    parser.add_argument(
+        "--examples", type=place_option, metavar="DIR", help="a folder of pictures to offer, in place of the shapes"
+    )
     words = parser.add_mutually_exclusive_group()
     words.add_argument("--words", help="the words that each picture of --examples starts with")
     words.add_argument("--vocab-file", metavar="FILE", help="these words in a file, as `san predict` takes it")

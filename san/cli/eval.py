@@ -7,8 +7,8 @@ Examples:
   san eval --config-file output/my_run/config.yaml --weights output/my_run/model_final.pth --dataset my_data/set.yaml
 
 The same as `san train --eval-only`, but that with --resume the named weights are evaluated too, not a later checkpoint.
-The configuration says which model the weights belong to and which data sets to evaluate; pairs of KEY VALUE at the end
-change it. Results go to OUTPUT_DIR. See docs/datasets.md.
+The configuration says which model the weights belong to and which data sets to evaluate; KEY VALUE or KEY=VALUE at
+the end change it. Results go to OUTPUT_DIR. See docs/datasets.md.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ import argparse
 from pathlib import Path
 
 from san.cli import train
+from san.cli.options import place_option
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
     parser.add_argument(
         "--weights",
+        type=place_option,
         metavar="MODEL",
         help="a checkpoint file, a folder of a training run or of save_pretrained, or a name of `san models` (default: "
         "MODEL.WEIGHTS)",

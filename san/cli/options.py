@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from san.errors import excerpt
+from san.files import expand_home
 
 if TYPE_CHECKING:
     from san.d2.api import CfgNode
@@ -24,17 +25,32 @@ RUN_CONFIG = "config.yaml"
 """What a training run calls its configuration."""
 
 
+def place_option(text: str) -> str:
+    """An option's value that is a path, a name or something else: ``~`` at its beginning is a home folder."""
+    try:
+        return expand_home(text, "the path")
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def path_option(text: str) -> Path:
+    """An option's value that is a path: ``~`` at its beginning is a home folder, also in ``--out=~/masks``."""
+    return Path(place_option(text))
+
+
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Which model, and where it runs: what `load_predictor` reads."""
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model",
+        type=place_option,
         default="shapes",
         help="a name of `san models`, a folder of save_pretrained or of a training run, a checkpoint file, or "
         "owner/name on the hub (default: %(default)s, which knows shapes only)",
     )
     group.add_argument(
         "--config",
+        type=place_option,
         metavar="VARIANT",
         help="what a bare checkpoint file is: vit_b16, vit_l14_336, shapes, tiny, or a configuration file (YAML)",
     )

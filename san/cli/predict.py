@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from san.cli.jobs import Job, find_jobs, prepare_output, refuse_collisions, unfinished
-from san.cli.options import add_model_options, add_word_options, load_predictor, parse_words, read_words
+from san.cli.options import add_model_options, add_word_options, load_predictor, parse_words, path_option, read_words
 from san.cli.pipeline import Line, run_line, write_results
 from san.data.listing import describe
 from san.errors import one_line, printable
@@ -51,11 +51,13 @@ DEFAULT_FORMATS = "overlay,labels,rle,json"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE_OR_FOLDER", help="pictures, folders of them")
+    parser.add_argument(
+        "images", nargs="+", type=path_option, metavar="IMAGE_OR_FOLDER", help="pictures, folders of them"
+    )
     words = parser.add_argument_group("words (one of --vocab, --vocab-file, --label-set, --dataset)")
     add_word_options(words)
     words.add_argument("--label-set", metavar="NAME", help="all classes of a label set, such as ade20k_150")
-    words.add_argument("--dataset", type=Path, metavar="FILE", help="the classes of a data set's YAML file")
+    words.add_argument("--dataset", type=path_option, metavar="FILE", help="the classes of a data set's YAML file")
     words.add_argument(
         "--context",
         metavar="NAME_OR_WORDS",
@@ -71,7 +73,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_model_options(parser)
     output = parser.add_argument_group("results")
-    output.add_argument("--out", type=Path, default=Path("predictions"), metavar="DIR", help="default: %(default)s")
+    output.add_argument(
+        "--out", type=path_option, default=Path("predictions"), metavar="DIR", help="default: %(default)s"
+    )
     output.add_argument(
         "--format",
         type=_formats,

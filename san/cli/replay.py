@@ -7,8 +7,8 @@ Examples:
 
 Training that stops after SOLVER.MAX_NONFINITE updates in a row writes the file, and the weights beside it. The samples
 come from the run's seed and their positions, so they are the same to the pixel; config.yaml beside the file says how
-they were trained on. Options go before the file; pairs of KEY VALUE after it change the configuration, to see whether
-another precision helps.
+they were trained on. Options go before the file; KEY VALUE or KEY=VALUE after it change the configuration, to see
+whether another precision helps.
 
 Exit codes: 0 all numbers are finite here, 1 error, 2 wrong command line, 3 some are not.
 """
@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from san.cli.options import add_import_option
+from san.cli.options import add_import_option, path_option
 from san.cli.train import add_overrides
 from san.clip.record import parse_json
 
@@ -37,7 +37,7 @@ NOT_FINITE = 3
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
-    parser.add_argument("dump", type=Path, metavar="FILE", help="nonfinite_<iteration>.json of a run")
+    parser.add_argument("dump", type=path_option, metavar="FILE", help="nonfinite_<iteration>.json of a run")
     parser.add_argument("--config-file", metavar="FILE", help="of the run (default: config.yaml beside the file)")
     parser.add_argument("--iteration", type=int, metavar="N", help="only this one (default: all in the file)")
     add_import_option(parser)

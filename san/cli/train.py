@@ -7,17 +7,18 @@ Examples:
   san train --config-file configs/san_clip_vit_b16_coco.yaml --eval-only MODEL.WEIGHTS san_vit_b16.pth
   torchrun --nproc-per-node 8 -m san train --config-file configs/san_clip_vit_b16_coco.yaml
 
-tools/train_net.py is the same. Pairs of KEY VALUE at the end change the configuration. Without GPUs, --num-gpus N
+tools/train_net.py is the same. KEY VALUE or KEY=VALUE at the end change the configuration. Without GPUs, --num-gpus N
 starts N processes on the CPU. See docs/training.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import traceback
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from san.cli.options import add_import_option
 from san.errors import USER_ERRORS, one_line
@@ -66,13 +67,40 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:
-    """KEY VALUE pairs, which end the command line."""
+    """KEY VALUE pairs and KEY=VALUE, which end the command line; options may stand behind them."""
     parser.add_argument(
         "opts",
         nargs=argparse.REMAINDER,
+        action=_Overrides,
         metavar="KEY VALUE",
-        help="changes of the configuration; all options go before",
+        help="changes of the configuration; KEY=VALUE too",
     )
+
+
+class _Overrides(argparse.Action):
+    """Splits what follows the first KEY into overrides and options, and has the parser read those."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        given: list[str] = [*values]
+        pairs: list[str] = []
+        while given and not given[0].startswith("-"):
+            alone = "=" in given[0]
+            taken, given = given[: 1 if alone else 2], given[1 if alone else 2 :]
+            if not alone and (len(taken) == 1 or re.match(r"--[a-z]", taken[1])):
+                parser.error(f"{taken[0][:200]} has no value; write KEY VALUE or KEY=VALUE")
+            pairs += taken
+        namespace.opts = [*(getattr(namespace, "opts", None) or []), *pairs]
+        others = [each for each in parser._actions if each is not self and not each.option_strings]
+        if given and others:  # would be asked for again
+            parser.error(f"{given[0][:200]} stands behind KEY VALUE; write options first")
+        if given:
+            parser.parse_args(given, namespace)
 
 
 def run(args: argparse.Namespace) -> int:

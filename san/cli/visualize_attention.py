@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from san.cli.options import add_model_options, add_word_options, load_predictor, read_words
+from san.cli.options import add_model_options, add_word_options, load_predictor, path_option, read_words
 from san.visualize.attention import AttentionView, attention_panel
 from san.visualize.palette import palette
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
-    parser.add_argument("image", type=Path, metavar="IMAGE", help="picture file")
+    parser.add_argument("image", type=path_option, metavar="IMAGE", help="picture file")
     add_word_options(parser.add_mutually_exclusive_group(required=True))
     parser.add_argument(
         "--queries", default="", metavar="N,N", help="numbers of the proposals to show, from 0 (default: see above)"
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--out",
-        type=Path,
+        type=path_option,
         default=Path("attention.png"),
         metavar="FILE",
         help="picture to write (default: %(default)s)",

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from san.cli.options import path_option
 from san.cli.visualize_images import FORMAT, write_text
 from san.cli.visualize_predictions import COLUMNS, SCORES_FILE, check_page
 from san.clip.record import parse_json, read_record
@@ -46,10 +47,14 @@ class ScoresFile:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
-    parser.add_argument("a", type=Path, metavar="A", help="folder of the one evaluation")
-    parser.add_argument("b", type=Path, metavar="B", help="folder of the other")
+    parser.add_argument("a", type=path_option, metavar="A", help="folder of the one evaluation")
+    parser.add_argument("b", type=path_option, metavar="B", help="folder of the other")
     parser.add_argument(
-        "--out", type=Path, default=Path("compare.html"), metavar="FILE", help="page to write (default: %(default)s)"
+        "--out",
+        type=path_option,
+        default=Path("compare.html"),
+        metavar="FILE",
+        help="page to write (default: %(default)s)",
     )
 
 

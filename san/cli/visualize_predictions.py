@@ -26,6 +26,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from san.cli.options import path_option, place_option
 from san.cli.visualize_images import FORMAT, ImageWorker, Outcome, Task, rounded, write_text
 from san.d2.api import DatasetCatalog
 from san.d2.arguments import add_data_root_argument
@@ -57,13 +58,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
     parser.add_argument(
         "--predictions",
-        type=Path,
+        type=path_option,
         required=True,
         metavar="PATH",
         help="OUTPUT_DIR/inference/<data set> of an evaluation, its sem_seg_predictions.json, or its label_maps",
     )
     parser.add_argument(
         "--dataset",
+        type=place_option,
         action="append",
         default=[],
         metavar="NAME|FILE",
@@ -72,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_data_root_argument(parser)
     parser.add_argument(
-        "--out", type=Path, default=Path("output/visualize"), help="folder to write to (default: %(default)s)"
+        "--out", type=path_option, default=Path("output/visualize"), help="folder to write to (default: %(default)s)"
     )
     parser.add_argument(
         "--sort", choices=SORTS, default="worst", help="order of the page at first (default: %(default)s)"

@@ -89,9 +89,24 @@ def check_ranges(record: object, what: str, place: str, **ranges: tuple[float, f
     Raises:
         ValueError: a number is out of its range, or NaN.
     """
-    for name, (least, most) in ranges.items():
-        value, above = getattr(record, name), isinstance(least, float)
-        if not (least < value <= most if above else least <= value <= most):
-            accepted = f"above {least:g} and at most {most:g}" if above else f"within {least}..{most}"
-            key = place + (name.upper() if place.isupper() else name)
-            raise ValueError(f"{name} of {what} is {excerpt(value)}; set {key} {accepted}")
+    for name, limits in ranges.items():
+        key = place + (name.upper() if place.isupper() else name)
+        check_range(getattr(record, name), limits, f"{name} of {what}", key)
+
+
+def check_range(value: float, limits: tuple[float, float], what: str, key: str) -> None:
+    """Refuses one number, see `check_ranges`.
+
+    Args:
+        value: the number.
+        limits: the smallest and the largest one.
+        what: it is, for messages.
+        key: where it stands.
+
+    Raises:
+        ValueError: it is out of its range, or NaN.
+    """
+    (least, most), above = limits, isinstance(limits[0], float)
+    if not (least < value <= most if above else least <= value <= most):
+        accepted = f"above {least:g} and at most {most:g}" if above else f"within {least}..{most}"
+        raise ValueError(f"{what} is {excerpt(value)}; set {'it' if what == key else key} {accepted}")

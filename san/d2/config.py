@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,10 +18,12 @@ import torch
 
 from san.clip.text_cache import resolve_folder
 from san.d2.api import CfgNode, get_cfg
-from san.d2.config_file import merge_file, merge_overrides, use_datasets
+from san.d2.config_check import check_values
+from san.d2.config_file import expand_paths, merge_file, merge_overrides, override_pairs, use_datasets
 from san.d2.solver import SolverConfig
-from san.d2.user_modules import check_model_name, import_configured
+from san.d2.user_modules import import_configured
 from san.data.transforms import AugmentationConfig
+from san.errors import excerpt
 from san.losses import LossConfig
 from san.model.config import AttnBiasConfig, ClipConfig, HeadConfig, SANConfig, SideAdapterConfig
 
@@ -58,12 +59,6 @@ ENGINE_KEYS = (
     "TEST.EXPECTED_RESULTS",
 )
 """Detectron2's keys that SAN reads; they mean what they mean there."""
-
-AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-"""Legal values of SOLVER.AMP.DTYPE."""
-
-FLOAT32_PRECISIONS = ("", "highest", "high", "medium")
-"""Legal values of FLOAT32_PRECISION."""
 
 
 def add_san_config(cfg: CfgNode) -> None:
@@ -228,11 +223,11 @@ def load_config(
     datasets: Sequence[str] = (),
     imports: Sequence[str] = (),
 ) -> CfgNode:
-    """A configuration from a file, the options about data sets, and ``KEY VALUE`` pairs, the later winning.
+    """A configuration from a file, the options about data sets, and overrides, the later winning.
 
     Args:
         path: YAML file, plain data; ``_BASE_`` names one to start from. "" takes the defaults.
-        overrides: key, value, key, value, ... as on the command line.
+        overrides: ``KEY VALUE`` and ``KEY=VALUE`` as on the command line, see `override_pairs`.
         data_root: ``--data-root``, DATASETS.ROOT; "" leaves it.
         datasets: ``--dataset``, files of own data sets, see `use_datasets`.
         imports: ``--import``, modules to import beside those of MODEL.IMPORTS, see `import_configured`.
@@ -249,77 +244,22 @@ def load_config(
     if data_root:
         cfg.DATASETS.ROOT = data_root
     use_datasets(cfg, datasets)
-    merge_overrides(cfg, overrides or [])
-    import_configured(cfg, [] if "MODEL.IMPORTS" in (overrides or [])[::2] else files, imports)
+    pairs = override_pairs(overrides or [])
+    merge_overrides(cfg, pairs)
+    expand_paths(cfg)
+    import_configured(cfg, [] if "MODEL.IMPORTS" in dict(pairs) else files, imports)
     check_config(cfg)
     return cfg
 
 
 def check_config(cfg: CfgNode) -> None:
-    """Refuses what no dataclass checks, and makes every dataclass once, so that all errors come before any work.
+    """Checks every value, and makes every dataclass once, so that all errors come before any work.
 
     Raises:
         ValueError: with the key, the value seen and the values accepted.
     """
-    if cfg.SOLVER.AMP.DTYPE not in AMP_DTYPES:
-        raise ValueError(f"SOLVER.AMP.DTYPE is {cfg.SOLVER.AMP.DTYPE!r}; set it to one of {', '.join(AMP_DTYPES)}")
-    if cfg.WANDB.MODE not in ("offline", "online", "disabled"):
-        raise ValueError(f"WANDB.MODE is {cfg.WANDB.MODE!r}; set it to offline, online or disabled")
-    if cfg.FLOAT32_PRECISION not in FLOAT32_PRECISIONS:
-        raise ValueError(
-            f"FLOAT32_PRECISION is {cfg.FLOAT32_PRECISION!r}; set it to highest, high or medium, or leave it empty"
-        )
-    check_model_name(cfg.MODEL.META_ARCHITECTURE)
-    _check_device(cfg.MODEL.DEVICE)
-    _check_expected(cfg.TEST.EXPECTED_RESULTS)
-    at_least = {"SOLVER.LOG_PERIOD": 1, "SOLVER.CHECKPOINT_PERIOD": 1, "SOLVER.ACCUMULATION_STEPS": 1, "SEED": -1}
-    at_least |= {"SOLVER.IMS_PER_BATCH": 1, "INPUT.MIN_SIZE_TEST": 1, "INPUT.MAX_SIZE_TEST": 1}
-    at_least |= {
-        "DATASETS.TEST_SUBSET": 0,
-        "TEST.PARTIAL_PERIOD": 0,
-        "DATALOADER.TIMEOUT": 0,
-        "SOLVER.MAX_NONFINITE": 1,
-    }
-    at_least |= {"DATALOADER.NUM_WORKERS": 0, "TEST.EVAL_PERIOD": 0, "TEST.NUM_PANELS": 0, "SOLVER.CHECKPOINT_KEEP": 0}
-    at_least["DATALOADER.TIMEOUT"] = 0
-    for key, least in at_least.items():
-        value: Any = cfg
-        for part in key.split("."):
-            value = value[part]
-        if value < least:
-            raise ValueError(f"{key} is {value}; set it to {least} or more")
-    if not 0 <= cfg.DATALOADER.MAX_BAD_SHARE <= 1:
-        raise ValueError(f"DATALOADER.MAX_BAD_SHARE is {cfg.DATALOADER.MAX_BAD_SHARE}; set it to a share, 0..1")
-    if cfg.DETERMINISTIC and cfg.SEED < 0:
-        raise ValueError("DETERMINISTIC is set but SEED is -1, drawn anew in every run; set SEED to 0 or more")
+    check_values(cfg)
     san_config(cfg), loss_config(cfg), augmentation_config(cfg), solver_config(cfg)
-
-
-def _check_device(device: str) -> None:
-    """MODEL.DEVICE must be one that this machine has."""
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
-        raise ValueError(f"MODEL.DEVICE is {device!r}; set it to cpu, cuda or cuda:N")
-    if device == "cpu":
-        return
-    if not torch.cuda.is_available():
-        raise ValueError(f"MODEL.DEVICE is {device!r} but PyTorch sees no GPU; set it to cpu")
-    index, count = torch.device(device).index, torch.cuda.device_count()
-    if index is not None and index >= count:
-        raise ValueError(
-            f"MODEL.DEVICE is {device!r} but PyTorch sees {count} GPUs; set it to cuda:{count - 1} or less"
-        )
-
-
-def _check_expected(entries: Any) -> None:
-    """TEST.EXPECTED_RESULTS must be of the right shape; `san.d2.run` looks up its names."""
-    for entry in entries:
-        fits = isinstance(entry, (list, tuple)) and len(entry) == 4
-        fits = fits and all(isinstance(name, str) for name in entry[:2])
-        if not fits or not all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in entry[2:]):
-            raise ValueError(
-                f"TEST.EXPECTED_RESULTS holds {entry!r}; give lists of [data set, metric, value, tolerance], such as "
-                "[['sem_seg', 'mIoU', 40.0, 1.0]]"
-            )
 
 
 def _record(kind: type[Record], node: CfgNode, **given: Any) -> Record:
@@ -338,7 +278,8 @@ def _fusion(pairs: list[str]) -> tuple[tuple[int, int], ...]:
         return tuple((int(feature), int(block)) for feature, block in (pair.split("->") for pair in pairs))
     except (ValueError, AttributeError):
         raise ValueError(
-            f"MODEL.SIDE_ADAPTER.FUSION is {pairs}; write each pair as 'CLIP feature->side block', such as '3->1'"
+            f"MODEL.SIDE_ADAPTER.FUSION is {excerpt(pairs)}; write each pair as 'CLIP feature->side block', such as "
+            "'3->1'"
         ) from None
 
 

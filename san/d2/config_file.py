@@ -16,6 +16,7 @@ from san.d2.foreign_keys import INSTEAD, foreign_name
 from san.data.custom import load_custom_dataset
 from san.data.plain_file import is_file, parse_yaml, read_text, user_path
 from san.errors import excerpt, one_line, printable
+from san.files import expand_home
 
 logger = logging.getLogger("san.d2.config")
 
@@ -50,6 +51,19 @@ LISTS = {
 TEXT_OR_LIST = ("MODEL.CLIP.TEMPLATES",)
 """Keys that hold a name or, instead, a list of texts."""
 
+PATHS = (
+    "OUTPUT_DIR",
+    "MODEL.WEIGHTS",
+    "MODEL.CLIP.PRETRAINED",
+    "MODEL.CLIP.TEXT_CACHE",
+    "DATASETS.ROOT",
+    "DATASETS.CUSTOM",
+)
+"""Keys that hold a path, or paths, some of them something else instead; ``~`` in them is a home folder."""
+
+MAX_TEXT = 4096
+"""Characters of a text, or elements of a list, that a key takes. Names, paths and templates are shorter."""
+
 KINDS = {int: "whole numbers", float: "numbers", str: "names"}
 
 
@@ -70,7 +84,7 @@ def merge_file(cfg: CfgNode, path: str) -> list[Path]:
         ValueError: if it is no YAML mapping, a key is unknown, or a value does not fit.
     """
     files = []
-    for source, content in _with_bases(Path(path)):
+    for source, content in _with_bases(user_path(path, "the configuration file")):
         files.append(source)
         # the same file with every scalar as it is written: YAML itself reads 2024_01 as the number 202401
         raw = parse_yaml(read_text(source, "configuration file"), as_written=True)
@@ -83,21 +97,59 @@ def merge_file(cfg: CfgNode, path: str) -> list[Path]:
     return files
 
 
-def merge_overrides(cfg: CfgNode, overrides: Sequence[str]) -> None:
-    """Sets ``KEY VALUE`` pairs of the command line.
+def override_pairs(overrides: Sequence[str]) -> list[tuple[str, str]]:
+    """Keys and values of the command line.
+
+    Args:
+        overrides: each a key and then its value, or one text ``key=value``; a value may hold ``=`` too.
+
+    Raises:
+        ValueError: if a value is missing.
+    """
+    pairs, texts = [], iter(overrides)
+    for text in texts:
+        key, alone, rest = text.partition("=")
+        value = rest if alone else next(texts, None)
+        if not key or value is None:
+            raise ValueError(
+                f"{excerpt(' '.join(overrides))} does not pair every KEY with a VALUE; write KEY VALUE KEY VALUE ... "
+                "or KEY=VALUE ..."
+            )
+        pairs.append((key, value))
+    return pairs
+
+
+def merge_overrides(cfg: CfgNode, overrides: Sequence[tuple[str, str]]) -> None:
+    """Sets keys of the command line.
 
     Args:
         cfg: changed in place.
-        overrides: key, value, key, value, ...
+        overrides: pairs of key and value.
 
     Raises:
-        ValueError: if a value is missing, a key is unknown, or a value does not fit.
+        ValueError: if a key is unknown, or a value does not fit.
     """
-    if len(overrides) % 2:
-        shown = excerpt(" ".join(overrides))
-        raise ValueError(f"{shown} does not pair every KEY with a VALUE; write KEY VALUE KEY VALUE ...")
-    for key, text in zip(overrides[::2], overrides[1::2], strict=True):
+    for key, text in overrides:
         _set(cfg, key, _parse(text), text, source="the command line")
+
+
+def expand_paths(cfg: CfgNode) -> None:
+    """Puts home folders in the place of ``~`` in `PATHS`; other paths stay as they are written.
+
+    Args:
+        cfg: changed in place.
+
+    Raises:
+        ValueError: there is no such home folder, or a value can be no path.
+    """
+    for key in PATHS:
+        *sections, leaf = key.split(".")
+        node: Any = functools.reduce(lambda each, section: each[section], sections, cfg)
+        value = node[leaf]
+        if isinstance(value, str):
+            node[leaf] = expand_home(value, key)
+        else:
+            node[leaf] = type(value)(expand_home(each, key) for each in value)
 
 
 def use_datasets(cfg: CfgNode, paths: Sequence[str]) -> None:
@@ -221,6 +273,11 @@ def _set(cfg: CfgNode, key: str, value: Any, raw: Any, *, source: str) -> None:
         near = difflib.get_close_matches(start, keys, n=1, cutoff=0.0)
         same_leaf = [other for other in keys if other.split(".")[-1] == leaf]
         raise ValueError(f"unknown key {start} in {source}; did you mean {(same_leaf or near)[0]}?")
+    size = max(_size(value), _size(raw))
+    if size > MAX_TEXT:
+        raise ValueError(
+            f"{key} in {source} is {excerpt(value)}, of {size:,} characters or elements; give {MAX_TEXT} at most"
+        )
     try:
         if key in TEXT_OR_LIST and not isinstance(value, str):
             node[leaf] = _coerce_list(value, raw, ListRule(str))
@@ -236,6 +293,13 @@ def _set(cfg: CfgNode, key: str, value: Any, raw: Any, *, source: str) -> None:
         raise ValueError(
             f"{key} in {source} is {excerpt(value)}, of type {type(value).__name__}; give {wanted}{example}"
         ) from None
+
+
+def _size(value: Any) -> int:
+    """Characters of the longest text, or elements of the longest list, in a value."""
+    if isinstance(value, (list, tuple)):
+        return max([len(value), *map(_size, value)])
+    return len(value) if isinstance(value, str) else 0
 
 
 def _wanted(rule: ListRule) -> str:

@@ -21,7 +21,8 @@ from san.d2.batches import Batches, Sample
 from san.d2.books import Books
 from san.d2.checkpoint_hooks import BestCheckpointHook, CheckpointHook, last_done
 from san.d2.checkpointer import SANCheckpointer, latest_checkpoint
-from san.d2.config import AMP_DTYPES, solver_config
+from san.d2.config import solver_config
+from san.d2.config_check import AMP_DTYPES
 from san.d2.datasets import check_distinct_classes, check_names, load_records
 from san.d2.evaluation import evaluate, summary
 from san.d2.faults import BadData, NonFiniteUpdates, sources_of

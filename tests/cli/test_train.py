@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from san.cli import train
+from san.cli import replay, train
 from san.cli.eval import weights_file
-from san.cli.main import main
+from san.cli.main import main, make_parser
 from san.cli.options import find_model
 from san.hub import SHAPES_CHECKPOINT, load_pretrained
 from san.model.build import build_san
@@ -103,3 +104,37 @@ def test_a_training_run_is_a_model(tmp_path: Path) -> None:
     torch.testing.assert_close(dict(loaded.state_dict()), dict(model.state_dict()), atol=0, rtol=0)
     assert find_model("shapes") == ("shapes", None)
     assert find_model("a.pth", "vit_b16") == ("a.pth", "vit_b16")
+
+
+@pytest.mark.parametrize("command", ["train", "eval"])
+def test_options_may_stand_behind_overrides(command: str, started: list[Any], repo: Path) -> None:
+    config = str(repo / "configs" / "shapes" / "san_shapes_quick.yaml")
+    given = ["SEED", "-1", "--resume", "SOLVER.MAX_ITER=10", "--num-gpus", "2", "OUTPUT_DIR=a=b", "--dataset=no.yaml"]
+    module = importlib.import_module(f"san.cli.{command}")
+    options = make_parser(module).parse_args(["--config-file", config, *given])
+    with pytest.raises(FileNotFoundError, match=r"no.yaml"):
+        module.run(options)
+    assert main([command, "--config-file", config, *given[:-1]]) == 0
+    cfg, args = started[0]
+    assert (cfg.SEED, cfg.SOLVER.MAX_ITER, cfg.OUTPUT_DIR, args.num_gpus, args.resume) == (-1, 10, "a=b", 2, True)
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["train", "SEED"], "SEED has no value"),
+        (["train", "OUTPUT_DIR", "--resume"], "OUTPUT_DIR has no value"),
+        (["train", "SEED", "1", "--no-such-option"], "unrecognized arguments: --no-such-option"),
+    ],
+)
+def test_overrides_without_a_value(command: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_options_behind_the_overrides_of_a_replay_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        make_parser(replay).parse_args(["dump.json", "SEED=1", "--iteration", "3"])
+    assert "--iteration stands behind KEY VALUE" in capsys.readouterr().err
+    args = make_parser(replay).parse_args(["--iteration", "3", "dump.json", "SEED=1", "A", "b"])
+    assert (args.iteration, args.opts) == (3, ["SEED=1", "A", "b"])

@@ -159,7 +159,7 @@ def test_a_dumped_configuration_loads_again(tmp_path: Path) -> None:
         ("MODEL: {DEVICE: tpu}", "cpu, cuda"),
         ("MODEL: {SIDE_ADAPTER: {FUSION: ['0:0']}}", "FUSION"),
         ("MODEL: {SIDE_ADAPTER: {FUSION: ['30->0']}}", "FUSION"),
-        ("MODEL: {LOSS: {NUM_POINTS: 0}}", "num_points"),
+        ("MODEL: {LOSS: {NUM_POINTS: 0}}", "NUM_POINTS"),
         ("SEED: -2", "SEED is -2"),
         ("- a", "no mapping"),
         ("a: [", "no plain YAML"),

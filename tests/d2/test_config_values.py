@@ -9,7 +9,7 @@ import pytest
 
 from san.d2.api import get_cfg
 from san.d2.config import add_san_config, load_config, san_cfg, san_config
-from san.d2.config_file import LISTS, leaf_keys
+from san.d2.config_file import LISTS, PATHS, leaf_keys, merge_overrides
 
 
 def value_of(cfg: Any, key: str) -> Any:
@@ -62,9 +62,9 @@ def test_every_list_has_a_rule() -> None:
         ("TEST.EXPECTED_RESULTS", "[['sem_seg', 'mIoU', '40', 1.0]]", "value, tolerance"),
         ("TEST.EXPECTED_RESULTS", "[[1, 'mIoU', 40.0, 1.0]]", "value, tolerance"),
         ("TEST.EXPECTED_RESULTS", "5", "a list"),
-        ("DATALOADER.MAX_BAD_SHARE", "1.5", "a share, 0..1"),
-        ("SOLVER.MAX_NONFINITE", "0", "1 or more"),
-        ("TEST.PARTIAL_PERIOD", "-1.0", "0 or more"),
+        ("DATALOADER.MAX_BAD_SHARE", "1.5", "within 0..1"),
+        ("SOLVER.MAX_NONFINITE", "0", "within 1..1000000"),
+        ("TEST.PARTIAL_PERIOD", "-1.0", "within 0..10000000"),
     ],
 )
 def test_wrong_values_are_refused_by_key(tmp_path: Path, key: str, text: str, wanted: str, way: str) -> None:
@@ -147,3 +147,81 @@ def test_templates_are_a_name_or_a_list(text: str, wanted: Any, way: str, tmp_pa
     again = load_config(str(tmp_path / "again.yaml"), ["MODEL.CLIP.TEMPLATES", "vild"])
     assert again.MODEL.CLIP.TEMPLATES == "vild"
     assert load_config(str(tmp_path / "again.yaml")) == cfg
+
+
+def numbers(value: Any) -> bool:
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return bool(values) and all(isinstance(each, (int, float)) and not isinstance(each, bool) for each in values)
+
+
+@pytest.mark.parametrize("key", [key for key in leaf_keys(san_cfg()) if numbers(value_of(san_cfg(), key))])
+def test_every_number_has_a_largest_one(key: str) -> None:
+    """Refused before any memory is taken."""
+    present = value_of(san_cfg(), key)
+    first = present[0] if isinstance(present, list) else present
+    number = type(first)(10**30)
+    for each in (number, -number):
+        wrong = str([each] * len(present)) if isinstance(present, list) else str(each)
+        with pytest.raises(ValueError) as caught:
+            load_config("", ["MODEL.DEVICE", "cpu", key, wrong])
+        assert key.rpartition(".")[2] in str(caught.value) and len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("text", ["x" * 10**6, f"'{'x' * 10**6}'", f"[{'7,' * 10**4}7]", f"[{'7' * 5000}]", "7" * 5000])
+def test_a_long_value_makes_a_short_message(tmp_path: Path, text: str) -> None:
+    for key in leaf_keys(san_cfg()):
+        with pytest.raises(ValueError) as caught:
+            merge_overrides(san_cfg(), [(key, text)])
+        assert key in str(caught.value) and len(str(caught.value)) < 600
+    (tmp_path / "it.yaml").write_text(f"OUTPUT_DIR: {text}")
+    with pytest.raises(ValueError) as caught:
+        load_config(str(tmp_path / "it.yaml"))
+    assert len(str(caught.value)) < 600
+
+
+def test_the_stand_ins_messages_are_short(tmp_path: Path) -> None:
+    from san.d2.standin.config import get_cfg as standin_cfg
+
+    for text in (
+        f"VERSION: {'x' * 10**5}",
+        "x" * 10**5,
+        f"SEED: {'x' * 10**5}",
+        f"{'x' * 10**5}: 1",
+        f"A: !{'x' * 10**5} 1",
+    ):
+        (tmp_path / "it.yaml").write_text(text)
+        with pytest.raises((ValueError, KeyError)) as caught:
+            standin_cfg().merge_from_file(str(tmp_path / "it.yaml"))
+        assert len(str(caught.value)) < 3000
+    for pair in (["SEED", "x" * 10**5], ["X" * 10**5, "1"]):
+        with pytest.raises((ValueError, KeyError, AssertionError)) as caught:
+            standin_cfg().merge_from_list(pair)
+        assert len(str(caught.value)) < 3000
+
+
+@both_ways
+@pytest.mark.parametrize("key", PATHS)
+def test_a_home_folder_is_expanded(tmp_path: Path, key: str, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/of/someone")
+    assert value_of(load(key, "~/it", way, tmp_path), key) in ("/home/of/someone/it", ["/home/of/someone/it"])
+    assert value_of(load(key, "./a/../~", way, tmp_path), key) in ("./a/../~", ["./a/../~"])
+    with pytest.raises(ValueError, match=key):
+        load(key, "~no-such-user/it", way, tmp_path)
+
+
+@both_ways
+@pytest.mark.parametrize("text", ["''", "' '"])
+def test_a_run_needs_a_folder(tmp_path: Path, text: str, way: str) -> None:
+    with pytest.raises(ValueError, match="OUTPUT_DIR is ' ?', but a run needs a folder"):
+        load("OUTPUT_DIR", text, way, tmp_path)
+
+
+def test_keys_and_values_in_one_word() -> None:
+    given = ["SOLVER.MAX_ITER=10", "WANDB.NAME", "a=b", "WANDB.PROJECT=c=d", "SEED", "-1", "MODEL.WEIGHTS="]
+    cfg = load_config("", ["MODEL.DEVICE=cpu", *given])
+    assert (cfg.SOLVER.MAX_ITER, cfg.WANDB.NAME, cfg.WANDB.PROJECT, cfg.SEED) == (10, "a=b", "c=d", -1)
+    with pytest.raises(ValueError, match="unknown key SOLVER.MAXITER in the command line"):
+        load_config("", ["SOLVER.MAXITER=10"])
+    for wrong in (["=10"], ["SEED=1", "SOLVER.MAX_ITER"], ["", "1"]):
+        with pytest.raises(ValueError, match="does not pair every KEY with a VALUE"):
+            load_config("", wrong)

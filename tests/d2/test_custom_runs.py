@@ -176,7 +176,7 @@ def test_a_subset_is_told(make_cfg: MakeCfg, reference: Path, tmp_path: Path) ->
 
 
 def test_a_negative_subset_is_refused() -> None:
-    with pytest.raises(ValueError, match="DATASETS.TEST_SUBSET is -1; set it to 0 or more"):
+    with pytest.raises(ValueError, match="DATASETS.TEST_SUBSET is -1; set it within 0.."):
         load_config("", ["DATASETS.TEST_SUBSET", "-1"])
 
 

@@ -7,7 +7,9 @@ configuration version, or one that is not a table of keys, is a ValueError with 
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -102,11 +104,13 @@ class CfgNode(_FvcoreCfgNode):  # type: ignore[misc]
             loaded = self.load_yaml_with_base(cfg_filename, allow_unsafe=False)
         except (yaml.YAMLError, TypeError, AttributeError) as error:
             raise ValueError(
-                f"config file '{cfg_filename}' is not a plain YAML table of keys and values: {error}; "
+                f"config file '{cfg_filename}' is not a plain YAML table of keys and values: {_cut(error)}; "
                 "correct it, and leave out Python tags"
             ) from error
         if not isinstance(loaded, dict):
-            raise ValueError(f"config file '{cfg_filename}' holds {loaded!r}; it must be a table of keys and values")
+            raise ValueError(
+                f"config file '{cfg_filename}' holds {_cut(repr(loaded))}; it must be a table of keys and values"
+            )
         own = self.get("VERSION", CONFIG_VERSION)
         version = loaded.get("VERSION")
         if version is None:
@@ -114,8 +118,35 @@ class CfgNode(_FvcoreCfgNode):  # type: ignore[misc]
                 "Config '%s' has no VERSION. Assuming it to be compatible with v%s.", cfg_filename, own
             )
         elif version != own:
-            raise ValueError(f"config file '{cfg_filename}' has VERSION {version}; this configuration is VERSION {own}")
+            raise ValueError(
+                f"config file '{cfg_filename}' has VERSION {_cut(repr(version))}; this configuration is VERSION {own}"
+            )
         self.merge_from_other_cfg(type(self)(loaded))
+
+    def merge_from_other_cfg(self, cfg_other: Any) -> None:
+        """As fvcore's, with messages of bounded length: yacs writes whole values into them."""
+        with _short_messages():
+            super().merge_from_other_cfg(cfg_other)
+
+    def merge_from_list(self, cfg_list: list[Any]) -> None:
+        """As fvcore's, with messages of bounded length."""
+        with _short_messages():
+            super().merge_from_list(cfg_list)
+
+
+def _cut(message: object) -> str:
+    """A message of bounded length, without its middle."""
+    text = str(message)
+    return text if len(text) <= 1000 else f"{text[:600]} [...] {text[-300:]}"
+
+
+@contextlib.contextmanager
+def _short_messages() -> Iterator[None]:
+    """Cuts the messages of errors."""
+    try:
+        yield
+    except (AssertionError, KeyError, ValueError) as error:
+        raise type(error)(_cut(error.args[0] if error.args else "")) from None
 
 
 def get_cfg() -> CfgNode:

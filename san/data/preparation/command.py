@@ -64,7 +64,8 @@ def main(name: str, description: str | None, arguments: Sequence[str] | None, *,
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         options = Options(
-            root=user_path(str(args.root), "--root"), raw=tuple(args.raw), workers=args.workers,
+            root=user_path(str(args.root), "--root"), raw=tuple(user_path(str(raw), "--raw") for raw in args.raw),
+            workers=args.workers,
             splits=tuple(dict.fromkeys(args.splits)), link=args.link, partial=args.partial, progress=True,
         )  # fmt: skip
         summary = (check if args.check else prepare)(name, options)
