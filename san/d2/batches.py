@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing.process
 import multiprocessing.queues
+import signal
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.util import Finalize
 from typing import Any
 
 import torch
+from torch.multiprocessing import _prctl_pr_set_pdeathsig  # type: ignore[attr-defined]
 from torch.utils.data import DataLoader
 from torch.utils.data._utils.signal_handling import _remove_worker_pids  # type: ignore[attr-defined]
 
@@ -22,6 +26,9 @@ Sample = dict[str, Any]
 
 WARN_AFTER = 60.0
 """Seconds of waiting for a batch after which a warning is logged, and again each time."""
+
+LOOK_EVERY = 0.5
+"""Seconds between two looks at how long the main process has waited."""
 
 logger = logging.getLogger("san.d2.batches")
 
@@ -75,41 +82,77 @@ class Batches:
             san.d2.stopping.StopRequested: the process was asked to stop before a batch came.
         """
         if self.loader.num_workers:
-            self.loader.timeout = min(self.timeout or WARN_AFTER, WARN_AFTER)
+            self.loader.timeout = self.timeout
         source = iter(self.loader)
+        watch = _Watch(self.timeout, getattr(source, "_workers", []))  # of the processes, where there are any
         end = Finalize(None, _end_processes, args=(source,), exitpriority=0)  # at the end of this process too
         try:
-            while (batch := self._next(source)) is not None:
+            while (batch := self._next(source, watch)) is not None:
                 for sample in batch:
                     if isinstance(sample, BadSample):
                         raise sample.error(sample.message)
                     self._replaced += sample.pop("bad", ())
                 yield batch
         finally:
+            watch.stop()
             end()
 
-    def _next(self, source: Iterator[list[Sample]]) -> list[Sample] | None:
+    def _next(self, source: Iterator[list[Sample]], watch: _Watch) -> list[Sample] | None:
         """The next batch; None after the last."""
-        start = time.monotonic()
-        while True:
-            try:
-                with stopping.waiting():
-                    return next(source, None)
-            except RuntimeError as error:
-                if "DataLoader timed out" not in str(error):
-                    raise
+        start = watch.since = time.monotonic()
+        try:
+            with stopping.waiting():
+                return next(source, None)
+        except Exception:
             waited = time.monotonic() - start
-            if self.timeout and waited >= self.timeout:
-                raise TimeoutError(
-                    f"no batch came from the {self.loader.num_workers} loading processes for {waited:.0f} s "
-                    f"(DATALOADER.TIMEOUT {self.timeout:g}): is the file system slow or gone, or a process stopped? "
-                    "Raise DATALOADER.TIMEOUT (0: no limit), or set DATALOADER.NUM_WORKERS 0 to load in this process"
-                ) from None
-            logger.warning(
-                "Waiting for data for %.0f s; DATALOADER.TIMEOUT is %s",
-                waited,
-                f"{self.timeout:g} s" if self.timeout else "0, no limit",
-            )
+            if not self.loader.num_workers or not 0 < self.timeout <= waited:
+                raise
+            raise TimeoutError(
+                f"no batch came from the {self.loader.num_workers} loading processes for {waited:.0f} s "
+                f"(DATALOADER.TIMEOUT {self.timeout:g}): is the file system slow or gone, or a process stopped? "
+                "Raise DATALOADER.TIMEOUT (0: no limit), or set DATALOADER.NUM_WORKERS 0 to load in this process"
+            ) from None
+        finally:
+            watch.since = None
+
+
+class _Watch:
+    """A thread that logs long waiting for loading processes, and kills them at the limit.
+
+    A `DataLoader` has a limit of its own, but not while it takes over a tensor from a process that is stopped.
+
+    Args:
+        limit: seconds; 0 kills nothing.
+        workers: the processes; without any there is no thread.
+    """
+
+    since: float | None = None
+    """When the waiting began, of `time.monotonic`; None while nobody waits."""
+
+    def __init__(self, limit: float, workers: Sequence[multiprocessing.process.BaseProcess]) -> None:
+        self.limit = limit
+        self.workers = workers
+        self._done = threading.Event()
+        if workers:
+            threading.Thread(target=self._run, daemon=True).start()
+
+    def stop(self) -> None:
+        """Ends the thread."""
+        self._done.set()
+
+    def _run(self) -> None:
+        warned = 0
+        while not self._done.wait(LOOK_EVERY):
+            since = self.since
+            waited = 0.0 if since is None else time.monotonic() - since
+            if 0 < self.limit <= waited:
+                for worker in self.workers:
+                    worker.kill()
+                return
+            if waited // WARN_AFTER > warned:
+                limit = f"{self.limit:g} s" if self.limit else "0, no limit"
+                logger.warning("Waiting for data for %.0f s; DATALOADER.TIMEOUT is %s", waited, limit)
+            warned = int(waited // WARN_AFTER)
 
 
 def _end_processes(source: Any) -> None:
@@ -129,6 +172,7 @@ def _end_processes(source: Any) -> None:
 def set_up_worker(_: int) -> None:
     """A loading worker uses one thread, as the workers are the parallelism, and leaves signals to the main process."""
     torch.set_num_threads(1)
+    _prctl_pr_set_pdeathsig(signal.SIGKILL)  # where the main process is killed, and this one may be stopped
     stopping.leave_to_main_process()
     multiprocessing.queues.Queue._on_queue_feeder_error = _send_error  # type: ignore[attr-defined]
 

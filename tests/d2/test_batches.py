@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
 
 from san.d2 import batches, stopping
 from san.d2.loaders import build_eval_loader
@@ -25,6 +26,10 @@ def without_key(record: dict[str, Any]) -> Any:
 
 def not_to_be_sent(record: dict[str, Any]) -> Any:
     return {"function": lambda: record}
+
+
+def with_tensor(record: dict[str, Any]) -> Any:
+    return {"image": torch.zeros(1000)}
 
 
 def stopped(record: dict[str, Any]) -> Any:
@@ -66,9 +71,21 @@ def test_a_batch_that_cannot_be_sent_is_an_error() -> None:
 
 def test_waiting_has_a_limit(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(batches, "WARN_AFTER", 0.2)
+    monkeypatch.setattr(batches, "LOOK_EVERY", 0.1)
     with pytest.raises(TimeoutError, match=r"no batch came from the 2 .*DATALOADER.TIMEOUT 0.5.*NUM_WORKERS 0"):
         list(build_eval_loader(RECORDS, stopped, num_workers=2, timeout=0.5))
     assert "DATALOADER.TIMEOUT is 0.5 s" in caplog.text
+
+
+def test_waiting_for_a_tensors_memory_has_a_limit() -> None:
+    """The main process asks a stopped one for it, where a `DataLoader` knows no limit."""
+    source = iter(build_eval_loader(RECORDS, with_tensor, num_workers=1, timeout=1))
+    next(source)
+    (worker,) = multiprocessing.active_children()
+    assert worker.pid is not None
+    os.kill(worker.pid, signal.SIGSTOP)
+    with pytest.raises(TimeoutError, match="DATALOADER.TIMEOUT 1"):
+        list(source)
 
 
 @pytest.mark.parametrize(("number", "error"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
