@@ -225,7 +225,7 @@ def test_bad_input_is_a_message(page, demo, tmp_path, scene):
     noise = np.random.default_rng(0).integers(0, 256, (600, 600, 3), dtype=np.uint8)
     for name, content, message in (
         ("drawing.svg", b"<svg xmlns='http://www.w3.org/2000/svg'/>", "is an SVG, a drawing without pixels"),
-        ("cut.png", scene.read_bytes()[:5000], "damaged or cut off"),
+        ("cut.png", scene.read_bytes()[:5000], "The picture cannot be read (image file is truncated"),
         ("heavy.tif", encoded(Image.fromarray(noise), "TIFF"), "The file has 1.1 MB, the limit here is 0.3 MB"),
         ("wide.tif", encoded(Image.new("1", (2_000, 1000)), "TIFF"), "2000 × 1000 = 2.0 million pixels"),
         ("words.txt", b"hello", "The picture cannot be read (it is not PNG, JPEG"),
