@@ -59,7 +59,7 @@ def resolve_folder(setting: str | Path | None, cache_root: str | None = None) ->
 class TextCache:
     """The embeddings of one text tower on disk.
 
-    What cannot be read or written is reported once through logging; then the embedding is made anew, or not kept.
+    What cannot be read or written is reported once through logging; then the embedding is recomputed, or not kept.
 
     Args:
         root: folder of all text towers' embeddings; made when the first is written.
@@ -97,7 +97,7 @@ class TextCache:
         except OSError as error:
             self._can_write = False
             logger.warning(
-                "text embeddings cannot be kept in %s (%s): they are made anew in every run; make the folder writable, "
+                "text embeddings cannot be kept in %s (%s): each run recomputes them; make the folder writable, "
                 "choose another or switch the cache off",
                 self.folder,
                 error,
