@@ -1,19 +1,18 @@
 """Stands in for `detectron2.checkpoint`: checkpoint files, the same that Detectron2 writes and reads.
 
 fvcore's `Checkpointer` does the work: ``<name>.pth`` holds ``model``, one state per checkpointable, and what else is
-given on saving; the file ``last_checkpoint`` names the last one. Differences on purpose: files are only read as plain
-data (``weights_only``) on every version of torch, and the pickled formats of Detectron's model zoo are not read.
+given on saving; the file ``last_checkpoint`` names the last one. Differences on purpose: files are only read as dense
+tensors and plain data, and the pickled formats of Detectron's model zoo are not read.
 """
 
 from __future__ import annotations
 
-import pickle
 from typing import Any
 
-import torch
 from fvcore.common.checkpoint import Checkpointer
 from torch import nn
 
+from san.checkpoint import load_checkpoint_file
 from san.d2.standin import comm
 
 
@@ -45,14 +44,8 @@ class DetectionCheckpointer(Checkpointer):  # type: ignore[misc]
 
         Returns:
             The file's dictionary, with key ``model``; a bare state dictionary is taken as the model's.
+
+        Raises:
+            ValueError: it is damaged, or holds more than dense tensors and plain data.
         """
-        try:
-            content = torch.load(filename, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-            raise ValueError(
-                f"{filename} cannot be read as a checkpoint ({type(error).__name__}); it must be a file written by "
-                "torch.save that holds tensors and plain values only"
-            ) from error
-        if not isinstance(content, dict):
-            raise ValueError(f"{filename} holds a {type(content).__name__}; a checkpoint is a dictionary of tensors")
-        return content if "model" in content else {"model": content}
+        return load_checkpoint_file(filename)
