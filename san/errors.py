@@ -59,15 +59,16 @@ def excerpt(value: object, *, limit: int = 80) -> str:
 
 
 def outline(record: Any) -> str:
-    """A dataclass on one line, as its `__repr__`: arrays and tensors as type and shape, other long values cut."""
-    shown = [f"{each.name}={_brief(getattr(record, each.name))}" for each in fields(record) if each.repr]
+    """A dataclass or named tuple on one line, as its `__repr__`: of arrays and tensors type and shape, the rest cut."""
+    names = getattr(record, "_fields", ()) or [each.name for each in fields(record) if each.repr]
+    shown = [f"{name}={_brief(getattr(record, name))}" for name in names]
     return f"{type(record).__name__}({', '.join(shown)})"
 
 
 def _brief(value: Any) -> str:
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
-    return repr(value) if is_dataclass(value) else excerpt(value)
+    return repr(value) if is_dataclass(value) or hasattr(value, "_fields") else excerpt(value)
 
 
 class _RedactedRepr(reprlib.Repr):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -19,8 +20,13 @@ def resize_pos_embed(embed: Tensor, native: tuple[int, int], grid: tuple[int, in
     Returns:
         (h * w, D); `embed` itself where the grids are equal.
     """
-    if native == grid:
+    if not is_dynamic(grid) and native == grid:  # in this order: a question about a dynamic grid fixes it
         return embed
     image = embed.float().view(1, *native, -1).permute(0, 3, 1, 2)  # (1, D, h, w)
     resized = F.interpolate(image, size=grid, mode="bicubic", align_corners=False)
     return resized.flatten(2)[0].transpose(0, 1).to(embed.dtype)  # (h * w, D)
+
+
+def is_dynamic(grid: tuple[int, int]) -> bool:
+    """Whether torch.export traces this grid as a dynamic one, of which a question has one answer for all sizes."""
+    return any(isinstance(each, torch.SymInt) for each in grid)

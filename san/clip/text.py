@@ -257,8 +257,8 @@ class TextClassifier(nn.Module):
             logger.warning("%s%s", next(iter(cut.values())), more, extra={"cut": cut})
 
     def _open_store(self) -> TextCache | None:
-        """The cache on disk, if there is to be one."""
-        if self.disk_cache is None:
+        """The cache on disk, if there is to be one; a model on the meta device has no values to keep."""
+        if self.disk_cache is None or self.no_object_embed.is_meta:
             return None
         if self._store is None or self._store.root != Path(self.disk_cache):
             self._store = TextCache(Path(self.disk_cache), self.fingerprint(), width=self.no_object_embed.shape[1])

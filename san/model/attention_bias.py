@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from san.clip.pos_embed import is_dynamic
 from san.model.config import AttnBiasConfig, HeadConfig
 from san.model.layers import MLP
 from san.model.side_adapter import SideFeatures
@@ -54,6 +55,8 @@ class AttentionBiasHead(nn.Module):
 
     def _resize(self, bias: Tensor, grid: tuple[int, int]) -> Tensor:
         match self.config.pooling:
+            case "max" if is_dynamic(grid):
+                return _adaptive_max(_adaptive_max(bias, grid[0], dim=2), grid[1], dim=3)
             case "max":
                 return F.adaptive_max_pool2d(bias, grid)
             case "average":
@@ -62,3 +65,16 @@ class AttentionBiasHead(nn.Module):
                 return F.interpolate(bias, size=grid, mode="bilinear", align_corners=False)
             case pooling:
                 return F.interpolate(bias, size=grid, mode=pooling)
+
+
+def _adaptive_max(x: Tensor, size: int, *, dim: int) -> Tensor:
+    """What `F.adaptive_max_pool2d`, which takes no dynamic size of torch.export, gives along one axis."""
+    length = x.shape[dim]
+    index = torch.arange(size, device=x.device)
+    start, stop = index * length // size, ((index + 1) * length + size - 1) // size  # of each window
+    longest = (length + size - 1) // size + 1
+    places = torch.minimum(
+        start[:, None] + torch.arange(longest, device=x.device), stop[:, None] - 1
+    )  # (size, longest)
+    windows: Tensor = x.index_select(dim, places.flatten()).unflatten(dim, (size, longest))
+    return windows.amax(dim=dim + 1)

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,9 +26,8 @@ from san.model.heads import MaskHead
 from san.model.side_adapter import SideAdapter
 
 
-@dataclass(frozen=True)
-class MaskProposals:
-    """What one supervised block proposes, whatever the vocabulary.
+class MaskProposals(NamedTuple):
+    """What one supervised block proposes, whatever the vocabulary; a tuple, so that torch.export and jit can trace it.
 
     Attributes:
         mask_logits: (B, Q, h_s, w_s), before the sigmoid.
@@ -41,12 +39,13 @@ class MaskProposals:
     attn_bias: Tensor
     sls_embed: Tensor
 
-    __repr__ = outline
+    def __repr__(self) -> str:
+        """On one line."""
+        return outline(self)
 
 
-@dataclass(frozen=True)
-class SANOutput:
-    """What one supervised block predicts.
+class SANOutput(NamedTuple):
+    """What one supervised block predicts; a tuple, as `MaskProposals`.
 
     Attributes:
         mask_logits: (B, Q, h_s, w_s), before the sigmoid.
@@ -62,7 +61,9 @@ class SANOutput:
     sls_embed: Tensor
     aux: tuple[SANOutput, ...] = ()
 
-    __repr__ = outline
+    def __repr__(self) -> str:
+        """On one line."""
+        return outline(self)
 
     def as_dict(self) -> dict[str, Any]:
         """The form criteria know: pred_logits, pred_masks, and a list of the same under aux_outputs."""
@@ -137,7 +138,7 @@ class SANModel(nn.Module):
             The last block's prediction; in training, with those of the earlier supervised blocks in `aux`.
         """
         *earlier, last = (self.classify(proposals, text_embed) for proposals in self.propose(images))
-        return replace(last, aux=tuple(earlier))
+        return last._replace(aux=tuple(earlier))
 
     def propose(self, images: Tensor) -> list[MaskProposals]:
         """All that depends on the images (B, 3, H, W) alone, per supervised block; in evaluation the last one only."""
@@ -178,7 +179,7 @@ class SANModel(nn.Module):
         class_token = clip.class_tokens[-1]
         sls = class_token.expand(-1, num_queries, -1)
         if self.config.clip.sls_init == "learnt":
-            sls = self.sls_embed.to(sls.dtype).expand(len(sls), -1, -1)
+            sls = self.sls_embed.to(sls.dtype).expand(sls.shape[0], -1, -1)
         elif self.config.clip.sls_init == "learnt_plus_class_token":
             sls = sls + self.sls_embed.to(sls.dtype)
         on_grid = torch.cat([self.bias_head.to_grid(bias, clip.grid) for bias in biases], dim=3)

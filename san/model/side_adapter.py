@@ -71,7 +71,7 @@ class SideAdapter(nn.Module):
         x = self.patch_embed(images)  # (B, S, h_s, w_s)
         grid = (x.shape[-2], x.shape[-1])
         patches = x.flatten(2).transpose(1, 2)  # (B, T_s, S)
-        queries = self.query_embed.expand(len(images), -1, -1)
+        queries = self.query_embed.expand(images.shape[0], -1, -1)
         positions = torch.cat([self.query_pos_embed, resize_pos_embed(self.pos_embed, self.native_grid, grid)])
         x = torch.cat([queries.to(patches.dtype), patches], dim=1) + positions  # (B, Q + T_s, S)
         x = self._fuse(x, 0, clip, grid)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +39,7 @@ def spoil(model: SANModel, value: float = math.nan, part: str = "mask_logits") -
         *earlier, last = propose(images)
         found = getattr(last, part).clone()
         found.flatten(1)[images[:, :, :32, :32].amin(dim=(1, 2, 3)) > 0.5, -1] = value
-        return [*earlier, replace(last, **{part: found})]
+        return [*earlier, last._replace(**{part: found})]
 
     model.propose = spoiled  # type: ignore[method-assign]
 

@@ -1,0 +1,88 @@
+"""The plain module under torch's tools: the meta device, counters of operations, and torch.export of any size."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from fvcore.nn import FlopCountAnalysis
+from torch.utils.flop_counter import FlopCounterMode
+
+from san.clip.arch import TINY
+from san.clip.loader import LoadedClip, load_clip
+from san.model.attention_bias import _adaptive_max
+from san.model.build import build_san
+from san.model.config import variant
+from san.model.san import SANModel
+
+
+def settings(model: str, **bias: Any) -> SANModel:
+    """A small model with a published one's patches, scale and pooling; few blocks, as each takes time to trace."""
+    patch, scale = {"vit_b16": (16, 0.5), "vit_l14_336": (14, 0.7)}[model]
+    tiny = variant("tiny")
+    config = replace(
+        tiny,
+        clip=replace(tiny.clip, input_scale=scale),
+        side_adapter=replace(tiny.side_adapter, depth=2, supervised_blocks=(2,), fusion=((0, 0), (3, 1))),
+        attn_bias=replace(tiny.attn_bias, **bias),
+    )
+    arch = replace(TINY, vision=replace(TINY.vision, patch_size=patch, image_size=4 * patch))
+    torch.manual_seed(0)
+    tokenizer = load_clip("tiny", None).tokenizer
+    return build_san(config, clip=LoadedClip(arch, None, tokenizer, fingerprint="")).eval()
+
+
+def inputs(batch: int, height: int, width: int, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(1)
+    return torch.randn(batch, 3, height, width), F.normalize(torch.randn(classes, TINY.embed_dim), dim=-1)
+
+
+@pytest.mark.parametrize(
+    ("model", "pooling"),
+    [("vit_b16", "max"), *(("vit_l14_336", each) for each in ("max", "average", "bilinear", "nearest"))],
+)
+def test_an_export_takes_any_size(model: str, pooling: str) -> None:
+    """Also where CLIP's grid does not divide the side network's, and the grid that positions were made for."""
+    plain = settings(model, pooling=pooling)
+    batch, classes = torch.export.Dim("batch", min=1, max=8), torch.export.Dim("classes", min=2, max=999)
+    height, width = (32 * torch.export.Dim(name, min=2, max=64) for name in ("height", "width"))
+    sizes = {0: batch, 2: height, 3: width}, {0: classes}
+    exported = torch.export.export(plain, inputs(2, 96, 128, 5), dynamic_shapes=sizes, strict=False).module()
+    for size in ((2, 96, 128, 5), (1, 160, 64, 2), (3, 96, 96, 9), (1, 640, 480, 3)):
+        given = inputs(*size)
+        with torch.no_grad():
+            found, expected = exported(*given), plain(*given)
+        assert type(found) is type(expected)
+        for one, other in zip(found[:4], expected[:4], strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("length", "size"), [(6, 3), (40, 32), (7, 7), (5, 7), (1, 3), (9, 1), (100, 63)])
+def test_dynamic_pooling_is_adaptive_pooling(length: int, size: int) -> None:
+    x = torch.randn(2, 3, length, length + 1)
+    found = _adaptive_max(_adaptive_max(x, size, dim=2), size + 1, dim=3)
+    assert torch.equal(found, F.adaptive_max_pool2d(x, (size, size + 1)))
+
+
+def test_the_meta_device_and_the_counters(tmp_path: Path) -> None:
+    model = settings("vit_b16")
+    model.text_classifier.disk_cache = tmp_path  # for the model that has values
+    counts = []
+    for each in (model, copy.deepcopy(model).to("meta")):
+        images, text_embed = each.stack([torch.zeros(3, 90, 120)]), each.text_classifier.embed(["cat", "dog"])
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            output = each(images, text_embed)
+        assert output.class_logits.shape == (1, 10, 3)
+        assert output.mask_logits.shape == (1, 10, 6, 8)
+        assert output.mask_logits.is_meta == (each is not model)
+        counts.append(counter.get_total_flops())
+    assert len(list(tmp_path.iterdir())) == 1
+    assert counts[0] > 1e7 and counts[1] > 1e7
+    analysis = FlopCountAnalysis(model, inputs(1, 96, 128, 2))
+    analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+    assert analysis.total() > 1e7
