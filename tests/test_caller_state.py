@@ -134,6 +134,20 @@ def test_the_text_cache_holds_the_same(state: Any, predictor: Predictor, tmp_pat
     assert all(torch.equal(value, entries[1][1][text]) for text, value in entries[0][1].items())
 
 
+def test_products_of_lower_precision_have_their_own_embeddings(predictor: Predictor, tmp_path: Path) -> None:
+    """In memory and on disk: what such a program has embedded serves no exact one."""
+    classifier = predictor.model.text_classifier
+    classifier.forget()
+    classifier.disk_cache = tmp_path
+    exact = classifier.embed(["cat"])
+    with restored(torch.set_float32_matmul_precision, "medium", "highest"):
+        assert classifier.embed(["cat"]) is not exact
+    assert len(list(tmp_path.iterdir())) == 2
+    assert torch.equal(classifier.embed(["cat"]), exact)
+    classifier.disk_cache = None
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_a_model_made_in_inference_mode_predicts(expected: list[Any]) -> None:
     with torch.inference_mode():
         twin = SANModel(variant("tiny"), drawn().arch, drawn().text_classifier.tokenizer)

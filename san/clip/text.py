@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 _MAX_CACHED = 32_768  # embeddings a model keeps in memory; at a width of 512 that is 64 MB
 _MORE_ON_GPU = 8  # times the tokens of a pass, where launching a pass takes longer than computing it
+_FULL_PRECISION = ("highest", "ieee", "none")  # of products, in old and new words
 _TEMPLATED, _VERBATIM = "t:", "p:"  # before a text, in a cache: it goes into the templates, or to CLIP as it is
 
 
@@ -173,8 +174,9 @@ class TextClassifier(nn.Module):
         """Identifies all that a text's embedding depends on: every weight, architecture, tokenizer and templates."""
         digest = hashlib.sha256(f"{self._arch.text} {self._arch.quick_gelu} {self._prompts}".encode())
         digest.update(tokenizer_identity(self._tokenizer, [prompt.format("") for prompt in self._prompts]))
-        if self.no_object_embed.device.type != "cpu":  # TF32 and the like are not float32
-            digest.update(torch.get_float32_matmul_precision().encode())
+        precision = _product_precision(self.no_object_embed.device)
+        if self.no_object_embed.device.type != "cpu" or precision not in _FULL_PRECISION:
+            digest.update(precision.encode())
         for name, parameter in self.named_parameters():
             if name not in ("no_object_embed", "logit_scale"):
                 values = parameter.detach().float().cpu().contiguous().numpy()
@@ -265,14 +267,25 @@ class TextClassifier(nn.Module):
         return self._store
 
     def _drop_stale_cache(self) -> None:
-        """Embeddings of weights that have since been replaced, trained or moved are forgotten."""
+        """Embeddings of weights since replaced, trained or moved, or of another precision, are forgotten."""
         # tensors of inference mode count no versions: of those, only replaced and moved ones are seen
-        key = tuple(
-            (id(each), None if each.is_inference() else each._version, each.device) for each in self.frozen_parameters()
+        key = (
+            _product_precision(self.no_object_embed.device),
+            *(
+                (id(each), None if each.is_inference() else each._version, each.device)
+                for each in self.frozen_parameters()
+            ),
         )
         if key != self._cache_key:
             self.forget()
             self._cache_key, self._store = key, None
+
+
+def _product_precision(device: torch.device) -> str:
+    """How products of float32 are computed on a device, which the user may have set lower for speed."""
+    backend = torch.backends.mkldnn if device.type == "cpu" else torch.backends.cuda
+    found: str | None = getattr(getattr(backend, "matmul", None), "fp32_precision", None)  # of later versions of torch
+    return torch.get_float32_matmul_precision() if found is None else found
 
 
 def _texts_of(each: str | ClassText) -> tuple[str, ...]:
