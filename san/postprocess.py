@@ -211,8 +211,8 @@ def _possible_winners(mask_probs: Tensor, class_probs: Tensor) -> Tensor:
     return possible.view(-1, *highest.shape[1:])
 
 
-def are_finite(mask_logits: Tensor, class_logits: Tensor) -> Tensor:
-    """Which images have outputs without NaN and infinity, as a label map would show class 0 for them.
+def have_non_finite(mask_logits: Tensor, class_logits: Tensor) -> Tensor:
+    """Which images have NaN or infinite outputs, for which a label map would show class 0.
 
     Args:
         mask_logits: (B, Q, h_s, w_s).
@@ -222,21 +222,21 @@ def are_finite(mask_logits: Tensor, class_logits: Tensor) -> Tensor:
         (B,) bool on their device; reading it waits for a GPU, so do that once the label maps are in the making.
     """
     bounds = [bound.float() for each in (mask_logits, class_logits) for bound in each.flatten(1).aminmax(dim=1)]
-    return torch.stack(bounds).isfinite().all(dim=0)  # NaN is the least and the largest
+    return ~torch.stack(bounds).isfinite().all(dim=0)  # NaN is the least and the largest
 
 
-def refuse_non_finite(finite: Tensor, names: Sequence[str]) -> None:
+def refuse_non_finite(found: Tensor, names: Sequence[str]) -> None:
     """Raises where the network failed on an image.
 
     Args:
-        finite: (B,) as `are_finite` gives it.
+        found: (B,) as `have_non_finite` gives it.
         names: of the images, for the message.
 
     Raises:
         ValueError: with the first image that has NaN or infinite outputs.
     """
-    for name, fine in zip(names, finite.tolist(), strict=True):
-        if not fine:
+    for name, wrong in zip(names, found.cpu().tolist(), strict=True):
+        if wrong:
             raise ValueError(
                 f"the network's outputs for {name} are NaN or infinite; compute in float32 if they were in half "
                 "precision, else use a checkpoint from before the training broke down"

@@ -25,7 +25,7 @@ from san.model.build import warn_of_unseen_pixels
 from san.model.config import SANConfig
 from san.model.precision import hold_weights
 from san.model.san import MaskProposals, SANModel
-from san.postprocess import are_finite, labels_and_scores, refuse_non_finite
+from san.postprocess import have_non_finite, labels_and_scores, refuse_non_finite
 from san.segmentation import EncodedImage, Evidence, Segmentation
 from san.torch_defaults import torch_defaults
 from san.vocabulary import Vocabulary, VocabularyLike
@@ -230,7 +230,7 @@ class Predictor:
         words = Vocabulary.parse(vocabulary)
         text_embed = self.model.text_classifier.embed(words.classes)
         output = self.model.classify(encoded.proposals, text_embed)
-        finite = are_finite(output.mask_logits, output.class_logits)
+        non_finite = have_non_finite(output.mask_logits, output.class_logits)
         evidence = Evidence(output.mask_logits[0], output.class_logits[0], output.attn_bias[0], encoded.sizes)
         labels, best = labels_and_scores(
             evidence.mask_logits,
@@ -240,7 +240,7 @@ class Predictor:
             none_of_these=none_of_these,
         )
         found = labels.cpu().numpy()
-        refuse_non_finite(finite, [encoded.source])  # a GPU has been waited for
+        refuse_non_finite(non_finite, [encoded.source])  # a GPU has been waited for
         return Segmentation(encoded.pixels.copy(), found, words, best.cpu().numpy(), evidence)
 
     def predict(

@@ -124,7 +124,8 @@ def test_an_image_is_evaluated_with_one_wait(gpu: FakeGPU) -> None:
     assert gpu.waits == ["copied to the CPU"]
 
 
-def test_the_registered_model_labels_images_without_a_wait(gpu: FakeGPU, make_cfg: Callable[..., Any]) -> None:
+def test_the_registered_model_waits_once_for_label_maps(gpu: FakeGPU, make_cfg: Callable[..., Any]) -> None:
+    """To read whether the outputs are finite, once all label maps are on their way."""
     cfg = make_cfg()
     register_datasets(cfg.DATASETS.ROOT)
     model = build_model(cfg).eval().to("cuda")
@@ -133,7 +134,7 @@ def test_the_registered_model_labels_images_without_a_wait(gpu: FakeGPU, make_cf
         for _ in range(2):  # the first embeds the words
             gpu.waits.clear()
             results = model(samples)
-    assert gpu.waits == []
+    assert gpu.waits == ["copied to the CPU"]
     assert {result["sem_seg_labels"].device.type for result in results} == {"cuda"}
 
 
@@ -170,7 +171,7 @@ def shapes_model() -> SANModel:
 def test_a_predictor_waits_when_it_hands_out_the_result(
     shapes_model: SANModel, gpu: FakeGPU, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Once per array; not to encode the picture, nor to find known words."""
+    """Once per array and for whether they are finite; not to encode the picture, nor to find known words."""
     monkeypatch.setattr("san.predictor._checked_device", torch.device)
     predictor = Predictor(shapes_model, short_side=128, device="cuda")
     predictor.text_cache = None
@@ -180,5 +181,5 @@ def test_a_predictor_waits_when_it_hands_out_the_result(
     predictor.set_image(picture)
     assert gpu.waits == []
     result = predictor.segment("plain ground, red star")
-    assert gpu.waits == ["copied to the CPU"] * 2
+    assert gpu.waits == ["copied to the CPU"] * 3
     assert result.labels.shape == (48, 64)

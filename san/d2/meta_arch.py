@@ -25,7 +25,7 @@ from san.data.targets import classes_present
 from san.losses import LabelMapTarget, SetCriterion
 from san.model.build import build_san, warn_of_unseen_pixels
 from san.model.san import SANOutput
-from san.postprocess import are_finite, refuse_non_finite, semantic_labels, semantic_scores
+from san.postprocess import have_non_finite, refuse_non_finite, semantic_labels, semantic_scores
 
 
 @META_ARCH_REGISTRY.register()
@@ -180,16 +180,16 @@ class SAN(nn.Module):
             groups.setdefault(self._classes(sample), []).append(index)
         results: list[Mapping[str, Tensor]] = [{} for _ in samples]
         height, width = images.shape[-2:]
-        finite: list[Tensor] = []
+        non_finite: list[Tensor] = []
         names: list[str] = []
         for classes, members in groups.items():
             batch = images if len(members) == len(samples) else images[members]  # a list is a copy the host waits for
             output = self.model(batch, self.model.text_classifier.embed(classes))
             for row, index in enumerate(members):
                 results[index] = self._result(output, row, samples[index], (height, width))
-            finite.append(are_finite(output.mask_logits, output.class_logits))
+            non_finite.append(have_non_finite(output.mask_logits, output.class_logits))
             names += [str(samples[index].get("file_name", f"image {index} of the batch")) for index in members]
-        refuse_non_finite(torch.cat(finite), names)  # last, as the host waits for it
+        refuse_non_finite(torch.cat(non_finite), names)  # last, as the host waits for it
         return results
 
     def _result(

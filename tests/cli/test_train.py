@@ -97,6 +97,7 @@ def test_a_training_run_is_a_model(tmp_path: Path) -> None:
     (tmp_path / "last_checkpoint").write_text("model_0000009.pth")
     assert find_model(str(tmp_path))[0] == str(tmp_path / "model_0000009.pth")
     torch.save({"model": model.state_dict(), "iteration": 29}, tmp_path / "model_final.pth")
+    (tmp_path / "last_checkpoint").write_text("model_final.pth")
     source, config = find_model(str(tmp_path))
     assert (source, config) == (str(tmp_path / "model_final.pth"), variant("tiny"))
     assert find_model(source, str(tmp_path / "config.yaml")) == (source, config)

@@ -113,7 +113,7 @@ def test_a_name_that_is_not_utf_8_is_evaluated(tmp_path: Path, make_cfg: MakeCfg
     evaluator = SemSegEvaluator("bytes", OutputConfig(tmp_path / "out", label_maps=True, rle=True))
     evaluator.process(samples, [{"sem_seg_labels": torch.zeros(4, 4, dtype=torch.int64)}])
     place.save(1, evaluator.state_dict())
-    found = place.load()
+    found = place.load(num_images=1)
     assert found is not None
     evaluator.load_state_dict(found[1])
     values = evaluator.evaluate()

@@ -23,7 +23,7 @@ from san.demo.studio import Studio, Words, explain
 from san.model.build import build_san
 from san.model.config import variant
 from san.model.san import MaskProposals, SANModel
-from san.postprocess import are_finite, refuse_non_finite
+from san.postprocess import have_non_finite, refuse_non_finite
 from san.predictor import Predictor
 
 WHITE = np.full((40, 60, 3), 255, np.uint8)
@@ -58,11 +58,11 @@ def test_one_value_is_enough(value: float, dtype: torch.dtype) -> None:
     shapes = ((3, 4, 5, 6), (3, 4, 7))
     for place in range(2):
         outputs = [torch.randn(shape).to(dtype) for shape in shapes]
-        assert are_finite(*outputs).tolist() == [True] * 3
+        assert have_non_finite(*outputs).tolist() == [False] * 3
         outputs[place][1].view(-1)[-2] = value
-        assert are_finite(*outputs).tolist() == [True, False, True]
+        assert have_non_finite(*outputs).tolist() == [False, True, False]
         with pytest.raises(ValueError, match="outputs for b are NaN or infinite; compute in float32"):
-            refuse_non_finite(are_finite(*outputs), ["a", "b", "c"])
+            refuse_non_finite(have_non_finite(*outputs), ["a", "b", "c"])
 
 
 @pytest.mark.parametrize(
