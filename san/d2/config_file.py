@@ -64,6 +64,9 @@ PATHS = (
 MAX_TEXT = 4096
 """Characters of a text, or elements of a list, that a key takes. Names, paths and templates are shorter."""
 
+MAX_VALUES = 20_000
+"""Values of a configuration file: one that a run wrote holds some hundreds."""
+
 KINDS = {int: "whole numbers", float: "numbers", str: "names"}
 
 
@@ -87,7 +90,7 @@ def merge_file(cfg: CfgNode, path: str) -> list[Path]:
     for source, content in _with_bases(user_path(path, "the configuration file")):
         files.append(source)
         # the same file with every scalar as it is written: YAML itself reads 2024_01 as the number 202401
-        raw = parse_yaml(read_text(source, "configuration file"), as_written=True)
+        raw = parse_yaml(read_text(source, "configuration file"), as_written=True, max_values=MAX_VALUES)
         texts = dict(flatten(raw)) if isinstance(raw, dict) else {}
         if "GLOBAL" in content:  # Detectron2's record: nobody else writes this section
             warn_without_effect(content)
@@ -183,7 +186,7 @@ def _with_bases(path: Path, above: tuple[Path, ...] = ()) -> Iterator[tuple[Path
         raise ValueError(f"configuration file {path} is based on itself; correct its _BASE_")
     text = read_text(path, "configuration file")
     try:
-        content = parse_yaml(text, unique_keys=False) or {}
+        content = parse_yaml(text, max_values=MAX_VALUES) or {}
     except ValueError as error:
         raise ValueError(f"configuration file {path} is no plain YAML: {one_line(error)}") from None
     if not isinstance(content, dict):

@@ -39,6 +39,7 @@ _TEXT = "tag:yaml.org,2002:str"
 class _Bounded:
     """Part of a loader: stops it while it reads, before a huge file fills the memory."""
 
+    max_values = 0
     _num_values = 0
     _depth = 0
 
@@ -46,7 +47,7 @@ class _Bounded:
         """Called by PyYAML before each node."""
         self._num_values += 1
         self._depth += 1
-        _check_limits(self._num_values, self._depth)
+        _check_limits(self._num_values, self._depth, self.max_values)
 
     def ascend_resolver(self) -> None:
         """Called after each node."""
@@ -57,12 +58,8 @@ class _BaseLoader(_Bounded, yaml.CBaseLoader if yaml.__with_libyaml__ else yaml.
     """Leaves every scalar the text it is."""
 
 
-class _SafeLoader(_Bounded, yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader):  # type: ignore[misc]
-    """Plain data."""
-
-
-class _UniqueLoader(_SafeLoader):
-    """Refuses a key given twice, of which YAML would quietly keep the last."""
+class _UniqueLoader(_Bounded, yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader):  # type: ignore[misc]
+    """Plain data. Refuses a key given twice, of which YAML would quietly keep the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         """The mapping of a node."""
@@ -90,28 +87,29 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def parse_yaml(text: str, *, unique_keys: bool = True, as_written: bool = False) -> Any:
+def parse_yaml(text: str, *, as_written: bool = False, max_values: int | None = None) -> Any:
     """Plain data from YAML; a tag that would run code, or make an object, is refused and named.
 
     Args:
         text: one document.
-        unique_keys: refuse a key given twice.
         as_written: leave every scalar the text it is.
+        max_values: the most values that the text may hold; None for `MAX_VALUES`.
 
     Returns:
         Dictionaries, lists, text, numbers, booleans, dates, None.
 
     Raises:
-        ValueError: it is no YAML, holds other tags than plain data's, more than `MAX_VALUES` values (a few lines of
+        ValueError: it is no YAML, holds other tags than plain data's, a key twice, too many values (a few lines of
             aliases can stand for billions), more than `MAX_DEPTH` levels, or a number of over `MAX_NUMBER` characters.
     """
-    kind = _BaseLoader if as_written else _UniqueLoader if unique_keys else _SafeLoader
+    most = MAX_VALUES if max_values is None else max_values
     try:
-        loader = kind(text)
+        loader = (_BaseLoader if as_written else _UniqueLoader)(text)
+        loader.max_values = most
         node = loader.get_single_node()
         if node is None:
             return None
-        _check_size(node)
+        _check_size(node, most)
         return loader.construct_document(node)
     except _NO_DATA as error:
         reason = one_line(error)
@@ -120,14 +118,14 @@ def parse_yaml(text: str, *, unique_keys: bool = True, as_written: bool = False)
         raise ValueError(reason) from None
 
 
-def _check_limits(num_values: int, depth: int) -> None:
+def _check_limits(num_values: int, depth: int, max_values: int) -> None:
     if depth > MAX_DEPTH:
         raise ValueError(f"lists and mappings lie in each other over {MAX_DEPTH} levels deep, or in themselves")
-    if num_values > MAX_VALUES:
-        raise ValueError(f"it holds over {MAX_VALUES:,} values, the limit, each alias counted as what it stands for")
+    if num_values > max_values:
+        raise ValueError(f"it holds over {max_values:,} values, the limit, each alias counted as what it stands for")
 
 
-def _check_size(root: yaml.Node) -> None:
+def _check_size(root: yaml.Node, max_values: int) -> None:
     """Refuses what is small as a file and huge, or endless, as data."""
     sizes: dict[int, tuple[int, int]] = {}
 
@@ -138,13 +136,13 @@ def _check_size(root: yaml.Node) -> None:
                 raise ValueError(f"{excerpt(node.value)} has over {MAX_NUMBER:,} characters; put text in quotes")
             return 1, 1
         if id(node) not in sizes:
-            _check_limits(0, depth)  # what holds itself is endlessly deep
+            _check_limits(0, depth, max_values)  # what holds itself is endlessly deep
             parts = (
                 node.value if isinstance(node, yaml.SequenceNode) else [part for pair in node.value for part in pair]
             )
             found = [size(part, depth + 1) for part in parts]
             sizes[id(node)] = 1 + sum(each for each, _ in found), 1 + max((each for _, each in found), default=0)
-            _check_limits(*sizes[id(node)])
+            _check_limits(*sizes[id(node)], max_values)
         return sizes[id(node)]
 
     size(root, 1)
@@ -203,7 +201,7 @@ def read_plain_file(path: str | Path, title: str) -> Any:
 
 def _parse_json(text: str) -> Any:
     """Plain data from JSON; ValueError where it is none, or holds too many values or a key twice."""
-    _check_limits(sum(map(text.count, ",[{")), 0)  # as many as there may be values, before any is made
+    _check_limits(sum(map(text.count, ",[{")), 0, MAX_VALUES)  # as many as there may be values, before any is made
     return json.loads(text, object_pairs_hook=_unique)
 
 

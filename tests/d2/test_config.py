@@ -165,6 +165,9 @@ def test_a_dumped_configuration_loads_again(tmp_path: Path) -> None:
         ("a: [", "no plain YAML"),
         ("SEED: !!python/object/apply:os.getpid []", "no plain YAML"),
         ("_BASE_: top.yaml", "based on itself"),
+        ("SOLVER: {MAX_ITER: 3}\nSEED: 1\nSOLVER: {BASE_LR: 1.0}", r"top.yaml is no .*'SOLVER' is there twice"),
+        ("SOLVER: {MAX_ITER: 3, MAX_ITER: 4}", r"top.yaml is no .*'MAX_ITER' is there twice"),
+        (f"SEED: [{'1, ' * 20_000}]", r"top.yaml is no .*over 20,000 values"),
     ],
 )
 def test_wrong_files_are_refused_in_one_line(tmp_path: Path, content: str, message: str) -> None:

@@ -41,7 +41,7 @@ def test_a_file_of_too_many_values(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         read_plain_file(path, "class file")
 
 
-@pytest.mark.parametrize("options", [{}, {"unique_keys": False}, {"as_written": True}])
+@pytest.mark.parametrize("options", [{}, {"as_written": True}])
 def test_reading_stops_at_the_limit(monkeypatch: pytest.MonkeyPatch, options: dict[str, bool]) -> None:
     """What follows is not looked at: it is no YAML."""
     monkeypatch.setattr(plain_file, "MAX_VALUES", 100)

@@ -212,4 +212,4 @@ def test_odd_json(text, tmp_path):
 def test_the_projects_own_files_pass(repo):
     for path in sorted(Path(repo / "configs").rglob("*.yaml")):
         text = path.read_text(encoding="utf-8")
-        assert parse_yaml(text, unique_keys=False) == yaml.safe_load(text)
+        assert parse_yaml(text) == yaml.safe_load(text)
