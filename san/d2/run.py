@@ -14,7 +14,7 @@ from san.d2.checkpointer import SANCheckpointer, run_of, starting_weights
 from san.d2.datasets import prepare_datasets
 from san.d2.evaluation import evaluate, metric_names, summary
 from san.d2.launcher import setup_run
-from san.d2.run_folder import check_kinds, occupied, write_config
+from san.d2.run_folder import check_kinds, check_weights_stay, make_folder, occupied, write_config
 from san.d2.together import check_same_weights, from_main, load_everywhere
 from san.d2.trainer import Trainer
 from san.d2.user_modules import import_modules
@@ -53,8 +53,11 @@ def run(
     folder = Path(cfg.OUTPUT_DIR)
     with contextlib.ExitStack() as held:
         if eval_only:
+            from_main(lambda: make_folder(folder))
             from_main(lambda: check_kinds(folder))
         else:
+            if move_aside:
+                from_main(lambda: check_weights_stay(cfg.MODEL.WEIGHTS, folder))
             from_main(lambda: held.enter_context(occupied(folder, resume=resume, move_aside=move_aside)))
         setup_run(cfg)
         try:

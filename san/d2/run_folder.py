@@ -55,11 +55,11 @@ def occupied(folder: Path, *, resume: bool, move_aside: bool) -> Iterator[None]:
         move_aside: whether the files of another run that is there are moved to a new folder beside it.
 
     Raises:
-        ValueError: another run trains there now; or one is there, and neither `resume` nor `move_aside` is given; or
-            something that a run reads or writes there is no regular file.
-        OSError: the folder cannot be made or written.
+        ValueError: the folder cannot be made; another run trains there now; or one is there, and neither `resume` nor
+            `move_aside` is given; or something that a run reads or writes there is no regular file.
+        OSError: it cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     check_kinds(folder)
     with _locked(folder):
         if not resume and (found := traces_of_run(folder)):
@@ -70,6 +70,44 @@ def occupied(folder: Path, *, resume: bool, move_aside: bool) -> Iterator[None]:
                 )
             logger.warning("The run in %s was moved to %s", folder, move_run(folder))
         yield
+
+
+def make_folder(folder: Path) -> None:
+    """Makes OUTPUT_DIR where it is missing.
+
+    Raises:
+        ValueError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:  # the latter of a zero byte
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(
+            f"OUTPUT_DIR {excerpt(str(folder))} cannot be made ({reason}); set it to a folder that you may write to"
+        ) from error
+
+
+def check_weights_stay(weights: str, folder: Path) -> None:
+    """Refuses to move a run aside for a new one that could not start: before it is moved.
+
+    Args:
+        weights: MODEL.WEIGHTS.
+        folder: OUTPUT_DIR.
+
+    Raises:
+        ValueError: the weights are in the folder, and would be moved too.
+        FileNotFoundError: there are no such weights.
+    """
+    if not weights or "://" in weights:
+        return
+    path = Path(weights)
+    if not path.exists():
+        raise FileNotFoundError(f"checkpoint {weights} does not exist; correct MODEL.WEIGHTS")
+    if path.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(
+            f"MODEL.WEIGHTS {weights} is in OUTPUT_DIR {folder}, which --move-aside would move with it; name another "
+            "OUTPUT_DIR instead"
+        )
 
 
 def check_kinds(folder: Path) -> None:

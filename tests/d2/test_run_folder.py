@@ -81,6 +81,27 @@ def test_move_aside_goes_with_a_new_run_alone(make_cfg: MakeCfg) -> None:
             run(make_cfg(), move_aside=True, **{mode: True})
 
 
+def test_nothing_is_moved_aside_for_a_run_that_cannot_start(make_cfg: MakeCfg) -> None:
+    folder = Path(make_cfg().OUTPUT_DIR)
+    folder.mkdir()
+    own = save(folder, "model_0000004", 4, "a")
+    with pytest.raises(ValueError, match=r"MODEL.WEIGHTS .*model_0000004.pth is in OUTPUT_DIR .*name another"):
+        run(make_cfg(MODEL__WEIGHTS=str(own)), move_aside=True)
+    with pytest.raises(FileNotFoundError, match=r"gone.pth does not exist; correct MODEL.WEIGHTS"):
+        run(make_cfg(MODEL__WEIGHTS=str(folder.parent / "gone.pth")), move_aside=True)
+    assert own.is_file() and [path.name for path in folder.parent.glob("run*")] == ["run"]
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("file/run", "Not a directory"), ("x" * 300, "File name too long"), ("a\0b", "null byte")]
+)
+def test_a_folder_that_cannot_be_made(tmp_path: Path, make_cfg: MakeCfg, name: str, reason: str) -> None:
+    (tmp_path / "file").touch()
+    for eval_only in (False, True):
+        with pytest.raises(ValueError, match=f"OUTPUT_DIR .* cannot be made .*{reason}.*; set it to a folder"):
+            run(make_cfg(OUTPUT_DIR=str(tmp_path / name)), eval_only=eval_only)
+
+
 def test_two_runs_at_once_are_refused(tmp_path: Path) -> None:
     """Also with --resume and --move-aside; the lock ends with the run."""
 
