@@ -6,6 +6,7 @@ import functools
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -101,11 +102,19 @@ class SANCheckpointer(DetectionCheckpointer):
 
         Raises:
             FileNotFoundError: if there is no such file.
-            ValueError: if it is no checkpoint, or does not fit the model or an object that is named.
+            ValueError: it cannot be downloaded, is no checkpoint, or does not fit the model or an object that is named.
         """
         path = weights_file(path)
         self._source, self._asked = path, checkpointables
-        content: dict[str, Any] = super().load(path, checkpointables)
+        try:
+            content: dict[str, Any] = super().load(path, checkpointables)
+        except (OSError, HTTPException, AssertionError) as error:  # the last of an address of an unknown kind
+            if "://" not in path:
+                raise
+            raise ValueError(
+                f"checkpoint {path} cannot be downloaded ({one_line(error, limit=300)}); correct the address, or "
+                "download the file by hand and set MODEL.WEIGHTS to it"
+            ) from error
         return content
 
     def _load_file(self, f: str) -> dict[str, Any]:

@@ -72,7 +72,12 @@ def check_trainer_state(
         ValueError: a part is missing, of another kind, shape or layout, not finite, or of other trained tensors.
     """
     content = flat_state(state)
-    _integer(content.get("iteration"), "iteration")
+    done = _integer(content.get("iteration"), "iteration") + 1
+    if done > settings["SOLVER.MAX_ITER"]:
+        raise ValueError(
+            f"it has {done} iterations done, but SOLVER.MAX_ITER is {settings['SOLVER.MAX_ITER']}; set it to {done} or "
+            "more"
+        )
     if "seed" in content:
         _integer(content["seed"], "seed", least=-1)
     for name, hook in _mapping(content["hooks"], "hooks").items():

@@ -191,3 +191,14 @@ def test_folders(trained: SAN, tmp_path: Path) -> None:
     (run / "last_checkpoint").unlink()
     torch.save({"model": trained.state_dict()}, run / "model_final.pth")
     assert weights_file(str(run)) == str(run / "model_final.pth")
+
+
+@pytest.mark.parametrize(
+    "address", ["foo://bar/x.pth", "http://127.0.0.1:1/x.pth", "http://user:pa/ss@127.0.0.1:1/x.pth"]
+)
+def test_an_address_that_cannot_be_downloaded(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path))
+    with pytest.raises(
+        ValueError, match=r"checkpoint \S+x.pth cannot be downloaded \(.*\); .* set MODEL.WEIGHTS to it"
+    ):
+        SANCheckpointer(nn.Linear(2, 2)).load(address)

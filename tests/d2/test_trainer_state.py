@@ -55,6 +55,7 @@ ODD: dict[str, tuple[Callable[[State], Any], str]] = {
     "float": (lambda s: s.update(iteration=2.0), "iteration is 2.0"),
     "bool": (lambda s: s.update(iteration=True), "iteration is True"),
     "endless": (lambda s: s.update(iteration=10**400), "iteration is 10000"),
+    "beyond": (lambda s: s.update(iteration=6), "7 iterations done, but SOLVER.MAX_ITER is 6; set it to 7 or more"),
     "seed": (lambda s: s.update(seed="x"), "seed is 'x'"),
     "hooks": (lambda s: s.update(hooks=[]), r"hooks is \[\]"),
     "a hook": (lambda s: s.update(hooks={"LRScheduler": 3}), "hook 'LRScheduler' is 3"),
