@@ -75,11 +75,12 @@ def without_folders(content: Any) -> Any:
         return type(content)(without_folders(value) for value in content)
     if not isinstance(content, str):
         return content
-    head, colon, path = content.rpartition(":")  # MODEL.CLIP.PRETRAINED may be "tag:/path/of/weights.pt"
+    head, _, path = content.rpartition(":")  # MODEL.CLIP.PRETRAINED may be "tag:/path/of/weights.pt"
     local = "://" not in content or content.startswith("file://")
     if local and (path.startswith(("/", "~", "\\", "..")) or re.match(r"[A-Za-z]:[\\/]", content)):
-        kept = len(head) > 1 and head != "file"  # not a drive's letter
-        content = head * kept + colon * kept + re.split(r"[\\/]", path.rstrip("\\/"))[-1]
+        name = re.split(r"[\\/]", path.rstrip("\\/"))[-1]
+        is_tag = len(head) > 1 and head != "file"  # one letter is a drive's
+        content = f"{head}:{name}" if is_tag else name
     return redact_home(redact(content))
 
 

@@ -301,7 +301,7 @@ def test_a_run_of_weights_and_biases(planted: Path, tmp_path: Path, monkeypatch:
     cfg.DATASETS.ROOT, cfg.MODEL.WEIGHTS = str(planted / "data_sets"), f"https://ursula:{TOKEN}@host.org/x.pth"
     cfg.WANDB.ENABLED = True
     Path(cfg.OUTPUT_DIR).mkdir()
-    writer = WandbWriter(cfg)
+    writer = WandbWriter(cfg, "a1b2", -1)
     print(f"{TOKEN} on the terminal in {planted}")
     writer.close()
     (folder,) = (planted / "my_run" / "wandb").glob("offline-run-*")

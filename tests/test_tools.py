@@ -127,7 +127,7 @@ def test_the_version_matrix_installs_each_row_and_reports_it(
     installs = [command[3:] for command in commands if command[0] == "pip"]
     assert installs[0] == ["--resolution", "lowest-direct", "--editable", ".[test]"]
     assert installs[2] == ["--no-build-isolation", "clone"]
-    assert installs[3] == ["--upgrade", "--editable", ".[dev]"]
+    assert installs[3] == ["--upgrade", "--editable", ".[test]"]
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(" | ")[1] for line in lines[-5:]] == ["no", "yes", "no", "yes", "no"]
     assert "2 passed ['tests/d2']" in lines[-5]

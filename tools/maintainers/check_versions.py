@@ -28,7 +28,8 @@ ROWS = {
     "oldest": (*_LOWEST, ".[test]"),
     "oldest-demo": (*_LOWEST, ".[dev]"),  # Gradio asks for later releases of others than SAN does
     "torch-2.14": ("torch==2.14.1", "torchvision==0.29.1", "--editable", ".[dev]"),
-    "newest": ("--upgrade", "--editable", ".[dev]"),
+    "newest": ("--upgrade", "--editable", ".[test]"),  # Gradio keeps Pillow back
+    "newest-demo": ("--upgrade", "--editable", ".[dev]"),
 }
 """What uv installs for each row."""
 
