@@ -15,7 +15,7 @@ from san.d2.datasets import prepare_datasets
 from san.d2.evaluation import evaluate, metric_names, summary
 from san.d2.launcher import setup_run
 from san.d2.run_folder import check_kinds, check_weights_stay, make_folder, occupied, write_config
-from san.d2.together import check_same_weights, from_main, load_everywhere
+from san.d2.together import check_same_settings, check_same_weights, from_main, load_everywhere
 from san.d2.trainer import Trainer
 from san.d2.user_modules import import_modules
 from san.errors import USER_ERRORS, one_line
@@ -50,6 +50,8 @@ def run(
     import_modules(cfg.MODEL.IMPORTS)  # here too, as a spawned process starts without them
     if move_aside and (eval_only or resume):
         raise ValueError("--move-aside makes room for a new run; leave it out with --resume and --eval-only")
+    modes = {"--eval-only": eval_only, "--resume": resume, "--move-aside": move_aside}
+    check_same_settings(cfg, modes)
     folder = Path(cfg.OUTPUT_DIR)
     with contextlib.ExitStack() as held:
         if eval_only:

@@ -1,22 +1,26 @@
-"""What the processes of a job do as one: the main one decides and reads, an error of one ends all, weights are equal.
+"""What the processes of a job do as one: the main one decides and reads, all have its settings and weights.
 
 So machines need not share a disk: checkpoints are read on the main process's and sent to the others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch.distributed as dist
 from torch import nn
 
-from san.d2.api import broadcast, comm
+from san.d2.api import CfgNode, broadcast, comm
 from san.d2.checkpointer import SANCheckpointer
+from san.d2.config_file import PATHS, flatten
 from san.d2.partial import weights_digest
 from san.errors import USER_ERRORS, one_line
 
 T = TypeVar("T")
+
+OWN_KEYS = (*PATHS, "DATALOADER.NUM_WORKERS")
+"""Keys that may have another value on another machine."""
 
 
 def from_main(action: Callable[[], T]) -> T:
@@ -45,6 +49,35 @@ def from_main(action: Callable[[], T]) -> T:
         raise (ValueError if expected else RuntimeError)(f"process 0: {message}")
     value: T = result
     return value
+
+
+def check_same_settings(cfg: CfgNode, modes: Mapping[str, bool]) -> None:
+    """Refuses processes that were started to do different things: they would train apart, or wait for each other.
+
+    Every process must call it.
+
+    Args:
+        cfg: this process's configuration.
+        modes: this process's options that decide what it does, by name.
+
+    Raises:
+        ValueError: on every process, with the keys and values of the first one that differs from the main process.
+    """
+    if comm.get_world_size() == 1:
+        return
+    own = {key: repr(value) for key, value in flatten(cfg) if key not in OWN_KEYS}
+    first, *others = comm.all_gather(own | {name: str(value) for name, value in modes.items()})
+    for rank, other in enumerate(others, start=1):
+        changed = [key for key in sorted({*first, *other}) if first.get(key) != other.get(key)]
+        if changed:
+            values = [
+                f"{key} is {one_line(str(other.get(key)), limit=100)}, not {one_line(str(first.get(key)), limit=100)}"
+                for key in changed[:5]
+            ]
+            raise ValueError(
+                f"process {rank} was started with other settings than process 0: {'; '.join(values)}; start all "
+                "processes of a run with the same configuration and options"
+            )
 
 
 def load_everywhere(checkpointer: SANCheckpointer, path: str, checkpointables: Sequence[str] = ()) -> dict[str, Any]:

@@ -67,11 +67,12 @@ def test_machines_that_share_no_disk_resume_together(
 
 
 def outcomes(folder: str) -> None:
-    """What a worker hears of an error on the main process, of a result, and of weights that differ."""
+    """What a worker hears of an error on the main process, of a result, of weights and of settings that differ."""
     import torch
 
     from san.d2.api import comm
-    from san.d2.together import check_same_weights, from_main
+    from san.d2.config import load_config
+    from san.d2.together import check_same_settings, check_same_weights, from_main
 
     found = []
 
@@ -92,6 +93,12 @@ def outcomes(folder: str) -> None:
     model = torch.nn.BatchNorm1d(2)
     model.weight.data[1] += rank
     heard(lambda: check_same_weights(model))
+    cfg = load_config("", ["MODEL.DEVICE", "cpu", "OUTPUT_DIR", f"of_{rank}", "DATALOADER.NUM_WORKERS", str(rank)])
+    heard(lambda: check_same_settings(cfg, {"--resume": True}))
+    heard(lambda: check_same_settings(cfg, {"--resume": rank == 0}))
+    cfg.INPUT.MIN_SIZE_TRAIN = [*range(64, 80), 96 + rank]
+    cfg.SOLVER.MAX_ITER = 8 + rank
+    heard(lambda: check_same_settings(cfg, {"--resume": True}))
     Path(folder, f"{rank}.json").write_text(json.dumps(found))
 
 
@@ -105,7 +112,10 @@ def test_all_end_as_one(engine: str, tmp_path: Path) -> None:
     assert second[:4] == [
         "'of 0'", "ValueError: process 0: gone.pth", "RuntimeError: process 0: 'a defect'", "None",
     ]  # fmt: skip
-    assert first[4] == second[4]
+    assert first[4:] == second[4:]
+    assert first[5] == "None"
+    assert "process 1 was started with other settings than process 0: --resume is False, not True; start" in first[6]
+    assert "INPUT.MIN_SIZE_TRAIN is [64, " in first[7] and "SOLVER.MAX_ITER is 9, not 8" in first[7]
     assert first[4].startswith("ValueError: process 1 of 2 has other weights than process 0 before the first iteration")
 
 
