@@ -179,7 +179,12 @@ class Predictor:
             images: see `encode`.
             layout: see `encode`, for all of them.
             batch_size: at most so many together.
+
+        Raises:
+            ValueError: `batch_size` is not 1 or more, or see `encode`.
         """
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; give 1 or more")
         pixels = [image_pixels(image, layout=layout, max_pixels=self.max_pixels) for image in images]
         sizes = [resize_short_side(each.shape[0], each.shape[1], self.short_side, self.max_size) for each in pixels]
         names = [_name_of(image, index, len(images)) for index, image in enumerate(images)]

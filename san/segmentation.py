@@ -227,8 +227,10 @@ class Segmentation:
             limit: so many at most; all by default. A mask is brought to the image's size only when asked for.
 
         Raises:
-            ValueError: the label map came without evidence.
+            ValueError: `limit` is negative, or the label map came without evidence.
         """
+        if limit is not None and limit < 0:
+            raise ValueError(f"limit is {limit}; give the number of masks, or None for all")
         evidence = self._evidence()
         probs, best = evidence.class_logits.float().softmax(dim=-1).max(dim=-1)  # (Q,), (Q,)
         found = [

@@ -170,6 +170,9 @@ def test_batches_go_through_the_network_together(predictor: Predictor) -> None:
     predictor.encode_batch([picture(), picture(40, 40), picture(), picture()], batch_size=2)
     hook.remove()
     assert [size[0] for size in sizes] == [2, 1, 1]
+    for wrong in (0, -1):  # -1 gave no results
+        with pytest.raises(ValueError, match=f"batch_size is {wrong}; give 1 or more"):
+            predictor.encode_batch([picture()], batch_size=wrong)
 
 
 def test_encoding_keeps_no_state_and_threads_do_not_mix(predictor: Predictor) -> None:

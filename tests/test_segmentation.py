@@ -70,6 +70,8 @@ def test_scores_agree_with_labels() -> None:
 
 def test_mask_proposals() -> None:
     result = made()
+    with pytest.raises(ValueError, match="limit is -1; give the number of masks"):
+        result.mask_proposals(limit=-1)
     assert result.evidence is not None
     proposals = result.mask_proposals()
     assert sorted(each.query for each in proposals) == list(range(5))

@@ -178,7 +178,7 @@ class _Run:
                     self.num_done += 1
                     self.bar.update()
                     if not self.args.quiet:
-                        self.bar.write(f"{job.image}: {result.summary()}")
+                        self.bar.write(printable(f"{job.image}: {result.summary()}"))
         except KeyboardInterrupt:
             print(f"interrupted after {self.num_done} of {len(self.jobs)} pictures", file=sys.stderr)
             raise

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from san.cli.options import add_model_options, add_word_options, load_predictor, path_option, read_words
+from san.errors import printable
 from san.visualize.attention import AttentionView, attention_panel
 from san.visualize.palette import palette
 
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     views = attention_views(predictor, result, queries or leading_queries(result, args.top))
     attention_panel(result.image, views, args.out, title=f"What the [SLS] tokens looked at: {args.image.name}")
     shown = ", ".join(f"{view.query} ({view.name or 'no object'} {view.probability:.0%})" for view in views)
-    print(f"{args.image}: queries {shown} -> {args.out}")
+    print(printable(f"{args.image}: queries {shown} -> {args.out}"))
     return 0
 
 

@@ -39,6 +39,7 @@ from san.d2.datasets import (
     register_datasets,
 )
 from san.data.pool import worker_pool
+from san.errors import printable
 from san.evaluation.per_image import ClassScore, Predictions, common_folder, distinct_stems
 from san.visualize.page import GENERATOR, ClassLine, Page, Row, Strip, render_page
 from san.visualize.palette import palette
@@ -121,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
     _write_scores(args.out / SCORES_FILE, name, outcomes)
     write_text(args.out / "index.html", render_page(page))
     for file, problem in page.problems[:_MAX_TOLD]:
-        print(f"left out: {file}: {problem}", file=sys.stderr)
+        print(printable(f"left out: {file}: {problem}"), file=sys.stderr)
     if len(page.problems) > _MAX_TOLD:
         print(f"left out: {len(page.problems) - _MAX_TOLD} more, see the page", file=sys.stderr)
     facts = ", ".join(f"{key} {value}" for key, value in page.facts)

@@ -94,7 +94,7 @@ class CompactTokenizer:
         never = ((self._ranks[full] == 0) & (full != 0)).any(dim=1).tolist()
         strange = [word for word, unknown in zip(fresh, never, strict=True) if unknown]
         if strange:
-            shown = ", ".join(map(repr, strange[:_MAX_SHOWN]))
+            shown = ", ".join(map(excerpt, strange[:_MAX_SHOWN]))
             more = f" and {len(strange) - _MAX_SHOWN} more" if len(strange) > _MAX_SHOWN else ""
             logger.warning("the small CLIP has never met %s%s: embeddings of it mean little", shown, more)
 

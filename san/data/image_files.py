@@ -75,7 +75,7 @@ _UPRIGHT: dict[int, Callable[[Array], Array]] = {
 }
 _REMEDY = "copy or prepare it again"
 _WRAPS_JPEG = ("JPEG", "MPO", "BLP")
-_JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")  # those before a segment; the others have no length
+_JPEG_MARKER = re.compile(rb"\xff[\xc0-\xcf\xd8-\xfe]")  # those before a segment; decoders skip the two bytes of others
 _START_OF_IMAGE, _START_OF_SCAN, _END_OF_IMAGE = b"\xff\xd8", 0xDA, 0xD9
 _MAX_SEGMENTS = 10_000  # of a JPEG; a long colour profile or depth map has hundreds
 

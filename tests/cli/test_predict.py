@@ -137,7 +137,7 @@ def test_odd_names_spoil_nothing(images: Path, tmp_path: Path, capsys: pytest.Ca
     """Too long for its results, no UTF-8, a link to itself: each is one picture's fault, also when it goes on."""
     folder, out = tmp_path / "in", tmp_path / "out"
     folder.mkdir()
-    good = ["$x_1$.png", os.fsdecode(b"caf\xe9.png"), "z.png"]
+    good = ["$x_1$.png", "\x1b[31m.png", os.fsdecode(b"caf\xe9.png"), "z.png"]
     for name in (*good, "x" * 250 + ".png"):
         (folder / name).write_bytes((images / "a.png").read_bytes())
     (folder / "loop.png").symlink_to("loop.png")
@@ -149,9 +149,10 @@ def test_odd_names_spoil_nothing(images: Path, tmp_path: Path, capsys: pytest.Ca
         name[:-4] + end for name in good for end in ("_labels.png", ".json", "_rle.json", "_panel.png")
     )
     assert "caf\\udce9.png: red star" in shown.out
+    assert "\\x1b[31m.png: red star" in shown.out and "\x1b" not in shown.out  # no terminal is to obey it
     assert "left out: 1 of a format that Pillow does not open: " in shown.err and "raw.nef" in shown.err
     assert "File name too long; rename it" in shown.err and "loop.png does not exist" in shown.err
-    assert "3 pictures in" in shown.err and "2 passed over" in shown.err
+    assert "4 pictures in" in shown.err and "2 passed over" in shown.err
     assert main([*command, "--skip-existing"]) == 3
     assert "0 pictures in" in capsys.readouterr().err
 

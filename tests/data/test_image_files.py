@@ -87,6 +87,16 @@ def test_markers_elsewhere_are_no_scans(tmp_path: Path) -> None:
     assert read_image(path).shape == (8, 8, 3)
 
 
+def test_markers_that_decoders_skip_hide_no_scans(tmp_path: Path) -> None:
+    """Two bytes where a restart marker is due: a decoder that looks for it passes over them, and no segment follows."""
+    content = progressive(20_000)
+    second = content.index(b"\xff\xda", content.index(b"\xff\xda") + 2)
+    for skipped in (b"\xff\x01", b"\xff\x02", b"\xff\xbf"):
+        (tmp_path / "a.jpg").write_bytes(content[:second] + skipped + b"\xff\xff" + content[second:][: 0xFFFF - 9])
+        with pytest.raises(ValueError, match="a.jpg is a JPEG of more than 100 scans"):
+            read_image(tmp_path / "a.jpg")
+
+
 def test_a_jpeg_of_many_segments_is_refused(tmp_path: Path) -> None:
     content = progressive(20)
     scan = content.index(b"\xff\xda")

@@ -150,6 +150,12 @@ def test_many_unknown_words_are_one_line(caplog):
     assert "and 2 more" in told
 
 
+def test_a_long_unknown_word_is_cut(caplog):
+    load_clip("shapes", "shapes").tokenizer(["zebra" * 10_000])
+    (told,) = [record.getMessage() for record in caplog.records if "never met" in record.getMessage()]
+    assert "'zebra" in told and len(told) < 200
+
+
 def test_long_names_with_unknown_words_are_one_line(caplog):
     """Names so long that their tokens are counted one by one."""
     classifier = load_pretrained("shapes").text_classifier

@@ -6,6 +6,7 @@ import errno
 import gzip
 import logging
 import lzma
+import os
 import re
 import shutil
 import struct
@@ -240,7 +241,7 @@ def _zip_members(archive: Path, pack: zipfile.ZipFile, home: Path, pattern: re.P
         if kind not in (0, 0o10):
             raise ValueError(_refusal(archive, info.filename, "is a link or a device"))
         chosen.append((info, target))
-    missing = (info.file_size for info, target in chosen if not (home / target).is_file())
+    missing = (info.file_size for info, target in chosen if not os.path.isfile(home / target))
     check_disk_space(home, sum(missing))
     position = 0
     for info, target in chosen:
@@ -264,7 +265,7 @@ def _tar_members(
             continue
         if not info.isfile():
             raise ValueError(_refusal(archive, info.name, "is a link or a device"))
-        if not (home / target).is_file():
+        if not os.path.isfile(home / target):
             check_disk_space(home, info.size)  # compressed zeros take no room in the archive
         yield Member(info.name, target, info.size, file.tell(), lambda info=info: _tar_content(pack, info))  # type: ignore[misc]
 
