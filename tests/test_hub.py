@@ -183,10 +183,13 @@ def test_the_folder_needs_nothing_else(tmp_path: Path, monkeypatch: pytest.Monke
         ("laion2b_s34b_b88k:clip.safetensors", "laion2b_s34b_b88k"),
     ],
 )  # fmt: skip
-def test_no_folder_of_clip_weights_is_published(pretrained: str | None, public: str | None, tmp_path: Path) -> None:
+def test_no_folder_of_clip_weights_is_published(
+    pretrained: str | None, public: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also where the file is gone by then."""
     model = make()
-    model.config = replace(model.config, clip=replace(model.config.clip, pretrained=pretrained))
+    config = replace(model.config, clip=replace(model.config.clip, pretrained=pretrained))
+    monkeypatch.setattr(model, "config", config)  # the model is every test's
     assert describe(model).model.clip.pretrained == public
     save_slim(model, tmp_path / "slim.pth")
     folder = save_pretrained(model, tmp_path / "model")
