@@ -42,6 +42,7 @@ _DERIVED = ("ov_classifier.attn_mask", "criterion.empty_weight")  # computed her
 _LEADING_ONE = ("side_adapter.pos_embed", "side_adapter.query_embed", "side_adapter.query_pos_embed", "bias_head.scale")
 _WRAPPERS = r"^(module\.|_orig_mod\.)+"  # of DistributedDataParallel and torch.compile
 _SLIM = "trained tensors only"
+_NOTE = ("format", "clip", "clip_fingerprint")
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +123,8 @@ def brings_clip(state_dict: Mapping[str, Any]) -> bool:
 def load_checkpoint_file(path: str | Path) -> dict[str, Any]:
     """A checkpoint's content, with the tensors under "model"; nothing in the file is run.
 
-    The tensors under "model" are mapped from the file, see `read_tensors`; all others are in memory.
+    The tensors under "model" are mapped from the file, see `read_tensors`; all others are in memory. A slim file's note
+    of its CLIP is in the tensors' metadata too, as `save_slim` puts it there.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -139,7 +141,16 @@ def load_checkpoint_file(path: str | Path) -> dict[str, Any]:
     if odd:
         raise ValueError(f"{str(path)!r} holds a tensor named {excerpt(odd[0])}; give a SAN checkpoint, named by text")
     # an optimiser may go on using its state as it is given, long after the file is gone
-    return {key: value if key == "model" else copy.deepcopy(value) for key, value in content.items()}
+    result = {key: copy.deepcopy(value) for key, value in content.items() if key != "model"}
+    note = {key: result[key] for key in _NOTE if key in result}
+    return result | {"model": _with_note(tensors, note) if note else tensors}
+
+
+def _with_note(tensors: Mapping[str, Tensor], note: dict[str, Any]) -> OrderedDict[str, Tensor]:
+    """Tensors that say which CLIP they belong to; many loaders hand nothing else of a file to a module."""
+    state = OrderedDict(tensors)
+    state._metadata = {"": note}  # type: ignore[attr-defined]
+    return state
 
 
 def load_weights(model: SANModel, source: str | Path | Mapping[str, Any]) -> None:
@@ -258,10 +269,8 @@ def save_slim(model: SANModel, path: str | Path, *, half: bool = False) -> None:
         "clip": f"{clip.name} {clip.public_pretrained}",
         "clip_fingerprint": frozen_fingerprint(model),
     }
-    state = OrderedDict(tensors)
-    state._metadata = {"": note}  # type: ignore[attr-defined]  # for loaders that hand over nothing but this
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"model": state} | note, path)
+    torch.save({"model": _with_note(tensors, note)} | note, path)
 
 
 def check_clip(model: SANModel, note: Mapping[str, Any], label: str) -> None:
