@@ -38,9 +38,9 @@ def used(**options: Any) -> Predictor:
     return predictor
 
 
-def assert_same(found: Segmentation, expected: Segmentation) -> None:
+def assert_same(found: Segmentation, expected: Segmentation, rounding: float = 0.0) -> None:
     assert np.array_equal(found.labels, expected.labels)
-    assert np.array_equal(found.scores(), expected.scores())
+    np.testing.assert_allclose(found.scores(), expected.scores(), rtol=rounding, atol=0)
     assert np.array_equal(found.image, expected.image)
 
 
@@ -98,7 +98,8 @@ def test_a_spawned_process_gives_the_same() -> None:
     process.start()
     try:
         for found in answers.get(timeout=600):
-            assert_same(found, predictor.predict(picture(7), WORDS))
+            # earlier tests may have left this process another number of threads
+            assert_same(found, predictor.predict(picture(7), WORDS), rounding=1e-5)
     finally:
         received.set()
         process.join(timeout=60)
