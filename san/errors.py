@@ -58,7 +58,7 @@ def excerpt(value: object, *, limit: int = 80) -> str:
     return text if len(text) <= 2 * limit else f"{text[:limit]}..."
 
 
-def outline(record: Any) -> str:
+def brief_repr(record: Any) -> str:
     """A dataclass or named tuple on one line, as its `__repr__`: of arrays and tensors type and shape, the rest cut."""
     names = getattr(record, "_fields", ()) or [each.name for each in fields(record) if each.repr]
     shown = [f"{name}={_brief(getattr(record, name))}" for name in names]

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from san.errors import outline, printable
+from san.errors import brief_repr, printable
 from san.evaluation.predictions import default_image_id, rle_entries
 from san.files import write_text, write_together
 from san.model.san import MaskProposals
@@ -68,7 +68,7 @@ class EncodedImage:
     source: str = "the image"
     _weights_id: str = field(repr=False, default="")  # of the model that made it
 
-    __repr__ = outline
+    __repr__ = brief_repr
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +87,7 @@ class Evidence:
     attn_bias: Tensor
     sizes: Sizes
 
-    __repr__ = outline
+    __repr__ = brief_repr
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +106,7 @@ class ProposedMask:
     probability: float
     evidence: Evidence = field(repr=False)
 
-    __repr__ = outline
+    __repr__ = brief_repr
 
     def mask(self) -> npt.NDArray[np.bool_]:
         """(H, W), true where the mask is likelier than not."""

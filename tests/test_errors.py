@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from san.errors import MAX_LINE, excerpt, one_line, outline, printable
+from san.errors import MAX_LINE, brief_repr, excerpt, one_line, printable
 
 
 def test_a_message_is_one_line_of_bounded_length() -> None:
@@ -55,10 +55,10 @@ class Record:
     inner: Record | None = None
     hidden: str = field(default="secret", repr=False)
 
-    __repr__ = outline
+    __repr__ = brief_repr
 
 
-def test_an_outline_is_one_short_line() -> None:
+def test_a_brief_repr_is_one_short_line() -> None:
     record = Record(np.zeros((300, 200, 3), np.uint8), torch.ones(4, 5), "a\nb\x1b[2J" + "x" * 10_000)
     text = repr(Record(record.pixels, record.tensor, "", inner=record))
     assert text.startswith("Record(pixels=uint8 (300, 200, 3), tensor=float32 (4, 5), note='', inner=Record(pixels=")

@@ -153,9 +153,10 @@ def check_meeting(url: str, *, machines: int, here: bool) -> None:
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
-    except ValueError:  # a port that is none
-        host = port = None
-    if parts.scheme != "tcp" or not host or not port or parts.path not in ("", "/"):
+        fits = parts.scheme == "tcp" and parts.path in ("", "/")
+    except ValueError:  # a port that is none, or half of [::1]
+        host, port, fits = None, None, False
+    if not fits or not host or not port:
         raise ValueError(
             f"--dist-url is {url[:200]!r}; give tcp://<first machine>:<port>, a port of 1 to 65535, or auto on one "
             "machine"

@@ -17,7 +17,7 @@ from san.data.custom_classes import CustomClass, parse_classes
 from san.data.label_mapping import MAX_VALUE, LabelMapping
 from san.data.pairing import Pairing, pair_files, read_pair_list
 from san.data.plain_file import check_keys, read_plain_file, user_path
-from san.errors import excerpt, outline
+from san.errors import brief_repr, excerpt
 
 SOURCE_KEYS = ("images", "labels", "list")
 """Where the files of a split are: two folders, or a list of pairs."""
@@ -94,7 +94,7 @@ class CustomDataset:
     label_mapping: LabelMapping | None
     splits: tuple[CustomSplit, ...]
 
-    __repr__ = outline
+    __repr__ = brief_repr
 
     @property
     def class_names(self) -> tuple[str, ...]:

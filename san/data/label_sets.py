@@ -13,7 +13,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from san.errors import excerpt, outline
+from san.errors import brief_repr, excerpt
 
 LABEL_SETS = (
     "coco_stuff_171",
@@ -58,7 +58,7 @@ class LabelSet:
     official_numbers: tuple[int, ...] | None = None
     absent_in_val: tuple[int, ...] = ()
 
-    __repr__ = outline
+    __repr__ = brief_repr
 
     @property
     def num_classes(self) -> int:

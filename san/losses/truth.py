@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from san.errors import outline
+from san.errors import brief_repr
 from san.losses.point_sampling import sample_points
 
 
@@ -30,7 +30,7 @@ class Target:
     labels: Tensor
     masks: Tensor
 
-    __repr__ = outline
+    __repr__ = brief_repr
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class LabelMapTarget:
     labels: Tensor
     label_map: Tensor
 
-    __repr__ = outline
+    __repr__ = brief_repr
 
 
 AnyTarget = Target | LabelMapTarget | Mapping[str, Tensor]

@@ -19,7 +19,7 @@ from san.clip.arch import ClipArch
 from san.clip.text import TextClassifier
 from san.clip.tokenizer import Tokenizer
 from san.clip.visual import DeepClip, ShallowClip, ShallowFeatures
-from san.errors import outline
+from san.errors import brief_repr
 from san.model.attention_bias import AttentionBiasHead
 from san.model.config import SANConfig, check_against
 from san.model.heads import MaskHead
@@ -41,7 +41,7 @@ class MaskProposals(NamedTuple):
 
     def __repr__(self) -> str:
         """On one line."""
-        return outline(self)
+        return brief_repr(self)
 
 
 class SANOutput(NamedTuple):
@@ -63,7 +63,7 @@ class SANOutput(NamedTuple):
 
     def __repr__(self) -> str:
         """On one line."""
-        return outline(self)
+        return brief_repr(self)
 
     def as_dict(self) -> dict[str, Any]:
         """The form criteria know: pred_logits, pred_masks, and a list of the same under aux_outputs."""

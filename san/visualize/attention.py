@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from san.errors import outline
+from san.errors import brief_repr
 from san.visualize.palette import class_color, short_name
 from san.visualize.plots import literal, new_figure, save_figure
 
@@ -61,7 +61,7 @@ class AttentionView:
     covered: tuple[float, float] = (1.0, 1.0)
     color: tuple[int, int, int] | None = None
 
-    __repr__ = outline
+    __repr__ = brief_repr
 
 
 def attention_panel(

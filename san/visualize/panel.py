@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from san.errors import outline
+from san.errors import brief_repr
 from san.files import replacing
 from san.visualize.legend import legend
 from san.visualize.overlay import RIGHT_COLOR, WRONG_COLOR, check_sizes, error_map, overlay
@@ -53,7 +53,7 @@ class Sample:
     prediction: Array
     truth: Array | None = None
 
-    __repr__ = outline
+    __repr__ = brief_repr
 
 
 def panel(

@@ -56,6 +56,7 @@ def test_no_gpu_or_one_runs_in_this_process(engine: str, make_cfg: MakeCfg, numb
         ({"num_machines": 2, "dist_url": "auto"}, "--dist-url auto finds a port on one machine only"),
         ({"num_gpus": 2, "dist_url": "tcp://localhost"}, "--dist-url is 'tcp://localhost'"),
         ({"num_gpus": 2, "dist_url": "tcp://localhost:99999"}, "--dist-url is 'tcp://localhost:99999'"),
+        ({"num_gpus": 2, "dist_url": "tcp://[::1"}, r"--dist-url is 'tcp://\[::1'"),
         ({"num_gpus": 2, "dist_url": "localhost:2000"}, "--dist-url is 'localhost:2000'"),
         ({"num_gpus": 2, "dist_url": "tcp://no.such.machine.invalid:2000"}, "no.such.machine.invalid is unknown"),
         ({"num_gpus": 2, "dist_url": "tcp://192.0.2.1:2000"}, "192.0.2.1:2000: this machine cannot wait there"),
