@@ -215,8 +215,8 @@ def test_the_terminal(planted: Path, capsys: pytest.CaptureFixture[str], monkeyp
 @pytest.mark.parametrize("path", sorted([*(REPO / "tools").glob("*.py"), *(REPO / "datasets").glob("*.py")]), ids=str)
 def test_every_script_redacts_its_terminal(path: Path) -> None:
     source = path.read_text(encoding="utf-8")
-    starts = ("run_tool(", "    redact_terminal()", "from san.data.preparation.command import main as command")
-    assert any(start in source for start in starts), "call san.redaction.redact_terminal at the start of main"
+    starts = ("    sys.exit(guarded(main))\n", " run_tool(", "(run_tool(")
+    assert any(start in source for start in starts), "run main in san.cli.main.guarded"
 
 
 def test_the_command_redacts_its_terminal(

@@ -21,12 +21,10 @@ import torch
 
 from san.benchmark.loading import NUM_IMAGES, make_dataset
 from san.cli.main import guarded
-from san.redaction import redact_terminal
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Reads the command line and measures."""
-    redact_terminal()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=200, help="samples to load (default: 200)")
     args = parser.parse_args(arguments)

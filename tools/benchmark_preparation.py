@@ -33,7 +33,6 @@ from pycocotools import mask as coco_rle
 from san.cli.main import guarded
 from san.data.label_sets import load_label_set
 from san.data.preparation import PREPARATIONS, Options, prepare
-from san.redaction import redact_terminal
 
 SIZES = {  # height, width, classes in an image
     "coco_stuff": (480, 640, 12),
@@ -193,7 +192,6 @@ def timed_run(name: str, raw: Path, workers: int) -> tuple[float, float, int, in
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Reads the command line and measures."""
-    redact_terminal()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sets", nargs="+", choices=tuple(PREPARATIONS), default=list(PREPARATIONS), metavar="SET")
     parser.add_argument("--images", type=int, default=200, help="images of each set (default: %(default)s)")

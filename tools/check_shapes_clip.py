@@ -27,7 +27,6 @@ from san.clip.visual import DeepClip, ShallowClip
 from san.data.shapes.render import render
 from san.data.shapes.world import GROUNDS, NAMES, SCENE_SIZE, THINGS, SceneStyle, class_index, scene_at
 from san.model.build import clip_state_to_own
-from san.redaction import redact_terminal
 
 COVERED = 0.4
 """Share of a patch that a mask must cover for the [SLS] token to see it."""
@@ -84,7 +83,6 @@ def kind(label: int) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    redact_terminal()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "clip", nargs="?", default=str(SHAPES_FILE), help="file of tools/train_shapes_clip.py (default: the committed)"

@@ -23,7 +23,6 @@ from san.cli.options import add_import_option, path_option
 from san.d2.config import load_config, san_config
 from san.hub import save_pretrained
 from san.model.build import build_san
-from san.redaction import redact_terminal
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -68,7 +67,6 @@ def convert(options: argparse.Namespace) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
-    redact_terminal()
     options = parse_arguments(arguments)
     try:
         convert(options)

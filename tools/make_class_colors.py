@@ -21,7 +21,6 @@ from san.cli.main import guarded
 from san.cli.options import path_option
 from san.data.label_sets import LABEL_SETS, load_label_set
 from san.data.shapes.world import NAMES as SHAPES_NAMES
-from san.redaction import redact_terminal
 from san.visualize.color_words import color_word
 from san.visualize.oklab import color_grid, oklab
 from san.visualize.palette import color_key, may_have
@@ -67,7 +66,6 @@ def choose(sets: list[list[str]], fixed: dict[str, str]) -> dict[str, str]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
-    redact_terminal()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=path_option, required=True, help="JSON file; names in it keep their colours")
     options = parser.parse_args(arguments)

@@ -16,13 +16,11 @@ from collections.abc import Sequence
 
 from san.cli.main import guarded
 from san.cli.options import path_option
-from san.redaction import redact_terminal
 from san.visualize import plot_curves
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Reads the command line and draws."""
-    redact_terminal()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=path_option, help="folder of a run, or its metrics.json")
     parser.add_argument("--output", type=path_option, help="PNG to write (default: curves.png beside metrics.json)")

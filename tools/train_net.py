@@ -19,7 +19,6 @@ from collections.abc import Sequence
 from san.cli import train
 from san.cli.main import guarded, make_parser
 from san.cli.train import worker
-from san.redaction import redact_terminal
 
 __all__ = ["main", "parse_arguments", "worker"]
 
@@ -31,7 +30,6 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Reads the command line and the configuration, and starts the workers."""
-    redact_terminal()
     args = parse_arguments(arguments)
     train.guarded(lambda: train.start(args), show_traceback=args.traceback)
 

@@ -49,7 +49,6 @@ from san.data.shapes.pretraining import (
     zero_shot,
 )
 from san.data.shapes.world import GROUNDS, NAMES, SceneStyle
-from san.redaction import redact_terminal
 
 PATCH_SIZE = 8
 CONTEXT_LENGTH = 32
@@ -305,7 +304,6 @@ def train_step(
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    redact_terminal()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--output", default="clip.safetensors", help="weights file to write; a .json report goes beside it"

@@ -15,7 +15,6 @@ from types import ModuleType
 import san
 from san.cli import streams
 from san.errors import USER_ERRORS, one_line
-from san.redaction import redact_terminal
 
 DONE, ERROR, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -60,7 +59,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int:
     """`main`, but for what `guarded` does."""
-    redact_terminal()
     parser = _main_parser()
     try:
         chosen = parser.parse_args(arguments[:1])
@@ -89,7 +87,6 @@ def run_tool(module: ModuleType, arguments: Sequence[str] | None = None) -> int:
     """
 
     def action() -> int:
-        redact_terminal()
         options = make_parser(module).parse_args(arguments)
         return guarded(lambda: module.run(options), show_traceback=options.traceback)
 

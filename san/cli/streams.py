@@ -1,4 +1,4 @@
-"""Standard streams of a command: closed ones, pipes that nobody reads, encodings that lack a character."""
+"""Standard streams of a command: closed ones, pipes that nobody reads, encodings that lack a character, secrets."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import io
 import os
 import sys
 
+from san.redaction import redact_terminal
+
 
 def prepare() -> None:
-    """Makes standard output and error usable, whatever the caller has done with them.
+    """Makes standard output and error usable, whatever the caller has done with them, and redacts what goes there.
 
     A closed stream (``san models >&-``) becomes the null device, so that no file that is opened later takes its number,
     and a character that the stream's encoding lacks (``LC_ALL=C``) is written as an escape.
@@ -25,6 +27,7 @@ def prepare() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    redact_terminal()
 
 
 def finish() -> None:

@@ -12,7 +12,6 @@ from pathlib import Path
 from san.data.preparation.engine import SplitSummary, Summary, check, prepare
 from san.data.preparation.sources import Options
 from san.files import user_path
-from san.redaction import redact_terminal
 
 _MAX_LINES = 20
 
@@ -58,7 +57,6 @@ def main(name: str, description: str | None, arguments: Sequence[str] | None, *,
     Returns:
         exit status: 0 when the set is complete and right, 1 when not, 130 when interrupted.
     """
-    redact_terminal()
     parser = build_parser(description, default_root)
     args = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
