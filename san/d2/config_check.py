@@ -10,6 +10,7 @@ import torch
 from san.clip.arch import IMAGE_SIZE
 from san.clip.record import check_range
 from san.d2.api import CfgNode
+from san.d2.config_file import flatten
 from san.d2.user_modules import check_model_name
 from san.errors import excerpt
 
@@ -69,22 +70,15 @@ RANGES: dict[str, tuple[float, float]] = {
 (`check_ranges`): a smallest one that is a float is itself refused. Of a list every number is checked."""
 
 
-def value_of(cfg: CfgNode, key: str) -> Any:
-    """The value of a dotted key."""
-    value: Any = cfg
-    for part in key.split("."):
-        value = value[part]
-    return value
-
-
 def check_numbers(cfg: CfgNode) -> None:
     """Refuses numbers outside `RANGES`.
 
     Raises:
         ValueError: with the key, the value and the range.
     """
+    values = dict(flatten(cfg))
     for key, limits in RANGES.items():
-        value = value_of(cfg, key)
+        value = values[key]
         for number in value if isinstance(value, (list, tuple)) else [value]:
             check_range(number, limits, key, key)
 
