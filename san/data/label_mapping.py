@@ -80,7 +80,8 @@ class LabelMapping:
 
     def _look_up(self, raw: Array) -> Array:
         """(H, W) int32, a copy: class index or ignore label of each pixel, −1 where its value is not mapped."""
-        found: Array = self._table[np.where((raw < 0) | (raw > MAX_VALUE), MAX_VALUE + 1, raw)]
+        outside = np.uint32(MAX_VALUE + 1)  # of a type of its own, as it may not fit the labels'
+        found: Array = self._table[np.where((raw < 0) | (raw > MAX_VALUE), outside, raw)]
         return found
 
     @cached_property

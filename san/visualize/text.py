@@ -124,7 +124,7 @@ class _Room:
     """What is still free of a label map of (H, W) shown pixels."""
 
     def __init__(self, labels: Array, areas: Array) -> None:
-        self.labels = np.where((labels >= 0) & (labels < len(areas)), labels, len(areas)).astype(np.int64)
+        self.labels = np.where((labels >= 0) & (labels < len(areas)), labels.astype(np.int64), len(areas))
         self.areas = areas
         self.hidden = np.zeros(len(areas) + 1, np.int64)
         self.taken: list[Box] = []

@@ -15,6 +15,14 @@ def test_values_become_indices() -> None:
     assert raw[0, 0] == 10  # the array given is not changed
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64"])
+def test_labels_may_be_of_any_integer_type(dtype: str) -> None:
+    """Whatever NumPy makes of an integer that the type cannot hold; not all releases make the same of it."""
+    mapping = LabelMapping(((7, 1),), ignore_label=255, unmapped="ignore")
+    raw = np.array([[7, 8, np.iinfo(dtype).min, np.iinfo(dtype).max]], dtype)
+    assert mapping.apply(raw).tolist() == [[1, 255, 255, 255]]
+
+
 def test_other_values_are_refused_or_ignored() -> None:
     raw = np.array([[1, 2, 3, 70000, -1, 9]], np.int32)
     strict = LabelMapping(((1, 0),), ignore_label=9)

@@ -93,4 +93,6 @@ def test_specks_and_full_pictures_leave_names_to_the_legend() -> None:
     assert [tag.name for tag in place_tags(labels, ["speck", "ground"])] == ["ground"]
     assert place_tags(np.zeros((8, 8), int), ["wider than the picture"]) == []
     assert place_tags(np.full((50, 50), 65535, np.uint16), ["a"]) == []
+    many = [str(number) for number in range(300)]  # more than its type can count
+    assert [tag.name for tag in place_tags(np.full((50, 50), 7, np.uint8), many)] == ["7"]
     assert len(place_tags(np.arange(400).repeat(400).reshape(400, 400) // 10, [str(i) for i in range(40)])) <= 16
