@@ -51,6 +51,8 @@ _MAX_HEADERS = 1 << 16
 """Bytes of a tar member's further headers; paths and attributes take 10,000 at most."""
 _MAX_MEMBERS = 1_500_000
 """Members of an archive; ADE20K's full set has the most, one for every object."""
+_ENDS = ("EOFHeaderError", "EmptyHeaderError")
+"""What tarfile calls a block of zeros, and the end of the file, where a header could be."""
 _HEADERS = (*tarfile.GNU_TYPES[:2], tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
 
 
@@ -146,13 +148,23 @@ class _TarInfo(tarfile.TarInfo):
         member: _TarInfo = super()._proc_member(pack)  # type: ignore[misc]
         return member
 
+    def _block(self, count: int) -> int:
+        """Bytes that a content takes; with a negative one, tarfile would read all of the file, or one member for ever.
+
+        Later releases take it for the archive's end.
+        """
+        if count < 0:
+            raise tarfile.TarError("a negative size")
+        size: int = super()._block(count)  # type: ignore[misc]
+        return size
+
     @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _TarInfo:
-        """A member's header; one that is damaged is an error, where tarfile would take it for the archive's end."""
+    def fromtarfile(cls, pack: tarfile.TarFile) -> _TarInfo:
+        """The next member; a damaged header is an error, where tarfile would take it for the archive's end."""
         try:
-            member: _TarInfo = super().frombuf(buf, encoding, errors)
+            member: _TarInfo = super().fromtarfile(pack)
         except tarfile.HeaderError as error:
-            if type(error).__name__ == "InvalidHeaderError":
+            if type(error).__name__ not in _ENDS:
                 raise tarfile.TarError(f"a header is damaged: {error}") from error
             raise
         return member
@@ -177,8 +189,6 @@ class _TarFile(tarfile.TarFile):
         Raises:
             tarfile.TarError: it would be too much.
         """
-        if header.size < 0:  # all of the file would be read
-            raise tarfile.TarError("a negative size")
         self._headers = self._headers + header.size if header.type in _HEADERS else 0
         self._shared += header.size if header.type == tarfile.XGLTYPE else 0
         if max(self._headers, self._shared) > _MAX_HEADERS:
@@ -196,8 +206,6 @@ class _TarFile(tarfile.TarFile):
             number += 1
             if number > _MAX_MEMBERS:
                 raise tarfile.TarError(f"over {_MAX_MEMBERS:,} members")
-            if info.size < 0:  # the next one would be one before
-                raise tarfile.TarError("a negative size")
             yield info
 
 
