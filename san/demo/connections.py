@@ -1,7 +1,7 @@
 """Bounds on connections, which uvicorn has none of: for requests that do not arrive, answers that nobody reads, crowds.
 
-uvicorn counts connections, and answers 503 to everybody once there are too many. Here whoever holds most of them makes
-room instead.
+uvicorn's own limit (`limit_concurrency`) answers 503 to everybody once there are too many, and counts requests of lost
+connections until they are noticed. Here whoever holds most connections makes room instead.
 """
 
 from __future__ import annotations
@@ -21,10 +21,13 @@ class BoundedConnection:
     """To be mixed into uvicorn's `H11Protocol`: one connection.
 
     Behind a trusted proxy a connection counts for the visitor whose request it carried last.
+
+    Attributes:
+        max_connections: of all visitors; set by the subclass.
     """
 
+    max_connections: int
     connections: set[Any]  # of the server; this and what follows are uvicorn's
-    limit_concurrency: Any
     loop: asyncio.AbstractEventLoop
     transport: Any
     cycle: Any
@@ -36,7 +39,7 @@ class BoundedConnection:
         super().connection_made(transport)  # type: ignore[misc]
         self.since = self._asked = self._read = self.loop.time()
         self._timer = self.loop.call_later(_TICK_SECONDS, self._look)
-        if len(self.connections) >= self.limit_concurrency:
+        if len(self.connections) > self.max_connections:
             holders = {each: each.visitor() for each in self.connections if each is not self}
             (most, _), *_ = Counter(holders.values()).most_common(1)
             oldest = min((each for each in holders if holders[each] == most), key=lambda each: each.rank())

@@ -50,6 +50,8 @@ class DemoServer:
         class Connection(BoundedConnection, H11Protocol):
             """uvicorn's, bounded."""
 
+            max_connections = 8 * limits.max_visitors + 100
+
         proxies = _proxies(trusted_proxies)
         app: App = KnownHosts(guard, host, allowed_hosts)
         if not proxies:
@@ -66,7 +68,6 @@ class DemoServer:
             server_header=False,
             proxy_headers=bool(proxies),
             forwarded_allow_ips=proxies,
-            limit_concurrency=8 * limits.max_visitors + 100,
             timeout_graceful_shutdown=2,
             ws="none",
         )
