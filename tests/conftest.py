@@ -27,6 +27,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("markexpr") != "gpu":
+        # what runs is the same on every machine; and no forked process can go on from one that has used a GPU
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     os.environ.setdefault("MPLBACKEND", "Agg")
     os.environ.setdefault("WANDB_MODE", "offline")
     torch.set_num_threads(min(torch.get_num_threads(), 2))
@@ -41,7 +44,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=lambda item: item.path.name == "test_fake_gpu.py")
     reasons = {}
     if not torch.cuda.is_available():
-        reasons["gpu"] = "no CUDA device"
+        reasons["gpu"] = "no CUDA device, or not run with -m gpu"
     if importlib.util.find_spec("detectron2") is None:
         reasons["detectron2"] = "Detectron2 is not installed"
     if not (config.getoption("--slow") or os.environ.get("SAN_SLOW")):

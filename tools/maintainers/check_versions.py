@@ -6,8 +6,8 @@ python tools/maintainers/check_versions.py --rows oldest -- tests/d2     # one r
 python tools/maintainers/check_versions.py --detectron2 ~/src/detectron2 # again with Detectron2, built from a clone
 
 The oldest releases are the minimums of pyproject.toml, the newest what the package index has. With Detectron2 every row
-runs twice, first without it. Prints a table of versions and outcomes at the end, and exits with 1 if a test failed. uv
-makes the environments and keeps downloads in its own cache.
+runs twice, first without it. Prints a table of versions and outcomes at the end, and exits with 1 if a test failed. uv,
+which `./install.sh --dev` brings, makes the environments and keeps downloads in its own cache.
 """
 
 from __future__ import annotations
@@ -20,9 +20,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import uv
-
 REPO = Path(__file__).resolve().parents[2]
+_UV = (sys.executable, "-m", "uv")
 _LOWEST = ("--resolution", "lowest-direct", "--editable")
 ROWS = {
     "oldest": (*_LOWEST, ".[test]"),
@@ -60,7 +59,7 @@ class Environment:
 
     def make(self) -> None:
         """Makes the environment, in place of one that is there."""
-        self._run([uv.find_uv_bin(), "venv", "--quiet", "--clear", "--python", self.python, str(self.folder)])
+        self._run([*_UV, "venv", "--quiet", "--clear", "--python", self.python, str(self.folder)])
 
     def install(self, *arguments: str, **variables: str) -> None:
         """Runs ``uv pip install``.
@@ -68,7 +67,7 @@ class Environment:
         Raises:
             subprocess.CalledProcessError: something cannot be installed; uv has printed why.
         """
-        self._run([uv.find_uv_bin(), "pip", "install", "--quiet", *arguments], **variables)
+        self._run([*_UV, "pip", "install", "--quiet", *arguments], **variables)
 
     def test(self, arguments: Sequence[str]) -> tuple[str, int]:
         """Runs pytest in the repository; returns its last line and its exit code."""
