@@ -240,10 +240,7 @@ class TextClassifier(nn.Module):
         self._measured.update(texts)
         limit = self._arch.text.context_length
         cut: dict[str, str] = {}  # the remark on each name
-        for text in texts:
-            if max(len(prompt.encode()) for prompt in self._prompts_of(text)) <= limit - 2:
-                continue  # a token is at least one byte; two are start and end
-            prompts = self._prompts_of(text)
+        for text, prompts in self._long_prompts(texts).items():
             read = [_words_read(prompt, self._tokenizer, limit) for prompt in prompts]
             kept, prompt = min(zip(read, prompts, strict=True), key=lambda pair: pair[0] - len(pair[1].split()))
             words = prompt.split()
@@ -257,6 +254,20 @@ class TextClassifier(nn.Module):
         if cut:
             more = f" (and {len(cut) - 1} more such names)" if len(cut) > 1 else ""
             logger.warning("%s%s", next(iter(cut.values())), more, extra={"cut": cut})
+
+    def _long_prompts(self, texts: Sequence[str]) -> dict[str, list[str]]:
+        """The prompts of the texts that may be too long for CLIP, by counting each different word once."""
+        room = self._arch.text.context_length - 2  # start and end
+        prompts_of = {text: self._prompts_of(text) for text in texts}
+        # a token is at least one byte
+        long = {text: own for text, own in prompts_of.items() if max(len(prompt.encode()) for prompt in own) > room}
+        words = list({word for own in long.values() for prompt in own for word in prompt.split()})
+        counts = dict(zip(words, _num_tokens(words, self._tokenizer), strict=True)) if words else {}
+        return {
+            text: own
+            for text, own in long.items()
+            if any(sum(map(counts.__getitem__, prompt.split())) > room for prompt in own)
+        }
 
     def _open_store(self) -> TextCache | None:
         """The cache on disk, if there is to be one; a model on the meta device has no values to keep."""
@@ -309,8 +320,14 @@ def _words_read(prompt: str, tokenizer: Tokenizer, limit: int) -> int:
     words = prompt.split()
     if int(tokenizer([prompt]).argmax()) < limit - 1:
         return len(words)
-    lengths = tokenizer(words).argmax(dim=-1) - 1
+    lengths = torch.tensor(_num_tokens(words, tokenizer))
     return int((lengths.cumsum(0) <= limit - 2).sum())
+
+
+def _num_tokens(texts: Sequence[str], tokenizer: Tokenizer) -> list[int]:
+    """Tokens of each text between start and end, as many as CLIP reads."""
+    counts: list[int] = (tokenizer(texts).argmax(dim=-1) - 1).tolist()
+    return counts
 
 
 def _shortened(text: str, length: int = 60) -> str:

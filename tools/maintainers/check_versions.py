@@ -67,7 +67,7 @@ class Environment:
         Raises:
             subprocess.CalledProcessError: something cannot be installed; uv has printed why.
         """
-        self._run([*_UV, "pip", "install", "--quiet", *arguments], **variables)
+        self._run([*_UV, "pip", "install", "--no-progress", *arguments], **variables)
 
     def test(self, arguments: Sequence[str]) -> tuple[str, int]:
         """Runs pytest in the repository; returns its last line and its exit code."""
