@@ -124,7 +124,9 @@ def test_the_version_matrix_installs_each_row_and_reports_it(
     monkeypatch.setattr(check.Environment, "test", lambda self, arguments: (f"2 passed {arguments}", 0))
     rows = ["--rows", "oldest", "newest", "torch-2.14", "--folder", str(tmp_path)]
     assert check.main([*rows, "--detectron2", "clone", "--", "tests/d2"]) == 1
-    installs = [command[3:] for command in commands if command[0] == "pip"]
+    assert {tuple(command[:3]) for command in commands if command[0] == "pip"} == {("pip", "install", "--python")}
+    assert {Path(command[3]).parent for command in commands if command[0] == "pip"} == {tmp_path}
+    installs = [command[4:] for command in commands if command[0] == "pip"]
     assert installs[0] == ["--resolution", "lowest-direct", "--editable", ".[test]"]
     assert installs[2] == ["--no-build-isolation", "clone"]
     assert installs[3] == ["--upgrade", "--editable", ".[test]"]

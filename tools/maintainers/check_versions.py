@@ -62,12 +62,12 @@ class Environment:
         self._run([*_UV, "venv", "--quiet", "--clear", "--python", self.python, str(self.folder)])
 
     def install(self, *arguments: str, **variables: str) -> None:
-        """Runs ``uv pip install``.
+        """Runs ``uv pip install``; uv, run as a module, would take its own environment for the active one.
 
         Raises:
             subprocess.CalledProcessError: something cannot be installed; uv has printed why.
         """
-        self._run([*_UV, "pip", "install", "--no-progress", *arguments], **variables)
+        self._run([*_UV, "pip", "install", "--python", str(self.folder), *arguments], **variables)
 
     def test(self, arguments: Sequence[str]) -> tuple[str, int]:
         """Runs pytest in the repository; returns its last line and its exit code."""
