@@ -1,6 +1,6 @@
 """Checkpoint files: published names to our own and back, strict loading, and slim files of the trained tensors alone.
 
-Source: method.md section 10. A file holds a dictionary of tensors, bare or under the key "model".
+Source: docs/method.md#10. A file holds a dictionary of tensors, bare or under the key "model".
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ Nothing here is used in training or prediction. `plain_paths` puts a model's ima
 `SetCriterion`. The numbers agree to rounding (tests/test_plain.py).
 
 B batch, Q queries, C classes, E joint embedding, D CLIP width, N_h heads, T patch tokens, (h_s, w_s) side grid.
-Source: method.md sections 2 to 8.
+Source: docs/method.md#2 to #8.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""From mask and class logits to per-class scores or a label map (method.md 7).
+"""From mask and class logits to per-class scores or a label map (docs/method.md#7).
 
 Legend: Q queries, C classes, (h_s, w_s) side grid, (H, W) requested output; a band is a run of output rows.
 
-Both resizes of method.md 7.1 are linear and act on rows and columns separately, so each axis is one small matrix, and
-any block of the output can be made alone: memory stays bounded whatever the output size, its sides and the vocabulary.
+Both resizes of docs/method.md#7.1 are linear and act on rows and columns separately, so each axis is one small matrix,
+and any block of the output can be made alone: memory stays bounded whatever the output size, its sides and the
+vocabulary.
 """
 
 from __future__ import annotations
@@ -252,7 +253,7 @@ def resized_masks(
     image_size: tuple[int, int],
     output_size: tuple[int, int],
 ) -> Tensor:
-    """Masks brought to the requested size, still before the sigmoid: method.md 7.1.
+    """Masks brought to the requested size, still before the sigmoid: docs/method.md#7.1.
 
     Args:
         mask_logits: (Q, h_s, w_s).

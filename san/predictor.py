@@ -1,6 +1,6 @@
 """Masks for any words: an image is encoded once, then any number of vocabularies is applied to it.
 
-(H, W) image, (h, w) its size in the network, C classes. Source: method.md section 7.
+(H, W) image, (h, w) its size in the network, C classes. Source: docs/method.md#7.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import pytest
 REPO = Path(__file__).resolve().parent.parent
 SAN = REPO / "san"
 
-# What a room may import from san besides itself. design.md: tools -> d2 -> everything -> model -> clip -> torch.
+# What a room may import from san besides itself (docs/architecture.md).
 ROOMS: dict[str, set[str]] = {
     "clip": set(),
     "model": {"clip"},

@@ -19,7 +19,7 @@ def random_case(num_queries: int = 7, num_classes: int = 5, seed: int = 0) -> tu
 
 
 def test_scores_are_the_definition() -> None:
-    """method.md 7, written down directly."""
+    """docs/method.md#7.2, written down directly."""
     mask_logits, class_logits = random_case()
     masks = F.interpolate(mask_logits[None], SIZES["padded_size"], mode="bilinear")[..., :75, :101]
     masks = F.interpolate(masks, SIZES["output_size"], mode="bilinear")[0].sigmoid()

@@ -6,7 +6,7 @@ and of the last block only the end-of-text token's row is read. Sorted by what i
 padding. Compared with 77 tokens each, 847 classes in 14 templates take 1/14 of the multiply-adds.
 
 N prompts, K kinds of them, T tokens, P tokens of a shared beginning, S tokens of the rest, D width, N_h heads,
-d = D / N_h, L blocks. Source: method.md section 6.
+d = D / N_h, L blocks. Source: docs/method.md#6.1.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The open-vocabulary classifier: class names to text embeddings, [SLS] embeddings to class logits.
 
-B batch, Q queries, C classes, E joint embedding, T text tokens, D text width. Source: method.md section 6.
+B batch, Q queries, C classes, E joint embedding, T text tokens, D text width. Source: docs/method.md#6.
 """
 
 from __future__ import annotations

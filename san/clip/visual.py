@@ -1,7 +1,7 @@
 """CLIP's image tower, cut in two: shallow blocks that feed the side network, deep blocks that recognise masks.
 
 B batch, D CLIP width, E joint embedding, N_h heads, T = h * w patch tokens of the (h, w) CLIP grid, S [SLS] tokens.
-Source: method.md sections 2 and 5; arXiv 2302.12242, section 3.
+Source: docs/method.md#2 and #5; arXiv 2302.12242, section 3.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ What SAN takes, and what for:
 - ``DatasetEvaluator``, ``verify_results``: evaluation.
 - ``setup_logger``: a named logger with colour on the terminal and a file per worker.
 
-Source: `design.md`, "Detectron2, and machines without it".
+Source: docs/architecture.md#detectron2.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The meta-architecture ``SAN``: from lists of samples to losses or label maps.
 
-Legend: B images, C classes, Q queries, (H, W) padded image. Source: method.md 1, 7 and 8.
+Legend: B images, C classes, Q queries, (H, W) padded image. Source: docs/method.md#1, #7 and #8.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What is optimised and how fast: parameter groups, AdamW, the polynomial schedule, gradient clipping.
 
-Source: method.md 8.4. The golden files `optimizer_groups_vit_b16.json` and `learning_rate.json` guard it.
+Source: docs/method.md#8.4. The golden files `optimizer_groups_vit_b16.json` and `learning_rate.json` guard it.
 """
 
 from __future__ import annotations

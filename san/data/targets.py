@@ -32,7 +32,7 @@ def classes_present(label_map: Tensor, ignore_label: int, num_classes: int, *, s
 def masks_from_label_map(
     label_map: Tensor, ignore_label: int, num_classes: int, *, source: str = "the label map"
 ) -> tuple[Tensor, Tensor]:
-    """One binary mask per class present; the ignore label belongs to none (method.md 8.1).
+    """One binary mask per class present; the ignore label belongs to none (docs/method.md#8.1).
 
     Returns:
         labels (M,) as `classes_present` gives them, and masks (M, H, W) bool.

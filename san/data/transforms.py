@@ -1,4 +1,4 @@
-"""Resizing, and the training augmentation (method.md 8.5, 8.6), on NumPy and Pillow.
+"""Resizing, and the training augmentation (docs/method.md#8.5, #8.6), on NumPy and Pillow.
 
 Images are (H, W, 3) uint8 RGB, label maps (H, W) int32, sizes (height, width). Randomness comes from the passed
 generator only.
@@ -22,7 +22,7 @@ def resize_short_side(height: int, width: int, short_side: int, max_size: int) -
     """Size with the given short side, reduced where the long side would exceed `max_size`; rounded half up.
 
     Returns:
-        (height, width), as in method.md 8.6.
+        (height, width), as in docs/method.md#8.6.
     """
     scale = short_side / min(height, width)
     new_height, new_width = height * scale, width * scale
@@ -39,7 +39,7 @@ def resize_image(image: Array, size: tuple[int, int]) -> Array:
 
 @dataclass(frozen=True)
 class AugmentationConfig:
-    """What `TrainAugmentation` draws from; the defaults are the published ones (method.md 8.5).
+    """What `TrainAugmentation` draws from; the defaults are the published ones (docs/method.md#8.5).
 
     Attributes:
         short_sides: short side after the resize, one drawn per image, pixels.
@@ -84,7 +84,7 @@ class AugmentationConfig:
 
 
 class TrainAugmentation:
-    """Resize, crop, photometric distortion, flip, pad: method.md 8.5.
+    """Resize, crop, photometric distortion, flip, pad: docs/method.md#8.5.
 
     Only the crop is ever resized, which gives the crop of the resized image at a fraction of the time.
     """

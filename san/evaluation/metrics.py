@@ -1,4 +1,4 @@
-"""Segmentation metrics from a confusion matrix, in percent, under both mIoU conventions (method.md 9)."""
+"""Segmentation metrics from a confusion matrix, in percent, under both mIoU conventions (docs/method.md#9.1)."""
 
 from __future__ import annotations
 

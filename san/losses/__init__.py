@@ -1,4 +1,4 @@
-"""Training losses, plain PyTorch: points, matching, criterion (method.md 8.2-8.3)."""
+"""Training losses, plain PyTorch: points, matching, criterion (docs/method.md#8.2, #8.3)."""
 
 from san.losses.config import LossConfig
 from san.losses.criterion import SetCriterion, dice_loss, mask_loss

@@ -1,4 +1,4 @@
-"""Options of the training losses (method.md 8.2 and 8.3)."""
+"""Options of the training losses (docs/method.md#8.2, #8.3)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 class LossConfig:
     """Weights of the losses and of the matching costs, and how points are drawn.
 
-    The defaults are those of the published model (arXiv 2302.12242, method.md 8.2-8.3).
+    The defaults are those of the published model (docs/method.md#8.2, #8.3).
 
     Attributes:
         class_weight: factor of the cross-entropy over C + 1 classes.

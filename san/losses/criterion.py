@@ -1,4 +1,4 @@
-"""Training losses over matched queries (method.md 8.2-8.3).
+"""Training losses over matched queries (docs/method.md#8.2, #8.3).
 
 Legend: B images, Q queries, C classes, M targets of an image, N matched pairs of the batch, P points, (h_s, w_s) side
 grid.

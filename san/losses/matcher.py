@@ -1,4 +1,4 @@
-"""Hungarian matching of queries to target masks (method.md 8.2).
+"""Hungarian matching of queries to target masks (docs/method.md#8.2).
 
 Legend: Q queries, C classes, M target masks, P points.
 """

@@ -1,4 +1,4 @@
-"""Random points in masks: drawing them, reading values there, keeping the uncertain ones (method.md 8.2-8.3).
+"""Random points in masks: drawing them, reading values there, keeping the uncertain ones (docs/method.md#8.2, #8.3).
 
 Legend: N masks, P points, K channels, (H, W) size of a map. A point is (x, y), each in [0, 1] over the whole map, so
 that maps of different sizes that cover the same area are read at the same place.

@@ -2,7 +2,7 @@
 
 B batch, Q queries, L bias layers, N bias heads, c embed channels, d hidden channels of the patch MLP, (h_s, w_s) side
 grid, T_s = h_s * w_s, (h, w) CLIP grid.
-Source: method.md sections 4.2 and 5.2.
+Source: docs/method.md#4.2 and #5.2.
 """
 
 from __future__ import annotations

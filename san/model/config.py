@@ -1,7 +1,7 @@
 """What a SAN is made of, as frozen dataclasses with every cross-field check, and the named variants.
 
 Checks that need no CLIP run when a dataclass is made; those against the CLIP at hand run in `check_against`, when a
-model is built. Source: method.md; the published configurations.
+model is built. Source: docs/method.md#2 to #5; the published configurations.
 """
 
 from __future__ import annotations

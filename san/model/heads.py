@@ -1,4 +1,4 @@
-"""The mask head. B batch, Q queries, S side width, (h_s, w_s) side grid. Source: method.md section 4.1."""
+"""The mask head. B batch, Q queries, S side width, (h_s, w_s) side grid. Source: docs/method.md#4.1."""
 
 from __future__ import annotations
 

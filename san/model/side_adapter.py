@@ -1,7 +1,7 @@
 """The side network: a small ViT that fuses CLIP's shallow features and carries the queries.
 
 B batch, Q queries, S side width, D CLIP width, (h, w) CLIP grid, (h_s, w_s) side grid, T_s = h_s * w_s.
-Source: method.md section 3.
+Source: docs/method.md#3.
 """
 
 from __future__ import annotations

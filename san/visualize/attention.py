@@ -1,6 +1,6 @@
 """What a [SLS] token looked at: mask proposals with their attention biases, head by head.
 
-(H, W) image, L bias layers, N bias heads, (h, w) patch grid. Source: method.md sections 4.2 and 5.2.
+(H, W) image, L bias layers, N bias heads, (h, w) patch grid. Source: docs/method.md#4.2 and #5.2.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ torch.distributed, TensorBoard. Each module says which module of Detectron2 it s
 does not use. `tests/d2/test_parity.py` holds the two together where Detectron2 is installed. Where the stand-in differs
 on purpose, the module says so (YAML and checkpoints are only ever read as plain data).
 
-Source: `design.md`, "Detectron2, and machines without it".
+Source: docs/architecture.md#detectron2.
 """
 
 from __future__ import annotations
