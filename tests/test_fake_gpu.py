@@ -19,9 +19,9 @@ from san.benchmark.workload import Workload
 from san.d2.api import build_model
 from san.d2.config import solver_config
 from san.d2.datasets import register_datasets
+from san.d2.iteration import StepConfig, Stepper
 from san.d2.memory import _copy_on_cpu
 from san.d2.solver import build_optimizer
-from san.d2.step import StepConfig, Stepper
 from san.model.san import SANModel
 from san.predictor import Predictor
 from tests.d2.conftest import make_cfg, options, own_voc, shared_voc

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from san.benchmark.cases import Case
 from san.benchmark.clocks import Recorder
 from san.benchmark.workload import PartMarks, Workload, draw_model, drawn_images, drawn_label_map, drawn_text_embed
-from san.d2.outcome import Outcome
+from san.d2.iteration import PendingLosses, StepConfig, Stepper
 from san.d2.solver import SolverConfig, build_optimizer, weight_decays
-from san.d2.step import StepConfig, Stepper
-from san.losses import LabelMapTarget, LossConfig, SetCriterion, Target
+from san.losses import LabelMapTarget, LossConfig, Normalisers, SetCriterion, Target
 from san.model.san import SANModel
 from san.plain import PlainCriterion, plain_paths
 
@@ -37,8 +36,8 @@ class Losses(nn.Module):
         super().__init__()
         self.model, self.criterion, self.text_embed, self.marks = model, criterion, text_embed, marks
 
-    def forward(self, samples: list[dict[str, Any]]) -> Mapping[str, Tensor]:
-        """The losses."""
+    def forward(self, samples: list[dict[str, Any]], norm: Normalisers | None = None) -> Mapping[str, Tensor]:
+        """The losses; `norm` is for accumulation steps and processes, of which there are none here."""
         recorder = self.marks.recorder
         assert recorder is not None
         output = self.model(self.model.stack([sample["image"] for sample in samples]), self.text_embed)
@@ -72,19 +71,19 @@ def make_workload(case: Case, device: torch.device, *, plain: bool) -> Workload:
     if device.type == "cuda":
         images, targets = [image.pin_memory() for image in images], [pinned(target) for target in targets]
     samples = [
-        {"image": image, "target": target, "file_name": "made up"}
+        {"image": image, "target": target, "num_masks": len(target.labels), "file_name": "made up"}
         for image, target in zip(images, targets, strict=True)
     ]
 
-    outcomes: list[Outcome] = []
+    pending: list[PendingLosses] = []
 
     def settle() -> None:
-        while outcomes:
-            outcomes.pop().read()
+        while pending:
+            pending.pop().read()
 
     def run(recorder: Recorder) -> None:
         with marks.to(recorder), plain_paths(model) if plain else nullcontext():
-            outcomes.append(stepper.run([samples], iteration=0, before_update=settle))
+            pending.append(stepper.run([samples], iteration=0, before_update=settle))
         recorder.mark("update")
 
     return Workload(run, case.batch)

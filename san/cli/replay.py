@@ -29,8 +29,8 @@ from san.clip.record import parse_json
 if TYPE_CHECKING:
     from san.d2.api import CfgNode
     from san.d2.batches import Sample
+    from san.d2.iteration import Stepper
     from san.d2.loaders import PositionDataset
-    from san.d2.step import Stepper
 
 NOT_FINITE = 3
 
@@ -92,10 +92,10 @@ def prepare(cfg: CfgNode, seed: int) -> tuple[PositionDataset, Stepper]:
 
     from san.d2.config import solver_config
     from san.d2.datasets import register_custom_files, register_datasets
+    from san.d2.iteration import Stepper
     from san.d2.loaders import PositionDataset
     from san.d2.run import load_model
     from san.d2.solver import build_optimizer
-    from san.d2.step import Stepper
     from san.d2.train_data import train_mapper, training_records
     from san.d2.trainer import step_config
 

@@ -66,10 +66,14 @@ class CheckpointHook(HookBase):
         self._last_saved = last_done(self.trainer)
         self.finish()
 
+    def reads_losses(self, done: int) -> bool:
+        """See `san.d2.trainer.ReadsLosses`: `sound` depends on them."""
+        return done % self.period == 0
+
     def after_step(self) -> None:
-        """Writes, where it is time."""
+        """Writes every `period` iterations, and after the last."""
         iteration = self.trainer.iter
-        if (iteration + 1) % self.period == 0 and self.sound():
+        if self.reads_losses(iteration + 1) and self.sound():
             self.save(f"model_{iteration:07d}")
         if iteration + 1 >= self.trainer.max_iter:
             self.save(FINAL)

@@ -22,7 +22,7 @@ from san.d2.config import loss_config, san_config, text_cache_folder
 from san.d2.config_file import warn_without_effect
 from san.d2.datasets import metadata_of
 from san.data.targets import classes_present
-from san.losses import LabelMapTarget, SetCriterion
+from san.losses import LabelMapTarget, Normalisers, SetCriterion
 from san.model.build import build_san, warn_of_unseen_pixels
 from san.model.san import SANOutput
 from san.postprocess import have_non_finite, refuse_non_finite, semantic_labels, semantic_scores
@@ -90,7 +90,7 @@ class SAN(nn.Module):
         state_dict.update((prefix + name, value) for name, value in state.items())
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
-    def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
+    def forward(self, batched_inputs: list[dict[str, Any]], norm: Normalisers | None = None) -> Any:
         """Losses in training, predictions in evaluation.
 
         Args:
@@ -98,6 +98,8 @@ class SAN(nn.Module):
                 integers, optionally ``classes``, those in it (M,), and, for repeatable losses, ``seed``; in evaluation
                 optionally ``height`` and ``width`` of the result. ``dataset_name`` chooses the vocabulary and the
                 ignore label.
+            norm: what losses are divided by, counted over an iteration's processes and accumulation steps; None counts
+                this batch over all processes.
 
         Returns:
             In training the weighted losses by name, scalars. In evaluation one mapping per image:
@@ -115,7 +117,7 @@ class SAN(nn.Module):
             )
         images = self.model.stack([sample["image"] for sample in batched_inputs])
         if self.training:
-            return self._losses(images, batched_inputs)
+            return self._losses(images, batched_inputs, norm)
         return self._predict(images, batched_inputs)
 
     def _classes(self, sample: dict[str, Any]) -> tuple[str | ClassText, ...]:
@@ -152,15 +154,16 @@ class SAN(nn.Module):
         found = None if dataset is None else MetadataCatalog.get(dataset).get("ignore_label")
         return 255 if found is None else int(found)
 
-    def _losses(self, images: Tensor, samples: list[dict[str, Any]]) -> dict[str, Tensor]:
+    def _losses(self, images: Tensor, samples: list[dict[str, Any]], norm: Normalisers | None) -> dict[str, Tensor]:
         """The criterion's weighted losses of a batch of one vocabulary."""
         classes = self._classes(samples[0])
         if any(self._classes(sample) != classes for sample in samples[1:]):
             raise ValueError("training samples of one batch have different class names; train on one vocabulary")
-        output = self.model(images, self.model.text_classifier.embed(classes))
+        text_embed = self.model.text_classifier.embed(classes)
+        outputs = self.model(images, text_embed).as_dict() | {"text_embed": text_embed}
         targets = [self._target(sample, len(classes), images.shape[-2:]) for sample in samples]
         seeds = [sample["seed"] for sample in samples] if all("seed" in sample for sample in samples) else None
-        return self.criterion(output.as_dict(), targets, seeds=seeds)
+        return self.criterion(outputs, targets, seeds=seeds, norm=norm)
 
     def _target(self, sample: dict[str, Any], num_classes: int, size: Sequence[int]) -> LabelMapTarget:
         """The classes present in a sample, and its label map padded with "ignored" to the batch's size."""

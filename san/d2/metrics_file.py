@@ -73,21 +73,25 @@ class MetricsFile(EventWriter):
 
 
 class LineHook(HookBase):
-    """Has the line of an iteration written before the hooks behind it see the iteration.
+    """Writes the line of an iteration before later hooks see the iteration.
 
     Args:
-        metrics: writes it.
+        metrics: writes it; None on all processes but the main one.
         period: iterations between two.
     """
 
-    def __init__(self, metrics: MetricsFile, period: int) -> None:
+    def __init__(self, metrics: MetricsFile | None, period: int) -> None:
         self.metrics = metrics
         self.period = period
 
+    def reads_losses(self, done: int) -> bool:
+        """See `san.d2.trainer.ReadsLosses`."""
+        return done % self.period == 0
+
     def after_step(self) -> None:
-        """Writes, where it is time, and after the last iteration."""
+        """Writes every `period` iterations and after the last."""
         done = self.trainer.iter + 1
-        if done % self.period == 0 or done == self.trainer.max_iter:
+        if self.metrics is not None and (self.reads_losses(done) or done == self.trainer.max_iter):
             self.metrics.write()
 
 

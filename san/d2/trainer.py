@@ -6,10 +6,10 @@ import contextlib
 import logging
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -17,21 +17,20 @@ from torch.nn.parallel import DistributedDataParallel
 
 from san.d2 import stopping
 from san.d2.api import CfgNode, EventStorage, HookBase, TrainerBase, build_model, comm, hooks
+from san.d2.bad_data import BadData
 from san.d2.batches import Batches, Sample
-from san.d2.books import Books
 from san.d2.checkpoint_hooks import BestCheckpointHook, CheckpointHook, last_done
 from san.d2.checkpointer import SANCheckpointer, latest_checkpoint
 from san.d2.config import solver_config
 from san.d2.config_check import AMP_DTYPES
 from san.d2.datasets import check_distinct_classes, check_names, load_records
 from san.d2.evaluation import evaluate, summary
-from san.d2.faults import BadData, NonFiniteUpdates, sources_of
+from san.d2.iteration import NonFiniteError, StepConfig, Stepper
+from san.d2.iteration_log import IterationLog, sources_of
 from san.d2.metrics_file import NAME as METRICS
 from san.d2.metrics_file import LineHook, MetricsFile, evaluated_at, take_out
-from san.d2.outcome import NonFiniteError
 from san.d2.run_folder import CONFIG, new_run_id, record_start
 from san.d2.solver import build_lr_scheduler, build_optimizer
-from san.d2.step import StepConfig, Stepper
 from san.d2.together import check_same_weights, from_main, load_everywhere
 from san.d2.train_data import stream_config, train_batches, training_records
 from san.d2.trainer_state import (
@@ -84,13 +83,12 @@ class Trainer(TrainerBase):
         self.checkpointer.run_id = self.run_id
         folder = Path(cfg.OUTPUT_DIR)
         self.bad_data = BadData(len(self.records), cfg.DATALOADER.MAX_BAD_SHARE, folder)
-        self.skipped = NonFiniteUpdates(self.san, cfg.SOLVER.MAX_NONFINITE, self.stream.seed, folder)
-        self.books = Books(self.skipped)
+        self.log = IterationLog(self.san, cfg.SOLVER.MAX_NONFINITE, self.stream.seed, folder)
         self.saving = CheckpointHook(
             self.checkpointer,
             cfg.SOLVER.CHECKPOINT_PERIOD,
             keep=cfg.SOLVER.CHECKPOINT_KEEP or None,
-            sound=self.skipped.none_now,
+            sound=self.log.is_sound,
             check=lambda done: check_finite_run(self.san, self.optimizer, done),
         )
         self.results: dict[str, dict[str, float]] = {}
@@ -107,11 +105,11 @@ class Trainer(TrainerBase):
         self.scheduler = build_lr_scheduler(self.optimizer, solver_config(cfg))
         found: list[HookBase] = [hooks.IterationTimer(), hooks.LRScheduler(self.optimizer, self.scheduler)]
         metrics = MetricsFile(Path(cfg.OUTPUT_DIR) / METRICS, period)
-        if comm.is_main_process():  # before the checkpoint of its iteration, or a kill between the two loses a line
-            found.append(LineHook(metrics, period))
+        # before the checkpoint of its iteration, or a kill between the two loses a line
+        found.append(LineHook(metrics if comm.is_main_process() else None, period))
         found.append(self.saving)
         if cfg.DATASETS.TEST:
-            found.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate))
+            found.append(EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate))
         if cfg.SOLVER.CHECKPOINT_BEST:
             found.append(BestCheckpointHook(self.checkpointer, cfg.SOLVER.CHECKPOINT_BEST, lambda: self.results))
         if comm.is_main_process():
@@ -234,7 +232,7 @@ class Trainer(TrainerBase):
     def _stop(self) -> None:
         """Saves what the next run goes on from."""
         try:
-            self.books.settle()
+            self.log.settle()
             if last_done(self) < 0:
                 logger.warning("Asked to stop before the first iteration was done; there is nothing to save.")
                 self._close_writers()
@@ -253,7 +251,7 @@ class Trainer(TrainerBase):
 
     def _close_writers(self) -> None:
         """After an end before the end: what was logged is written. Raises nothing, so that an error itself is told."""
-        self.books.close()
+        self.log.close()
         for hook in self._hooks:
             if not isinstance(hook, hooks.PeriodicWriter):
                 continue
@@ -275,28 +273,25 @@ class Trainer(TrainerBase):
         return train_batches(self.cfg, self.records, self.info, stream)
 
     def run_step(self) -> None:
-        """One iteration; an update that cannot be done is left out.
+        """One iteration; an update whose loss or gradient is not finite is skipped.
 
-        Its losses are logged while the next is under way, unless a hook is about to look at them.
+        Its losses are logged during the next iteration, unless a hook is about to read them (see `ReadsLosses`).
         """
         start = time.perf_counter()
         batches = self._next_batches()
         data_time, sources = time.perf_counter() - start, sources_of(batches)
         try:
-            outcome = self.stepper.run(batches, self.iter, self.books.settle)
+            losses = self.stepper.run(batches, self.iter, self.log.settle)
         except NonFiniteError as error:
-            self.books.settle()
-            self.books.left_out(self.iter, error, sources)
+            self.log.settle()
+            self.log.skip(self.iter, error, sources)
             return
-        self.books.open(outcome, self.iter, sources, data_time)
-        if self._hooks_look():
-            self.books.settle()
-
-    def _hooks_look(self) -> bool:
-        """Whether a line, checkpoint or evaluation is due after this iteration, which must be settled then."""
-        cfg, done = self.cfg, self.iter + 1
-        periods = (cfg.SOLVER.LOG_PERIOD, cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD)
-        return done == self.max_iter or any(period > 0 and done % period == 0 for period in periods)
+        self.log.add(losses, sources, data_time)
+        done = self.iter + 1
+        if done == self.max_iter or any(
+            isinstance(hook, ReadsLosses) and hook.reads_losses(done) for hook in self._hooks
+        ):
+            self.log.settle()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the weights: iteration, schedule, optimiser, loss scaling, seed of the sample stream."""
@@ -326,7 +321,7 @@ class Trainer(TrainerBase):
         load_scaler(self.stepper.scaler, content["grad_scaler"])
         if self.cfg.SEED < 0:
             self.stream = replace(self.stream, seed=content.get("seed", self.stream.seed))
-            self.skipped.seed = self.stream.seed
+            self.log.seed = self.stream.seed
         log_changes(content["solver"], recorded_settings(self.cfg))
 
     def check_state_dict(self, state: object) -> None:
@@ -336,6 +331,26 @@ class Trainer(TrainerBase):
             ValueError: with what is wrong.
         """
         check_trainer_state(state, self.san, self.optimizer, recorded_settings(self.cfg))
+
+
+@runtime_checkable
+class ReadsLosses(Protocol):
+    """A hook that reads the losses of an iteration right after it; other hooks find those of the iteration before."""
+
+    def reads_losses(self, done: int) -> bool:
+        """Whether the hook reads losses when `done` iterations are done; the same on every process."""
+
+
+class EvalHook(hooks.EvalHook):
+    """An evaluation every `period` iterations and after the last; losses are logged before it."""
+
+    def __init__(self, period: int, evaluation: Callable[[], dict[str, dict[str, float]]]) -> None:
+        super().__init__(period, evaluation)
+        self.period = period
+
+    def reads_losses(self, done: int) -> bool:
+        """See `ReadsLosses`."""
+        return self.period > 0 and done % self.period == 0
 
 
 class CurvesHook(HookBase):

@@ -1,15 +1,18 @@
 """Training losses, plain PyTorch: points, matching, criterion (docs/method.md#8.2, #8.3)."""
 
 from san.losses.config import LossConfig
-from san.losses.criterion import SetCriterion, dice_loss, mask_loss
+from san.losses.criterion import MatchedLayer, Normalisers, SetCriterion, Term, dice_loss, mask_loss
 from san.losses.matcher import match, match_all, matching_cost
 from san.losses.truth import LabelMapTarget, Target
 
 __all__ = [
     "LabelMapTarget",
     "LossConfig",
+    "MatchedLayer",
+    "Normalisers",
     "SetCriterion",
     "Target",
+    "Term",
     "dice_loss",
     "mask_loss",
     "match",

@@ -6,10 +6,9 @@ grid.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -25,7 +24,7 @@ _POINT_VALUES = 2**24  # mask logits at points of a layer that are held at a tim
 
 
 @dataclass(frozen=True)
-class _Pairs:
+class Pairs:
     """Matched queries of a layer: image, query, and target counted over the batch, (N,) int64 each, by image."""
 
     images: Tensor
@@ -34,11 +33,87 @@ class _Pairs:
 
 
 @dataclass(frozen=True)
-class _Normalisers:
-    """Per-worker means of what the sums of losses are divided by; on the device where there are several workers."""
+class Normalisers:
+    """What the sums of losses are divided by: counts of an iteration, averaged over its processes.
 
-    num_masks: float | Tensor
+    Attributes:
+        masks: targets; at least 1 over all processes.
+        class_weight: sum of the class weights of all queries.
+        images: of a process's share of the batch.
+    """
+
+    masks: float | Tensor
     class_weight: float | Tensor
+    images: float | Tensor
+
+
+@dataclass(frozen=True)
+class MatchedLayer:
+    """One supervised layer, with its queries matched to targets.
+
+    Attributes:
+        outputs: of the layer, as the model gave them.
+        class_logits: (B, Q, C + 1) float32.
+        mask_logits: (B, Q, h_s, w_s) float32, before the sigmoid.
+        text_embed: (C, E), where the outputs of the batch have it.
+        truth: the targets of the batch.
+        pairs: which queries are matched, and to which targets.
+        generators: of each image's random points; None draws from torch's global generator.
+    """
+
+    outputs: Mapping[str, Any]
+    class_logits: Tensor
+    mask_logits: Tensor
+    text_embed: Tensor | None
+    truth: Truth
+    pairs: Pairs
+    generators: Sequence[torch.Generator | None]
+
+
+@dataclass(frozen=True)
+class Term:
+    """One loss of a supervised layer.
+
+    Attributes:
+        total: scalar, weighted, summed over what it is divided by.
+        per: what the criterion divides it by: "masks", "class_weight" or "images", a field of `Normalisers`.
+    """
+
+    total: Tensor
+    per: Literal["masks", "class_weight", "images"]
+
+    def over(self, norm: Normalisers) -> Tensor:
+        """The loss.
+
+        Raises:
+            ValueError: `per` is none of the three.
+        """
+        if self.per not in Normalisers.__dataclass_fields__:
+            known = ", ".join(Normalisers.__dataclass_fields__)
+            raise ValueError(f"a loss is divided by {self.per!r}, which is not counted; choose one of {known}")
+        divisor: float | Tensor = getattr(norm, self.per)
+        return self.total / divisor
+
+
+def count_batch(num_targets: Iterable[int], num_queries: int, no_object_weight: float) -> tuple[float, float, float]:
+    """What a batch adds to the fields of `Normalisers`, in their order. Known before matching.
+
+    Args:
+        num_targets: M of each image; min(Q, M) of its queries get one.
+        num_queries: Q.
+        no_object_weight: class weight of a query without a target.
+    """
+    counts = [*num_targets]
+    matched = sum(min(num_queries, count) for count in counts)
+    return float(sum(counts)), matched + no_object_weight * (len(counts) * num_queries - matched), float(len(counts))
+
+
+def average_counts(masks: float, class_weight: float, images: float, num_processes: int) -> Normalisers:
+    """`Normalisers` of sums over an iteration's processes and accumulation steps.
+
+    At least one mask in all, not per process: losses must not depend on how many processes share the batch.
+    """
+    return Normalisers(max(masks, 1.0) / num_processes, class_weight / num_processes, images / num_processes)
 
 
 def dice_loss(mask_logits: Tensor, masks: Tensor) -> Tensor:
@@ -69,29 +144,17 @@ def mask_loss(mask_logits: Tensor, masks: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(mask_logits, masks, reduction="none").mean(dim=1)
 
 
-NUM_IMAGES, NUM_MASKS, CLASS_WEIGHT = "num_images", "num_masks", "class_weight"
-"""What a loss may be divided by."""
-
-
 class SetCriterion(nn.Module):
     """Matches queries to targets and weighs three losses per supervised layer.
 
-    Every layer is matched on its own. Sums are divided by what is averaged over the workers of torch.distributed, both
-    the number of masks and the total class weight, so that the mean over workers, of the losses and of the gradients,
-    is what one process gives for the same images.
+    Every layer is matched on its own. Losses are sums, divided by counts of the whole iteration (`Normalisers`): added
+    over accumulation steps and averaged over processes, they are what one process gives for the same images.
 
-    A subclass may give further losses. One that is a mean over the images needs nothing else; one that is divided by
-    the number of masks or the class weight is named in `divided_by`. Else an iteration in accumulation steps, which
-    weighs the losses of each by its share of the whole, would give another value.
+    A subclass adds losses in `terms`, and names for each what it is divided by.
 
     Args:
         config: weights, costs and points.
     """
-
-    divided_by: Mapping[str, str] = MappingProxyType(
-        {"loss_ce": CLASS_WEIGHT, "loss_mask": NUM_MASKS, "loss_dice": NUM_MASKS}
-    )
-    """By the name of a loss without the suffix of its layer; `NUM_IMAGES` for those that are not named."""
 
     def __init__(self, config: LossConfig | None = None) -> None:
         """Keep the options; the module has no parameter and no buffer."""
@@ -99,18 +162,25 @@ class SetCriterion(nn.Module):
         self.config = config or LossConfig()
 
     def forward(
-        self, outputs: Mapping[str, Any], targets: Sequence[AnyTarget], *, seeds: Sequence[int] | None = None
+        self,
+        outputs: Mapping[str, Any],
+        targets: Sequence[AnyTarget],
+        *,
+        seeds: Sequence[int] | None = None,
+        norm: Normalisers | None = None,
     ) -> dict[str, Tensor]:
         """Compute the weighted losses of a batch, in float32 also under autocast.
 
         All matching costs of the batch, of every layer and image, go to the CPU in one transfer.
 
         Args:
-            outputs: `pred_logits` (B, Q, C + 1), `pred_masks` (B, Q, h_s, w_s) before the sigmoid, and `aux_outputs`,
-                a list of the same for earlier layers (may be empty or absent).
+            outputs: `pred_logits` (B, Q, C + 1), `pred_masks` (B, Q, h_s, w_s) before the sigmoid, and optionally
+                `aux_outputs`, a list of the same for earlier layers, and `text_embed` (C, E).
             targets: one per image: a `LabelMapTarget`, a `Target`, or a mapping with the entries of one of them.
             seeds: one integer per image. All points of an image then depend on its seed (and on the layer) alone, not
                 on its place in the batch. None draws from torch's global generator.
+            norm: what sums are divided by, counted over all processes and accumulation steps of an iteration. None
+                counts this batch, over all processes.
 
         Returns:
             `loss_ce`, `loss_mask`, `loss_dice`, and the same with suffix `_i` for the i-th earlier layer; scalars whose
@@ -125,7 +195,7 @@ class SetCriterion(nn.Module):
         truth = truth_of(targets, num_images, num_logits - 1, device)
         if seeds is not None and len(seeds) != num_images:
             raise ValueError(f"{len(seeds)} seeds for {num_images} images; give one per image, or none at all")
-        norm = self._normalisers(num_images, num_queries, truth, device)
+        norm = norm or self._normalisers(num_queries, truth, device)
         layers = [*outputs.get("aux_outputs", ()), outputs]
         suffixes = [f"_{index}" for index in range(len(layers) - 1)] + [""]
         losses: dict[str, Tensor] = {}
@@ -137,9 +207,9 @@ class SetCriterion(nn.Module):
             ]
             costs = [self._costs(*pair, truth, draw) for pair, draw in zip(logits, draws, strict=True)]
             pairs = self._pairs(costs, truth, device)
-            for (classes, masks), draw, found, suffix in zip(logits, draws, pairs, suffixes, strict=True):
-                values = self._layer(classes, masks, truth, found, norm, draw)
-                losses |= {name + suffix: value for name, value in values.items()}
+            for layer, pair, draw, found, suffix in zip(layers, logits, draws, pairs, suffixes, strict=True):
+                matched = MatchedLayer(layer, *pair, outputs.get("text_embed"), truth, found, draw)
+                losses |= {name + suffix: term.over(norm) for name, term in self.terms(matched).items()}
         return losses
 
     @torch.no_grad()
@@ -171,7 +241,7 @@ class SetCriterion(nn.Module):
         )  # (B, Q, most targets)
         return [cost[:, :count] for cost, count in zip(costs, truth.counts, strict=True) if count]
 
-    def _pairs(self, costs: Sequence[Sequence[Tensor]], truth: Truth, device: torch.device) -> list[_Pairs]:
+    def _pairs(self, costs: Sequence[Sequence[Tensor]], truth: Truth, device: torch.device) -> list[Pairs]:
         """The assignment of every layer's costs, on the outputs' device: one transfer there, one back."""
         with_targets = [image for image, count in enumerate(truth.counts) if count]
         first = [sum(truth.counts[:image]) for image in with_targets]
@@ -185,37 +255,34 @@ class SetCriterion(nn.Module):
             ]
             rows.append(torch.cat(parts, dim=1) if parts else torch.empty(3, 0, dtype=torch.int64))
         moved = torch.cat(rows, dim=1).to(device, non_blocking=True).split([row.shape[1] for row in rows], dim=1)
-        return [_Pairs(*rows_of_layer) for rows_of_layer in moved]
+        return [Pairs(*rows_of_layer) for rows_of_layer in moved]
 
-    def _layer(
-        self,
-        class_logits: Tensor,
-        mask_logits: Tensor,
-        truth: Truth,
-        pairs: _Pairs,
-        norm: _Normalisers,
-        draw: Sequence[torch.Generator | None],
-    ) -> dict[str, Tensor]:
-        """Losses of one supervised layer."""
-        config, no_object = self.config, class_logits.shape[-1] - 1
-        classes = torch.full(class_logits.shape[:2], no_object, device=class_logits.device)  # (B, Q)
-        classes[pairs.images, pairs.queries] = truth.labels[pairs.targets]
-        weight = torch.ones(no_object + 1, device=class_logits.device)
+    def terms(self, layer: MatchedLayer) -> dict[str, Term]:
+        """The losses of one supervised layer, by name.
+
+        A subclass returns ``super().terms(layer) | {"loss_mine": Term(total, per="masks")}``.
+        """
+        config, no_object = self.config, layer.class_logits.shape[-1] - 1
+        images, queries, targets = layer.pairs.images, layer.pairs.queries, layer.pairs.targets
+        device = layer.class_logits.device
+        classes = torch.full(layer.class_logits.shape[:2], no_object, device=device)  # (B, Q)
+        classes[images, queries] = layer.truth.labels[targets]
+        weight = torch.ones(no_object + 1, device=device)
         weight[-1].fill_(config.no_object_weight)  # an assignment would copy from the CPU under some releases
-        loss_ce = F.cross_entropy(class_logits.flatten(0, 1), classes.flatten(), weight, reduction="sum")
-        logits = mask_logits[pairs.images, pairs.queries]  # (N, h_s, w_s)
+        loss_ce = F.cross_entropy(layer.class_logits.flatten(0, 1), classes.flatten(), weight, reduction="sum")
+        logits = layer.mask_logits[images, queries]  # (N, h_s, w_s)
         if len(logits):
-            counts = [min(count, mask_logits.shape[1]) for count in truth.counts]
-            points = self._loss_points(logits, counts, draw)  # (N, P, 2)
+            counts = [min(count, layer.mask_logits.shape[1]) for count in layer.truth.counts]
+            points = self._loss_points(logits, counts, layer.generators)  # (N, P, 2)
             at_logits = sample_points(logits.unsqueeze(1), points).squeeze(1)  # (N, P)
-            at_truth = truth.at_pair_points(pairs.images, pairs.targets, points)
+            at_truth = layer.truth.at_pair_points(images, targets, points)
             loss_mask, loss_dice = mask_loss(at_logits, at_truth).sum(), dice_loss(at_logits, at_truth).sum()
         else:
             loss_mask = loss_dice = logits.sum()  # of no elements: 0, with a gradient of 0
         return {
-            "loss_ce": config.class_weight * loss_ce / norm.class_weight,
-            "loss_mask": config.mask_weight * loss_mask / norm.num_masks,
-            "loss_dice": config.dice_weight * loss_dice / norm.num_masks,
+            "loss_ce": Term(config.class_weight * loss_ce, per="class_weight"),
+            "loss_mask": Term(config.mask_weight * loss_mask, per="masks"),
+            "loss_dice": Term(config.dice_weight * loss_dice, per="masks"),
         }
 
     def _loss_points(self, logits: Tensor, counts: Sequence[int], draw: Sequence[torch.Generator | None]) -> Tensor:
@@ -237,16 +304,13 @@ class SetCriterion(nn.Module):
         uncertain = keep_uncertain(logits.detach().unsqueeze(1), torch.cat(candidates), num_uncertain)
         return torch.cat([uncertain, torch.cat(fresh)], dim=1)
 
-    def _normalisers(self, num_images: int, num_queries: int, truth: Truth, device: torch.device) -> _Normalisers:
-        """What sums are divided by. Known before matching: min(Q, M) queries of an image get a target."""
-        matched = sum(min(num_queries, count) for count in truth.counts)
-        num_masks = float(sum(truth.counts))
-        class_weight = matched + self.config.no_object_weight * (num_images * num_queries - matched)
+    def _normalisers(self, num_queries: int, truth: Truth, device: torch.device) -> Normalisers:
+        """Of this batch, over all processes; on the device where there are several."""
+        counts = count_batch(truth.counts, num_queries, self.config.no_object_weight)
         if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-            return _Normalisers(num_masks=max(num_masks, 1.0), class_weight=class_weight)
+            return average_counts(*counts, num_processes=1)
         world = dist.get_world_size()
-        totals = torch.tensor([num_masks, class_weight], dtype=torch.float64).to(device, non_blocking=True)
+        totals = torch.tensor(counts, dtype=torch.float64).to(device, non_blocking=True)
         dist.all_reduce(totals)
-        masks, weight = totals.unbind()
-        # At least one mask in all, not per worker: the losses must not depend on how many workers share the batch.
-        return _Normalisers((masks.clamp(min=1.0) / world).float(), (weight / world).float())
+        masks, weight, images = totals.unbind()
+        return Normalisers(*((each / world).float() for each in (masks.clamp(min=1.0), weight, images)))

@@ -17,10 +17,10 @@ from san.d2.api import MetadataCatalog, build_model
 from san.d2.config import solver_config
 from san.d2.datasets import check_distinct_classes, load_records, register_datasets, register_folder
 from san.d2.evaluation import OutputConfig, SemSegEvaluator, metric_names
+from san.d2.iteration import StepConfig, Stepper
 from san.d2.mapper import DatasetInfo, TrainMapper
 from san.d2.partial import Keeping
 from san.d2.run import run
-from san.d2.step import StepConfig, Stepper
 from san.d2.trainer import CurvesHook, Trainer
 
 MakeCfg = Callable[..., Any]
@@ -176,7 +176,7 @@ def test_an_error_is_told_where_the_logs_fail_too(make_cfg: MakeCfg, monkeypatch
         raise FloatingPointError("not finite")
 
     monkeypatch.setattr("san.d2.api.hooks.PeriodicWriter.after_train", fail)
-    monkeypatch.setattr("san.d2.step.Stepper.run", stumble)
+    monkeypatch.setattr("san.d2.iteration.Stepper.run", stumble)
     with pytest.raises(FloatingPointError, match="not finite"):
         run(make_cfg(SOLVER__MAX_ITER=1))
 

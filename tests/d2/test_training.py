@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from san.d2.api import META_ARCH_REGISTRY, MetadataCatalog, build_model
+from san.d2.api import META_ARCH_REGISTRY, HookBase, MetadataCatalog, build_model
 from san.d2.datasets import register_datasets
 from san.d2.run import run
+from san.d2.trainer import Trainer
 
 MakeCfg = Callable[..., Any]
 
@@ -85,6 +86,31 @@ def test_accumulation_gives_the_losses_of_the_whole_batch(reference: Path, make_
     cfg = make_cfg(SOLVER__ACCUMULATION_STEPS=steps)
     run(cfg)
     assert close(losses(cfg.OUTPUT_DIR), losses(reference), rel=1e-5)
+
+
+def test_hooks_say_when_they_read_losses(make_cfg: MakeCfg) -> None:
+    """Nothing but the end is due; until then the storage has the losses of the iteration before."""
+
+    class Reader(HookBase):
+        def __init__(self) -> None:
+            self.seen: list[int | None] = []
+
+        def after_step(self) -> None:
+            self.seen.append(self.trainer.storage.latest().get("total_loss", (0.0, None))[1])
+
+    class PromptReader(Reader):
+        def reads_losses(self, done: int) -> bool:
+            return done == 3
+
+    cfg = make_cfg(SOLVER__LOG_PERIOD=100, SOLVER__CHECKPOINT_PERIOD=100, SOLVER__MAX_ITER=5)
+    register_datasets(cfg.DATASETS.ROOT)
+    Path(cfg.OUTPUT_DIR).mkdir()
+    for reader, third in ((Reader(), 1), (PromptReader(), 2)):
+        trainer = Trainer(cfg)
+        trainer.register_hooks([reader])
+        trainer.resume_or_load(resume=False)
+        trainer.train()
+        assert reader.seen == [None, 0, third, 2, 4]
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])

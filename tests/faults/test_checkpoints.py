@@ -22,9 +22,9 @@ from san.cli.main import main
 from san.d2 import checkpointer, stopping
 from san.d2.checkpoint_hooks import CheckpointHook
 from san.d2.checkpointer import damage_of, latest_checkpoint
+from san.d2.iteration import Stepper
 from san.d2.metrics_file import take_out
 from san.d2.run import run
-from san.d2.step import Stepper
 from san.files import sha256_of
 from tests.d2.conftest import as_arguments
 from tests.faults.conftest import HANG, in_a_process, killed_after, rows, train_net, wait_for

@@ -12,9 +12,8 @@ import torch
 
 from san.cli import replay
 from san.cli.main import run_tool
-from san.d2.outcome import NonFiniteError
+from san.d2.iteration import NonFiniteError, Stepper
 from san.d2.run import run
-from san.d2.step import Stepper
 from san.d2.stopping import StopRequested
 
 MakeCfg = Callable[..., Any]
@@ -24,14 +23,14 @@ def spoil(monkeypatch: pytest.MonkeyPatch, iterations: set[int], what: str = "lo
     """Makes the losses, or gradients, of some iterations NaN; a resumed run counts on from where it starts."""
     real = Stepper._forward
 
-    def forward(self: Stepper, batch: Any, iteration: int) -> Any:
-        losses = real(self, batch, iteration)
+    def forward(self: Stepper, batch: Any, norm: Any, iteration: int) -> Any:
+        losses = real(self, batch, norm, iteration)
         if iteration in iterations and what == "gradient":
             losses["loss_ce"].register_hook(lambda gradient: gradient * float("nan"))
         return losses
 
-    def computed(self: Stepper, batch: Any) -> Any:
-        losses = given(self, batch)
+    def computed(self: Stepper, batch: Any, norm: Any = None) -> Any:
+        losses = given(self, batch, norm)
         number = batch[0]["position"] // 4
         return losses | {"loss_ce": losses["loss_ce"] * float("nan")} if number in iterations else losses
 
@@ -200,8 +199,8 @@ def _one_bad_rank(rank: int, port: int, folder: str) -> None:
     """Two processes; one has a bad loss in iteration 1, the other in none: both leave it out and go on together."""
     import torch.distributed as dist
 
+    from san.d2.iteration import StepConfig
     from san.d2.solver import SolverConfig
-    from san.d2.step import StepConfig
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
@@ -225,7 +224,8 @@ def _one_bad_rank(rank: int, port: int, folder: str) -> None:
     outcomes = []
     for iteration in range(5):
         x = torch.full((3,), float(rank + 1))
-        sample = {"x": x * float("nan") if iteration == 3 and rank == 1 else x, "raise": iteration == 1 and rank == 0}
+        x = x * float("nan") if iteration == 3 and rank == 1 else x
+        sample = {"x": x, "raise": iteration == 1 and rank == 0, "num_masks": 1}
         before = layer.weight.detach().clone()
         try:
             stepper.run([[sample]], iteration).read()
@@ -248,8 +248,8 @@ def _late(rank: int, port: int, cfg: Any) -> None:
     given = Stepper.losses
     calls = iter(range(100))
 
-    def losses(self: Stepper, batch: Any) -> Any:
-        number, found = next(calls), given(self, batch)  # two steps per iteration
+    def losses(self: Stepper, batch: Any, norm: Any) -> Any:
+        number, found = next(calls), given(self, batch, norm)  # two steps per iteration
         if (rank, number) == (0, 4):
             raise FloatingPointError("matching costs are not finite")
         return found | {"loss_ce": found["loss_ce"] * float("nan")} if (rank, number) == (1, 3) else found

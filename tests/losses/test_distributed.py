@@ -7,17 +7,28 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from san.losses import SetCriterion
+from san.losses import MatchedLayer, SetCriterion, Term
+from san.losses.criterion import average_counts, count_batch
 from tests.losses.test_criterion import SMALL, make_outputs, make_targets, select, tensors
 
 SEEDS = [21, 22, 23, 24]
 
 
-def losses_and_gradients(counts, part):
+class OneMore(SetCriterion):
+    """Adds a loss per image, and one per mask."""
+
+    def terms(self, layer: MatchedLayer):
+        mine = {"loss_area": Term(layer.mask_logits.sigmoid().mean((1, 2, 3)).sum(), per="images")}
+        matched = layer.mask_logits[layer.pairs.images, layer.pairs.queries]
+        return super().terms(layer) | mine | {"loss_height": Term(matched.sum(), per="masks")}
+
+
+def losses_and_gradients(counts, part, norm=None):
     """The losses of some images of one fixed batch, and the gradients with respect to the whole batch's outputs."""
     outputs = make_outputs(batch=4, requires_grad=True)
     targets = make_targets(counts)
-    losses = SetCriterion(SMALL)(select(outputs, part), [targets[i] for i in part], seeds=[SEEDS[i] for i in part])
+    chosen, seeds = [targets[i] for i in part], [SEEDS[i] for i in part]
+    losses = OneMore(SMALL)(select(outputs, part), chosen, seeds=seeds, norm=norm)
     sum(losses.values()).backward()
     return {key: value.detach() for key, value in losses.items()}, [tensor.grad for tensor in tensors(outputs)]
 
@@ -56,3 +67,20 @@ def test_two_processes_equal_one(results, case):
     for i, gradient in enumerate(expected_gradients):
         total = sum(gradients[i] for _, gradients in per_process)
         torch.testing.assert_close(total / 2, gradient, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("case", range(len(CASES)))
+def test_counts_of_an_iteration_make_parts_add_up(case):
+    """As the trainer counts them, over two processes of one accumulation step, or two steps of one process."""
+    counts, parts = CASES[case]
+    expected_losses, expected_gradients = losses_and_gradients(counts, [0, 1, 2, 3])
+    num_queries = make_outputs(batch=4)["pred_logits"].shape[1]
+    sums = [count_batch([counts[i] for i in part], num_queries, SMALL.no_object_weight) for part in parts]
+    for num_processes in (1, 2):
+        norm = average_counts(*map(sum, zip(*sums, strict=True)), num_processes)
+        found = [losses_and_gradients(counts, part, norm) for part in parts]
+        for key, value in expected_losses.items():
+            torch.testing.assert_close(sum(losses[key] for losses, _ in found) / num_processes, value)
+        for i, gradient in enumerate(expected_gradients):
+            total = sum(gradients[i] for _, gradients in found) / num_processes
+            torch.testing.assert_close(total, gradient, rtol=1e-5, atol=1e-7)

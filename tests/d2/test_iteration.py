@@ -15,10 +15,9 @@ from san.benchmark.cases import Case
 from san.benchmark.clocks import Recorder, WallClock
 from san.benchmark.measure import host_synchronisations
 from san.benchmark.workload import make_workload
-from san.d2.outcome import NonFiniteError, Outcome
+from san.d2.iteration import NonFiniteError, PendingLosses, StepConfig, Stepper
 from san.d2.solver import SolverConfig, build_optimizer, clip_gradient
-from san.d2.step import StepConfig, Stepper
-from san.losses.criterion import NUM_IMAGES, NUM_MASKS, SetCriterion
+from san.losses import LossConfig, MatchedLayer, Normalisers, SetCriterion, Target, Term
 
 READS = ("cpu", "item", "tolist", "nonzero", "unique", "__bool__", "__float__", "__int__")
 """Methods of a tensor for which the host waits when it is on a GPU."""
@@ -39,15 +38,16 @@ class FloatReads(TorchFunctionMode):
 
 
 class Line(nn.Module):
-    """A loss that is linear in one weight, and one that is constant."""
+    """A loss that is linear in one weight, and one that is constant over the steps of an iteration."""
 
     def __init__(self) -> None:
         super().__init__()
         self.layer = nn.Linear(2, 1, bias=False)
         nn.init.ones_(self.layer.weight)
 
-    def forward(self, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
-        return {"loss_ce": self.layer(batch[0]["x"]).sum().float(), "loss_mask": torch.ones(())}
+    def forward(self, batch: list[dict[str, Any]], norm: Normalisers) -> dict[str, Tensor]:
+        value = self.layer(batch[0]["x"]).sum().float() / norm.images
+        return {"loss_ce": value, "loss_mask": torch.ones(()) * batch[0]["num_masks"] / norm.masks}
 
 
 def stepper_of(model: nn.Module, amp_dtype: torch.dtype | None = None) -> Stepper:
@@ -80,15 +80,15 @@ def test_a_whole_step_waits_in_the_matching_only(monkeypatch: pytest.MonkeyPatch
     workload = make_workload(case, torch.device("cpu"), plain=False)
     reads = FloatReads()
 
-    def made(*args: Any) -> Outcome:
-        reads.found.append("outcome")
-        return Outcome(*args)
+    def made(*args: Any) -> PendingLosses:
+        reads.found.append("losses")
+        return PendingLosses(*args)
 
-    monkeypatch.setattr("san.d2.step.Outcome", made)
+    monkeypatch.setattr("san.d2.iteration.PendingLosses", made)
     with reads:
         for _ in range(3):
             workload.run(Recorder(WallClock()))
-    assert reads.found == ["cpu", "outcome", "cpu", "tolist", "outcome", "cpu", "tolist", "outcome"]
+    assert reads.found == ["cpu", "losses", "cpu", "tolist", "losses", "cpu", "tolist", "losses"]
 
 
 @pytest.mark.gpu
@@ -107,7 +107,7 @@ def test_a_conditional_update_is_the_plain_one() -> None:
     for iteration in range(3):
         stepper.run([batch_of(2.0 + iteration)], iteration).read()
         optimizer.zero_grad()
-        plain(batch_of(2.0 + iteration))["loss_ce"].backward()
+        plain(batch_of(2.0 + iteration), Normalisers(1, 1, 1))["loss_ce"].backward()
         clip_gradient(optimizer, stepper.config.solver)
         optimizer.step()
         assert torch.equal(told.layer.weight, plain.layer.weight)
@@ -162,41 +162,78 @@ def test_a_bad_loss_without_a_gradient_leaves_the_update_out(stepper: Stepper, m
         outcome.read()
 
 
-def test_the_bad_accumulation_step_is_told_without_its_share(stepper: Stepper) -> None:
+def test_the_error_has_the_losses_of_the_bad_accumulation_step(stepper: Stepper) -> None:
     batches = [batch_of(1.0, num_masks=3), batch_of(math.inf, num_masks=1), batch_of(1.0)]
     with pytest.raises(NonFiniteError) as caught:
         stepper.run(batches, 0).read()
-    assert caught.value.losses == {"loss_ce": math.inf, "loss_mask": pytest.approx(1.0)}
+    assert caught.value.losses == {"loss_ce": math.inf, "loss_mask": pytest.approx(1 / 5)}
     assert caught.value.norm is None
 
 
-class Terms(nn.Module):
-    """Losses as a criterion divides them: by the class weight, the masks and, of a name of one's own, by the images."""
+class EdgeCriterion(SetCriterion):
+    """Adds a loss of the masks, which is divided by `per`."""
 
-    def __init__(self, name: str, divided_by: dict[str, str]) -> None:
+    def __init__(self, per: Any) -> None:
+        super().__init__(LossConfig(num_points=50))
+        self.per = per
+
+    def terms(self, layer: MatchedLayer) -> dict[str, Term]:
+        matched = layer.mask_logits[layer.pairs.images, layer.pairs.queries]
+        return super().terms(layer) | {"loss_edges": Term(matched.square().mean((1, 2)).sum(), per=self.per)}
+
+
+class Masks(nn.Module):
+    """Ten learnt queries for every image, and targets of the samples."""
+
+    def __init__(self, per: Any) -> None:
         super().__init__()
-        self.layer = nn.Linear(2, 1, bias=False)
-        nn.init.ones_(self.layer.weight)
-        self.name = name
-        self.criterion = SetCriterion()
-        self.criterion.divided_by = {**SetCriterion.divided_by, **divided_by}
+        generator = torch.Generator().manual_seed(0)
+        self.classes = nn.Parameter(torch.randn(10, 6, generator=generator))
+        self.masks = nn.Parameter(torch.randn(10, 8, 8, generator=generator))
+        self.criterion = EdgeCriterion(per)
 
-    def forward(self, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
-        values = torch.stack([self.layer(sample["x"]).sum() for sample in batch])
-        by = self.criterion.divided_by.get(self.name, NUM_IMAGES)
-        divisor = len(batch) if by == NUM_IMAGES else sum(sample["num_masks"] for sample in batch)
-        return {self.name: values.sum() / divisor, "loss_mask": torch.ones(())}
+    def forward(self, batch: list[dict[str, Any]], norm: Normalisers | None = None) -> dict[str, Tensor]:
+        layer = {"pred_logits": self.classes.expand(len(batch), -1, -1)}
+        layer["pred_masks"] = self.masks.expand(len(batch), -1, -1, -1)
+        losses: dict[str, Tensor] = self.criterion(
+            layer | {"aux_outputs": [layer]},
+            [sample["target"] for sample in batch],
+            seeds=[sample["seed"] for sample in batch],
+            norm=norm,
+        )
+        return losses
 
 
-@pytest.mark.parametrize("divisor", [NUM_IMAGES, NUM_MASKS])
-@pytest.mark.parametrize("name", ["edges", "loss_ce_edges", "loss_mask_edges"])
-def test_accumulation_gives_a_term_its_value_whatever_its_name(name: str, divisor: str) -> None:
-    """A mean over the images as it is, and one over the masks that says so; the steps have 1 and 5 masks an image."""
-    batches = [batch_of(1.0) + batch_of(2.0), batch_of(5.0, 5) + batch_of(9.0, 5)]
-    outcomes = []
-    divided_by = {} if divisor == NUM_IMAGES else {name: divisor}
-    for given in ([batches[0] + batches[1]], batches):
-        model = Terms(name, divided_by)
-        losses, norm = stepper_of(model).run(given, 0).read()
-        outcomes.append((losses[name], norm, model.layer.weight.detach()))
-    torch.testing.assert_close(outcomes[0], outcomes[1])
+def sample_with(num_masks: int, seed: int) -> dict[str, Any]:
+    masks = torch.rand(num_masks, 8, 8, generator=torch.Generator().manual_seed(seed)) > 0.5
+    return {"target": Target(torch.arange(num_masks), masks), "num_masks": num_masks, "seed": seed}
+
+
+@pytest.mark.parametrize("per", ["masks", "images", "class_weight"])
+def test_accumulation_gives_a_new_loss_its_value(per: str) -> None:
+    """Whatever it is divided by; the steps have no, 1 and 8 masks."""
+    samples = [sample_with(num_masks, seed) for seed, num_masks in enumerate((0, 0, 1, 0, 5, 3))]
+    found = []
+    for batches in ([samples], [samples[:2], samples[2:4], samples[4:]]):
+        model = Masks(per)
+        losses, norm = stepper_of(model).run(batches, 0).read()
+        found.append((losses, norm, *(parameter.detach() for parameter in model.parameters())))
+    assert {"loss_edges", "loss_edges_0"} < found[0][0].keys()
+    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-6)
+
+
+def test_a_loss_divided_by_something_else_is_refused() -> None:
+    with pytest.raises(ValueError, match="divided by 'pixels', which is not counted; choose one of masks,"):
+        Masks("pixels")([sample_with(1, 0)])
+
+
+class WithoutNorm(Line):
+    def forward(self, batch: list[dict[str, Any]]) -> dict[str, Tensor]:  # type: ignore[override]
+        return {"loss_ce": self.layer(batch[0]["x"]).sum()}
+
+
+def test_a_model_that_takes_no_counts_serves_for_a_single_step() -> None:
+    stepper = stepper_of(WithoutNorm())
+    assert stepper.run([batch_of(2.0)], 0).read()[0] == {"loss_ce": pytest.approx(3.0)}
+    with pytest.raises(ValueError, match=r"STEPS is 2, but WithoutNorm.forward has no parameter norm.* to 1"):
+        stepper.run([batch_of(2.0)] * 2, 0)
