@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from san.d2.config import load_config, san_config
+from san.d2.config.keys import load_config, san_config
 from san.data.benchmarks import BENCHMARKS
 from san.model.config import variant
 

@@ -17,11 +17,11 @@ from san.benchmark.text import make_workload as make_text
 from san.benchmark.training import make_workload as make_training
 from san.benchmark.workload import Workload
 from san.d2.api import build_model
-from san.d2.config import solver_config
-from san.d2.datasets import register_datasets
-from san.d2.iteration import StepConfig, Stepper
-from san.d2.memory import _copy_on_cpu
+from san.d2.config.keys import solver_config
+from san.d2.data.datasets import register_datasets
+from san.d2.evaluate.out_of_memory import _copy_on_cpu
 from san.d2.solver import build_optimizer
+from san.d2.train.iteration import StepConfig, Stepper
 from san.model.san import SANModel
 from san.predictor import Predictor
 from tests.d2.conftest import make_cfg, options, own_voc, shared_voc

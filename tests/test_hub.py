@@ -29,13 +29,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from san.checkpoint import save_slim, to_published
-from san.clip import text_cache, zoo
+from san.clip import open_clip_adapter, text_cache
 from san.clip.loader import SHAPES_FILE, load_clip, save_clip_file
 from san.clip.record import read_record
 from san.hub import MODELS, SHAPES_CHECKPOINT, find_here, load_pretrained, push_to_hub, save_pretrained
 from san.hub import remote as remote_module
 from san.hub.folder import describe, read_config
-from san.hub.places import find_known
+from san.hub.locations import find_known
 from san.hub.remote import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
 from san.model.build import build_san
 from san.model.config import HeadConfig, variant
@@ -605,7 +605,7 @@ def test_cache_dir_is_for_the_weights_of_clip_too(
     hub: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A slim file needs its CLIP's; what this hub has in their place is found there, and is no CLIP."""
-    monkeypatch.setattr(zoo, "tag_record", lambda name, tag: {"hf_hub": "me/tiny/model.safetensors"})
+    monkeypatch.setattr(open_clip_adapter, "tag_record", lambda name, tag: {"hf_hub": "me/tiny/model.safetensors"})
     save_slim(make(), tmp_path / "slim.pth")
     given: dict[str, Any] = {"config": variant("vit_b16", pretrained="some_tag"), "cache_dir": tmp_path / "cache"}
     for offline in (False, True):
@@ -623,7 +623,7 @@ def offline_entries(repo: Path, folder: Path) -> dict[str, Callable[[], object]]
     """What asks for weights that are not on this machine, and is told not to ask the network for them."""
     from san.cli.main import main
     from san.d2.api import build_model
-    from san.d2.config import load_config
+    from san.d2.config.keys import load_config
 
     Image.new("RGB", (64, 64)).save(folder / "a.png")
     save_slim(make(), folder / "slim.pth")
@@ -678,7 +678,7 @@ def test_offline_no_socket_is_opened(
     assert opened == [] and hub.asked == []
     name = "asking"
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(zoo, "getproxies", dict)
+    monkeypatch.setattr(open_clip_adapter, "getproxies", dict)
     with pytest.raises(FileNotFoundError, match="cannot be"):
         load_pretrained(tmp_path / "slim.pth", "vit_b16")
     assert opened, "the guard sees nothing"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from functools import cache
@@ -53,7 +54,7 @@ for _room in set(ROOMS) - {"redaction"}:
 # Packages that only one file may import.
 DOORS = {
     "detectron2": "san/d2/api.py",
-    "open_clip": "san/clip/zoo.py",
+    "open_clip": "san/clip/open_clip_adapter.py",
     "ftfy": "san/clip/vocabulary.py",
     "regex": "san/clip/vocabulary.py",
 }
@@ -69,7 +70,7 @@ GUESTS = {
     "scipy": "san/",
 }
 # Packages of several files, named.
-SHARED = {"huggingface_hub": {"san/clip/zoo.py", "san/hub/remote.py"}}
+SHARED = {"huggingface_hub": {"san/clip/open_clip_adapter.py", "san/hub/remote.py"}}
 
 
 def python_files(*folders: str) -> list[Path]:
@@ -145,6 +146,73 @@ def test_rooms_have_no_cycle():
         order += free
         for room in free:
             del rooms[room]
+
+
+# Folders of san/d2, and those whose modules each may import; files beside them are free, but circles are none.
+FOLDERS = {
+    "standin": set(),
+    "config": set(),
+    "processes": set(),
+    "data": {"config", "processes"},
+    "checkpoints": {"config", "processes"},
+    "evaluate": {"config", "processes", "data", "checkpoints"},
+    "train": {"config", "processes", "data", "checkpoints", "evaluate"},
+}
+
+
+@pytest.mark.parametrize("path", [path for path in python_files("san/d2") if path.parent != SAN / "d2"], ids=relative)
+def test_folders_of_the_framework_side_import_one_way(path):
+    folder = path.relative_to(SAN / "d2").parts[0]
+    for name in imports(path):
+        target = name.split(".")[2:3]
+        if name.startswith("san.d2.") and target[0] in FOLDERS:
+            assert target[0] in FOLDERS[folder] | {folder}, f"{relative(path)} imports {name}"
+
+
+def test_every_folder_and_file_of_the_framework_side_has_its_job():
+    text = (SAN / "d2/README.md").read_text(encoding="utf-8")
+    files = {path.name for path in python_files("san/d2") if path.parent.name != "standin"} - {"__init__.py"}
+    assert {path.name for path in (SAN / "d2").iterdir() if path.is_dir()} - {"__pycache__"} == set(FOLDERS)
+    assert sorted(re.findall(r"^\| `(\w+\.py)`", text, re.M)) == sorted(files)
+
+
+def when_imported(path: Path) -> set[str]:
+    """The modules that a file imports when it is imported itself: not inside functions, nor for type checkers."""
+    found: set[str] = set()
+
+    def look(nodes: list[ast.stmt]) -> None:
+        for node in nodes:
+            if isinstance(node, ast.Import):
+                found.update(alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                found.update(known(f"{node.module}.{alias.name}", node.module) for alias in node.names)
+            elif (
+                isinstance(node, ast.If | ast.Try | ast.With)
+                and "TYPE_CHECKING" not in ast.unparse(node).split("\n")[0]
+            ):
+                look(node.body)
+                look(getattr(node, "orelse", []))
+
+    look(ast.parse(path.read_text(encoding="utf-8")).body)
+    return found
+
+
+def known(name: str, package: str) -> str:
+    """The name if it is a module, else the package it is taken from."""
+    place = REPO / name.replace(".", "/")
+    return name if place.with_suffix(".py").is_file() or place.is_dir() else package
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    waiting = {module_of(path): when_imported(path) for path in python_files("san")}
+    done: set[str] = set()
+    while waiting:
+        free = {name for name, targets in waiting.items() if not (targets & waiting.keys()) - {name}}
+        assert free, f"a circle among {sorted(waiting)}"
+        for name in free:
+            del waiting[name]
+        done |= free
+    assert len(done) > 200
 
 
 @pytest.mark.parametrize("path", python_files("san/d2/standin"), ids=relative)

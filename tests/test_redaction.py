@@ -17,9 +17,9 @@ from urllib.parse import quote, quote_plus
 import pytest
 from tqdm import tqdm
 
-from san.d2.config import san_cfg
-from san.d2.launcher import setup_run
-from san.d2.writers import WandbWriter
+from san.d2.config.keys import san_cfg
+from san.d2.processes.launcher import setup_run
+from san.d2.train.writers import WandbWriter
 from san.errors import excerpt, one_line, printable
 from san.redaction import MASK, RedactingStream, redact, redact_home, redact_terminal, without_folders
 

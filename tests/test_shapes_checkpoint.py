@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from san.checkpoint import load_weights
-from san.d2.config import load_config, san_config
+from san.d2.config.keys import load_config, san_config
 from san.data.shapes import SHAPES_SPLITS
 from san.data.shapes.dataset import split_images
 from san.data.shapes.world import NAMES, NOVEL

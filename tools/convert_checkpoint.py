@@ -20,7 +20,7 @@ import torch
 from san.checkpoint import brings_clip, load_checkpoint_file, load_weights, save_slim, to_published
 from san.cli.main import guarded
 from san.cli.options import add_import_option, path_option
-from san.d2.config import load_config, san_config
+from san.d2.config.keys import load_config, san_config
 from san.hub import save_pretrained
 from san.model.build import build_san
 

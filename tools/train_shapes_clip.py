@@ -33,9 +33,9 @@ from torch import Tensor, nn
 from san.cli.main import guarded
 from san.clip.arch import ClipArch, TextArch, VisionArch
 from san.clip.loader import save_clip_file
+from san.clip.open_clip_adapter import build_trainable_clip
 from san.clip.templates import load_templates
 from san.clip.tokenizer import compact_tokenizer, token_ids
-from san.clip.zoo import build_trainable_clip
 from san.data.shapes.captions import NAME_TEMPLATES, SCENE_TEMPLATES, join_names
 from san.data.shapes.pretraining import (
     PICTURE_SIZE,

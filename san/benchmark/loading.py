@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader
 from san.benchmark.cases import Case
 from san.benchmark.clocks import Recorder
 from san.benchmark.workload import Workload
-from san.d2.loaders import PositionDataset, PositionSampler, Record
-from san.d2.mapper import DatasetInfo, TrainMapper
+from san.d2.data.loaders import PositionDataset, PositionSampler, Record
+from san.d2.data.mapper import DatasetInfo, TrainMapper
 from san.data.transforms import TrainAugmentation
 
 NUM_IMAGES = 16

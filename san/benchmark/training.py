@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from san.benchmark.cases import Case
 from san.benchmark.clocks import Recorder
 from san.benchmark.workload import PartMarks, Workload, draw_model, drawn_images, drawn_label_map, drawn_text_embed
-from san.d2.iteration import PendingLosses, StepConfig, Stepper
 from san.d2.solver import SolverConfig, build_optimizer, weight_decays
+from san.d2.train.iteration import PendingLosses, StepConfig, Stepper
 from san.losses import LabelMapTarget, LossConfig, Normalisers, SetCriterion, Target
 from san.model.san import SANModel
 from san.plain import PlainCriterion, plain_paths

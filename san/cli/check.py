@@ -23,9 +23,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from san.cli.options import path_option
-from san.d2.arguments import add_dataset_arguments, register_from_arguments
-from san.d2.datasets import check_names, load_records, metadata_of, pairing_of, prepare_shapes
-from san.d2.loaders import Record
+from san.d2.data.arguments import add_dataset_arguments, register_from_arguments
+from san.d2.data.datasets import check_names, load_records, metadata_of, pairing_of, prepare_shapes
+from san.d2.data.loaders import Record
 from san.data.benchmarks import BENCHMARKS
 from san.data.checking import (
     CheckReport,

@@ -22,7 +22,7 @@ from san.cli.options import add_model_options, load_predictor, parse_words, plac
 from san.demo.limits import Limits
 
 if TYPE_CHECKING:
-    from san.demo.studio import Studio
+    from san.demo.service import DemoService
 
 DEFAULT_PORT = 7860
 
@@ -95,17 +95,17 @@ def run(args: argparse.Namespace) -> int:
     from san.demo.page import Texts, build_app
     from san.demo.server import DemoServer
 
-    studio = make_studio(args)
+    service = make_studio(args)
     try:
         guard = build_app(
-            studio,
+            service,
             Texts(model=str(args.model)),
             root_path=args.root_path,
             frame_ancestors=_names(args.embed_in),
         )
         server = DemoServer(
             guard,
-            studio.limits,
+            service.limits,
             host=args.host,
             port=args.port,
             trusted_proxies=_names(args.trusted_proxies),
@@ -114,12 +114,12 @@ def run(args: argparse.Namespace) -> int:
         print(f"The demo runs at {server.url} (Ctrl+C ends it)", flush=True)
         server.run()
     except KeyboardInterrupt:
-        if not studio.close():  # or Python would wait for a result that nobody gets
+        if not service.close():  # or Python would wait for a result that nobody gets
             print("interrupted", file=sys.stderr, flush=True)
             os._exit(INTERRUPTED)
         raise
     finally:
-        studio.close()
+        service.close()
     return 0
 
 
@@ -127,7 +127,7 @@ def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def make_studio(args: argparse.Namespace) -> Studio:
+def make_studio(args: argparse.Namespace) -> DemoService:
     """The model and pictures that the options name.
 
     Raises:
@@ -135,7 +135,7 @@ def make_studio(args: argparse.Namespace) -> Studio:
     """
     from san.data.shapes.world import NAMES
     from san.demo.examples import folder_examples, shapes_examples
-    from san.demo.studio import Studio
+    from san.demo.service import DemoService
     from san.vocabulary import Vocabulary
 
     limits = Limits(**{field.name: getattr(args, field.name) for field in fields(Limits)})
@@ -146,4 +146,4 @@ def make_studio(args: argparse.Namespace) -> Studio:
         parse_words(words, "--words")
     examples = folder_examples(args.examples, words, limits) if words is not None else shapes_examples()
     known = frozenset(word for name in NAMES for word in name.split()) if args.model == "shapes" else None
-    return Studio(load_predictor(args), examples, limits, known_words=known)
+    return DemoService(load_predictor(args), examples, limits, known_words=known)

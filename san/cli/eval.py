@@ -65,7 +65,7 @@ def weights_file(given: str) -> Path:
         FileNotFoundError, ValueError: a named model is not here and not to be had.
     """
     from san.hub import MODELS
-    from san.hub.places import find_known
+    from san.hub.locations import find_known
 
     if given in MODELS:
         return find_known(MODELS[given])

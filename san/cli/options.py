@@ -192,7 +192,7 @@ def find_model(
     """
     folder = Path(model)
     if (folder / RUN_CONFIG).is_file() and not (folder / "config.json").exists():
-        from san.d2.checkpointer import weights_file
+        from san.d2.checkpoints.checkpointer import weights_file
 
         return weights_file(model), _config_of(config or str(folder / RUN_CONFIG), imports)
     return model, None if config is None else _config_of(config, imports)
@@ -202,7 +202,7 @@ def _config_of(config: str, imports: Sequence[str]) -> str | SANConfig | CfgNode
     """A variant's name as it is, a YAML file as the model that it describes."""
     if Path(config).suffix not in (".yaml", ".yml"):
         return config
-    from san.d2.config import load_config, san_config
+    from san.d2.config.keys import load_config, san_config
 
     cfg = load_config(config, ["MODEL.DEVICE", "cpu"], imports=imports)  # the run's own device may not be here
     return san_config(cfg) if cfg.MODEL.META_ARCHITECTURE == "SAN" else cfg

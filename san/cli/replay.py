@@ -28,9 +28,9 @@ from san.clip.record import parse_json
 
 if TYPE_CHECKING:
     from san.d2.api import CfgNode
-    from san.d2.batches import Sample
-    from san.d2.iteration import Stepper
-    from san.d2.loaders import PositionDataset
+    from san.d2.data.batches import Sample
+    from san.d2.data.loaders import PositionDataset
+    from san.d2.train.iteration import Stepper
 
 NOT_FINITE = 3
 
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ValueError, OSError: the dump, the configuration or the data cannot serve.
     """
-    from san.d2.config import load_config
+    from san.d2.config.keys import load_config
 
     dump = read_dump(args.dump)
     iterations = [each for each in dump["iterations"] if args.iteration in (None, each["iteration"])]
@@ -90,14 +90,14 @@ def prepare(cfg: CfgNode, seed: int) -> tuple[PositionDataset, Stepper]:
     """The stream of samples, and the model with the weights of the dump."""
     import torch
 
-    from san.d2.config import solver_config
-    from san.d2.datasets import register_custom_files, register_datasets
-    from san.d2.iteration import Stepper
-    from san.d2.loaders import PositionDataset
+    from san.d2.config.keys import solver_config
+    from san.d2.data.datasets import register_custom_files, register_datasets
+    from san.d2.data.loaders import PositionDataset
+    from san.d2.data.train_data import train_mapper, training_records
     from san.d2.run import load_model
     from san.d2.solver import build_optimizer
-    from san.d2.train_data import train_mapper, training_records
-    from san.d2.trainer import step_config
+    from san.d2.train.iteration import Stepper
+    from san.d2.train.trainer import step_config
 
     register_datasets(cfg.DATASETS.ROOT)
     register_custom_files(cfg.DATASETS.CUSTOM)

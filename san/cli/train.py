@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Configuration, data sets and processes: what training and evaluation share."""
     from san.d2.api import default_argument_parser
-    from san.d2.arguments import add_dataset_arguments
+    from san.d2.data.arguments import add_dataset_arguments
 
     parser.add_argument("--config-file", default="", metavar="FILE", help="path of the YAML configuration")
     add_dataset_arguments(parser)
@@ -128,8 +128,8 @@ def start(args: argparse.Namespace) -> None:
     """
     from torch.multiprocessing.spawn import ProcessExitedException
 
-    from san.d2.config import load_config
-    from san.d2.launcher import start_workers
+    from san.d2.config.keys import load_config
+    from san.d2.processes.launcher import start_workers
 
     options = [*args.opts, *(["DETERMINISTIC", "True"] if args.deterministic else [])]
     sources = {"data_root": args.data_root, "datasets": args.dataset, "imports": args.imports}
@@ -153,7 +153,7 @@ def worker(cfg: CfgNode, args: argparse.Namespace) -> None:
 
 def guarded(action: Callable[[], object], *, show_traceback: bool) -> None:
     """Calls something; ends the process with one line, and status 1 where a user's input was wrong, 130 by Ctrl-C."""
-    from san.d2.stopping import INTERRUPTED
+    from san.d2.processes.stopping import INTERRUPTED
 
     try:
         action()

@@ -29,8 +29,8 @@ from tqdm import tqdm
 from san.cli.options import path_option, place_option
 from san.cli.visualize_images import FORMAT, ImageWorker, Outcome, Task, rounded, write_text
 from san.d2.api import DatasetCatalog
-from san.d2.arguments import add_data_root_argument
-from san.d2.datasets import (
+from san.d2.data.arguments import add_data_root_argument
+from san.d2.data.datasets import (
     check_names,
     load_records,
     metadata_of,

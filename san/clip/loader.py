@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from san.clip import zoo
+from san.clip import open_clip_adapter
 from san.clip.arch import TINY, ClipArch, TextArch, VisionArch
 from san.clip.record import parse_json
 from san.clip.tokenizer import BpeTokenizer, Tokenizer, fitting_tokenizer
@@ -84,7 +84,7 @@ def load_clip(
         pretrained: an open_clip tag ("openai", ...), a weights file, "tag:file" for a tag's weights in a file of yours,
             "shapes" for the committed small CLIP, or None for an untrained model.
         weights: False leaves a tag's weights out and downloads nothing; a checkpoint that has them all will bring them.
-        cache_dir: of a tag's weights, see `zoo.fetch`.
+        cache_dir: of a tag's weights, see `open_clip_adapter.fetch`.
         local_files_only: never asks the network.
 
     Raises:
@@ -104,12 +104,12 @@ def load_clip(
     if tag:
         if name == "tiny":
             raise ValueError(f"CLIP 'tiny' has no weights {tag!r}; leave MODEL.CLIP.PRETRAINED empty, or name a file")
-        arch = _as_trained(arch, zoo.trained_as(name, tag), openai=tag == "openai")
+        arch = _as_trained(arch, open_clip_adapter.trained_as(name, tag), openai=tag == "openai")
         if not file and not weights:
             return LoadedClip(arch, None, tokenizer, fingerprint=f"{name}/{tag}")
-        file = file or zoo.fetch(name, tag, cache_dir=cache_dir, local_files_only=local_files_only)
+        file = file or open_clip_adapter.fetch(name, tag, cache_dir=cache_dir, local_files_only=local_files_only)
     assert file is not None
-    state_dict, openai = read_clip_weights(file, trusted_scripts=zoo.openai_hashes)
+    state_dict, openai = read_clip_weights(file, trusted_scripts=open_clip_adapter.openai_hashes)
     if not tag:
         arch = replace(arch, quick_gelu=arch.quick_gelu or openai)
         if not arch.quick_gelu and name != "tiny":
@@ -163,7 +163,7 @@ def _as_trained(arch: ClipArch, record: Mapping[str, Any], *, openai: bool) -> C
 
 
 def _open_clip_arch(name: str) -> ClipArch:
-    config = zoo.model_config(name)
+    config = open_clip_adapter.model_config(name)
     vision, text = config["vision_cfg"], config["text_cfg"]
     wrong = [
         f"vision {key}={vision[key]!r}" for key, value in _UNSUPPORTED_VISION.items() if vision.get(key, value) != value

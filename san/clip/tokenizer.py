@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from san.clip.arch import TextArch
-from san.clip.zoo import open_clip_version, open_tokenizer
+from san.clip.open_clip_adapter import open_clip_version, open_tokenizer
 from san.errors import excerpt
 
 logger = logging.getLogger(__name__)
@@ -21,7 +21,7 @@ Tokenizer = Callable[[Sequence[str]], Tensor]
 """Texts to token ids (N, context_length), int64; the end-of-text token has the largest id of its row."""
 
 VOCAB_SIZE = 49408
-"""Of CLIP's tokenizer (guarded by tests/clip/test_zoo.py)."""
+"""Of CLIP's tokenizer (guarded by tests/clip/test_open_clip_adapter.py)."""
 _MAX_TOLD = 10_000  # words remembered, so that each is told once
 _MAX_SHOWN = 10  # words in one warning
 

@@ -7,9 +7,9 @@ of Detectron2 takes its names from here (docs/detectron2.md).
 
 from __future__ import annotations
 
-from san.d2.checkpointer import SANCheckpointer
-from san.d2.config import add_san_config, load_config, san_cfg
-from san.d2.datasets import prepare_datasets, register_datasets
+from san.d2.checkpoints.checkpointer import SANCheckpointer
+from san.d2.config.keys import add_san_config, load_config, san_cfg
+from san.d2.data.datasets import prepare_datasets, register_datasets
 from san.d2.meta_arch import SAN
 from san.d2.recipe import SANRecipe
 

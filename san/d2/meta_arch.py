@@ -17,10 +17,10 @@ from san.checkpoint import check_clip, fitting_tensors
 from san.clip.vocabulary import ClassText
 from san.clip.weights import check_finite
 from san.d2.api import META_ARCH_REGISTRY, CfgNode, MetadataCatalog
-from san.d2.checkpointer import slim_note
-from san.d2.config import loss_config, san_config, text_cache_folder
-from san.d2.config_file import warn_without_effect
-from san.d2.datasets import metadata_of
+from san.d2.checkpoints.checkpointer import slim_note
+from san.d2.config.keys import loss_config, san_config, text_cache_folder
+from san.d2.config.yaml_file import warn_without_effect
+from san.d2.data.datasets import metadata_of
 from san.data.targets import classes_present
 from san.losses import LabelMapTarget, Normalisers, SetCriterion
 from san.model.build import build_san, warn_of_unseen_pixels

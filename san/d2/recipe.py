@@ -16,15 +16,15 @@ import torch
 from torch import nn
 
 from san.d2.api import CfgNode, comm, get_event_storage
-from san.d2.bad_data import BadData
-from san.d2.batches import Batches, Sample
-from san.d2.checkpointer import SANCheckpointer
-from san.d2.config import san_cfg, solver_config
-from san.d2.config_file import flatten, warn_without_effect
-from san.d2.evaluation import SemSegEvaluator, eval_loader, eval_records, output_config
+from san.d2.checkpoints.checkpointer import SANCheckpointer
+from san.d2.checkpoints.trainer_state import check_trainer_state, flat_state, own_hooks, recorded_settings, set_schedule
+from san.d2.config.keys import san_cfg, solver_config
+from san.d2.config.yaml_file import flatten, warn_without_effect
+from san.d2.data.bad_data import BadData
+from san.d2.data.batches import Batches, Sample
+from san.d2.data.train_data import stream_config, train_batches, training_records
+from san.d2.evaluate.evaluation import SemSegEvaluator, eval_loader, eval_records, output_config
 from san.d2.solver import SolverConfig, build_lr_scheduler, build_optimizer, clip_gradient
-from san.d2.train_data import stream_config, train_batches, training_records
-from san.d2.trainer_state import check_trainer_state, flat_state, own_hooks, recorded_settings, set_schedule
 
 logger = logging.getLogger("san.d2.recipe")
 

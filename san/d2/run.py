@@ -8,15 +8,15 @@ from pathlib import Path
 
 from torch import nn
 
-from san.d2 import stopping
 from san.d2.api import CfgNode, build_model, comm, verify_results
-from san.d2.checkpointer import SANCheckpointer, run_of, starting_weights
-from san.d2.datasets import prepare_datasets
-from san.d2.evaluation import evaluate, metric_names, summary
-from san.d2.launcher import setup_run
-from san.d2.run_folder import check_kinds, check_weights_stay, make_folder, occupied, write_config
-from san.d2.together import check_same_settings, check_same_weights, from_main, load_everywhere
-from san.d2.trainer import Trainer
+from san.d2.checkpoints.checkpointer import SANCheckpointer, run_of, starting_weights
+from san.d2.checkpoints.run_folder import check_kinds, check_weights_stay, make_folder, occupied, write_config
+from san.d2.data.datasets import prepare_datasets
+from san.d2.evaluate.evaluation import evaluate, metric_names, summary
+from san.d2.processes import stopping
+from san.d2.processes.launcher import setup_run
+from san.d2.train.across_processes import check_same_settings, check_same_weights, from_main, load_everywhere
+from san.d2.train.trainer import Trainer
 from san.d2.user_modules import import_modules
 from san.errors import USER_ERRORS, one_line
 
@@ -34,7 +34,7 @@ def run(
     """One worker's part of a run.
 
     Args:
-        cfg: the run, as `san.d2.config.load_config` gives it.
+        cfg: the run, as `san.d2.config.keys.load_config` gives it.
         eval_only: evaluate MODEL.WEIGHTS, or with ``resume`` the latest checkpoint, without training.
         resume: go on from the latest checkpoint in OUTPUT_DIR, and with an interrupted evaluation, if there is one.
         keep_weights: with ``eval_only`` and ``resume``, evaluate MODEL.WEIGHTS all the same where it is set.

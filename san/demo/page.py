@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from san.demo.guard import Check, Guard
-from san.demo.studio import Session, Studio, Words, describe, explain
-from san.demo.view import encoded_view, message_view, picture_view, result_address, result_view, tray_view
+from san.demo.service import DemoService, Session, Words, describe, explain
+from san.demo.view import encoded_view, message_view, picker_view, picture_view, result_address, result_view
 from san.vocabulary import LABEL_SET_NAMES
 
 _ASSETS = Path(__file__).parent / "assets"
@@ -38,12 +38,12 @@ class Texts:
 
 
 def build_app(
-    studio: Studio, texts: Texts | None = None, *, root_path: str = "", frame_ancestors: Iterable[str] = ()
+    service: DemoService, texts: Texts | None = None, *, root_path: str = "", frame_ancestors: Iterable[str] = ()
 ) -> Guard:
     """The page as an ASGI application.
 
     Args:
-        studio: the model behind it.
+        service: the model behind it.
         texts: what the page says.
         root_path: see `san.demo.guard.Guard`.
         frame_ancestors: likewise.
@@ -60,10 +60,10 @@ def build_app(
         ) from error
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     functions: dict[int, Check] = {}
-    guard = Guard(app, studio.limits, functions, root_path=root_path, frame_ancestors=frame_ancestors)
-    blocks = _build_blocks(gr, studio, texts or Texts(), guard)
+    guard = Guard(app, service.limits, functions, root_path=root_path, frame_ancestors=frame_ancestors)
+    blocks = _build_blocks(gr, service, texts or Texts(), guard)
     functions |= {number: _input_check(gr, function.inputs) for number, function in blocks.fns.items()}
-    blocks.state_session_capacity = studio.limits.max_visitors
+    blocks.state_session_capacity = service.limits.max_visitors
     theme = gr.themes.Base(
         primary_hue="indigo", secondary_hue="indigo", neutral_hue="slate", radius_size="lg", font=_FONT, font_mono=_MONO
     ).set(
@@ -106,25 +106,25 @@ def _input_check(gr: Any, inputs: list[Any]) -> Check:
     return check
 
 
-def _build_blocks(gr: Any, studio: Studio, texts: Texts, guard: Guard) -> Any:
-    first = studio.open_example(0)
-    words_at_first = Words(studio.examples[0].words)
-    result, seconds = studio.segment(first, words_at_first)
+def _build_blocks(gr: Any, service: DemoService, texts: Texts, guard: Guard) -> Any:
+    first = service.open_example(0)
+    words_at_first = Words(service.examples[0].words)
+    result, seconds = service.segment(first, words_at_first)
     guard.first = picture_view(first, result, seconds).encode()
     with gr.Blocks(title=texts.title, analytics_enabled=False, fill_width=True) as blocks:
         gr.HTML(f'<div class="san-head"><h1>{html.escape(texts.title)}</h1><p>{html.escape(texts.about)}</p></div>')
         # None until a visitor chooses a picture: the first example, which all share.
-        state = gr.State(None, time_to_live=60 * studio.limits.keep_minutes)
+        state = gr.State(None, time_to_live=60 * service.limits.keep_minutes)
         with gr.Row(equal_height=False):
             with gr.Column(scale=4, min_width=290):
-                tray = gr.HTML(
-                    tray_view(studio.examples, _hint(studio), studio.limits),
-                    html_template=_asset("tray.html"),
-                    js_on_load=_asset("requests.js") + _asset("tray.js"),
+                picker = gr.HTML(
+                    picker_view(service.examples, _hint(service), service.limits),
+                    html_template=_asset("picker.html"),
+                    js_on_load=_asset("requests.js") + _asset("picker.js"),
                     apply_default_css=False,
-                    elem_id="san-tray",
+                    elem_id="san-picker",
                 )
-                asked = _words_inputs(gr, studio, texts, words_at_first)
+                asked = _words_inputs(gr, service, texts, words_at_first)
             with gr.Column(scale=7, min_width=290):
                 viewer = gr.HTML(
                     result_address("first"),
@@ -133,13 +133,13 @@ def _build_blocks(gr: Any, studio: Studio, texts: Texts, guard: Guard) -> Any:
                     apply_default_css=False,
                     elem_id="san-viewer",
                 )
-        gr.HTML(_footer(studio, texts))
-        _connect(gr, studio, guard, tray, viewer, state, asked)
-    blocks.queue(max_size=studio.limits.max_waiting, default_concurrency_limit=1, api_open=False)
+        gr.HTML(_footer(service, texts))
+        _connect(gr, service, guard, picker, viewer, state, asked)
+    blocks.queue(max_size=service.limits.max_waiting, default_concurrency_limit=1, api_open=False)
     return blocks
 
 
-def _words_inputs(gr: Any, studio: Studio, texts: Texts, words: Words) -> dict[str, Any]:
+def _words_inputs(gr: Any, service: DemoService, texts: Texts, words: Words) -> dict[str, Any]:
     return {
         "text": gr.Textbox(
             words.text,
@@ -148,7 +148,7 @@ def _words_inputs(gr: Any, studio: Studio, texts: Texts, words: Words) -> dict[s
             placeholder="red star, sofa|couch, sky",
             lines=1,  # Enter segments
             max_lines=8,
-            max_length=studio.limits.max_characters,
+            max_length=service.limits.max_characters,
             elem_id="san-words",
         ),
         "button": gr.Button("Segment", variant="primary", elem_id="san-segment"),
@@ -172,7 +172,9 @@ def _words_inputs(gr: Any, studio: Studio, texts: Texts, words: Words) -> dict[s
     }
 
 
-def _connect(gr: Any, studio: Studio, guard: Guard, tray: Any, viewer: Any, state: Any, asked: dict[str, Any]) -> None:
+def _connect(
+    gr: Any, service: DemoService, guard: Guard, picker: Any, viewer: Any, state: Any, asked: dict[str, Any]
+) -> None:
     """What happens on what: a picture is encoded and segmented, changed words only segment."""
     inputs = [asked["text"], asked["label_set"], asked["role"], asked["none"]]
     # one queue for all that runs the model; its answers are for the page, not an API
@@ -186,24 +188,24 @@ def _connect(gr: Any, studio: Studio, guard: Guard, tray: Any, viewer: Any, stat
             pixels = guard.pictures.take(_field(event, "token"))
             if pixels is None:
                 raise ValueError("the picture is no longer there; choose it again")
-            return studio.open_picture(pixels, _field(event, "title"))
+            return service.open_picture(pixels, _field(event, "title"))
 
         return show_picture(opened, _to_words(text, label_set, role, none))
 
     def words_of(event: gr.EventData) -> str:
         index = _field(event, "index")
-        return studio.examples[index].words if isinstance(index, int) and 0 <= index < len(studio.examples) else ""
+        return service.examples[index].words if isinstance(index, int) and 0 <= index < len(service.examples) else ""
 
     def on_pick(label_set: Any, role: Any, none: Any, event: gr.EventData) -> tuple[Any, str]:
         words = _to_words(words_of(event), label_set, role, none)
-        return show_picture(lambda: studio.open_example(_field(event, "index")), words)
+        return show_picture(lambda: service.open_example(_field(event, "index")), words)
 
     def on_words(session: Session | None, text: Any, label_set: Any, role: Any, none: Any) -> str:
         try:
-            current = session or studio.open_example(0)
+            current = session or service.open_example(0)
             words = _to_words(text, label_set, role, none)
-            result, seconds = studio.segment(current, words)
-            return kept(result_view(current, result, seconds, notes=studio.notes(result)))
+            result, seconds = service.segment(current, words)
+            return kept(result_view(current, result, seconds, notes=service.notes(result)))
         except Exception as error:
             return message_view(explain(error))
 
@@ -213,18 +215,18 @@ def _connect(gr: Any, studio: Studio, guard: Guard, tray: Any, viewer: Any, stat
         except Exception as error:
             return gr.skip(), message_view(explain(error))
         try:
-            result, seconds = studio.segment(session, words)
+            result, seconds = service.segment(session, words)
         except Exception as error:
             return session, kept(encoded_view(session, explain(error)))
-        return session, kept(picture_view(session, result, seconds, notes=studio.notes(result)))
+        return session, kept(picture_view(session, result, seconds, notes=service.notes(result)))
 
     def kept(view: str) -> str:
         """Gradio, which keeps answers until they are read, only gets to know where the page finds this one."""
         return result_address(guard.results.put(view.encode()))
 
-    tray.upload(on_upload, inputs, [state, viewer], **common)
-    tray.pick(words_of, None, asked["text"], **private)  # at once, or it would undo what is typed meanwhile
-    tray.pick(on_pick, inputs[1:], [state, viewer], **common)
+    picker.upload(on_upload, inputs, [state, viewer], **common)
+    picker.pick(words_of, None, asked["text"], **private)  # at once, or it would undo what is typed meanwhile
+    picker.pick(on_pick, inputs[1:], [state, viewer], **common)
     triggers = [asked["button"].click, asked["text"].submit]
     triggers += [asked[name].input for name in ("label_set", "role", "none")]
     gr.on(triggers, on_words, [state, *inputs], viewer, **(common | {"trigger_mode": "always_last"}))
@@ -244,15 +246,15 @@ def _field(event: Any, name: str) -> Any:
     return data.get(name) if isinstance(data, dict) else None
 
 
-def _hint(studio: Studio) -> str:
-    megabytes, megapixels = studio.limits.max_bytes / 1e6, studio.limits.max_pixels / 1e6
+def _hint(service: DemoService) -> str:
+    megabytes, megapixels = service.limits.max_bytes / 1e6, service.limits.max_pixels / 1e6
     return f"PNG, JPEG, WebP, BMP, GIF, TIFF · shrunk if above {megabytes:g} MB or {megapixels:g} megapixels"
 
 
-def _footer(studio: Studio, texts: Texts) -> str:
+def _footer(service: DemoService, texts: Texts) -> str:
     return (
         f'<div class="san-foot">Model: {html.escape(texts.model)}. Pictures and words are kept in memory only, are '
-        f"seen by no other visitor, and are forgotten after {studio.limits.keep_minutes:g} idle minutes.</div>"
+        f"seen by no other visitor, and are forgotten after {service.limits.keep_minutes:g} idle minutes.</div>"
     )
 
 

@@ -24,7 +24,7 @@ from san.demo.limits import Limits
 from san.visualize import palette
 
 if TYPE_CHECKING:
-    from san.demo.studio import Session
+    from san.demo.service import Session
     from san.segmentation import Segmentation
 
 _SHOWN_SIDE = 1600  # long side of the picture as shown; the label map keeps all its pixels
@@ -67,7 +67,7 @@ def encoded_view(session: Session, message: str) -> str:
     return _json({"image": shown, "picture": _shown(session.encoded.pixels), "message": message})
 
 
-def tray_view(examples: Sequence[Example], hint: str, limits: Limits) -> str:
+def picker_view(examples: Sequence[Example], hint: str, limits: Limits) -> str:
     """The pictures on offer, small, and what may be uploaded: in words, and as numbers."""
     items = []
     for example in examples:

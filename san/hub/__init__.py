@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from san.hub.places import find_here
+from san.hub.locations import find_here
 from san.hub.remote import hand_folder, hub_folder
 from san.hub.table import MODELS, SHAPES_CHECKPOINT, KnownModel
 

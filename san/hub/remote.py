@@ -1,4 +1,6 @@
-"""Files of the Hugging Face Hub: found on this machine, fetched, uploaded. With san.clip.zoo the door to that hub.
+"""Files of the Hugging Face Hub: found on this machine, fetched, uploaded.
+
+Only this module and san.clip.open_clip_adapter import huggingface_hub.
 
 Downloads and caches are huggingface_hub's own (HF_HOME, HF_HUB_OFFLINE, HF_ENDPOINT and HF_TOKEN mean what they mean
 there). Beside its cache there is a plain folder for files that were fetched by hand: `hand_folder`.

@@ -3,7 +3,7 @@
 from san.losses.config import LossConfig
 from san.losses.criterion import MatchedLayer, Normalisers, SetCriterion, Term, dice_loss, mask_loss
 from san.losses.matcher import match, match_all, matching_cost
-from san.losses.truth import LabelMapTarget, Target
+from san.losses.targets import LabelMapTarget, Target
 
 __all__ = [
     "LabelMapTarget",

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from san.losses.config import LossConfig
 from san.losses.matcher import match_all, matching_cost
 from san.losses.point_sampling import keep_uncertain, sample_points, seeded_generator, uniform_points
-from san.losses.truth import AnyTarget, Truth, truth_of
+from san.losses.targets import AnyTarget, TargetBatch, target_batch
 
 _POINT_VALUES = 2**24  # mask logits at points of a layer that are held at a time: 64 MB
 
@@ -65,7 +65,7 @@ class MatchedLayer:
     class_logits: Tensor
     mask_logits: Tensor
     text_embed: Tensor | None
-    truth: Truth
+    truth: TargetBatch
     pairs: Pairs
     generators: Sequence[torch.Generator | None]
 
@@ -192,7 +192,7 @@ class SetCriterion(nn.Module):
         """
         num_images, num_queries, num_logits = outputs["pred_logits"].shape
         device = outputs["pred_logits"].device
-        truth = truth_of(targets, num_images, num_logits - 1, device)
+        truth = target_batch(targets, num_images, num_logits - 1, device)
         if seeds is not None and len(seeds) != num_images:
             raise ValueError(f"{len(seeds)} seeds for {num_images} images; give one per image, or none at all")
         norm = norm or self._normalisers(num_queries, truth, device)
@@ -214,7 +214,7 @@ class SetCriterion(nn.Module):
 
     @torch.no_grad()
     def _costs(
-        self, class_logits: Tensor, mask_logits: Tensor, truth: Truth, draw: Sequence[torch.Generator | None]
+        self, class_logits: Tensor, mask_logits: Tensor, truth: TargetBatch, draw: Sequence[torch.Generator | None]
     ) -> list[Tensor]:
         """Matching costs (Q, M) per image with a target, at uniform points its queries and targets share.
 
@@ -241,7 +241,7 @@ class SetCriterion(nn.Module):
         )  # (B, Q, most targets)
         return [cost[:, :count] for cost, count in zip(costs, truth.counts, strict=True) if count]
 
-    def _pairs(self, costs: Sequence[Sequence[Tensor]], truth: Truth, device: torch.device) -> list[Pairs]:
+    def _pairs(self, costs: Sequence[Sequence[Tensor]], truth: TargetBatch, device: torch.device) -> list[Pairs]:
         """The assignment of every layer's costs, on the outputs' device: one transfer there, one back."""
         with_targets = [image for image, count in enumerate(truth.counts) if count]
         first = [sum(truth.counts[:image]) for image in with_targets]
@@ -304,7 +304,7 @@ class SetCriterion(nn.Module):
         uncertain = keep_uncertain(logits.detach().unsqueeze(1), torch.cat(candidates), num_uncertain)
         return torch.cat([uncertain, torch.cat(fresh)], dim=1)
 
-    def _normalisers(self, num_queries: int, truth: Truth, device: torch.device) -> Normalisers:
+    def _normalisers(self, num_queries: int, truth: TargetBatch, device: torch.device) -> Normalisers:
         """Of this batch, over all processes; on the device where there are several."""
         counts = count_batch(truth.counts, num_queries, self.config.no_object_weight)
         if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):

@@ -32,7 +32,7 @@ MODEL:
 def started(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Instead of starting processes, remembers what would be run."""
     calls: list[Any] = []
-    monkeypatch.setattr("san.d2.launcher.start_workers", lambda worker, cfg, args: calls.append((cfg, args)))
+    monkeypatch.setattr("san.d2.processes.launcher.start_workers", lambda worker, cfg, args: calls.append((cfg, args)))
     return calls
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from san.clip import loader, zoo
+from san.clip import loader, open_clip_adapter
 from san.clip.arch import TINY, ClipArch
 from san.clip.blocks import QuickGELU
 from san.clip.loader import load_clip, save_clip_file
-from san.clip.zoo import build_trainable_clip
+from san.clip.open_clip_adapter import build_trainable_clip
 from san.model.build import build_san
 from san.model.config import variant
 
@@ -61,8 +61,8 @@ def test_quick_gelu_is_right_for_the_tag(
 ) -> None:
     file = tmp_path / "weights.pt"
     torch.save(build_trainable_clip(small).state_dict(), file)
-    monkeypatch.setattr(zoo, "tag_record", lambda name, wanted: {})
-    monkeypatch.setattr(zoo, "fetch", lambda name, wanted, **where: file)
+    monkeypatch.setattr(open_clip_adapter, "tag_record", lambda name, wanted: {})
+    monkeypatch.setattr(open_clip_adapter, "fetch", lambda name, wanted, **where: file)
     clip = load_clip("ViT-B-16", tag)
     assert clip.arch.quick_gelu == (tag == "openai")
     model = build_san(replace(variant("tiny"), clip=replace(variant("tiny").clip, name="ViT-B-16")), clip=clip)
@@ -76,8 +76,8 @@ def test_tag_record_decides_activation_and_pixels(
     file = tmp_path / "weights.pt"
     torch.save({"state_dict": build_trainable_clip(small).state_dict()}, file)
     record = {"quick_gelu": True, "mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2)}
-    monkeypatch.setattr(zoo, "tag_record", lambda name, wanted: record)
-    monkeypatch.setattr(zoo, "fetch", lambda name, wanted, **where: file)
+    monkeypatch.setattr(open_clip_adapter, "tag_record", lambda name, wanted: record)
+    monkeypatch.setattr(open_clip_adapter, "fetch", lambda name, wanted, **where: file)
     arch = load_clip("ViT-B-16", "dfn2b").arch
     assert arch.quick_gelu
     assert arch.mean == (0.5, 0.5, 0.5)
@@ -109,7 +109,7 @@ def script(small: ClipArch, tmp_path: Path) -> tuple[Path, torch.nn.Module]:
 def test_openai_torchscript_file(script: tuple[Path, torch.nn.Module], monkeypatch: pytest.MonkeyPatch) -> None:
     """OpenAI's own files are TorchScript archives that carry their resolution."""
     file, reference = script
-    monkeypatch.setattr(zoo, "openai_hashes", lambda: {hashlib.sha256(file.read_bytes()).hexdigest()})
+    monkeypatch.setattr(open_clip_adapter, "openai_hashes", lambda: {hashlib.sha256(file.read_bytes()).hexdigest()})
     clip = load_clip("ViT-B-16", str(file))
     assert clip.arch.quick_gelu
     assert clip.state_dict is not None
@@ -123,7 +123,7 @@ def test_other_torchscript_files_are_not_opened(script: tuple[Path, torch.nn.Mod
 
 
 def test_openai_hashes_are_known() -> None:
-    assert "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f" in zoo.openai_hashes()
+    assert "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f" in open_clip_adapter.openai_hashes()
 
 
 def test_a_tags_weights_in_a_file_of_ones_own(
@@ -160,7 +160,7 @@ def test_shapes_without_weights_is_untrained() -> None:
 
 
 def test_without_weights_nothing_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(zoo, "fetch", lambda *args, **where: pytest.fail("weights were fetched"))
+    monkeypatch.setattr(open_clip_adapter, "fetch", lambda *args, **where: pytest.fail("weights were fetched"))
     clip = load_clip("ViT-B-16", "openai", weights=False)
     assert clip.arch.quick_gelu
     assert clip.state_dict is None

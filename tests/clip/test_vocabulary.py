@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from san.clip.open_clip_adapter import open_tokenizer
 from san.clip.templates import load_templates
 from san.clip.vocabulary import ClassText, clean_text, parse_class, text_key
-from san.clip.zoo import open_tokenizer
 
 PARTS = st.sampled_from([
     "cat", "café", "T-shirt", "3d", "rock 'n' roll", "L’avion", "ＡＢＣ", "&amp;amp; x", "Ã©", "ſ", "'ſ", "İ", "ß",

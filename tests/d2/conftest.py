@@ -93,7 +93,7 @@ def options(shared_voc: Path, tmp_path: Path) -> dict[str, Any]:
 @pytest.fixture
 def make_cfg(options: dict[str, Any]) -> Callable[..., Any]:
     """A function from changed options to a configuration."""
-    from san.d2.config import load_config
+    from san.d2.config.keys import load_config
 
     def make(**changes: Any) -> Any:
         changed = {key.replace("__", "."): value for key, value in changes.items()}
@@ -130,7 +130,7 @@ def reference(shared_voc: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 def reference_run(voc: Path, folder: Path) -> Path:
     """Trains 6 iterations, with checkpoints and evaluations every 3, into a folder; returns the folder."""
-    from san.d2.config import load_config
+    from san.d2.config.keys import load_config
     from san.d2.run import run
 
     changes = {"SOLVER.CHECKPOINT_PERIOD": 3, "TEST.EVAL_PERIOD": 3, "DATASETS.TEST": ["voc_sem_seg_val"]}

@@ -33,7 +33,7 @@ def spoilt(make_cfg: MakeCfg, own_voc: Path) -> Callable[..., None]:
 @pytest.fixture(autouse=True)
 def short_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     """Before what cannot be read is tried again."""
-    monkeypatch.setattr("san.d2.loaders.RETRY_PAUSE", 0.01)
+    monkeypatch.setattr("san.d2.data.loaders.RETRY_PAUSE", 0.01)
 
 
 def refused(action: Callable[[], Any], kind: type[Exception], *parts: str) -> None:

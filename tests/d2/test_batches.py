@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from san.d2 import batches, stopping
-from san.d2.loaders import build_eval_loader
+from san.d2.data import batches
+from san.d2.data.loaders import build_eval_loader
+from san.d2.processes import stopping
 from tests.faults.conftest import in_a_process
 
 RECORDS = [{"file_name": str(index)} for index in range(8)]

@@ -22,8 +22,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from san.d2.datasets import load_records, metadata_of, register_datasets
-from san.d2.evaluation import evaluate_dataset
+from san.d2.data.datasets import load_records, metadata_of, register_datasets
+from san.d2.evaluate.evaluation import evaluate_dataset
 from san.data.benchmarks import BENCHMARKS
 from san.data.image_files import read_image, read_label_map
 from tests.data.raw_trees import MAKERS, RawTree, Sizes, make_raw_tree

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from san.d2.api import TrainerBase
-from san.d2.checkpoint_hooks import CheckpointHook
-from san.d2.checkpointer import SANCheckpointer
+from san.d2.checkpoints.checkpointer import SANCheckpointer
+from san.d2.train.checkpoint_hooks import CheckpointHook
 
 
 class Toy(TrainerBase):

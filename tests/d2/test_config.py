@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from san.d2.api import get_cfg
-from san.d2.config import (
+from san.d2.config.keys import (
     ENGINE_KEYS,
     add_san_config,
     augmentation_config,
@@ -21,7 +21,7 @@ from san.d2.config import (
     solver_config,
     text_cache_folder,
 )
-from san.d2.config_file import leaf_keys
+from san.d2.config.yaml_file import leaf_keys
 from san.data.transforms import AugmentationConfig
 from san.losses import LossConfig
 from san.model.config import SANConfig, variant

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from san.d2.api import get_cfg
-from san.d2.config import add_san_config, load_config, san_cfg, san_config
-from san.d2.config_file import LISTS, PATHS, leaf_keys, merge_overrides
+from san.d2.config.keys import add_san_config, load_config, san_cfg, san_config
+from san.d2.config.yaml_file import LISTS, PATHS, leaf_keys, merge_overrides
 
 
 def value_of(cfg: Any, key: str) -> Any:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from san.clip.vocabulary import ClassText
 from san.d2.api import DatasetCatalog, MetadataCatalog
-from san.d2.datasets import (
+from san.d2.data.datasets import (
     class_texts,
     load_records,
     metadata_of,

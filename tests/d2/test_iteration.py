@@ -15,8 +15,8 @@ from san.benchmark.cases import Case
 from san.benchmark.clocks import Recorder, WallClock
 from san.benchmark.measure import host_synchronisations
 from san.benchmark.workload import make_workload
-from san.d2.iteration import NonFiniteError, PendingLosses, StepConfig, Stepper
 from san.d2.solver import SolverConfig, build_optimizer, clip_gradient
+from san.d2.train.iteration import NonFiniteError, PendingLosses, StepConfig, Stepper
 from san.losses import LossConfig, MatchedLayer, Normalisers, SetCriterion, Target, Term
 
 READS = ("cpu", "item", "tolist", "nonzero", "unique", "__bool__", "__float__", "__int__")
@@ -84,7 +84,7 @@ def test_a_whole_step_waits_in_the_matching_only(monkeypatch: pytest.MonkeyPatch
         reads.found.append("losses")
         return PendingLosses(*args)
 
-    monkeypatch.setattr("san.d2.iteration.PendingLosses", made)
+    monkeypatch.setattr("san.d2.train.iteration.PendingLosses", made)
     with reads:
         for _ in range(3):
             workload.run(Recorder(WallClock()))

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from san.d2 import launcher
-from san.d2.job import Place, find_place, first_host
+from san.d2.processes import launcher
+from san.d2.processes.job import Place, find_place, first_host
 from tests.d2.conftest import as_arguments
 
 REPO = Path(__file__).resolve().parents[2]

@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 import torch
 
-from san.d2 import launcher, standin, writers
+from san.d2 import standin
+from san.d2.processes import launcher
+from san.d2.processes.stopping import StopRequested
 from san.d2.standin.launch import launch as standin_launch
-from san.d2.stopping import StopRequested
+from san.d2.train import writers
 
 MakeCfg = Callable[..., Any]
 ENGINES = ["standin", pytest.param("detectron2", marks=pytest.mark.detectron2)]

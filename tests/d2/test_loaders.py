@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from san.d2.loaders import (
+from san.d2.data.loaders import (
     PositionDataset,
     PositionSampler,
     StreamConfig,
@@ -94,8 +94,8 @@ def test_evaluation_shows_every_image_once() -> None:
 
 
 def test_mapper_gives_what_the_model_takes(shared_voc: Path) -> None:
-    from san.d2.datasets import load_records, metadata_of, register_datasets
-    from san.d2.mapper import EvalMapper, TrainMapper, dataset_info
+    from san.d2.data.datasets import load_records, metadata_of, register_datasets
+    from san.d2.data.mapper import EvalMapper, TrainMapper, dataset_info
     from san.data.transforms import AugmentationConfig, TrainAugmentation
 
     register_datasets(shared_voc)

@@ -16,8 +16,8 @@ from torch import nn
 from san.checkpoint import load_checkpoint_file, load_weights, save_slim, to_published
 from san.d2 import SAN, SANCheckpointer
 from san.d2.api import BACKEND, DetectionCheckpointer, build_model
-from san.d2.checkpointer import weights_file
-from san.d2.config import load_config
+from san.d2.checkpoints.checkpointer import weights_file
+from san.d2.config.keys import load_config
 from san.hub import SHAPES_CHECKPOINT, save_pretrained
 
 REPO = Path(__file__).resolve().parents[2]

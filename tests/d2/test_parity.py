@@ -36,7 +36,7 @@ def toy_trainer(engine: Any, folder: Path) -> Any:
     """A small network with AdamW, a schedule and all hooks SAN uses, on one engine."""
 
     class Saving(engine.HookBase):  # type: ignore[misc, name-defined]
-        """Writes what SAN's own hook (`san.d2.checkpoint_hooks`) writes, every four iterations and at the end."""
+        """Writes what SAN's own hook (`san.d2.train.checkpoint_hooks`) writes, every four iterations and at the end."""
 
         def after_step(self) -> None:
             last = self.trainer.iter
@@ -175,7 +175,7 @@ def test_defaults_are_the_same(engines):
     real, own = (flat(engines[name].get_cfg()) for name in BOTH)
     assert own.items() <= real.items()
     assert {key: type(value) for key, value in own.items()} == {key: type(real[key]) for key in own}
-    assert set(own) == set(importlib.import_module("san.d2.config").ENGINE_KEYS)
+    assert set(own) == set(importlib.import_module("san.d2.config.keys").ENGINE_KEYS)
 
 
 def test_command_lines_are_the_same(engines):

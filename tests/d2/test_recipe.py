@@ -13,11 +13,12 @@ import torch
 from torch import nn
 
 from san.cli.main import main
-from san.d2 import SANCheckpointer, SANRecipe, add_san_config, config_file, prepare_datasets, san_cfg
+from san.d2 import SANCheckpointer, SANRecipe, add_san_config, prepare_datasets, san_cfg
 from san.d2.api import BACKEND, META_ARCH_REGISTRY, build_model, get_cfg
-from san.d2.config import ENGINE_KEYS, load_config
-from san.d2.config_file import leaf_keys, warn_without_effect
-from san.d2.foreign_keys import INSTEAD, foreign_name
+from san.d2.config import yaml_file as config_file
+from san.d2.config.foreign_keys import INSTEAD, foreign_name
+from san.d2.config.keys import ENGINE_KEYS, load_config
+from san.d2.config.yaml_file import leaf_keys, warn_without_effect
 from san.d2.run import run
 from san.data.shapes import ShapesSizes, write_shapes
 from san.hub import SHAPES_CHECKPOINT

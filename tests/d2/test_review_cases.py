@@ -14,14 +14,14 @@ import torch
 from PIL import Image
 
 from san.d2.api import MetadataCatalog, build_model
-from san.d2.config import solver_config
-from san.d2.datasets import check_distinct_classes, load_records, register_datasets, register_folder
-from san.d2.evaluation import OutputConfig, SemSegEvaluator, metric_names
-from san.d2.iteration import StepConfig, Stepper
-from san.d2.mapper import DatasetInfo, TrainMapper
-from san.d2.partial import Keeping
+from san.d2.config.keys import solver_config
+from san.d2.data.datasets import check_distinct_classes, load_records, register_datasets, register_folder
+from san.d2.data.mapper import DatasetInfo, TrainMapper
+from san.d2.evaluate.evaluation import OutputConfig, SemSegEvaluator, metric_names
+from san.d2.evaluate.resume import ResumeConfig
 from san.d2.run import run
-from san.d2.trainer import CurvesHook, Trainer
+from san.d2.train.iteration import StepConfig, Stepper
+from san.d2.train.trainer import CurvesHook, Trainer
 
 MakeCfg = Callable[..., Any]
 
@@ -109,7 +109,9 @@ def test_a_name_that_is_not_utf_8_is_evaluated(tmp_path: Path, make_cfg: MakeCfg
     """It passed the check and the training, and ended the evaluation."""
     samples = [write_pair(tmp_path, os.fsdecode(b"caf\xe9"))]
     register_folder("bytes", tmp_path / "images", tmp_path / "labels", ["cat", "dog"], image_ext="png")
-    place = Keeping("weights", True, 0).place(make_cfg(), torch.nn.Identity(), "bytes", samples, tmp_path / "out")
+    place = ResumeConfig("weights", True, 0).saved_counts(
+        make_cfg(), torch.nn.Identity(), "bytes", samples, tmp_path / "out"
+    )
     evaluator = SemSegEvaluator("bytes", OutputConfig(tmp_path / "out", label_maps=True, rle=True))
     evaluator.process(samples, [{"sem_seg_labels": torch.zeros(4, 4, dtype=torch.int64)}])
     place.save(1, evaluator.state_dict())
@@ -176,7 +178,7 @@ def test_an_error_is_told_where_the_logs_fail_too(make_cfg: MakeCfg, monkeypatch
         raise FloatingPointError("not finite")
 
     monkeypatch.setattr("san.d2.api.hooks.PeriodicWriter.after_train", fail)
-    monkeypatch.setattr("san.d2.iteration.Stepper.run", stumble)
+    monkeypatch.setattr("san.d2.train.iteration.Stepper.run", stumble)
     with pytest.raises(FloatingPointError, match="not finite"):
         run(make_cfg(SOLVER__MAX_ITER=1))
 
@@ -221,7 +223,7 @@ def test_metric_names_are_those_of_an_evaluation(tmp_path: Path) -> None:
 
 
 def test_an_empty_data_set_points_to_a_file_that_exists(monkeypatch: pytest.MonkeyPatch) -> None:
-    from san.d2 import datasets
+    from san.d2.data import datasets
 
     register_folder("nothing", "a", "b", ["cat"])
     monkeypatch.setattr(datasets.DatasetCatalog, "get", lambda name: [])

@@ -14,11 +14,17 @@ import pytest
 import torch
 from torch import nn
 
-from san.d2 import run_folder
-from san.d2.checkpoint_hooks import CheckpointHook
-from san.d2.checkpointer import SANCheckpointer, identity_of, latest_checkpoint, remove_checkpoint, weights_file
+from san.d2.checkpoints import run_folder
+from san.d2.checkpoints.checkpointer import (
+    SANCheckpointer,
+    identity_of,
+    latest_checkpoint,
+    remove_checkpoint,
+    weights_file,
+)
+from san.d2.checkpoints.run_folder import occupied
 from san.d2.run import run
-from san.d2.run_folder import occupied
+from san.d2.train.checkpoint_hooks import CheckpointHook
 
 MakeCfg = Callable[..., Any]
 

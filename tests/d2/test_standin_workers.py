@@ -29,7 +29,7 @@ def talk(engine: str, folder: str) -> None:
     """Every worker writes down what it heard."""
     import torch
 
-    from san.d2 import launcher
+    from san.d2.processes import launcher
 
     comm, _ = load_comm_and_launch(engine)
     rank = comm.get_rank()

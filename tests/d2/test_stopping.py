@@ -12,7 +12,8 @@ from datetime import timedelta
 import pytest
 from torch.distributed import TCPStore
 
-from san.d2 import checkpointer, stopping
+from san.d2.checkpoints import checkpointer
+from san.d2.processes import stopping
 from tests.faults.conftest import in_a_process
 
 
@@ -108,7 +109,7 @@ def test_an_interrupt_that_was_lost_is_raised_again():
 
 
 def test_ctrl_c_in_a_checkpoints_write_is_no_full_disk(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpointer._Telling, "write", lambda self, data: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr(checkpointer._ErrorRecorder, "write", lambda self, data: os.kill(os.getpid(), signal.SIGINT))
     with stopping.listening(), pytest.raises(KeyboardInterrupt):
         checkpointer.write_checkpoint({"model": {}}, tmp_path / "model.pth")
     assert not list(tmp_path.iterdir())

@@ -8,8 +8,8 @@ import pytest
 
 from san.clip.text_cache import default_folder
 from san.d2.api import build_model
-from san.d2.config import san_cfg, text_cache_folder
-from san.d2.config_file import merge_overrides, override_pairs
+from san.d2.config.keys import san_cfg, text_cache_folder
+from san.d2.config.yaml_file import merge_overrides, override_pairs
 
 TINY = (
     "MODEL.CLIP.NAME tiny MODEL.CLIP.PRETRAINED '' MODEL.CLIP.SHALLOW_DEPTH 3 MODEL.SIDE_ADAPTER.EMBED_DIM 144 "

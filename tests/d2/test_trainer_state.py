@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from san.checkpoint import load_checkpoint_file
-from san.d2.checkpointer import SANCheckpointer
-from san.d2.config import load_config
-from san.d2.datasets import register_datasets
-from san.d2.partial import weights_digest
+from san.d2.checkpoints.checkpointer import SANCheckpointer
+from san.d2.checkpoints.trainer_state import check_finite_run, check_trainer_state, recorded_settings, set_schedule
+from san.d2.config.keys import load_config
+from san.d2.data.datasets import register_datasets
+from san.d2.evaluate.resume import weights_digest
 from san.d2.run import run
-from san.d2.trainer import Trainer
-from san.d2.trainer_state import check_finite_run, check_trainer_state, recorded_settings, set_schedule
+from san.d2.train.trainer import Trainer
 from tests.d2.conftest import TINY, as_arguments
 
 MakeCfg = Callable[..., Any]

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from san.d2.api import META_ARCH_REGISTRY, HookBase, MetadataCatalog, build_model
-from san.d2.datasets import register_datasets
+from san.d2.data.datasets import register_datasets
 from san.d2.run import run
-from san.d2.trainer import Trainer
+from san.d2.train.trainer import Trainer
 
 MakeCfg = Callable[..., Any]
 
@@ -231,7 +231,7 @@ def test_shapes_train_on_seen_and_are_tested_on_all_names(make_cfg: MakeCfg, tmp
 
 
 def test_missing_shapes_are_written(make_cfg: MakeCfg, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from san.d2.datasets import prepare_shapes
+    from san.d2.data.datasets import prepare_shapes
 
     asked = []
     monkeypatch.setattr("san.data.shapes.ensure_written", asked.append)

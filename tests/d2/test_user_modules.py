@@ -15,8 +15,8 @@ import torch
 from san.cli.main import main
 from san.cli.options import find_model
 from san.d2.api import META_ARCH_REGISTRY, build_model
-from san.d2.checkpointer import SANCheckpointer
-from san.d2.config import load_config
+from san.d2.checkpoints.checkpointer import SANCheckpointer
+from san.d2.config.keys import load_config
 from san.d2.run import run
 from tests.d2.conftest import TINY, as_arguments
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from san.d2.api import EventStorage
-from san.d2.config import load_config
+from san.d2.checkpoints.run_folder import recorded_run
+from san.d2.config.keys import load_config
 from san.d2.run import run
-from san.d2.run_folder import recorded_run
-from san.d2.writers import WandbWriter
+from san.d2.train.writers import WandbWriter
 
 
 class Server:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from san.d2.metrics_file import _append, evaluated_at, last_logged, logged, take_out
+from san.d2.train.metrics_file import _append, evaluated_at, last_logged, logged, take_out
 from san.data.metrics_lines import metrics_lines, parse_line
 from san.visualize.plots import read_curves
 

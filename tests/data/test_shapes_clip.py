@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from san.clip.loader import SHAPES_FILE, load_clip
+from san.clip.open_clip_adapter import build_trainable_clip
 from san.clip.templates import load_templates
-from san.clip.zoo import build_trainable_clip
 from san.data.shapes import NAMES
 from san.data.shapes.captions import NAME_TEMPLATES
 from san.data.shapes.pretraining import zero_shot

@@ -13,7 +13,7 @@ from san.data.shapes.world import NAMES
 from san.demo.examples import shapes_examples
 from san.demo.guard import Guard
 from san.demo.limits import Limits
-from san.demo.studio import Studio
+from san.demo.service import DemoService
 from san.predictor import Predictor
 
 LIMITS = Limits(max_bytes=300_000, max_pixels=400_000, max_characters=2000, requests_per_minute=2000, max_waiting=100)
@@ -28,26 +28,26 @@ class Running:
     """
 
     url: str
-    studio: Studio
+    service: DemoService
     guard: Guard
     broken: dict[str, tuple[int, bytes, bool]]
 
 
 @pytest.fixture(scope="session")
-def studio() -> Iterator[Studio]:
+def service() -> Iterator[DemoService]:
     known = frozenset(word for name in NAMES for word in name.split())
-    studio = Studio(Predictor.from_pretrained("shapes"), shapes_examples(), LIMITS, known_words=known)
-    yield studio
-    studio.close()
+    service = DemoService(Predictor.from_pretrained("shapes"), shapes_examples(), LIMITS, known_words=known)
+    yield service
+    service.close()
 
 
 @pytest.fixture(scope="session")
-def demo(studio: Studio) -> Iterator[Running]:
+def demo(service: DemoService) -> Iterator[Running]:
     pytest.importorskip("gradio", reason="Gradio is not installed")
     from san.demo.page import build_app
     from san.demo.server import DemoServer
 
-    guard, broken = build_app(studio), {}
+    guard, broken = build_app(service), {}
 
     async def server(scope: Any, receive: Any, send: Any) -> None:
         for part, (status, content, whole) in broken.items():
@@ -57,8 +57,8 @@ def demo(studio: Studio) -> Iterator[Running]:
                 return
         await guard(scope, receive, send)
 
-    with DemoServer(server, studio.limits).running() as url:
-        yield Running(url, studio, guard, broken)
+    with DemoServer(server, service.limits).running() as url:
+        yield Running(url, service, guard, broken)
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from san.data.shapes.world import NAMES
-from san.demo.studio import Words
+from san.demo.service import Words
 
 pytest.importorskip("gradio", reason="Gradio is not installed")
 pytest.importorskip("selenium", reason="selenium is not installed")
@@ -37,10 +37,10 @@ def start_here(page):
 
 
 @pytest.fixture
-def scene(tmp_path, studio):
+def scene(tmp_path, service):
     """A file of the second example, half a mirror of itself, so that it is nobody's example."""
     path = tmp_path / "scene of mine.jpg"
-    Image.fromarray(np.concatenate([studio.examples[1].pixels, studio.examples[1].pixels[:, ::-1]], axis=1)).save(
+    Image.fromarray(np.concatenate([service.examples[1].pixels, service.examples[1].pixels[:, ::-1]], axis=1)).save(
         path, quality=90
     )
     return path
@@ -53,7 +53,7 @@ def encoded(image, form="PNG"):
 
 
 def test_opens_with_an_example_and_asks_nobody_else(page, demo, driver):
-    assert sorted(page.classes()) == sorted(demo.studio.examples[0].words.split(", "))
+    assert sorted(page.classes()) == sorted(demo.service.examples[0].words.split(", "))
     assert driver.title == "Segment anything you can name"
     assert "once · words" in page.text("times")
     asked = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
@@ -71,7 +71,7 @@ def test_every_control_has_a_name(page, driver):
 
 
 def test_upload_then_other_words(page, demo, scene, monkeypatch):
-    model, calls = demo.studio._predictor.model, []
+    model, calls = demo.service._predictor.model, []
     propose = model.propose
     monkeypatch.setattr(model, "propose", lambda batch: calls.append(1) or propose(batch))
     page.choose(scene)
@@ -88,9 +88,9 @@ def test_upload_then_other_words(page, demo, scene, monkeypatch):
 def test_pointing_and_holding(page, demo):
     page.segment("red star, plain ground")  # so that the example's result can be told from what is there
     page.js("document.querySelector('.san-examples button').click()")
-    page.wait_for_title(demo.studio.examples[0].title)
+    page.wait_for_title(demo.service.examples[0].title)
     page.wait(lambda: len(page.classes()) == 4, "the example's classes")
-    result, _ = demo.studio.segment(demo.studio.open_example(0), Words(demo.studio.examples[0].words))
+    result, _ = demo.service.segment(demo.service.open_example(0), Words(demo.service.examples[0].words))
     for x, y in ((0.6, 0.36), (0.3, 0.2), (0.8, 0.7), (0.1, 0.9)):
         name = result.names[result.labels[int(y * 384), int(x * 384)]]
         page.point(x, y)
@@ -150,8 +150,8 @@ def test_downloads(page, demo, scene, downloads):
     page.choose(scene)
     page.wait_for_title("scene of mine.jpg")
     page.segment(words)
-    session = demo.studio._run(lambda: demo.studio._encode(np.asarray(Image.open(scene)), "x"))
-    result, _ = demo.studio.segment(session, Words(words))
+    session = demo.service._run(lambda: demo.service._encode(np.asarray(Image.open(scene)), "x"))
+    result, _ = demo.service.segment(session, Words(words))
 
     def fetched(kind, name):
         page.one(f".san-files [data-file={kind}]").click()
@@ -189,12 +189,12 @@ def test_label_set_context_and_none(page):
 
 
 def test_a_change_while_an_answer_is_under_way_counts(page, demo, monkeypatch):
-    first, second = demo.studio.examples[:2]
+    first, second = demo.service.examples[:2]
     page.segment("red star, plain ground")  # so that the example's result can be told from what is there
     page.js("document.querySelectorAll('.san-examples button')[1].click()")
     page.wait(lambda: len(page.classes()) == len(second.words.split(",")), "the example")
-    segment = demo.studio.segment
-    monkeypatch.setattr(demo.studio, "segment", lambda *given: time.sleep(1) or segment(*given))
+    segment = demo.service.segment
+    monkeypatch.setattr(demo.service, "segment", lambda *given: time.sleep(1) or segment(*given))
     page.write("green star")
     page.one("#san-segment").click()
     page.one("#san-none input").click()
@@ -203,7 +203,7 @@ def test_a_change_while_an_answer_is_under_way_counts(page, demo, monkeypatch):
     for index in (2, 0):
         page.js("document.querySelectorAll('.san-examples button')[arguments[0]].click()", index)
         time.sleep(0.3)  # as quick as a hand
-    page.wait_for_title(demo.studio.examples[2].title)
+    page.wait_for_title(demo.service.examples[2].title)
     page.wait_for_title(first.title)
     wanted = sorted(each.strip() for each in first.words.split(","))
     page.wait(lambda: sorted(page.classes()) == wanted, "the last example's classes")

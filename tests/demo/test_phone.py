@@ -62,7 +62,7 @@ def test_a_photo_is_shrunk_upright_and_its_result_shown(phone, photo, demo):
     phone.wait_for_title("IMG_0042.jpg")
     width, height = phone.js("const c = document.querySelector('.san-colours'); return [c.width, c.height]")
     assert height / width == pytest.approx(1.2, abs=0.01)
-    assert 0.95 * demo.studio.limits.max_pixels < width * height <= demo.studio.limits.max_pixels
+    assert 0.95 * demo.service.limits.max_pixels < width * height <= demo.service.limits.max_pixels
     colors = phone.js(
         "const c = document.createElement('canvas'), p = document.querySelector('.san-picture');"
         "c.width = p.naturalWidth; c.height = p.naturalHeight; const x = c.getContext('2d'); x.drawImage(p, 0, 0);"
@@ -82,7 +82,7 @@ def test_the_page_uses_the_screen(phone):
 
 def test_a_tap_names_a_class(phone, demo):
     phone.js("document.querySelectorAll('.san-examples button')[1].click()")
-    phone.wait_for_title(demo.studio.examples[1].title)
+    phone.wait_for_title(demo.service.examples[1].title)
     phone.js("document.querySelector('.san-stage').scrollIntoView()")
     tap(phone, 0.05, 0.05)
     phone.wait(lambda: phone.text("tip") == "dotted ground", "the name")
@@ -106,7 +106,7 @@ def test_other_words_scroll_to_the_result_and_long_ones_are_cut(phone):
 
 def test_plates_stay_on_the_picture(phone, demo):
     phone.js("document.querySelectorAll('.san-examples button')[2].click()")
-    phone.wait_for_title(demo.studio.examples[2].title)
+    phone.wait_for_title(demo.service.examples[2].title)
     phone.segment("a cyan square at the left border, white ring, green square, red bar, dotted ground")
     boxes = (
         "[...document.querySelectorAll('.san-stage, .san-labels span')].map(e => e.getBoundingClientRect().toJSON())"
@@ -154,7 +154,7 @@ def test_a_request_that_fails_is_said_and_the_next_one_works(driver, demo, tmp_p
         demo.broken.clear()
         driver.execute_cdp_cmd("Network.setBlockedURLs", {"urls": []})
     ask()
-    page.wait_for_title("x.png" if part == "san/image" else demo.studio.examples[2].title)
+    page.wait_for_title("x.png" if part == "san/image" else demo.service.examples[2].title)
     page.wait(lambda: page.text("message") == "", "the message to go")
 
 
@@ -198,8 +198,8 @@ def test_in_a_folder_and_in_a_frame(demo, driver):
     from san.demo.page import build_app
 
     with another_site(lambda: f'<iframe src="{url}demo/" width="1000" height="900"></iframe>') as site:
-        guard = build_app(demo.studio, root_path="/demo", frame_ancestors=[site])
-        with DemoServer(behind(guard, "/demo/", stripped=False), demo.studio.limits).running() as url:
+        guard = build_app(demo.service, root_path="/demo", frame_ancestors=[site])
+        with DemoServer(behind(guard, "/demo/", stripped=False), demo.service.limits).running() as url:
             page = Page(driver, f"{url}demo")
             assert driver.current_url == f"{url}demo/"
             page.segment("green star, plain ground")
@@ -211,7 +211,7 @@ def test_in_a_folder_and_in_a_frame(demo, driver):
 
 
 def test_a_folder_that_the_server_does_not_know_is_said(demo, driver):
-    with DemoServer(behind(demo.guard, "/bare/", stripped=True), demo.studio.limits).running() as url:
+    with DemoServer(behind(demo.guard, "/bare/", stripped=True), demo.service.limits).running() as url:
         page = Page(driver, f"{url}bare/")
         page.wait_for_message("Whoever runs it: start it with --root-path /bare.")
         page.js("document.querySelectorAll('.san-examples button')[1].click()")

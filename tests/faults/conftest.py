@@ -55,7 +55,7 @@ def reference(shared_voc: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def one_id() -> Iterator[None]:
     """All runs get one id, so that equal runs write equal checkpoints, byte for byte."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("san.d2.trainer.new_run_id", lambda: "0" * 16)
+        patch.setattr("san.d2.train.trainer.new_run_id", lambda: "0" * 16)
         yield
 
 
@@ -67,14 +67,14 @@ def same_run_id() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def short_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("san.d2.loaders.RETRY_PAUSE", 0.01)
+    monkeypatch.setattr("san.d2.data.loaders.RETRY_PAUSE", 0.01)
 
 
 @pytest.fixture(autouse=True, scope="module")
 def no_charts() -> Iterator[None]:
     """Curves and bars take most of a tiny run's time, and no fault is about them; tests/d2 looks at them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("san.d2.trainer.plot_curves", lambda *_, **__: None)
+        patch.setattr("san.d2.train.trainer.plot_curves", lambda *_, **__: None)
         patch.setattr("san.visualize.plot_per_class", lambda *_, **__: None)
         yield
 

@@ -19,12 +19,13 @@ import pytest
 import torch
 
 from san.cli.main import main
-from san.d2 import checkpointer, stopping
-from san.d2.checkpoint_hooks import CheckpointHook
-from san.d2.checkpointer import damage_of, latest_checkpoint
-from san.d2.iteration import Stepper
-from san.d2.metrics_file import take_out
+from san.d2.checkpoints import checkpointer
+from san.d2.checkpoints.checkpointer import damage_of, latest_checkpoint
+from san.d2.processes import stopping
 from san.d2.run import run
+from san.d2.train.checkpoint_hooks import CheckpointHook
+from san.d2.train.iteration import Stepper
+from san.d2.train.metrics_file import take_out
 from san.files import sha256_of
 from tests.d2.conftest import as_arguments
 from tests.faults.conftest import HANG, in_a_process, killed_after, rows, train_net, wait_for
@@ -223,8 +224,8 @@ def test_lines_that_will_be_written_again_are_taken_out(
 def test_the_best_checkpoint(make_cfg: MakeCfg, monkeypatch: Any) -> None:
     """Of three evaluations the second is the best."""
     values = iter([10.0, 30.0, 20.0])
-    monkeypatch.setattr("san.d2.trainer.evaluate", lambda *_, **__: {"voc_sem_seg_val": {"mIoU": next(values)}})
-    monkeypatch.setattr("san.d2.trainer.summary", lambda results: results)
+    monkeypatch.setattr("san.d2.train.trainer.evaluate", lambda *_, **__: {"voc_sem_seg_val": {"mIoU": next(values)}})
+    monkeypatch.setattr("san.d2.train.trainer.summary", lambda results: results)
     options = {"TEST__EVAL_PERIOD": 2, "DATASETS__TEST": ["voc_sem_seg_val"], "SOLVER__MAX_ITER": 6}
     cfg = make_cfg(**options, SOLVER__CHECKPOINT_BEST="voc_sem_seg_val/mIoU")
     run(cfg)
@@ -240,8 +241,8 @@ def test_the_best_checkpoint(make_cfg: MakeCfg, monkeypatch: Any) -> None:
 def test_the_best_checkpoint_stays_after_resuming(make_cfg: MakeCfg, monkeypatch: Any) -> None:
     """The checkpoint gone on from was written before the evaluation that found the best."""
     values = iter([30.0, 10.0, 20.0, 10.0, 20.0])
-    monkeypatch.setattr("san.d2.trainer.evaluate", lambda *_, **__: {"voc_sem_seg_val": {"mIoU": next(values)}})
-    monkeypatch.setattr("san.d2.trainer.summary", lambda results: results)
+    monkeypatch.setattr("san.d2.train.trainer.evaluate", lambda *_, **__: {"voc_sem_seg_val": {"mIoU": next(values)}})
+    monkeypatch.setattr("san.d2.train.trainer.summary", lambda results: results)
     cfg = make_cfg(
         TEST__EVAL_PERIOD=2, DATASETS__TEST=["voc_sem_seg_val"], SOLVER__CHECKPOINT_PERIOD=2,
         SOLVER__CHECKPOINT_BEST="voc_sem_seg_val/mIoU",
@@ -257,8 +258,8 @@ def test_the_best_checkpoint_stays_after_resuming(make_cfg: MakeCfg, monkeypatch
 def test_the_best_checkpoint_is_the_best_that_is_there(make_cfg: MakeCfg, monkeypatch: Any) -> None:
     """The best finds no room, so the second best is written after it; and another metric starts anew."""
     values = iter([10.0, 30.0, 20.0, 1.0])
-    monkeypatch.setattr("san.d2.trainer.evaluate", lambda *_, **__: {"voc_sem_seg_val": scores(next(values))})
-    monkeypatch.setattr("san.d2.trainer.summary", lambda results: results)
+    monkeypatch.setattr("san.d2.train.trainer.evaluate", lambda *_, **__: {"voc_sem_seg_val": scores(next(values))})
+    monkeypatch.setattr("san.d2.train.trainer.summary", lambda results: results)
     real = checkpointer.write_checkpoint
 
     def scores(value: float) -> dict[str, float]:
@@ -368,7 +369,7 @@ def test_a_command_that_is_asked_to_stop(options: dict[str, Any]) -> None:
 
 def _run(options: dict[str, Any]) -> None:
     """Trains until it is done or killed."""
-    from san.d2.config import load_config
+    from san.d2.config.keys import load_config
 
     run(load_config("", as_arguments(options)), resume=True)
 

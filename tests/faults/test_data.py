@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from san.d2.bad_data import BadData
-from san.d2.batches import BadSample
-from san.d2.loaders import PositionDataset, StreamConfig, build_eval_loader, build_train_loader
+from san.d2.data.bad_data import BadData
+from san.d2.data.batches import BadSample
+from san.d2.data.loaders import PositionDataset, StreamConfig, build_eval_loader, build_train_loader
 from san.d2.run import run
 from tests.d2.conftest import write_voc
 

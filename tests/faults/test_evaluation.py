@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from san.cli.main import main
-from san.d2 import stopping
-from san.d2.checkpointer import write_checkpoint
-from san.d2.config import load_config
-from san.d2.evaluation import SemSegEvaluator
+from san.d2.checkpoints.checkpointer import write_checkpoint
+from san.d2.config.keys import load_config
+from san.d2.evaluate.evaluation import SemSegEvaluator
+from san.d2.processes import stopping
 from san.d2.run import run
 from tests.d2.conftest import TINY, as_arguments
 from tests.faults.conftest import HANG, in_a_process, train_net

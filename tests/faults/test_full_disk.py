@@ -16,14 +16,14 @@ from typing import Any
 import pytest
 import torch
 
-from san.d2 import writers
 from san.d2.api import EventStorage, EventWriter
-from san.d2.checkpointer import damage_of, latest_checkpoint
-from san.d2.launcher import setup_run
-from san.d2.metrics_file import MetricsFile
+from san.d2.checkpoints.checkpointer import damage_of, latest_checkpoint
+from san.d2.processes.launcher import setup_run
 from san.d2.run import run
-from san.d2.trainer import Trainer
-from san.d2.writers import EnduringWriter
+from san.d2.train import writers
+from san.d2.train.metrics_file import MetricsFile
+from san.d2.train.trainer import Trainer
+from san.d2.train.writers import RetryingWriter
 from tests.faults.conftest import rows
 
 MakeCfg = Callable[..., Any]
@@ -150,7 +150,7 @@ def test_a_writer_that_fails_is_tried_again(monkeypatch: pytest.MonkeyPatch, cap
             if seen.count("made") == 1:
                 raise OSError(errno.ENOSPC, "No space left on device")
 
-    writer = EnduringWriter("TensorBoard", Writer)
+    writer = RetryingWriter("TensorBoard", Writer)
     with caplog.at_level("WARNING", "san.d2.writers"):
         writer.write()
         writer.write()

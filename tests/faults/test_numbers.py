@@ -12,9 +12,9 @@ import torch
 
 from san.cli import replay
 from san.cli.main import run_tool
-from san.d2.iteration import NonFiniteError, Stepper
+from san.d2.processes.stopping import StopRequested
 from san.d2.run import run
-from san.d2.stopping import StopRequested
+from san.d2.train.iteration import NonFiniteError, Stepper
 
 MakeCfg = Callable[..., Any]
 
@@ -132,7 +132,7 @@ def test_losses_of_the_iteration_before_an_error_are_logged(make_cfg: MakeCfg, m
 
 def test_a_bad_update_before_another_error_is_told(make_cfg: MakeCfg, monkeypatch: pytest.MonkeyPatch) -> None:
     spoil(monkeypatch, {1})
-    monkeypatch.setattr("san.d2.trainer.CheckpointHook.after_step", lambda self: self.trainer.iter and fail())
+    monkeypatch.setattr("san.d2.train.trainer.CheckpointHook.after_step", lambda self: self.trainer.iter and fail())
     cfg = make_cfg(SOLVER__LOG_PERIOD=100)
     with pytest.raises(RuntimeError, match="the device is gone"):
         run(cfg)
@@ -146,7 +146,7 @@ def fail() -> None:
 
 def test_losses_of_the_iteration_before_a_stop_are_logged(make_cfg: MakeCfg, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = iter([False] * 6 + [True] * 2)  # twice in each iteration
-    monkeypatch.setattr("san.d2.trainer.stopping.requested", lambda: next(asked))
+    monkeypatch.setattr("san.d2.train.trainer.stopping.requested", lambda: next(asked))
     cfg = make_cfg(SOLVER__LOG_PERIOD=100, SOLVER__CHECKPOINT_PERIOD=100)
     with pytest.raises(StopRequested):
         run(cfg)
@@ -157,7 +157,7 @@ def test_losses_of_the_iteration_before_a_stop_are_logged(make_cfg: MakeCfg, mon
 
 def test_a_stop_after_one_bad_update_too_many_is_its_error(make_cfg: MakeCfg, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = iter([False] * 6 + [True] * 2)  # twice in each iteration
-    monkeypatch.setattr("san.d2.trainer.stopping.requested", lambda: next(asked))
+    monkeypatch.setattr("san.d2.train.trainer.stopping.requested", lambda: next(asked))
     spoil(monkeypatch, {2})
     cfg = make_cfg(SOLVER__LOG_PERIOD=100, SOLVER__MAX_NONFINITE=1)
     with pytest.raises(FloatingPointError, match="iteration 2, images"):
@@ -199,8 +199,8 @@ def _one_bad_rank(rank: int, port: int, folder: str) -> None:
     """Two processes; one has a bad loss in iteration 1, the other in none: both leave it out and go on together."""
     import torch.distributed as dist
 
-    from san.d2.iteration import StepConfig
     from san.d2.solver import SolverConfig
+    from san.d2.train.iteration import StepConfig
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
@@ -241,8 +241,8 @@ def _late(rank: int, port: int, cfg: Any) -> None:
     """One of two processes of a run whose outcomes are read late; see the test."""
     import torch.distributed as dist
 
-    from san.d2 import launcher
     from san.d2.api import comm
+    from san.d2.processes import launcher
 
     torch.set_num_threads(1)
     given = Stepper.losses

@@ -16,10 +16,10 @@ from san.cli import predict
 from san.cli.main import main
 from san.d2 import register_datasets
 from san.d2.api import build_model
-from san.d2.evaluation import evaluate
+from san.d2.evaluate.evaluation import evaluate
 from san.demo.examples import shapes_examples
 from san.demo.limits import Limits
-from san.demo.studio import Studio, Words, explain
+from san.demo.service import DemoService, Words, explain
 from san.model.build import build_san
 from san.model.config import variant
 from san.model.san import MaskProposals, SANModel
@@ -121,12 +121,12 @@ def test_a_batch_of_several_vocabularies_names_the_image(make_cfg: Callable[...,
 
 
 def test_the_demo_answers_with_a_message(spoiled: Predictor) -> None:
-    studio = Studio(spoiled, shapes_examples(), Limits())
+    service = DemoService(spoiled, shapes_examples(), Limits())
     try:
-        session = studio.open_picture(WHITE, "white.png")
+        session = service.open_picture(WHITE, "white.png")
         with pytest.raises(ValueError, match="NaN or infinite") as raised:
-            studio.segment(session, Words("cat, dog"))
+            service.segment(session, Words("cat, dog"))
         assert "the network's outputs for the image are NaN" in explain(raised.value)
-        assert studio.segment(studio.open_picture(GREY, "grey.png"), Words("cat, dog"))[0].names == ("cat", "dog")
+        assert service.segment(service.open_picture(GREY, "grey.png"), Words("cat, dog"))[0].names == ("cat", "dog")
     finally:
-        studio.close()
+        service.close()

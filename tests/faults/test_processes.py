@@ -90,7 +90,7 @@ def test_a_killed_loading_process_ends_the_run(make_cfg: MakeCfg, tmp_path: Path
 
     def action() -> None:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("san.d2.mapper.TrainMapper.__call__", killed)
+            patch.setattr("san.d2.data.mapper.TrainMapper.__call__", killed)
             run(make_cfg(DATALOADER__NUM_WORKERS=1))
 
     assert in_a_process(action) == 1
@@ -123,7 +123,9 @@ def test_the_option_sets_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
     from san.cli.main import make_parser
 
     seen: list[Any] = []
-    monkeypatch.setattr("san.d2.launcher.start_workers", lambda main, cfg, args: seen.append(cfg.DETERMINISTIC))
+    monkeypatch.setattr(
+        "san.d2.processes.launcher.start_workers", lambda main, cfg, args: seen.append(cfg.DETERMINISTIC)
+    )
     for options in ([], ["--deterministic"]):
         train.start(make_parser(train).parse_args([*options, "MODEL.DEVICE", "cpu"]))
     assert seen == [False, True]

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from san.losses import LabelMapTarget, LossConfig, SetCriterion, Target, dice_loss, mask_loss, matching_cost
 from san.losses.point_sampling import sample_points, uniform_points
-from san.losses.truth import truth_of
+from san.losses.targets import target_batch
 
 NUM_CLASSES = 5
 SMALL = LossConfig(num_points=64)
@@ -306,7 +306,7 @@ def test_costs_of_a_batch_are_those_of_each_image(held, monkeypatch):
     monkeypatch.setattr("san.losses.criterion._POINT_VALUES", held)
     config = LossConfig(num_points=50)
     class_logits, mask_logits, targets = label_map_batch(8)
-    truth = truth_of(targets, 8, 7, torch.device("cpu"))
+    truth = target_batch(targets, 8, 7, torch.device("cpu"))
     seeded = [torch.Generator().manual_seed(image) for image in range(8)]
     costs = iter(SetCriterion(config)._costs(class_logits, mask_logits, truth, seeded))
     for image, target in enumerate(targets):
@@ -333,7 +333,7 @@ def test_a_larger_batch_takes_hardly_more_operations():
     counts = []
     for num_images in (4, 12):
         class_logits, mask_logits, targets = label_map_batch(num_images)
-        truth = truth_of(targets, num_images, 7, torch.device("cpu"))
+        truth = target_batch(targets, num_images, 7, torch.device("cpu"))
         with Counting() as counting:
             SetCriterion(LossConfig(num_points=50))._costs(class_logits, mask_logits, truth, [None] * num_images)
         counts.append(counting.count)

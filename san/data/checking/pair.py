@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from san.data.image_files import open_image, orientation, read_image, read_label_map
 from san.data.label_mapping import LabelMapping
-from san.data.truth import needs_16_bits
+from san.data.label_maps import needs_16_bits
 from san.errors import one_line
 
 Array = npt.NDArray[Any]

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from san.data.checking.pair import CheckTarget, Finding, PairResult, Record
 from san.data.checking.processes import check_pairs
-from san.data.truth import doubt_about_masks
+from san.data.label_maps import doubt_about_masks
 
 HEADLINES = {
     "no_data": "the data set cannot be read",

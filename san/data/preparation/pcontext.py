@@ -10,8 +10,8 @@ import numpy as np
 from pycocotools import mask as coco_rle
 
 from san.data.benchmarks import BENCHMARKS
-from san.data.preparation.detail import Mask, find_detail, image_files, image_folder, read_detail
 from san.data.preparation.encoding import Array, class_table, fit_to_image, write_labels
+from san.data.preparation.pascal_detail import Mask, find_detail, image_files, image_folder, read_detail
 from san.data.preparation.plan import MakeLabel, Preparation, SplitPlan, plan_pairs
 from san.data.preparation.sources import Options
 

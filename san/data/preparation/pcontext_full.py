@@ -11,8 +11,8 @@ import numpy as np
 import scipy.io
 
 from san.data.benchmarks import BENCHMARKS
-from san.data.preparation.detail import find_detail, image_files, image_folder, read_detail
 from san.data.preparation.encoding import Array, check_raw_values, class_table, fit_to_image, write_labels
+from san.data.preparation.pascal_detail import find_detail, image_files, image_folder, read_detail
 from san.data.preparation.plan import MakeLabel, Preparation, SplitPlan, plan_pairs
 from san.data.preparation.sources import Options, Part, find_part
 

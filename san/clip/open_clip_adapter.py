@@ -1,0 +1,187 @@
+"""What open_clip knows and has: the only file that imports it.
+
+Importing open_clip brings torchvision and timm along, 4 s and 280 MB, so every function does it for itself, and an
+architecture is read from open_clip's own data files where that is enough.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+from urllib.request import getproxies
+
+from torch import nn
+
+from san.clip.arch import OPENAI_MEAN, OPENAI_STD, ClipArch
+from san.errors import excerpt, one_line
+from san.files import home_folder, user_path
+
+_HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+OPENAI_MODELS = ("ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-L-14-336")
+"""The class-token ViTs that OpenAI published (guarded by tests/clip/test_open_clip_adapter.py)."""
+
+
+def model_config(name: str) -> Mapping[str, Any]:
+    """The configuration of an open_clip model, under open_clip's keys.
+
+    Raises:
+        ValueError: open_clip knows no such model.
+    """
+    if "open_clip" not in sys.modules and (found := _packaged_config(name)) is not None:
+        return found
+    import open_clip
+
+    # a name with a colon is an address, which open_clip would fetch
+    config: Mapping[str, Any] | None = None if ":" in name else open_clip.get_model_config(name)
+    if config is None:
+        near = [other for other in open_clip.list_models() if other.lower().startswith(name.lower()[:5])]
+        raise ValueError(
+            f"open_clip knows no model {excerpt(name)}; set MODEL.CLIP.NAME to one of its class-token ViTs, "
+            f"such as {near or ['ViT-B-16']}"
+        )
+    return config
+
+
+def _packaged_config(name: str) -> Mapping[str, Any] | None:
+    """The data file of a model inside the package, which is found without importing it; None where there is none."""
+    spec = find_spec("open_clip")
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        files = {path.stem: path for path in (Path(folder) / "model_configs").glob("*.json")}
+        if name in files:
+            config: Mapping[str, Any] = json.loads(files[name].read_text(encoding="utf-8"))
+            return config
+    return None
+
+
+def trained_as(name: str, tag: str) -> Mapping[str, Any]:
+    """Activation and pixel statistics of a tag: `tag_record`, or what OpenAI's are known to be.
+
+    Raises:
+        ValueError: there is no such tag of this model.
+    """
+    if tag == "openai" and name in OPENAI_MODELS:
+        return {"quick_gelu": True, "mean": OPENAI_MEAN, "std": OPENAI_STD}
+    return tag_record(name, tag)
+
+
+def tag_record(name: str, tag: str) -> dict[str, Any]:
+    """What open_clip knows of a tag: activation, pixel statistics, and where its weights are.
+
+    Raises:
+        ValueError: there is no such tag of this model.
+    """
+    import open_clip
+
+    record: dict[str, Any] = open_clip.get_pretrained_cfg(name, tag)
+    if not record:
+        known = open_clip.list_pretrained_tags_by_model(name)
+        raise ValueError(
+            f"open_clip has no weights {tag!r} for {name!r}; set MODEL.CLIP.PRETRAINED to one of {known} or to a file"
+        )
+    return record
+
+
+def openai_hashes() -> set[str]:
+    """SHA-256 of the TorchScript files OpenAI published; their addresses hold it."""
+    import open_clip
+
+    names = open_clip.list_pretrained_models_by_tag("openai")
+    urls = [open_clip.get_pretrained_cfg(name, "openai").get("url", "") for name in names]
+    return {url.split("/")[-2] for url in urls if url}
+
+
+def fetch(name: str, tag: str, *, cache_dir: str | Path | None = None, local_files_only: bool = False) -> Path:
+    """The weights file of an open_clip tag, from its cache or its hub.
+
+    Args:
+        name: of the model.
+        tag: of its weights.
+        cache_dir: instead of huggingface_hub's cache and ~/.cache/clip.
+        local_files_only: never asks the network; nor does it with HF_HUB_OFFLINE.
+
+    Raises:
+        FileNotFoundError: it is neither here nor to be had; the message says what to download, and where to put it.
+        ValueError: there is no such tag of this model.
+    """
+    import open_clip
+    from huggingface_hub import constants
+
+    record = tag_record(name, tag)
+    hub, _, file = record.get("hf_hub", "").rpartition("/")
+    source = f"{constants.ENDPOINT}/{hub} ({file or ' or '.join(_HUB_FILES)})" if hub else record["url"]
+    usual = home_folder(constants.HF_HUB_CACHE if hub else "~/.cache/clip")
+    folder = user_path(str(cache_dir), "cache_dir") if cache_dir else usual
+    here = folder and _kept(folder, hub, [file] if file else _HUB_FILES if hub else [source.rpartition("/")[2]])
+    offline = local_files_only or constants.HF_HUB_OFFLINE
+    if here and (hub or offline):
+        return here
+    reason = "and the network was not asked" if offline else "and there is no home folder to keep them in"
+    if folder and not offline:
+        try:
+            if not here and not getproxies():  # without a network, say so now and not after a minute of retries
+                socket.getaddrinfo(urlparse(source).hostname, 443)
+            return Path(open_clip.download_pretrained(record, cache_dir=folder))  # checks the sum of what is there
+        except (OSError, RuntimeError) as error:
+            reason = f"and cannot be downloaded ({one_line(error, limit=300)})"
+    raise FileNotFoundError(
+        f"the weights {tag!r} of CLIP {name!r} are not on this machine {reason}; download {source} elsewhere and set "
+        f"MODEL.CLIP.PRETRAINED to {tag}:FILE, or keep it in the cache {folder or '(HF_HOME names a folder for it)'}"
+    )
+
+
+def _kept(folder: Path, hub: str, files: Sequence[str]) -> Path | None:
+    """The first of some files in huggingface_hub's cache, or in open_clip's where `hub` names no repository."""
+    from huggingface_hub import try_to_load_from_cache
+
+    for name in files:
+        found = try_to_load_from_cache(hub, name, cache_dir=folder) if hub else folder / name
+        if isinstance(found, (str, Path)) and Path(found).is_file():
+            return Path(found)
+    return None
+
+
+def open_tokenizer(context_length: int) -> Any:
+    """CLIP's byte-pair tokenizer: called with texts it gives their ids (N, context_length)."""
+    import open_clip
+
+    return open_clip.SimpleTokenizer(context_length=context_length)
+
+
+def open_clip_version() -> str:
+    """Of the installed package, which is not imported for it."""
+    return version("open_clip_torch")
+
+
+def build_trainable_clip(arch: ClipArch) -> nn.Module:
+    """An untrained open_clip CLIP of this architecture: encode_image, encode_text and logit_scale, to be pretrained."""
+    from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+
+    vision, text = arch.vision, arch.text
+    model: nn.Module = CLIP(
+        arch.embed_dim,
+        CLIPVisionCfg(
+            layers=vision.depth,
+            width=vision.width,
+            head_width=vision.width // vision.num_heads,
+            mlp_ratio=vision.mlp_ratio,
+            patch_size=vision.patch_size,
+            image_size=vision.image_size,
+        ),
+        CLIPTextCfg(
+            context_length=text.context_length,
+            vocab_size=text.vocab_size,
+            width=text.width,
+            heads=text.num_heads,
+            layers=text.depth,
+            mlp_ratio=text.mlp_ratio,
+        ),
+        quick_gelu=arch.quick_gelu,
+    )
+    return model

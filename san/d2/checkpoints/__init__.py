@@ -1,0 +1,1 @@
+"""Checkpoint files, the folder of a run, and the state of a trainer."""

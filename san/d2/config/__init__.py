@@ -1,0 +1,1 @@
+"""Configuration: keys, YAML files, checks."""

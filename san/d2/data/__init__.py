@@ -1,0 +1,1 @@
+"""Data sets, samples and loaders of training and evaluation."""

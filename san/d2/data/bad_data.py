@@ -1,0 +1,77 @@
+"""Training samples that cannot be read: counted and listed, and training stops when there are too many."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from san.d2.api import comm
+from san.d2.data.batches import BadSample
+from san.files import replacing, write_text
+
+logger = logging.getLogger("san.d2.bad_data")
+
+MAX_NAMED_FILES = 8
+"""Files that a message names."""
+
+
+class BadData:
+    """Counts the samples of a data set that cannot be read.
+
+    Args:
+        total: samples of the data set.
+        max_share: of them that may be bad, 0..1.
+        folder: OUTPUT_DIR, where ``bad_data.json`` lists them.
+    """
+
+    def __init__(self, total: int, max_share: float, folder: Path) -> None:
+        self.total = total
+        self.max_share = max_share
+        self.folder = folder
+        self.found: dict[str, str] = {}
+
+    def note(self, found: Iterable[BadSample]) -> None:
+        """Logs the new ones among bad samples, and stops training if there are too many.
+
+        Args:
+            found: the same on every process.
+
+        Raises:
+            ValueError: more than the set share cannot be read.
+        """
+        new = {bad.file_name: bad.message for bad in found if bad.file_name not in self.found}
+        if not new:
+            return
+        self.found |= new
+        share = len(self.found) / self.total
+        messages = list(new.values())
+        more = f" and {len(messages) - MAX_NAMED_FILES} more" if len(messages) > MAX_NAMED_FILES else ""
+        logger.warning(
+            "%s%s; another sample takes its place (%d of %d cannot be read)",
+            "; ".join(messages[:MAX_NAMED_FILES]),
+            more,
+            len(self.found),
+            self.total,
+        )
+        if comm.is_main_process():
+            write_json(self.folder / "bad_data.json", {"total": self.total, "bad": self.found})
+        if share > self.max_share:
+            raise ValueError(
+                f"{len(self.found)} of {self.total} training samples ({100 * share:.2g} %) cannot be read, more than "
+                f"DATALOADER.MAX_BAD_SHARE {self.max_share}: {'; '.join([*self.found.values()][:MAX_NAMED_FILES])}"
+                f"{'; ...' if len(self.found) > MAX_NAMED_FILES else ''}. All are listed in "
+                f"{self.folder / 'bad_data.json'}; mend or remove them, or raise DATALOADER.MAX_BAD_SHARE, and go on "
+                "with --resume"
+            )
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes a whole JSON file; if it cannot be written, a warning says so, as the caller has more to report."""
+    try:
+        with replacing(path) as file:
+            write_text(file, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    except OSError as error:
+        logger.warning("%s cannot be written: %s", path, error.strerror or error)

@@ -1,0 +1,367 @@
+"""Data sets by name: the six benchmarks, the shapes benchmark, one's own, described by a file or by arguments.
+
+Nothing is registered on import: `register_datasets` and `register_custom` do it, and may be called again, with another
+root too. A benchmark's name that someone else has registered (Detectron2 itself registers ``ade20k_sem_seg_*``) is
+replaced, so that its class names and folders are those of `san.data.benchmarks`; one's own data set may not take the
+name of another.
+
+Metadata of a data set: ``stuff_classes`` and ``ignore_label``; where they are wanted ``class_texts`` (what goes to the
+text encoder in place of the names), ``label_mapping`` (pixel values of the files to class indices), ``class_groups``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import logging
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from san.clip.vocabulary import ClassText, text_key
+from san.d2.api import CfgNode, DatasetCatalog, MetadataCatalog, comm
+from san.d2.data.loaders import Record, evenly_spread
+from san.data.benchmarks import BENCHMARKS, Benchmark
+from san.data.checking.pair import count_values
+from san.data.custom import load_custom_dataset
+from san.data.image_files import read_label_map
+from san.data.label_mapping import LabelMapping
+from san.data.label_maps import doubt_about_masks
+from san.data.pairing import Pairing, pair_files
+from san.files import user_path
+
+logger = logging.getLogger("san.d2.datasets")
+
+ROOT_VARIABLE = "DETECTRON2_DATASETS"
+DEFAULT_ROOT = "datasets"
+
+_NUM_LOOKED_AT = 8  # label maps of a data set before it is used
+
+
+def datasets_root(root: str | Path | None = None) -> Path:
+    """The folder of the data sets: the one given, else that of the environment variable, else ``datasets``."""
+    return user_path(str(root or os.environ.get(ROOT_VARIABLE) or DEFAULT_ROOT), "the folder of the data sets")
+
+
+def register_datasets(root: str | Path | None = None) -> None:
+    """Registers the six benchmarks and the shapes benchmark; reads no data.
+
+    Args:
+        root: folder of the data sets, see `datasets_root`.
+    """
+    folder = datasets_root(root)
+    for benchmark in BENCHMARKS.values():
+        _register_benchmark(benchmark, folder)
+    for benchmark in shapes_benchmarks().values():
+        _register_benchmark(benchmark, folder)
+
+
+def shapes_benchmarks() -> dict[str, Benchmark]:
+    """The splits of the shapes benchmark by registered name."""
+    from san.data import shapes
+
+    return shapes.BENCHMARKS
+
+
+def prepare_shapes(names: Sequence[str], root: str | Path | None = None) -> None:
+    """Writes the shapes images if one of these data sets is of them and they are missing.
+
+    Args:
+        names: data sets about to be used.
+        root: folder of the data sets, see `datasets_root`.
+    """
+    if any(name in shapes_benchmarks() for name in names):
+        from san.data.shapes import ensure_written
+
+        ensure_written(datasets_root(root))
+
+
+def prepare_datasets(cfg: CfgNode, *, training: bool = True) -> None:
+    """Makes the data sets of a configuration known, and writes the shapes images if they are missing.
+
+    Args:
+        cfg: with DATASETS.ROOT, CUSTOM, TEST and TRAIN. Every process calls it.
+        training: whether DATASETS.TRAIN is needed.
+
+    Raises:
+        FileNotFoundError, ValueError: a data set's file is wrong, or a name is unknown.
+    """
+    register_datasets(cfg.DATASETS.ROOT)
+    register_custom_files(cfg.DATASETS.CUSTOM)
+    used = {"DATASETS.TEST": [*cfg.DATASETS.TEST], "DATASETS.TRAIN": [*cfg.DATASETS.TRAIN] if training else []}
+    for key, names in used.items():
+        check_names(names, key)
+    if comm.get_local_rank() == 0:  # once on every machine
+        prepare_shapes([name for names in used.values() for name in names], cfg.DATASETS.ROOT)
+    comm.synchronize()
+
+
+def _register_benchmark(benchmark: Benchmark, root: Path) -> None:
+    """Registers one split under its name."""
+    image_dir, label_dir = benchmark.folders(root)
+    labels = benchmark.labels
+    extra: dict[str, Any] = {"expected_images": benchmark.num_images} if benchmark.name in BENCHMARKS else {}
+    if labels.category_ids is not None:
+        extra["stuff_dataset_id_to_contiguous_id"] = {c: i for i, c in enumerate(labels.category_ids)}
+    if labels.groups:
+        extra["class_groups"] = dict(labels.groups)
+    register_folder(
+        benchmark.name,
+        image_dir,
+        label_dir,
+        labels.classes,
+        ignore_label=labels.ignore_label,
+        image_ext=benchmark.image_ext,
+        label_ext=benchmark.label_ext,
+        shared_images=benchmark.shared_images,
+        **extra,
+    )
+
+
+def register_folder(
+    name: str,
+    image_dir: str | Path,
+    label_dir: str | Path,
+    classes: Sequence[str],
+    *,
+    ignore_label: int = 255,
+    image_ext: str | Sequence[str] = "jpg",
+    label_ext: str | Sequence[str] = "png",
+    shared_images: bool = False,
+    **metadata: Any,
+) -> None:
+    """Registers a folder of images and one of label maps of the same names; reads no data.
+
+    Args:
+        name: to ask for it by, as in DATASETS.TRAIN.
+        image_dir: folder of images.
+        label_dir: folder of label maps, pixel = index into classes.
+        classes: C class names, the vocabulary.
+        ignore_label: value of pixels without a class.
+        image_ext: file ending of images, without the dot, or several.
+        label_ext: file ending of label maps, or several.
+        shared_images: images without a label are normal in this folder, and not reported.
+        **metadata: further entries of the metadata catalogue.
+    """
+    files = functools.partial(pair_files, image_dir, label_dir, image_ext, label_ext, shared_images=shared_images)
+    _register(
+        name,
+        files,
+        stuff_classes=list(classes),
+        ignore_label=ignore_label,
+        **_folders(image_dir, label_dir, image_ext, label_ext),
+        **metadata,
+    )
+
+
+def _folders(
+    image_dir: str | Path, label_dir: str | Path, image_ext: str | Sequence[str], label_ext: str | Sequence[str]
+) -> dict[str, Any]:
+    """Metadata of a data set of two folders: where its files are, and their endings."""
+    return {
+        "image_root": str(image_dir),
+        "sem_seg_root": str(label_dir),
+        "image_ext": image_ext,
+        "label_ext": label_ext,
+    }
+
+
+def _register(name: str, files: Callable[[], Pairing], **metadata: Any) -> None:
+    """Registers a data set in place of any other of its name."""
+    if name in DatasetCatalog.list():
+        DatasetCatalog.remove(name)
+    if name in MetadataCatalog.list():
+        MetadataCatalog.remove(name)
+    DatasetCatalog.register(name, functools.partial(_records, name, files))
+    MetadataCatalog.get(name).set(evaluator_type="sem_seg", files=files, **metadata)
+
+
+def _records(name: str, files: Callable[[], Pairing]) -> list[Record]:
+    """The records of a data set; what is left out is reported."""
+    return [{**pair, "dataset_name": name} for pair in files().usable(name)]
+
+
+def register_custom(path: str | Path) -> list[str]:
+    """Registers the splits of one's own data set, described by a file; reads no image and no label.
+
+    Args:
+        path: YAML or JSON, see `san.data.custom`; may be registered again, and after a change of the file.
+
+    Returns:
+        The registered names, such as ``["roofs_train", "roofs_val"]``.
+
+    Raises:
+        FileNotFoundError, ValueError: the file is missing or wrong, or a name of it is another data set's.
+    """
+    dataset = load_custom_dataset(path)
+    for split in dataset.splits:
+        _check_free(split.name, dataset.path)
+        metadata: dict[str, Any] = {"custom_file": str(dataset.path)}
+        if split.image_dir is not None and split.label_dir is not None:
+            metadata |= _folders(split.image_dir, split.label_dir, split.image_ext, split.label_ext)
+        if dataset.label_mapping is not None:
+            metadata["label_mapping"] = dataset.label_mapping
+        _register(
+            split.name,
+            split.pairing,
+            stuff_classes=list(dataset.class_names),
+            class_texts=tuple(ClassText(each.name, each.synonyms) for each in dataset.classes),
+            ignore_label=dataset.ignore_label,
+            **metadata,
+        )
+    return [split.name for split in dataset.splits]
+
+
+def register_custom_files(paths: Sequence[str | Path]) -> list[str]:
+    """Registers several data set files.
+
+    Args:
+        paths: see `register_custom`.
+
+    Returns:
+        The names of all.
+
+    Raises:
+        FileNotFoundError, ValueError: as `register_custom`; also where two files give one name.
+    """
+    owners: dict[str, str | Path] = {}
+    for path in dict.fromkeys(paths):
+        for name in register_custom(path):
+            if name in owners:
+                raise ValueError(f"{owners[name]} and {path} both describe a data set {name!r}; rename one of them")
+            owners[name] = path
+    return list(owners)
+
+
+def _check_free(name: str, path: Path) -> None:
+    """Refuses a name that is not one's own to give."""
+    taken = name in BENCHMARKS or name in shapes_benchmarks()
+    if name in DatasetCatalog.list() and not taken:
+        taken = MetadataCatalog.get(name).get("custom_file") is None
+    if taken:
+        raise ValueError(
+            f"data set file {path} gives the name {name!r}, which is another data set's; choose another name"
+        )
+
+
+def check_names(names: Sequence[str], key: str) -> None:
+    """Refuses names that are not registered.
+
+    Args:
+        names: data sets.
+        key: configuration key they come from, for the message.
+
+    Raises:
+        ValueError: naming the nearest registered name.
+    """
+    known = sorted(DatasetCatalog.list())
+    for name in names:
+        if name not in known:
+            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+            raise ValueError(
+                f"{key} names the unknown data set {name!r}; did you mean {nearest[0]!r}? Describe your own in a file "
+                "and name it in DATASETS.CUSTOM or after --dataset (docs/custom_dataset.md)"
+            )
+
+
+def load_records(name: str) -> list[Record]:
+    """The records of a registered data set.
+
+    Args:
+        name: as registered.
+
+    Returns:
+        One record per image, not empty.
+
+    Raises:
+        ValueError: if the name is unknown or the data set is empty.
+        FileNotFoundError: if its folders are missing or hold no pair of files.
+    """
+    check_names([name], "DATASETS")
+    records: list[Record] = DatasetCatalog.get(name)
+    if not records:
+        raise ValueError(f"data set {name!r} is empty; prepare it (see docs/datasets.md)")
+    expected = MetadataCatalog.get(name).get("expected_images")
+    if expected is not None and expected != len(records):
+        logger.warning("%s has %d images here, not %d: its figures are not those of the benchmark",
+                       name, len(records), expected)  # fmt: skip
+    metadata = MetadataCatalog.get(name)
+    if name not in BENCHMARKS and metadata.get("files") is not None:  # registered by SAN
+        files = tuple(record["sem_seg_file_name"] for record in evenly_spread(records, _NUM_LOOKED_AT))
+        _warn_of_masks(name, files, metadata.ignore_label, metadata.get("label_mapping"))
+    return records
+
+
+@functools.cache  # once per run
+def _warn_of_masks(name: str, files: tuple[str, ...], ignore_label: int, mapping: LabelMapping | None) -> None:
+    """Warns where the first look at a data set's label maps finds masks of two values, one of which is ignored."""
+    if not comm.is_main_process():
+        return
+    values: set[int] = set()
+    for file in files:
+        try:
+            values.update(count_values(read_label_map(file))[0].tolist())
+        except (ValueError, OSError):
+            return  # whoever uses it reports it
+    doubt = doubt_about_masks(values, ignore_label, mapping)
+    if doubt:
+        logger.warning("%s: %s (%d label maps were looked at)", name, doubt, len(files))
+
+
+def pairing_of(name: str) -> Pairing:
+    """The files of a data set that SAN has registered: pairs, and what has no partner.
+
+    Raises:
+        ValueError: it is unknown, or registered by someone else.
+        FileNotFoundError: its folders are missing or hold no pair of files.
+    """
+    check_names([name], "the command line")
+    files = MetadataCatalog.get(name).get("files")
+    if files is None:
+        raise ValueError(f"data set {name!r} was not registered by SAN, which therefore does not know its folders")
+    pairing: Pairing = files()
+    return pairing
+
+
+def metadata_of(name: str) -> Any:
+    """The metadata of a registered data set: at least stuff_classes and ignore_label.
+
+    Raises:
+        ValueError: if it has no class names.
+    """
+    metadata = MetadataCatalog.get(name)
+    if not metadata.get("stuff_classes"):
+        raise ValueError(f"data set {name!r} has no stuff_classes in its metadata; register it with its class names")
+    if metadata.get("ignore_label") is None:
+        metadata.set(ignore_label=255)
+    return metadata
+
+
+def class_texts(name: str) -> tuple[ClassText, ...]:
+    """What goes to the text encoder for each class of a registered data set: its texts, else the class names.
+
+    Raises:
+        ValueError: it has no class names.
+    """
+    metadata = metadata_of(name)
+    texts: tuple[ClassText, ...] | None = metadata.get("class_texts")
+    return texts or tuple(ClassText(each) for each in metadata.stuff_classes)
+
+
+def check_distinct_classes(name: str) -> None:
+    """Refuses a registered data set with two classes of one name: they would have one colour, and one text embedding.
+
+    Names are compared as CLIP's tokenizer does: letter case, blanks and look-alike characters make no difference.
+
+    Raises:
+        ValueError: naming them.
+    """
+    classes: list[str] = metadata_of(name).stuff_classes
+    counts = Counter(map(text_key, classes))
+    repeated = [repr(each) for each in dict.fromkeys(classes) if counts[text_key(each)] > 1]
+    if repeated:
+        raise ValueError(
+            f"data set {name!r} has several classes of the name {', '.join(repeated)}; register it with distinct names"
+        )

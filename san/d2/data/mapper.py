@@ -1,0 +1,136 @@
+"""From a data set's record to a sample the model takes: one for training, one for evaluation.
+
+A sample holds ``image`` (3, H, W) uint8 RGB, ``sem_seg`` (H, W) int32, ``file_name``, ``sem_seg_file_name``, ``height``
+and ``width`` of the file, ``dataset_name`` and ``ignore_label``; in training also ``classes`` (M,) int64, those
+present, and their number ``num_masks``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from san.d2.data.batches import Sample
+from san.d2.data.loaders import Record
+from san.data.image_files import check_same_size, read_image
+from san.data.label_mapping import LabelMapping
+from san.data.label_maps import read_truth
+from san.data.transforms import TrainAugmentation, resize_image, resize_short_side
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What a mapper must know of a data set.
+
+    Attributes:
+        name: as registered.
+        num_classes: C.
+        ignore_label: value of pixels without a class.
+        label_mapping: from the pixel values of the files to class indices; None where they are class indices.
+    """
+
+    name: str
+    num_classes: int
+    ignore_label: int
+    label_mapping: LabelMapping | None = None
+
+
+def read_labels(record: Record, info: DatasetInfo) -> np.ndarray:
+    """The label map of a record, its values mapped where the data set says so, and checked.
+
+    Args:
+        record: with ``sem_seg_file_name``.
+        info: the data set.
+
+    Returns:
+        (H, W) int32, class indices and the ignore label.
+
+    Raises:
+        FileNotFoundError, ValueError: the file is missing, unreadable or holds illegal values.
+    """
+    return read_truth(record["sem_seg_file_name"], info.num_classes, info.ignore_label, info.label_mapping)
+
+
+def _sample(record: Record, info: DatasetInfo, image: np.ndarray, labels: np.ndarray, size: tuple[int, int]) -> Sample:
+    """A sample from an image (H, W, 3) and a label map (H', W'), with the size of the file."""
+    return {
+        "image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
+        "sem_seg": torch.from_numpy(np.ascontiguousarray(labels)),
+        "file_name": record["file_name"],
+        "sem_seg_file_name": record["sem_seg_file_name"],
+        "height": size[0],
+        "width": size[1],
+        "dataset_name": info.name,
+        "ignore_label": info.ignore_label,
+    }
+
+
+class TrainMapper:
+    """Reads, checks and augments a training sample; image and label map have the crop's size.
+
+    Args:
+        info: the data set.
+        augmentation: the random changes, all drawn from the generator given with the record.
+    """
+
+    def __init__(self, info: DatasetInfo, augmentation: TrainAugmentation) -> None:
+        self.info = info
+        self.augmentation = augmentation
+
+    def __call__(self, record: Record, rng: np.random.Generator) -> Sample:
+        """The sample of a record.
+
+        Raises:
+            FileNotFoundError, ValueError: if a file is missing, unreadable, of another size or with illegal values.
+        """
+        image, labels = _read_pair(record, self.info)
+        height, width = labels.shape
+        image, labels = self.augmentation(image, labels, rng)
+        present = _present(labels, self.info)
+        sample = _sample(record, self.info, image, labels, (height, width))
+        return sample | {"num_masks": len(present), "classes": torch.from_numpy(present.astype(np.int64))}
+
+
+def _present(labels: np.ndarray, info: DatasetInfo) -> np.ndarray:
+    """The classes (M,) of a checked label map, in order; without sorting its pixels."""
+    lowest = min(info.ignore_label, 0)  # may be below 0, where nothing can be counted
+    seen = np.bincount((labels - lowest if lowest else labels).ravel(), minlength=info.ignore_label - lowest + 1)
+    seen[info.ignore_label - lowest] = 0
+    return np.flatnonzero(seen) + lowest
+
+
+class EvalMapper:
+    """Reads an image and resizes it; the label map keeps the file's size, at which is evaluated.
+
+    Args:
+        info: the data set.
+        short_side: of the image after the resize, pixels.
+        max_size: of its long side, pixels.
+    """
+
+    def __init__(self, info: DatasetInfo, short_side: int = 640, max_size: int = 2560) -> None:
+        self.info = info
+        self.short_side = short_side
+        self.max_size = max_size
+
+    def __call__(self, record: Record) -> Sample:
+        """The sample of a record; raises as `TrainMapper`."""
+        image, labels = _read_pair(record, self.info)
+        height, width = labels.shape
+        resized = resize_image(image, resize_short_side(height, width, self.short_side, self.max_size))
+        return _sample(record, self.info, resized, labels, (height, width))
+
+
+def _read_pair(record: Record, info: DatasetInfo) -> tuple[np.ndarray, np.ndarray]:
+    """Image (H, W, 3) uint8 and label map (H, W) int32 of a record, of one size."""
+    image, labels = read_image(record["file_name"]), read_labels(record, info)
+    check_same_size(image, labels, f"image {record['file_name']}", f"label map {record['sem_seg_file_name']}")
+    return image, labels
+
+
+def dataset_info(name: str, metadata: Any) -> DatasetInfo:
+    """What a mapper must know, from a registered data set's metadata."""
+    return DatasetInfo(name, len(metadata.stuff_classes), metadata.ignore_label, metadata.get("label_mapping"))

@@ -1,0 +1,1 @@
+"""Evaluation: predicting, counting, resuming, and falling back when memory is short."""

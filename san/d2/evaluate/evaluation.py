@@ -1,0 +1,381 @@
+"""Evaluation of a model on registered data sets: a thin evaluator over `san.evaluation`, and the loop that feeds it.
+
+Workers evaluate every n-th image each; their counts are added up, so the result does not depend on their number.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import errno
+import json
+import logging
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from san.d2.api import CfgNode, DatasetEvaluator, comm
+from san.d2.data.batches import Batches, Sample
+from san.d2.data.datasets import check_distinct_classes, load_records, metadata_of
+from san.d2.data.loaders import Record, build_eval_loader, evenly_spread
+from san.d2.data.mapper import EvalMapper, dataset_info
+from san.d2.evaluate.out_of_memory import OutOfMemoryFallback
+from san.d2.evaluate.resume import ResumeConfig, SavedCounts, forget, unpack_state, weights_digest
+from san.d2.processes import stopping
+from san.data.image_files import read_image
+from san.evaluation import ConfusionMatrix, RLEWriter, format_summary, metrics, write_label_map, write_report
+from san.evaluation.per_image import LABEL_FOLDER, RLE_FILE, common_folder, distinct_stems
+from san.evaluation.predictions import default_image_id
+from san.evaluation.report import SUMMARY_KEYS, summary_keys
+from san.torch_defaults import torch_defaults
+from san.visualize import Sample as PanelRow
+from san.visualize import drawing, panels
+
+logger = logging.getLogger("san.d2.evaluation")
+
+SECONDS_BETWEEN_LINES = 10.0
+"""Between progress lines of an evaluation, where no progress bar can be drawn."""
+
+
+@dataclass(frozen=True)
+class OutputConfig:
+    """What an evaluation writes beside its report.
+
+    Attributes:
+        folder: where to write.
+        num_panels: rows of ``panel.png``; 0 writes none.
+        label_maps: write every prediction to ``label_maps/``, in the sub-folders of the data set's label files; see
+            `san.evaluation.per_image.distinct_stems`.
+        rle: write all predictions to ``sem_seg_predictions.json``.
+        subset: which part of the data set is evaluated, such as "20 of 5000 images"; "" = all of it.
+        optional: go on without a file for which the disk has no room, with a warning.
+    """
+
+    folder: Path
+    num_panels: int = 4
+    label_maps: bool = False
+    rle: bool = False
+    subset: str = ""
+    optional: bool = False
+
+
+class SemSegEvaluator(DatasetEvaluator):
+    """Counts label maps against the truth and writes the report.
+
+    Args:
+        name: the data set, registered with class names.
+        output: what to write and where.
+
+    Raises:
+        ValueError: if two classes have one name.
+    """
+
+    def __init__(self, name: str, output: OutputConfig) -> None:
+        check_distinct_classes(name)
+        metadata = metadata_of(name)
+        self.name = name
+        self.output = output
+        self.classes: list[str] = list(metadata.stuff_classes)
+        self.ignore_label: int = metadata.ignore_label
+        self.label_root: str | None = metadata.get("sem_seg_root")
+        self.groups: dict[str, tuple[str, ...]] = metadata.get("class_groups", {})
+        ids = metadata.get("stuff_dataset_id_to_contiguous_id")
+        self.category_ids = sorted(ids, key=lambda category: ids[category]) if ids else None
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets everything counted."""
+        self.matrix = ConfusionMatrix(len(self.classes), self.ignore_label)
+        self.rle = RLEWriter(self.category_ids)
+        self.rows: list[tuple[str, np.ndarray, np.ndarray]] = []  # file, prediction, truth of a panel's row
+        self._unwritten: list[str] = []
+
+    def process(self, inputs: list[Sample], outputs: list[dict[str, Any]]) -> None:
+        """Counts a batch: samples with ``sem_seg``, predictions with ``sem_seg_labels``, both at the file's size."""
+        for sample, output in zip(inputs, outputs, strict=True):
+            prediction = output["sem_seg_labels"].to(torch.int32).cpu().numpy()  # half as much to move
+            truth = np.asarray(sample["sem_seg"])
+            self.matrix.update(prediction, truth, file_name=sample["file_name"])
+            if len(self.rows) < self.output.num_panels and comm.is_main_process():
+                self.rows.append((str(sample["file_name"]), prediction, truth))
+            if self.output.label_maps:
+                with self._room_needed():
+                    write_label_map(self._label_map_path(sample), prediction)
+            if self.output.rle:
+                self.rle.update(prediction, sample["file_name"], self._image_ids.get(sample["file_name"]))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything counted so far, as tensors and plain data."""
+        rows = [(file, torch.from_numpy(prediction), torch.from_numpy(truth)) for file, prediction, truth in self.rows]
+        rle = torch.frombuffer(bytearray(json.dumps(self.rle.entries), "utf-8"), dtype=torch.uint8)
+        return {"counts": torch.from_numpy(self.matrix.counts), "rle": rle, "rows": rows}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes up what `state_dict` gave; what was counted before is forgotten.
+
+        Raises:
+            ValueError: it is something else; nothing is counted then.
+        """
+        self.reset()
+        counts, entries, rows = unpack_state(state, len(self.classes), self.ignore_label)
+        self.matrix.merge(counts)
+        self.rle.merge(entries)
+        self.rows = rows
+
+    def _label_map_path(self, sample: Sample) -> Path:
+        """Where a prediction is written: under the name of its label file, below the data set's label folder."""
+        image, label = sample["file_name"], sample["sem_seg_file_name"]
+        stem = self._stems.get((image, label)) or distinct_stems([label], self.label_root)[0]
+        return self.output.folder / LABEL_FOLDER / f"{stem}.png"
+
+    @cached_property
+    def _stems(self) -> dict[tuple[str, str], str]:
+        """What the label map of each pair of files is called; decided over the whole data set, as its readers do."""
+        pairs = [(record["file_name"], record["sem_seg_file_name"]) for record in load_records(self.name)]
+        labels = [label for _, label in pairs]
+        return dict(zip(pairs, distinct_stems(labels, self.label_root or common_folder(labels)), strict=True))
+
+    @cached_property
+    def _image_ids(self) -> dict[str, str]:
+        """The ids of images whose file names alone would give several one id: their paths without the ending."""
+        images = [record["file_name"] for record in load_records(self.name)]
+        counts = Counter(map(default_image_id, images))
+        stems = distinct_stems(images, common_folder(images))
+        return {file: stem for file, stem in zip(images, stems, strict=True) if counts[default_image_id(file)] > 1}
+
+    def evaluate(self) -> dict[str, Any] | None:
+        """Adds up the workers' counts and writes the files.
+
+        Returns:
+            On the main process ``{"sem_seg": metrics in percent}``, elsewhere None.
+        """
+        shares = comm.gather((self.matrix.counts, self.rle.entries))
+        if not comm.is_main_process():
+            return None
+        for counts, entries in shares[1:]:
+            self.matrix.merge(counts)
+            self.rle.merge(entries)
+        folder = self.output.folder
+        title = f"IoU per class, {self.name}" + (f", {self.output.subset}" if self.output.subset else "")
+        with self._room_needed():
+            write_report(folder, self.matrix, self.classes, groups=self.groups, title=title, subset=self.output.subset)
+        if self.output.rle:
+            with self._room_needed():
+                self.rle.write(folder / RLE_FILE)
+        if self.rows:
+            with self._room_needed(), drawing(folder / "panel.png"):
+                rows = [PanelRow(read_image(file), prediction, truth) for file, prediction, truth in self.rows]
+                panels(rows, self.classes, folder / "panel.png")
+        if len(self._unwritten) > 1:
+            logger.warning("%s: %d files of the evaluation could not be written", self.name, len(self._unwritten))
+        return {"sem_seg": metrics(self.matrix, self.classes, self.groups)}
+
+    @contextlib.contextmanager
+    def _room_needed(self) -> Iterator[None]:
+        """Where the output is optional, a full disk in this block costs the file alone."""
+        try:
+            yield
+        except OSError as error:
+            if not self.output.optional or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            self._unwritten.append(str(error))
+            if len(self._unwritten) == 1:  # `evaluate` logs how many there were
+                logger.warning("%s: a file of the evaluation could not be written (%s)", self.name, error)
+
+
+def metric_names(name: str) -> list[str]:
+    """The metrics that an evaluation on a registered data set gives."""
+    metadata = metadata_of(name)
+    groups = [f"mIoU-{group}" for group in metadata.get("class_groups", {})]
+    classes = [f"{kind}-{each}" for kind in ("IoU", "ACC") for each in metadata.stuff_classes]
+    return [*SUMMARY_KEYS, *groups, *classes]
+
+
+def progress(batches: Iterable[Any], total: int, title: str) -> Iterator[Any]:
+    """Passes batches on, with a progress bar and ETA: drawn on a terminal, as log lines every 10 s elsewhere.
+
+    Args:
+        batches: what to pass on.
+        total: their number.
+        title: what is going on.
+
+    Yields:
+        The batches.
+    """
+    if not comm.is_main_process():
+        yield from batches
+        return
+    with tqdm(batches, total=total, desc=title, unit="img", disable=None, dynamic_ncols=True, leave=False) as bar:
+        start = last = time.perf_counter()
+        for done, batch in enumerate(bar):
+            yield batch
+            now = time.perf_counter()
+            if bar.disable and now - last >= SECONDS_BETWEEN_LINES:
+                last = now
+                eta = datetime.timedelta(seconds=int((now - start) / (done + 1) * (total - done - 1)))
+                rate = (now - start) / (done + 1)
+                logger.info("%s: %d/%d images of this process, %.3f s each, eta %s", title, done + 1, total, rate, eta)
+
+
+@contextlib.contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Puts a model into evaluation mode without gradients or the caller's autocast, and back."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch_defaults(), torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def evaluate_dataset(
+    cfg: CfgNode,
+    model: nn.Module,
+    name: str,
+    folder: Path,
+    resuming: ResumeConfig | None = None,
+    *,
+    training: bool = False,
+) -> dict[str, float] | None:
+    """Evaluates a model on one data set, in float32.
+
+    Args:
+        cfg: the run.
+        model: a ``SAN``, not wrapped.
+        name: a registered data set.
+        folder: where the report goes.
+        resuming: how counts are saved, so that a killed evaluation can resume; None saves nothing.
+        training: it is on the way of a training run, which a full disk must not end.
+
+    Returns:
+        On the main process the metrics in percent, elsewhere None.
+
+    Raises:
+        san.d2.processes.stopping.StopRequested: a process was asked to stop; what was counted is kept.
+    """
+    records, subset = eval_records(cfg, name)
+    if subset:
+        logger.warning("%s: a quick look at %s (DATASETS.TEST_SUBSET), no figure of the benchmark", name, subset)
+    partial = None if resuming is None else resuming.saved_counts(cfg, model, name, records, folder)
+    known = None if partial is None else partial.result()
+    if known is not None:
+        logger.info("%s: evaluated before the interruption; report in %s", name, folder)
+        return known if comm.is_main_process() else None
+    evaluator = SemSegEvaluator(name, output_config(cfg, folder, subset, optional=training))
+    start = time.perf_counter()
+    _count(cfg, model, records, evaluator, partial)
+    result = evaluator.evaluate()
+    if result is None:
+        return None
+    values = dict(result["sem_seg"])
+    if partial is not None:
+        partial.save_result(values)
+    seconds = time.perf_counter() - start
+    counted = subset or f"{len(records)} images"
+    logger.info("%s: %s in %.1f s; report in %s\n%s", name, counted, seconds, folder, format_summary(values))
+    return values
+
+
+def eval_records(cfg: CfgNode, name: str) -> tuple[list[Record], str]:
+    """The records of a data set that are evaluated, and which part of it they are; "" where they are all."""
+    everything = load_records(name)
+    records = evenly_spread(everything, cfg.DATASETS.TEST_SUBSET)
+    return records, f"{len(records)} of {len(everything)} images" if len(records) < len(everything) else ""
+
+
+def output_config(cfg: CfgNode, folder: Path, subset: str, *, optional: bool = False) -> OutputConfig:
+    """What an evaluation of a run writes; the arguments are `OutputConfig`'s."""
+    return OutputConfig(folder, cfg.TEST.NUM_PANELS, cfg.TEST.SAVE_LABEL_MAPS, cfg.TEST.SAVE_RLE, subset, optional)
+
+
+def _count(
+    cfg: CfgNode, model: nn.Module, records: Sequence[Record], evaluator: SemSegEvaluator, partial: SavedCounts | None
+) -> None:
+    """Counts this process's share of the images, or what is left of it, and keeps it from time to time."""
+    share = range(comm.get_rank(), len(records), comm.get_world_size())
+    done = 0 if partial is None else partial.restore(evaluator, len(share))
+    loader = eval_loader(cfg, evaluator.name, records, done)
+    saved = time.monotonic()
+    predict = OutOfMemoryFallback(model)
+    # asked to stop while it waits for an image: the others are told below, as each has images of its own
+    with evaluation_mode(model), contextlib.suppress(stopping.StopRequested):
+        for batch in progress(loader, len(loader), f"evaluating {evaluator.name}"):
+            evaluator.process(batch, predict(batch))
+            done += 1
+            if stopping.requested():
+                break
+            if partial is not None and time.monotonic() - saved >= partial.period:
+                partial.save(done, evaluator.state_dict())
+                saved = time.monotonic()
+    if partial is not None:
+        partial.save(done, evaluator.state_dict())
+    if stopping.requested_anywhere():
+        logger.warning("Asked to stop: the evaluation of %s is kept as far as it is.", evaluator.name)
+        raise stopping.StopRequested
+
+
+def eval_loader(cfg: CfgNode, name: str, records: Sequence[Record], done: int = 0) -> Batches:
+    """The images of this process, but for the first ones, which are done."""
+    info = dataset_info(name, metadata_of(name))
+    return build_eval_loader(
+        records,
+        EvalMapper(info, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST),
+        rank=comm.get_rank(),
+        world=comm.get_world_size(),
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        timeout=cfg.DATALOADER.TIMEOUT,
+        done=done,
+    )
+
+
+def evaluate(
+    cfg: CfgNode,
+    model: nn.Module,
+    names: Sequence[str] | None = None,
+    *,
+    resume: bool = False,
+    training: bool = False,
+) -> OrderedDict[str, dict[str, float]]:
+    """Evaluates a model on all data sets of DATASETS.TEST, each with its own vocabulary.
+
+    Args:
+        cfg: the run; reports go to ``OUTPUT_DIR/inference/<data set>``.
+        model: a ``SAN``, not wrapped.
+        names: other data sets.
+        resume: go on with an evaluation of the same weights that was interrupted, if there is one.
+        training: it is on the way of a training run, which goes on without a report that finds no room on the disk.
+
+    Returns:
+        On the main process the metrics in percent by data set, elsewhere nothing.
+
+    Raises:
+        san.d2.processes.stopping.StopRequested: a process was asked to stop; what was counted is kept for `resume`.
+    """
+    results: OrderedDict[str, dict[str, float]] = OrderedDict()
+    resuming = ResumeConfig(weights_digest(model), resume, cfg.TEST.PARTIAL_PERIOD)
+    folders = {name: Path(cfg.OUTPUT_DIR) / "inference" / name for name in names or cfg.DATASETS.TEST}
+    for name, folder in folders.items():
+        values = evaluate_dataset(cfg, model, name, folder, resuming, training=training)
+        if values is not None:
+            results[name] = values
+    forget([*folders.values()])
+    if len(results) > 1:
+        part = f" (subsets of {cfg.DATASETS.TEST_SUBSET} images)" if cfg.DATASETS.TEST_SUBSET else ""
+        figures = ", ".join(f"{name} {values['mIoU']:.2f}" for name, values in results.items())
+        logger.info("mIoU%s: %s", part, figures)
+    return results
+
+
+def summary(results: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """The metrics that are not per class, by data set: what curves are drawn of."""
+    return {name: {key: values[key] for key in summary_keys(values)} for name, values in results.items()}

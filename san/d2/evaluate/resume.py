@@ -1,0 +1,248 @@
+"""Evaluations that can be resumed: each process saves its counts while an evaluation runs.
+
+``OUTPUT_DIR/inference/<data set>/partial`` has the counts of every process, and the metrics of a data set that is done.
+``--resume`` uses them if nothing that decides the numbers has changed. The end of the whole evaluation removes them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+import san
+from san.clip.record import parse_json
+from san.clip.weights_file import read_tensors
+from san.d2.api import CfgNode, DatasetEvaluator, comm
+from san.d2.checkpoints.checkpointer import damage_of, write_checkpoint
+from san.d2.data.loaders import Record
+from san.data.plain_file import is_file, read_plain_file
+from san.errors import excerpt, one_line
+from san.evaluation import ConfusionMatrix
+from san.files import replacing
+
+logger = logging.getLogger("san.d2.evaluation")
+
+FOLDER = "partial"
+RESULT = "finished.json"
+
+
+def weights_digest(model: nn.Module) -> str:
+    """The SHA-256 of a model's tensors and their names, in hexadecimal: which weights these are."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class ResumeConfig:
+    """How the counts of an evaluation are saved and resumed from.
+
+    Attributes:
+        weights: `weights_digest` of the model.
+        resume: whether to use the counts of an earlier evaluation.
+        period: seconds between two saves; 0 saves after every image.
+    """
+
+    weights: str
+    resume: bool
+    period: float
+
+    def saved_counts(
+        self, cfg: CfgNode, model: nn.Module, name: str, records: Sequence[Record], folder: Path
+    ) -> SavedCounts:
+        """The saved counts of this process and a data set.
+
+        Args:
+            cfg: the run.
+            model: what is evaluated.
+            name: the data set.
+            records: what is evaluated of it.
+            folder: of its report.
+        """
+        names = "\n".join(str(record["file_name"]) for record in records)
+        files = hashlib.sha256(names.encode(errors="surrogateescape"))  # also of names that are not UTF-8
+        described = {
+            "version": san.__version__,
+            "weights": self.weights,
+            "model": {key: value for key, value in cfg.MODEL.items() if key not in ("WEIGHTS", "LOSS")},
+            "vocabulary": repr(getattr(model, "vocabulary", None)),
+            "dataset": name,
+            "images": [len(records), files.hexdigest()],
+            "processes": [comm.get_rank(), comm.get_world_size()],
+            "sizes": [cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST],
+            "precision": cfg.FLOAT32_PRECISION,
+            "outputs": [cfg.TEST.NUM_PANELS, cfg.TEST.SAVE_LABEL_MAPS, cfg.TEST.SAVE_RLE],
+        }
+        key = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()
+        return SavedCounts(folder / FOLDER, key, self.resume, self.period)
+
+
+@dataclass(frozen=True)
+class SavedCounts:
+    """What one process saves during the evaluation of one data set.
+
+    Attributes:
+        folder: of the files.
+        key: hash of everything that decides the numbers; counts saved under another one are not used.
+        resume: whether saved counts are used at all.
+        period: seconds between two saves.
+    """
+
+    folder: Path
+    key: str
+    resume: bool
+    period: float
+
+    @property
+    def path(self) -> Path:
+        """The file of this process."""
+        return self.folder / f"process_{comm.get_rank()}.pth"
+
+    def save(self, done: int, state: dict[str, Any]) -> None:
+        """Saves the state after `done` images of this process; logs a warning if the file cannot be written.
+
+        Args:
+            done: number of images.
+            state: tensors and plain data.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_checkpoint({"key": self.key, "done": done, "state": state}, self.path)
+        except OSError as error:
+            logger.warning("%s cannot be written (%s); the evaluation goes on", self.path, error.strerror or error)
+
+    def load(self, num_images: int) -> tuple[int, dict[str, Any]] | None:
+        """What `save` kept, of the same evaluation; None where there is nothing to go on from.
+
+        A file that is damaged or odd is reported and not used.
+
+        Args:
+            num_images: that this process evaluates.
+
+        Returns:
+            The number of images that are done, and the state as the file has it: its values are not checked.
+        """
+        if not self.resume or not self.path.exists():
+            return None
+        found, problem = None, damage_of(self.path)
+        try:
+            found = None if problem else read_tensors(self.path)
+        except ValueError as error:
+            problem = str(error)
+        if isinstance(found, dict) and found.get("key") != self.key:
+            logger.info("%s is of other weights, data or settings and is not used", self.path)
+            return None
+        if not isinstance(found, dict) or not isinstance(found.get("state"), dict):
+            self.report(problem or "it holds no part of an evaluation")
+            return None
+        done = found.get("done")
+        if type(done) is not int or not 0 <= done <= num_images:
+            self.report(f"{done!r:.80} of {num_images} images are done")
+            return None
+        return done, found["state"]
+
+    def restore(self, evaluator: DatasetEvaluator, num_images: int) -> int:
+        """Gives an evaluator what an interrupted evaluation has kept; returns how many images are done.
+
+        Args:
+            evaluator: with a ``load_state_dict`` that refuses an odd state with a ValueError, and a ``name``.
+            num_images: that this process evaluates.
+        """
+        found = self.load(num_images)
+        if found is None:
+            return 0
+        done, state = found
+        try:
+            evaluator.load_state_dict(state)
+        except ValueError as error:
+            self.report(str(error))
+            return 0
+        logger.info("%s: going on after %d images of this process", evaluator.name, done)
+        return done
+
+    def report(self, problem: str) -> None:
+        """Logs that what was kept cannot be used."""
+        logger.warning(
+            "%s cannot be used (%s): this process's part is evaluated again", self.path, one_line(problem, limit=300)
+        )
+
+    def save_result(self, values: dict[str, float]) -> None:
+        """Keeps the metrics of a data set that is done; for the main process."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with replacing(self.folder / RESULT, durable=True) as file:
+                file.write_text(json.dumps({"key": self.key, "values": values}), encoding="utf-8")
+        except OSError as error:
+            logger.warning("%s cannot be written (%s)", self.folder / RESULT, error.strerror or error)
+
+    def result(self) -> dict[str, float] | None:
+        """What the main process kept with `save_result` of the same evaluation, or None; every process must call it."""
+        found = None
+        if self.resume and comm.is_main_process() and (self.folder / RESULT).exists():
+            found = self._read_result(self.folder / RESULT)
+        agreed: dict[str, float] | None = comm.all_gather(found)[0]
+        return agreed
+
+    def _read_result(self, path: Path) -> dict[str, float] | None:
+        """The metrics in a file of `save_result`; None where it is of another evaluation, or odd, which is logged."""
+        try:
+            content = read_plain_file(path, "kept result")
+        except (ValueError, OSError) as error:
+            content = one_line(error)
+        if isinstance(content, dict) and content.get("key") != self.key:
+            return None
+        values = content.get("values") if isinstance(content, dict) else None
+        if not isinstance(values, dict) or {type(each) for each in values.values()} != {float} or "mIoU" not in values:
+            reason = content if isinstance(content, str) else "it holds no metrics"
+            logger.warning("%s cannot be used (%s): the data set is evaluated again", path, reason)
+            return None
+        return values
+
+
+def unpack_state(
+    state: dict[str, Any], num_classes: int, ignore_label: int
+) -> tuple[np.ndarray, list[dict[str, Any]], list[tuple[str, np.ndarray, np.ndarray]]]:
+    """The counts (C, C), run-length entries and panel rows of an evaluator's state.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    try:
+        counts, entries = state["counts"].numpy(), parse_json(state["rle"].numpy().tobytes().decode("utf-8"))
+        rows = [(file, prediction.numpy(), truth.numpy()) for file, prediction, truth in state["rows"]]
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"it is no state of an evaluation ({type(error).__name__}: {error})") from error
+    if counts.dtype != np.int64 or counts.shape != (num_classes, num_classes) or (counts < 0).any():
+        raise ValueError(f"its counts are no numbers of pixels of {num_classes} classes")
+    if not isinstance(entries, list) or not all(isinstance(each, dict) and "file_name" in each for each in entries):
+        raise ValueError("its predictions are no run-length entries")
+    for file, prediction, truth in rows:
+        ConfusionMatrix(num_classes, ignore_label).update(prediction, truth, file_name=excerpt(file))
+        if not isinstance(file, str) or not is_file(Path(file)):
+            raise ValueError(f"there is no image {excerpt(file)}")
+    return counts, entries, rows
+
+
+def forget(folders: Sequence[Path]) -> None:
+    """Removes what was kept of a whole evaluation that is complete; every process must call it.
+
+    Args:
+        folders: of the data sets' reports.
+    """
+    comm.synchronize()
+    if comm.get_local_rank() == 0:  # once on every machine
+        for folder in folders:
+            shutil.rmtree(folder / FOLDER, ignore_errors=True)
+    comm.synchronize()

@@ -1,0 +1,137 @@
+"""What the processes of a job do as one: the main one decides and reads, all have its settings and weights.
+
+So machines need not share a disk: checkpoints are read on the main process's and sent to the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+from torch import nn
+
+from san.d2.api import CfgNode, broadcast, comm
+from san.d2.checkpoints.checkpointer import SANCheckpointer
+from san.d2.config.yaml_file import PATHS, flatten
+from san.d2.evaluate.resume import weights_digest
+from san.errors import USER_ERRORS, one_line
+
+T = TypeVar("T")
+
+OWN_KEYS = (*PATHS, "DATALOADER.NUM_WORKERS")
+"""Keys that may have another value on another machine."""
+
+
+def from_main(action: Callable[[], T]) -> T:
+    """What a function returns on the main process, on every process; all must call this.
+
+    Args:
+        action: called on the main process only; its result is sent to the others.
+
+    Raises:
+        Exception: what the function raises, on the main process; on the others a ValueError or RuntimeError that says
+            the same.
+    """
+    result: Any = None
+    failure: Exception | None = None
+    if comm.is_main_process():
+        try:
+            result = action()
+        except Exception as error:
+            failure = error
+    told = None if failure is None else (isinstance(failure, USER_ERRORS), one_line(failure))
+    result, told = broadcast((result, told))
+    if failure is not None:
+        raise failure
+    if told is not None:
+        expected, message = told
+        raise (ValueError if expected else RuntimeError)(f"process 0: {message}")
+    value: T = result
+    return value
+
+
+def check_same_settings(cfg: CfgNode, modes: Mapping[str, bool]) -> None:
+    """Refuses processes that were started to do different things: they would train apart, or wait for each other.
+
+    Every process must call it.
+
+    Args:
+        cfg: this process's configuration.
+        modes: this process's options that decide what it does, by name.
+
+    Raises:
+        ValueError: on every process, with the keys and values of the first one that differs from the main process.
+    """
+    if comm.get_world_size() == 1:
+        return
+    own = {key: repr(value) for key, value in flatten(cfg) if key not in OWN_KEYS}
+    first, *others = comm.all_gather(own | {name: str(value) for name, value in modes.items()})
+    for rank, other in enumerate(others, start=1):
+        changed = [key for key in sorted({*first, *other}) if first.get(key) != other.get(key)]
+        if changed:
+            values = [
+                f"{key} is {one_line(str(other.get(key)), limit=100)}, not {one_line(str(first.get(key)), limit=100)}"
+                for key in changed[:5]
+            ]
+            raise ValueError(
+                f"process {rank} was started with other settings than process 0: {'; '.join(values)}; start all "
+                "processes of a run with the same configuration and options"
+            )
+
+
+def load_everywhere(checkpointer: SANCheckpointer, path: str, checkpointables: Sequence[str] = ()) -> dict[str, Any]:
+    """Loads a checkpoint that the main process reads, into every process; all must call this.
+
+    Args:
+        checkpointer: of this process's model.
+        path: on the main process's disk.
+        checkpointables: names of the checkpointer's further objects to be loaded too.
+
+    Returns:
+        What else the checkpoint holds, without tensors of the model and states of objects.
+
+    Raises:
+        ValueError, OSError: on every process: it cannot be read, does not fit, or the processes' weights differ.
+    """
+    if comm.get_world_size() == 1:
+        return checkpointer.load(path, checkpointables=[*checkpointables])
+    states: dict[str, Any] = {}
+
+    def read() -> dict[str, Any]:
+        content = checkpointer.load(path, checkpointables=[*checkpointables])
+        states.update({key: checkpointer.loaded[key] for key in checkpointables})
+        return {key: value for key, value in content.items() if key != "model"} | {"states": states}
+
+    content = from_main(read)
+    _share_weights(checkpointer.model)
+    states = content.pop("states")
+    if not comm.is_main_process():
+        for key in checkpointables:
+            checkpointer.checkpointables[key].load_state_dict(states[key])
+    return content
+
+
+def _share_weights(model: nn.Module) -> None:
+    """Sends the main process's weights and buffers to the others."""
+    tensors = model.state_dict()
+    for tensor in tensors.values():
+        dist.broadcast(tensor, src=0)
+    if not comm.is_main_process():
+        model.load_state_dict(tensors)  # onto themselves: what a model does when it is loaded is done here too
+
+
+def check_same_weights(model: nn.Module) -> None:
+    """Refuses to train different models as one; every process must call it.
+
+    Raises:
+        ValueError: on every process, if the weights of one are not those of the main process.
+    """
+    digests = comm.all_gather(weights_digest(model) if comm.get_world_size() > 1 else "")
+    other = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
+    if other:
+        raise ValueError(
+            f"process {', '.join(map(str, other))} of {len(digests)} has other weights than process 0 before the first "
+            "iteration; start all with the same configuration, code and MODEL.CLIP.PRETRAINED, without changing "
+            "weights in one of them"
+        )

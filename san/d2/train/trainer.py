@@ -1,0 +1,392 @@
+"""The training run: model, data, optimiser, checkpoints, evaluation and logs on Detectron2's loop of hooks."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from san.d2.api import CfgNode, EventStorage, HookBase, TrainerBase, build_model, comm, hooks
+from san.d2.checkpoints.checkpointer import SANCheckpointer, latest_checkpoint
+from san.d2.checkpoints.run_folder import CONFIG, new_run_id, record_start
+from san.d2.checkpoints.trainer_state import (
+    check_finite_run,
+    check_trainer_state,
+    flat_state,
+    load_optimizer,
+    load_scaler,
+    log_changes,
+    own_hooks,
+    recorded_settings,
+    set_schedule,
+)
+from san.d2.config.checks import AMP_DTYPES
+from san.d2.config.keys import solver_config
+from san.d2.data.bad_data import BadData
+from san.d2.data.batches import Batches, Sample
+from san.d2.data.datasets import check_distinct_classes, check_names, load_records
+from san.d2.data.train_data import stream_config, train_batches, training_records
+from san.d2.evaluate.evaluation import evaluate, summary
+from san.d2.processes import stopping
+from san.d2.solver import build_lr_scheduler, build_optimizer
+from san.d2.train.across_processes import check_same_weights, from_main, load_everywhere
+from san.d2.train.checkpoint_hooks import BestCheckpointHook, CheckpointHook, last_done
+from san.d2.train.iteration import NonFiniteError, StepConfig, Stepper
+from san.d2.train.iteration_log import IterationLog, sources_of
+from san.d2.train.metrics_file import NAME as METRICS
+from san.d2.train.metrics_file import LineHook, MetricsFile, evaluated_at, take_out
+from san.d2.train.writers import build_writers
+from san.visualize import drawing, plot_curves
+
+logger = logging.getLogger("san.d2.trainer")
+
+
+class Trainer(TrainerBase):
+    """A run as its configuration describes it; `resume_or_load`, then `train`.
+
+    Args:
+        cfg: frozen or not; not changed.
+        run_id: of the run, which its checkpoints bear; "" makes a new one.
+
+    Raises:
+        ValueError, FileNotFoundError: if the configuration or the data it names cannot serve.
+    """
+
+    iter: int
+    """The iteration under way, from 0; MAX_ITER when training is complete."""
+
+    def __init__(self, cfg: CfgNode, run_id: str = "") -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.run_id = run_id or new_run_id()
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.records, self.info = training_records(cfg.DATASETS.TRAIN)
+        self.stream = stream_config(cfg)
+        check_names(cfg.DATASETS.TEST, "DATASETS.TEST")
+        for name in cfg.DATASETS.TEST:
+            load_records(name)  # a missing folder must not stop a run after hours
+            check_distinct_classes(name)
+        self.san: nn.Module = build_model(cfg)
+        self.san.train()
+        self.optimizer = build_optimizer(self.san, solver_config(cfg))
+        self.stepper = Stepper(distribute(self.san), self.optimizer, step_config(cfg))
+        self.checkpointer = SANCheckpointer(self.san, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.checkpointer.run_id = self.run_id
+        folder = Path(cfg.OUTPUT_DIR)
+        self.bad_data = BadData(len(self.records), cfg.DATALOADER.MAX_BAD_SHARE, folder)
+        self.log = IterationLog(self.san, cfg.SOLVER.MAX_NONFINITE, self.stream.seed, folder)
+        self.saving = CheckpointHook(
+            self.checkpointer,
+            cfg.SOLVER.CHECKPOINT_PERIOD,
+            keep=cfg.SOLVER.CHECKPOINT_KEEP or None,
+            sound=self.log.is_sound,
+            check=lambda done: check_finite_run(self.san, self.optimizer, done),
+        )
+        self.results: dict[str, dict[str, float]] = {}
+        self.resumed = False
+        self._loader: Batches | None = None
+        self._batches: Iterator[list[Sample]] = iter(())
+        self.register_hooks(self.build_hooks())
+        trained = sum(p.numel() for p in self.san.parameters() if p.requires_grad)
+        logger.info("%d images of %s; %d parameters trained", len(self.records), self.info.name, trained)
+
+    def build_hooks(self) -> list[HookBase]:
+        """Timer, schedule, metrics, checkpoints, evaluation, logs and curves, in the order in which they must run."""
+        cfg, period = self.cfg, self.cfg.SOLVER.LOG_PERIOD
+        self.scheduler = build_lr_scheduler(self.optimizer, solver_config(cfg))
+        found: list[HookBase] = [hooks.IterationTimer(), hooks.LRScheduler(self.optimizer, self.scheduler)]
+        metrics = MetricsFile(Path(cfg.OUTPUT_DIR) / METRICS, period)
+        # before the checkpoint of its iteration, or a kill between the two loses a line
+        found.append(LineHook(metrics if comm.is_main_process() else None, period))
+        found.append(self.saving)
+        if cfg.DATASETS.TEST:
+            found.append(EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate))
+        if cfg.SOLVER.CHECKPOINT_BEST:
+            found.append(BestCheckpointHook(self.checkpointer, cfg.SOLVER.CHECKPOINT_BEST, lambda: self.results))
+        if comm.is_main_process():
+            found.append(hooks.PeriodicWriter(build_writers(cfg, self.max_iter, metrics, self.run_id), period=period))
+            found.append(CurvesHook(Path(cfg.OUTPUT_DIR)))
+        return found
+
+    def _evaluate(self) -> dict[str, dict[str, float]]:
+        """Evaluates the present weights on DATASETS.TEST; returns what curves are drawn of."""
+        self.results = evaluate(self.cfg, self.san, resume=self.resumed, training=True)
+        return summary(self.results)
+
+    def resume_or_load(self, resume: bool) -> None:
+        """Goes on from the latest checkpoint of OUTPUT_DIR if asked to and there is one, else loads MODEL.WEIGHTS.
+
+        The main process looks for the checkpoint and reads it; the others, whose disk may be another, get its content.
+
+        Args:
+            resume: whether to look for a checkpoint.
+        """
+        found = from_main(lambda: str(latest_checkpoint(self.cfg.OUTPUT_DIR) or "")) if resume else ""
+        if found:
+            load_everywhere(self.checkpointer, found, ["trainer"])
+            self.resumed = True
+            self.start_iter = self.iter + 1
+            logger.info("Resuming at iteration %d of %d.", self.start_iter, self.max_iter)
+        elif self.cfg.MODEL.WEIGHTS:
+            load_everywhere(self.checkpointer, self.cfg.MODEL.WEIGHTS)
+        else:
+            logger.info("The side network starts from fresh weights.")
+        check_same_weights(self.san)
+        if resume and comm.is_main_process():
+            take_out(Path(self.cfg.OUTPUT_DIR) / METRICS, self.start_iter, self.max_iter)
+
+    def train(self) -> None:  # type: ignore[override]
+        """Trains from ``start_iter`` to ``max_iter``, then evaluates.
+
+        Unlike the base's, an error is not logged with its stack trace, and no hook runs after it but the writers'.
+        """
+        self.iter = self.start_iter
+        folder = Path(self.cfg.OUTPUT_DIR)
+        if comm.is_main_process() and (self.start_iter < self.max_iter or not (folder / CONFIG).is_file()):
+            record_start(folder, self.run_id, self.cfg)
+        with EventStorage(self.start_iter) as self.storage:
+            try:
+                self.before_train()
+                self._run_missed_evaluation()
+                for iteration in range(self.start_iter, self.max_iter):
+                    self.iter = iteration
+                    self.before_step()
+                    self.run_step()
+                    self.after_step()
+                self.iter = max(self.start_iter, self.max_iter)  # tells hooks that training is complete
+                self.after_train()
+                self._check_end()
+            except stopping.StopRequested:  # between two iterations, or in an evaluation
+                self._stop()
+                raise
+            except BaseException:
+                self._close_writers()
+                raise
+            finally:
+                self._batches = iter(())  # ends the loading processes
+
+    def _next_batches(self) -> list[list[Sample]]:
+        """The batches of an iteration, one per accumulation step; every process calls it.
+
+        Raises:
+            StopRequested: any process was asked to stop, in the iteration before or while it waited for these; nothing
+                of this iteration is done.
+            ValueError: too many samples cannot be read.
+        """
+        assert self._loader is not None
+        batches: list[list[Sample]] = []
+        with contextlib.suppress(stopping.StopRequested):  # the others do not know yet
+            batches = [next(self._batches) for _ in range(self.stream.accumulation)]
+        heard = comm.all_gather((stopping.requested(), self._loader.take_replaced()))
+        if any(asked for asked, _ in heard):
+            self.iter = self.storage.iter = self.iter - 1
+            raise stopping.StopRequested
+        self.bad_data.note(bad for _, found in heard for bad in found)
+        return batches
+
+    def _run_missed_evaluation(self) -> None:
+        """Evaluates as was due at the checkpoint's iteration, where the former run ended before it was done."""
+        last, period = self.start_iter - 1, self.cfg.TEST.EVAL_PERIOD
+        due = self.resumed and self.cfg.DATASETS.TEST and period and self.start_iter % period == 0
+        if not due or self.start_iter >= self.max_iter:
+            return
+        metrics = Path(self.cfg.OUTPUT_DIR) / METRICS
+        if comm.all_gather(comm.is_main_process() and evaluated_at(metrics, last, self.cfg.DATASETS.TEST))[0]:
+            return
+        logger.info("The evaluation due at iteration %d was not completed; it runs now.", last)
+        self.iter = self.storage.iter = last
+        for name, values in self._evaluate().items():
+            self.storage.put_scalars(**{f"{name}/{key}": v for key, v in values.items()}, smoothing_hint=False)
+        comm.synchronize()
+        for hook in self._hooks:
+            if isinstance(hook, BestCheckpointHook):
+                hook.after_step()
+
+    def _check_end(self) -> None:
+        """Ends the run with an error, on every process, where its last checkpoint is not there."""
+        reason = self.checkpointer.failure if comm.is_main_process() and not self.saving.finish() else ""
+        reason = comm.all_gather(reason)[0]
+        if reason:
+            raise OSError(
+                f"model_final.pth is not written ({reason}); {self._what_is_whole()}. Make room, then give the same "
+                "command with --resume"
+            )
+
+    def _what_is_whole(self) -> str:
+        """Which checkpoint a run that lacks its last one goes on from."""
+        try:
+            whole = latest_checkpoint(self.cfg.OUTPUT_DIR)
+        except ValueError as error:
+            return str(error)
+        return "no earlier checkpoint is there, so it starts anew" if whole is None else f"{whole} is whole"
+
+    def _stop(self) -> None:
+        """Saves what the next run goes on from."""
+        try:
+            self.log.settle()
+            if last_done(self) < 0:
+                logger.warning("Asked to stop before the first iteration was done; there is nothing to save.")
+                self._close_writers()
+                return
+            saved = self.saving.save_now()
+        except FloatingPointError:
+            self._close_writers()
+            raise
+        logger.warning(
+            "Asked to stop: ends %s iteration %d. The same command with --resume goes on.",
+            "with a checkpoint of" if saved else "WITHOUT a checkpoint of",
+            last_done(self),
+        )
+        self._close_writers()
+        comm.synchronize()  # the end of one process ends the others, so all wait until the main one has written
+
+    def _close_writers(self) -> None:
+        """After an end before the end: what was logged is written. Raises nothing, so that an error itself is told."""
+        self.log.close()
+        for hook in self._hooks:
+            if not isinstance(hook, hooks.PeriodicWriter):
+                continue
+            try:
+                hook.after_train()
+            except ValueError:
+                logger.debug("The logs were closed before the error.")
+            except Exception as error:
+                logger.warning("After the error the logs could not be completed: %s", error)
+
+    def before_train(self) -> None:
+        """Opens the sample stream where this run starts."""
+        self._loader = self._train_loader()
+        self._batches = iter(self._loader)
+        super().before_train()
+
+    def _train_loader(self) -> Batches:
+        stream = replace(self.stream, start_iter=min(self.start_iter, self.max_iter))
+        return train_batches(self.cfg, self.records, self.info, stream)
+
+    def run_step(self) -> None:
+        """One iteration; an update whose loss or gradient is not finite is skipped.
+
+        Its losses are logged during the next iteration, unless a hook is about to read them (see `ReadsLosses`).
+        """
+        start = time.perf_counter()
+        batches = self._next_batches()
+        data_time, sources = time.perf_counter() - start, sources_of(batches)
+        try:
+            losses = self.stepper.run(batches, self.iter, self.log.settle)
+        except NonFiniteError as error:
+            self.log.settle()
+            self.log.skip(self.iter, error, sources)
+            return
+        self.log.add(losses, sources, data_time)
+        done = self.iter + 1
+        if done == self.max_iter or any(
+            isinstance(hook, ReadsLosses) and hook.reads_losses(done) for hook in self._hooks
+        ):
+            self.log.settle()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but the weights: iteration, schedule, optimiser, loss scaling, seed of the sample stream."""
+        state: dict[str, Any] = super().state_dict()
+        return state | {
+            "iteration": last_done(self),
+            "optimizer": self.optimizer.state_dict(),
+            "grad_scaler": self.stepper.scaler.state_dict(),
+            "seed": self.stream.seed,
+            "solver": recorded_settings(self.cfg),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes up what `state_dict` gave, or Detectron2's ``DefaultTrainer`` with `san.d2.recipe.SANRecipe`.
+
+        Learning rate, schedule and weight decay are the configuration's.
+
+        Raises:
+            ValueError: as `check_state_dict`.
+        """
+        self.check_state_dict(state_dict)
+        content = flat_state(state_dict)
+        hooks = own_hooks(self._hooks, content["hooks"])
+        super().load_state_dict({"iteration": content["iteration"], "hooks": hooks})
+        load_optimizer(self.optimizer, content["optimizer"])
+        set_schedule(self.scheduler, content["iteration"] + 1)
+        load_scaler(self.stepper.scaler, content["grad_scaler"])
+        if self.cfg.SEED < 0:
+            self.stream = replace(self.stream, seed=content.get("seed", self.stream.seed))
+            self.log.seed = self.stream.seed
+        log_changes(content["solver"], recorded_settings(self.cfg))
+
+    def check_state_dict(self, state: object) -> None:
+        """Refuses a state that `load_state_dict` cannot take up; changes nothing.
+
+        Raises:
+            ValueError: with what is wrong.
+        """
+        check_trainer_state(state, self.san, self.optimizer, recorded_settings(self.cfg))
+
+
+@runtime_checkable
+class ReadsLosses(Protocol):
+    """A hook that reads the losses of an iteration right after it; other hooks find those of the iteration before."""
+
+    def reads_losses(self, done: int) -> bool:
+        """Whether the hook reads losses when `done` iterations are done; the same on every process."""
+
+
+class EvalHook(hooks.EvalHook):
+    """An evaluation every `period` iterations and after the last; losses are logged before it."""
+
+    def __init__(self, period: int, evaluation: Callable[[], dict[str, dict[str, float]]]) -> None:
+        super().__init__(period, evaluation)
+        self.period = period
+
+    def reads_losses(self, done: int) -> bool:
+        """See `ReadsLosses`."""
+        return self.period > 0 and done % self.period == 0
+
+
+class CurvesHook(HookBase):
+    """Draws ``curves.png`` from ``metrics.json`` at the end of training.
+
+    Args:
+        folder: of the run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def after_train(self) -> None:
+        """Draws, where anything was logged."""
+        if not (self.folder / METRICS).is_file():
+            return
+        with drawing(self.folder / "curves.png"):
+            plot_curves(self.folder / METRICS, self.folder / "curves.png")
+            logger.info("Curves: %s", self.folder / "curves.png")
+
+
+def step_config(cfg: CfgNode) -> StepConfig:
+    """How an iteration of a run is computed."""
+    return StepConfig(
+        solver=solver_config(cfg),
+        device=torch.device(cfg.MODEL.DEVICE).type,
+        amp_dtype=AMP_DTYPES[cfg.SOLVER.AMP.DTYPE] if cfg.SOLVER.AMP.ENABLED else None,
+        num_queries=cfg.MODEL.SIDE_ADAPTER.NUM_QUERIES,
+        no_object_weight=cfg.MODEL.LOSS.NO_OBJECT_WEIGHT,
+    )
+
+
+def distribute(model: nn.Module) -> nn.Module:
+    """The model, wrapped for distribution where there are several workers."""
+    if comm.get_world_size() == 1:
+        return model
+    device = next(model.parameters()).device
+    ids = [device.index] if device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)

@@ -1,0 +1,260 @@
+"""Where training is logged: a progress line, JSON lines, TensorBoard, and Weights & Biases if asked for.
+
+wandb is imported in this file only, and only when WANDB.ENABLED is set.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import io
+import logging
+import math
+import sys
+import time
+from collections.abc import Callable, Container, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from san.d2.api import CfgNode, EventStorage, EventWriter, TensorboardXWriter, get_event_storage
+from san.d2.train.metrics_file import MetricsFile, last_logged
+from san.errors import one_line
+from san.redaction import redact, redact_home, without_folders
+
+MIB = 1024**2
+
+RETRY_SECONDS = 600.0
+"""Until a writer that failed is tried again."""
+
+logger = logging.getLogger("san.d2.writers")
+
+
+def build_writers(cfg: CfgNode, max_iter: int, metrics: MetricsFile, run_id: str) -> list[EventWriter]:
+    """The writers a configuration asks for.
+
+    Args:
+        cfg: the run; files go to OUTPUT_DIR.
+        max_iter: for the ETA.
+        metrics: JSON lines; it has the losses of the iteration already, and gets what an evaluation has added.
+        run_id: of the run.
+
+    Returns:
+        Progress line, JSON lines, TensorBoard, and Weights & Biases where enabled.
+    """
+    window = cfg.SOLVER.LOG_PERIOD
+    tensorboard = RetryingWriter("TensorBoard", lambda: TensorboardXWriter(cfg.OUTPUT_DIR, window_size=window))
+    writers: list[EventWriter] = [ProgressLine(max_iter, window), metrics, tensorboard]
+    if cfg.WANDB.ENABLED:
+        writers.append(WandbWriter(cfg, run_id, last_logged(metrics.path)))
+    return writers
+
+
+class RetryingWriter(EventWriter):
+    """Another writer, whose failure does not end training: a full disk costs what it would have written meanwhile.
+
+    Args:
+        name: of the writer, for a warning.
+        make: makes it; called again `RETRY_SECONDS` after it failed.
+    """
+
+    def __init__(self, name: str, make: Callable[[], EventWriter]) -> None:
+        self.name = name
+        self._make = make
+        self._writer: EventWriter | None = None
+        self._not_before = 0.0
+
+    def write(self) -> None:
+        """Lets the writer write."""
+        if time.monotonic() < self._not_before:
+            return
+        try:
+            self._writer = self._writer or self._make()
+            self._writer.write()
+        except OSError as error:
+            logger.warning(
+                "%s cannot be written (%s) and gets nothing for %d minutes; metrics.json has all",
+                self.name,
+                error.strerror or error,
+                RETRY_SECONDS // 60,
+            )
+            self.close()
+            self._not_before = time.monotonic() + RETRY_SECONDS
+
+    def close(self) -> None:
+        """Closes it; nothing is written any more."""
+        with contextlib.suppress(OSError):  # that of `write`, once more
+            if self._writer is not None:
+                self._writer.close()
+        self._writer = None
+        self._not_before = math.inf
+
+
+def memory_mib() -> tuple[str, float] | None:
+    """The largest memory this process has held: its kind ("GPU" or "RAM") and size in MiB; None where unknown."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return "GPU", torch.cuda.max_memory_allocated() / MIB
+    try:
+        import resource
+    except ImportError:  # it is for Unix only
+        return None
+    per_unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB elsewhere
+    return "RAM", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * per_unit / MIB
+
+
+class ProgressLine(EventWriter):
+    """One line for a person: iteration, ETA, losses, learning rate, seconds per iteration, data time, memory.
+
+    Args:
+        max_iter: iterations of the run.
+        window: iterations over which losses and times are smoothed.
+    """
+
+    def __init__(self, max_iter: int, window: int = 20) -> None:
+        self.max_iter = max_iter
+        self.window = window
+        self.logger = logging.getLogger("san.d2.progress")
+        self._previous: tuple[int, float] | None = None
+
+    def write(self) -> None:
+        """Logs the line of the current iteration."""
+        storage = get_event_storage()
+        iteration = storage.iter
+        if iteration >= self.max_iter:  # after the last iteration nothing is new
+            return
+        parts = [f"iter {iteration + 1}/{self.max_iter}"]
+        seconds = self._seconds_per_iteration(storage)
+        if seconds is not None:
+            left = datetime.timedelta(seconds=int(seconds * (self.max_iter - iteration - 1)))
+            parts.append(f"eta {left}")
+        losses = {k: v.median(self.window) for k, v in storage.histories().items() if "loss" in k}
+        parts += [f"{name} {value:.4g}" for name, value in sorted(losses.items(), key=lambda x: x[0] != "total_loss")]
+        parts += self._latest(storage, "lr", "lr {:.3g}")
+        parts += self._latest(storage, "grad_norm", "grad {:.3g}")
+        parts += [] if seconds is None else [f"{seconds:.3f} s/iter"]
+        parts += self._latest(storage, "data_time", "data {:.3f} s")
+        memory = memory_mib()
+        parts += [] if memory is None else [f"{memory[0]} {memory[1]:.0f} MiB"]
+        self.logger.info("  ".join(parts))
+
+    def _seconds_per_iteration(self, storage: EventStorage) -> float | None:
+        """From the iteration timer; before it has measured anything, from one line to the next."""
+        if "time" in storage.histories():
+            return float(storage.history("time").global_avg())
+        now, before = (storage.iter, time.perf_counter()), self._previous
+        self._previous = now
+        if before is None or now[0] == before[0]:
+            return None
+        return (now[1] - before[1]) / (now[0] - before[0])
+
+    def _latest(self, storage: EventStorage, name: str, form: str) -> list[str]:
+        """A scalar smoothed over the window, or nothing where it was never logged."""
+        if name not in storage.histories():
+            return []
+        history = storage.history(name)
+        return [form.format(history.latest() if name == "lr" else history.avg(self.window))]
+
+
+class WandbWriter(EventWriter):
+    """Logs every scalar, and the configuration, to Weights & Biases; pictures stay in OUTPUT_DIR.
+
+    Of the machine nothing is recorded: no host and user name, command line, terminal output, code or repository, and
+    of the configuration's absolute paths the last part only; tokens are masked (SECURITY.md).
+
+    Offline (the default) nothing is sent and no account is needed: the run lies under OUTPUT_DIR and can be uploaded
+    later with ``wandb sync``.
+
+    A resumed run goes on as the same run of Weights & Biases, after the last step that is there: what an iteration
+    that is done again gives is logged once.
+
+    Args:
+        cfg: the run, logged as its configuration.
+        run_id: of the run, in its checkpoints too.
+        logged: the last iteration that was logged before; -1 for a new run.
+
+    Raises:
+        ValueError: if wandb is not installed, or cannot start, as without a key where WANDB.MODE is online.
+    """
+
+    def __init__(self, cfg: CfgNode, run_id: str, logged: int) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise ValueError(
+                f"WANDB.ENABLED is set but wandb does not import ({error}); install it or set WANDB.ENABLED False"
+            ) from error
+        self.window = cfg.SOLVER.LOG_PERIOD
+        try:
+            with _no_questions():
+                self.run: Any = wandb.init(
+                    project=cfg.WANDB.PROJECT,
+                    name=redact_home(redact(cfg.WANDB.NAME or Path(cfg.OUTPUT_DIR).resolve().name)),
+                    dir=cfg.OUTPUT_DIR,
+                    mode=cfg.WANDB.MODE,
+                    id=run_id,
+                    resume="allow",
+                    config=without_folders(_plain(cfg)),
+                    settings=wandb.Settings(**_private_settings(wandb.Settings.model_fields)),
+                )
+        except Exception as error:
+            raise ValueError(
+                f"Weights & Biases cannot start with WANDB.MODE {cfg.WANDB.MODE} ({one_line(error, limit=300)}); log "
+                "in with `wandb login` or set the environment variable WANDB_API_KEY, or set WANDB.MODE offline"
+            ) from error
+        step = getattr(self.run, "step", None) if cfg.WANDB.MODE == "online" else None
+        self._first = logged + 1 if step is None else step
+        """The first step that is not there yet; an offline run does not know it itself."""
+        self._last_written = -1
+
+    def write(self) -> None:
+        """Logs what is new since the last call."""
+        storage = get_event_storage()
+        by_iteration: dict[int, dict[str, float]] = {}
+        for name, (value, iteration) in storage.latest_with_smoothing_hint(self.window).items():
+            if iteration > self._last_written:
+                by_iteration.setdefault(iteration, {})[name] = value
+        for iteration in sorted(by_iteration):
+            values = by_iteration[iteration]
+            if iteration < self._first:  # of an evaluation that had not ended, which is made only now, nothing is there
+                values = {name: value for name, value in values.items() if "/" in name}
+            if values:
+                self.run.log(values, step=max(iteration, self._first))
+            self._last_written = iteration
+
+    def close(self) -> None:
+        """Ends the run."""
+        self.run.finish()
+
+
+@contextlib.contextmanager
+def _no_questions() -> Iterator[None]:
+    """Meanwhile nobody is at the terminal: wandb would ask for a key there, and a run would wait for an answer."""
+    terminal, sys.stdin = sys.stdin, io.StringIO()
+    try:
+        yield
+    finally:
+        sys.stdin = terminal
+
+
+def _private_settings(known: Container[str]) -> dict[str, Any]:
+    """Those of wandb's settings that keep the machine out of a run; older versions lack some."""
+    wanted = {
+        "console": "off",
+        "save_code": False,
+        "disable_code": True,
+        "disable_git": True,
+        "disable_job_creation": True,
+        "x_disable_meta": True,
+        "x_disable_machine_info": True,
+        "x_disable_stats": True,
+        "x_save_requirements": False,
+        "host": "",
+        "username": "",
+    }
+    return {name: value for name, value in wanted.items() if name in known}
+
+
+def _plain(node: Any) -> Any:
+    """A configuration as plain dictionaries."""
+    return {key: _plain(value) for key, value in node.items()} if isinstance(node, dict) else node

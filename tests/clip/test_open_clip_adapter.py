@@ -1,0 +1,69 @@
+"""What is read of open_clip without importing it equals what open_clip says itself."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import open_clip
+import pytest
+
+from san.clip import open_clip_adapter
+from san.clip.tokenizer import VOCAB_SIZE, BpeTokenizer, compact_tokenizer, tokenizer_identity
+
+UNUSED = """
+import sys
+from san import variant
+from san.model.build import build_san
+model = build_san(variant("tiny"), clip_weights=False)
+from san.clip.loader import load_clip
+assert load_clip("ViT-L-14-336", "openai", weights=False).arch.quick_gelu
+sys.exit("open_clip" in sys.modules)
+"""
+
+
+def test_a_model_is_built_without_importing_open_clip() -> None:
+    assert subprocess.run([sys.executable, "-c", UNUSED], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["ViT-B-16", "ViT-L-14-336", "ViT-B-32-quickgelu"])
+def test_packaged_configurations_are_open_clips(name: str) -> None:
+    assert open_clip_adapter._packaged_config(name) == open_clip.get_model_config(name)
+    assert open_clip_adapter._packaged_config("ViT-B-17") is None
+
+
+def test_openais_models_are_known_with_their_statistics() -> None:
+    ours = {name: open_clip_adapter.trained_as(name, "openai") for name in open_clip_adapter.OPENAI_MODELS}
+    for name, found in ours.items():
+        theirs = open_clip_adapter.tag_record(name, "openai")
+        assert found == {key: theirs[key] for key in ("quick_gelu", "mean", "std")}
+    published = {name for name in open_clip.list_pretrained_models_by_tag("openai") if name.startswith("ViT-")}
+    assert {name for name in published if not name.endswith("quickgelu")} == set(open_clip_adapter.OPENAI_MODELS)
+    with pytest.raises(ValueError, match="no weights 'openai' for 'ViT-H-14'"):
+        open_clip_adapter.trained_as("ViT-H-14", "openai")
+
+
+def test_the_vocabulary_has_the_size_that_is_stated() -> None:
+    assert open_clip.SimpleTokenizer().vocab_size == VOCAB_SIZE
+
+
+def test_tokenizers_are_told_apart() -> None:
+    identities = {
+        tokenizer_identity(tokenizer, ["a"])
+        for tokenizer in (
+            BpeTokenizer(77),
+            BpeTokenizer(32),
+            compact_tokenizer([320, 49406, 49407], 32),
+            compact_tokenizer([321, 49406, 49407], 32),
+            lambda texts: BpeTokenizer(77)(texts),
+        )
+    }
+    assert len(identities) == 5
+    assert tokenizer_identity(BpeTokenizer(77), ["a"]) == tokenizer_identity(BpeTokenizer(77), ["b"])
+
+
+def test_another_ftfy_is_another_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It decides which texts are mended before they become ids, so embeddings of its releases are kept apart."""
+    before = BpeTokenizer(77).identity
+    monkeypatch.setattr("san.clip.tokenizer.version", lambda package: "0.0")
+    assert BpeTokenizer(77).identity != before

@@ -1,0 +1,125 @@
+"""Processes that share no disk act as one, on both engines. This file is also the program two workers run."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from san.checkpoint import load_checkpoint_file
+from tests.d2.conftest import as_arguments
+
+REPO = Path(__file__).resolve().parents[2]
+ENGINES = ["standin", pytest.param("detectron2", marks=pytest.mark.detectron2)]
+
+
+def environment(engine: str) -> dict[str, str]:
+    own = {"SAN_BACKEND": engine, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return {**os.environ, **own}
+
+
+def train_on_two_machines(engine: str, options: dict[str, Any], folders: list[Path]) -> list[tuple[int, str]]:
+    """Resumes one run of two machines, each with an OUTPUT_DIR of its own; returns exit codes and outputs."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    started = []
+    for rank, folder in enumerate(folders):
+        flags = ["--resume", "--num-machines", "2", "--machine-rank", str(rank), "--dist-url", url]
+        values = as_arguments(options | {"OUTPUT_DIR": str(folder)})
+        command = [sys.executable, "-W", "ignore", str(REPO / "tools/train_net.py"), *flags, *values]
+        started.append(
+            subprocess.Popen(
+                command, env=environment(engine), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            )
+        )
+    outputs = [process.communicate(timeout=900)[0] for process in started]
+    return [(process.returncode, output) for process, output in zip(started, outputs, strict=True)]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_machines_that_share_no_disk_resume_together(
+    engine: str, options: dict[str, Any], reference: Path, tmp_path: Path
+) -> None:
+    """The second has neither the checkpoint nor the CLIP weights in it; losses are those of one machine."""
+    folders = [tmp_path / "first", tmp_path / "second"]
+    folders[0].mkdir()
+    shutil.copy(reference / "model_0000002.pth", folders[0])
+    results = train_on_two_machines(engine, options, folders)
+    assert [code for code, _ in results] == [0, 0], results
+    assert "Resuming at iteration 3 of 6" in (folders[1] / "log.txt.rank1").read_text()
+
+    def losses(folder: Path) -> dict[int, float]:
+        rows = map(json.loads, (folder / "metrics.json").read_text().splitlines())
+        return {row["iteration"]: row["total_loss"] for row in rows if "total_loss" in row}
+
+    whole = losses(reference)
+    assert losses(folders[0]) == {number: pytest.approx(whole[number], rel=1e-4) for number in (3, 4, 5)}
+    assert load_checkpoint_file(folders[0] / "model_final.pth")["iteration"] == 5
+    assert not list(folders[1].glob("*.pth"))
+
+
+def outcomes(folder: str) -> None:
+    """What a worker hears of an error on the main process, of a result, of weights and of settings that differ."""
+    import torch
+
+    from san.d2.api import comm
+    from san.d2.config.keys import load_config
+    from san.d2.train.across_processes import check_same_settings, check_same_weights, from_main
+
+    found = []
+
+    def heard(action: Any) -> None:
+        try:
+            found.append(repr(action()))
+        except Exception as error:
+            found.append(f"{type(error).__name__}: {error}")
+
+    def fail(error: Exception) -> None:
+        raise error
+
+    rank = comm.get_rank()
+    heard(lambda: from_main(lambda: f"of {rank}"))
+    heard(lambda: from_main(lambda: fail(FileNotFoundError("gone.pth"))))
+    heard(lambda: from_main(lambda: fail(KeyError("a defect"))))
+    heard(lambda: check_same_weights(torch.nn.BatchNorm1d(2)))
+    model = torch.nn.BatchNorm1d(2)
+    model.weight.data[1] += rank
+    heard(lambda: check_same_weights(model))
+    cfg = load_config("", ["MODEL.DEVICE", "cpu", "OUTPUT_DIR", f"of_{rank}", "DATALOADER.NUM_WORKERS", str(rank)])
+    heard(lambda: check_same_settings(cfg, {"--resume": True}))
+    heard(lambda: check_same_settings(cfg, {"--resume": rank == 0}))
+    cfg.INPUT.MIN_SIZE_TRAIN = [*range(64, 80), 96 + rank]
+    cfg.SOLVER.MAX_ITER = 8 + rank
+    heard(lambda: check_same_settings(cfg, {"--resume": True}))
+    Path(folder, f"{rank}.json").write_text(json.dumps(found))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_all_end_as_one(engine: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-W", "ignore", __file__, str(tmp_path)]
+    result = subprocess.run(command, env=environment(engine), capture_output=True, text=True, timeout=300, check=False)
+    assert result.returncode == 0, result.stderr
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert first[:4] == ["'of 0'", "FileNotFoundError: gone.pth", "KeyError: 'a defect'", "None"]
+    assert second[:4] == [
+        "'of 0'", "ValueError: process 0: gone.pth", "RuntimeError: process 0: 'a defect'", "None",
+    ]  # fmt: skip
+    assert first[4:] == second[4:]
+    assert first[5] == "None"
+    assert "process 1 was started with other settings than process 0: --resume is False, not True; start" in first[6]
+    assert "INPUT.MIN_SIZE_TRAIN is [64, " in first[7] and "SOLVER.MAX_ITER is 9, not 8" in first[7]
+    assert first[4].startswith("ValueError: process 1 of 2 has other weights than process 0 before the first iteration")
+
+
+if __name__ == "__main__":
+    from san.d2.api import launch
+
+    launch(outcomes, 2, dist_url="auto", args=(sys.argv[1],))
