@@ -117,6 +117,17 @@ def expand_home(text: str, where: str) -> str:
     return str(user_path(text, where)) if text.startswith("~") else text
 
 
+def check_file_size(path: Path, limit: int) -> None:
+    """Refuses to read a file of more bytes than its kind has.
+
+    Raises:
+        ValueError: with the file, its size and the limit.
+    """
+    size = path.stat().st_size
+    if size > limit:
+        raise ValueError(f"{path} has {size:,} bytes, but at most {limit:,} are read; move it away or replace it")
+
+
 def sha256_of(path: str | Path) -> str:
     """The SHA-256 of a file's content, in hexadecimal."""
     digest = hashlib.sha256()

@@ -88,6 +88,12 @@ WEIGHT = "side_adapter.blocks.0.attn.qkv.weight"
         (lambda weight: weight.to("meta"), "meta instead of dense"),
         (lambda weight: torch.zeros(1).expand(1 << 40, 1), r"\(1099511627776, 1\) instead of \(432, 144\)"),
         (lambda weight: weight.index_fill(0, torch.tensor([1]), torch.nan), rf"{WEIGHT} \(144 of 62,208\)"),
+        (lambda weight: torch.full_like(weight, 1e300, dtype=torch.float64), "NaN or infinite weights in 1 of 224"),
+        pytest.param(
+            lambda weight: weight.new_zeros(weight.shape, dtype=torch.uint8).view(torch.float4_e2m1fn_x2),
+            "float4_e2m1fn_x2 instead of",
+            marks=pytest.mark.skipif(not hasattr(torch, "float4_e2m1fn_x2"), reason="of later releases of torch"),
+        ),
         (lambda weight: (weight / 0).half(), "NaN or infinite weights in 1 of 224 tensors"),
     ],
 )

@@ -114,6 +114,16 @@ def test_what_is_nothing_is_refused(name: str) -> None:
         load_pretrained(name)
 
 
+@pytest.mark.skipif(os.name != "posix", reason="pipes")
+def test_a_pipe_is_no_model(tmp_path: Path, saved: Path) -> None:
+    """Nor is the folder that it lies in meant."""
+    shutil.copytree(saved, tmp_path / "model")
+    os.mkfifo(tmp_path / "model/fifo.pth")
+    for config in (None, "shapes"):
+        with pytest.raises(ValueError, match=r"fifo\.pth' is .*a pipe, a socket or a device; give a file or a folder"):
+            load_pretrained(tmp_path / "model/fifo.pth", config)
+
+
 # --- folders
 
 
@@ -245,7 +255,10 @@ def change(folder: Path, edit: Any) -> None:
         ),
         (lambda c: c["clip_arch"]["text"].update(vocab_size=100), "vocab_size is 100, but the tokenizer has 49408 ids"),
         (lambda c: c["clip_arch"].update(std=[1, 1, float("nan")]), r"clip_arch.std is nan; give float"),
-        (lambda c: c.update(clip_token_ids=[-1, 49408]), r"ids of a compact vocabulary are \(-1, 49408\)"),
+        (
+            lambda c: c.update(clip_token_ids=[-1, 49408]),
+            r"\(clip_token_ids\) are \(-1, 49408\)",
+        ),
         (lambda c: c["model"]["clip"].update(templates=["a {} {}"]), r"TEMPLATES holds 'a {} {}'"),
     ],
 )

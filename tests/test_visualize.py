@@ -177,6 +177,19 @@ def test_unusable_curve_files(tmp_path: Path) -> None:
     assert not (tmp_path / "a.png").exists()
 
 
+def test_numbers_that_no_axis_has_are_left_out(tmp_path: Path) -> None:
+    lines = ({"iteration": number, "total_loss": value} for number, value in enumerate((-1.7e308, 3.0, 1.7e308)))
+    assert read_curves(write_lines(tmp_path / "a.json", *lines)) == {"total_loss": ([1], [3.0])}
+    plot_curves(tmp_path / "a.json", tmp_path / "a.png")
+
+
+def test_curves_of_a_file_that_no_run_writes(tmp_path: Path) -> None:
+    with open(tmp_path / "a.json", "wb") as sparse:
+        sparse.truncate(30 << 30)
+    with pytest.raises(ValueError, match=r"a\.json has 32,212,254,720 bytes, but at most 200,000,000 are read"):
+        read_curves(tmp_path / "a.json")
+
+
 def test_half_written_line_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "b.json").write_text('{"iteration": 1, "total_loss": 2}\n[3]\n{"iteration": 2, "tot')
     assert read_curves(tmp_path / "b.json") == {"total_loss": ([1], [2.0])}

@@ -35,6 +35,8 @@ def place_option(text: str) -> str:
 
 def path_option(text: str) -> Path:
     """An option's value that is a path: ``~`` at its beginning is a home folder, also in ``--out=~/masks``."""
+    if "://" in text:
+        raise argparse.ArgumentTypeError(f"{excerpt(text)} is an address; give a file or folder of this machine")
     return Path(place_option(text))
 
 

@@ -25,6 +25,8 @@ from typing import TYPE_CHECKING, Any
 from san.cli.options import add_import_option, path_option
 from san.cli.train import add_overrides
 from san.clip.record import parse_json
+from san.data.plain_file import MAX_BYTES
+from san.files import check_file_size
 
 if TYPE_CHECKING:
     from san.d2.api import CfgNode
@@ -77,6 +79,7 @@ def read_dump(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"no file at {path}; give nonfinite_<iteration>.json of a run's OUTPUT_DIR")
+    check_file_size(path, MAX_BYTES)
     try:
         content = parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import sys
+import warnings
 
 from san.redaction import redact_terminal
 
@@ -28,6 +29,7 @@ def prepare() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     redact_terminal()
+    warnings.filterwarnings("ignore", r"Image size \(\d+ pixels\) exceeds limit")  # Pillow's; SAN has its own limits
 
 
 def finish() -> None:

@@ -18,6 +18,7 @@ from san.cli.options import path_option
 from san.cli.visualize_images import FORMAT, write_text
 from san.cli.visualize_predictions import COLUMNS, SCORES_FILE, check_page
 from san.clip.record import parse_json, read_record
+from san.files import check_file_size
 from san.visualize.page import Page, Row, Strip, render_page
 
 Entry = dict[str, Any]
@@ -83,6 +84,9 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+_MAX_BYTES = 500_000_000  # of a file of scores
+
+
 def _read(folder: Path) -> dict[str, Any]:
     """The scores of a folder."""
     path = folder / SCORES_FILE
@@ -90,6 +94,7 @@ def _read(folder: Path) -> dict[str, Any]:
         raise FileNotFoundError(
             f"{path} does not exist; make the folder with `san visualize predictions --out {folder}`"
         )
+    check_file_size(path, _MAX_BYTES)
     try:
         content = parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -108,7 +108,7 @@ class TextCache:
         try:
             found = [entry for entry in os.scandir(self.folder) if entry.name.endswith(".safetensors")]
             # one with a dot is being written; a pipe or a device would be read without end
-            names = [entry.name for entry in found if not entry.name.startswith(".") and entry.is_file()]
+            names = [entry.name for entry in found if not entry.name.startswith(".") and os.path.isfile(entry.path)]
         except (FileNotFoundError, NotADirectoryError):
             return []
         files = []
@@ -209,9 +209,13 @@ def _decode(content: bytes, width: int | None = None) -> dict[str, Tensor]:
         keys = json.loads(header["keys"])
         if header["format"] != _FORMAT or header["sha256"] != _checksum(header["keys"], table):
             raise ValueError("its checksum is wrong")
-        if table.ndim != 2 or table.shape[1] != (width or table.shape[1]) or not torch.isfinite(table).all():
-            raise ValueError(f"it holds no embeddings of width {width or 'E'}")
-        return dict(zip(map(str, keys), table.float().unbind(), strict=True))
+        if table.dtype != torch.float32 or table.ndim != 2 or table.shape[1] != (width or table.shape[1]):
+            raise ValueError(f"it holds no embeddings of width {width or 'E'} in single precision")
+        if not torch.isfinite(table).all():
+            raise ValueError("it holds NaN or infinite embeddings")
+        if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or len({*keys}) < len(keys):
+            raise ValueError("its texts are no list of distinct keys")
+        return dict(zip(keys, table.unbind(), strict=True))
     except (SafetensorError, LookupError, TypeError, AttributeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error
 

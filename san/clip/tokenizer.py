@@ -129,9 +129,10 @@ def compact_tokenizer(ids: Sequence[int], context_length: int) -> Tokenizer:
         ValueError: they are not that.
     """
     known = isinstance(ids, (list, tuple)) and all(type(each) is int and 0 <= each < VOCAB_SIZE for each in ids)
-    if not known or list(ids) != sorted(set(ids)):
+    if not known or not ids or list(ids) != sorted(set(ids)):
         raise ValueError(
-            f"the ids of a compact vocabulary are {excerpt(ids)}; give distinct ones of CLIP's tokenizer, sorted"
+            f"the ids of a compact vocabulary (clip_token_ids) are {excerpt(ids)}; give distinct ones of CLIP's "
+            "tokenizer, sorted, and one at least"
         )
     return CompactTokenizer(BpeTokenizer(context_length), ids)
 

@@ -16,6 +16,10 @@ from san.torch_defaults import torch_defaults
 
 _MAX_SCRIPT = 4 << 30  # bytes; OpenAI's largest archive has 1.3 GB
 _MOST_SHOWN = 40
+_FLOATS = {
+    getattr(torch, name) for name in ("float16", "bfloat16", "float32", "float64", "float8_e4m3fn", "float8_e5m2")
+}
+"""Number types that a tensor of weights may be converted from and to."""
 
 
 def read_clip_weights(path: Path, *, trusted_scripts: Callable[[], Container[str]]) -> tuple[dict[str, Tensor], bool]:
@@ -86,7 +90,7 @@ def misfits(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[s
             lines.append(f"{key}: {flaw} instead of dense")
         elif value.shape != target.shape:
             lines.append(f"{key}: {excerpt(tuple(value.shape))} instead of {tuple(target.shape)}")
-        elif value.dtype != target.dtype and not (value.is_floating_point() and target.is_floating_point()):
+        elif value.dtype != target.dtype and not {value.dtype, target.dtype} <= _FLOATS:
             lines.append(f"{key}: {value.dtype} instead of {target.dtype}")
     return lines
 
@@ -99,7 +103,7 @@ def listed(lines: list[str]) -> str:
 
 @torch_defaults()
 def check_finite(tensors: Mapping[str, Tensor], label: str) -> None:
-    """Refuses weights that are NaN or infinite.
+    """Refuses weights that are NaN or infinite, or would be in single precision.
 
     Args:
         tensors: by name; complex ones are not looked at.
@@ -111,7 +115,7 @@ def check_finite(tensors: Mapping[str, Tensor], label: str) -> None:
     lines = []
     for key, value in tensors.items():
         if value.numel() and value.is_floating_point():
-            value = value.float() if value.element_size() == 1 else value
+            value = value.float() if value.element_size() in (1, 8) else value
             if not torch.isfinite(torch.stack(torch.aminmax(value))).all():  # NaN is the least and the largest
                 count = int((~torch.isfinite(value)).sum())
                 lines.append(f"{_shown(key)} ({count:,} of {value.numel():,})")

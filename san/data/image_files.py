@@ -10,9 +10,7 @@ scans of a JPEG are counted (each costs a pass over the whole image).
 from __future__ import annotations
 
 import io
-import mmap
 import os
-import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +19,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
+
+from san.data.jpeg_limits import check_jpeg
 
 Array = npt.NDArray[Any]
 
@@ -32,9 +32,6 @@ MAX_SIDE_RATIO = 2000
 
 With `MAX_PIXELS` it bounds the long side too, by 600,000.
 """
-
-MAX_SCANS = 100
-"""Scans of a JPEG, as libtiff allows; encoders write about ten."""
 
 DAMAGE = (
     OSError,
@@ -51,11 +48,27 @@ DAMAGE = (
 )
 """What Pillow's readers raise on bytes that are not what they should be; tests/fuzz looks for others."""
 
-NO_PICTURES = ("BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF")
-"""Formats of Pillow's that need another program (EPS: Ghostscript, WMF: the system), hold no pixels or any format."""
+NO_PICTURES = ("BLP", "BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF")
+"""Formats of Pillow's that need another program (EPS: Ghostscript, WMF: the system), hold no pixels, or hold a picture
+of another format (BLP), whose size and scans are not those that the header says."""
 
 UNREAD_ENDINGS = (
-    *(".arw", ".avif", ".cr2", ".cr3", ".dng", ".emf", ".eps", ".exr", ".hdr", ".heic", ".heif", ".hif", ".jp2"),
+    *(
+        ".arw",
+        ".avif",
+        ".blp",
+        ".cr2",
+        ".cr3",
+        ".dng",
+        ".emf",
+        ".eps",
+        ".exr",
+        ".hdr",
+        ".heic",
+        ".heif",
+        ".hif",
+        ".jp2",
+    ),
     *(".jxl", ".nef", ".orf", ".pef", ".raf", ".raw", ".rw2", ".srw", ".svg", ".svgz", ".wmf"),
 )
 """Of files that are pictures too; some of them the installed Pillow may open."""
@@ -74,10 +87,6 @@ _UPRIGHT: dict[int, Callable[[Array], Array]] = {
     8: np.rot90,
 }
 _REMEDY = "copy or prepare it again"
-_WRAPS_JPEG = ("JPEG", "MPO", "BLP")
-_JPEG_MARKER = re.compile(rb"\xff[\xc0-\xcf\xd8-\xfe]")  # those before a segment; decoders skip the two bytes of others
-_START_OF_IMAGE, _START_OF_SCAN, _END_OF_IMAGE = b"\xff\xd8", 0xDA, 0xD9
-_MAX_SEGMENTS = 10_000  # of a JPEG; a long colour profile or depth map has hundreds
 
 
 def image_endings() -> frozenset[str]:
@@ -234,6 +243,7 @@ def open_image(
     """
     if not isinstance(file, bytes):
         file = _checked_path(file, source, remedy)
+    check_jpeg(file, source)  # before Pillow, which keeps all segments
     try:
         image = Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=formats)  # only the header
     except UnidentifiedImageError as error:
@@ -249,12 +259,8 @@ def open_image(
     except DAMAGE as error:
         raise ValueError(f"{source} cannot be read ({_reason(error)}); {remedy}") from error
     if image.format in NO_PICTURES:
-        raise ValueError(
-            f"{source} is {image.format}, a drawing that only another program could turn into pixels; export it as PNG"
-        )
+        raise ValueError(f"{source} is of the format {image.format}, which is not read as a picture; export it as PNG")
     check_size(image.height, image.width, max_pixels, source)
-    if image.format in _WRAPS_JPEG:
-        _check_scans(file, source)
     return image
 
 
@@ -319,40 +325,6 @@ def _checked_path(file: str | Path, source: str, remedy: str) -> Path:
     if not path.stat().st_size:
         raise ValueError(f"{source} is an empty file (0 bytes); {remedy}")
     return path
-
-
-def _check_scans(file: Path | bytes, source: str) -> None:
-    """Refuse a JPEG of more than `MAX_SCANS` scans: each is a pass over all pixels, however few bytes it has."""
-    if isinstance(file, bytes):
-        num_scans, whole = _count_scans(file)
-    else:
-        with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            num_scans, whole = _count_scans(content)
-    if num_scans > MAX_SCANS or not whole:
-        what = "scans" if num_scans > MAX_SCANS else "segments"
-        limit = MAX_SCANS if num_scans > MAX_SCANS else _MAX_SEGMENTS
-        raise ValueError(
-            f"{source} is a JPEG of more than {limit} {what}, which would take minutes to decode; save it again as "
-            "PNG, or as JPEG that is not progressive"
-        )
-
-
-def _count_scans(content: bytes | mmap.mmap) -> tuple[int, bool]:
-    """Scans of the first JPEG in a file, counted to one more than allowed, and whether its end was reached.
-
-    A scan's data holds no marker but restarts, so the next one that is found begins the next segment.
-    """
-    position, num_scans = content.find(_START_OF_IMAGE) + len(_START_OF_IMAGE), 0
-    for _ in range(_MAX_SEGMENTS):
-        found = _JPEG_MARKER.search(content, position)
-        if found is None or content[found.end() - 1] == _END_OF_IMAGE:
-            return num_scans, True
-        if content[found.end() - 1] == _START_OF_SCAN:
-            num_scans += 1
-            if num_scans > MAX_SCANS:
-                return num_scans, True
-        position = found.end() + int.from_bytes(content[found.end() : found.end() + 2], "big")
-    return num_scans, False
 
 
 def _load(image: Image.Image) -> None:

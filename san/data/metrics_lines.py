@@ -6,8 +6,13 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from san.files import check_file_size
+
 MAX_LINE = 1_000_000
 """Characters of a line; that of an evaluation of 847 classes has 60,000."""
+
+MAX_BYTES = 200_000_000
+"""Size of a file; a line for each of 60,000 iterations takes 40 MB."""
 
 MAX_ITERATION = 2**53
 
@@ -17,9 +22,11 @@ def metrics_lines(path: Path) -> Iterator[tuple[str, dict[str, float] | None]]:
 
     Raises:
         FileNotFoundError: there is no such file, or it is no regular one: a pipe would be waited for.
+        ValueError: it is larger than any run writes.
     """
     if not path.is_file():
         raise FileNotFoundError(f"metrics file {path} does not exist; give the metrics.json of a training run")
+    check_file_size(path, MAX_BYTES)
     with open(path, encoding="utf-8", errors="replace") as file:
         while line := file.readline(MAX_LINE):
             yield line, parse_line(line)

@@ -14,9 +14,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from san.files import check_file_size
+
 Array = npt.NDArray[Any]
 Entry = dict[str, Any]
 
+_MAX_BYTES = 2_000_000_000  # of a file of masks; those of 5,000 images have some 100 MB
 RLE_FILE, LABEL_FOLDER = "sem_seg_predictions.json", "label_maps"
 """What an evaluation writes its predictions to."""
 
@@ -273,6 +276,7 @@ def _find(source: Path) -> Path:
 
 def _read_entries(path: Path) -> dict[str, dict[str, list[Entry]]]:
     """Entries by the image's last name, then by its whole name."""
+    check_file_size(path, _MAX_BYTES)
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

@@ -57,6 +57,10 @@ def load_pretrained(
     is_hub_id = isinstance(source, str) and _HUB_ID.fullmatch(name) and path.suffix not in WEIGHTS_SUFFIXES
     if known is None and path.is_file() and not _is_in_folder(path, config):
         return _load_file(path, config, model_class, **remote)
+    if known is None and path.exists() and not path.is_file() and not path.is_dir():
+        raise ValueError(
+            f"{excerpt(name)} is no regular file but a pipe, a socket or a device; give a file or a folder"
+        )
     if known is None and not path.exists() and not is_hub_id:
         near = difflib.get_close_matches(name, MODELS, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""

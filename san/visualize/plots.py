@@ -107,6 +107,9 @@ def plot_pixel_histogram(pixels: Mapping[str, int], path: str | Path, *, title: 
     save_figure(figure, path)
 
 
+_LARGEST = 1e100  # of a value that is drawn; matplotlib cannot scale an axis near the end of what a float holds
+
+
 def read_curves(metrics_file: str | Path) -> dict[str, Curve]:
     """Every number of a JSON-lines metrics file as (iterations, values), iterations ascending; see `plot_curves`."""
     metrics_file = Path(metrics_file)
@@ -118,7 +121,7 @@ def read_curves(metrics_file: str | Path) -> dict[str, Curve]:
             continue
         iteration = int(record.pop("iteration"))
         for name, value in record.items():
-            if math.isfinite(value):
+            if abs(value) < _LARGEST:  # NaN is not
                 points.setdefault(name, {})[iteration] = float(value)
     if odd:
         logger.warning(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from san.cli import replay, train
 from san.cli.eval import weights_file
 from san.cli.main import main, make_parser
-from san.cli.options import find_model
+from san.cli.options import find_model, path_option
 from san.hub import SHAPES_CHECKPOINT, load_pretrained
 from san.model.build import build_san
 from san.model.config import variant
@@ -131,6 +132,12 @@ def test_options_may_stand_behind_overrides(command: str, started: list[Any], re
 def test_overrides_without_a_value(command: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(command) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["https://example.org/masks", "s3://bucket/masks"])
+def test_an_address_is_no_path(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="is an address; give a file or folder of this machine"):
+        path_option(text)
 
 
 def test_options_behind_the_overrides_of_a_replay_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

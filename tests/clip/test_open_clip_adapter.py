@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import open_clip
 import pytest
@@ -45,6 +46,12 @@ def test_openais_models_are_known_with_their_statistics() -> None:
 
 def test_the_vocabulary_has_the_size_that_is_stated() -> None:
     assert open_clip.SimpleTokenizer().vocab_size == VOCAB_SIZE
+
+
+@pytest.mark.parametrize("ids", [[], [3, 2], [2, 2], [-1], ["2"], None])
+def test_a_compact_vocabulary_is_sorted_distinct_ids(ids: Any) -> None:
+    with pytest.raises(ValueError, match=r"compact vocabulary \(clip_token_ids\) are .*sorted, and one at least"):
+        compact_tokenizer(ids, 32)
 
 
 def test_tokenizers_are_told_apart() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import multiprocessing
 import os
@@ -93,10 +94,40 @@ def test_what_is_no_file_is_left_alone(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "f" / "b.safetensors")
     (tmp_path / "f" / "c.safetensors").symlink_to("/dev/zero")
     (tmp_path / "f" / "d.safetensors").mkdir()
+    (tmp_path / "f" / "l.safetensors").symlink_to("l.safetensors")
     with open(tmp_path / "f" / "e.safetensors", "wb") as sparse:
         sparse.truncate(200 << 30)
     assert set(TextCache(tmp_path, "f").load(["a", "b"])) == {"a"}
-    assert sorted(path.name[0] for path in (tmp_path / "f").iterdir() if len(path.stem) == 1) == ["b", "c", "d"]
+    assert sorted(path.name[0] for path in (tmp_path / "f").iterdir() if len(path.stem) == 1) == ["b", "c", "d", "l"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.float8_e4m3fn, torch.int64, torch.complex64])
+def test_embeddings_of_another_number_type_are_dropped(
+    tmp_path: Path, dtype: torch.dtype, caplog: pytest.LogCaptureFixture
+) -> None:
+    from safetensors.torch import save
+
+    TextCache(tmp_path, "f").store(embeddings("a"))
+    (file,) = files(tmp_path)
+    entries = text_cache._decode(file.read_bytes())
+    table, keys = torch.stack([*entries.values()]).to(dtype), json.dumps([*entries])
+    numbers = table.real if dtype.is_complex else table
+    header = {"format": text_cache._FORMAT, "keys": keys, "sha256": text_cache._checksum(keys, numbers)}
+    file.write_bytes(save({"embeddings": table}, metadata=header))
+    assert TextCache(tmp_path, "f").load(["a"]) == {}
+    assert "are damaged" in caplog.text and not files(tmp_path)
+
+
+def test_embeddings_of_one_text_twice_are_dropped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    from safetensors.torch import save
+
+    TextCache(tmp_path, "f").store(embeddings("a"))
+    (file,) = files(tmp_path)
+    ((key, value),) = text_cache._decode(file.read_bytes()).items()
+    table, keys = torch.stack([value, -value]), json.dumps([key, key])
+    header = {"format": text_cache._FORMAT, "keys": keys, "sha256": text_cache._checksum(keys, table)}
+    file.write_bytes(save({"embeddings": table}, metadata=header))
+    assert TextCache(tmp_path, "f").load(["a"]) == {} and "distinct keys" in caplog.text
 
 
 @pytest.mark.parametrize("spoilt", [torch.full((4,), float("nan")), torch.ones(5)])

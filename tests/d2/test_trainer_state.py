@@ -14,7 +14,13 @@ import torch
 
 from san.checkpoint import load_checkpoint_file
 from san.d2.checkpoints.checkpointer import SANCheckpointer
-from san.d2.checkpoints.trainer_state import check_finite_run, check_trainer_state, recorded_settings, set_schedule
+from san.d2.checkpoints.trainer_state import (
+    check_finite_run,
+    check_trainer_state,
+    load_optimizer,
+    recorded_settings,
+    set_schedule,
+)
 from san.d2.config.keys import load_config
 from san.d2.data.datasets import register_datasets
 from san.d2.evaluate.resume import weights_digest
@@ -116,6 +122,17 @@ def test_a_good_state_is_taken(trainer: Trainer, good: State) -> None:
     inner = {key: value for key, value in good.items() if key not in ("hooks", "solver", "iteration")}
     for state in (good, {"_trainer": inner, "iteration": 2, "hooks": good["hooks"]}):
         trainer.check_state_dict(state)
+
+
+def test_moments_of_shared_memory_are_taken_apart(trainer: Trainer, good: State) -> None:
+    """An update would otherwise count as many steps at once as there are tensors."""
+    state, shared = copy.deepcopy(good), torch.tensor(2.0)
+    for values in state["optimizer"]["state"].values():
+        values["step"] = shared
+    load_optimizer(trainer.optimizer, state["optimizer"])
+    steps = [values["step"] for values in trainer.optimizer.state.values()]
+    steps[0].add_(1)
+    assert steps[0] == 3 and all(step == 2 for step in steps[1:])
 
 
 @pytest.mark.parametrize("part", ["trainer", "moment"])

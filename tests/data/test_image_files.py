@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import struct
 import time
 from pathlib import Path
 
@@ -12,8 +13,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from san.data.image_files import MAX_SCANS, ORIENTATION_TAG, orientation, read_image, read_label_map, turn_upright
+from san.data.image_files import (
+    ORIENTATION_TAG,
+    image_endings,
+    open_image,
+    orientation,
+    read_image,
+    read_label_map,
+    turn_upright,
+)
 from san.data.images import image_pixels
+from san.data.jpeg_limits import MAX_SCANS
 from san.demo.limits import Limits
 from san.demo.pictures import read_picture
 
@@ -95,6 +105,32 @@ def test_markers_that_decoders_skip_hide_no_scans(tmp_path: Path) -> None:
         (tmp_path / "a.jpg").write_bytes(content[:second] + skipped + b"\xff\xff" + content[second:][: 0xFFFF - 9])
         with pytest.raises(ValueError, match="a.jpg is a JPEG of more than 100 scans"):
             read_image(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize("flood", [b"\xff\xe1\0\x02" * 1_000_000, b"\xff" * 4_000_000], ids=["segments", "fill"])
+def test_a_flooded_jpeg_is_refused_before_pillow_reads_it(
+    flood: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pillow reads each segment, and each byte between two, by itself, and keeps them."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg")
+    content = (tmp_path / "a.jpg").read_bytes()
+    (tmp_path / "a.jpg").write_bytes(content[:2] + flood + content[2:])
+    monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("Pillow reads it"))
+    for file in (tmp_path / "a.jpg", (tmp_path / "a.jpg").read_bytes()):
+        with pytest.raises(ValueError, match="a JPEG of more than 10000 segments or 100000 bytes between them"):
+            open_image(file, "the picture")
+
+
+def test_a_picture_within_another_is_refused(tmp_path: Path) -> None:
+    """The size and the scans of the JPEG in a BLP are not those that its header says."""
+    Image.new("RGB", (8, 8)).save(inner := tmp_path / "inner.jpg")
+    content, start = inner.read_bytes(), 28 + 128 + 4
+    header = b"BLP1" + struct.pack("<iI", 0, 0) + struct.pack("<II", 8, 8) + struct.pack("<iI", 5, 0)
+    offsets = struct.pack("<16I", start + 2, *[0] * 15) + struct.pack("<16I", len(content) - 2, *[0] * 15)
+    (tmp_path / "a.blp").write_bytes(header + offsets + struct.pack("<I", 2) + content)
+    with pytest.raises(ValueError, match=r"a\.blp is of the format BLP, which is not read.*export it as PNG"):
+        read_image(tmp_path / "a.blp")
+    assert ".blp" not in image_endings()
 
 
 def test_a_jpeg_of_many_segments_is_refused(tmp_path: Path) -> None:

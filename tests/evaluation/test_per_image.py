@@ -148,6 +148,10 @@ def test_unusable_sources(tmp_path: Path) -> None:
         (tmp_path / "a.json").write_text(text)
         with pytest.raises(ValueError, match="is no JSON"):
             Predictions(tmp_path / "a.json")
+    with open(tmp_path / "a.json", "wb") as sparse:
+        sparse.truncate(200 << 30)
+    with pytest.raises(ValueError, match="bytes, but at most 2,000,000,000 are read"):
+        Predictions(tmp_path / "a.json")
     os.mkfifo(tmp_path / "sem_seg_predictions.json")  # would be waited for
     with pytest.raises(FileNotFoundError, match=r"TEST\.SAVE_RLE True"):
         Predictions(tmp_path)

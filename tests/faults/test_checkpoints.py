@@ -54,6 +54,14 @@ def spoil(path: Path, how: str) -> None:
 SLOWLY = [pytest.param(how, marks=pytest.mark.slow) for how in ("empty", "gone")]
 
 
+def test_a_sum_of_any_length_is_not_read_whole(reference: Path, tmp_path: Path) -> None:
+    path = tmp_path / "model_final.pth"
+    path.write_bytes((reference / path.name).read_bytes())
+    with open(f"{path}.sha256", "wb") as sparse:
+        sparse.truncate(200 << 30)
+    assert "its SHA-256 is not that of model_final.pth.sha256" in str(damage_of(path))
+
+
 @pytest.mark.parametrize("how", ["cut", "bit", *SLOWLY])
 def test_a_damaged_latest_checkpoint_is_passed_over(make_cfg: MakeCfg, reference: Path, how: str) -> None:
     cfg = make_cfg(SOLVER__CHECKPOINT_PERIOD=2)

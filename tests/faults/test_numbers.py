@@ -12,6 +12,7 @@ import torch
 
 from san.cli import replay
 from san.cli.main import run_tool
+from san.cli.replay import read_dump
 from san.d2.processes.stopping import StopRequested
 from san.d2.run import run
 from san.d2.train.iteration import NonFiniteError, Stepper
@@ -58,6 +59,13 @@ def test_a_bad_iteration_is_left_out(
     saved = torch.load(folder / "model_final.pth", weights_only=True)
     assert all(value.isfinite().all() for value in saved["model"].values())
     assert not (folder / "model_0000003.pth").exists() and not list(folder.glob("nonfinite*"))
+
+
+def test_a_dump_that_is_too_large_is_not_read(tmp_path: Path) -> None:
+    with open(tmp_path / "a.json", "wb") as sparse:
+        sparse.truncate(30 << 30)
+    with pytest.raises(ValueError, match="32,212,254,720 bytes, but at most 64,000,000 are read"):
+        read_dump(tmp_path / "a.json")
 
 
 def test_a_row_of_them_stops_with_a_dump_that_replays(

@@ -24,6 +24,8 @@ from san.hub.remote import CONFIG_FILE, WEIGHTS_FILE
 SUM = ".sha256"
 """Ending of the file beside a checkpoint that holds its SHA-256, as sha256sum writes it."""
 
+_SUM_LENGTH = 200  # characters of it that are read
+
 logger = logging.getLogger("san.d2.checkpointer")
 
 
@@ -277,7 +279,8 @@ def damage_of(path: Path) -> str | None:
         return f"checkpoint {path} does not exist"
     sum_file = path.with_name(path.name + SUM)
     if sum_file.is_file():
-        wanted = sum_file.read_text(encoding="utf-8", errors="replace").split(" ", 1)[0]
+        with open(sum_file, encoding="utf-8", errors="replace") as opened:
+            wanted = opened.read(_SUM_LENGTH).split(" ", 1)[0]
         state = path.stat()
         whole = _known_sum(path, state.st_mtime_ns, state.st_size) == wanted
         return None if whole else f"checkpoint {path} is damaged: its SHA-256 is not that of {sum_file.name}"

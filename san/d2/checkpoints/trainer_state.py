@@ -168,7 +168,9 @@ def _check_moments(values: object, parameter: Tensor, name: str) -> None:
 def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
     """Takes the moments of a state that `check_trainer_state` has passed; rates and decays stay the optimiser's own."""
     groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
+    # copies: tensors of a file may share their memory, and an update would change all of them at once
+    moments = {number: {key: value.clone() for key, value in own.items()} for number, own in state["state"].items()}
+    optimizer.load_state_dict({"state": moments, "param_groups": groups})
 
 
 def set_schedule(scheduler: torch.optim.lr_scheduler.LambdaLR, done: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -101,6 +102,11 @@ def check_values(cfg: CfgNode) -> None:
         raise ValueError(
             f"OUTPUT_DIR is {cfg.OUTPUT_DIR!r}, but a run needs a folder; set it, to output/run for instance"
         )
+    if "://" in cfg.OUTPUT_DIR:
+        raise ValueError(
+            f"OUTPUT_DIR is {excerpt(cfg.OUTPUT_DIR)}, an address, but a run is written to a folder of this "
+            "machine; set it to a folder, and upload that afterwards"
+        )
     check_model_name(cfg.MODEL.META_ARCHITECTURE)
     _check_device(cfg.MODEL.DEVICE)
     _check_expected(cfg.TEST.EXPECTED_RESULTS)
@@ -129,8 +135,9 @@ def _check_expected(entries: Any) -> None:
     for entry in entries:
         fits = isinstance(entry, (list, tuple)) and len(entry) == 4
         fits = fits and all(isinstance(name, str) for name in entry[:2])
-        if not fits or not all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in entry[2:]):
+        fits = fits and all(type(number) in (int, float) and math.isfinite(number) for number in entry[2:])
+        if not fits or entry[3] < 0:
             raise ValueError(
                 f"TEST.EXPECTED_RESULTS holds {excerpt(entry)}; give lists of [data set, metric, value, tolerance], "
-                "such as [['sem_seg', 'mIoU', 40.0, 1.0]]"
+                "finite and the tolerance 0 or more, such as [['sem_seg', 'mIoU', 40.0, 1.0]]"
             )
