@@ -40,8 +40,8 @@ lint: ## ruff: rules and format
 types: ## mypy
 	$(PYTHON) -m mypy
 
-test: ## the default test suite
-	$(PYTHON) -m pytest
+test: ## the default test suite, on all cores
+	$(PYTHON) -m pytest -n auto
 
 audit: ## known vulnerabilities of the installed packages; advice that fails nothing
 	@if [ "$(AUDIT)" = no ]; then \
@@ -54,7 +54,7 @@ audit: ## known vulnerabilities of the installed packages; advice that fails not
 	fi
 
 test-all: ## with the slow tests
-	$(PYTHON) -m pytest --slow
+	$(PYTHON) -m pytest -n auto --slow
 
 versions: ## the tests with the oldest, a pinned and the newest releases, each in an environment of its own
 	$(PYTHON) tools/maintainers/check_versions.py $(if $(DETECTRON2),--detectron2 $(DETECTRON2))

@@ -106,7 +106,8 @@ def test_make_prefers_the_active_environment(tmp_path, active):
     )
     expected = "python3" if active else ".venv/bin/python"
     commands = [line for line in result.stdout.splitlines() if line.startswith(f"{expected} -m ")]  # not the audit's
-    assert commands == [f"{expected} -m {tool}" for tool in ("ruff check .", "ruff format --check .", "mypy", "pytest")]
+    tools = ("ruff check .", "ruff format --check .", "mypy", "pytest -n auto")
+    assert commands == [f"{expected} -m {tool}" for tool in tools]
 
 
 def test_ci_runs_the_readmes_test_command():

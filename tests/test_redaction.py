@@ -227,7 +227,8 @@ def test_the_command_redacts_its_terminal(
     monkeypatch.setattr(sys, "stdout", sys.stdout)
     monkeypatch.setattr(sys, "stderr", sys.stderr)
     assert main(["visualize", "--nothing", TOKEN]) == 2
-    assert main(["predict", f"https://me:word@host.org/{TOKEN}.jpg", "--vocab", "cat"]) == 1
+    assert main(["predict", f"https://me:word@host.org/{TOKEN}.jpg", "--vocab", "cat"]) == 2
+    assert main(["predict", f"{TOKEN}.jpg", "--vocab", "cat"]) == 1
     shown = capsys.readouterr().err
     assert MASK in shown and TOKEN not in shown and "word" not in shown
 

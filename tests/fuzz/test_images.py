@@ -95,7 +95,7 @@ def test_the_good_ones_are_read(corpus):
         (
             "a.jpg",
             b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(touched) (w) file closefile\n%%EOF\n",
-            "is EPS, a drawing that only another program could turn into pixels; export it as PNG",
+            "is of the format EPS, which is not read as a picture; export it as PNG",
         ),
     ],
 )

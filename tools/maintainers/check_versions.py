@@ -72,7 +72,7 @@ class Environment:
     def test(self, arguments: Sequence[str]) -> tuple[str, int]:
         """Runs pytest in the repository; returns its last line and its exit code."""
         process = subprocess.Popen(
-            [self.folder / "bin" / "python", "-m", "pytest", "-q", *arguments],
+            [self.folder / "bin" / "python", "-m", "pytest", "-q", "-n", "auto", *arguments],
             cwd=REPO, env=self._variables(), stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         last = ""
