@@ -1,4 +1,4 @@
-"""The small tools as their users run them; train_net.py has tests of its own in tests/d2."""
+"""The scripts of tools/, and `san convert`, as their users run them; train_net.py has tests of its own in tests/d2."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from san.checkpoint import is_published, load_checkpoint_file, trained_names
+from san.cli.main import main
 from san.model.build import build_san
 from san.model.config import variant
 
@@ -59,15 +60,14 @@ def tiny_run(tmp_path: Path) -> tuple[Path, Path]:
 
 @pytest.mark.parametrize("form", ["published", "own"])
 def test_convert_to_a_whole_checkpoint_and_back(tiny_run: tuple[Path, Path], tmp_path: Path, form: str) -> None:
-    convert = load_tool("convert_checkpoint")
     checkpoint, config = tiny_run
     assert (
-        convert.main([str(checkpoint), "--config-file", str(config), "--to", form, "--out", str(tmp_path / "a.pth")])
+        main(["convert", str(checkpoint), "--config-file", str(config), "--to", form, "--out", str(tmp_path / "a.pth")])
         == 0
     )
     assert is_published(load_checkpoint_file(tmp_path / "a.pth")["model"]) == (form == "published")
     again = [str(tmp_path / "a.pth"), "--config-file", str(config), "--to", "own", "--out", str(tmp_path / "b.pth")]
-    assert convert.main(again) == 0
+    assert main(["convert", *again]) == 0
     back, before = load_checkpoint_file(tmp_path / "b.pth")["model"], load_checkpoint_file(checkpoint)["model"]
     torch.testing.assert_close(dict(back), dict(before), atol=0, rtol=0)
 
@@ -75,7 +75,6 @@ def test_convert_to_a_whole_checkpoint_and_back(tiny_run: tuple[Path, Path], tmp
 def test_convert_to_slim_halves_and_refuses_to_overwrite(
     tiny_run: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    convert = load_tool("convert_checkpoint")
     checkpoint, config = tiny_run
     arguments = [
         str(checkpoint),
@@ -87,22 +86,21 @@ def test_convert_to_slim_halves_and_refuses_to_overwrite(
         "--out",
         str(tmp_path / "s.pth"),
     ]
-    assert convert.main(arguments) == 0
+    assert main(["convert", *arguments]) == 0
     tensors = load_checkpoint_file(tmp_path / "s.pth")["model"]
     assert set(tensors) == trained_names(build_san(variant("tiny")))
     assert {value.dtype for value in tensors.values()} == {torch.float16}
-    assert convert.main(arguments) == 1
+    assert main(["convert", *arguments]) == 1
     assert "exists; remove it" in capsys.readouterr().err
 
 
 def test_convert_refuses_what_does_not_fit(
     tiny_run: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    convert = load_tool("convert_checkpoint")
     checkpoint, config = tiny_run
     config.write_text(TINY.replace("NUM_QUERIES: 10", "NUM_QUERIES: 12"))
     out = tmp_path / "a.pth"
-    assert convert.main([str(checkpoint), "--config-file", str(config), "--to", "own", "--out", str(out)]) == 1
+    assert main(["convert", str(checkpoint), "--config-file", str(config), "--to", "own", "--out", str(out)]) == 1
     assert "(10, 144) instead of (12, 144)" in capsys.readouterr().err
     assert not out.exists()
 

@@ -24,8 +24,12 @@ COMMANDS = {
     "models": "what there is, its size and licence, and whether it is on this machine",
     "train": "train a model, and evaluate it",
     "eval": "evaluate a model on data sets",
+    "prepare": "a benchmark's folders from its publisher's download",
     "check": "read a data set whole and say what is wrong with it",
     "visualize": "pictures of an evaluation's results, the worst first",
+    "curves": "draw the losses and evaluations of a run",
+    "replay": "recompute batches whose losses or gradients were not finite",
+    "convert": "a checkpoint to the published names, a slim file, or a folder for the hub",
     "benchmark": "speed and memory, beside the floor that this machine sets",
 }
 """Sub-commands, each the module san/cli/<name>.py, and what they are for."""

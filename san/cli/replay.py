@@ -1,9 +1,9 @@
 r"""Compute the batches again whose losses or gradients were not finite, and say which image it is.
 
 Examples:
-  python tools/replay_batch.py output/run/nonfinite_0001234.json
-  python tools/replay_batch.py --iteration 1233 output/run/nonfinite_0001234.json
-  python tools/replay_batch.py output/run/nonfinite_0001234.json SOLVER.AMP.ENABLED False
+  san replay output/run/nonfinite_0001234.json
+  san replay --iteration 1233 output/run/nonfinite_0001234.json
+  san replay output/run/nonfinite_0001234.json SOLVER.AMP.ENABLED False
 
 Training that stops after SOLVER.MAX_NONFINITE updates in a row writes the file, and the weights beside it. The samples
 come from the run's seed and their positions, so they are the same to the pixel; config.yaml beside the file says how

@@ -132,7 +132,7 @@ def _load_shapes(pretrained: str | None) -> LoadedClip:
     if not Path(pretrained).is_file():
         raise ValueError(
             f"CLIP 'shapes' has the weights 'shapes', and there is no file {pretrained!r}; "
-            "set MODEL.CLIP.PRETRAINED to shapes, or to a file of tools/train_shapes_clip.py"
+            "set MODEL.CLIP.PRETRAINED to shapes, or to a file of tools/maintainers/train_shapes_clip.py"
         )
     return _load_own_file(Path(pretrained))
 
@@ -228,7 +228,9 @@ def _load_own_file(path: Path) -> LoadedClip:
     header = read_metadata(path)
     if header.get("format") != "san-clip":
         read_tensors(path)  # a damaged file is said to be that
-        raise ValueError(f"{str(path)!r} is no CLIP file of this project; write one with tools/train_shapes_clip.py")
+        raise ValueError(
+            f"{str(path)!r} is no CLIP file of this project; write one with tools/maintainers/train_shapes_clip.py"
+        )
     try:
         arch = ClipArch.from_dict(parse_json(header["arch"]))
         tokenizer = fitting_tokenizer(arch.text, parse_json(header["token_ids"]))

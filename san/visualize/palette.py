@@ -36,8 +36,9 @@ def class_color(name: str) -> tuple[int, int, int]:
     """A class name's own colour, a function of the name alone (case and outer blanks ignored); see `palette`.
 
     The names of the six benchmarks and of the shapes world have colours of `san/data/class_colors.json`, chosen by
-    `tools/make_class_colors.py` so that the classes of one label set are well apart. Of other names, one with a colour
-    word ("red car") gets such a colour; any other's hue, lightness and chroma are drawn from a hash of it.
+    `tools/maintainers/make_class_colors.py` so that the classes of one label set are well apart. Of other names, one
+    with a colour word ("red car") gets such a colour; any other's hue, lightness and chroma are drawn from a hash of
+    it.
 
     Returns:
         red, green, blue, each 0..255.

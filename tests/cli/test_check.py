@@ -1,9 +1,8 @@
-"""`san check` and tools/check_dataset.py: exit codes, files, and every fault of a spoilt data set in one run."""
+"""`san check`: exit codes, files, and every fault of a spoilt data set in one run."""
 
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
 import subprocess
 import sys
@@ -208,25 +207,14 @@ def test_a_set_registered_by_someone_else(root: Path) -> None:
     assert report_of(root, "foreign")["classes"][0]["pixels"] == 450
 
 
-def test_the_tool_with_two_processes(root: Path) -> None:
+def test_two_processes(root: Path) -> None:
     for index in range(12):
         Image.new("RGB", (30, 20)).save(root / IMAGES / f"{index}.jpg")
         Image.new("L", (30, 20), index).save(root / LABELS / f"{index}.png")
     (root / IMAGES / "7.jpg").write_bytes(b"no picture")
-    command = [sys.executable, str(REPO / "tools/check_dataset.py"), NAME, "--partial", "--workers", "2",
-               "--data-root", str(root), "--out", str(root / "out")]  # fmt: skip
+    command = [sys.executable, "-m", "san", "check", NAME, "--partial", "--workers", "2", "--data-root", str(root)]
+    command += ["--out", str(root / "out")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 1, done.stderr
     assert "images that cannot be read: 1" in done.stdout
     assert report_of(root)["checked"] == 15
-
-
-def test_the_tool_is_the_sub_command(root: Path) -> None:
-    spec = importlib.util.spec_from_file_location("tool", REPO / "tools/check_dataset.py")
-    assert spec is not None
-    assert spec.loader is not None
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    arguments = [NAME, "--partial", "--data-root", str(root), "--out", str(root / "out"), "--workers", "1"]
-    assert tool.main([*arguments, "--samples", "0"]) == 0
-    assert not (root / "out" / NAME / "samples.png").exists()

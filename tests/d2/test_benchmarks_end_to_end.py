@@ -22,6 +22,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from san.cli.main import main
 from san.d2.data.datasets import load_records, metadata_of, register_datasets
 from san.d2.evaluate.evaluation import evaluate_dataset
 from san.data.benchmarks import BENCHMARKS
@@ -50,8 +51,7 @@ def run_prepare(tree: RawTree, root: Path, *options: str) -> int:
 
 def run_check(root: Path, out: Path, *options: str) -> int:
     arguments = ["--data-root", str(root), "--out", str(out), "--workers", "1", "--samples", "1", *options]
-    code: int = load_script(REPO / "tools/check_dataset.py").main(arguments)
-    return code
+    return main(["check", *arguments])
 
 
 @pytest.fixture(scope="module", params=sorted(MAKERS))

@@ -22,7 +22,7 @@ from san.data.shapes.captions import NAME_TEMPLATES
 from san.data.shapes.pretraining import zero_shot
 from san.hub import load_pretrained
 
-TOOL = Path(__file__).parents[2] / "tools" / "train_shapes_clip.py"
+TOOL = Path(__file__).parents[2] / "tools/maintainers/train_shapes_clip.py"
 
 
 def load_tool(path: Path) -> Any:
@@ -83,7 +83,7 @@ def test_training_tool_writes_a_clip_that_loads(tmp_path: Path) -> None:
     output = tmp_path / "clip.safetensors"
     options = ["--schedule", "0.0001", "--bank", "0.0001", "--width", "32", "--depth", "1", "--threads", "1"]
     command = [sys.executable, str(TOOL), "--output", str(output), *options]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=TOOL.parents[1], timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=TOOL.parents[2], timeout=300)
     assert done.returncode == 0, done.stderr
     report = json.loads(output.with_suffix(".json").read_text())
     assert report["steps"] == 5 and set(report["zero_shot_percent"]) == {"things", "seen", "novel", "grounds"}
@@ -104,7 +104,7 @@ def test_true_captions_of_a_picture_come_out_on_one_scale() -> None:
 
 
 def test_help_is_complete() -> None:
-    done = subprocess.run([sys.executable, str(TOOL), "--help"], capture_output=True, text=True, cwd=TOOL.parents[1])
+    done = subprocess.run([sys.executable, str(TOOL), "--help"], capture_output=True, text=True, cwd=TOOL.parents[2])
     assert done.returncode == 0
     for option in (
         "--output",
@@ -131,7 +131,7 @@ def test_an_unknown_word_is_told_once(caplog):
 
 def test_things_are_named_under_their_masks(repo, capsys):
     """What SAN asks of the committed CLIP: one thing among several, seen through its mask alone."""
-    tool = load_tool(repo / "tools/check_shapes_clip.py")
+    tool = load_tool(repo / "tools/maintainers/check_shapes_clip.py")
     images, labels = tool.scenes(60, seed=5)
     found = tool.recognition(load_clip("shapes", "shapes"), 3, images, labels)
     assert found["seen things"] > 65 and found["novel things"] > 65 and found["grounds"] > 72

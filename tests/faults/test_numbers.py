@@ -76,7 +76,7 @@ def test_a_row_of_them_stops_with_a_dump_that_replays(
     with pytest.MonkeyPatch.context() as patch:
         spoil(patch, {2, 3, 4})
         with pytest.raises(
-            FloatingPointError, match=r"iteration 4, images .*train_.*3 updates in a row .*replay_batch"
+            FloatingPointError, match=r"iteration 4, images .*train_.*3 updates in a row .*; san replay "
         ):
             run(cfg)
     folder = Path(cfg.OUTPUT_DIR)

@@ -110,7 +110,7 @@ class IterationLog:
         if count >= self.max_skipped:
             raise FloatingPointError(
                 f"{what}. {count} updates in a row (SOLVER.MAX_NONFINITE) were left out and training stops, "
-                f"earlier checkpoints are untouched; python tools/replay_batch.py {self._dump(iteration)} computes "
+                f"earlier checkpoints are untouched; san replay {self._dump(iteration)} computes "
                 "these batches again; lower SOLVER.BASE_LR, or set SOLVER.AMP.DTYPE bf16 or SOLVER.AMP.ENABLED False, "
                 "or look at these images, then go on with --resume"
             )

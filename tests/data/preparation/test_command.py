@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from san.cli.main import main as command
+from san.cli.prepare import _SETS
 from san.data.preparation import PREPARATIONS
 from tests.data.raw_trees import make_raw_tree
 
@@ -24,6 +26,17 @@ def load(repo: Path, name: str):
 def test_one_script_a_set(repo):
     scripts = {path.stem.removeprefix("prepare_") for path in (repo / "datasets").glob("*.py")}
     assert scripts == PREPARATIONS.keys()
+
+
+def test_the_command_prepares_every_set(tmp_path, capsys):
+    assert sorted(_SETS) == sorted(PREPARATIONS)
+    tree = make_raw_tree("voc", tmp_path / "raw")
+    options = ["--root", str(tmp_path / "root"), "--raw", str(tree.raw), "--workers", "1", "--partial"]
+    assert command(["prepare", "voc", *options]) == 0
+    assert capsys.readouterr().out.endswith("all is well\n")
+    assert command(["prepare", "voc", *options[:2], "--check", "--partial"]) == 0
+    assert command(["prepare", "vok"]) == 2
+    assert "choose from" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", PREPARATIONS)

@@ -17,8 +17,8 @@ from san.data.preparation.files import STATE_FOLDER, only_run, place_file, remov
 from san.data.preparation.jobs import Job, run_jobs
 from tests.data.raw_trees import Sizes, make_raw_tree
 
-RUN = "import sys; from pathlib import Path; from san.data.preparation.command import main; "
-RUN += "sys.exit(main(sys.argv[1], None, sys.argv[2:], default_root='unused')) if __name__ == '__main__' else None"
+RUN = "import sys; from san.cli.main import main; "
+RUN += "sys.exit(main(['prepare', *sys.argv[1:]])) if __name__ == '__main__' else None"
 
 
 def start(repo: Path, *arguments: object, code: str = RUN) -> subprocess.Popen[bytes]:

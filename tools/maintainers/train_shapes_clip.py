@@ -1,6 +1,6 @@
 """Train the small CLIP of the shapes benchmark, contrastively, from captions alone.
 
-    python tools/train_shapes_clip.py --output san/data/shapes/assets/clip.safetensors
+    python tools/maintainers/train_shapes_clip.py --output san/data/shapes/assets/clip.safetensors
 
 It learns all names, the novel ones too, from pictures and sentences; it never sees a mask. Every true pair of a batch
 counts as positive, so two pictures of a red star are no negatives of each other's captions. The stages are a
@@ -268,7 +268,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
                 sys.stdout.flush()
                 save_clip_file(args.output, model.state_dict(), arch, token_ids=ids)
     report = {
-        "command": " ".join(["python", "tools/train_shapes_clip.py", *args.argv]),
+        "command": " ".join(["python", "tools/maintainers/train_shapes_clip.py", *args.argv]),
         "seed": args.seed,
         "steps": total,
         "minutes": round((time.monotonic() - start) / 60, 1),

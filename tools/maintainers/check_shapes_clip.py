@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Measure how well a small CLIP of the shapes world serves SAN, before a SAN is trained on it.
 
-    python tools/check_shapes_clip.py                     # the committed CLIP
-    python tools/check_shapes_clip.py my_clip.safetensors --shallow-depth 2 3 4
+    python tools/maintainers/check_shapes_clip.py                     # the committed CLIP
+    python tools/maintainers/check_shapes_clip.py my_clip.safetensors --shallow-depth 2 3 4
 
 SAN asks CLIP to name one thing among several: an [SLS] token starts as the class token after block K and then sees only
 the patches of a mask. Here the masks are the true ones (patches covered to 40 % or more), and all 36 names are to
@@ -85,7 +85,10 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "clip", nargs="?", default=str(SHAPES_FILE), help="file of tools/train_shapes_clip.py (default: the committed)"
+        "clip",
+        nargs="?",
+        default=str(SHAPES_FILE),
+        help="file of train_shapes_clip.py (default: the committed)",
     )
     parser.add_argument(
         "--shallow-depth",
@@ -100,7 +103,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         if not Path(options.clip).is_file():
-            raise FileNotFoundError(f"there is no file {options.clip}; give a file of tools/train_shapes_clip.py")
+            raise FileNotFoundError(
+                f"there is no file {options.clip}; give a file of tools/maintainers/train_shapes_clip.py"
+            )
         clip = load_clip("shapes", options.clip)
         wrong = [depth for depth in options.shallow_depth if not 0 < depth < clip.arch.vision.depth]
         if wrong or options.scenes < 1:

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Measures how many images per second each `datasets/prepare_<set>.py` converts, on made downloads of realistic size.
 
-    python tools/benchmark_preparation.py
-    python tools/benchmark_preparation.py --sets voc ade20k_full --images 100 --workers 1 2 4
+    python tools/maintainers/benchmark_preparation.py
+    python tools/maintainers/benchmark_preparation.py --sets voc ade20k_full --images 100 --workers 1 2 4
 
 Labels are regions of a few to some dozen classes with curved borders, images smooth colours with noise, in the sizes
 typical of each set: COCO 640x480, VOC and PASCAL Context 500x375, ADE20K-150 683x512, ADE20K-847 2048x1536. The whole

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Choose the colours of the known class names (the six benchmarks' and the shapes world's) and write them to a file.
 
-python tools/make_class_colors.py --out san/data/class_colors.json
+python tools/maintainers/make_class_colors.py --out san/data/class_colors.json
 
 Every name gets one colour, whatever the vocabulary it stands in. Names that share a label set are kept as far apart in
 Oklab as can be: set by set, smallest first, each name takes the colour farthest from those already taken by names it

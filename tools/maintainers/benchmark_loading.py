@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Measures how many training samples one loading worker gives per second, on pictures of COCO's size and kind.
 
-    python tools/benchmark_loading.py
-    python tools/benchmark_loading.py --samples 400
+    python tools/maintainers/benchmark_loading.py
+    python tools/maintainers/benchmark_loading.py --samples 400
 
 The pictures are made: 640x480 and 480x640 JPEGs of about 140 kB, with label maps of 171 classes. Reading, decoding, the
 published augmentation and the 640x640 result are timed; one thread.

@@ -1,0 +1,64 @@
+r"""Converts a checkpoint to another form, without optimiser and schedule.
+
+Example:
+  san convert output/shapes/model_final.pth --config-file configs/shapes/san_shapes.yaml --to slim --half --out san.pth
+
+published   all tensors under the names and shapes of the authors' .pth files
+own         all tensors under this project's names
+slim        the trained tensors alone, a few MB; loads beside the same frozen CLIP, and is refused beside another
+folder      model.safetensors with all tensors, config.json and a model card: what `load_pretrained` and the hub take
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from san.cli.options import add_import_option, path_option
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's options."""
+    parser.add_argument("checkpoint", type=path_option, metavar="FILE", help="any SAN checkpoint, published or own")
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="the configuration it was trained with")
+    add_import_option(parser)
+    parser.add_argument("--to", required=True, choices=("published", "own", "slim", "folder"), help="the form to write")
+    parser.add_argument("--out", required=True, type=path_option, help="the .pth file, or the folder, to write")
+    parser.add_argument("--half", action="store_true", help="in half precision, at half the size (slim and folder)")
+    parser.add_argument("--num-classes", type=int, default=171, help="classes trained on (published only; %(default)s)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Reads the checkpoint, checks it against the model, and writes; returns the exit code.
+
+    Raises:
+        ValueError, OSError: the output exists, or configuration and checkpoint do not fit together.
+    """
+    import torch
+
+    from san.checkpoint import brings_clip, load_checkpoint_file, load_weights, save_slim, to_published
+    from san.d2.config.keys import load_config, san_config
+    from san.hub import save_pretrained
+    from san.model.build import build_san
+
+    if args.out.exists():
+        raise ValueError(f"{args.out} exists; remove it or choose another --out")
+    if args.half and args.to not in ("slim", "folder"):
+        raise ValueError(f"--half goes with --to slim and folder, not with {args.to}, which is exact")
+    content = load_checkpoint_file(args.checkpoint)
+    cfg = load_config(args.config_file, imports=args.imports)
+    model = build_san(san_config(cfg), clip_weights=not brings_clip(content["model"]))
+    load_weights(model, content)
+    if args.to == "folder":
+        save_pretrained(model, args.out, half=args.half)
+    else:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        if args.to == "slim":
+            save_slim(model, args.out, half=args.half)
+        else:
+            state = model.state_dict()
+            if args.to == "published":
+                state = to_published(state, num_classes=args.num_classes)
+            torch.save({"model": state}, args.out)
+    files = list(args.out.iterdir()) if args.out.is_dir() else [args.out]
+    print(f"{args.out}: {sum(file.stat().st_size for file in files) / 1e6:.1f} MB")
+    return 0

@@ -1,0 +1,122 @@
+"""Prepares a benchmark: from its publisher's download to what training and evaluation read.
+
+Examples:
+  san prepare voc --root datasets --raw ~/Downloads
+  san prepare voc --root datasets --check
+
+datasets/README.md says what to download for each set, and so does the help of datasets/prepare_<set>.py, which does the
+same. A run that was stopped continues when the command is repeated.
+
+Exit codes: 0 the set is complete and right, 1 it is not, or an error, 2 wrong command line, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from san.cli.main import INTERRUPTED, guarded
+from san.cli.options import path_option
+
+if TYPE_CHECKING:
+    from san.data.preparation import SplitSummary, Summary
+
+_MAX_LINES = 20
+_SETS = ("ade20k", "ade20k_full", "coco_stuff", "pcontext", "pcontext_full", "voc")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's options."""
+    parser.add_argument("name", choices=_SETS, metavar="SET", help=f"one of {', '.join(_SETS)}")
+    _add_options(parser)
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    root = os.environ.get("DETECTRON2_DATASETS") or "datasets"
+    parser.add_argument(
+        "--root", type=path_option, default=root,
+        help="datasets root, written to and searched for the download (default: DETECTRON2_DATASETS, else datasets; "
+        f"here {root})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--raw", type=path_option, nargs="+", default=[], metavar="PATH",
+        help="folders or archives of the download, searched before the root; left unchanged",
+    )  # fmt: skip
+    parser.add_argument(
+        "--workers", type=int, default=min(8, os.cpu_count() or 1), help="processes (default: %(default)s, one a core)"
+    )
+    parser.add_argument(
+        "--splits", nargs="+", choices=("train", "val"), default=["train", "val"],
+        help="what to prepare; val alone needs no training download (default: train val)",
+    )  # fmt: skip
+    parser.add_argument("--link", action="store_true", help="symbolic links to the images instead of copies")
+    parser.add_argument(
+        "--partial", action="store_true", help="only a part of the set is meant: fewer files than published are fine"
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing; read everything prepared and report whether it is right"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prepares or checks a set; returns the exit code.
+
+    Raises:
+        ValueError, OSError: the download is missing or damaged, or the root cannot be written.
+    """
+    from san.data.preparation import Options, check, prepare
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    options = Options(
+        root=args.root,
+        raw=tuple(args.raw),
+        workers=args.workers,
+        splits=tuple(dict.fromkeys(args.splits)),
+        link=args.link,
+        partial=args.partial,
+        progress=True,
+    )
+    try:
+        summary = (check if args.check else prepare)(args.name, options)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; what is written stays, repeat the command to continue\n")
+        return INTERRUPTED
+    sys.stdout.write(report(summary, checked=args.check))
+    return 0 if summary.good else 1
+
+
+def run_script(name: str, description: str | None, arguments: Sequence[str] | None = None) -> int:
+    """The command of datasets/prepare_<set>.py; returns the exit code.
+
+    Args:
+        name: the set.
+        description: text of `--help`.
+        arguments: the command line without the program's name; by default the process's.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    _add_options(parser)
+    args = parser.parse_args(arguments, argparse.Namespace(name=name))
+    return guarded(lambda: run(args))
+
+
+def report(summary: Summary, *, checked: bool) -> str:
+    """The summary as text: a line per split, then notes and problems."""
+    lines = [f"{summary.title} in {summary.root}"]
+    for split in summary.splits:
+        did = "checked" if checked else f"{split.written:,} files written, {split.present:,} there before"
+        lines.append(f"  {split.registered}: {split.labels:,} of {split.expected:,} labels; {did}")
+        lines += [f"    note: {note}" for note in split.notes]
+        lines += _problem_lines(split)
+    wrong = sum(len(split.problems) for split in summary.splits)
+    lines.append("  all is well" if summary.good else f"  {wrong} problem{'' if wrong == 1 else 's'}")
+    return "\n".join(lines) + "\n"
+
+
+def _problem_lines(split: SplitSummary) -> list[str]:
+    lines = [f"    problem: {problem}" for problem in split.problems[:_MAX_LINES]]
+    rest = len(split.problems) - _MAX_LINES
+    return [*lines, f"    … and {rest} more problems"] if rest > 0 else lines
