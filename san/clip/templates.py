@@ -19,11 +19,6 @@ def _sets() -> dict[str, tuple[str, ...]]:
     return {name: tuple(prompts) for name, prompts in json.loads(text).items()}
 
 
-def template_names() -> tuple[str, ...]:
-    """Names of the template sets there are."""
-    return tuple(sorted(_sets()))
-
-
 def load_templates(templates: str | Sequence[str]) -> tuple[str, ...]:
     """The prompts of a set, or of your own list, each with one "{}" for the class name.
 

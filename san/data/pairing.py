@@ -118,28 +118,6 @@ def pair_files(
     )
 
 
-def list_pairs(
-    image_dir: str | Path,
-    label_dir: str | Path,
-    image_ext: str | Sequence[str] = "jpg",
-    label_ext: str | Sequence[str] = "png",
-    *,
-    shared_images: bool = False,
-    remedy: str = REMEDY,
-) -> list[Pair]:
-    """The pairs of `pair_files`, which explains the arguments; a file that is left out is reported in the log.
-
-    Returns:
-        Dicts with `file_name` and `sem_seg_file_name`, sorted by stem.
-
-    Raises:
-        FileNotFoundError: see `pair_files`.
-        ValueError: two files of a kind have one stem, such as `a.jpg` and `a.jpeg`.
-    """
-    pairing = pair_files(image_dir, label_dir, image_ext, label_ext, shared_images=shared_images, remedy=remedy)
-    return pairing.usable(f"{image_dir} and {label_dir}")
-
-
 def read_pair_list(path: str | Path) -> Pairing:
     """Read a list of pairs: a line each with image, a tab, label; blank lines and lines that begin with # do not count.
 

@@ -1,4 +1,4 @@
-"""From one label map to the classes, or binary masks, that the criterion matches.  M classes present, (H, W) image."""
+"""The classes of a label map, each of which is a mask that the criterion matches (docs/method.md#8.1)."""
 
 from __future__ import annotations
 
@@ -27,18 +27,3 @@ def classes_present(label_map: Tensor, ignore_label: int, num_classes: int, *, s
     check_label_values(present.tolist(), num_classes, ignore_label, source=source)
     classes: Tensor = present[present != ignore_label].to(torch.int64)
     return classes
-
-
-def masks_from_label_map(
-    label_map: Tensor, ignore_label: int, num_classes: int, *, source: str = "the label map"
-) -> tuple[Tensor, Tensor]:
-    """One binary mask per class present; the ignore label belongs to none (docs/method.md#8.1).
-
-    Returns:
-        labels (M,) as `classes_present` gives them, and masks (M, H, W) bool.
-
-    Raises:
-        ValueError: as `classes_present`.
-    """
-    labels = classes_present(label_map, ignore_label, num_classes, source=source)
-    return labels, label_map == labels[:, None, None]

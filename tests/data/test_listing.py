@@ -9,7 +9,7 @@ import pytest
 
 from san.data.checking import Folder, check_folders
 from san.data.listing import describe, list_files
-from san.data.pairing import list_pairs, pair_files
+from san.data.pairing import pair_files
 
 
 def touch(folder: Path, *names: str) -> Path:
@@ -85,7 +85,7 @@ def test_data_sets_follow_links_and_say_what_they_skip(tmp_path: Path, caplog: p
     images = touch(tmp_path / "images", "a.jpg", "._a.jpg")
     labels = touch(tmp_path / "labels", "a.png", "._a.png", "town/b.png")
     (images / "town").symlink_to(tmp_path / "disk", target_is_directory=True)
-    pairs = list_pairs(images, labels)
+    pairs = pair_files(images, labels).usable("the folders")
     assert [Path(pair["file_name"]).relative_to(images).as_posix() for pair in pairs] == ["a.jpg", "town/b.jpg"]
     assert "left out: 2 hidden, or a system's own" in caplog.text
     assert [each.path.name for each in pair_files(images, labels).skipped] == ["._a.jpg", "._a.png"]

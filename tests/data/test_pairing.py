@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from san.data.pairing import list_pairs, pair_files, read_pair_list
+from san.data.pairing import pair_files, read_pair_list
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def test_pairs_by_stem(folders: tuple[Path, Path], caplog: pytest.LogCaptureFixt
     touch(images, "b.jpg", "a.jpg", "unlabelled.jpg", "sub/c.jpg", "a.txt")
     touch(labels, "a.png", "b.png", "orphan.png", "sub/c.png", "a.tif")
     with caplog.at_level(logging.WARNING):
-        pairs = list_pairs(images, labels)
+        pairs = pair_files(images, labels).usable("the folders")
     assert [Path(pair["file_name"]).stem for pair in pairs] == ["a", "b", "c"]
     assert all(Path(pair["file_name"]).stem == Path(pair["sem_seg_file_name"]).stem for pair in pairs)
     assert "1 label files have no image and are left out" in caplog.text
@@ -44,7 +44,7 @@ def test_what_has_no_partner_is_told(folders: tuple[Path, Path], caplog: pytest.
     assert pairing.images_without_label == (str(images / "b.jpg"), str(images / "sub/b.jpg"))
     assert pairing.labels_without_image == (str(labels / "c.png"),)
     with caplog.at_level(logging.WARNING):
-        list_pairs(images, labels, shared_images=True)
+        pair_files(images, labels, shared_images=True).usable("the folders")
     assert "c.png" in caplog.text
     assert "b.jpg" not in caplog.text
 
@@ -53,11 +53,11 @@ def test_several_endings_and_doubles(folders: tuple[Path, Path]) -> None:
     images, labels = folders
     touch(images, "a.jpg", "b.png")
     touch(labels, "a.png", "b.png")
-    assert len(list_pairs(images, labels, ["jpg", "png"])) == 2
+    assert len(pair_files(images, labels, ["jpg", "png"]).usable("the folders")) == 2
     touch(images, "a.png")
     assert pair_files(images, labels, ["jpg", "png"]).duplicates == (str(images / "a.png"),)
     with pytest.raises(ValueError, match=r"a\.png has the name of another file.*rename or remove one \(1 such"):
-        list_pairs(images, labels, ["jpg", "png"])
+        pair_files(images, labels, ["jpg", "png"]).usable("the folders")
 
 
 def test_images_are_not_their_own_labels(folders: tuple[Path, Path]) -> None:
@@ -110,16 +110,16 @@ def test_equal_counts_of_different_names_are_not_paired(folders: tuple[Path, Pat
     touch(images, "a.jpg")
     touch(labels, "b.png")
     with pytest.raises(FileNotFoundError, match="image 'a', label 'b'"):
-        list_pairs(images, labels)
+        pair_files(images, labels).usable("the folders")
 
 
 def test_missing_and_empty_folders(folders: tuple[Path, Path], tmp_path: Path) -> None:
     images, labels = folders
     with pytest.raises(FileNotFoundError, match="image folder .* does not exist; prepare the dataset"):
-        list_pairs(tmp_path / "nowhere", labels)
+        pair_files(tmp_path / "nowhere", labels).usable("the folders")
     with pytest.raises(FileNotFoundError, match=r"image folder .* holds no \*\.jpg file"):
-        list_pairs(images, labels)
+        pair_files(images, labels).usable("the folders")
     touch(images, "a.jpg")
     touch(labels, "a.tiff")
     with pytest.raises(FileNotFoundError, match=r"label folder .* holds no \*\.tif file"):
-        list_pairs(images, labels, label_ext="tif")
+        pair_files(images, labels, label_ext="tif").usable("the folders")

@@ -15,7 +15,6 @@ from san.data.shapes import BENCHMARKS, GROUNDS, NAMES, NOVEL, SEEN, SHAPES_SPLI
 from san.data.shapes.__main__ import main
 from san.data.shapes.captions import (
     Caption,
-    caption_of,
     facts,
     is_true,
     join_names,
@@ -106,7 +105,7 @@ def test_captions_name_what_is_in_the_picture() -> None:
     rng = np.random.default_rng(0)
     for index in range(60):
         scene = scene_at(2, index)
-        caption = caption_of(scene, rng)
+        caption = write_caption(rng, scene.names)
         assert caption.names and is_true(caption, scene.names)
         assert all(name in caption.text for name in caption.names)
         named = {name for name in NAMES if name in caption.text}
@@ -115,7 +114,7 @@ def test_captions_name_what_is_in_the_picture() -> None:
 
 def test_all_combinations_occur_in_captions() -> None:
     rng = np.random.default_rng(0)
-    said = set().union(*(caption_of(scene_at(5, index), rng).names for index in range(700)))
+    said = set().union(*(write_caption(rng, scene_at(5, index).names).names for index in range(700)))
     assert said == set(NAMES)
 
 

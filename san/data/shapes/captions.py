@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from san.data.shapes.world import GROUNDS, SHAPES, Scene
+from san.data.shapes.world import GROUNDS, SHAPES
 
 NAME_TEMPLATES: tuple[str, ...] = (
     "a photo of a {}.",
@@ -131,8 +131,3 @@ def facts(names: Iterable[str]) -> frozenset[str]:
 def is_true(caption: Caption, names: Iterable[str]) -> bool:
     """Whether all that the caption states holds for a picture with these names."""
     return caption.names <= facts(names)
-
-
-def caption_of(scene: Scene, rng: np.random.Generator) -> Caption:
-    """A caption of a scene; see `write_caption`."""
-    return write_caption(rng, scene.names)

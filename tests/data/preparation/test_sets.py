@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from san.data.benchmarks import BENCHMARKS
-from san.data.pairing import list_pairs
+from san.data.pairing import pair_files
 from san.data.preparation import PREPARATIONS, Options, check, prepare
 from tests.data.raw_trees import MAKERS, RawTree, Sizes, make_raw_tree
 
@@ -57,7 +57,7 @@ def test_download_becomes_the_registered_layout(name, archives, tmp_path):
     for split in summary.splits:
         assert split.labels == len(tree.expected[split.registered])
         row = BENCHMARKS[split.registered]
-        pairs = list_pairs(*row.folders(root), row.image_ext, row.label_ext)
+        pairs = pair_files(*row.folders(root), row.image_ext, row.label_ext).usable("the folders")
         assert {Path(pair["sem_seg_file_name"]).stem for pair in pairs} == tree.expected[split.registered].keys()
     assert check(name, options(tree, root)).good
 
