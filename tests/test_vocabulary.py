@@ -74,6 +74,8 @@ def test_a_file_of_five_thousand_names(tmp_path: Path) -> None:
     assert time.process_time() - start < 10
     with pytest.raises(FileNotFoundError, match="vocabulary file .*gone.txt does not exist"):
         Vocabulary.parse(tmp_path / "gone.txt")
+    with pytest.raises(ValueError, match="is a folder; give a file that ends in .txt, .json"):
+        Vocabulary.from_file(tmp_path)
 
 
 def test_as_text_is_read_back() -> None:

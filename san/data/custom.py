@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from san.clip.vocabulary import text_key
-from san.data.custom_classes import CustomClass, parse_classes
+from san.clip.vocabulary import ClassText, text_key
+from san.data.custom_classes import parse_classes
 from san.data.label_mapping import MAX_VALUE, LabelMapping
 from san.data.pairing import Pairing, pair_files, read_pair_list
 from san.data.plain_file import check_keys, read_plain_file, user_path
@@ -89,7 +89,7 @@ class CustomDataset:
 
     path: Path
     name: str
-    classes: tuple[CustomClass, ...]
+    classes: tuple[ClassText, ...]
     ignore_label: int
     label_mapping: LabelMapping | None
     splits: tuple[CustomSplit, ...]
@@ -145,7 +145,7 @@ def _name(value: Any, where: str) -> str:
     return value
 
 
-def _ignore_label(value: Any, classes: Sequence[CustomClass], where: str) -> int:
+def _ignore_label(value: Any, classes: Sequence[ClassText], where: str) -> int:
     """A pixel value beyond the class indices."""
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_VALUE:
         raise ValueError(f"ignore_label in {where} is {excerpt(value)}; give a pixel value, 0..{MAX_VALUE}, mostly 255")
@@ -159,7 +159,7 @@ def _ignore_label(value: Any, classes: Sequence[CustomClass], where: str) -> int
 
 
 def _label_mapping(
-    content: Mapping[str, Any], classes: Sequence[CustomClass], ignore_label: int, where: str
+    content: Mapping[str, Any], classes: Sequence[ClassText], ignore_label: int, where: str
 ) -> LabelMapping | None:
     """The table from pixel values to classes, or None where the file has none."""
     table = content.get("label_mapping")

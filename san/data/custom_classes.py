@@ -10,14 +10,11 @@ from san.clip.vocabulary import ClassText, parse_class_list
 from san.data.plain_file import read_plain_file, read_text, user_path
 from san.errors import excerpt
 
-CustomClass = ClassText
-"""A class of a data set: it has synonyms, and no prompts."""
-
 ENDINGS = (".txt", ".json", ".yaml", ".yml")
 """Of files that list classes."""
 
 
-def parse_classes(content: Any, where: str, folder: Path) -> tuple[CustomClass, ...]:
+def parse_classes(content: Any, where: str, folder: Path) -> tuple[ClassText, ...]:
     """The classes from what a data set file says under ``classes``.
 
     Args:
@@ -55,6 +52,8 @@ def read_class_file(path: Path, title: str) -> Any:
         ValueError: it has another ending or cannot be read; or it is a single line with commas, which in a .txt file
             would be one class.
     """
+    if path.is_dir():
+        raise ValueError(f"{title} {path} is a folder; give a file that ends in {', '.join(ENDINGS)}")
     ending = path.suffix.lower()
     if ending not in ENDINGS:
         raise ValueError(f"{title} {path} ends in {path.suffix!r}; give a file that ends in {', '.join(ENDINGS)}")

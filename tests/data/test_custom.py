@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
+from san.clip.vocabulary import ClassText
 from san.data.custom import KEYS, load_custom_dataset
-from san.data.custom_classes import CustomClass
 
 FULL: dict[str, Any] = {
     "name": "roofs",
@@ -24,10 +24,10 @@ FULL: dict[str, Any] = {
 }
 
 CLASSES = (
-    CustomClass("roof", ("roof",)),
-    CustomClass("road", ("road", "street")),
-    CustomClass("tree", ("tree", "bush")),
-    CustomClass("sofa", ("sofa",)),
+    ClassText("roof", ("roof",)),
+    ClassText("road", ("road", "street")),
+    ClassText("tree", ("tree", "bush")),
+    ClassText("sofa", ("sofa",)),
 )
 
 
@@ -92,7 +92,7 @@ def test_the_ignore_label_is_by_default_one_that_no_class_has(tmp_path: Path, nu
 
 def test_names_with_commas_stay_whole(tmp_path: Path) -> None:
     path = write(tmp_path, {"name": "a", "classes": ["road, route"], "list": "l.txt"})
-    assert load_custom_dataset(path).classes == (CustomClass("road, route", ("road, route",)),)
+    assert load_custom_dataset(path).classes == (ClassText("road, route", ("road, route",)),)
 
 
 def test_names_that_clip_cannot_tell_apart_are_refused(tmp_path: Path) -> None:
