@@ -28,9 +28,12 @@ def blocks() -> list[tuple[str, str]]:
 
 
 def run_command(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs ``python SCRIPT ...`` or ``python -m MODULE ...`` in this process; it must end with status 0."""
+    """Runs ``python SCRIPT ...``, ``python -m MODULE ...`` or ``san ...`` in this process; it must end with 0."""
     program, *arguments = shlex.split(line)
-    assert program == "python", line
+    if program == "san":
+        arguments = ["-m", "san", *arguments]
+    else:
+        assert program == "python", line
     module = arguments[0] == "-m"
     name, arguments = (arguments[1], arguments[2:]) if module else (arguments[0], arguments[1:])
     monkeypatch.setattr(sys, "argv", [name, *arguments])

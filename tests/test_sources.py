@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from functools import cache
 from pathlib import Path
@@ -74,3 +75,13 @@ def test_links_to_sections_lead_there(page: str) -> None:
     text = (REPO / page).read_text(encoding="utf-8")
     links = re.findall(r"\]\(([\w./]*)#([\w.]+)\)", text)
     assert all(anchor in anchors(f"docs/{target}" if target else page) for target, anchor in links)
+
+
+@pytest.mark.parametrize("module", ["san", "san.losses", "san.evaluation", "san.visualize", "san.d2"])
+def test_the_public_names_are_those_of_the_page(module: str) -> None:
+    page = (REPO / "docs/api.md").read_text(encoding="utf-8")
+    (section,) = re.findall(rf"^## `{re.escape(module)}`\n(.*?)(?=^## |\Z)", page, re.M | re.S)
+    cells = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    listed = re.findall(r"`(\w+)`", " ".join(cells))
+    public = importlib.import_module(module).__all__
+    assert sorted(listed) == sorted(name for name in public if not name.startswith("__"))

@@ -9,7 +9,15 @@ from __future__ import annotations
 
 from san.d2.checkpoints.checkpointer import SANCheckpointer
 from san.d2.config.keys import add_san_config, load_config, san_cfg
-from san.d2.data.datasets import prepare_datasets, register_datasets
+from san.d2.data.datasets import (
+    class_texts,
+    load_records,
+    metadata_of,
+    prepare_datasets,
+    register_custom,
+    register_datasets,
+    register_folder,
+)
 from san.d2.meta_arch import SAN
 from san.d2.recipe import SANRecipe
 
@@ -18,8 +26,13 @@ __all__ = [
     "SANCheckpointer",
     "SANRecipe",
     "add_san_config",
+    "class_texts",
     "load_config",
+    "load_records",
+    "metadata_of",
     "prepare_datasets",
+    "register_custom",
     "register_datasets",
+    "register_folder",
     "san_cfg",
 ]
