@@ -113,7 +113,10 @@ def test_embeddings_of_another_number_type_are_dropped(
     table, keys = torch.stack([*entries.values()]).to(dtype), json.dumps([*entries])
     numbers = table.real if dtype.is_complex else table
     header = {"format": text_cache._FORMAT, "keys": keys, "sha256": text_cache._checksum(keys, numbers)}
-    file.write_bytes(save({"embeddings": table}, metadata=header))
+    try:
+        file.write_bytes(save({"embeddings": table}, metadata=header))
+    except KeyError:
+        pytest.skip(f"this release of safetensors has no {dtype}")
     assert TextCache(tmp_path, "f").load(["a"]) == {}
     assert "are damaged" in caplog.text and not files(tmp_path)
 
