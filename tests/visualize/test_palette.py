@@ -121,7 +121,7 @@ def test_oklab_of_known_colors() -> None:
 
 def test_the_tool_keeps_the_colors_there_are(repo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The committed file is complete, and a name taken out of it gets a colour again while the others keep theirs."""
-    spec = importlib.util.spec_from_file_location("make_class_colors", repo / "tools" / "make_class_colors.py")
+    spec = importlib.util.spec_from_file_location("make_class_colors", repo / "tools/maintainers/make_class_colors.py")
     assert spec is not None and spec.loader is not None
     tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)
