@@ -232,6 +232,16 @@ class WithoutNorm(Line):
         return {"loss_ce": self.layer(batch[0]["x"]).sum()}
 
 
+class PassesOn(Line):
+    def forward(self, *args: Any, **options: Any) -> dict[str, Tensor]:  # type: ignore[override]
+        return super().forward(*args, **options)
+
+
+def test_a_model_that_passes_everything_on_gets_the_counts() -> None:
+    losses, _ = stepper_of(PassesOn()).run([batch_of(2.0)] * 2, 0).read()
+    assert losses == {"loss_ce": pytest.approx(3.0), "loss_mask": pytest.approx(1.0)}
+
+
 def test_a_model_that_takes_no_counts_serves_for_a_single_step() -> None:
     stepper = stepper_of(WithoutNorm())
     assert stepper.run([batch_of(2.0)], 0).read()[0] == {"loss_ce": pytest.approx(3.0)}

@@ -151,7 +151,8 @@ class Stepper:
         self.optimizer = optimizer
         self.config = config
         self._inner = model.module if isinstance(model, DistributedDataParallel) else model
-        self._takes_norm = "norm" in inspect.signature(self._inner.forward).parameters
+        parameters = inspect.signature(self._inner.forward).parameters
+        self._takes_norm = "norm" in parameters or any(each.kind == each.VAR_KEYWORD for each in parameters.values())
         self.scaler = torch.amp.GradScaler(config.device, enabled=config.amp_dtype == torch.float16)
 
     def run(
