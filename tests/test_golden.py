@@ -23,7 +23,7 @@ from san.checkpoint import load_weights, own_name, published_name, to_published,
 from san.clip.templates import load_templates
 from san.d2.solver import SolverConfig, build_optimizer, poly_factor
 from san.data.label_sets import load_label_set
-from san.data.targets import masks_from_label_map
+from san.data.targets import classes_present
 from san.data.transforms import resize_short_side
 from san.evaluation.confusion import ConfusionMatrix
 from san.evaluation.metrics import metrics
@@ -187,8 +187,8 @@ def test_tiny_losses(golden: Path, tiny: SANModel) -> None:
     for image in images:
         label_map = (image[0].astype(np.int64) // 52) * 30
         label_map[: len(label_map) // 8] = 255
-        labels, masks = masks_from_label_map(torch.from_numpy(label_map), 255, len(names))
-        targets.append({"labels": labels, "masks": masks})
+        labels = classes_present(torch.from_numpy(label_map), 255, len(names))
+        targets.append({"labels": labels, "masks": torch.from_numpy(label_map) == labels[:, None, None]})
     with torch.no_grad():
         output = tiny(batch_of(golden, tiny, case["items"]), tiny.text_classifier.embed(names))
     criterion = SetCriterion(LossConfig(num_points=recipe(golden).TINY_SAN["train_num_points"]))

@@ -113,7 +113,7 @@ def test_gradients(device, train_pos_embed):
     assert any("bias_head.attn_mlp" in name for name in gradients[0])
     for name, gradient in gradients[0].items():
         other = gradients[1][name]
-        torch.testing.assert_close(gradient, other, rtol=1e-3, atol=1e-4 * max(1e-3, float(other.abs().max())))
+        torch.testing.assert_close(gradient, other, rtol=1e-3, atol=3e-4 * max(1e-3, float(other.abs().max())))
 
 
 def assert_alike(labels: torch.Tensor, plain: torch.Tensor, scores: torch.Tensor) -> None:

@@ -33,7 +33,7 @@ from san.data.checking import (
 )
 from san.data.checking.report import HEADLINES
 from san.data.label_mapping import LabelMapping
-from san.data.pairing import list_pairs
+from san.data.pairing import pair_files
 
 CLASSES = ("cat", "dog", "road, route")
 TARGET = CheckTarget("pets", CLASSES, num_pairs=3, absent=frozenset())
@@ -59,7 +59,7 @@ def save(folder: Path, stem: str, labels: np.ndarray, **options: Any) -> None:
 
 
 def records_of(folder: Path) -> list[dict[str, str]]:
-    return list_pairs(folder / "images", folder / "labels")
+    return pair_files(folder / "images", folder / "labels").usable("the folders")
 
 
 def check(folder: Path, target: CheckTarget = TARGET, *, workers: int = 1) -> CheckReport:
