@@ -15,6 +15,7 @@ import os
 import platform
 import random
 import sys
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -36,6 +37,8 @@ WORKER_TIMEOUT = timedelta(minutes=30)
 """How long a worker waits for another, however it was started; Detectron2's."""
 
 logger = logging.getLogger("san.d2.launcher")
+
+_DROP_SECONDS = 0.2  # they take milliseconds
 
 
 def start_workers(main: Callable[..., None], cfg: CfgNode, args: argparse.Namespace) -> None:
@@ -118,6 +121,8 @@ def leave_groups() -> None:
     if not (dist.is_available() and dist.is_initialized()):
         return
     comm.synchronize()  # nobody leaves while another still talks to it
+    # Gloo's threads need the GIL to drop the tensors of finished exchanges; a group's end waits for them and holds it
+    time.sleep(_DROP_SECONDS)
     forget_groups()
     gc.collect()  # a trainer and its hooks hold each other, and with them the groups
     dist.destroy_process_group()
