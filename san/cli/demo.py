@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
     from san.demo.page import Texts, build_app
     from san.demo.server import DemoServer
 
-    service = make_studio(args)
+    service = make_service(args)
     try:
         guard = build_app(
             service,
@@ -127,7 +127,7 @@ def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def make_studio(args: argparse.Namespace) -> DemoService:
+def make_service(args: argparse.Namespace) -> DemoService:
     """The model and pictures that the options name.
 
     Raises:

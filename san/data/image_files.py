@@ -53,23 +53,8 @@ NO_PICTURES = ("BLP", "BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF")
 of another format (BLP), whose size and scans are not those that the header says."""
 
 UNREAD_ENDINGS = (
-    *(
-        ".arw",
-        ".avif",
-        ".blp",
-        ".cr2",
-        ".cr3",
-        ".dng",
-        ".emf",
-        ".eps",
-        ".exr",
-        ".hdr",
-        ".heic",
-        ".heif",
-        ".hif",
-        ".jp2",
-    ),
-    *(".jxl", ".nef", ".orf", ".pef", ".raf", ".raw", ".rw2", ".srw", ".svg", ".svgz", ".wmf"),
+    *(".arw", ".avif", ".blp", ".cr2", ".cr3", ".dng", ".emf", ".eps", ".exr", ".hdr", ".heic", ".heif", ".hif"),
+    *(".jp2", ".jxl", ".nef", ".orf", ".pef", ".raf", ".raw", ".rw2", ".srw", ".svg", ".svgz", ".wmf"),
 )
 """Of files that are pictures too; some of them the installed Pillow may open."""
 

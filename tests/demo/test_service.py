@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from san.cli import demo
-from san.cli.demo import make_studio
+from san.cli.demo import make_service
 from san.cli.main import make_parser
 from san.data.shapes.world import NAMES
 from san.demo.examples import folder_examples, shapes_examples
@@ -189,7 +189,7 @@ def test_the_words_of_examples_from_a_file(service, tmp_path, monkeypatch):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     (tmp_path / "names.txt").write_text("cat\nsofa|couch\n")
     options = ["--examples", str(tmp_path), "--vocab-file", str(tmp_path / "names.txt")]
-    made = make_studio(make_parser(demo).parse_args(options))
+    made = make_service(make_parser(demo).parse_args(options))
     made.close()
     assert made.examples[0].words == "cat, sofa|couch"
     for wrong, message in (
@@ -198,7 +198,7 @@ def test_the_words_of_examples_from_a_file(service, tmp_path, monkeypatch):
         ([*options[:2], "--words", "cat, Cat"], "names the class 'Cat' twice"),
     ):
         with pytest.raises(ValueError, match=message):
-            make_studio(make_parser(demo).parse_args(wrong))
+            make_service(make_parser(demo).parse_args(wrong))
 
 
 def test_shapes_examples_are_the_same_everywhere():
