@@ -61,14 +61,16 @@ def rle_entries(
         category_ids: dataset id of each class (COCO-Stuff's); class indices by default.
         image_id: of the image in a COCO data set; see `default_image_id`.
     """
-    from pycocotools import mask as coco_mask
-
     if image_id is None:
         image_id = default_image_id(file_name)
+    pixels = labels.ravel(order="F")  # COCO's runs go down the columns
+    starts = np.flatnonzero(np.concatenate([[pixels.size > 0], pixels[1:] != pixels[:-1]]))
+    ends = np.append(starts[1:], pixels.size)
+    run_labels = pixels[starts]
     entries = []
-    for label in np.unique(labels).tolist():
-        code = coco_mask.encode(np.asfortranarray(labels == label, dtype=np.uint8))
-        segmentation = {"size": list(code["size"]), "counts": code["counts"].decode("ascii")}
+    for label in np.unique(run_labels).tolist():
+        own = run_labels == label
+        segmentation = {"size": [*labels.shape], "counts": _compressed(starts[own], ends[own], pixels.size)}
         category_id = label if category_ids is None else category_ids[label]
         entries.append(
             {
@@ -79,6 +81,32 @@ def rle_entries(
             }
         )
     return entries
+
+
+def _compressed(starts: npt.NDArray[Any], ends: npt.NDArray[Any], size: int) -> str:
+    """COCO's compressed run lengths of a mask, letter for letter as pycocotools writes them.
+
+    The lengths alternate between outside and inside, and begin outside. From the fourth on, each is written as the
+    difference from the one two before it: 5 bits per letter, the lowest first; the sixth bit says that more follow.
+
+    Args:
+        starts: (N,) ascending, the first pixel of each run inside.
+        ends: (N,) the pixel after the last of each.
+        size: number of pixels.
+    """
+    edges = np.stack([starts, ends], axis=1).ravel()  # (2N,)
+    runs = np.diff(edges, prepend=0, append=size)  # (2N + 1,)
+    runs = runs[: runs.size - (runs[-1] == 0)]
+    values = np.concatenate([runs[:3], runs[3:] - runs[1:-2]])
+    letters = []
+    unfinished = np.ones(len(values), bool)
+    while unfinished.any():
+        bits, values = values & 0x1F, values >> 5
+        more = unfinished & (values != np.where(bits & 0x10, -1, 0))  # the highest bit of the last letter is the sign
+        letters.append(np.where(unfinished, (bits | more * 0x20) + ord("0"), 0))
+        unfinished = more
+    code = np.stack(letters, axis=1).astype(np.uint8)  # one row per length, 0 where it has ended
+    return code[code > 0].tobytes().decode("ascii")
 
 
 class RLEWriter:

@@ -85,6 +85,19 @@ def test_rle_entries_decode_to_the_label_map() -> None:
     assert np.array_equal(decoded, labels)
 
 
+@pytest.mark.parametrize("num_classes", [1, 2, 40])
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (7, 1), (5, 8), (37, 23)])
+def test_rle_entries_are_pycocotools_to_the_letter(num_classes: int, size: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    for scale in (1, 3, 70):  # runs of one letter to four
+        labels = np.kron(rng.integers(0, num_classes, size), np.ones((scale, scale), np.int64))
+        for entry in rle_entries(labels, "a.jpg"):
+            code = coco_mask.encode(np.asfortranarray(labels == entry["category_id"], dtype=np.uint8))
+            counts = code["counts"].decode("ascii")
+            assert entry["segmentation"] == {"size": list(code["size"]), "counts": counts}
+    assert rle_entries(np.zeros((0, 0), np.int64), "a.jpg") == []
+
+
 def test_rle_writer(tmp_path: Path) -> None:
     writer, other = RLEWriter(category_ids=[1, 13]), RLEWriter(category_ids=[1, 13])
     writer.update(np.array([[0, 1]]), "a.jpg")
