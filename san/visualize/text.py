@@ -50,12 +50,9 @@ class Tag:
 
 
 @cache
-def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which comes with matplotlib and knows Latin, Greek and Cyrillic letters."""
-    import matplotlib
-
-    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name), size)
+def font(size: int) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, the font of matplotlib's plots; it has Latin, Greek and Cyrillic letters."""
+    return ImageFont.truetype(str(Path(__file__).parent / "assets" / "DejaVuSans.ttf"), size)
 
 
 def cut_to(text: str, width: float, letters: ImageFont.FreeTypeFont) -> str:
