@@ -19,13 +19,11 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from san.cli.options import path_option
-from san.d2.data.arguments import add_dataset_arguments, register_from_arguments
-from san.d2.data.datasets import check_names, load_records, metadata_of, pairing_of, prepare_shapes
-from san.d2.data.loaders import Record
+from san.cli.options import add_dataset_options, path_option
 from san.data.benchmarks import BENCHMARKS
 from san.data.checking import (
     CheckReport,
@@ -46,13 +44,16 @@ from san.data.checking import (
 from san.data.image_files import read_image, read_label_map
 from san.visualize import contact_sheet, drawing, plot_pixel_histogram
 
+if TYPE_CHECKING:
+    from san.d2.data.loaders import Record
+
 _RULE = "─" * 100
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
     parser.add_argument("names", nargs="*", metavar="NAME", help="registered data sets; those of --dataset by default")
-    add_dataset_arguments(parser)
+    add_dataset_options(parser)
     parser.add_argument(
         "--workers", type=int, default=os.cpu_count() or 1, help="reading processes (default: %(default)s)"
     )
@@ -91,11 +92,14 @@ def run(args: argparse.Namespace) -> int:
 
 def _names(args: argparse.Namespace) -> list[str]:
     """The data sets to check, registered; refuses a wrong command line."""
+    from san.d2.data.datasets import check_names, metadata_of, register_custom_files, register_datasets
+
     for option, least in (("workers", 1), ("limit", 0), ("samples", 0)):
         value = getattr(args, option)
         if value < least:
             raise ValueError(f"--{option} is {value}; give {least} or more")
-    registered = register_from_arguments(args)
+    register_datasets(args.data_root or None)
+    registered = register_custom_files(args.dataset)
     names = list(dict.fromkeys(args.names or registered))
     if not names:
         raise ValueError("no data set is named; give names such as voc_sem_seg_val, or --dataset FILE for your own")
@@ -107,6 +111,8 @@ def _names(args: argparse.Namespace) -> list[str]:
 
 def _check(name: str, args: argparse.Namespace) -> CheckReport:
     """Checks one data set, prints and writes what was found."""
+    from san.d2.data.datasets import prepare_shapes
+
     target = _target(name, partial=args.partial)
     folder = args.out / name
     start = time.perf_counter()
@@ -138,6 +144,8 @@ def _check(name: str, args: argparse.Namespace) -> CheckReport:
 
 def _pairs(name: str) -> list[Record]:
     """The pairs of a data set, even where some of its names are ambiguous."""
+    from san.d2.data.datasets import load_records, metadata_of, pairing_of
+
     if metadata_of(name).get("files") is None:  # registered by someone else
         return load_records(name)
     return [dict(pair) for pair in pairing_of(name).pairs]
@@ -145,6 +153,8 @@ def _pairs(name: str) -> list[Record]:
 
 def _target(name: str, *, partial: bool) -> CheckTarget:
     """What a registered data set is checked against; of the twelve benchmark splits more is known."""
+    from san.d2.data.datasets import metadata_of
+
     metadata = metadata_of(name)
     benchmark = BENCHMARKS.get(name)
     absent = None
@@ -163,6 +173,8 @@ def _target(name: str, *, partial: bool) -> CheckTarget:
 
 def _folder_findings(name: str) -> list[Finding]:
     """What the names in the folders tell; nothing where a data set is a list of files, or a folder is missing."""
+    from san.d2.data.datasets import metadata_of
+
     metadata = metadata_of(name)
     sides = []
     for root, ext in (("image_root", "image_ext"), ("sem_seg_root", "label_ext")):

@@ -144,6 +144,28 @@ def add_import_option(parser: argparse._ActionsContainer) -> None:
     )
 
 
+def add_data_root_option(parser: argparse.ArgumentParser) -> None:
+    """--data-root."""
+    parser.add_argument(
+        "--data-root",
+        default="",
+        metavar="DIR",
+        help="folder of the benchmarks; default: the environment variable DETECTRON2_DATASETS, else 'datasets'",
+    )
+
+
+def add_dataset_options(parser: argparse.ArgumentParser) -> None:
+    """--data-root, and --dataset for files."""
+    add_data_root_option(parser)
+    parser.add_argument(
+        "--dataset",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="YAML or JSON file that describes your own data set (docs/custom_dataset.md); may be given several times",
+    )
+
+
 def add_cache_option(parser: argparse._ActionsContainer) -> None:
     """--cache-dir."""
     parser.add_argument(

@@ -20,7 +20,7 @@ import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from san.cli.options import add_import_option
+from san.cli.options import add_dataset_options, add_import_option
 from san.errors import USER_ERRORS, one_line
 from san.redaction import redact, redact_home, redact_terminal
 
@@ -44,11 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Configuration, data sets and processes: what training and evaluation share."""
-    from san.d2.api import default_argument_parser
-    from san.d2.data.arguments import add_dataset_arguments
-
     parser.add_argument("--config-file", default="", metavar="FILE", help="path of the YAML configuration")
-    add_dataset_arguments(parser)
+    add_dataset_options(parser)
     add_import_option(parser)
     parser.add_argument(
         "--num-gpus", type=int, default=1, metavar="N", help="GPUs, or processes on the CPU, per machine (default: 1)"
@@ -60,9 +57,9 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--machine-rank", type=int, default=0, metavar="N", help="this machine's number (default: 0)")
     parser.add_argument(
         "--dist-url",
-        default=default_argument_parser().get_default("dist_url"),
         metavar="URL",
-        help="where processes meet: tcp://<first machine>:<port>, or auto on one machine (default: %(default)s)",
+        help="where processes meet: tcp://<first machine>:<port>, or auto on one machine (default: this machine, at a "
+        "port that depends on the user)",
     )
 
 
@@ -128,6 +125,7 @@ def start(args: argparse.Namespace) -> None:
     """
     from torch.multiprocessing.spawn import ProcessExitedException
 
+    from san.d2.api import default_argument_parser
     from san.d2.config.keys import load_config
     from san.d2.processes.launcher import start_workers
 
@@ -135,6 +133,7 @@ def start(args: argparse.Namespace) -> None:
     sources = {"data_root": args.data_root, "datasets": args.dataset, "imports": args.imports}
     cfg = load_config(args.config_file, options, **sources)
     cfg.freeze()
+    args.dist_url = args.dist_url or default_argument_parser().get_default("dist_url")
     try:
         start_workers(worker, cfg, args)
     except ProcessExitedException as error:  # the worker has told why

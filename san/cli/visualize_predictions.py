@@ -26,18 +26,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from san.cli.options import path_option, place_option
+from san.cli.options import add_data_root_option, path_option, place_option
 from san.cli.visualize_images import FORMAT, ImageWorker, Outcome, Task, rounded, write_text
-from san.d2.api import DatasetCatalog
-from san.d2.data.arguments import add_data_root_argument
-from san.d2.data.datasets import (
-    check_names,
-    load_records,
-    metadata_of,
-    prepare_shapes,
-    register_custom_files,
-    register_datasets,
-)
 from san.data.pool import worker_pool
 from san.errors import printable
 from san.evaluation.per_image import ClassScore, Predictions, common_folder, distinct_stems
@@ -73,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="registered data set, or the file that describes your own (of several splits, name one too); "
         "default: the name of the predictions' folder",
     )
-    add_data_root_argument(parser)
+    add_data_root_option(parser)
     parser.add_argument(
         "--out", type=path_option, default=Path("output/visualize"), help="folder to write to (default: %(default)s)"
     )
@@ -94,6 +84,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command; returns its exit code."""
+    from san.d2.data.datasets import metadata_of, prepare_shapes
+
     for option, least in (("limit", 0), ("workers", 1)):
         if getattr(args, option) < least:
             raise ValueError(f"--{option} is {getattr(args, option)}; give {least} or more")
@@ -119,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
         drawn = _work(replace(worker, pictures=True), chosen, args.workers, "drawing")
         outcomes = [outcome for outcome in outcomes if outcome.score is None or outcome.task not in chosen] + drawn
     page = _page(name, worker.names, outcomes, _ordered(drawn, args.sort), args.sort)
-    _write_scores(args.out / SCORES_FILE, name, outcomes)
+    _write_scores(args.out / SCORES_FILE, name, worker.names, outcomes)
     write_text(args.out / "index.html", render_page(page))
     for file, problem in page.problems[:_MAX_TOLD]:
         print(printable(f"left out: {file}: {problem}"), file=sys.stderr)
@@ -141,6 +133,9 @@ def choose_dataset(given: Sequence[str], data_root: str, predictions: Path) -> s
     Raises:
         FileNotFoundError, ValueError: no such data set, or it is not clear which.
     """
+    from san.d2.api import DatasetCatalog
+    from san.d2.data.datasets import check_names, register_custom_files, register_datasets
+
     register_datasets(data_root or None)
     files = [each for each in given if each.endswith((".yaml", ".yml", ".json")) or Path(each).is_file()]
     registered = register_custom_files(files)
@@ -169,6 +164,8 @@ def check_page(path: Path) -> None:
 
 def _tasks(name: str, predictions: Predictions) -> list[Task]:
     """One task per image of the data set."""
+    from san.d2.data.datasets import load_records, metadata_of
+
     metadata = metadata_of(name)
     records = load_records(name)
     images, labels = ([record[key] for record in records] for key in ("file_name", "sem_seg_file_name"))
@@ -276,7 +273,7 @@ def _line(score: ClassScore, names: Sequence[str], note: str = "") -> ClassLine:
     return ClassLine(names[score.index], rounded(score.iou), note, (red, green, blue))
 
 
-def _write_scores(path: Path, name: str, outcomes: Sequence[Outcome]) -> None:
+def _write_scores(path: Path, name: str, names: Sequence[str], outcomes: Sequence[Outcome]) -> None:
     """All scores in one file, for `san visualize compare`."""
     images = [
         {
@@ -290,5 +287,4 @@ def _write_scores(path: Path, name: str, outcomes: Sequence[Outcome]) -> None:
         for outcome in sorted(outcomes, key=lambda each: each.task.name)
         if outcome.score
     ]
-    classes = list(metadata_of(name).stuff_classes)
-    write_text(path, json.dumps({"format": FORMAT, "dataset": name, "classes": classes, "images": images}))
+    write_text(path, json.dumps({"format": FORMAT, "dataset": name, "classes": [*names], "images": images}))
