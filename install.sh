@@ -15,11 +15,11 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 DETECTRON2_URL=https://github.com/facebookresearch/detectron2
 DETECTRON2_COMMIT=02b5c4e295e990042a714712c21dc79b731e8833
 
-extras="" dry_run=""
+extras="train" dry_run=""
 for option in "$@"; do
     case "$option" in
-        --demo) extras="${extras:-[demo]}" ;;
-        --dev) extras="[dev]" ;;
+        --demo) if [ "$extras" = train ]; then extras=train,demo; fi ;;
+        --dev) extras=dev ;;
         --dry-run) dry_run=1 ;;
         -h | --help) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p;}' install.sh; exit 0 ;;
         *) echo "install.sh: unknown option '$option'; known: --demo, --dev, --dry-run, --help" >&2; exit 2 ;;
@@ -98,7 +98,7 @@ if versions and tuple(int(part) for part in versions["torch"].split(".")[:2]) >=
     for name, version in versions.items():
         print(f"{name}=={version}")
 PYTHON
-run "$python" -m pip install --constraint "$constraints" --editable ".$extras"
+run "$python" -m pip install --constraint "$constraints" --editable ".[$extras]"
 
 # --- Detectron2, where it can be had ---------------------------------------------------------------------------------
 stand_in="the stand-in serves, nothing else is needed"

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import reprlib
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 from san.redaction import redact
 
-USER_ERRORS = (ValueError, OSError, FloatingPointError, MemoryError)
+
+class MissingExtraError(ImportError):
+    """A package of an optional extra does not import; the message says how to install it."""
+
+
+USER_ERRORS = (ValueError, OSError, FloatingPointError, MemoryError, MissingExtraError)
 """What wrong input raises: shown in one line. Anything else is a defect of ours and shows its stack trace."""
 
 MAX_LINE = 2000
@@ -33,6 +39,26 @@ def one_line(error: BaseException | str, *, limit: int = MAX_LINE) -> str:
     if len(text) > limit:
         text = f"{text[: limit * 2 // 3]} [...] {text[-(limit // 3) :]}"
     return text or (type(error).__name__ if isinstance(error, BaseException) else "")
+
+
+def require_extra(extra: str, purpose: str, *modules: str) -> None:
+    """Checks that modules of an optional extra of pyproject.toml import.
+
+    Args:
+        extra: its name.
+        purpose: what needs them; begins the message.
+        modules: their names.
+
+    Raises:
+        MissingExtraError: one does not import.
+    """
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise MissingExtraError(
+                f'{purpose} needs the extra "{extra}" ({error}); install it: pip install "san-segmentation[{extra}]"'
+            ) from error
 
 
 def printable(text: str) -> str:

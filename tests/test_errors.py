@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from san.errors import MAX_LINE, brief_repr, excerpt, one_line, printable
+from san.errors import MAX_LINE, MissingExtraError, brief_repr, excerpt, one_line, printable, require_extra
 
 
 def test_a_message_is_one_line_of_bounded_length() -> None:
@@ -63,3 +63,13 @@ def test_a_brief_repr_is_one_short_line() -> None:
     text = repr(Record(record.pixels, record.tensor, "", inner=record))
     assert text.startswith("Record(pixels=uint8 (300, 200, 3), tensor=float32 (4, 5), note='', inner=Record(pixels=")
     assert text.isprintable() and len(text) < 400 and "secret" not in text
+
+
+def test_a_package_of_an_extra_that_is_missing_is_named_with_the_command_that_installs_it() -> None:
+    require_extra("train", "training", "json", "numpy")
+    with pytest.raises(MissingExtraError) as caught:
+        require_extra("train", "training", "json", "no_such_package")
+    assert str(caught.value) == (
+        "training needs the extra \"train\" (No module named 'no_such_package'); install it: "
+        'pip install "san-segmentation[train]"'
+    )

@@ -63,11 +63,12 @@ GUESTS = {
     "wandb": "san/d2/",
     "gradio": "san/demo/",
     "selenium": "tests/",
-    "matplotlib": "san/visualize",
+    "matplotlib": "san/visualize/",
     "fvcore": "san/d2/",
     "iopath": "san/d2/",
     "yacs": "san/d2/",
     "scipy": "san/",
+    "pycocotools": ("san/data/preparation/", "tools/maintainers/"),
 }
 # Packages of several files, named.
 SHARED = {"huggingface_hub": {"san/clip/open_clip_adapter.py", "san/hub/remote.py"}}

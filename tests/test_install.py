@@ -43,7 +43,7 @@ def test_installs_the_project_then_detectron2():
 
 @pytest.mark.parametrize(
     ("options", "extras"),
-    [((), ""), (("--demo",), "[demo]"), (("--dev", "--demo"), "[dev]"), (("--demo", "--dev"), "[dev]")],
+    [((), "[train]"), (("--demo",), "[train,demo]"), (("--dev", "--demo"), "[dev]"), (("--demo", "--dev"), "[dev]")],
 )
 def test_extras(options, extras):
     result = dry_run(*options)

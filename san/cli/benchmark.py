@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from san.cli.options import path_option
+from san.errors import require_extra
 
 if TYPE_CHECKING:
     from san.benchmark.cases import Case
@@ -78,6 +79,7 @@ def run(args: argparse.Namespace) -> int:
     if args.list:
         print("\n".join(case.name for case in cases))
         return 0
+    require_extra("train", "measuring", "fvcore", "scipy", "matplotlib")
     from san.benchmark.measure import Settings
     from san.benchmark.runner import run_cases
 

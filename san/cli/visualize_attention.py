@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from san.cli.options import add_model_options, add_word_options, load_predictor, path_option, read_words
-from san.errors import printable
+from san.errors import printable, require_extra
 from san.visualize.attention import AttentionView, attention_panel
 from san.visualize.palette import palette
 
@@ -54,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
         queries = [int(each) for each in args.queries.split(",") if each.strip()]
     except ValueError as error:
         raise ValueError(f"--queries is {args.queries!r}; give numbers such as 3,17") from error
+    require_extra("train", "plotting", "matplotlib")
     vocabulary = read_words(args)
     predictor = load_predictor(args)
     result = predictor.predict(args.image, vocabulary)

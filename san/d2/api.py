@@ -32,6 +32,8 @@ from typing import Any, Literal
 
 import torch.distributed as dist
 
+from san.errors import require_extra
+
 Backend = Literal["detectron2", "standin"]
 """The two engines that can stand behind this module."""
 
@@ -89,6 +91,7 @@ if BACKEND == "detectron2":
     from detectron2.utils.events import EventStorage, EventWriter, TensorboardXWriter, get_event_storage
     from detectron2.utils.logger import setup_logger
 else:
+    require_extra("train", "san.d2 (training, evaluation, registered data sets, configuration files)", "fvcore")
     from san.d2.standin import (  # type: ignore[assignment]
         META_ARCH_REGISTRY,
         CfgNode,

@@ -11,6 +11,7 @@ from typing import Any
 from san.demo.guard import Check, Guard
 from san.demo.service import DemoService, Session, Words, describe, explain
 from san.demo.view import encoded_view, message_view, picker_view, picture_view, result_address, result_view
+from san.errors import require_extra
 from san.vocabulary import LABEL_SET_NAMES
 
 _ASSETS = Path(__file__).parent / "assets"
@@ -49,15 +50,13 @@ def build_app(
         frame_ancestors: likewise.
 
     Raises:
-        ValueError: Gradio is not installed; or as of `Guard`.
+        MissingExtraError: Gradio is not installed.
+        ValueError: as of `Guard`.
     """
-    try:
-        import gradio as gr
-        from fastapi import FastAPI
-    except ImportError as error:
-        raise ValueError(
-            f"the demo needs Gradio ({error}); install it: pip install 'san-segmentation[demo]'"
-        ) from error
+    require_extra("demo", "the demo", "gradio")
+    import gradio as gr
+    from fastapi import FastAPI
+
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     functions: dict[int, Check] = {}
     guard = Guard(app, service.limits, functions, root_path=root_path, frame_ancestors=frame_ancestors)

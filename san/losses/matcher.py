@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from san.errors import require_extra
 from san.losses.config import LossConfig
 
 
@@ -114,6 +115,7 @@ def match_all(costs: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
 
 def _assign(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Matched rows and columns of a cost matrix on the CPU, in order of the columns."""
+    require_extra("train", "matching", "scipy")
     from scipy.optimize import linear_sum_assignment  # 40 MB that prediction does not need
 
     rows, columns = linear_sum_assignment(matrix.numpy())

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from san.data.metrics_lines import metrics_lines
-from san.errors import excerpt, one_line, printable
+from san.errors import excerpt, one_line, printable, require_extra
 from san.visualize.palette import short_name
 
 if TYPE_CHECKING:
@@ -226,6 +226,7 @@ def literal(text: str) -> str:
 
 def new_figure(width: float, height: float) -> Figure:
     """A figure outside pyplot, so that no backend or global state is touched; inches."""
+    require_extra("train", "plotting", "matplotlib")
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")

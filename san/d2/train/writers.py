@@ -20,7 +20,7 @@ import torch
 
 from san.d2.api import CfgNode, EventStorage, EventWriter, TensorboardXWriter, get_event_storage
 from san.d2.train.metrics_file import MetricsFile, last_logged
-from san.errors import one_line
+from san.errors import one_line, require_extra
 from san.redaction import redact, redact_home, without_folders
 
 MIB = 1024**2
@@ -174,16 +174,14 @@ class WandbWriter(EventWriter):
         logged: the last iteration that was logged before; -1 for a new run.
 
     Raises:
-        ValueError: if wandb is not installed, or cannot start, as without a key where WANDB.MODE is online.
+        MissingExtraError: wandb is not installed.
+        ValueError: it cannot start, as without a key where WANDB.MODE is online.
     """
 
     def __init__(self, cfg: CfgNode, run_id: str, logged: int) -> None:
-        try:
-            import wandb
-        except ImportError as error:
-            raise ValueError(
-                f"WANDB.ENABLED is set but wandb does not import ({error}); install it or set WANDB.ENABLED False"
-            ) from error
+        require_extra("train", "WANDB.ENABLED True", "wandb")
+        import wandb
+
         self.window = cfg.SOLVER.LOG_PERIOD
         try:
             with _no_questions():

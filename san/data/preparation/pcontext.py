@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pycocotools import mask as coco_rle
 
 from san.data.benchmarks import BENCHMARKS
 from san.data.preparation.encoding import Array, class_table, fit_to_image, write_labels
 from san.data.preparation.pascal_detail import Mask, find_detail, image_files, image_folder, read_detail
 from san.data.preparation.plan import MakeLabel, Preparation, SplitPlan, plan_pairs
 from san.data.preparation.sources import Options
+from san.errors import require_extra
 
 REGISTERED = {"train": "pcontext_sem_seg_train", "val": "pcontext_sem_seg_val"}
 
@@ -24,7 +24,9 @@ def plan(options: Options) -> list[SplitPlan]:
     Raises:
         FileNotFoundError: a part of the download is missing.
         ValueError: trainval_merged.json or the archive is damaged or not the one named so.
+        MissingExtraError: pycocotools is not installed.
     """
+    require_extra("train", "preparing pcontext", "pycocotools")
     detail = find_detail(options)
     images = read_detail(detail, with_masks=True)
     folder, plans = image_folder(options), []
@@ -56,6 +58,8 @@ def convert(masks: tuple[Mask, ...], image: Path, detail: Path, path: Path) -> N
 
 def _decode(segmentation: dict[str, Any], shape: tuple[int, ...], source: Path) -> Array:
     """One mask, (H, W) bool; both forms of RLE occur, a string and a list of run lengths."""
+    from pycocotools import mask as coco_rle
+
     size, counts = list(segmentation["size"]), segmentation["counts"]
     try:
         if tuple(size) != shape:

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.io
 
 from san.data.benchmarks import BENCHMARKS
 from san.data.preparation.encoding import Array, check_raw_values, class_table, fit_to_image, write_labels
 from san.data.preparation.pascal_detail import find_detail, image_files, image_folder, read_detail
 from san.data.preparation.plan import MakeLabel, Preparation, SplitPlan, plan_pairs
 from san.data.preparation.sources import Options, Part, find_part
+from san.errors import require_extra
 
 REGISTERED = {"train": "pcontext_full_sem_seg_train", "val": "pcontext_full_sem_seg_val"}
 LABELS = Part(
@@ -30,7 +30,9 @@ def plan(options: Options) -> list[SplitPlan]:
     Raises:
         FileNotFoundError: a part of the download is missing.
         ValueError: trainval_merged.json or an archive is damaged or not the one named so.
+        MissingExtraError: scipy is not installed.
     """
+    require_extra("train", "preparing pcontext_full", "scipy")
     images = read_detail(find_detail(options), with_masks=False)
     maps, folder = find_part(LABELS, options), image_folder(options)
     plans = []
@@ -63,6 +65,8 @@ def read_label_map(path: Path) -> Array:
         FileNotFoundError: no such file.
         ValueError: the file is damaged, lacks `LabelMap`, or holds another type.
     """
+    import scipy.io
+
     if not path.is_file():
         raise FileNotFoundError(f"label file {path} does not exist; unpack trainval.tar.gz again")
     try:
