@@ -10,6 +10,7 @@ import logging
 import re
 from collections import OrderedDict
 from collections.abc import Container, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,10 @@ from san.clip.weights import check_finite, listed, misfits, weights_fingerprint
 from san.clip.weights_file import read_tensors
 from san.errors import excerpt
 from san.model.build import is_clip_tensor
+from san.model.parts import parts_of
 from san.model.san import SANModel
+from san.record import read_record
+from san.registry import PartConfig
 
 # published prefix -> own prefix; the first match counts, in either direction
 _RENAMES = (
@@ -196,6 +200,7 @@ def fitting_tensors(
     san = model if isinstance(model, SANModel) else model.get_submodule("model")
     assert isinstance(san, SANModel)
     inner = "" if san is model else "model."
+    _check_parts(san, content.get("parts"), label)
     wanted: dict[str, Tensor] = model.state_dict()
     found = _under_names_of(wanted, content["model"] if isinstance(content.get("model"), Mapping) else content, inner)
     frozen = {inner + name for name in san.state_dict().keys() - trained_names(san)}
@@ -221,6 +226,52 @@ def fitting_tensors(
     return found
 
 
+def part_note(model: nn.Module) -> dict[str, Any]:
+    """What a checkpoint says of the parts of its model that are not SAN's own: an entry "parts", or nothing.
+
+    Args:
+        model: a SAN, or a module that has one as ``model``.
+    """
+    san = model if isinstance(model, SANModel) else getattr(model, "model", None)
+    if not isinstance(san, SANModel):
+        return {}
+    noted = {}
+    for registry, part in parts_of(san.config):
+        described = registry.described(part)
+        if described.module:
+            noted[registry.place] = asdict(described)
+    return {"parts": noted} if noted else {}
+
+
+def _check_parts(model: SANModel, noted: object, label: str) -> None:
+    """Refuses a checkpoint of a model with other registered parts.
+
+    Raises:
+        ValueError: a part has another name or version; the message names the module that registers it.
+    """
+    noted = noted if isinstance(noted, Mapping) else {}
+    for registry, part in parts_of(model.config):
+        if registry.place not in noted:
+            continue
+        saved = read_record(PartConfig, noted[registry.place], f"{label}: parts.")
+        if saved.name != part.name:
+            raise ValueError(
+                f"{label} has the {registry.kind} {saved.name!r} of the module {saved.module}, but this model has "
+                f"{part.name!r}; set {registry.place} to {saved.name!r} and import the module (--import {saved.module})"
+            )
+        registry.check_version(saved)
+        now = registry.described(part)
+        changed = [name for name, value in saved.options.items() if now.options.get(name) != value]
+        if changed:
+            logger.warning(
+                "%s was made with other options of the %s %r: %s",
+                label,
+                registry.kind,
+                part.name,
+                ", ".join(f"{name} {excerpt(saved.options[name])}" for name in changed),
+            )
+
+
 def _under_names_of(wanted: Container[str], state: Mapping[str, Any], inner: str) -> dict[str, Any]:
     """Tensors renamed to those of a model whose SAN's names start with `inner`; what it does not have stays."""
     for key, value in state.items():
@@ -229,6 +280,8 @@ def _under_names_of(wanted: Container[str], state: Mapping[str, Any], inner: str
     if all(re.match(_WRAPPERS, key) for key in state):
         state = {re.sub(_WRAPPERS, "", key): value for key, value in state.items()}
     own = from_published(state) if is_published(state) else state
+    # our files had this name before [SLS] initialisations were parts
+    own = {re.sub(r"\bsls_embed$", "sls_init.embed", key): value for key, value in own.items()}
     found = {}
     for key, value in own.items():
         name = inner + key.removeprefix("model.")

@@ -27,8 +27,8 @@ from san.clip.visual import DeepClip, ShallowFeatures
 from san.losses import LossConfig, Target, dice_loss, mask_loss, match, matching_cost
 from san.losses.point_sampling import keep_uncertain, sample_points, uniform_points
 from san.model.attention_bias import AttentionBiasHead
+from san.model.parts import MaskPrediction, SideFeatures
 from san.model.san import SANModel
-from san.model.side_adapter import SideFeatures
 
 
 @contextmanager
@@ -76,12 +76,12 @@ def plain_attention(
     return mixed
 
 
-def attn_bias(head: AttentionBiasHead, features: SideFeatures, queries: Tensor) -> Tensor:
+def attn_bias(head: AttentionBiasHead, features: SideFeatures, masks: MaskPrediction) -> Tensor:
     """Biases (B, L, N, Q, h_s, w_s): every patch's embedding for every layer and head, times the query embeddings."""
     config = head.config
     patches = head.attn_mlp(features.patch_tokens)
     patches = patches.unflatten(2, (config.num_layers, config.num_heads, head.embed_channels))  # (B, T_s, L, N, c)
-    bias: Tensor = torch.einsum("bqc,btlnc->blnqt", queries, patches).unflatten(4, features.grid)
+    bias: Tensor = torch.einsum("bqc,btlnc->blnqt", masks.queries, patches).unflatten(4, features.grid)
     if config.learnt_scale:
         bias = bias * head.scale + head.offset
     return bias if config.enabled else bias * 0
@@ -90,12 +90,7 @@ def attn_bias(head: AttentionBiasHead, features: SideFeatures, queries: Tensor) 
 def recognise(model: SANModel, clip: ShallowFeatures, biases: list[Tensor]) -> tuple[Tensor, ...]:
     """Embeddings (B, Q, E) per bias, one pass of CLIP's deep blocks for each."""
     class_token = clip.class_tokens[-1]
-    sls = class_token.expand(-1, model.config.side_adapter.num_queries, -1)
-    if model.config.clip.sls_init == "learnt":
-        sls = model.sls_embed.to(sls.dtype).expand(len(sls), -1, -1)
-    elif model.config.clip.sls_init == "learnt_plus_class_token":
-        sls = sls + model.sls_embed.to(sls.dtype)
-    tokens = torch.cat([sls, class_token, clip.patch_tokens[-1]], dim=1)  # (B, Q + 1 + T, D)
+    tokens = torch.cat([model.sls_init(class_token), class_token, clip.patch_tokens[-1]], dim=1)  # (B, Q + 1 + T, D)
     return tuple(_deep_pass(model.deep_clip, tokens, model.bias_head.to_grid(bias, clip.grid)) for bias in biases)
 
 

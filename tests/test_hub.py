@@ -31,7 +31,6 @@ from safetensors.torch import load_file, save_file
 from san.checkpoint import save_slim, to_published
 from san.clip import open_clip_adapter, text_cache
 from san.clip.loader import SHAPES_FILE, load_clip, save_clip_file
-from san.clip.record import read_record
 from san.hub import MODELS, SHAPES_CHECKPOINT, find_here, load_pretrained, push_to_hub, save_pretrained
 from san.hub import remote as remote_module
 from san.hub.folder import describe, read_config
@@ -42,6 +41,7 @@ from san.model.config import HeadConfig, variant
 from san.model.heads import MaskHead
 from san.model.san import SANModel
 from san.predictor import Predictor
+from san.record import read_record
 from san.redaction import redact_home
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -240,18 +240,24 @@ def change(folder: Path, edit: Any) -> None:
         (lambda c: c["model"]["side_adapter"].update(depth="8"), r"model.side_adapter.depth is '8'; give int"),
         (lambda c: c["model"]["side_adapter"].update(depth=True), r"model.side_adapter.depth is True; give int"),
         (lambda c: c["model"]["side_adapter"].update(fusion=[[0, 0, 0]]), r"model.side_adapter.fusion is \[0, 0, 0\]"),
-        (lambda c: c["model"]["attn_bias"].update(pooling="median"), r"unknown pooling 'median'"),
+        (
+            lambda c: c["model"]["attn_bias"].update(pooling="median"),
+            r"attn_bias.pooling is 'median'; set it to one of max, average",
+        ),
         (lambda c: c.update(model=[]), r"model. is \[\]; give an object"),
         (lambda c: c.update(model_type="bert"), r"describes no SAN but model_type 'bert'"),
-        (lambda c: c.update(format_version=3), "is of format 3, written by SAN '0.1.0'; this version"),
-        (lambda c: c["model"]["head"].update(mlp_num_layers=10**8), "set MODEL.HEAD.MLP_NUM_LAYERS within 1..64"),
+        (lambda c: c.update(format_version=4), "is of format 4, written by SAN '0.1.0'; this version"),
+        (
+            lambda c: c["model"]["head"].update(mlp_num_layers=10**8),
+            "head.mlp_num_layers is 100000000; set it within 1..64",
+        ),
         (
             lambda c: c["model"]["side_adapter"].update(mlp_ratio=1e300),
-            "MODEL.SIDE_ADAPTER.MLP_RATIO above 0 and at most",
+            "side_adapter.mlp_ratio is 1e.300; set it above 0 and at most",
         ),
         (
             lambda c: c["clip_arch"]["vision"].update(depth=10**9),
-            "image tower is 1000000000; set clip_arch.vision.depth",
+            "clip_arch.vision.depth is 1000000000; set it within",
         ),
         (lambda c: c["clip_arch"]["text"].update(vocab_size=100), "vocab_size is 100, but the tokenizer has 49408 ids"),
         (lambda c: c["clip_arch"].update(std=[1, 1, float("nan")]), r"clip_arch.std is nan; give float"),
@@ -259,7 +265,7 @@ def change(folder: Path, edit: Any) -> None:
             lambda c: c.update(clip_token_ids=[-1, 49408]),
             r"\(clip_token_ids\) are \(-1, 49408\)",
         ),
-        (lambda c: c["model"]["clip"].update(templates=["a {} {}"]), r"TEMPLATES holds 'a {} {}'"),
+        (lambda c: c["model"]["clip"].update(templates=["a {} {}"]), r"clip.templates holds 'a {} {}'"),
     ],
 )
 def test_the_config_is_read_strictly(folder: Path, edit: Any, message: str) -> None:

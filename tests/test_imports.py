@@ -17,16 +17,20 @@ SAN = REPO / "san"
 # What a room may import from san besides itself (docs/architecture.md).
 ROOMS: dict[str, set[str]] = {
     "clip": set(),
-    "model": {"clip"},
-    "losses": set(),
+    "model": {"clip", "registry", "part"},
+    "losses": {"registry", "part"},
     "data": {"clip"},
     "visualize": {"data"},
     "postprocess": set(),
     "evaluation": {"data", "postprocess", "visualize"},
-    "checkpoint": {"model", "clip"},
+    "checkpoint": {"model", "clip", "registry"},
     "allocator": set(),
     "redaction": set(),
     "errors": set(),
+    "record": set(),
+    "registry": {"record"},
+    "part": {"record", "registry"},
+    "user_modules": set(),
     "files": {"errors"},
     "torch_defaults": set(),
     "vocabulary": {"clip", "data"},
@@ -38,7 +42,7 @@ ROOMS: dict[str, set[str]] = {
     },
     "d2": {
         "allocator", "files", "clip", "model", "losses", "data", "visualize", "postprocess", "evaluation", "checkpoint",
-        "predictor", "segmentation", "vocabulary", "hub",
+        "predictor", "segmentation", "vocabulary", "hub", "registry", "user_modules",
     },
     "": {"clip", "model", "checkpoint", "data", "predictor", "segmentation", "vocabulary", "hub"},  # the public API
 }  # fmt: skip
@@ -46,10 +50,11 @@ ROOMS["demo"] = set(ROOMS) - {"d2", ""}
 ROOMS["benchmark"] = set(ROOMS) - {"demo", ""}
 ROOMS["cli"] = set(ROOMS) - {""}
 ROOMS["__main__"] = {"cli"}
-for _room in set(ROOMS) - {"redaction", "errors", "files", "torch_defaults"}:
-    ROOMS[_room] |= {"errors", "files", "torch_defaults"}  # messages, whole files, PyTorch's defaults: every room may
+for _room in set(ROOMS) - {"redaction", "errors", "files", "torch_defaults", "record"}:
+    ROOMS[_room] |= {"errors", "files", "torch_defaults", "record"}  # what every room may import
 for _room in set(ROOMS) - {"redaction"}:
     ROOMS[_room] |= {"redaction"}
+ROOMS["record"] |= {"errors"}
 
 # Packages that only one file may import.
 DOORS = {

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from san.benchmark.cases import Case
 from san.benchmark.clocks import Recorder
 from san.benchmark.workload import PartMarks, Workload, draw_model, drawn_images, drawn_label_map, drawn_text_embed
-from san.d2.solver import SolverConfig, build_optimizer, weight_decays
+from san.d2.solver import SolverConfig, build_optimizer, trained_parameters
 from san.d2.train.iteration import PendingLosses, StepConfig, Stepper
 from san.losses import LabelMapTarget, LossConfig, Normalisers, SetCriterion, Target
 from san.model.san import SANModel
@@ -127,5 +127,6 @@ def to_device(target: LabelMapTarget | Target, device: torch.device) -> LabelMap
 
 def plain_optimizer(model: nn.Module, solver: SolverConfig) -> torch.optim.AdamW:
     """AdamW with a group per tensor, each updated by itself."""
-    groups = [{"params": [parameter], "weight_decay": decay} for _, parameter, decay in weight_decays(model, solver)]
+    trained = trained_parameters(model, solver)
+    groups = [{"params": [each.parameter], "weight_decay": each.weight_decay} for each in trained]
     return torch.optim.AdamW(groups, lr=solver.base_lr, betas=solver.betas, foreach=False, fused=False)

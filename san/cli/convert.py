@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import argparse
 
-from san.cli.options import add_import_option, path_option
+from san.cli.options import path_option
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
     parser.add_argument("checkpoint", type=path_option, metavar="FILE", help="any SAN checkpoint, published or own")
     parser.add_argument("--config-file", required=True, metavar="FILE", help="the configuration it was trained with")
-    add_import_option(parser)
     parser.add_argument("--to", required=True, choices=("published", "own", "slim", "folder"), help="the form to write")
     parser.add_argument("--out", required=True, type=path_option, help="the .pth file, or the folder, to write")
     parser.add_argument("--half", action="store_true", help="in half precision, at half the size (slim and folder)")

@@ -15,6 +15,7 @@ from types import ModuleType
 import san
 from san.cli import streams
 from san.errors import USER_ERRORS, one_line
+from san.user_modules import import_modules
 
 DONE, ERROR, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -73,7 +74,18 @@ def _run(arguments: list[str]) -> int:
         options = make_parser(module, f"san {chosen.command}").parse_args(arguments[1:])
     except SystemExit as stop:  # argparse's --help, --version, and errors
         return stop.code if isinstance(stop.code, int) else USAGE
-    return guarded(lambda: module.run(options), show_traceback=options.traceback)
+    return _run_command(module, options)
+
+
+def _run_command(module: ModuleType, options: argparse.Namespace) -> int:
+    """A sub-command, after the user's own modules."""
+
+    def action() -> int | None:
+        import_modules(options.imports)
+        code: int | None = module.run(options)
+        return code
+
+    return guarded(action, show_traceback=options.traceback)
 
 
 def run_tool(module: ModuleType, arguments: Sequence[str] | None = None) -> int:
@@ -92,13 +104,13 @@ def run_tool(module: ModuleType, arguments: Sequence[str] | None = None) -> int:
 
     def action() -> int:
         options = make_parser(module).parse_args(arguments)
-        return guarded(lambda: module.run(options), show_traceback=options.traceback)
+        return _run_command(module, options)
 
     return guarded(action)
 
 
 def make_parser(module: ModuleType, program: str | None = None) -> argparse.ArgumentParser:
-    """A sub-command's parser: its module's docstring, its options, and --traceback."""
+    """A sub-command's parser: its module's docstring, its options, --traceback and --import."""
     description = module.__doc__ or ""
     parser = argparse.ArgumentParser(
         prog=program,
@@ -107,6 +119,15 @@ def make_parser(module: ModuleType, program: str | None = None) -> argparse.Argu
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--traceback", action="store_true", help="show where an error was raised, for a bug report")
+    parser.add_argument(
+        "--import",
+        dest="imports",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="a Python module of yours to import first, such as one that registers a part of the model "
+        "(docs/extend.md); may be given several times",
+    )
     module.add_arguments(parser)
     return parser
 

@@ -56,7 +56,6 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         metavar="VARIANT",
         help="what a bare checkpoint file is: vit_b16, vit_l14_336, shapes, tiny, or a configuration file (YAML)",
     )
-    add_import_option(group)
     group.add_argument("--device", default="cpu", help="cpu, cuda, cuda:N or mps (default: %(default)s)")
     group.add_argument(
         "--dtype",
@@ -129,19 +128,6 @@ def parse_words(text: str, option: str) -> Vocabulary:
             remedy = "write its words out" if option == "--context" else "give it with --vocab-file"
             raise ValueError(f"{option} has the word {excerpt(name)}, the name of a file; {remedy}")
     return vocabulary
-
-
-def add_import_option(parser: argparse._ActionsContainer) -> None:
-    """--import."""
-    parser.add_argument(
-        "--import",
-        dest="imports",
-        action="append",
-        default=[],
-        metavar="MODULE",
-        help="a Python module of yours to import first, such as one that registers the MODEL.META_ARCHITECTURE of the "
-        "configuration; may be given several times",
-    )
 
 
 def add_data_root_option(parser: argparse.ArgumentParser) -> None:

@@ -22,11 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from san.cli.options import add_import_option, path_option
+from san.cli.options import path_option
 from san.cli.train import add_overrides
-from san.clip.record import parse_json
 from san.data.plain_file import MAX_BYTES
 from san.files import check_file_size
+from san.record import parse_json
 
 if TYPE_CHECKING:
     from san.d2.api import CfgNode
@@ -42,7 +42,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dump", type=path_option, metavar="FILE", help="nonfinite_<iteration>.json of a run")
     parser.add_argument("--config-file", metavar="FILE", help="of the run (default: config.yaml beside the file)")
     parser.add_argument("--iteration", type=int, metavar="N", help="only this one (default: all in the file)")
-    add_import_option(parser)
     add_overrides(parser)
 
 

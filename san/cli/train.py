@@ -20,7 +20,7 @@ import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from san.cli.options import add_dataset_options, add_import_option
+from san.cli.options import add_dataset_options
 from san.errors import USER_ERRORS, one_line
 from san.redaction import redact, redact_home, redact_terminal
 
@@ -46,7 +46,6 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Configuration, data sets and processes: what training and evaluation share."""
     parser.add_argument("--config-file", default="", metavar="FILE", help="path of the YAML configuration")
     add_dataset_options(parser)
-    add_import_option(parser)
     parser.add_argument(
         "--num-gpus", type=int, default=1, metavar="N", help="GPUs, or processes on the CPU, per machine (default: 1)"
     )

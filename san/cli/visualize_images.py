@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from san.clip.record import read_record
 from san.data.image_files import check_same_size, read_image, read_label_map
 from san.data.label_mapping import LabelMapping
 from san.data.label_maps import read_truth
@@ -23,6 +22,7 @@ from san.data.plain_file import read_plain_file
 from san.errors import one_line
 from san.evaluation.per_image import Entry, ImageScore, decode_entries, score_image
 from san.files import replacing
+from san.record import read_record
 from san.visualize.panel import Sample, panel, save_picture, thumbnails
 from san.visualize.plots import drawing
 

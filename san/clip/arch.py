@@ -3,38 +3,40 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
-from san.clip.record import check_ranges, read_record
+from san.record import Options, described, option, read_record
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 
-TRANSFORMER: dict[str, tuple[float, float]] = {"depth": (1, 128), "num_heads": (1, 256), "mlp_ratio": (0.0, 16)}
-WIDTH, IMAGE_SIZE, PATCH_SIZE = (1, 8192), (1, 8192), (1, 512)
-"""Ranges of a transformer's sizes, several times those of the largest CLIP."""
+WIDTH: dict[str, Any] = {"least": 1, "most": 8192}
+IMAGE_SIZE: dict[str, Any] = {"least": 1, "most": 8192}
+PATCH_SIZE: dict[str, Any] = {"least": 1, "most": 512}
+DEPTH: dict[str, Any] = {"least": 1, "most": 128}
+NUM_HEADS: dict[str, Any] = {"least": 1, "most": 256}
+MLP_RATIO: dict[str, Any] = {"above": 0, "most": 16}
+"""Constraints of a transformer's sizes, several times those of the largest CLIP."""
 
 
 @dataclass(frozen=True)
-class VisionArch:
+class VisionArch(Options):
     """A class-token vision transformer with ln_pre, ln_post and a projection (sizes in pixels)."""
 
+    PLACE: ClassVar[str] = "clip_arch.vision."
     FIRST_FIELDS = "image_size patch_size width depth num_heads mlp_ratio"  # see `read_record`
-    image_size: int
-    patch_size: int
-    width: int
-    depth: int
-    num_heads: int
-    mlp_ratio: float = 4.0
+    image_size: int = field(metadata=described(**IMAGE_SIZE))
+    patch_size: int = field(metadata=described(**PATCH_SIZE))
+    width: int = field(metadata=described(**WIDTH))
+    depth: int = field(metadata=described(**DEPTH))
+    num_heads: int = field(metadata=described(**NUM_HEADS))
+    mlp_ratio: float = option(4.0, **MLP_RATIO)
 
     def __post_init__(self) -> None:
-        place = "clip_arch.vision."
-        check_ranges(
-            self, "CLIP's image tower", place, width=WIDTH, image_size=IMAGE_SIZE, patch_size=PATCH_SIZE, **TRANSFORMER
-        )
-        _check_heads(self, place)
+        super().__post_init__()
+        _check_heads(self)
         if self.patch_size > self.image_size:
-            raise ValueError(f"{place}patch_size is {self.patch_size}, larger than its image of {self.image_size}")
+            raise ValueError(f"{self.PLACE}patch_size is {self.patch_size}, larger than its image of {self.image_size}")
 
     @property
     def grid_size(self) -> int:
@@ -43,33 +45,25 @@ class VisionArch:
 
 
 @dataclass(frozen=True)
-class TextArch:
+class TextArch(Options):
     """A causal text transformer that reads its embedding at the end-of-text token."""
 
+    PLACE: ClassVar[str] = "clip_arch.text."
     FIRST_FIELDS = "context_length vocab_size width depth num_heads mlp_ratio"
-    context_length: int = 77
-    vocab_size: int = 49408
-    width: int = 512
-    depth: int = 12
-    num_heads: int = 8
-    mlp_ratio: float = 4.0
+    context_length: int = option(77, least=2, most=4096)
+    vocab_size: int = option(49408, least=3, most=1_000_000)
+    width: int = option(512, **WIDTH)
+    depth: int = option(12, **DEPTH)
+    num_heads: int = option(8, **NUM_HEADS)
+    mlp_ratio: float = option(4.0, **MLP_RATIO)
 
     def __post_init__(self) -> None:
-        place = "clip_arch.text."
-        check_ranges(
-            self,
-            "CLIP's text tower",
-            place,
-            width=WIDTH,
-            context_length=(2, 4096),
-            vocab_size=(3, 1_000_000),
-            **TRANSFORMER,
-        )
-        _check_heads(self, place)
+        super().__post_init__()
+        _check_heads(self)
 
 
 @dataclass(frozen=True)
-class ClipArch:
+class ClipArch(Options):
     """Two towers and what joins them.
 
     Attributes:
@@ -78,8 +72,9 @@ class ClipArch:
         mean, std: per-channel pixel statistics on the 0..1 scale.
     """
 
+    PLACE: ClassVar[str] = "clip_arch."
     FIRST_FIELDS = "embed_dim vision text quick_gelu mean std"
-    embed_dim: int
+    embed_dim: int = field(metadata=described(**WIDTH))
     vision: VisionArch
     text: TextArch = field(default_factory=TextArch)
     quick_gelu: bool = False
@@ -87,7 +82,7 @@ class ClipArch:
     std: tuple[float, float, float] = OPENAI_STD
 
     def __post_init__(self) -> None:
-        check_ranges(self, "CLIP", "clip_arch.", embed_dim=WIDTH)
+        super().__post_init__()
         if not all(abs(value) <= 1000 for value in self.mean) or not all(0 < value <= 1000 for value in self.std):
             raise ValueError(
                 f"clip_arch.mean is {self.mean} and clip_arch.std {self.std}; give those of pixels in 0..1"
@@ -107,9 +102,9 @@ class ClipArch:
         return read_record(ClipArch, record, "clip_arch.")
 
 
-def _check_heads(tower: VisionArch | TextArch, place: str) -> None:
+def _check_heads(tower: VisionArch | TextArch) -> None:
     if tower.width % tower.num_heads:
-        raise ValueError(f"{place}width is {tower.width}, not a multiple of its {tower.num_heads} heads")
+        raise ValueError(f"{tower.PLACE}width is {tower.width}, not a multiple of its {tower.num_heads} heads")
 
 
 TINY = ClipArch(

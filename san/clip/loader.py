@@ -17,11 +17,11 @@ from torch import Tensor
 
 from san.clip import open_clip_adapter
 from san.clip.arch import TINY, ClipArch, TextArch, VisionArch
-from san.clip.record import parse_json
 from san.clip.tokenizer import BpeTokenizer, Tokenizer, fitting_tokenizer
 from san.clip.weights import read_clip_weights, weights_fingerprint
 from san.clip.weights_file import read_metadata, read_tensors
 from san.errors import one_line
+from san.record import parse_json
 from san.torch_defaults import torch_defaults
 
 logger = logging.getLogger(__name__)

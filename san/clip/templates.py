@@ -8,6 +8,7 @@ from functools import cache
 from importlib.resources import files
 
 from san.errors import excerpt
+from san.record import FieldError
 
 MAX_TEMPLATES, MAX_LENGTH = 1000, 500
 """Of a list of one's own, and characters of each."""
@@ -32,18 +33,20 @@ def load_templates(templates: str | Sequence[str]) -> tuple[str, ...]:
     sets = _sets()
     if isinstance(templates, str):
         if templates not in sets:
-            raise ValueError(
-                f"unknown template set {excerpt(templates)}; set MODEL.CLIP.TEMPLATES to one of "
-                f"{', '.join(sorted(sets))}, or to a list of texts, each with one {{}} for the class's name"
+            raise FieldError(
+                f"unknown template set {excerpt(templates)}; set clip.templates to one of "
+                f"{', '.join(sorted(sets))}, or to a list of texts, each with one {{}} for the class's name",
+                "clip.templates",
             )
         return sets[templates]
     if not 1 <= len(templates) <= MAX_TEMPLATES:
-        raise ValueError(f"MODEL.CLIP.TEMPLATES lists {len(templates)} texts; give 1 to {MAX_TEMPLATES}")
+        raise FieldError(f"clip.templates lists {len(templates)} texts; give 1 to {MAX_TEMPLATES}", "clip.templates")
     for text in templates:
         parts = text.split("{}") if isinstance(text, str) and len(text) <= MAX_LENGTH else []
         if len(parts) != 2 or any(brace in part for brace in "{}" for part in parts):
-            raise ValueError(
-                f"MODEL.CLIP.TEMPLATES holds {excerpt(text)}; give texts of at most {MAX_LENGTH} characters with one "
-                "{} for the class's name and no other brace, such as 'a photo of a {}.'"
+            raise FieldError(
+                f"clip.templates holds {excerpt(text)}; give texts of at most {MAX_LENGTH} characters with one "
+                "{} for the class's name and no other brace, such as 'a photo of a {}.'",
+                "clip.templates",
             )
     return tuple(templates)

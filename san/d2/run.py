@@ -17,8 +17,8 @@ from san.d2.processes import stopping
 from san.d2.processes.launcher import setup_run
 from san.d2.train.across_processes import check_same_settings, check_same_weights, from_main, load_everywhere
 from san.d2.train.trainer import Trainer
-from san.d2.user_modules import import_modules
 from san.errors import USER_ERRORS, one_line
+from san.user_modules import import_modules
 
 logger = logging.getLogger("san.d2.run")
 

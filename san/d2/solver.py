@@ -5,12 +5,17 @@ Source: docs/method.md#8.4. The golden files `optimizer_groups_vit_b16.json` and
 
 from __future__ import annotations
 
+import fnmatch
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
+
+from san.errors import excerpt
+from san.record import FieldError, Options, described, option, read_record
 
 EMBEDDING_LEAVES = (
     "query_embed",
@@ -22,90 +27,162 @@ EMBEDDING_LEAVES = (
 
 
 @dataclass(frozen=True)
-class SolverConfig:
+class ParamRule(Options):
+    """How some parameters are trained, other than the rest."""
+
+    match: str = field(metadata=described("pattern of full parameter names, such as *deep_clip.resblocks.*"))
+    lr_multiplier: float = option(1.0, "factor on the learning rate", least=0, most=1000)
+    weight_decay: float | None = option(None, "AdamW's; empty: as without the rule", least=0, most=1000)
+    frozen: bool | None = option(None, "True: not trained; False: trained, also where SAN freezes; empty: unchanged")
+
+
+@dataclass(frozen=True)
+class SolverConfig(Options):
     """How SAN is optimised.
 
-    Attributes:
-        base_lr: learning rate at the first iteration, above 0.
-        weight_decay: of every tensor but those below, 0 or more.
-        weight_decay_norm: of the parameters of LayerNorm modules.
-        weight_decay_embed: of positional and query embeddings.
-        betas: AdamW's two decay rates of the moments.
-        max_iter: iterations of the whole schedule.
-        power: exponent of the polynomial decay to 0.
-        clip_norm: L2 norm to which the gradient of the whole model is clipped; 0 clips nothing.
-
     Raises:
-        ValueError: if a value lies outside its range.
+        FieldError: a value lies outside its range.
     """
 
-    base_lr: float = 1e-4
-    weight_decay: float = 1e-4
-    weight_decay_norm: float = 0.0
-    weight_decay_embed: float = 0.0
+    PLACE: ClassVar[str] = "solver."
+    base_lr: float = option(1e-4, "learning rate at the first iteration", above=0)
+    weight_decay: float = option(1e-4, "AdamW's, of all tensors but those of the next two kinds", least=0, most=1000)
+    weight_decay_norm: float = option(0.0, "of LayerNorm modules", least=0, most=1000)
+    weight_decay_embed: float = option(0.0, "of positional and query embeddings", least=0, most=1000)
     betas: tuple[float, float] = (0.9, 0.999)
-    max_iter: int = 60000
-    power: float = 0.9
-    clip_norm: float = 0.01
+    max_iter: int = option(60000, "iterations of the whole schedule", least=1, most=10**9)
+    power: float = option(
+        0.9, "lr = BASE_LR * (1 - iteration / MAX_ITER) ** POLY_POWER; 0: constant", least=0, most=1000
+    )
+    clip_norm: float = option(
+        0.01, "L2 norm to which the gradient of the whole model is clipped; 0: not clipped", least=0, most=10**9
+    )
+    param_rules: tuple[Mapping[str, Any], ...] = option(
+        (),
+        "rules for parameters, the later winning: mappings with MATCH (a pattern of names) and LR_MULTIPLIER, "
+        "WEIGHT_DECAY or FROZEN (docs/extend.md)",
+    )
 
     def __post_init__(self) -> None:
-        """Refuse values that cannot work."""
-        if not (math.isfinite(self.base_lr) and self.base_lr > 0):
-            raise ValueError(f"SOLVER.BASE_LR is {self.base_lr}; give a finite number above 0, such as 1e-4")
-        if self.max_iter < 1:
-            raise ValueError(f"SOLVER.MAX_ITER is {self.max_iter}; give at least 1")
-        for name in ("weight_decay", "weight_decay_norm", "weight_decay_embed", "power", "clip_norm"):
-            if not (math.isfinite(value := getattr(self, name)) and value >= 0):
-                raise ValueError(f"{name} of the solver is {value}; give a finite number that is 0 or more")
+        super().__post_init__()
+        _ = self.rules
+
+    @property
+    def rules(self) -> tuple[ParamRule, ...]:
+        """`param_rules`, read."""
+        found = []
+        for index, rule in enumerate(self.param_rules):
+            if not isinstance(rule, Mapping):
+                raise FieldError(
+                    f"solver.param_rules holds {excerpt(rule)}; give mappings such as "
+                    "{MATCH: '*deep_clip.*', LR_MULTIPLIER: 0.1, FROZEN: false}",
+                    "solver.param_rules",
+                )
+            given = {str(name).lower(): value for name, value in rule.items()}
+            found.append(read_record(ParamRule, given, f"solver.param_rules[{index}]."))
+        return tuple(found)
 
 
-def weight_decays(model: nn.Module, config: SolverConfig) -> Iterator[tuple[str, nn.Parameter, float]]:
-    """Names every trained tensor and its weight decay.
+@dataclass(frozen=True)
+class TrainedParameter:
+    """A trained tensor, with its full name and how AdamW treats it."""
+
+    name: str
+    parameter: nn.Parameter
+    weight_decay: float
+    lr_multiplier: float = 1.0
+
+
+def trained_parameters(model: nn.Module, config: SolverConfig) -> Iterator[TrainedParameter]:
+    """Every trained tensor and how it is trained.
 
     Not decayed by default are the parameters of `nn.LayerNorm` modules, and positional and query embeddings. The
     channel norms in front of the fused CLIP features are decayed, as published: they are no `nn.LayerNorm` there.
+    Rules of parts (`Part.param_rules`) come next, those of the configuration last.
 
     Args:
         model: its parameters with ``requires_grad``, each once.
-        config: the decays.
-
-    Yields:
-        Full name, parameter, weight decay.
+        config: decays and rules.
     """
     seen: set[nn.Parameter] = set()
+    rules = [*_rules_of_parts(model), *config.rules]
     for module_name, module in model.named_modules():
         for leaf, parameter in module.named_parameters(recurse=False):
             if not parameter.requires_grad or parameter in seen:
                 continue
             seen.add(parameter)
-            decay = config.weight_decay
+            decay, multiplier = config.weight_decay, 1.0
             if isinstance(module, nn.LayerNorm):
                 decay = config.weight_decay_norm
             elif leaf in EMBEDDING_LEAVES:
                 decay = config.weight_decay_embed
-            yield f"{module_name}.{leaf}".lstrip("."), parameter, decay
+            name = f"{module_name}.{leaf}".lstrip(".")
+            for rule in rules:
+                if fnmatch.fnmatchcase(name, rule.match):
+                    decay = decay if rule.weight_decay is None else rule.weight_decay
+                    multiplier = rule.lr_multiplier
+            yield TrainedParameter(name, parameter, decay, multiplier)
+
+
+def apply_frozen(model: nn.Module, config: SolverConfig) -> None:
+    """Freezes and unfreezes parameters as the rules of parts and of the configuration say.
+
+    Raises:
+        ValueError: a rule matches no parameter, or trains the text tower, whose embeddings are
+            computed once.
+    """
+    names = dict(model.named_parameters())
+    for rule in [*_rules_of_parts(model), *config.rules]:
+        found = fnmatch.filter(names, rule.match)
+        if not found:
+            raise ValueError(
+                f"SOLVER.PARAM_RULES matches no parameter with {rule.match!r}; names look like {next(iter(names))!r}, "
+                "and * stands for any characters"
+            )
+        fixed = [name for name in found if "text_classifier." in name and not name.endswith("no_object_embed")]
+        if rule.frozen is False and fixed:
+            raise ValueError(
+                f"SOLVER.PARAM_RULES trains {fixed[0]} with {rule.match!r}, but text embeddings are computed once, "
+                "without a gradient; leave the text tower frozen"
+            )
+        for name in found:
+            if rule.frozen is not None:
+                names[name].requires_grad_(not rule.frozen)
+
+
+def _rules_of_parts(model: nn.Module) -> list[ParamRule]:
+    """The rules that parts bring, with patterns of full names."""
+    return [
+        ParamRule(f"{name}.{rule.match}".lstrip("."), rule.lr_multiplier, rule.weight_decay, rule.frozen)
+        for name, module in model.named_modules()
+        for rule in getattr(module, "param_rules", ())
+    ]
 
 
 def build_optimizer(model: nn.Module, config: SolverConfig) -> torch.optim.AdamW:
-    """AdamW with one parameter group per weight decay.
+    """AdamW with one parameter group per weight decay and multiplier of the learning rate.
 
     Args:
         model: what to train.
-        config: rates and decays.
+        config: rates, decays and rules.
 
     Returns:
-        The optimiser. Groups are in the order in which their decay first occurs, the same in every run.
+        The optimiser. Groups are in the order in which their values first occur, the same in every run.
 
     Raises:
-        ValueError: if nothing in the model is trained.
+        ValueError: if nothing in the model is trained, or a rule does not fit the model.
     """
-    groups: dict[float, list[nn.Parameter]] = {}
-    for _, parameter, decay in weight_decays(model, config):
-        groups.setdefault(decay, []).append(parameter)
+    apply_frozen(model, config)
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for each in trained_parameters(model, config):
+        groups.setdefault((each.weight_decay, each.lr_multiplier), []).append(each.parameter)
     if not groups:
         raise ValueError("the model has no trained parameter; set requires_grad on some before building the optimizer")
     return torch.optim.AdamW(
-        [{"params": parameters, "weight_decay": decay} for decay, parameters in groups.items()],
+        [
+            {"params": parameters, "weight_decay": decay, "lr": config.base_lr * multiplier}
+            for (decay, multiplier), parameters in groups.items()
+        ],
         lr=config.base_lr,
         betas=config.betas,
         fused=True,  # one kernel for all tensors instead of a dozen per tensor; on CPUs too

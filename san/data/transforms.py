@@ -7,15 +7,18 @@ generator only.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from san.data.image_files import check_same_size
+from san.record import FieldError, Options, option
 
 Array = npt.NDArray[Any]
+IMAGE_SIDE: dict[str, Any] = {"least": 1, "most": 8192}
+"""Constraint of a side of an image in training, pixels."""
 
 
 def resize_short_side(height: int, width: int, short_side: int, max_size: int) -> tuple[int, int]:
@@ -38,49 +41,39 @@ def resize_image(image: Array, size: tuple[int, int]) -> Array:
 
 
 @dataclass(frozen=True)
-class AugmentationConfig:
+class AugmentationConfig(Options):
     """What `TrainAugmentation` draws from; the defaults are the published ones (docs/method.md#8.5).
 
-    Attributes:
-        short_sides: short side after the resize, one drawn per image, pixels.
-        max_size: largest long side after the resize, pixels.
-        crop_size: (height, width) of the random crop, and of the result.
-        brightness: largest shift, of 255.
-        contrast: range of the factor on pixel values.
-        saturation: range of the factor on saturation.
-        hue_degrees: largest turn of the hue, degrees. Code that adds up to 18 to OpenCV's 8-bit hue, whose unit is
-            2 degrees, corresponds to 36 here.
-        color_prob: chance of each of the four photometric steps; 0 switches them off.
-        flip_prob: chance of a mirror image.
-        image_pad: value of padded image pixels.
-        ignore_label: value of padded label pixels.
+    Code that adds up to 18 to OpenCV's 8-bit hue, whose unit is 2 degrees, corresponds to a `hue_degrees` of 36.
+
+    Raises:
+        FieldError: a value lies outside its range.
     """
 
-    short_sides: tuple[int, ...] = tuple(range(320, 961, 64))
-    max_size: int = 2560
-    crop_size: tuple[int, int] = (640, 640)
-    brightness: float = 32.0
-    contrast: tuple[float, float] = (0.5, 1.5)
-    saturation: tuple[float, float] = (0.5, 1.5)
-    hue_degrees: float = 18.0
-    color_prob: float = 0.5
-    flip_prob: float = 0.5
+    PLACE: ClassVar[str] = "augmentation."
+    short_sides: tuple[int, ...] = option(
+        tuple(range(320, 961, 64)), "short side after the resize, one drawn per image, pixels", **IMAGE_SIDE
+    )
+    max_size: int = option(2560, "largest long side after the resize, pixels", least=1, most=10**6)
+    crop_size: tuple[int, int] = option((640, 640), "(height, width) of the random crop, pixels", **IMAGE_SIDE)
+    brightness: float = option(32.0, "largest shift of pixel values, of 255", least=0, most=255)
+    contrast: tuple[float, float] = option((0.5, 1.5), "range of the factor on pixel values", least=0, most=1000)
+    saturation: tuple[float, float] = option((0.5, 1.5), "range of the factor on saturation", least=0, most=1000)
+    hue_degrees: float = option(18.0, "largest turn of the hue, degrees", least=0, most=360)
+    color_prob: float = option(0.5, "probability of each of these four; 0 switches them off", least=0, most=1)
+    flip_prob: float = option(0.5, "probability of a mirror image", least=0, most=1)
     image_pad: int = 128
     ignore_label: int = 255
 
     def __post_init__(self) -> None:
-        if not self.short_sides or min(*self.short_sides, *self.crop_size, self.max_size) < 1:
-            raise ValueError(
-                f"short_sides {self.short_sides}, crop_size {self.crop_size} and max_size {self.max_size} must all be "
-                "given and positive"
-            )
-        for name in ("color_prob", "flip_prob"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)} but must be a probability, 0..1")
+        super().__post_init__()
+        if not self.short_sides:
+            raise FieldError("augmentation.short_sides is empty; give one side or more", "augmentation.short_sides")
         for name in ("contrast", "saturation"):
             low, high = getattr(self, name)
-            if not 0 <= low <= high:
-                raise ValueError(f"{name} is ({low}, {high}) but must be a range of factors, 0 <= low <= high")
+            if low > high:
+                place = f"augmentation.{name}"
+                raise FieldError(f"{place} is ({low}, {high}) but must be a range of factors, 0 <= low <= high", place)
 
 
 class TrainAugmentation:

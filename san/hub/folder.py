@@ -20,7 +20,6 @@ import san
 from san.checkpoint import fitting_tensors, load_checkpoint_file, load_weights
 from san.clip.arch import ClipArch
 from san.clip.loader import LoadedClip
-from san.clip.record import parse_json, read_record
 from san.clip.tokenizer import BpeTokenizer, CompactTokenizer, fitting_tokenizer
 from san.errors import excerpt, one_line
 from san.files import write_together
@@ -28,13 +27,15 @@ from san.hub.card import model_card
 from san.hub.remote import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
 from san.model.build import ModelClass, build_san, outline
 from san.model.config import SANConfig
+from san.model.parts import describe_parts
 from san.model.san import SANModel
+from san.record import parse_json, read_record
 
 logger = logging.getLogger(__name__)
 
 MODEL_TYPE = "san"
-FORMAT_VERSION = 2
-"""Of config.json. 1 had no `architecture`; a file without the field is of 1."""
+FORMAT_VERSION = 3
+"""Of config.json. 1 had no `architecture`, and a file without the field is of 1; 2 had no registered parts."""
 
 WEIGHTS_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 _MAX_CONFIG = 4 << 20  # characters
@@ -167,7 +168,7 @@ def describe(model: SANModel) -> FolderConfig:
         ValueError: its tokenizer is none that a file can describe.
     """
     clip = model.config.clip
-    config = replace(model.config, clip=replace(clip, pretrained=clip.public_pretrained))
+    config = describe_parts(replace(model.config, clip=replace(clip, pretrained=clip.public_pretrained)))
     tokenizer = model.text_classifier.tokenizer
     if not isinstance(tokenizer, (BpeTokenizer, CompactTokenizer)):
         raise ValueError(f"the model's tokenizer is {excerpt(tokenizer)}, which config.json cannot describe")

@@ -6,9 +6,8 @@ grid.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,149 +16,32 @@ from torch import Tensor, nn
 
 from san.losses.config import LossConfig
 from san.losses.matcher import match_all, matching_cost
-from san.losses.point_sampling import keep_uncertain, sample_points, seeded_generator, uniform_points
+from san.losses.point_sampling import sample_points, seeded_generator, uniform_points
 from san.losses.targets import AnyTarget, TargetBatch, target_batch
+from san.losses.terms import TERMS, MatchedLayer, Normalisers, Pairs, Term, average_counts, count_batch
 
 _POINT_VALUES = 2**24  # mask logits at points of a layer that are held at a time: 64 MB
 
 
-@dataclass(frozen=True)
-class Pairs:
-    """Matched queries of a layer: image, query, and target counted over the batch, (N,) int64 each, by image."""
-
-    images: Tensor
-    queries: Tensor
-    targets: Tensor
-
-
-@dataclass(frozen=True)
-class Normalisers:
-    """What the sums of losses are divided by: counts of an iteration, averaged over its processes.
-
-    Attributes:
-        masks: targets; at least 1 over all processes.
-        class_weight: sum of the class weights of all queries.
-        images: of a process's share of the batch.
-    """
-
-    masks: float | Tensor
-    class_weight: float | Tensor
-    images: float | Tensor
-
-
-@dataclass(frozen=True)
-class MatchedLayer:
-    """One supervised layer, with its queries matched to targets.
-
-    Attributes:
-        outputs: of the layer, as the model gave them.
-        class_logits: (B, Q, C + 1) float32.
-        mask_logits: (B, Q, h_s, w_s) float32, before the sigmoid.
-        text_embed: (C, E), where the outputs of the batch have it.
-        truth: the targets of the batch.
-        pairs: which queries are matched, and to which targets.
-        generators: of each image's random points; None draws from torch's global generator.
-    """
-
-    outputs: Mapping[str, Any]
-    class_logits: Tensor
-    mask_logits: Tensor
-    text_embed: Tensor | None
-    truth: TargetBatch
-    pairs: Pairs
-    generators: Sequence[torch.Generator | None]
-
-
-@dataclass(frozen=True)
-class Term:
-    """One loss of a supervised layer.
-
-    Attributes:
-        total: scalar, weighted, summed over what it is divided by.
-        per: what the criterion divides it by: "masks", "class_weight" or "images", a field of `Normalisers`.
-    """
-
-    total: Tensor
-    per: Literal["masks", "class_weight", "images"]
-
-    def over(self, norm: Normalisers) -> Tensor:
-        """The loss.
-
-        Raises:
-            ValueError: `per` is none of the three.
-        """
-        if self.per not in Normalisers.__dataclass_fields__:
-            known = ", ".join(Normalisers.__dataclass_fields__)
-            raise ValueError(f"a loss is divided by {self.per!r}, which is not counted; choose one of {known}")
-        divisor: float | Tensor = getattr(norm, self.per)
-        return self.total / divisor
-
-
-def count_batch(num_targets: Iterable[int], num_queries: int, no_object_weight: float) -> tuple[float, float, float]:
-    """What a batch adds to the fields of `Normalisers`, in their order. Known before matching.
-
-    Args:
-        num_targets: M of each image; min(Q, M) of its queries get one.
-        num_queries: Q.
-        no_object_weight: class weight of a query without a target.
-    """
-    counts = [*num_targets]
-    matched = sum(min(num_queries, count) for count in counts)
-    return float(sum(counts)), matched + no_object_weight * (len(counts) * num_queries - matched), float(len(counts))
-
-
-def average_counts(masks: float, class_weight: float, images: float, num_processes: int) -> Normalisers:
-    """`Normalisers` of sums over an iteration's processes and accumulation steps.
-
-    At least one mask in all, not per process: losses must not depend on how many processes share the batch.
-    """
-    return Normalisers(max(masks, 1.0) / num_processes, class_weight / num_processes, images / num_processes)
-
-
-def dice_loss(mask_logits: Tensor, masks: Tensor) -> Tensor:
-    """Dice loss of pairs: 1 - (2 * sum(p t) + 1) / (sum(p) + sum(t) + 1).
-
-    Args:
-        mask_logits: (N, P); p is their sigmoid.
-        masks: (N, P) in [0, 1].
-
-    Returns:
-        (N,), each in [0, 1).
-    """
-    probs = mask_logits.sigmoid()
-    overlap = (probs * masks).sum(dim=1)
-    return 1.0 - (2.0 * overlap + 1.0) / (probs.sum(dim=1) + masks.sum(dim=1) + 1.0)
-
-
-def mask_loss(mask_logits: Tensor, masks: Tensor) -> Tensor:
-    """Binary cross-entropy of pairs, averaged over points.
-
-    Args:
-        mask_logits: (N, P).
-        masks: (N, P) in [0, 1].
-
-    Returns:
-        (N,), each 0 or more.
-    """
-    return F.binary_cross_entropy_with_logits(mask_logits, masks, reduction="none").mean(dim=1)
-
-
 class SetCriterion(nn.Module):
-    """Matches queries to targets and weighs three losses per supervised layer.
+    """Matches queries to targets and computes the losses of its terms for every supervised layer.
 
     Every layer is matched on its own. Losses are sums, divided by counts of the whole iteration (`Normalisers`): added
     over accumulation steps and averaged over processes, they are what one process gives for the same images.
 
-    A subclass adds losses in `terms`, and names for each what it is divided by.
+    Terms are registered parts (`san.losses.terms`); a subclass may also override `terms`.
 
     Args:
-        config: weights, costs and points.
+        config: weights, costs, points and terms.
+
+    Raises:
+        FieldError: a term is not registered, or one of its options does not fit.
     """
 
     def __init__(self, config: LossConfig | None = None) -> None:
-        """Keep the options; the module has no parameter and no buffer."""
         super().__init__()
         self.config = config or LossConfig()
+        self.parts = nn.ModuleDict({part.name: TERMS.build(part, self.config) for part in self.config.parts})
 
     def forward(
         self,
@@ -175,7 +57,7 @@ class SetCriterion(nn.Module):
 
         Args:
             outputs: `pred_logits` (B, Q, C + 1), `pred_masks` (B, Q, h_s, w_s) before the sigmoid, and optionally
-                `aux_outputs`, a list of the same for earlier layers, and `text_embed` (C, E).
+                `sls_embed` (B, Q, E), `aux_outputs`, a list of the same for earlier layers, and `text_embed` (C, E).
             targets: one per image: a `LabelMapTarget`, a `Target`, or a mapping with the entries of one of them.
             seeds: one integer per image. All points of an image then depend on its seed (and on the layer) alone, not
                 on its place in the batch. None draws from torch's global generator.
@@ -183,8 +65,9 @@ class SetCriterion(nn.Module):
                 counts this batch, over all processes.
 
         Returns:
-            `loss_ce`, `loss_mask`, `loss_dice`, and the same with suffix `_i` for the i-th earlier layer; scalars whose
-            sum is the objective. Gradients stay connected where an image, or the whole batch, has no target.
+            `loss_ce`, `loss_mask`, `loss_dice` and those of other terms, and the same with suffix `_i` for the i-th
+            earlier layer; scalars whose sum is the objective. Gradients stay connected where an image, or the whole
+            batch, has no target.
 
         Raises:
             ValueError: if targets or seeds do not fit the outputs.
@@ -208,7 +91,8 @@ class SetCriterion(nn.Module):
             costs = [self._costs(*pair, truth, draw) for pair, draw in zip(logits, draws, strict=True)]
             pairs = self._pairs(costs, truth, device)
             for layer, pair, draw, found, suffix in zip(layers, logits, draws, pairs, suffixes, strict=True):
-                matched = MatchedLayer(layer, *pair, outputs.get("text_embed"), truth, found, draw)
+                embeds = (outputs.get("text_embed"), layer.get("sls_embed"))
+                matched = MatchedLayer(layer, *pair, *embeds, truth, found, draw)
                 losses |= {name + suffix: term.over(norm) for name, term in self.terms(matched).items()}
         return losses
 
@@ -258,51 +142,21 @@ class SetCriterion(nn.Module):
         return [Pairs(*rows_of_layer) for rows_of_layer in moved]
 
     def terms(self, layer: MatchedLayer) -> dict[str, Term]:
-        """The losses of one supervised layer, by name.
+        """The losses of one supervised layer, by name: those of every term.
 
-        A subclass returns ``super().terms(layer) | {"loss_mine": Term(total, per="masks")}``.
+        Raises:
+            ValueError: two terms return a loss of the same name.
         """
-        config, no_object = self.config, layer.class_logits.shape[-1] - 1
-        images, queries, targets = layer.pairs.images, layer.pairs.queries, layer.pairs.targets
-        device = layer.class_logits.device
-        classes = torch.full(layer.class_logits.shape[:2], no_object, device=device)  # (B, Q)
-        classes[images, queries] = layer.truth.labels[targets]
-        weight = torch.ones(no_object + 1, device=device)
-        weight[-1].fill_(config.no_object_weight)  # an assignment would copy from the CPU under some releases
-        loss_ce = F.cross_entropy(layer.class_logits.flatten(0, 1), classes.flatten(), weight, reduction="sum")
-        logits = layer.mask_logits[images, queries]  # (N, h_s, w_s)
-        if len(logits):
-            counts = [min(count, layer.mask_logits.shape[1]) for count in layer.truth.counts]
-            points = self._loss_points(logits, counts, layer.generators)  # (N, P, 2)
-            at_logits = sample_points(logits.unsqueeze(1), points).squeeze(1)  # (N, P)
-            at_truth = layer.truth.at_pair_points(images, targets, points)
-            loss_mask, loss_dice = mask_loss(at_logits, at_truth).sum(), dice_loss(at_logits, at_truth).sum()
-        else:
-            loss_mask = loss_dice = logits.sum()  # of no elements: 0, with a gradient of 0
-        return {
-            "loss_ce": Term(config.class_weight * loss_ce, per="class_weight"),
-            "loss_mask": Term(config.mask_weight * loss_mask, per="masks"),
-            "loss_dice": Term(config.dice_weight * loss_dice, per="masks"),
-        }
-
-    def _loss_points(self, logits: Tensor, counts: Sequence[int], draw: Sequence[torch.Generator | None]) -> Tensor:
-        """Points (N, P, 2) of matched mask logits (N, h_s, w_s): mostly uncertain, the rest uniform.
-
-        The pairs of an image, `counts` of them, are drawn from its own generator.
-        """
-        config, device = self.config, logits.device
-        num_uncertain = int(config.importance_ratio * config.num_points)
-        sizes = (int(config.oversample_ratio * config.num_points), config.num_points - num_uncertain)
-        candidates, fresh = zip(
-            *(
-                [uniform_points(count, size, device=device, generator=generator) for size in sizes]
-                for count, generator in zip(counts, draw, strict=True)
-                if count
-            ),
-            strict=True,
-        )
-        uncertain = keep_uncertain(logits.detach().unsqueeze(1), torch.cat(candidates), num_uncertain)
-        return torch.cat([uncertain, torch.cat(fresh)], dim=1)
+        found: dict[str, Term] = {}
+        for name, part in self.parts.items():
+            own = part(layer)
+            if found.keys() & own.keys():
+                raise ValueError(
+                    f"criterion term {name!r} returns {', '.join(sorted(found.keys() & own.keys()))}, which another "
+                    "term returns too; rename the loss"
+                )
+            found |= own
+        return found
 
     def _normalisers(self, num_queries: int, truth: TargetBatch, device: torch.device) -> Normalisers:
         """Of this batch, over all processes; on the device where there are several."""

@@ -15,8 +15,9 @@ from san.clip.arch import ClipArch
 from san.clip.loader import LoadedClip, load_clip
 from san.clip.tokenizer import Tokenizer
 from san.clip.weights import check_finite, listed, misfits
-from san.model.config import SANConfig, unseen_pixels, unusual_depth
+from san.model.config import SANConfig, resolve, unseen_pixels, unusual_depth
 from san.model.san import SANModel
+from san.record import FieldError
 from san.torch_defaults import torch_defaults
 
 logger = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ def build_san(
         ValueError, FileNotFoundError: see `load_clip` and `check_against`.
     """
     clip = clip or load_clip(config.clip.name, config.clip.pretrained, weights=clip_weights)
+    config = resolve(config, clip.arch)
     own = None if clip.state_dict is None else clip_state_to_own(clip.state_dict, config.clip.shallow_depth)
     if own is not None:
         _check_clip_weights(outline(config, clip), own)
@@ -128,9 +130,10 @@ def _check_clip_weights(model: SANModel, own: Mapping[str, Tensor]) -> None:
     clip = model.config.clip
     wrong = misfits(own, {key: value for key, value in model.state_dict().items() if is_clip_tensor(key)})
     if wrong:
-        raise ValueError(
-            f"the weights {clip.pretrained!r} do not fit CLIP {clip.name!r}; set MODEL.CLIP.NAME to the model they "
-            f"belong to. {len(wrong)} tensors differ: {listed(sorted(wrong))}"
+        raise FieldError(
+            f"the weights {clip.pretrained!r} do not fit CLIP {clip.name!r}; set clip.name to the model they "
+            f"belong to. {len(wrong)} tensors differ: {listed(sorted(wrong))}",
+            "clip.name",
         )
     check_finite(own, f"the file of CLIP weights {clip.pretrained!r}")
 

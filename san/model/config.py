@@ -1,7 +1,7 @@
 """What a SAN is made of, as frozen dataclasses with every cross-field check, and the named variants.
 
-Checks that need no CLIP run when a dataclass is made; those against the CLIP at hand run in `check_against`, when a
-model is built. Source: docs/method.md#2 to #5; the published configurations.
+Checks that need no CLIP run when a dataclass is made; those against a CLIP run in `check_against`, when a model is
+built. Source: docs/method.md#2 to #5; the published configurations.
 """
 
 from __future__ import annotations
@@ -9,53 +9,63 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
-from san.clip.arch import IMAGE_SIZE, PATCH_SIZE, TRANSFORMER, WIDTH, ClipArch
-from san.clip.record import check_ranges
+from san.clip.arch import DEPTH, IMAGE_SIZE, MLP_RATIO, NUM_HEADS, PATCH_SIZE, WIDTH, ClipArch
 from san.clip.templates import load_templates
+from san.record import AUTO, FieldError, Options, option
+from san.registry import PartConfig
 
-SLS_INITS = ("class_token", "learnt", "learnt_plus_class_token")
 POOLINGS = ("max", "average", "bilinear", "nearest")
+_AUTO_INPUT = 1.4
+"""Side of the image that CLIP sees where the scale is auto, in multiples of the side CLIP was trained on."""
 
 
-def _require(condition: bool, message: str) -> None:
+def _require(condition: bool, message: str, *names: str) -> None:
     if not condition:
-        raise ValueError(message)
+        raise FieldError(message, *names)
 
 
 @dataclass(frozen=True)
-class ClipConfig:
-    """Which CLIP, and how it is used.
+class ClipConfig(Options):
+    """Which CLIP, and how it is used."""
 
-    Attributes:
-        name: open_clip model name, "shapes" or "tiny".
-        pretrained: open_clip tag, file, "shapes", or None for untrained weights.
-        shallow_depth: K, the blocks that feed the side network; the rest recognise.
-        input_scale: CLIP sees the image resized by this factor.
-        train_pos_embed: whether CLIP's positional embedding of the image is trained.
-        templates: prompt template set ("vild", "imagenet" or "plain"), or templates of your own, each with one {} for
-            the class's name.
-        sls_init: what the [SLS] tokens start as.
-    """
-
+    PLACE: ClassVar[str] = "clip."
     FIRST_FIELDS = "name pretrained shallow_depth input_scale train_pos_embed templates sls_init"  # see `read_record`
-    name: str = "ViT-B-16"
-    pretrained: str | None = "openai"
-    shallow_depth: int = 9
-    input_scale: float = 0.5
-    train_pos_embed: bool = True
-    templates: str | tuple[str, ...] = "vild"
-    sls_init: str = "class_token"
+    name: str = option("ViT-B-16", "open_clip's name of a class-token ViT, shapes, or tiny (for tests)")
+    pretrained: str | None = option(
+        "openai", "CLIP's weights: an open_clip tag, a file, shapes; empty: untrained", is_path=True
+    )
+    shallow_depth: int = option(
+        9,
+        "K, the blocks that feed the side network; the rest recognise; below CLIP's depth; auto: three quarters of it",
+        least=0,
+        most=128,
+        auto=True,
+    )
+    input_scale: float = option(
+        0.5,
+        f"factor by which the image is resized for CLIP; auto: about {_AUTO_INPUT} times the side CLIP was trained on, "
+        "in whole patches",
+        above=0,
+        most=2,
+        auto=True,
+    )
+    train_pos_embed: bool = option(True, "whether CLIP's positional embedding of the image is trained")
+    templates: str | tuple[str, ...] = option(
+        "vild", "prompt template set (vild: 14, imagenet: 80, plain: the name), or a list of texts, each with one {}"
+    )
+    sls_init: PartConfig = option(
+        PartConfig("class_token"), "what the [SLS] tokens start as: class_token, learnt, learnt_plus_class_token"
+    )
 
     def __post_init__(self) -> None:
+        if isinstance(self.sls_init, str):
+            object.__setattr__(self, "sls_init", PartConfig(self.sls_init))
         texts = load_templates(self.templates)
         if not isinstance(self.templates, str):
             object.__setattr__(self, "templates", texts)  # a list too
-        _require(
-            self.sls_init in SLS_INITS,
-            f"[SLS] tokens cannot start as {self.sls_init!r}; set MODEL.CLIP.SLS_INIT to one of {', '.join(SLS_INITS)}",
-        )
-        check_ranges(self, "CLIP", "MODEL.CLIP.", input_scale=(0.0, 2), shallow_depth=(0, 128))
+        super().__post_init__()
 
     @property
     def public_pretrained(self) -> str | None:
@@ -67,104 +77,91 @@ class ClipConfig:
 
 
 @dataclass(frozen=True)
-class SideAdapterConfig:
-    """The side ViT and what CLIP gives it.
+class SideAdapterConfig(Options):
+    """The side ViT and what CLIP gives it."""
 
-    Attributes:
-        embed_dim: S, its width; 144, 192, 240 and 288 are the published ones.
-        image_size: pixels its positional embedding was laid out for.
-        num_queries: Q.
-        fusion: pairs (CLIP feature, side block): feature i is added after that side block, 0 meaning before the first.
-        supervised_blocks: side blocks whose outputs are supervised in training; the last is the one used at inference.
-    """
-
+    PLACE: ClassVar[str] = "side_adapter."
     FIRST_FIELDS = "embed_dim depth num_heads patch_size image_size mlp_ratio num_queries fusion supervised_blocks"
-    embed_dim: int = 240
-    depth: int = 8
-    num_heads: int = 6
-    patch_size: int = 16
-    image_size: int = 640
-    mlp_ratio: float = 4.0
-    num_queries: int = 100
-    fusion: tuple[tuple[int, int], ...] = ((0, 0), (3, 1), (6, 2), (9, 3))
-    supervised_blocks: tuple[int, ...] = (7, 8)
+    embed_dim: int = option(240, "S, width; a multiple of num_heads; published: 144, 192, 240, 288", **WIDTH)
+    depth: int = option(8, "transformer blocks", **DEPTH)
+    num_heads: int = option(6, "attention heads of the side network", **NUM_HEADS)
+    patch_size: int = option(16, "pixels", **PATCH_SIZE)
+    image_size: int = option(
+        640, "pixels the positional embedding is laid out for; a multiple of patch_size", **IMAGE_SIZE
+    )
+    mlp_ratio: float = option(4.0, "hidden width of a block's MLP, in multiples of embed_dim", **MLP_RATIO)
+    num_queries: int = option(100, "Q, masks predicted per image", least=1, most=10_000)
+    fusion: tuple[tuple[int, int], ...] = option(
+        ((0, 0), (3, 1), (6, 2), (9, 3)),
+        "pairs of CLIP feature and side block: the feature is fused after that block, 0 = before the first; auto: "
+        "the stem and each third of shallow_depth",
+        auto=True,
+    )
+    supervised_blocks: tuple[int, ...] = option(
+        (7, 8), "side blocks with a loss, increasing; the last is the side network's last, used in inference"
+    )
 
     def __post_init__(self) -> None:
-        own = {"embed_dim": WIDTH, "image_size": IMAGE_SIZE, "patch_size": PATCH_SIZE, "num_queries": (1, 10_000)}
-        check_ranges(self, "the side network", "MODEL.SIDE_ADAPTER.", **own, **TRANSFORMER)
+        super().__post_init__()
         _require(
             self.embed_dim % self.num_heads == 0,
-            f"side width {self.embed_dim} is not a multiple of its {self.num_heads} heads; "
-            "change MODEL.SIDE_ADAPTER.EMBED_DIM or NUM_HEADS",
+            f"side width {self.embed_dim} is not a multiple of its {self.num_heads} heads; change "
+            "side_adapter.embed_dim or side_adapter.num_heads",
+            "side_adapter.embed_dim",
+            "side_adapter.num_heads",
         )
         _require(
             self.image_size % self.patch_size == 0,
-            f"side image size {self.image_size} is not a multiple of its patch {self.patch_size}; "
-            "change MODEL.SIDE_ADAPTER.IMAGE_SIZE",
+            f"side image size {self.image_size} is not a multiple of its patch {self.patch_size}; change "
+            "side_adapter.image_size",
+            "side_adapter.image_size",
         )
-        targets = [block for _, block in self.fusion]
+        targets = [] if self.fusion == AUTO else [block for _, block in self.fusion]
         _require(
             all(0 <= block <= self.depth for block in targets) and len(set(targets)) == len(targets),
             f"fusion targets {targets} do not fit a side network of {self.depth} blocks, each at most once; "
-            f"set the right-hand sides of MODEL.SIDE_ADAPTER.FUSION within 0..{self.depth}",
+            f"set the right-hand sides of side_adapter.fusion within 0..{self.depth}",
+            "side_adapter.fusion",
         )
         blocks = self.supervised_blocks
         _require(
             len(blocks) > 0 and list(blocks) == sorted(set(blocks)) and blocks[0] >= 1 and blocks[-1] == self.depth,
             f"supervised blocks {list(blocks)} must be increasing, within 1..{self.depth}, and end with the last; "
-            "set MODEL.SIDE_ADAPTER.SUPERVISED_BLOCKS",
+            "set side_adapter.supervised_blocks",
+            "side_adapter.supervised_blocks",
         )
 
 
 @dataclass(frozen=True)
-class HeadConfig:
+class HeadConfig(Options):
     """The MLPs of both heads: widths and number of layers."""
 
+    PLACE: ClassVar[str] = "head."
     FIRST_FIELDS = "embed_channels mlp_channels mlp_num_layers"
-    embed_channels: int = 256
-    mlp_channels: int = 256
-    mlp_num_layers: int = 3
-
-    def __post_init__(self) -> None:
-        check_ranges(self, "the heads", "MODEL.HEAD.", embed_channels=WIDTH, mlp_channels=WIDTH, mlp_num_layers=(1, 64))
+    embed_channels: int = option(256, "channels in which queries and pixels are compared", **WIDTH)
+    mlp_channels: int = option(256, "hidden channels of the three MLPs", **WIDTH)
+    mlp_num_layers: int = option(3, "layers of each MLP", least=1, most=64)
 
 
 @dataclass(frozen=True)
-class AttnBiasConfig:
-    """The attention biases for CLIP's deep blocks.
+class AttnBiasConfig(Options):
+    """The attention biases for CLIP's deep blocks."""
 
-    Attributes:
-        num_heads: CLIP's heads, or 1 to share one bias.
-        num_layers: CLIP's deep blocks, or 1 to use the same biases in all of them.
-        pooling: how a bias is brought to CLIP's grid.
-        learnt_scale: whether a scalar scale and offset are learnt.
-        enabled: False holds all biases at zero, to measure what they are worth: every [SLS] token then sees the whole
-            image and all masks get the same name.
-    """
-
+    PLACE: ClassVar[str] = "attn_bias."
     FIRST_FIELDS = "num_heads num_layers pooling learnt_scale enabled"
-    num_heads: int = 12
-    num_layers: int = 1
-    pooling: str = "max"
-    learnt_scale: bool = True
-    enabled: bool = True
-
-    def __post_init__(self) -> None:
-        check_ranges(
-            self,
-            "the attention bias",
-            "MODEL.ATTN_BIAS.",
-            num_heads=TRANSFORMER["num_heads"],
-            num_layers=TRANSFORMER["depth"],
-        )
-        _require(
-            self.pooling in POOLINGS,
-            f"unknown pooling {self.pooling!r}; set MODEL.ATTN_BIAS.POOLING to one of {', '.join(POOLINGS)}",
-        )
+    num_heads: int = option(
+        12, "CLIP's heads (one bias per head; auto), or 1 (one bias shared by all heads)", auto=True, **NUM_HEADS
+    )
+    num_layers: int = option(1, "1 (the same biases in all deep blocks), or the number of CLIP's deep blocks", **DEPTH)
+    pooling: str = option("max", "how a bias is brought to CLIP's grid", choices=POOLINGS)
+    learnt_scale: bool = option(True, "whether one scale and one offset of the biases are learnt")
+    enabled: bool = option(
+        True, "False holds all biases at zero: every [SLS] token sees the whole image, and all masks get the same name"
+    )
 
 
 @dataclass(frozen=True)
-class SANConfig:
+class SANConfig(Options):
     """A whole model."""
 
     FIRST_FIELDS = "clip side_adapter head attn_bias size_divisibility"
@@ -172,48 +169,102 @@ class SANConfig:
     side_adapter: SideAdapterConfig = field(default_factory=SideAdapterConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
     attn_bias: AttnBiasConfig = field(default_factory=AttnBiasConfig)
-    size_divisibility: int = 32
+    size_divisibility: int = option(
+        32, "images are padded to multiples of this, in pixels; a multiple of the side patch", least=1, most=1024
+    )
+    fusion: PartConfig = option(PartConfig("add"), "how a CLIP feature enters the side network")
+    mask_head: PartConfig = option(PartConfig("mlp"), "how masks are made of queries and patches")
+    bias_head: PartConfig = option(PartConfig("mlp"), "how attention biases are made of queries and patches")
+    scorer: PartConfig = option(PartConfig("sls"), "how masks are compared with class names")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         patch = self.side_adapter.patch_size
-        check_ranges(self, "the model", "MODEL.", size_divisibility=(1, 1024))
         _require(
             self.size_divisibility % patch == 0,
             f"images are padded to multiples of {self.size_divisibility}, which the side network's patch of {patch} "
-            f"does not divide; set MODEL.SIZE_DIVISIBILITY to a multiple of {patch}",
+            f"does not divide; set size_divisibility to a multiple of {patch}",
+            "size_divisibility",
         )
+        if AUTO in (self.clip.shallow_depth, self.side_adapter.fusion):
+            return
         sources = [source for source, _ in self.side_adapter.fusion]
         depth = self.clip.shallow_depth
         _require(
             all(0 <= source <= depth for source in sources),
-            f"fusion takes CLIP features {sources}, but CLIP's shallow part has features 0..{depth}; "
-            "change MODEL.SIDE_ADAPTER.FUSION or MODEL.CLIP.SHALLOW_DEPTH",
+            f"fusion takes CLIP features {sources}, but CLIP's shallow part has features 0..{depth}; change "
+            "side_adapter.fusion or clip.shallow_depth",
+            "side_adapter.fusion",
+            "clip.shallow_depth",
         )
 
 
-def check_against(config: SANConfig, arch: ClipArch) -> None:
-    """Refuses a configuration that this CLIP cannot serve.
+def resolve(config: SANConfig, arch: ClipArch) -> SANConfig:
+    """A configuration without `AUTO`: its values are derived from the CLIP.
 
     Raises:
-        ValueError: with the value seen, the values accepted and the key to set.
+        FieldError: values that were given do not fit those that were derived.
+    """
+    clip, side, bias, vision = config.clip, config.side_adapter, config.attn_bias, arch.vision
+    depth = usual_depth(arch) if clip.shallow_depth == AUTO else clip.shallow_depth
+    scale = clip.input_scale
+    if scale == AUTO:
+        pixels = max(1, round(_AUTO_INPUT * vision.image_size / vision.patch_size)) * vision.patch_size
+        scale = min(_scale(pixels, side.image_size), 2.0)
+    pairs = usual_fusion(depth, side.depth) if side.fusion == AUTO else side.fusion
+    heads = vision.num_heads if bias.num_heads == AUTO else bias.num_heads
+    if (depth, scale, pairs, heads) == (clip.shallow_depth, clip.input_scale, side.fusion, bias.num_heads):
+        return config
+    return replace(
+        config,
+        clip=replace(clip, shallow_depth=depth, input_scale=scale),
+        side_adapter=replace(side, fusion=pairs),
+        attn_bias=replace(bias, num_heads=heads),
+    )
+
+
+def usual_depth(arch: ClipArch) -> int:
+    """K of the published models: three quarters of CLIP's blocks."""
+    return min(round(0.75 * arch.vision.depth), arch.vision.depth - 1)
+
+
+def usual_fusion(shallow_depth: int, side_depth: int) -> tuple[tuple[int, int], ...]:
+    """The fusion of the published models: CLIP's stem and the features after each third of its shallow blocks."""
+    sources = sorted({shallow_depth * third // 3 for third in range(4)})
+    return tuple((source, block) for block, source in enumerate(sources) if block <= side_depth)
+
+
+def _scale(pixels: int, side: int) -> float:
+    """The factor that makes `pixels` of a side, to six digits and not too small, as pixels are rounded down."""
+    return math.ceil(1e6 * pixels / side) / 1e6
+
+
+def check_against(config: SANConfig, arch: ClipArch) -> None:
+    """Refuses a configuration, as `resolve` gives it, that this CLIP cannot serve.
+
+    Raises:
+        FieldError: with the value seen, the values accepted and the field to set.
     """
     name, vision, bias = config.clip.name, arch.vision, config.attn_bias
     depth = config.clip.shallow_depth
     _require(
         depth < vision.depth,
         f"K = {depth} shallow blocks leave none to recognise with: CLIP {name!r} has {vision.depth}; "
-        f"set MODEL.CLIP.SHALLOW_DEPTH within 0..{vision.depth - 1}",
+        f"set clip.shallow_depth within 0..{vision.depth - 1}",
+        "clip.shallow_depth",
     )
     _require(
         bias.num_heads in (1, vision.num_heads),
         f"attention bias has {bias.num_heads} heads but CLIP {name!r} has {vision.num_heads}; "
-        f"set MODEL.ATTN_BIAS.NUM_HEADS to {vision.num_heads}, or to 1 to share one",
+        f"set attn_bias.num_heads to {vision.num_heads}, or to 1 to share one",
+        "attn_bias.num_heads",
     )
     deep = vision.depth - depth
     _require(
         bias.num_layers in (1, deep),
         f"attention bias has {bias.num_layers} layers but CLIP {name!r} has {deep} deep blocks after K = {depth}; "
-        f"set MODEL.ATTN_BIAS.NUM_LAYERS to {deep}, or to 1 to use one for all",
+        f"set attn_bias.num_layers to {deep}, or to 1 to use one for all",
+        "attn_bias.num_layers",
     )
 
 
@@ -231,24 +282,24 @@ def unseen_pixels(config: SANConfig, arch: ClipArch, side: int) -> str:
     lost = min(pixels, round(side * scale)) - pixels // patch * patch
     if pixels < patch or lost <= 0:  # the former is an error when it is met
         return ""
-    better = math.ceil(1e6 * round(pixels / patch) * patch / padded) / 1e6  # rounded up, as pixels are rounded down
+    better = _scale(round(pixels / patch) * patch, padded)
     return (
-        f"images of {side} pixels become {pixels} at MODEL.CLIP.INPUT_SCALE {scale:g}, which the patch of {patch} of "
-        f"CLIP {config.clip.name!r} does not divide: it does not see the last {lost}; set MODEL.CLIP.INPUT_SCALE to "
+        f"images of {side} pixels become {pixels} at clip.input_scale {scale:g}, which the patch of {patch} of "
+        f"CLIP {config.clip.name!r} does not divide: it does not see the last {lost}; set clip.input_scale to "
         f"{better:g}, in training too"
     )
 
 
 def unusual_depth(config: SANConfig, arch: ClipArch) -> str:
     """Why K, the shallow blocks of CLIP, is not what SAN is meant for; "" if it is."""
-    depth, usual = config.clip.shallow_depth, round(0.75 * arch.vision.depth)
+    depth, usual = config.clip.shallow_depth, usual_depth(arch)
     if abs(depth - usual) <= arch.vision.depth / 6:
         return ""
-    fusion = [f"{usual * place // 3}->{place}" for place in range(4)]
+    fusion = [f"{source}->{block}" for source, block in usual_fusion(usual, config.side_adapter.depth)]
     return (
         f"K = {depth} of the {arch.vision.depth} blocks of CLIP {config.clip.name!r} feed the side network, where the "
-        f"published models use three quarters; for {usual} set MODEL.CLIP.SHALLOW_DEPTH to {usual} and "
-        f"MODEL.SIDE_ADAPTER.FUSION to {fusion} before training"
+        f"published models use three quarters; for {usual} set clip.shallow_depth to {usual} and "
+        f"side_adapter.fusion to {fusion}, or both to auto, before training"
     )
 
 

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
 
-from san.model.config import HeadConfig
+from san.model.config import SANConfig
 from san.model.layers import MLP
-from san.model.side_adapter import SideFeatures
+from san.model.parts import MASK_HEADS, MaskHead, MaskPrediction, SideFeatures
 
 
-class MaskHead(nn.Module):
+@MASK_HEADS.register("mlp")
+class MLPMaskHead(MaskHead):
     """Query and pixel MLPs whose product gives the mask logits."""
 
-    def __init__(self, config: HeadConfig, side_width: int) -> None:
-        super().__init__()
-        self.query_mlp = MLP(side_width, config.mlp_channels, config.embed_channels, config.mlp_num_layers)
-        self.pixel_mlp = MLP(side_width, config.mlp_channels, config.embed_channels, config.mlp_num_layers)
+    def __init__(self, options: Any, config: SANConfig) -> None:
+        super().__init__(options, config)
+        head = config.head
+        sizes = (config.side_adapter.embed_dim, head.mlp_channels, head.embed_channels, head.mlp_num_layers)
+        self.query_mlp = MLP(*sizes)
+        self.pixel_mlp = MLP(*sizes)
 
-    def forward(self, features: SideFeatures) -> tuple[Tensor, Tensor]:
+    def forward(self, features: SideFeatures) -> MaskPrediction:
         """Mask logits (B, Q, h_s, w_s), and the query embeddings (B, Q, embed_channels) the bias head shares."""
         queries = self.query_mlp(features.queries)
         pixels = self.pixel_mlp(features.patch_tokens)
         logits = torch.einsum("bqc,btc->bqt", queries, pixels)
-        return logits.unflatten(2, features.grid), queries  # (B, Q, h_s, w_s)
+        return MaskPrediction(logits.unflatten(2, features.grid), queries)  # (B, Q, h_s, w_s)

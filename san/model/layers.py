@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from san.clip.pos_embed import is_dynamic
+
 LAYER_NORM_EPS = 1e-6
 """Of the side network and the fusion layers; CLIP's own is 1e-5 (guarded by tests/test_golden.py)."""
 
@@ -87,3 +89,23 @@ class ChannelNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) to (B, T, D)."""
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, LAYER_NORM_EPS)
+
+
+def adaptive_max_pool(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """`F.adaptive_max_pool2d` (B, C, H, W) to (B, C, *size), also for the dynamic sizes of torch.export."""
+    if is_dynamic(size):
+        return _adaptive_max(_adaptive_max(x, size[0], dim=2), size[1], dim=3)
+    return F.adaptive_max_pool2d(x, size)
+
+
+def _adaptive_max(x: Tensor, size: int, *, dim: int) -> Tensor:
+    """What `F.adaptive_max_pool2d`, which takes no dynamic size of torch.export, gives along one axis."""
+    length = x.shape[dim]
+    index = torch.arange(size, device=x.device)
+    start, stop = index * length // size, ((index + 1) * length + size - 1) // size  # of each window
+    longest = (length + size - 1) // size + 1
+    places = torch.minimum(
+        start[:, None] + torch.arange(longest, device=x.device), stop[:, None] - 1
+    )  # (size, longest)
+    windows: Tensor = x.index_select(dim, places.flatten()).unflatten(dim, (size, longest))
+    return windows.amax(dim=dim + 1)

@@ -20,9 +20,8 @@ from san.clip.text import TextClassifier
 from san.clip.tokenizer import Tokenizer
 from san.clip.visual import DeepClip, ShallowClip, ShallowFeatures
 from san.errors import brief_repr
-from san.model.attention_bias import AttentionBiasHead
-from san.model.config import SANConfig, check_against
-from san.model.heads import MaskHead
+from san.model.config import SANConfig, check_against, resolve
+from san.model.parts import BIAS_HEADS, MASK_HEADS, SCORERS, SLS_INITS
 from san.model.side_adapter import SideAdapter
 
 
@@ -66,8 +65,12 @@ class SANOutput(NamedTuple):
         return brief_repr(self)
 
     def as_dict(self) -> dict[str, Any]:
-        """The form criteria know: pred_logits, pred_masks, and a list of the same under aux_outputs."""
-        result: dict[str, Any] = {"pred_logits": self.class_logits, "pred_masks": self.mask_logits}
+        """The form criteria know: pred_logits, pred_masks, sls_embed, and a list of the same under aux_outputs."""
+        result: dict[str, Any] = {
+            "pred_logits": self.class_logits,
+            "pred_masks": self.mask_logits,
+            "sls_embed": self.sls_embed,
+        }
         if self.aux:
             result["aux_outputs"] = [output.as_dict() for output in self.aux]
         return result
@@ -89,18 +92,19 @@ class SANModel(nn.Module):
 
     def __init__(self, config: SANConfig, arch: ClipArch, tokenizer: Tokenizer) -> None:
         super().__init__()
+        config = resolve(config, arch)
         check_against(config, arch)
         self.weights_id = secrets.token_hex(8)  # of these weights; a copy in another process has the same
-        clip, side_width, width = config.clip, config.side_adapter.embed_dim, arch.vision.width
+        clip, width = config.clip, arch.vision.width
         self.config, self.arch = config, arch
         self.shallow_clip = ShallowClip(arch, clip.shallow_depth)
         self.deep_clip = DeepClip(arch, arch.vision.depth - clip.shallow_depth)
         self.text_classifier = TextClassifier(arch, tokenizer, templates=clip.templates)
-        self.side_adapter = SideAdapter(config.side_adapter, width)
-        self.mask_head = MaskHead(config.head, side_width)
-        self.bias_head = AttentionBiasHead(config.attn_bias, config.head, side_width)
-        if clip.sls_init != "class_token":
-            self.sls_embed = nn.Parameter(torch.randn(config.side_adapter.num_queries, width) * 0.02)
+        self.side_adapter = SideAdapter(config, width)
+        self.mask_head = MASK_HEADS.build(config.mask_head, config)
+        self.bias_head = BIAS_HEADS.build(config.bias_head, config)
+        self.sls_init = SLS_INITS.build(clip.sls_init, config.side_adapter.num_queries, width)
+        self.scorer = SCORERS.build(config.scorer, config)
         self.register_buffer("pixel_mean", 255 * torch.tensor(arch.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", 255 * torch.tensor(arch.std).view(3, 1, 1), persistent=False)
 
@@ -149,10 +153,11 @@ class SANModel(nn.Module):
         clip = self.shallow_clip(clip_images)
         blocks = self.config.side_adapter.supervised_blocks
         side = self.side_adapter(images, clip, blocks if self.training else blocks[-1:])
-        masks, queries = zip(*(self.mask_head(features) for features in side), strict=True)
-        biases = [self.bias_head(features, query) for features, query in zip(side, queries, strict=True)]
+        masks = [self.mask_head(features) for features in side]
+        biases = [self.bias_head(features, mask) for features, mask in zip(side, masks, strict=True)]
         embeds = self._recognise(clip, biases)
-        return [MaskProposals(*parts) for parts in zip(masks, biases, embeds, strict=True)]
+        logits = [mask.logits for mask in masks]
+        return [MaskProposals(*parts) for parts in zip(logits, biases, embeds, strict=True)]
 
     def compile_network(self) -> None:
         """From now on `propose` goes through torch.compile: a minute or more for each new kind of input, then faster.
@@ -167,7 +172,7 @@ class SANModel(nn.Module):
 
     def classify(self, proposals: MaskProposals, text_embed: Tensor) -> SANOutput:
         """Names the masks: the only step that sees the vocabulary (C, E)."""
-        class_logits = self.text_classifier.logits(proposals.sls_embed, text_embed)
+        class_logits = self.scorer(proposals.sls_embed, text_embed, self.text_classifier)
         return SANOutput(proposals.mask_logits, class_logits, proposals.attn_bias, proposals.sls_embed)
 
     def _recognise(self, clip: ShallowFeatures, biases: list[Tensor]) -> tuple[Tensor, ...]:
@@ -175,13 +180,8 @@ class SANModel(nn.Module):
 
         [SLS] tokens do not see each other, so those of all supervised blocks go through CLIP's deep blocks in one pass.
         """
-        num_queries = self.config.side_adapter.num_queries
         class_token = clip.class_tokens[-1]
-        sls = class_token.expand(-1, num_queries, -1)
-        if self.config.clip.sls_init == "learnt":
-            sls = self.sls_embed.to(sls.dtype).expand(sls.shape[0], -1, -1)
-        elif self.config.clip.sls_init == "learnt_plus_class_token":
-            sls = sls + self.sls_embed.to(sls.dtype)
+        sls = self.sls_init(class_token)
         on_grid = torch.cat([self.bias_head.to_grid(bias, clip.grid) for bias in biases], dim=3)
         embed = self.deep_clip(class_token, clip.patch_tokens[-1], sls.repeat(1, len(biases), 1), on_grid)
-        return tuple(embed.split(num_queries, dim=1))
+        return tuple(embed.split(sls.shape[1], dim=1))

@@ -6,7 +6,7 @@ Source: docs/method.md#3.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,32 +14,29 @@ from torch import Tensor, nn
 
 from san.clip.pos_embed import resize_pos_embed
 from san.clip.visual import ShallowFeatures
-from san.model.config import SideAdapterConfig
+from san.model.config import SANConfig
 from san.model.layers import Block, ChannelNorm
+from san.model.parts import FUSIONS, Fusion, SideFeatures
 
 
-@dataclass(frozen=True)
-class SideFeatures:
-    """What one supervised block gives: queries (B, Q, S) and patch tokens (B, T_s, S) on the grid (h_s, w_s)."""
+@FUSIONS.register("add")
+class AddFusion(Fusion):
+    """Adds a CLIP feature, brought to the side network's width and grid, as published."""
 
-    queries: Tensor
-    patch_tokens: Tensor
-    grid: tuple[int, int]
-
-
-class Fusion(nn.Module):
-    """Brings a CLIP feature to the side network's width and grid."""
-
-    def __init__(self, clip_width: int, embed_dim: int) -> None:
-        super().__init__()
+    def __init__(self, options: Any, clip_width: int, embed_dim: int) -> None:
+        super().__init__(options, clip_width, embed_dim)
         self.norm = ChannelNorm(clip_width)
         self.proj = nn.Linear(clip_width, embed_dim)
         nn.init.kaiming_uniform_(self.proj.weight, a=1)  # Caffe2's "Xavier", as published
         nn.init.zeros_(self.proj.bias)
 
-    def forward(self, patch_tokens: Tensor, grid: tuple[int, int], side_grid: tuple[int, int]) -> Tensor:
-        """(B, h * w, D) on `grid` to (B, T_s, S) on `side_grid`."""
-        x = self.proj(self.norm(patch_tokens)).transpose(1, 2).unflatten(2, grid)  # (B, S, h, w)
+    def forward(self, patches: Tensor, feature: Tensor, grid: tuple[int, int], side_grid: tuple[int, int]) -> Tensor:
+        """See `Fusion.forward`."""
+        return patches + self.aligned(feature, grid, side_grid)
+
+    def aligned(self, feature: Tensor, grid: tuple[int, int], side_grid: tuple[int, int]) -> Tensor:
+        """The CLIP feature (B, h * w, D) on `grid` as (B, T_s, S) on `side_grid`."""
+        x = self.proj(self.norm(feature)).transpose(1, 2).unflatten(2, grid)  # (B, S, h, w)
         x = F.interpolate(x, size=side_grid, mode="bilinear", align_corners=False)
         return x.flatten(2).transpose(1, 2)  # (B, T_s, S)
 
@@ -47,17 +44,18 @@ class Fusion(nn.Module):
 class SideAdapter(nn.Module):
     """Patch embedding, queries, blocks and fusions."""
 
-    def __init__(self, config: SideAdapterConfig, clip_width: int) -> None:
+    def __init__(self, model: SANConfig, clip_width: int) -> None:
         super().__init__()
+        config = self.config = model.side_adapter
         width = config.embed_dim
-        self.config = config
         self.native_grid = (config.image_size // config.patch_size,) * 2
         self.patch_embed = nn.Conv2d(3, width, config.patch_size, stride=config.patch_size)
         self.pos_embed = nn.Parameter(torch.empty(self.native_grid[0] ** 2, width))
         self.query_embed = nn.Parameter(torch.empty(config.num_queries, width))
         self.query_pos_embed = nn.Parameter(torch.empty(config.num_queries, width))
         self.blocks = nn.ModuleList(Block(width, config.num_heads, config.mlp_ratio) for _ in range(config.depth))
-        self.fusions = nn.ModuleDict({str(block): Fusion(clip_width, width) for _, block in config.fusion})
+        fusions = {str(block): FUSIONS.build(model.fusion, clip_width, width) for _, block in config.fusion}
+        self.fusions = nn.ModuleDict(fusions)
         self._source = {block: feature for feature, block in config.fusion}
         for parameter in (self.pos_embed, self.query_embed, self.query_pos_embed):
             nn.init.normal_(parameter, std=0.02)
@@ -86,9 +84,9 @@ class SideAdapter(nn.Module):
         return outputs
 
     def _fuse(self, x: Tensor, block: int, clip: ShallowFeatures, grid: tuple[int, int]) -> Tensor:
-        """Adds the CLIP feature meant for this block to the patch tokens; the queries stay as they are."""
+        """Fuses the CLIP feature meant for this block into the patch tokens; the queries stay as they are."""
         if block not in self._source:
             return x
-        feature = self.fusions[str(block)](clip.patch_tokens[self._source[block]], clip.grid, grid)
-        count = self.config.num_queries
-        return torch.cat([x[:, :count], x[:, count:] + feature], dim=1)
+        count, feature = self.config.num_queries, clip.patch_tokens[self._source[block]]
+        patches = self.fusions[str(block)](x[:, count:], feature, clip.grid, grid)
+        return torch.cat([x[:, :count], patches], dim=1)

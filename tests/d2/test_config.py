@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import runpy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from san.d2.api import get_cfg
 from san.d2.config.keys import (
-    ENGINE_KEYS,
     add_san_config,
     augmentation_config,
     load_config,
@@ -21,7 +22,8 @@ from san.d2.config.keys import (
     solver_config,
     text_cache_folder,
 )
-from san.d2.config.yaml_file import leaf_keys
+from san.d2.config.schema import KEYS
+from san.d2.config.yaml_file import flatten, leaf_keys
 from san.data.transforms import AugmentationConfig
 from san.losses import LossConfig
 from san.model.config import SANConfig, variant
@@ -73,7 +75,12 @@ CHANGES: dict[str, tuple[Callable[[Any], Any], str, Any]] = {
     "SOLVER.CLIP_GRADIENTS.ENABLED": (solver_config, "False", 0.0),
     "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": (solver_config, "1", 1.0),
 }
-CHANGES |= {f"MODEL.LOSS.{f.name.upper()}": (loss_config, "1", 1) for f in dataclasses.fields(LossConfig)}
+CHANGES |= {
+    f"MODEL.LOSS.{f.name.upper()}": (loss_config, "1", 1)
+    for f in dataclasses.fields(LossConfig)
+    if f.name not in ("terms", "options")
+}
+CHANGES["MODEL.LOSS.TERMS"] = (loss_config, "classes", ("classes",))
 
 
 def test_defaults_are_the_published_recipe() -> None:
@@ -117,7 +124,8 @@ def test_every_model_key_is_tested() -> None:
 def test_only_keys_that_san_reads() -> None:
     keys = set(leaf_keys(san_cfg()))
     assert not {key for key in keys if key.startswith(("MODEL.RPN", "MODEL.ROI", "SOLVER.STEPS", "SOLVER.GAMMA"))}
-    assert keys >= set(ENGINE_KEYS) - {"FLOAT32_PRECISION"}
+    tables = {key.name for key in KEYS.values() if key.is_table}
+    assert keys == KEYS.keys() - tables and len(tables) == 6
 
 
 def test_a_detectron2_configuration_takes_sans_keys() -> None:
@@ -196,3 +204,20 @@ def test_cuda_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(ValueError, match="set it to cpu"):
         load_config("", ["MODEL.DEVICE", "cuda"])
+
+
+def test_the_page_of_all_keys_is_up_to_date() -> None:
+    """docs/configuration.md is what the generator writes, and every key has a meaning."""
+    page = runpy.run_path(str(REPO / "tools/maintainers/write_configuration_docs.py"))["page"]()
+    assert (REPO / "docs/configuration.md").read_text(encoding="utf-8") == page
+    assert all(f"`{key.name}`" in page and key.help for key in KEYS.values())
+
+
+def test_no_file_repeats_a_default() -> None:
+    """YAML files hold differences from their base, or from the defaults, only."""
+    for path in sorted((REPO / "configs").rglob("*.yaml")):
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        base = content.pop("_BASE_", None)
+        before = dict(flatten(load_config(str(path.parent / base) if base else "", ["MODEL.DEVICE", "cpu"])))
+        repeated = [key for key, value in flatten(content) if before[key] == value and key != "VERSION"]
+        assert not repeated, (path, repeated)

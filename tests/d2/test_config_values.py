@@ -9,7 +9,9 @@ import pytest
 
 from san.d2.api import get_cfg
 from san.d2.config.keys import add_san_config, load_config, san_cfg, san_config
-from san.d2.config.yaml_file import LISTS, PATHS, leaf_keys, merge_overrides
+from san.d2.config.schema import KEYS
+from san.d2.config.yaml_file import leaf_keys, merge_overrides
+from san.record import AUTO
 
 
 def value_of(cfg: Any, key: str) -> Any:
@@ -35,7 +37,7 @@ both_ways = pytest.mark.parametrize("way", ["command line", "file"])
 
 def test_every_list_has_a_rule() -> None:
     lists = {key for key in leaf_keys(san_cfg()) if isinstance(value_of(san_cfg(), key), (list, tuple))}
-    assert lists - {"TEST.EXPECTED_RESULTS"} == LISTS.keys()
+    assert lists == {key.name for key in KEYS.values() if key.is_list}
 
 
 @both_ways
@@ -53,7 +55,7 @@ def test_every_list_has_a_rule() -> None:
         ("INPUT.CROP.SIZE", "[640]", "a list of 2 whole numbers"),
         ("INPUT.CROP.SIZE", "[0.5, 0.5]", "a list of 2 whole numbers"),
         ("MODEL.META_ARCHITECTURE", "SANN", "set it to SAN"),
-        ("FLOAT32_PRECISION", "lowest", "highest, high or medium"),
+        ("FLOAT32_PRECISION", "lowest", "highest, high, medium"),
         ("MODEL.DEVICE", "cuda:x", "cuda:N"),
         ("TEST.EXPECTED_RESULTS", "[sem_seg]", "list"),
         ("TEST.EXPECTED_RESULTS", "['sem_seg']", "value, tolerance"),
@@ -209,8 +211,63 @@ def test_the_stand_ins_messages_are_short(tmp_path: Path) -> None:
         assert len(str(caught.value)) < 3000
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        (
+            "MODEL.SIDE_ADAPTER.NUM_HEADS",
+            "7",
+            "7 heads; change MODEL.SIDE_ADAPTER.EMBED_DIM or",
+        ),
+        ("MODEL.SIDE_ADAPTER.FUSION", "4->9", "set the right-hand sides of MODEL.SIDE_ADAPTER.FUSION within 0..8"),
+        ("MODEL.SIDE_ADAPTER.FUSION", "11->1", "change MODEL.SIDE_ADAPTER.FUSION or MODEL.CLIP.SHALLOW_DEPTH"),
+        ("MODEL.CLIP.SLS_INIT", "learned", "MODEL.CLIP.SLS_INIT is 'learned', .* did you mean 'learnt'"),
+        ("MODEL.SCORER.NAME", "mine", "MODEL.SCORER.NAME is 'mine', .* choose one of sls, or import the module"),
+        ("MODEL.FUSION.OPTIONS.GATE", "1", "unknown field 'MODEL.FUSION.OPTIONS.GATE'; there is none"),
+        ("MODEL.LOSS.TERMS", "classes,mask", "MODEL.LOSS.TERMS is 'mask', .* did you mean 'masks'"),
+        ("MODEL.LOSS.OPTIONS.MASKS.SIZE", "1", "unknown field 'MODEL.LOSS.OPTIONS.MASKS.SIZE'; there is none"),
+        ("MODEL.LOSS.OPTIONS.STUFF.SIZE", "1", "MODEL.LOSS.TERMS is 'stuff', which is not a registered criterion term"),
+        ("MODEL.LOSS.NUM_POINTS", "0", "MODEL.LOSS.NUM_POINTS is 0; set it within 1..1000000"),
+        ("INPUT.AUGMENT.CONTRAST", "[2, 1]", r"INPUT.AUGMENT.CONTRAST is \(2.0, 1.0\) but must be a range"),
+        ("INPUT.CROP.SIZE", "[0, 1]", "INPUT.CROP.SIZE is .0, 1.; set it within 1..8192"),
+        ("SOLVER.POLY_POWER", "-1", "SOLVER.POLY_POWER is -1.0; set it within"),
+        ("SOLVER.PARAM_RULES", "[5]", "SOLVER.PARAM_RULES holds 5; give mappings"),
+        ("SOLVER.PARAM_RULES", "[{'LR': 1}]", "unknown field 'SOLVER.PARAM_RULES.0..lr'"),
+        (
+            "SOLVER.PARAM_RULES",
+            "[{'MATCH': '*', 'LR_MULTIPLIER': -1}]",
+            "PARAM_RULES.0..lr_multiplier is -1; set",
+        ),
+        ("MODEL.CLIP.TEMPLATES", "poem", "MODEL.CLIP.TEMPLATES"),
+    ],
+)
+def test_errors_of_dataclasses_name_the_keys(key: str, value: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_config("", ["MODEL.DEVICE", "cpu", key, value])
+
+
+@pytest.mark.parametrize("way", ["command line", "file"])
+@pytest.mark.parametrize("key", ["SHALLOW_DEPTH", "INPUT_SCALE"])
+def test_auto_is_taken_where_the_clip_decides(key: str, way: str, tmp_path: Path) -> None:
+    cfg = load(f"MODEL.CLIP.{key}", "auto", way, tmp_path)
+    assert getattr(san_config(cfg).clip, key.lower()) == AUTO
+    (tmp_path / "again.yaml").write_text(cfg.dump())
+    assert load_config(str(tmp_path / "again.yaml")) == cfg
+
+
+def test_auto_fusion_and_heads(tmp_path: Path) -> None:
+    keys = ["MODEL.SIDE_ADAPTER.FUSION", "auto", "MODEL.ATTN_BIAS.NUM_HEADS", "auto"]
+    cfg = load_config("", ["MODEL.DEVICE", "cpu", *keys])
+    found = san_config(cfg)
+    assert found.side_adapter.fusion == found.attn_bias.num_heads == AUTO
+    (tmp_path / "again.yaml").write_text(cfg.dump())
+    assert load_config(str(tmp_path / "again.yaml")) == cfg
+    with pytest.raises(ValueError, match="MODEL.SIDE_ADAPTER.DEPTH in the command line is 'auto'"):
+        load_config("", ["MODEL.SIDE_ADAPTER.DEPTH", "auto"])
+
+
 @both_ways
-@pytest.mark.parametrize("key", PATHS)
+@pytest.mark.parametrize("key", [key.name for key in KEYS.values() if key.is_path])
 def test_a_home_folder_is_expanded(tmp_path: Path, key: str, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/of/someone")
     assert value_of(load(key, "~/it", way, tmp_path), key) in ("/home/of/someone/it", ["/home/of/someone/it"])

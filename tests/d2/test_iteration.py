@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -16,6 +20,7 @@ from san.benchmark.clocks import Recorder, WallClock
 from san.benchmark.measure import host_synchronisations
 from san.benchmark.workload import make_workload
 from san.d2.solver import SolverConfig, build_optimizer, clip_gradient
+from san.d2.train.across_processes import distribute
 from san.d2.train.iteration import NonFiniteError, PendingLosses, StepConfig, Stepper
 from san.losses import LossConfig, MatchedLayer, Normalisers, SetCriterion, Target, Term
 
@@ -247,3 +252,50 @@ def test_a_model_that_takes_no_counts_serves_for_a_single_step() -> None:
     assert stepper.run([batch_of(2.0)], 0).read()[0] == {"loss_ce": pytest.approx(3.0)}
     with pytest.raises(ValueError, match=r"STEPS is 2, but WithoutNorm.forward has no parameter norm.* to 1"):
         stepper.run([batch_of(2.0)] * 2, 0)
+
+
+class Unused(Line):
+    """A model that trains a parameter no loss depends on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.idle = nn.Parameter(torch.ones(2))
+
+
+def test_a_parameter_without_a_gradient_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    stepper = stepper_of(Unused())
+    for iteration in range(2):
+        stepper.run([batch_of(1.0)], iteration).read()
+    (record,) = [each for each in caplog.records if "no gradient" in each.getMessage()]
+    assert record.getMessage() == "1 trained parameters have no gradient (idle); they stay as they are"
+
+
+def train_unused(rank: int, folder: str) -> None:
+    """One of two processes, with the switch and without; writes the errors."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    messages = []
+    try:
+        for find_unused in (True, False):
+            model, solver = distribute(Unused(), find_unused=find_unused), SolverConfig(base_lr=0.1)
+            config = StepConfig(solver, "cpu", None, 4, 0.1, find_unused)
+            stepper = Stepper(model, build_optimizer(model, solver), config)
+            try:
+                for iteration in range(2):
+                    stepper.run([batch_of(1.0 + rank)], iteration).read()
+                messages.append("")
+            except ValueError as error:
+                messages.append(str(error))
+        (Path(folder) / f"{rank}.json").write_text(json.dumps(messages))
+        dist.barrier()  # nobody leaves while another still talks to it
+    finally:
+        dist.destroy_process_group()
+
+
+def test_two_processes_need_a_switch_for_unused_parameters(tmp_path: Path) -> None:
+    mp.spawn(train_unused, args=(str(tmp_path),), nprocs=2)
+    for rank in range(2):
+        allowed, refused = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert allowed == ""
+        assert refused.startswith("1 trained parameters have no gradient (idle); use them in every loss, freeze them")
+        assert "set SOLVER.FIND_UNUSED_PARAMETERS to True" in refused

@@ -17,7 +17,8 @@ from san.d2 import SANCheckpointer, SANRecipe, add_san_config, prepare_datasets,
 from san.d2.api import BACKEND, META_ARCH_REGISTRY, build_model, get_cfg
 from san.d2.config import yaml_file as config_file
 from san.d2.config.foreign_keys import INSTEAD, foreign_name
-from san.d2.config.keys import ENGINE_KEYS, load_config
+from san.d2.config.keys import load_config
+from san.d2.config.schema import KEYS
 from san.d2.config.yaml_file import leaf_keys, warn_without_effect
 from san.d2.run import run
 from san.data.shapes import ShapesSizes, write_shapes
@@ -164,7 +165,7 @@ def test_what_the_loop_of_detectron2_cannot_do(make_cfg: Callable[..., Any], cap
 
 @real
 def test_every_key_of_detectron2_is_read_or_known() -> None:
-    unread = set(leaf_keys(get_cfg())) - set(ENGINE_KEYS)
+    unread = set(leaf_keys(get_cfg())) - set(KEYS)
     assert {key for key in unread if foreign_name(key) is None} == set()
     assert {foreign_name(key) for key in unread} == set(INSTEAD)
     known = [*leaf_keys(san_cfg()), "MODEL.HEAD, MODEL.LOSS, or the data set's own classes and ignore label"]

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from san.d2.solver import (
+    ParamRule,
     SolverConfig,
     build_lr_scheduler,
     build_optimizer,
@@ -73,7 +74,7 @@ def test_the_whole_models_gradient_is_clipped(limit: float, expected: float) -> 
 
 @pytest.mark.parametrize("wrong", [{"base_lr": 0.0}, {"base_lr": math.inf}, {"max_iter": 0}, {"clip_norm": -1.0}])
 def test_values_out_of_range_are_refused(wrong: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="give"):
+    with pytest.raises(ValueError, match="; set it "):
         SolverConfig(**wrong)
 
 
@@ -92,3 +93,57 @@ def test_the_fused_optimizer_steps_like_the_plain_one() -> None:
             optimizer.step()
         results.append([parameter.detach() for parameter in layers.parameters()])
     torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=1e-6)
+
+
+def groups_of(model: nn.Module, config: SolverConfig) -> dict[str, tuple[float, float]]:
+    """Learning rate and weight decay of each trained tensor, by name."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = build_optimizer(model, config).param_groups
+    return {names[id(each)]: (group["lr"], group["weight_decay"]) for group in groups for each in group["params"]}
+
+
+def test_rules_set_rates_decays_and_what_is_trained() -> None:
+    before = groups_of(build_san(variant("tiny")), SolverConfig(base_lr=0.1, weight_decay=0.2))
+    rules = (
+        {"MATCH": "deep_clip.resblocks.0.*", "FROZEN": False, "LR_MULTIPLIER": 0.1},
+        {"MATCH": "deep_clip.resblocks.0.ln_1.*", "WEIGHT_DECAY": 0.5},  # a later rule wins, with its own multiplier
+        {"MATCH": "side_adapter.pos_embed", "FROZEN": True},
+    )
+    after = groups_of(build_san(variant("tiny")), SolverConfig(base_lr=0.1, weight_decay=0.2, param_rules=rules))
+    new = {name for name in after if name not in before}
+    names = [name for name, _ in build_san(variant("tiny")).named_parameters()]
+    assert new == {name for name in names if "deep_clip.resblocks.0." in name}
+    assert before.keys() - after.keys() == {"side_adapter.pos_embed"}
+    assert after["deep_clip.resblocks.0.attn.in_proj_weight"] == pytest.approx((0.01, 0.2))
+    assert after["deep_clip.resblocks.0.ln_1.weight"] == pytest.approx((0.1, 0.5))
+    assert after["deep_clip.resblocks.0.ln_2.weight"] == pytest.approx((0.01, 0.0))  # a LayerNorm, as without rules
+    assert {name: value for name, value in after.items() if name in before} == {
+        name: value for name, value in before.items() if name in after
+    }
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ({"MATCH": "nothing.*"}, "matches no parameter with 'nothing"),
+        ({"MATCH": "text_classifier.*", "FROZEN": False}, "trains text_classifier.* text embeddings are computed once"),
+        ({"FROZEN": True}, r"missing fields solver.param_rules\[0\].match"),
+        ({"MATCH": "*", "FROZEN": "yes"}, r"solver.param_rules\[0\].frozen is 'yes'; give bool"),
+        ({"MATCH": "*", "LR_MULTIPLIER": float("nan")}, r"lr_multiplier is nan"),
+        ({"MATCH": "*", "FROZEN": True}, "no trained parameter"),
+    ],
+)
+def test_rules_that_do_not_fit_are_refused(rule: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_optimizer(build_san(variant("tiny")), SolverConfig(param_rules=(rule,)))
+
+
+def test_a_part_brings_rules_for_its_own_parameters() -> None:
+    model = build_san(variant("tiny"))
+    model.mask_head.param_rules = (ParamRule("pixel_mlp.*", lr_multiplier=3.0), ParamRule("query_mlp.*", frozen=True))
+    found = groups_of(model, SolverConfig(base_lr=0.1))
+    assert not any(name.startswith("mask_head.query_mlp") for name in found)
+    assert found["mask_head.pixel_mlp.layers.0.weight"] == pytest.approx((0.3, 1e-4))
+    rules = ({"MATCH": "*pixel_mlp*", "LR_MULTIPLIER": 1.0},)  # the configuration's win
+    found = groups_of(model, SolverConfig(base_lr=0.1, param_rules=rules))
+    assert found["mask_head.pixel_mlp.layers.0.weight"] == pytest.approx((0.1, 1e-4))

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from san.clip.record import read_record
 from san.evaluation import ConfusionMatrix, metrics, rle_entries
 from san.evaluation.per_image import ImageScore, Predictions, common_folder, decode_entries, distinct_stems, score_image
+from san.record import read_record
 
 
 @pytest.mark.parametrize("seed", range(8))

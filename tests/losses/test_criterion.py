@@ -287,7 +287,7 @@ def test_bad_costs():
 def test_point_options(oversample_ratio, importance_ratio):
     config = LossConfig(num_points=33, oversample_ratio=oversample_ratio, importance_ratio=importance_ratio)
     logits = torch.randn(4, 6, 8)
-    points = SetCriterion(config)._loss_points(logits, [4], [None])
+    points = SetCriterion(config).parts["masks"]._points(logits, [4], [None])
     assert points.shape == (4, 33, 2)
     assert ((points >= 0) & (points <= 1)).all()
 

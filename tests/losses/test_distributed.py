@@ -8,7 +8,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from san.losses import MatchedLayer, SetCriterion, Term
-from san.losses.criterion import average_counts, count_batch
+from san.losses.terms import average_counts, count_batch
 from tests.losses.test_criterion import SMALL, make_outputs, make_targets, select, tensors
 
 SEEDS = [21, 22, 23, 24]

@@ -117,7 +117,7 @@ def test_imagenet_templates_change_the_text() -> None:
 
 
 REFUSED = {
-    "no templates": (lambda: tiny(clip={"templates": ()}), "lists 0 texts; give 1 to 1000"),
+    "no templates": (lambda: tiny(clip={"templates": ()}), "clip.templates lists 0 texts; give 1 to 1000"),
     "a template without a place": (
         lambda: tiny(clip={"templates": ("a {}", "a cat")}),
         "holds 'a cat'; give texts .* {}",
@@ -127,29 +127,32 @@ REFUSED = {
     "a template that is no text": (lambda: tiny(clip={"templates": (5,)}), "holds 5"),
     "bias heads": (
         lambda: build_san(tiny(attn_bias={"num_heads": 4})),
-        "4 heads .* has 3; set MODEL.ATTN_BIAS.NUM_HEADS",
+        "4 heads .* has 3; set attn_bias.num_heads",
     ),
     "bias layers": (
         lambda: build_san(tiny(attn_bias={"num_layers": 3})),
-        "3 layers .* MODEL.ATTN_BIAS.NUM_LAYERS to 1",
+        "3 layers .* attn_bias.num_layers to 1",
     ),
     "pooling": (lambda: tiny(attn_bias={"pooling": "median"}), "'median'.*max, average"),
-    "fusion source": (lambda: tiny(side_adapter={"fusion": ((4, 1),)}), r"\[4\].*0\.\.3.*MODEL.SIDE_ADAPTER.FUSION"),
+    "fusion source": (lambda: tiny(side_adapter={"fusion": ((4, 1),)}), r"\[4\].*0\.\.3.*side_adapter.fusion"),
     "fusion target": (lambda: tiny(side_adapter={"fusion": ((1, 9),)}), r"\[9\].*0\.\.8"),
     "fusion target twice": (lambda: tiny(side_adapter={"fusion": ((1, 2), (3, 2))}), "at most once"),
     "supervised block": (lambda: tiny(side_adapter={"supervised_blocks": (7, 9)}), r"\[7, 9\].*1\.\.8"),
     "last block unsupervised": (lambda: tiny(side_adapter={"supervised_blocks": (7,)}), "end with the last"),
     "K": (
         lambda: build_san(tiny(clip={"shallow_depth": 4})),
-        "K = 4 .* has 4; set MODEL.CLIP.SHALLOW_DEPTH within 0..3",
+        "K = 4 .* has 4; set clip.shallow_depth within 0..3",
     ),
     "templates": (lambda: tiny(clip={"templates": "poem"}), "'poem'.*imagenet, plain, vild, or to a list of texts"),
-    "sls": (lambda: tiny(clip={"sls_init": "zero"}), "'zero'.*class_token"),
-    "scale": (lambda: tiny(clip={"input_scale": 0.0}), "MODEL.CLIP.INPUT_SCALE"),
+    "sls": (
+        lambda: build_san(tiny(clip={"sls_init": "zero"})),
+        "clip.sls_init is 'zero', .* choose one of class_token, learnt",
+    ),
+    "scale": (lambda: tiny(clip={"input_scale": 0.0}), "clip.input_scale is 0.0; set it above 0 and at most 2"),
     "heads": (lambda: tiny(side_adapter={"num_heads": 7}), "144 is not a multiple of its 7 heads"),
-    "no heads": (lambda: tiny(side_adapter={"num_heads": 0}), "num_heads .* is 0; set MODEL.SIDE_ADAPTER.NUM_HEADS"),
-    "no patch": (lambda: tiny(side_adapter={"patch_size": 0}), "patch_size .* is 0"),
-    "MLP ratio": (lambda: tiny(side_adapter={"mlp_ratio": -1.0}), "mlp_ratio .* is -1.0"),
+    "no heads": (lambda: tiny(side_adapter={"num_heads": 0}), "side_adapter.num_heads is 0; set it within 1..256"),
+    "no patch": (lambda: tiny(side_adapter={"patch_size": 0}), "side_adapter.patch_size is 0"),
+    "MLP ratio": (lambda: tiny(side_adapter={"mlp_ratio": -1.0}), "side_adapter.mlp_ratio is -1.0"),
     "divisibility": (lambda: replace(variant("tiny"), size_divisibility=24), "multiple of 16"),
     "ResNet CLIP": (lambda: build_san(tiny(clip={"name": "RN50"})), "'RN50'.*ResNet.*MODEL.CLIP.NAME"),
     "pooled CLIP": (lambda: build_san(tiny(clip={"name": "ViT-L-14-CLIPA"})), "no_ln_pre=True"),
@@ -167,15 +170,11 @@ def test_refused_with_value_and_remedy(make: Any, message: str) -> None:
 
 def test_pixels_that_clip_does_not_see_are_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     """Of the side the model is made for when it is built, of another one when it is chosen."""
-    expected = (
-        "become 57 at MODEL.CLIP.INPUT_SCALE 0.6, which the patch of 16 of CLIP 'tiny' does not divide: it does not"
-    )
+    expected = "become 57 at clip.input_scale 0.6, which the patch of 16 of CLIP 'tiny' does not divide: it does not"
     with caplog.at_level(logging.WARNING, "san"):
         model = build_san(tiny(clip={"input_scale": 0.6}))
         (record,) = caplog.records
-        assert (
-            f"images of 96 pixels {expected} see the last 9; set MODEL.CLIP.INPUT_SCALE to 0.666667" in record.message
-        )
+        assert f"images of 96 pixels {expected} see the last 9; set clip.input_scale to 0.666667" in record.message
         Predictor(model, short_side=96)
         assert len(caplog.records) == 1
         Predictor(model, short_side=128)
@@ -189,7 +188,7 @@ def test_pixels_that_clip_does_not_see_are_logged_once(caplog: pytest.LogCapture
 def test_patches_of_14_pixels() -> None:
     arch = replace(TINY, vision=replace(TINY.vision, patch_size=14, image_size=56))
     config = tiny(clip={"input_scale": 0.5}, side_adapter={"image_size": 640})
-    assert "does not see the last 12; set MODEL.CLIP.INPUT_SCALE to 0.503125," in unseen_pixels(config, arch, 640)
+    assert "does not see the last 12; set clip.input_scale to 0.503125," in unseen_pixels(config, arch, 640)
     for scale in (0.503125, 0.7):  # the latter is published
         assert unseen_pixels(tiny(clip={"input_scale": scale}), arch, 640) == ""
 
@@ -199,7 +198,7 @@ def test_a_depth_far_from_the_published_ones_is_logged(caplog: pytest.LogCapture
         build_san(tiny(clip={"shallow_depth": 1}, side_adapter={"fusion": ((0, 0), (1, 1))}))
     (record,) = caplog.records
     assert "K = 1 of the 4 blocks of CLIP 'tiny'" in record.message
-    assert "for 3 set MODEL.CLIP.SHALLOW_DEPTH to 3 and MODEL.SIDE_ADAPTER.FUSION to ['0->0', '1->1'" in record.message
+    assert "for 3 set clip.shallow_depth to 3 and side_adapter.fusion to ['0->0', '1->1'" in record.message
     large = replace(TINY, vision=replace(TINY.vision, depth=24))
     assert "for 18 set" in unusual_depth(variant("vit_b16"), large)
     assert unusual_depth(variant("vit_l14_336"), large) == ""

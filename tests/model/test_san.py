@@ -116,7 +116,7 @@ def test_image_smaller_than_a_patch_is_refused(model: SANModel) -> None:
 def test_eval_supervises_the_last_block_only(model: SANModel) -> None:
     assert model(draw(1, 3, 32, 32), torch.eye(1, 64)).aux == ()
     training = build_san(variant("tiny")).train()(draw(1, 3, 32, 32), torch.eye(1, 64))
-    assert set(training.as_dict()) == {"pred_logits", "pred_masks", "aux_outputs"}
+    assert set(training.as_dict()) == {"pred_logits", "pred_masks", "sls_embed", "aux_outputs"}
     assert len(training.aux) == 1
 
 

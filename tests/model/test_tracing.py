@@ -15,9 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from san.clip.arch import TINY
 from san.clip.loader import LoadedClip, load_clip
-from san.model.attention_bias import _adaptive_max
 from san.model.build import build_san
 from san.model.config import variant
+from san.model.layers import _adaptive_max
 from san.model.san import SANModel
 
 

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import torch
 
-from san.checkpoint import brings_clip, load_checkpoint_file
+from san.checkpoint import brings_clip, load_checkpoint_file, part_note
 from san.clip.weights_file import read_tensors
 from san.d2.api import DetectionCheckpointer, comm
 from san.d2.checkpoints.run_folder import LAST, RECORD, recorded_run
@@ -61,7 +61,7 @@ class SANCheckpointer(DetectionCheckpointer):
         """
         if not self.save_dir or not self.save_to_disk:
             return True
-        content = {"model": self.model.state_dict()}
+        content = {"model": self.model.state_dict()} | part_note(self.model)
         content |= {key: each.state_dict() for key, each in self.checkpointables.items()} | extra
         content |= {"run": self.run_id} if self.run_id else {}
         path = Path(self.save_dir) / f"{name}.pth"

@@ -2,72 +2,34 @@
 
 from __future__ import annotations
 
-import ast
 import difflib
 import functools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from san.d2.api import CfgNode, get_cfg
+from san.d2.config.coerce import coerce, parse
 from san.d2.config.foreign_keys import INSTEAD, foreign_name
+from san.d2.config.schema import KEYS
 from san.data.custom import load_custom_dataset
 from san.data.plain_file import is_file, parse_yaml, read_text, user_path
 from san.errors import excerpt, one_line, printable
 from san.files import expand_home
+from san.record import AUTO
 
 logger = logging.getLogger("san.d2.config")
 
+TABLES = tuple(key.name for key in KEYS.values() if key.is_table)
+"""Keys whose own keys are free: options of parts."""
 
-@dataclass(frozen=True)
-class ListRule:
-    """What a key that holds a list takes.
-
-    Attributes:
-        kind: of its elements: int, float (whole numbers are taken too) or str.
-        length: number of elements; None = any.
-    """
-
-    kind: type
-    length: int | None = None
-
-
-LISTS = {
-    "DATASETS.TRAIN": ListRule(str),
-    "DATASETS.TEST": ListRule(str),
-    "DATASETS.CUSTOM": ListRule(str),
-    "MODEL.IMPORTS": ListRule(str),
-    "INPUT.MIN_SIZE_TRAIN": ListRule(int),
-    "INPUT.CROP.SIZE": ListRule(int, 2),
-    "INPUT.AUGMENT.CONTRAST": ListRule(float, 2),
-    "INPUT.AUGMENT.SATURATION": ListRule(float, 2),
-    "MODEL.SIDE_ADAPTER.FUSION": ListRule(str),
-    "MODEL.SIDE_ADAPTER.SUPERVISED_BLOCKS": ListRule(int),
-}
-"""All keys with a list but TEST.EXPECTED_RESULTS, which `check_config` looks at."""
-
-TEXT_OR_LIST = ("MODEL.CLIP.TEMPLATES",)
-"""Keys that hold a name or, instead, a list of texts."""
-
-PATHS = (
-    "OUTPUT_DIR",
-    "MODEL.WEIGHTS",
-    "MODEL.CLIP.PRETRAINED",
-    "MODEL.CLIP.TEXT_CACHE",
-    "DATASETS.ROOT",
-    "DATASETS.CUSTOM",
-)
-"""Keys that hold a path, or paths, some of them something else instead; ``~`` in them is a home folder."""
 
 MAX_TEXT = 4096
 """Characters of a text, or elements of a list, that a key takes. Names, paths and templates are shorter."""
 
 MAX_VALUES = 20_000
 """Values of a configuration file: one that a run wrote holds some hundreds."""
-
-KINDS = {int: "whole numbers", float: "numbers", str: "names"}
 
 
 def merge_file(cfg: CfgNode, path: str) -> list[Path]:
@@ -133,11 +95,11 @@ def merge_overrides(cfg: CfgNode, overrides: Sequence[tuple[str, str]]) -> None:
         ValueError: if a key is unknown, or a value does not fit.
     """
     for key, text in overrides:
-        _set(cfg, key, _parse(text), text, source="the command line")
+        _set(cfg, key, parse(text), text, source="the command line")
 
 
 def expand_paths(cfg: CfgNode) -> None:
-    """Puts home folders in the place of ``~`` in `PATHS`; other paths stay as they are written.
+    """Puts home folders for ``~`` in keys that hold paths; other paths stay as they are written.
 
     Args:
         cfg: changed in place.
@@ -145,7 +107,7 @@ def expand_paths(cfg: CfgNode) -> None:
     Raises:
         ValueError: there is no such home folder, or a value can be no path.
     """
-    for key in PATHS:
+    for key in (each.name for each in KEYS.values() if each.is_path):
         *sections, leaf = key.split(".")
         node: Any = functools.reduce(lambda each, section: each[section], sections, cfg)
         value = node[leaf]
@@ -251,23 +213,10 @@ def leaf_keys(cfg: CfgNode, prefix: str = "") -> list[str]:
     return [key for key, _ in flatten(cfg, prefix)]
 
 
-def _parse(text: str) -> Any:
-    """A command-line value: a Python literal, true or false, else the text itself."""
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # the last two of many brackets
-        return text
-
-
 def _set(cfg: CfgNode, key: str, value: Any, raw: Any, *, source: str) -> None:
     """Sets one dotted key to a value of the type it has; raw is the value with every scalar as the user wrote it."""
-    *sections, leaf = key.split(".")
-    node: Any = cfg
-    for section in sections:
-        node = node.get(section, {}) if isinstance(node, dict) else {}
-    if not isinstance(node, dict) or leaf not in node or isinstance(node[leaf], dict):
+    node, leaf = _node_of(cfg, key), key.rpartition(".")[2]
+    if node is None:
         start, foreign = printable(key[:100]), foreign_name(key)
         if foreign is not None:
             remedy = f"set {INSTEAD[foreign]}" if INSTEAD[foreign] else "remove it"
@@ -281,21 +230,37 @@ def _set(cfg: CfgNode, key: str, value: Any, raw: Any, *, source: str) -> None:
         raise ValueError(
             f"{key} in {source} is {excerpt(value)}, of {size:,} characters or elements; give {MAX_TEXT} at most"
         )
+    if leaf not in node or (key not in KEYS and any(key.startswith(f"{table}.") for table in TABLES)):
+        node[leaf] = list(value) if isinstance(value, tuple) else value  # an option of a part, which knows its type
+        return
+    present, known = node[leaf], KEYS.get(key)
     try:
-        if key in TEXT_OR_LIST and not isinstance(value, str):
-            node[leaf] = _coerce_list(value, raw, ListRule(str))
-        elif key in TEXT_OR_LIST:
-            node[leaf] = value
-        elif key in LISTS:
-            node[leaf] = type(node[leaf])(_coerce_list(value, raw, LISTS[key]))
+        if known is not None and known.constraint.auto and value in (AUTO, [AUTO]):
+            found = [AUTO] if known.is_list else AUTO
         else:
-            node[leaf] = _coerce(value, raw, node[leaf])
-    except TypeError:
-        wanted = _wanted(LISTS[key]) if key in LISTS else f"a {type(node[leaf]).__name__}"
-        example = "" if node[leaf] in ([], (), "") else f", such as {node[leaf]!r}"
+            found = coerce(value, raw, type(present) if known is None else known.hint)
+    except TypeError as error:
+        example = "" if present in ([], (), "") else f", such as {present!r}"
         raise ValueError(
-            f"{key} in {source} is {excerpt(value)}, of type {type(value).__name__}; give {wanted}{example}"
+            f"{key} in {source} is {excerpt(value)}, of type {type(value).__name__}; give {error}{example}"
         ) from None
+    node[leaf] = tuple(found) if isinstance(present, tuple) else found
+
+
+def _node_of(cfg: CfgNode, key: str) -> CfgNode | None:
+    """The node that holds a dotted key; None where there is no such key. Tables of free keys grow as needed."""
+    *sections, leaf = key.split(".")
+    node, is_free = cfg, False
+    for index, section in enumerate(sections):
+        is_free = is_free or ".".join(sections[:index]) in TABLES
+        if is_free and section not in node:
+            node[section] = CfgNode(new_allowed=True)
+        node = node.get(section)
+        if not isinstance(node, dict):
+            return None
+    if is_free or ".".join(sections) in TABLES:
+        return None if isinstance(node.get(leaf), dict) else node
+    return None if leaf not in node or isinstance(node[leaf], dict) else node
 
 
 def _size(value: Any) -> int:
@@ -303,73 +268,3 @@ def _size(value: Any) -> int:
     if isinstance(value, (list, tuple)):
         return max([len(value), *map(_size, value)])
     return len(value) if isinstance(value, str) else 0
-
-
-def _wanted(rule: ListRule) -> str:
-    """A rule in words."""
-    return f"a list of {KINDS[rule.kind]}" if rule.length is None else f"a list of {rule.length} {KINDS[rule.kind]}"
-
-
-def _coerce(value: Any, raw: Any, present: Any) -> Any:
-    """A value in the type of the present one; TypeError where it has none."""
-    if isinstance(present, (list, tuple)):
-        if not isinstance(value, (list, tuple)):
-            raise TypeError
-        return type(present)(value)
-    if isinstance(present, str):
-        return "" if value is None else _as_text(value, raw)
-    if isinstance(present, float):
-        return _as_number(value, float)
-    if type(value) is not type(present):
-        raise TypeError
-    return value
-
-
-def _coerce_list(value: Any, raw: Any, rule: ListRule) -> list[Any]:
-    """The elements a rule asks for, else TypeError. Text is elements between commas; a number is one."""
-    if isinstance(value, str) or (rule.kind is str and isinstance(value, (int, float))):
-        parts: Sequence[Any] = _split(_as_text(value, raw))
-        texts: Sequence[Any] = parts
-    elif isinstance(value, (int, float)):
-        parts = texts = [value]
-    elif isinstance(value, (list, tuple)):
-        parts = value
-        texts = _split(raw) if isinstance(raw, str) else raw
-        if not isinstance(texts, (list, tuple)) or len(texts) != len(parts):
-            texts = parts
-    else:
-        raise TypeError
-    if rule.length is not None and len(parts) != rule.length:
-        raise TypeError
-    if rule.kind is str:
-        return [_as_text(part, text) for part, text in zip(parts, texts, strict=True)]
-    return [_as_number(_parse(part) if isinstance(part, str) else part, rule.kind) for part in parts]
-
-
-def _split(text: str) -> list[str]:
-    """The elements of a list written as text, such as ``a,b`` or ``[a, b]``."""
-    parts = (part.strip().strip("'\"") for part in text.strip().strip("()[]").split(","))
-    return [part for part in parts if part]
-
-
-def _as_text(value: Any, raw: Any) -> str:
-    """Text: the value, or where it was read as something else, what the user wrote."""
-    if isinstance(value, str):
-        return value
-    if isinstance(raw, str):
-        return raw
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return str(value)
-    raise TypeError
-
-
-def _as_number(value: Any, kind: type) -> Any:
-    """An int as it is, a float also from an int or from text, since YAML reads 1e-4 as text."""
-    if type(value) is kind:
-        return value
-    if kind is float and type(value) in (int, str):
-        try:
-            return float(value)
-        except ValueError:
-            raise TypeError from None
-    raise TypeError

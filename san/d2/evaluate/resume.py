@@ -20,7 +20,6 @@ import torch
 from torch import nn
 
 import san
-from san.clip.record import parse_json
 from san.clip.weights_file import read_tensors
 from san.d2.api import CfgNode, DatasetEvaluator, comm
 from san.d2.checkpoints.checkpointer import damage_of, write_checkpoint
@@ -29,6 +28,7 @@ from san.data.plain_file import is_file, read_plain_file
 from san.errors import excerpt, one_line
 from san.evaluation import ConfusionMatrix
 from san.files import replacing
+from san.record import parse_json
 
 logger = logging.getLogger("san.d2.evaluation")
 

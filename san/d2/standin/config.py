@@ -21,62 +21,40 @@ CONFIG_VERSION = 2
 
 _DEFAULTS: dict[str, Any] = {
     "VERSION": CONFIG_VERSION,
-    # Folder of the run: log, configuration, metrics, checkpoints.
     "OUTPUT_DIR": "./output",
-    # Seed of all randomness; below 0 one is drawn, and runs differ.
     "SEED": -1,
-    # Let cuDNN time its algorithms at the start; pays where sizes do not change.
     "CUDNN_BENCHMARK": False,
-    # "", "highest", "high" or "medium": torch.set_float32_matmul_precision; "" leaves PyTorch's own.
     "FLOAT32_PRECISION": "",
     "MODEL": {
-        # Name in META_ARCH_REGISTRY.
         "META_ARCHITECTURE": "GeneralizedRCNN",
-        # "cuda" or "cpu".
         "DEVICE": "cuda",
-        # Checkpoint to start from, a path or URL; "" for none.
         "WEIGHTS": "",
     },
     "INPUT": {
-        # Short sides in pixels of which training draws one.
         "MIN_SIZE_TRAIN": (800,),
-        # Longest long side in training, pixels.
         "MAX_SIZE_TRAIN": 1333,
-        # Short side in evaluation, pixels; 0 keeps the image's own.
         "MIN_SIZE_TEST": 800,
-        # Longest long side in evaluation, pixels.
         "MAX_SIZE_TEST": 1333,
-        # Size of the training crop; its meaning is up to the augmentation.
         "CROP": {"SIZE": [0.9, 0.9]},
     },
-    # Names in DatasetCatalog.
     "DATASETS": {"TRAIN": (), "TEST": ()},
-    # Loading processes per worker.
     "DATALOADER": {"NUM_WORKERS": 4},
     "SOLVER": {
-        # Images per iteration over all workers together.
         "IMS_PER_BATCH": 16,
-        # Length of training in iterations.
         "MAX_ITER": 40000,
-        # Learning rate before schedule.
         "BASE_LR": 0.001,
-        # Weight decay, and that of the parameters of normalisation layers.
         "WEIGHT_DECAY": 0.0001,
         "WEIGHT_DECAY_NORM": 0.0,
-        # A checkpoint every so many iterations.
         "CHECKPOINT_PERIOD": 5000,
-        # Mixed precision.
         "AMP": {"ENABLED": False},
-        # Clip the gradient at CLIP_VALUE.
         "CLIP_GRADIENTS": {"ENABLED": False, "CLIP_VALUE": 1.0},
     },
     "TEST": {
-        # Evaluate every so many iterations; 0 only at the end.
         "EVAL_PERIOD": 0,
-        # [[task, metric, value, tolerance], ...] that the final evaluation must meet.
         "EXPECTED_RESULTS": [],
     },
 }
+"""Detectron2's defaults of the keys that SAN reads, which mean what docs/configuration.md says."""
 
 
 class CfgNode(_FvcoreCfgNode):  # type: ignore[misc]

@@ -10,16 +10,18 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from san.d2.api import CfgNode, broadcast, comm
 from san.d2.checkpoints.checkpointer import SANCheckpointer
-from san.d2.config.yaml_file import PATHS, flatten
+from san.d2.config.schema import KEYS
+from san.d2.config.yaml_file import flatten
 from san.d2.evaluate.resume import weights_digest
 from san.errors import USER_ERRORS, one_line
 
 T = TypeVar("T")
 
-OWN_KEYS = (*PATHS, "DATALOADER.NUM_WORKERS")
+OWN_KEYS = (*(key.name for key in KEYS.values() if key.is_path), "DATALOADER.NUM_WORKERS")
 """Keys that may have another value on another machine."""
 
 
@@ -135,3 +137,17 @@ def check_same_weights(model: nn.Module) -> None:
             "iteration; start all with the same configuration, code and MODEL.CLIP.PRETRAINED, without changing "
             "weights in one of them"
         )
+
+
+def distribute(model: nn.Module, *, find_unused: bool = False) -> nn.Module:
+    """The model, wrapped for distribution where there are several workers.
+
+    Args:
+        model: on its device.
+        find_unused: whether trained parameters may be without a gradient.
+    """
+    if comm.get_world_size() == 1:
+        return model
+    device = next(model.parameters()).device
+    ids = [device.index] if device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False, find_unused_parameters=find_unused)

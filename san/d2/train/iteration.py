@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,10 +19,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from san.clip.weights import listed
 from san.d2.api import comm
 from san.d2.data.batches import Sample
 from san.d2.solver import SolverConfig, clip_gradient
-from san.losses.criterion import Normalisers, average_counts, count_batch
+from san.losses.terms import Normalisers, average_counts, count_batch
+
+logger = logging.getLogger("san.d2.trainer")
 
 
 class NonFiniteError(FloatingPointError):
@@ -52,6 +56,7 @@ class StepConfig:
         amp_dtype: of mixed precision; None computes in float32. float16 comes with loss scaling.
         num_queries: Q, of the model.
         no_object_weight: of the criterion.
+        find_unused: whether trained parameters may be without a gradient when several processes train.
     """
 
     solver: SolverConfig
@@ -59,6 +64,7 @@ class StepConfig:
     amp_dtype: torch.dtype | None
     num_queries: int
     no_object_weight: float
+    find_unused: bool = False
 
 
 class PendingLosses:
@@ -154,6 +160,7 @@ class Stepper:
         parameters = inspect.signature(self._inner.forward).parameters
         self._takes_norm = "norm" in parameters or any(each.kind == each.VAR_KEYWORD for each in parameters.values())
         self.scaler = torch.amp.GradScaler(config.device, enabled=config.amp_dtype == torch.float16)
+        self._checked = False
 
     def run(
         self, batches: Sequence[list[Sample]], iteration: int, before_update: Callable[[], None] = lambda: None
@@ -174,7 +181,8 @@ class Stepper:
 
         Raises:
             NonFiniteError: on every process, if a matching cost is not finite on any; nothing has changed then.
-            ValueError: there are accumulation steps, and the model does not take what its losses are divided by.
+            ValueError: there are accumulation steps, and the model does not take what its losses are divided by; or
+                several processes train, and a trained parameter has no gradient.
         """
         if len(batches) > 1 and not self._takes_norm:
             name = type(self._inner).__name__
@@ -194,12 +202,32 @@ class Stepper:
                 names, values = list(losses), torch.stack([*losses.values()])
                 self.scaler.scale(values.sum()).backward()
             rows.append(values.detach().float())
+        self._check_unused()
         self.scaler.unscale_(self.optimizer)
         length = clip_gradient(self.optimizer, self.config.solver).detach()
         together = torch.stack(rows)
         totals, bad = self._over_processes(together)
         self._update(unless=(bad > 0) | ~length.isfinite())
         return PendingLosses(iteration, names, together, totals, bad, length, self._next_scale(bad))
+
+    def _check_unused(self) -> None:
+        """Reports, after the first backward pass, trained parameters without a gradient.
+
+        Distributed training would wait for these gradients, and give wrong ones to others of their bucket.
+        """
+        if self._checked:
+            return
+        self._checked = True
+        unused = [name for name, each in self._inner.named_parameters() if each.requires_grad and each.grad is None]
+        if not unused:
+            return
+        found = f"{len(unused)} trained parameters have no gradient ({listed(unused)})"
+        if isinstance(self.model, DistributedDataParallel) and not self.config.find_unused:
+            raise ValueError(
+                f"{found}; use them in every loss, freeze them with SOLVER.PARAM_RULES, or set "
+                "SOLVER.FIND_UNUSED_PARAMETERS to True, which costs time"
+            )
+        logger.warning("%s; they stay as they are", found)
 
     def _normalisers(self, batches: Sequence[list[Sample]]) -> Normalisers:
         """Counts of the iteration, over all processes, without waiting for the device."""

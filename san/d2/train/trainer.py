@@ -13,7 +13,6 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from san.d2.api import CfgNode, EventStorage, HookBase, TrainerBase, build_model, comm, hooks
 from san.d2.checkpoints.checkpointer import SANCheckpointer, latest_checkpoint
@@ -38,7 +37,7 @@ from san.d2.data.train_data import stream_config, train_batches, training_record
 from san.d2.evaluate.evaluation import evaluate, summary
 from san.d2.processes import stopping
 from san.d2.solver import build_lr_scheduler, build_optimizer
-from san.d2.train.across_processes import check_same_weights, from_main, load_everywhere
+from san.d2.train.across_processes import check_same_weights, distribute, from_main, load_everywhere
 from san.d2.train.checkpoint_hooks import BestCheckpointHook, CheckpointHook, last_done
 from san.d2.train.iteration import NonFiniteError, StepConfig, Stepper
 from san.d2.train.iteration_log import IterationLog, sources_of
@@ -77,8 +76,9 @@ class Trainer(TrainerBase):
             check_distinct_classes(name)
         self.san: nn.Module = build_model(cfg)
         self.san.train()
-        self.optimizer = build_optimizer(self.san, solver_config(cfg))
-        self.stepper = Stepper(distribute(self.san), self.optimizer, step_config(cfg))
+        self.optimizer = self.build_optimizer()
+        distributed = distribute(self.san, find_unused=cfg.SOLVER.FIND_UNUSED_PARAMETERS)
+        self.stepper = Stepper(distributed, self.optimizer, step_config(cfg))
         self.checkpointer = SANCheckpointer(self.san, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self.checkpointer.run_id = self.run_id
         folder = Path(cfg.OUTPUT_DIR)
@@ -98,6 +98,14 @@ class Trainer(TrainerBase):
         self.register_hooks(self.build_hooks())
         trained = sum(p.numel() for p in self.san.parameters() if p.requires_grad)
         logger.info("%d images of %s; %d parameters trained", len(self.records), self.info.name, trained)
+
+    def build_optimizer(self) -> torch.optim.Optimizer:
+        """The optimiser of ``self.san``, by default AdamW with the groups of SOLVER.PARAM_RULES.
+
+        Called once, before the model is wrapped for distribution. A subclass may freeze parameters and return another
+        optimiser.
+        """
+        return build_optimizer(self.san, solver_config(self.cfg))
 
     def build_hooks(self) -> list[HookBase]:
         """Timer, schedule, metrics, checkpoints, evaluation, logs and curves, in the order in which they must run."""
@@ -380,13 +388,5 @@ def step_config(cfg: CfgNode) -> StepConfig:
         amp_dtype=AMP_DTYPES[cfg.SOLVER.AMP.DTYPE] if cfg.SOLVER.AMP.ENABLED else None,
         num_queries=cfg.MODEL.SIDE_ADAPTER.NUM_QUERIES,
         no_object_weight=cfg.MODEL.LOSS.NO_OBJECT_WEIGHT,
+        find_unused=cfg.SOLVER.FIND_UNUSED_PARAMETERS,
     )
-
-
-def distribute(model: nn.Module) -> nn.Module:
-    """The model, wrapped for distribution where there are several workers."""
-    if comm.get_world_size() == 1:
-        return model
-    device = next(model.parameters()).device
-    ids = [device.index] if device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)

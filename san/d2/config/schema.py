@@ -1,0 +1,268 @@
+"""Every configuration key: its meaning, type, default and legal values, from the fields of dataclasses.
+
+The dataclasses of the model, losses and augmentation stand in their rooms, which know no key; those of the run, which
+nothing else reads, stand here. `SECTIONS` says which keys are generated from which fields, and `KEYS` lists them all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from san.clip.arch import IMAGE_SIZE
+from san.d2.solver import SolverConfig
+from san.data.transforms import AugmentationConfig
+from san.losses.config import LossConfig
+from san.model.config import AttnBiasConfig, ClipConfig, HeadConfig, SANConfig, SideAdapterConfig
+from san.record import Constraint, Options, option
+from san.registry import PartConfig
+
+_PATH: dict[str, Any] = {"is_path": True}
+
+
+@dataclass(frozen=True)
+class RunOptions(Options):
+    """Options at the top of a configuration."""
+
+    version: int = option(2, "layout of the configuration, as Detectron2 counts it", least=1, most=2)
+    output_dir: str = option("./output", "folder of the run: log, configuration, metrics, checkpoints", **_PATH)
+    seed: int = option(0, "0 or more: a run can be repeated; -1: drawn for each run", least=-1, most=2**63 - 1)
+    deterministic: bool = option(False, "only algorithms that give the same bits every time; slower on GPUs")
+    cudnn_benchmark: bool = option(False, "cuDNN times its algorithms at the start; for images of one size")
+    float32_precision: str = option(
+        "",
+        "of float32 products on GPUs: highest, high (TF32) or medium; empty: PyTorch's own",
+        choices=("", "highest", "high", "medium"),
+    )
+
+
+@dataclass(frozen=True)
+class ModelOptions(Options):
+    """MODEL, apart from the model's own dataclasses."""
+
+    meta_architecture: str = option("SAN", "name in META_ARCH_REGISTRY")
+    device: str = option("cpu", "cpu, cuda or cuda:N; by default cuda where PyTorch sees a GPU")
+    weights: str = option(
+        "", "checkpoint to start from or to evaluate, own or published names; empty: fresh side network", **_PATH
+    )
+    imports: tuple[str, ...] = option((), "Python modules of yours that are imported first, such as those of own parts")
+    compile: bool = option(False, "whether the network goes through torch.compile; for many images of few sizes")
+    text_cache: str = option(
+        "auto", "folder of text embeddings; auto: SAN_CACHE/text or ~/.cache/san/text; empty: none", **_PATH
+    )
+
+
+@dataclass(frozen=True)
+class DatasetOptions(Options):
+    """DATASETS."""
+
+    train: tuple[str, ...] = option((), "names of data sets to train on, of one vocabulary")
+    test: tuple[str, ...] = option((), "names of data sets to evaluate on")
+    root: str = option(
+        "", "folder of the data sets; empty: environment variable DETECTRON2_DATASETS, else datasets", **_PATH
+    )
+    custom: tuple[str, ...] = option((), "files that describe own data sets (docs/custom_dataset.md)", **_PATH)
+    test_subset: int = option(0, "images evaluated of each set, spread evenly over it; 0: all", least=0, most=10**9)
+
+
+@dataclass(frozen=True)
+class LoaderOptions(Options):
+    """DATALOADER."""
+
+    num_workers: int = option(4, "loading processes per training process", least=0, most=1024)
+    max_bad_share: float = option(
+        0.01, "share of training samples that may be unreadable; more stop training", least=0, most=1
+    )
+    timeout: float = option(
+        600.0, "seconds that loading processes may take for a batch; 0: no limit", least=0, most=10**7
+    )
+
+
+@dataclass(frozen=True)
+class TestInputOptions(Options):
+    """INPUT in evaluation."""
+
+    min_size_test: int = option(640, "short side in evaluation, pixels", **IMAGE_SIZE)
+    max_size_test: int = option(2560, "largest long side in evaluation, pixels", least=1, most=10**6)
+
+
+@dataclass(frozen=True)
+class LoopOptions(Options):
+    """SOLVER, apart from the optimiser."""
+
+    ims_per_batch: int = option(
+        32, "images of one iteration, over all processes and accumulation steps", least=1, most=65536
+    )
+    accumulation_steps: int = option(
+        1, "forward and backward passes per iteration; divides IMS_PER_BATCH / processes", least=1, most=65536
+    )
+    clip_gradients: bool = option(True, "whether the gradient is clipped")
+    amp: bool = option(True, "mixed precision in training, on a GPU or a CPU")
+    amp_dtype: str = option(
+        "fp16", "its number type: fp16 (published; with loss scaling) or bf16", choices=("bf16", "fp16")
+    )
+    checkpoint_period: int = option(5000, "iterations between checkpoints", least=1, most=10**9)
+    checkpoint_keep: int = option(0, "latest checkpoints kept beside the final one; 0: all", least=0, most=10**9)
+    checkpoint_best: str = option("", "data set/metric of whose best value model_best.pth is kept; empty: none")
+    max_nonfinite: int = option(
+        3, "updates skipped in a row, for numbers that are not finite, that stop training", least=1, most=10**6
+    )
+    log_period: int = option(20, "iterations between progress lines", least=1, most=10**9)
+    find_unused_parameters: bool = option(
+        False, "whether trained parameters may be without a gradient when several processes train; costs time"
+    )
+
+
+@dataclass(frozen=True)
+class TestOptions(Options):
+    """TEST."""
+
+    eval_period: int = option(5000, "iterations between evaluations; 0: at the end only", least=0, most=10**9)
+    expected_results: tuple[Any, ...] = option(
+        (), "[data set or sem_seg, metric, value, tolerance] each; the exit code is 1 where one is not met"
+    )
+    partial_period: float = option(
+        30.0, "seconds between two savings of what an evaluation has counted; 0: every image", least=0, most=10**7
+    )
+    num_panels: int = option(4, "pictures (image, truth, prediction, legend) per data set", least=0, most=1000)
+    save_label_maps: bool = option(False, "write every prediction as a PNG of class indices")
+    save_rle: bool = option(False, "write all predictions as one COCO-style run-length JSON")
+    scores: bool = option(False, "also return sem_seg, the scores (C, H, W) in float32: much memory")
+
+
+@dataclass(frozen=True)
+class WandbOptions(Options):
+    """WANDB."""
+
+    enabled: bool = option(False, "log to Weights & Biases too")
+    mode: str = option(
+        "offline", "offline (needs no account), online or disabled", choices=("offline", "online", "disabled")
+    )
+    project: str = option("san", "where runs are listed")
+    name: str = option("", "of the run; empty: name of OUTPUT_DIR")
+
+
+@dataclass(frozen=True)
+class Section:
+    """The keys that are generated from a dataclass.
+
+    Attributes:
+        prefix: of the keys, with a dot at the end where it is not empty; a field's name in capitals follows.
+        kind: the dataclass. Its fields that are dataclasses, other than parts, are sections of their own.
+        names: keys of fields that are called otherwise.
+        skip: fields that are no keys.
+    """
+
+    prefix: str
+    kind: type[Options]
+    names: Mapping[str, str] = field(default_factory=dict)
+    skip: tuple[str, ...] = ()
+
+    def __iter__(self) -> Iterator[tuple[dataclasses.Field[Any], str]]:
+        for each in dataclasses.fields(self.kind):
+            nested = isinstance(each.default_factory, type) and issubclass(each.default_factory, Options)
+            if each.name not in self.skip and not nested:
+                yield each, self.names.get(each.name, self.prefix + each.name.upper())
+
+
+_INPUT = {"short_sides": "INPUT.MIN_SIZE_TRAIN", "max_size": "INPUT.MAX_SIZE_TRAIN", "crop_size": "INPUT.CROP.SIZE"}
+_SOLVER = {"power": "SOLVER.POLY_POWER", "clip_norm": "SOLVER.CLIP_GRADIENTS.CLIP_VALUE"}
+_LOOP = {
+    "clip_gradients": "SOLVER.CLIP_GRADIENTS.ENABLED",
+    "amp": "SOLVER.AMP.ENABLED",
+    "amp_dtype": "SOLVER.AMP.DTYPE",
+}
+
+SECTIONS: tuple[Section, ...] = (
+    Section("", RunOptions),
+    Section("MODEL.", ModelOptions, {"text_cache": "MODEL.CLIP.TEXT_CACHE"}),
+    Section("MODEL.", SANConfig),
+    Section("MODEL.CLIP.", ClipConfig),
+    Section("MODEL.SIDE_ADAPTER.", SideAdapterConfig),
+    Section("MODEL.HEAD.", HeadConfig),
+    Section("MODEL.ATTN_BIAS.", AttnBiasConfig),
+    Section("MODEL.LOSS.", LossConfig),
+    Section("DATASETS.", DatasetOptions),
+    Section("DATALOADER.", LoaderOptions),
+    Section("INPUT.AUGMENT.", AugmentationConfig, _INPUT, skip=("image_pad", "ignore_label")),
+    Section("INPUT.", TestInputOptions),
+    Section("SOLVER.", SolverConfig, _SOLVER, skip=("betas",)),
+    Section("SOLVER.", LoopOptions, _LOOP),
+    Section("TEST.", TestOptions),
+    Section("WANDB.", WandbOptions),
+)
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key of a configuration.
+
+    Attributes:
+        name: such as MODEL.CLIP.SHALLOW_DEPTH.
+        default: as it stands in a configuration: lists are lists, None is "".
+        hint: type of a value in a configuration.
+        help: meaning and unit.
+        constraint: legal values.
+        is_path: whether it holds a path, or paths; ``~`` in them is a home folder.
+        is_table: whether it holds a mapping whose keys are free, as the options of a part.
+        field: dotted name of the dataclass's field in messages, such as clip.shallow_depth.
+    """
+
+    name: str
+    default: Any
+    hint: Any
+    help: str
+    constraint: Constraint
+    is_path: bool
+    is_table: bool
+    field: str
+
+    @property
+    def is_list(self) -> bool:
+        """Whether it holds a list and nothing else."""
+        return typing.get_origin(self.hint) is tuple
+
+    @property
+    def list_hint(self) -> Any:
+        """Of a key that holds a list, or a text instead, the type of the list; else None."""
+        hints = [self.hint] if self.is_list else typing.get_args(self.hint)
+        return next((each for each in hints if typing.get_origin(each) is tuple), None)
+
+
+def fusion_texts(pairs: Any) -> Any:
+    """Pairs of CLIP feature and side block as a configuration has them: ``feature->block``."""
+    return pairs if isinstance(pairs, str) else [f"{feature}->{block}" for feature, block in pairs]
+
+
+_WRITE: dict[str, tuple[Any, Callable[[Any], Any]]] = {
+    "MODEL.SIDE_ADAPTER.FUSION": (tuple[str, ...], fusion_texts),
+    "MODEL.CLIP.PRETRAINED": (str, lambda value: value or ""),
+}
+"""Type and form in a configuration of keys whose values are another in the dataclass."""
+
+
+def _keys_of(section: Section) -> Iterator[Key]:
+    hints = typing.get_type_hints(section.kind)
+    for each, name in section:
+        default = each.default if each.default_factory is dataclasses.MISSING else each.default_factory()
+        hint, write = _WRITE.get(name, (hints[each.name], lambda value: value))
+        default = write(default)
+        if isinstance(default, tuple):
+            default = list(default)
+        about = (each.metadata["help"], each.metadata["constraint"], each.metadata.get("is_path", False))
+        place = section.kind.PLACE + each.name
+        if isinstance(default, PartConfig):
+            names = (name, name + "_OPTIONS") if section.kind is ClipConfig else (f"{name}.NAME", f"{name}.OPTIONS")
+            options_place = f"{place}.options" if section.kind is SANConfig else "clip.sls_init_options"
+            place = f"{place}.name" if section.kind is SANConfig else place
+            yield Key(names[0], default.name, str, *about, False, place)
+            yield Key(names[1], {}, dict, f"options of {name}", Constraint(), False, True, options_place)
+        else:
+            yield Key(name, default, hint, *about, isinstance(default, dict), place)
+
+
+KEYS: dict[str, Key] = {key.name: key for section in SECTIONS for key in _keys_of(section)}
+"""All keys, in the order of the documentation."""

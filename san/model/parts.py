@@ -1,0 +1,193 @@
+"""The exchangeable parts of a model: what each is given, what it returns, and their registries.
+
+B batch, Q queries, C classes, E joint embedding, S side width, D CLIP width, L bias layers, N bias heads, (h, w) CLIP
+grid, (h_s, w_s) side grid, T_s = h_s * w_s. docs/extend.md shows how to add an entry.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from san.model.config import SANConfig
+from san.model.layers import adaptive_max_pool
+from san.part import Part
+from san.registry import PartConfig, Registry
+
+if TYPE_CHECKING:
+    from san.clip.text import TextClassifier
+
+FUSIONS: Registry[type[Fusion]] = Registry("fusion", "fusion.name", "fusion.options.", own="san.model.side_adapter")
+MASK_HEADS: Registry[type[MaskHead]] = Registry(
+    "mask head", "mask_head.name", "mask_head.options.", own="san.model.heads"
+)
+BIAS_HEADS: Registry[type[BiasHead]] = Registry(
+    "bias head", "bias_head.name", "bias_head.options.", own="san.model.attention_bias"
+)
+SLS_INITS: Registry[type[SLSInit]] = Registry(
+    "[SLS] initialisation", "clip.sls_init", "clip.sls_init_options.", own="san.model.recognition"
+)
+SCORERS: Registry[type[Scorer]] = Registry(
+    "class scorer", "scorer.name", "scorer.options.", own="san.model.recognition"
+)
+
+
+def check_parts(config: SANConfig) -> None:
+    """Refuses parts that are not registered, and options that they do not have.
+
+    Raises:
+        FieldError: with the part, and the nearest or the module that registers it.
+    """
+    for registry, part in parts_of(config):
+        registry.options(part)
+
+
+def parts_of(config: SANConfig) -> list[tuple[Registry[Any], PartConfig]]:
+    """The parts of a model, each with its registry."""
+    return [
+        (FUSIONS, config.fusion),
+        (MASK_HEADS, config.mask_head),
+        (BIAS_HEADS, config.bias_head),
+        (SLS_INITS, config.clip.sls_init),
+        (SCORERS, config.scorer),
+    ]
+
+
+def describe_parts(config: SANConfig) -> SANConfig:
+    """A model as a file should describe it, see `Registry.described`."""
+    clip = replace(config.clip, sls_init=SLS_INITS.described(config.clip.sls_init))
+    return replace(
+        config,
+        clip=clip,
+        fusion=FUSIONS.described(config.fusion),
+        mask_head=MASK_HEADS.described(config.mask_head),
+        bias_head=BIAS_HEADS.described(config.bias_head),
+        scorer=SCORERS.described(config.scorer),
+    )
+
+
+@dataclass(frozen=True)
+class SideFeatures:
+    """What one supervised block gives: queries (B, Q, S) and patch tokens (B, T_s, S) on the grid (h_s, w_s)."""
+
+    queries: Tensor
+    patch_tokens: Tensor
+    grid: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class MaskPrediction:
+    """What a mask head gives: logits (B, Q, h_s, w_s) before the sigmoid, query embeddings (B, Q, c)."""
+
+    logits: Tensor
+    queries: Tensor
+
+
+class Fusion(Part):
+    """Brings a CLIP feature into the patch tokens of the side network, in front of or after one block.
+
+    Args:
+        options: the part's own.
+        clip_width: D.
+        embed_dim: S.
+    """
+
+    def __init__(self, options: Any, clip_width: int, embed_dim: int) -> None:
+        super().__init__()
+
+    def forward(self, patches: Tensor, feature: Tensor, grid: tuple[int, int], side_grid: tuple[int, int]) -> Tensor:
+        """Patch tokens (B, T_s, S) on `side_grid` with the CLIP feature (B, h * w, D) on `grid` in them."""
+        raise NotImplementedError
+
+
+class MaskHead(Part):
+    """Makes masks of a supervised block's features.
+
+    Args:
+        options: the part's own.
+        config: the whole model's, resolved.
+    """
+
+    def __init__(self, options: Any, config: SANConfig) -> None:
+        super().__init__()
+
+    def forward(self, features: SideFeatures) -> MaskPrediction:
+        """Mask logits (B, Q, h_s, w_s), and the query embeddings that the bias head is given."""
+        raise NotImplementedError
+
+
+class BiasHead(Part):
+    """Makes the attention biases of a supervised block's features.
+
+    Args:
+        options: the part's own.
+        config: the whole model's, resolved.
+    """
+
+    def __init__(self, options: Any, config: SANConfig) -> None:
+        super().__init__()
+        self.config = config.attn_bias
+
+    def forward(self, features: SideFeatures, masks: MaskPrediction) -> Tensor:
+        """Biases (B, L, N, Q, h_s, w_s), L and N as in ``config.attn_bias``."""
+        raise NotImplementedError
+
+    def to_grid(self, bias: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Biases (B, L, N, Q, h_s, w_s) brought to the CLIP grid: (B, L, N, Q, h * w)."""
+        if bias.shape[-2:] != grid:
+            bias = self._resize(bias.flatten(0, 2), grid).unflatten(0, bias.shape[:3])  # (B, L, N, Q, h, w)
+        return bias.flatten(4)
+
+    def _resize(self, bias: Tensor, grid: tuple[int, int]) -> Tensor:
+        match self.config.pooling:
+            case "max":
+                return adaptive_max_pool(bias, grid)
+            case "average":
+                return F.adaptive_avg_pool2d(bias, grid)
+            case "bilinear":
+                return F.interpolate(bias, size=grid, mode="bilinear", align_corners=False)
+            case pooling:
+                return F.interpolate(bias, size=grid, mode=pooling)
+
+
+class SLSInit(Part):
+    """What the [SLS] tokens start as.
+
+    Args:
+        options: the part's own.
+        num_queries: Q.
+        clip_width: D.
+    """
+
+    def __init__(self, options: Any, num_queries: int, clip_width: int) -> None:
+        super().__init__()
+        self.num_queries = num_queries
+
+    def forward(self, class_token: Tensor) -> Tensor:
+        """[SLS] tokens (B, Q, D) of the class token (B, 1, D) after CLIP's shallow blocks."""
+        raise NotImplementedError
+
+
+class Scorer(Part):
+    """Compares masks with class names.
+
+    Args:
+        options: the part's own.
+        config: the whole model's, resolved.
+    """
+
+    def __init__(self, options: Any, config: SANConfig) -> None:
+        super().__init__()
+
+    def forward(self, sls_embed: Tensor, text_embed: Tensor, classifier: TextClassifier) -> Tensor:
+        """Class logits (B, Q, C + 1), "no object" last, in float32.
+
+        Args:
+            sls_embed: (B, Q, E), unit length.
+            text_embed: (C, E), unit length.
+            classifier: CLIP's logit scale and the embedding of "no object"; see `TextClassifier.logits`.
+        """
+        raise NotImplementedError

@@ -1,0 +1,223 @@
+"""Dataclasses of options: fields with help text and constraint, and strict reading from plain data.
+
+A field made by `option` carries its default, help text and constraint; configuration keys, docs/configuration.md and
+config.json are generated from them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, TypeVar
+
+from san.errors import excerpt
+
+Record = TypeVar("Record")
+
+AUTO: Any = "auto"
+"""Value of a field made with ``auto=True`` that is derived from the CLIP when a model is built."""
+
+
+class FieldError(ValueError):
+    """An option has a value that cannot be used.
+
+    Args:
+        message: speaks of fields by their dotted names, such as "clip.shallow_depth".
+        names: these names, so that `san.d2` can replace each by its configuration key.
+    """
+
+    def __init__(self, message: str, *names: str) -> None:
+        super().__init__(message)
+        self.names = names
+
+
+@dataclasses.dataclass(frozen=True)
+class Constraint:
+    """Legal values of a field; of a tuple, of each of its elements.
+
+    Attributes:
+        least: smallest number.
+        above: number that must be exceeded, instead of `least`.
+        most: largest number.
+        choices: legal values, instead of a range.
+        auto: whether `AUTO` is accepted too.
+    """
+
+    least: float | None = None
+    above: float | None = None
+    most: float = math.inf
+    choices: tuple[Any, ...] = ()
+    auto: bool = False
+
+    def text(self) -> str:
+        """The constraint in words; "" accepts everything."""
+        if self.choices:
+            words = f"one of {', '.join(str(each) or repr('') for each in self.choices)}"
+        elif self.above is not None:
+            words = f"above {self.above:g}" + ("" if self.most == math.inf else f" and at most {self.most:g}")
+        elif self.least is not None:
+            words = f"at least {self.least:,}" if self.most == math.inf else f"within {self.least}..{self.most}"
+        else:
+            words = ""
+        return f"{words}, or auto".removeprefix(", ") if self.auto else words
+
+    def accepts(self, value: Any) -> bool:
+        """Whether a value, or each element of a tuple, is legal; NaN is not."""
+        if value is None or (self.auto and value == AUTO):
+            return True  # whether a field may be None is a question of its type
+        if isinstance(value, (tuple, list)):
+            return all(self.accepts(each) for each in value)
+        if self.choices:
+            return value in self.choices
+        if self.above is not None:
+            return bool(self.above < value <= self.most) and value != math.inf
+        return self.least is None or (bool(self.least <= value <= self.most) and value != math.inf)
+
+
+def described(
+    help: str = "",
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    most: float = math.inf,
+    choices: Sequence[Any] = (),
+    auto: bool = False,
+    **metadata: Any,
+) -> dict[str, Any]:
+    """The metadata of a dataclass field that carries its meaning and its legal values.
+
+    Args:
+        help: meaning and unit, without a full stop.
+        least: see `Constraint`, as the next four.
+        above: a number.
+        most: a number.
+        choices: values.
+        auto: whether `AUTO` is accepted.
+        metadata: further entries.
+    """
+    return {"help": help, "constraint": Constraint(least, above, most, tuple(choices), auto), **metadata}
+
+
+def option(default: Any, help: str = "", **constraint: Any) -> Any:
+    """A dataclass field with a default, its meaning and its legal values.
+
+    Args:
+        default: its default value; a class is called for a fresh one.
+        help: meaning and unit, without a full stop.
+        constraint: see `described`.
+    """
+    metadata = described(help, **constraint)
+    if isinstance(default, type):
+        return dataclasses.field(default_factory=default, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Base of records whose fields are made by `option`: their constraints are checked when a record is made.
+
+    Raises:
+        FieldError: a value is out of its field's constraint.
+    """
+
+    PLACE: ClassVar[str] = ""
+    """Of the record in a whole configuration, with a dot at the end; it stands before a field's name in messages."""
+
+    def __post_init__(self) -> None:
+        for each in dataclasses.fields(self):
+            constraint, value = each.metadata.get("constraint"), getattr(self, each.name)
+            if constraint is not None and not constraint.accepts(value):
+                name, to = self.PLACE + each.name, "to " if constraint.choices else ""
+                raise FieldError(f"{name} is {excerpt(value)}; set it {to}{constraint.text()}", name)
+
+
+def parse_json(text: str) -> Any:
+    """Plain data from JSON.
+
+    Raises:
+        ValueError: it is not JSON, or is nested too deeply.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("lists and objects are nested too deeply") from None
+
+
+def read_record(kind: type[Record], content: Any, where: str = "") -> Record:
+    """A dataclass from plain data, strictly.
+
+    A field with a default may be missing, as in files from before there was such a field; but not if it stands in the
+    class's FIRST_FIELDS, the names of those that every file has had: their defaults may be wrong for the file.
+
+    Args:
+        kind: a dataclass of numbers, strings, tuples, mappings of plain data and dataclasses. Where it has a class
+            attribute SHORT_FIELD, a string stands for a record with that field alone.
+        content: what `dataclasses.asdict` gives, through JSON.
+        where: the field's name with a dot, for messages.
+
+    Raises:
+        ValueError: a field is unknown, missing or of another type.
+    """
+    short = getattr(kind, "SHORT_FIELD", "")
+    if isinstance(content, str) and short:
+        content = {short: content}
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{where or 'the content'} is {excerpt(content)}; give an object of fields")
+    fields: tuple[dataclasses.Field[Any], ...] = dataclasses.fields(kind)  # type: ignore[arg-type]
+    names = [each.name for each in fields]
+    for name in content:
+        if name not in names:
+            near = difflib.get_close_matches(name[:100], names, n=1)
+            known = f"known are {', '.join(names)}" if names else "there is none"
+            hint = f"did you mean {near[0]!r}?" if near else known
+            raise FieldError(f"unknown field {excerpt(where + name)}; {hint}", where + name)
+    needed = {each.name for each in fields if each.default is each.default_factory is dataclasses.MISSING}
+    needed |= set(getattr(kind, "FIRST_FIELDS", "").split())
+    missing = [where + name for name in names if name in needed and name not in content]
+    if missing:
+        raise FieldError(f"missing fields {', '.join(missing)}; write the file again", *missing)
+    hints = typing.get_type_hints(kind)
+    automatic = {each.name for each in fields if _is_automatic(each)}
+    values = {}
+    for name in names:
+        if name in content:
+            is_auto = name in automatic and content[name] == AUTO
+            values[name] = AUTO if is_auto else _read_value(hints[name], content[name], where + name)
+    try:
+        return kind(**values)
+    except FieldError as error:
+        if getattr(kind, "PLACE", "") or not error.names:
+            raise
+        raise FieldError(where + str(error), *(where + name for name in error.names)) from None  # of a part's options
+
+
+def _is_automatic(field: dataclasses.Field[Any]) -> bool:
+    return "constraint" in field.metadata and field.metadata["constraint"].auto
+
+
+def _read_value(hint: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return read_record(typing.cast(type, hint), value, f"{where}.")
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in arguments:
+            return None
+        fitting = [kind for kind in arguments if (typing.get_origin(kind) is tuple) == isinstance(value, list)]
+        return _read_value((fitting or arguments)[0], value, where)
+    if origin is tuple and isinstance(value, list):
+        repeated = arguments[-1] is Ellipsis
+        if repeated or len(value) == len(arguments):
+            kinds = [arguments[0]] * len(value) if repeated else arguments
+            return tuple(_read_value(kind, each, where) for kind, each in zip(kinds, value, strict=True))
+    if origin in (dict, Mapping) and isinstance(value, dict):
+        return value
+    accepted = (int, float) if hint is float else (hint,)
+    if origin is None and type(value) in accepted and (type(value) is not float or math.isfinite(value)):
+        return value
+    wanted = getattr(hint, "__name__", hint) if origin is None else hint
+    raise FieldError(f"{where} is {excerpt(value)}; give {wanted}", where)

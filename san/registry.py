@@ -1,0 +1,168 @@
+"""Registries of exchangeable parts: a name in a configuration stands for one class with its own options.
+
+A module of the user's adds an entry with a decorator; the configuration names it, and ``--import`` or MODEL.IMPORTS
+imports the module (docs/extend.md).
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Generic, TypeVar
+
+from san.errors import excerpt
+from san.record import FieldError, Options, option, read_record
+
+Entry = TypeVar("Entry")
+Class = TypeVar("Class")
+
+
+@dataclass(frozen=True)
+class NoOptions(Options):
+    """Of a part that has no options of its own."""
+
+
+@dataclass(frozen=True)
+class PartConfig:
+    """Which registered part a model has.
+
+    Attributes:
+        name: of an entry of the part's registry.
+        options: values of the fields of the entry's ``Options``, by name; those left out have their defaults.
+        module: that registers the entry, for messages when it is not imported; "" for SAN's own.
+        version: of the entry when the file was written; 0 where nothing is said.
+    """
+
+    SHORT_FIELD: ClassVar[str] = "name"
+    name: str
+    options: Mapping[str, Any] = option(dict)
+    module: str = ""
+    version: int = 0
+
+
+class Registry(Generic[Entry]):
+    """Named entries of one kind.
+
+    Args:
+        kind: what an entry is, for messages, such as "fusion".
+        place: dotted name of the option that holds an entry's name, such as "fusion.name".
+        options_place: of the options of the entry "{name}", with a dot at the end.
+        own: module that registers SAN's own entries; imported when an entry is first looked up.
+    """
+
+    def __init__(self, kind: str, place: str, options_place: str, *, own: str) -> None:
+        self.kind, self.place, self.options_place, self._own = kind, place, options_place, own
+        self._entries: dict[str, Entry] = {}
+
+    def register(self, name: str) -> Callable[[Class], Class]:
+        """A decorator that adds a class (or another object) under a name.
+
+        Raises:
+            ValueError: the name is taken by another entry, or is not an identifier.
+        """
+        if not name.isidentifier():
+            raise ValueError(
+                f"{self.kind} {excerpt(name)} cannot be registered; choose a name of letters, digits and _"
+            )
+
+        def add(entry: Class) -> Class:
+            present = self._entries.get(name)
+            if present is not None and _full_name(present) != _full_name(entry):
+                raise ValueError(
+                    f"{self.kind} {name!r} is registered by {_full_name(present)} already; choose another name for "
+                    f"{_full_name(entry)}"
+                )
+            self._entries[name] = entry  # type: ignore[assignment]
+            return entry
+
+        return add
+
+    def __contains__(self, name: object) -> bool:
+        importlib.import_module(self._own)
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        importlib.import_module(self._own)
+        return iter(self._entries)
+
+    def get(self, name: str, module: str = "") -> Entry:
+        """The entry of a name.
+
+        Args:
+            name: of the entry.
+            module: that registers it, where a file says so.
+
+        Raises:
+            FieldError: nothing is registered under the name.
+        """
+        importlib.import_module(self._own)
+        if name in self._entries:
+            return self._entries[name]
+        if module:
+            remedy = f"it is registered by the module {module}: import that first (--import {module})"
+        else:
+            near = difflib.get_close_matches(str(name)[:100], self._entries, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            remedy = (
+                f"{hint}choose one of {', '.join(self._entries)}, or import the module that registers it "
+                "(--import my_module)"
+            )
+        message = f"{self.place} is {excerpt(name)}, which is not a registered {self.kind}; {remedy}"
+        raise FieldError(message, self.place)
+
+    def options(self, part: PartConfig) -> Any:
+        """The record of options of a part's entry.
+
+        Raises:
+            FieldError: the entry is not registered, or an option is unknown, of another type or out of its range.
+        """
+        kind = options_class(self.get(part.name, part.module))
+        return read_record(kind, dict(part.options), self.options_place.format(name=part.name))
+
+    def build(self, part: PartConfig, *args: Any, **kwargs: Any) -> Any:
+        """An instance of a part's entry: its class is called with the record of options and the arguments.
+
+        Raises:
+            ValueError: see `options`; or a file was written by another version of the part.
+        """
+        entry: Any = self.check_version(part)
+        return entry(self.options(part), *args, **kwargs)
+
+    def check_version(self, part: PartConfig) -> Entry:
+        """The entry of a part, if it is the one that a file was written by.
+
+        Raises:
+            ValueError: it is not registered, or has another version.
+        """
+        entry = self.get(part.name, part.module)
+        version = getattr(entry, "version", 1)
+        if part.version not in (0, version):
+            raise ValueError(
+                f"the {self.kind} {part.name!r} has version {version}, but the file was written by version "
+                f"{part.version}; use the {_module_of(entry)} of that version, or train again"
+            )
+        return entry
+
+    def described(self, part: PartConfig) -> PartConfig:
+        """A part as a file should describe it: every option and, unless it is SAN's own, its module and version."""
+        entry = self.get(part.name, part.module)
+        values = asdict(self.options(part))
+        module = _module_of(entry)
+        if module.startswith("san."):
+            return PartConfig(part.name, values)
+        return PartConfig(part.name, values, module, getattr(entry, "version", 1))
+
+
+def options_class(entry: object) -> type[Options]:
+    """The record of options of an entry: its class attribute ``Options``."""
+    return getattr(entry, "Options", NoOptions)
+
+
+def _module_of(entry: object) -> str:
+    return str(getattr(entry, "__module__", type(entry).__module__))
+
+
+def _full_name(entry: object) -> str:
+    return f"{_module_of(entry)}.{getattr(entry, '__qualname__', type(entry).__qualname__)}"
