@@ -10,6 +10,7 @@ from san.benchmark.cases import Case
 from san.benchmark.clocks import Recorder
 from san.benchmark.workload import Workload, draw_model
 from san.data.label_sets import load_label_set
+from san.data.subset import evenly_spread
 from san.plain import plain_text_embed
 
 PLAIN_SAMPLE = 18
@@ -50,9 +51,7 @@ def count_run(case: Case, recorder: Recorder, *, plain: bool) -> None:
 
 def sample(names: Sequence[str], count: int = PLAIN_SAMPLE) -> list[str]:
     """So many of the names, evenly spread; all of them where that would hardly be fewer."""
-    if len(names) <= 2 * count:
-        return list(names)
-    return [names[index * len(names) // count] for index in range(count)]
+    return evenly_spread(names, count if len(names) > 2 * count else 0)
 
 
 def class_names(count: int) -> list[str]:

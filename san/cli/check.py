@@ -36,12 +36,12 @@ from san.data.checking import (
     failed_report,
     format_classes,
     format_report,
-    spread,
     summarise,
     write_classes,
     write_json,
 )
 from san.data.image_files import read_image, read_label_map
+from san.data.subset import evenly_spread
 from san.visualize import contact_sheet, drawing, plot_pixel_histogram
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def _check(name: str, args: argparse.Namespace) -> CheckReport:
         write_json(report, folder / "report.json")
         print(format_report(report))
         return report
-    positions = spread(len(pairs), args.limit)
+    positions = evenly_spread(range(len(pairs)), args.limit)
     results = check_pairs(pairs, target, positions=positions, workers=min(args.workers, len(positions)))
     shown = _Shown()
     seldom = 0.1 if sys.stderr.isatty() else 10.0  # seconds; in a log file every state is a line
@@ -203,9 +203,9 @@ class _Shown:
         """Positions spread over the data set; rotated images, of which one wants to see the labels, take up to half."""
         upright, rotated = sorted(self.upright), sorted(self.rotated)
         num_rotated = min(len(rotated), max(number // 2, number - len(upright)))
-        chosen = [rotated[i] for i in spread(len(rotated), num_rotated)] if num_rotated else []
+        chosen = evenly_spread(rotated, num_rotated) if num_rotated else []
         if number > num_rotated:
-            chosen += [upright[i] for i in spread(len(upright), number - num_rotated)]
+            chosen += evenly_spread(upright, number - num_rotated)
         return sorted(chosen)
 
 

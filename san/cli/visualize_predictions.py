@@ -18,8 +18,7 @@ import json
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from tqdm import tqdm
 
 from san.cli.options import add_data_root_option, path_option, place_option
 from san.cli.visualize_images import FORMAT, ImageWorker, Outcome, Task, rounded, write_text
-from san.data.pool import worker_pool
+from san.data.pool import run_in_processes
 from san.errors import printable
 from san.evaluation.per_image import ClassScore, Predictions, common_folder, distinct_stems
 from san.visualize.page import GENERATOR, ClassLine, Page, Row, Strip, render_page
@@ -188,20 +187,14 @@ def _tasks(name: str, predictions: Predictions) -> list[Task]:
 
 def _work(worker: ImageWorker, tasks: Sequence[Task], workers: int, title: str) -> list[Outcome]:
     """The outcomes of all tasks, in their order."""
+    results = run_in_processes(worker, tasks, workers=workers, lost=_lost)
+    bar = tqdm(results, title, len(tasks), unit="img", disable=None, dynamic_ncols=True, leave=False)
+    outcomes = {outcome.task.stem: outcome for outcome in bar}
+    return [outcomes[task.stem] for task in tasks]
 
-    def outcomes() -> Iterator[Outcome]:
-        if workers == 1 or len(tasks) < 2 * workers:
-            yield from map(worker, tasks)
-            return
-        try:
-            with worker_pool(workers) as pool:
-                yield from pool.map(worker, tasks, chunksize=4)
-        except BrokenProcessPool as error:
-            raise OSError("a drawing process was ended from outside (memory?); run again with --workers 1") from error
 
-    return list(
-        tqdm(outcomes(), total=len(tasks), desc=title, unit="img", disable=None, dynamic_ncols=True, leave=False)
-    )
+def _lost(task: Task) -> Outcome:
+    return Outcome(task, error="the process that worked on it died (out of memory?); run again with --workers 1")
 
 
 def _ordered(outcomes: Sequence[Outcome], sort: str) -> list[Outcome]:

@@ -1,4 +1,8 @@
-"""A pool of processes that ends with the main one: by an error, by Ctrl-C, and when the main one is killed."""
+"""Work in several processes: results as they come, bounded memory, and one item of work that kills its process.
+
+Every command that spreads files over processes uses `run_in_processes`: checking and preparing data sets, and drawing
+predictions.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,100 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait as wait_for
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_MAX_CHUNK = 8  # items that a process takes at a time
+_CHUNKS_AHEAD = 2  # for each process: the one that it works on, and the next
+
+
+def run_in_processes(
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    *,
+    workers: int,
+    lost: Callable[[Item], Result],
+) -> Generator[Result, None, None]:
+    """Calls a function with each item, in several processes.
+
+    An item on which a process dies (out of memory, a crash of a decoder) costs only itself: what was under way then is
+    repeated, one item at a time in a process of its own.
+
+    Args:
+        function: pickled to the processes; it must be fit to be called twice with an item.
+        items: pickled to the processes, a few at a time.
+        workers: number of processes; 1 works in this one.
+        lost: what stands for the result of an item that kills its process, also when it is worked on alone.
+
+    Yields:
+        One result per item, in no particular order.
+
+    Raises:
+        RuntimeError: no process can be started.
+        Exception: what the function raises; the processes are killed, as they are by Ctrl-C.
+    """
+    if workers <= 1:
+        yield from map(function, items)
+        return
+    size = max(1, min(_MAX_CHUNK, len(items) // (4 * workers)))  # of few items, some for each process
+    chunks = deque(items[start : start + size] for start in range(0, len(items), size))
+    suspects: list[Item] = []
+    while chunks:
+        yield from _run_chunks(function, chunks, min(workers, len(chunks)), suspects)
+    while suspects:
+        yield from _run_alone(function, suspects, lost)
+
+
+def _run_chunks(
+    function: Callable[[Item], Result], chunks: deque[Sequence[Item]], workers: int, suspects: list[Item]
+) -> Iterator[Result]:
+    """Works on chunks until none is left or a process has died; then the items under way become suspects."""
+    pending: dict[Future[list[Result]], Sequence[Item]] = {}
+    with worker_pool(workers) as pool:
+        try:
+            while chunks or pending:
+                while chunks and len(pending) < _CHUNKS_AHEAD * workers:
+                    pending[pool.submit(_run_chunk, function, chunks[0])] = chunks[0]
+                    chunks.popleft()
+                for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                    results = future.result()
+                    del pending[future]
+                    yield from results
+        except BrokenProcessPool:
+            suspects += [item for chunk in pending.values() for item in chunk]
+
+
+def _run_alone(
+    function: Callable[[Item], Result], suspects: list[Item], lost: Callable[[Item], Result]
+) -> Iterator[Result]:
+    """Works on suspects in one process, one at a time, until none is left, or the process has died on one."""
+    with worker_pool(1) as pool:
+        try:
+            pool.submit(os.getpid).result()
+        except BrokenProcessPool as error:
+            raise RuntimeError(
+                "worker processes end before they have done anything; in a script of your own, start the work below "
+                '`if __name__ == "__main__":`, or set workers=1'
+            ) from error
+        while suspects:
+            item = suspects.pop()
+            try:
+                results = pool.submit(_run_chunk, function, [item]).result()
+            except BrokenProcessPool:
+                yield lost(item)
+                return
+            yield from results
+
+
+def _run_chunk(function: Callable[[Item], Result], chunk: Sequence[Item]) -> list[Result]:
+    return [function(item) for item in chunk]
 
 
 @contextlib.contextmanager
@@ -17,7 +112,7 @@ def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     """Fresh interpreters (spawn), since forking a process with threads may hang.
 
     After an error or Ctrl-C the processes are killed, as one may be stopped or read a file that never comes; a consumer
-    that wants no more results waits for the jobs under way.
+    that wants no more results waits for the jobs under way. They end with the main process, also when it is killed.
 
     Args:
         workers: number of processes.

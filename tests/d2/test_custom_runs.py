@@ -17,7 +17,6 @@ from san.clip.vocabulary import ClassText
 from san.d2.api import build_model
 from san.d2.config.keys import load_config
 from san.d2.data.datasets import metadata_of, register_custom, register_datasets
-from san.d2.data.loaders import evenly_spread
 from san.d2.data.mapper import EvalMapper, dataset_info, read_labels
 from san.d2.evaluate.evaluation import OutputConfig, SemSegEvaluator
 from san.d2.run import run
@@ -147,20 +146,6 @@ def test_sets_of_different_mappings_are_not_trained_together(make_cfg: MakeCfg, 
     cfg = make_cfg(DATASETS__CUSTOM=[str(seats), str(second)], DATASETS__TRAIN=["seats_train", "second_train"])
     with pytest.raises(ValueError, match="different classes, ignore labels or label mappings"):
         run(cfg)
-
-
-def test_evenly_spread() -> None:
-    records = [{"file_name": str(index)} for index in range(10)]
-
-    def chosen(number: int) -> list[int]:
-        return [int(record["file_name"]) for record in evenly_spread(records, number)]
-
-    assert chosen(1) == [5]
-    assert chosen(2) == [2, 7]
-    assert chosen(3) == [1, 5, 8]
-    assert chosen(4) == [1, 3, 6, 8]
-    assert chosen(0) == chosen(10) == chosen(11) == list(range(10))
-    assert all(len(set(chosen(number))) == number for number in range(1, 11))
 
 
 def test_a_subset_is_told(make_cfg: MakeCfg, reference: Path, tmp_path: Path) -> None:

@@ -27,7 +27,6 @@ from san.data.checking import (
     format_classes,
     format_report,
     processes,
-    spread,
     write_classes,
     write_json,
 )
@@ -355,17 +354,13 @@ def _die_on_17(index: int, record: dict[str, str], target: CheckTarget) -> Any:
     return check_pair(index, record, target)
 
 
-def _chunk_that_dies(chunk: list[tuple[int, dict[str, str]]], target: CheckTarget) -> list[Any]:
-    return [_die_on_17(index, record, target) for index, record in chunk]
-
-
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the test hands its function to the processes by fork")
 def test_a_file_that_kills_its_process_costs_only_itself(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import multiprocessing
 
     fork = multiprocessing.get_context("fork")
     monkeypatch.setattr(pool.multiprocessing, "get_context", lambda _: fork)
-    monkeypatch.setattr(processes, "_check_chunk", _chunk_that_dies)
+    monkeypatch.setattr(processes, "check_pair", _die_on_17)
     for index in range(3, 40):
         save(folder, f"{index}", np.full((4, 6), 2, np.uint8))
     report = check(folder, CheckTarget("pets", CLASSES), workers=2)
@@ -389,12 +384,6 @@ def test_processes_that_cannot_start_are_an_error(folder: Path, monkeypatch: pyt
     monkeypatch.setattr(pool, "start_worker", _start_and_die)
     with pytest.raises(RuntimeError, match="workers=1"):
         check(folder, workers=2)
-
-
-def test_spread() -> None:
-    assert spread(10, 0) == spread(10, 10) == spread(10, 99) == list(range(10))
-    assert spread(10, 3) == [0, 3, 6]
-    assert spread(0, 3) == []
 
 
 def test_nothing_asked_for_reads_nothing(folder: Path) -> None:

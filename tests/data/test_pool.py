@@ -12,9 +12,46 @@ from pathlib import Path
 
 import pytest
 
-from san.data.pool import worker_pool
+from san.data.pool import run_in_processes, worker_pool
 
 REPO = Path(__file__).resolve().parents[2]
+
+
+def _square(number: int) -> int:
+    if number == 17:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if number < 0:
+        raise ValueError(f"number is {number}; give 0 or more")
+    return number**2
+
+
+def _none(number: int) -> int:
+    return -number
+
+
+@pytest.mark.parametrize("count", [1, 18, 60])
+def test_an_item_that_kills_its_process_costs_only_itself(count: int) -> None:
+    found = run_in_processes(_square, range(count), workers=2, lost=_none)
+    assert sorted(found) == sorted(-17 if number == 17 else number**2 for number in range(count))
+
+
+def test_an_error_of_the_function_is_that_of_the_caller() -> None:
+    with pytest.raises(ValueError, match="number is -1"):
+        list(run_in_processes(_square, [1, -1, 3], workers=2, lost=_none))
+
+
+def _touch(path: Path) -> Path:
+    path.touch()
+    return path
+
+
+def test_work_waits_for_a_consumer(tmp_path: Path) -> None:
+    """Few results wait in memory, however many items there are."""
+    results = run_in_processes(_touch, [tmp_path / str(number) for number in range(1000)], workers=2, lost=_touch)
+    next(results)
+    time.sleep(1)
+    assert len(list(tmp_path.iterdir())) <= 2 * 2 * 8
+    results.close()
 
 
 def interrupt(pool: ProcessPoolExecutor) -> None:

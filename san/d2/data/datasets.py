@@ -22,7 +22,7 @@ from typing import Any
 
 from san.clip.vocabulary import ClassText, text_key
 from san.d2.api import CfgNode, DatasetCatalog, MetadataCatalog, comm
-from san.d2.data.loaders import Record, evenly_spread
+from san.d2.data.loaders import Record
 from san.data.benchmarks import BENCHMARKS, Benchmark
 from san.data.checking.pair import count_values
 from san.data.custom import load_custom_dataset
@@ -30,6 +30,7 @@ from san.data.image_files import read_label_map
 from san.data.label_mapping import LabelMapping
 from san.data.label_maps import doubt_about_masks
 from san.data.pairing import Pairing, pair_files
+from san.data.subset import evenly_spread
 from san.files import user_path
 
 logger = logging.getLogger("san.d2.datasets")

@@ -156,22 +156,6 @@ def as_list(batch: list[Any]) -> list[Any]:
     return batch
 
 
-def evenly_spread(records: Sequence[Record], number: int) -> list[Record]:
-    """So many records, spread evenly over a data set; always the same ones.
-
-    Args:
-        records: the data set, N records.
-        number: how many; 0, or N and more, take all.
-
-    Returns:
-        min(number, N) records in their order: of as many equal parts of the data set, the middle of each.
-    """
-    total = len(records)
-    if number == 0 or number >= total:
-        return list(records)
-    return [records[(2 * part + 1) * total // (2 * number)] for part in range(number)]
-
-
 @dataclass(frozen=True)
 class StreamConfig:
     """Which part of the stream a process reads, and in what batches.

@@ -26,12 +26,13 @@ from tqdm import tqdm
 from san.d2.api import CfgNode, DatasetEvaluator, comm
 from san.d2.data.batches import Batches, Sample
 from san.d2.data.datasets import check_distinct_classes, load_records, metadata_of
-from san.d2.data.loaders import Record, build_eval_loader, evenly_spread
+from san.d2.data.loaders import Record, build_eval_loader
 from san.d2.data.mapper import EvalMapper, dataset_info
 from san.d2.evaluate.out_of_memory import OutOfMemoryFallback
 from san.d2.evaluate.resume import ResumeConfig, SavedCounts, forget, unpack_state, weights_digest
 from san.d2.processes import stopping
 from san.data.image_files import read_image
+from san.data.subset import evenly_spread
 from san.evaluation import ConfusionMatrix, RLEWriter, format_summary, metrics, write_label_map, write_report
 from san.evaluation.per_image import LABEL_FOLDER, RLE_FILE, common_folder, distinct_stems
 from san.evaluation.predictions import default_image_id

@@ -6,7 +6,7 @@
 
 from san.data.checking.folders import Folder, check_folders
 from san.data.checking.pair import CheckTarget, Finding, PairResult, check_pair
-from san.data.checking.processes import check_pairs, spread
+from san.data.checking.processes import check_pairs
 from san.data.checking.report import CheckReport, check_records, failed_report, summarise
 from san.data.checking.writing import format_classes, format_report, write_classes, write_json
 
@@ -23,7 +23,6 @@ __all__ = [
     "failed_report",
     "format_classes",
     "format_report",
-    "spread",
     "summarise",
     "write_classes",
     "write_json",

@@ -18,7 +18,7 @@ from san.data.benchmarks import BENCHMARKS
 from san.data.label_sets import load_label_set
 from san.data.preparation.encoding import Array, class_table, fit_to_image, read_colors, read_upright, write_labels
 from san.data.preparation.files import write_bytes
-from san.data.preparation.jobs import Job
+from san.data.preparation.jobs import FileJob
 from san.data.preparation.plan import Preparation, SplitPlan
 from san.data.preparation.resizing import resize_bilinear, resize_nearest, shrunk_size
 from san.data.preparation.sources import Options, Part, find_part
@@ -72,8 +72,10 @@ def plan(options: Options) -> list[SplitPlan]:
             if entry.split == split:
                 image, seg = raw / f"{entry.path}.jpg", raw / f"{entry.path}_seg.png"
                 stem = entry.path.name
-                result.images.append(Job(image_dir / f"{stem}.jpg", partial(convert_image, image), _IMAGE_BYTES))
-                result.labels.append(Job(label_dir / f"{stem}.tif", partial(convert_labels, seg, image), _LABEL_BYTES))
+                result.images.append(FileJob(image_dir / f"{stem}.jpg", partial(convert_image, image), _IMAGE_BYTES))
+                result.labels.append(
+                    FileJob(label_dir / f"{stem}.tif", partial(convert_labels, seg, image), _LABEL_BYTES)
+                )
         plans.append(result)
     return plans
 

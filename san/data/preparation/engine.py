@@ -13,7 +13,7 @@ from san.data.preparation.ade20k import ADE20K
 from san.data.preparation.ade20k_full import ADE20K_FULL
 from san.data.preparation.coco_stuff import COCO_STUFF
 from san.data.preparation.files import STATE_FOLDER, check_disk_space, only_run, remove_partial_files
-from san.data.preparation.jobs import Job, run_jobs
+from san.data.preparation.jobs import FileJob, run_jobs
 from san.data.preparation.pcontext import PCONTEXT
 from san.data.preparation.pcontext_full import PCONTEXT_FULL
 from san.data.preparation.plan import Preparation, SplitPlan
@@ -130,7 +130,7 @@ def check(name: str, options: Options) -> Summary:
     return Summary(chosen.title, options.root, tuple(_check(row, options) for row in chosen.benchmarks(options.splits)))
 
 
-def _run(plan: SplitPlan, missing: list[Job], options: Options) -> SplitSummary:
+def _run(plan: SplitPlan, missing: list[FileJob], options: Options) -> SplitSummary:
     benchmark = plan.benchmark
     summary = SplitSummary(benchmark.name, benchmark.num_images, notes=plan.notes)
     written, failures = run_jobs(missing, workers=options.workers, progress=options.progress, title=benchmark.name)
@@ -170,7 +170,7 @@ def _check_folders(folders: Iterable[Path]) -> None:
             raise ValueError(f"{existing} is a file but a folder must be there; remove or rename it")
 
 
-def _missing(jobs: Iterable[Job]) -> list[Job]:
+def _missing(jobs: Iterable[FileJob]) -> list[FileJob]:
     there: dict[Path, set[str]] = {}
     missing = []
     for job in jobs:

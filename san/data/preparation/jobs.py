@@ -1,28 +1,19 @@
-"""Runs many small file jobs in a few processes, with bounded memory, and gathers what went wrong."""
+"""Makes many files in a few processes, and gathers what went wrong."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 from tqdm import tqdm
 
-from san.data.pool import worker_pool
-
-logger = logging.getLogger(__name__)
-
-_CHUNK = 8  # jobs sent to a worker at a time
-_AHEAD = 4  # chunks waiting for each worker
+from san.data.pool import run_in_processes
 
 
 @dataclass(frozen=True)
-class Job:
-    """One file to make or to check.
+class FileJob:
+    """One file to make.
 
     Attributes:
         path: the file.
@@ -36,7 +27,7 @@ class Job:
 
 
 def run_jobs(
-    jobs: Sequence[Job], *, workers: int, progress: bool, title: str, max_failures: int = 50
+    jobs: Sequence[FileJob], *, workers: int, progress: bool, title: str, max_failures: int = 50
 ) -> tuple[int, list[str]]:
     """Do all jobs; those whose input is at fault are reported, the others go on.
 
@@ -51,46 +42,32 @@ def run_jobs(
         how many jobs succeeded, and one line for each that failed.
 
     Raises:
-        ValueError: a worker process died.
+        RuntimeError: no worker process can be started.
         OSError: writing failed, for instance on a full disk.
     """
     done, failures = 0, []
-    chunks = (tuple(jobs[start : start + _CHUNK]) for start in range(0, len(jobs), _CHUNK))
-    results = map(_run_chunk, chunks) if workers == 1 or len(jobs) <= _CHUNK else _in_processes(chunks, workers)
+    results = run_in_processes(_failure, jobs, workers=workers, lost=_lost)
     with tqdm(total=len(jobs), unit="file", desc=title, disable=None if progress else True, mininterval=0.5) as bar:
-        for count, wrong in results:
-            done += count - len(wrong)
-            failures += wrong
-            bar.update(count)
+        for failure in results:
+            bar.update()
+            if failure is None:
+                done += 1
+                continue
+            failures.append(failure)
             if len(failures) >= max_failures:
                 failures.append(f"stopped after {len(failures)} failures; {len(jobs) - bar.n} files were not tried")
                 break
     return done, failures
 
 
-def _run_chunk(jobs: tuple[Job, ...]) -> tuple[int, list[str]]:
-    failures = []
-    for job in jobs:
-        try:
-            job.work(job.path)
-        except (ValueError, FileNotFoundError) as error:
-            failures.append(str(error))
-    return len(jobs), failures
-
-
-def _in_processes(chunks: Iterator[tuple[Job, ...]], workers: int) -> Iterator[tuple[int, list[str]]]:
-    """Results as they come."""
-    pending: set[Future[tuple[int, list[str]]]] = set()
+def _failure(job: FileJob) -> str | None:
+    """Does a job; returns why it failed."""
     try:
-        with worker_pool(workers) as pool:
-            pending |= {pool.submit(_run_chunk, chunk) for chunk in islice(chunks, workers * _AHEAD)}
-            while pending:
-                finished, pending = wait(pending, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    yield future.result()
-                pending |= {pool.submit(_run_chunk, chunk) for chunk in islice(chunks, len(finished))}
-    except BrokenProcessPool as error:
-        raise ValueError(
-            f"one of {workers} worker processes died, perhaps for want of memory; run again with fewer --workers: "
-            "what is written stays"
-        ) from error
+        job.work(job.path)
+    except (ValueError, FileNotFoundError) as error:
+        return str(error)
+    return None
+
+
+def _lost(job: FileJob) -> str:
+    return f"{job.path}: the process that worked on it died (out of memory?); repeat the command with --workers 1"

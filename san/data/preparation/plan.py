@@ -9,7 +9,7 @@ from pathlib import Path
 
 from san.data.benchmarks import BENCHMARKS, Benchmark
 from san.data.preparation.files import place_file
-from san.data.preparation.jobs import Job
+from san.data.preparation.jobs import FileJob
 from san.data.preparation.sources import Options
 
 MakeLabel = Callable[[Path], None]
@@ -27,8 +27,8 @@ class SplitPlan:
     """
 
     benchmark: Benchmark
-    images: list[Job] = field(default_factory=list)
-    labels: list[Job] = field(default_factory=list)
+    images: list[FileJob] = field(default_factory=list)
+    labels: list[FileJob] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -76,8 +76,8 @@ def plan_pairs(
         target = image_dir / f"{stem}.{benchmark.image_ext}"
         if image.parent.resolve() != image_dir.resolve():
             size = 0 if options.link else file_size(image)
-            plan.images.append(Job(target, partial(place_image, image, link=options.link), size))
-        plan.labels.append(Job(label_dir / f"{stem}.{benchmark.label_ext}", make_label, label_bytes(stem)))
+            plan.images.append(FileJob(target, partial(place_image, image, link=options.link), size))
+        plan.labels.append(FileJob(label_dir / f"{stem}.{benchmark.label_ext}", make_label, label_bytes(stem)))
     return plan
 
 

@@ -11,13 +11,13 @@ from san.data.benchmarks import Benchmark
 from san.data.image_files import orientation
 from san.data.label_sets import check_label_values
 from san.data.preparation.encoding import decode, open_image
-from san.data.preparation.jobs import Job
+from san.data.preparation.jobs import FileJob
 from san.data.preparation.sources import files_by_stem
 
 _MODES = {"uint8": ("L",), "uint16": ("I;16",)}
 
 
-def split_jobs(benchmark: Benchmark, root: Path) -> tuple[list[Job], list[str]]:
+def split_jobs(benchmark: Benchmark, root: Path) -> tuple[list[FileJob], list[str]]:
     """One job for each label file of a split that has an image, and a line for what has no partner.
 
     Images without a label are normal only in VOC, whose splits share one folder.
@@ -36,7 +36,7 @@ def split_jobs(benchmark: Benchmark, root: Path) -> tuple[list[Job], list[str]]:
     if unlabelled and not benchmark.shared_images:
         problems.append(f"{len(unlabelled)} images in {image_dir} have no label: {_first(unlabelled)}; prepare the set")
     jobs = [
-        Job(labels[stem], partial(verify_pair, images[stem], benchmark))
+        FileJob(labels[stem], partial(verify_pair, images[stem], benchmark))
         for stem in sorted(images.keys() & labels.keys())
     ]
     return jobs, problems
