@@ -13,6 +13,7 @@ import io
 import os
 import struct
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,30 @@ _UPRIGHT: dict[int, Callable[[Array], Array]] = {
     7: lambda v: v[::-1, ::-1].swapaxes(0, 1),
     8: np.rot90,
 }
-_REMEDY = "copy or prepare it again"
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    """What an image file may be, and what to do about one that is refused.
+
+    The limits on the side ratio and on the scans of a JPEG are the same for all files.
+
+    Attributes:
+        max_pixels: height times width; None takes any that Pillow opens.
+        max_bytes: of the file; None takes any.
+        formats: names of Pillow's formats; None takes all but `NO_PICTURES`.
+        damage_remedy: for the error about a file that is missing, empty or damaged.
+        size_remedy: for the error about one that is too large.
+    """
+
+    max_pixels: int | None = MAX_PIXELS
+    max_bytes: int | None = None
+    formats: tuple[str, ...] | None = None
+    damage_remedy: str = "copy or prepare it again"
+    size_remedy: str = "shrink it, or raise max_pixels if the memory suffices"
+
+
+_USUAL = ImageLimits()
 
 
 def image_endings() -> frozenset[str]:
@@ -84,14 +108,15 @@ def image_endings() -> frozenset[str]:
     )
 
 
-def read_image(path: str | Path, *, max_pixels: int | None = MAX_PIXELS) -> Array:
+def read_image(file: str | Path | bytes, limits: ImageLimits = _USUAL, *, source: str = "") -> Array:
     """An image file of any mode as RGB, turned upright by its EXIF orientation; see `to_rgb`.
 
     Of an animation the first frame is taken.
 
     Args:
-        path: the file.
-        max_pixels: a larger image is refused before it is decoded; None takes any that Pillow opens.
+        file: its path, or its content.
+        limits: a file beyond them is refused before it is decoded.
+        source: what to call it in an error; "image" and its path by default.
 
     Returns:
         (H, W, 3) uint8.
@@ -100,8 +125,8 @@ def read_image(path: str | Path, *, max_pixels: int | None = MAX_PIXELS) -> Arra
         FileNotFoundError: no such file.
         ValueError: the file is empty, damaged, no image, of a mode without an RGB meaning, or beyond a limit.
     """
-    source = f"image {path}"
-    return to_rgb(decode(open_image(path, source, max_pixels=max_pixels), source, max_pixels=max_pixels), source)
+    source = source or ("the image" if isinstance(file, bytes) else f"image {file}")
+    return to_rgb(decode(open_image(file, source, limits), source, limits), source)
 
 
 def to_rgb(image: Image.Image, source: str = "the image") -> Array:
@@ -134,7 +159,7 @@ def to_rgb(image: Image.Image, source: str = "the image") -> Array:
     except ValueError as error:
         raise ValueError(f"{source} has mode {image.mode}, which has no RGB form; save it as RGB") from error
     except DAMAGE as error:
-        raise ValueError(f"{source} cannot be read ({_reason(error)}); {_REMEDY}") from error
+        raise ValueError(f"{source} cannot be read ({_reason(error)}); {_USUAL.damage_remedy}") from error
     return turn_upright(pixels, orientation(image))
 
 
@@ -205,53 +230,43 @@ def check_same_size(image: Array, label_map: Array, image_name: str = "image", l
         )
 
 
-def open_image(
-    file: str | Path | bytes,
-    source: str,
-    *,
-    max_pixels: int | None = MAX_PIXELS,
-    formats: tuple[str, ...] | None = None,
-    remedy: str = _REMEDY,
-) -> Image.Image:
-    """An image file, opened but not yet decoded, within the limits of this module.
+def open_image(file: str | Path | bytes, source: str, limits: ImageLimits = _USUAL) -> Image.Image:
+    """An image file, opened but not yet decoded.
 
     Args:
         file: its path, or its content.
         source: what to call it in an error, such as "image a.jpg".
-        max_pixels: a larger image is refused; None takes any that Pillow opens.
-        formats: names of Pillow's formats; None takes all but `NO_PICTURES`.
-        remedy: what to do about a file that is damaged, for the error.
+        limits: a file beyond them is refused.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: the file is empty, no image, or beyond a limit.
     """
-    if not isinstance(file, bytes):
-        file = _checked_path(file, source, remedy)
+    file = _checked(file, source, limits)
     check_jpeg(file, source)  # before Pillow, which keeps all segments
     try:
-        image = Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=formats)  # only the header
+        image = Image.open(
+            io.BytesIO(file) if isinstance(file, bytes) else file, formats=limits.formats
+        )  # only the header
     except UnidentifiedImageError as error:
         if _is_svg(file):
             raise ValueError(f"{source} is an SVG, a drawing without pixels; export it as PNG") from error
-        known = "any image format that Pillow knows" if formats is None else ", ".join(formats)
-        raise ValueError(f"{source} cannot be read (it is not {known}); {remedy}") from error
+        known = "any image format that Pillow knows" if limits.formats is None else ", ".join(limits.formats)
+        raise ValueError(f"{source} cannot be read (it is not {known}); {limits.damage_remedy}") from error
     except Image.DecompressionBombError as error:
-        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
+        bound = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
         raise ValueError(
-            f"{source} is too large (over {limit:.0f} million pixels); shrink it, or raise PIL.Image.MAX_IMAGE_PIXELS"
+            f"{source} is too large (over {bound:.0f} million pixels); shrink it, or raise PIL.Image.MAX_IMAGE_PIXELS"
         ) from error
     except DAMAGE as error:
-        raise ValueError(f"{source} cannot be read ({_reason(error)}); {remedy}") from error
+        raise ValueError(f"{source} cannot be read ({_reason(error)}); {limits.damage_remedy}") from error
     if image.format in NO_PICTURES:
         raise ValueError(f"{source} is of the format {image.format}, which is not read as a picture; export it as PNG")
-    check_size(image.height, image.width, max_pixels, source)
+    check_size(image.height, image.width, limits, source)
     return image
 
 
-def decode(
-    image: Image.Image, source: str, *, max_pixels: int | None = MAX_PIXELS, remedy: str = _REMEDY
-) -> Image.Image:
+def decode(image: Image.Image, source: str, limits: ImageLimits = _USUAL) -> Image.Image:
     """Decodes an opened image to its end; the arguments are those of `open_image`.
 
     Raises:
@@ -260,8 +275,8 @@ def decode(
     try:
         _load(image)
     except (*DAMAGE, Image.DecompressionBombError) as error:
-        raise ValueError(f"{source} cannot be read ({_reason(error)}); {remedy}") from error
-    check_size(image.height, image.width, max_pixels, source)  # an icon's header may lie
+        raise ValueError(f"{source} cannot be read ({_reason(error)}); {limits.damage_remedy}") from error
+    check_size(image.height, image.width, limits, source)  # an icon's header may lie
     return image
 
 
@@ -279,17 +294,17 @@ def turn_upright(values: Array, tag: int) -> Array:
     return np.ascontiguousarray(_UPRIGHT[tag](values))
 
 
-def check_size(height: int, width: int, max_pixels: int | None, source: str = "the image") -> None:
+def check_size(height: int, width: int, limits: ImageLimits, source: str = "the image") -> None:
     """Refuse an image that is too large or too narrow to be worked on.
 
     Raises:
-        ValueError: height times width exceeds `max_pixels`, or one side the other by more than `MAX_SIDE_RATIO`.
+        ValueError: height times width exceeds `limits.max_pixels`, or one side the other by more than `MAX_SIDE_RATIO`.
     """
     shown = f"{source} is {width}x{height} (width x height)"
-    if max_pixels is not None and height * width > max_pixels:
+    if limits.max_pixels is not None and height * width > limits.max_pixels:
         raise ValueError(
-            f"{shown}, {height * width / 1e6:.0f} million pixels, but at most {max_pixels / 1e6:g} million are "
-            "accepted; shrink it, or raise max_pixels if the memory suffices"
+            f"{shown}, {height * width / 1e6:.4g} million pixels, but at most {limits.max_pixels / 1e6:g} million are "
+            f"accepted; {limits.size_remedy}"
         )
     if max(height, width) > MAX_SIDE_RATIO * min(height, width) > 0:
         raise ValueError(
@@ -298,17 +313,27 @@ def check_size(height: int, width: int, max_pixels: int | None, source: str = "t
         )
 
 
-def _checked_path(file: str | Path, source: str, remedy: str) -> Path:
-    """A path with something to read: a FIFO or a device would wait, or never end."""
-    path = Path(file)
+def _checked(file: str | Path | bytes, source: str, limits: ImageLimits) -> Path | bytes:
+    """A path or content with something to read: a FIFO or a device would wait, or never end."""
+    checked = file if isinstance(file, bytes) else _existing(Path(file), source, limits)
+    size = len(checked) if isinstance(checked, bytes) else checked.stat().st_size
+    if not size:
+        raise ValueError(f"{source} is an empty file (0 bytes); {limits.damage_remedy}")
+    if limits.max_bytes is not None and size > limits.max_bytes:
+        raise ValueError(
+            f"{source} has {size / 1e6:.4g} MB, but at most {limits.max_bytes / 1e6:g} MB are accepted; "
+            f"{limits.size_remedy}"
+        )
+    return checked
+
+
+def _existing(path: Path, source: str, limits: ImageLimits) -> Path:
     if not os.path.isfile(path):
         if os.path.isdir(path):
             raise FileNotFoundError(f"{source} is a folder; name a file in it")
         if os.path.exists(path):
             raise ValueError(f"{source} is no regular file but a pipe, a socket or a device; name an image file")
-        raise FileNotFoundError(f"{source} does not exist; {remedy}")
-    if not path.stat().st_size:
-        raise ValueError(f"{source} is an empty file (0 bytes); {remedy}")
+        raise FileNotFoundError(f"{source} does not exist; {limits.damage_remedy}")
     return path
 
 

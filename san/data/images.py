@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from san.data.image_files import MAX_PIXELS, check_size, read_image, to_rgb
+from san.data.image_files import MAX_PIXELS, ImageLimits, check_size, read_image, to_rgb
 
 Layout = Literal["HWC", "CHW"]
 """The order of an image's axes: H height, W width, C channels."""
@@ -42,26 +42,27 @@ def image_pixels(
         FileNotFoundError: no such file.
         ValueError: anything else, with what is wrong and what is accepted.
     """
+    limits = ImageLimits(max_pixels=max_pixels)
     if isinstance(image, (str, Path)):
-        pixels = read_image(image, max_pixels=max_pixels)
+        pixels = read_image(image, limits)
     elif isinstance(image, Image.Image):
-        check_size(image.height, image.width, max_pixels)
+        check_size(image.height, image.width, limits)
         pixels = to_rgb(image)
     elif isinstance(image, Tensor):
-        pixels = _from_tensor(image, layout, max_pixels)
+        pixels = _from_tensor(image, layout, limits)
     else:
-        pixels = _from_array(np.asarray(image), layout or "HWC", max_pixels)
+        pixels = _from_array(np.asarray(image), layout or "HWC", limits)
     if 0 in pixels.shape:
         raise ValueError(f"the image has shape {pixels.shape}; it needs at least one pixel")
     pixels.setflags(write=False)
     return pixels
 
 
-def _from_array(array: npt.NDArray[Any], layout: str, max_pixels: int | None) -> npt.NDArray[np.uint8]:
+def _from_array(array: npt.NDArray[Any], layout: str, limits: ImageLimits) -> npt.NDArray[np.uint8]:
     array = _channels_last(array, layout)
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in _MODES) or 0 in array.shape:
         raise _unfit(array)
-    check_size(array.shape[0], array.shape[1], max_pixels)
+    check_size(array.shape[0], array.shape[1], limits)
     if array.dtype == np.bool_:
         array = array.astype(np.uint8) * 255
     elif array.dtype == np.uint16:
@@ -74,7 +75,7 @@ def _from_array(array: npt.NDArray[Any], layout: str, max_pixels: int | None) ->
     return rgb
 
 
-def _from_tensor(tensor: Tensor, layout: Layout | None, max_pixels: int | None) -> npt.NDArray[np.uint8]:
+def _from_tensor(tensor: Tensor, layout: Layout | None, limits: ImageLimits) -> npt.NDArray[np.uint8]:
     if layout is None and tensor.ndim != 2:
         raise ValueError(
             f"a tensor of shape {tuple(tensor.shape)} may be read in two ways; say layout='CHW' or layout='HWC'"
@@ -89,7 +90,7 @@ def _from_tensor(tensor: Tensor, layout: Layout | None, max_pixels: int | None) 
                 "undo a normalisation, or give uint8"
             )
         tensor = (tensor * 255).round().to(torch.uint8)
-    return _from_array(tensor.numpy(), layout or "HWC", max_pixels)
+    return _from_array(tensor.numpy(), layout or "HWC", limits)
 
 
 def _channels_last(array: npt.NDArray[Any], layout: str) -> npt.NDArray[Any]:

@@ -13,14 +13,15 @@ import json
 import math
 import os
 import sys
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from san.data.image_files import read_image
 from san.demo.limits import Limits, Turns
-from san.demo.pictures import read_picture
 from san.errors import one_line
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -52,7 +53,7 @@ class Decoder:
             await process.wait()
 
     async def read(self, content: bytes, visitor: str = "") -> npt.NDArray[np.uint8]:
-        """A picture's pixels, see `san.demo.pictures.read_picture`.
+        """A picture's pixels, see `san.data.image_files.read_image`.
 
         Args:
             content: the uploaded file.
@@ -118,7 +119,8 @@ def serve(limits: str) -> None:
     Args:
         limits: the fields of `Limits`, as JSON.
     """
-    bounds, source = Limits(**json.loads(limits)), sys.stdin.buffer
+    bounds, source = Limits(**json.loads(limits)).of_pictures, sys.stdin.buffer
+    warnings.simplefilter("ignore")  # Pillow's remarks on odd files, and its limit, which is above ours
     sink = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints is no answer
 
@@ -129,7 +131,8 @@ def serve(limits: str) -> None:
     reply({"ready": True})
     while length := source.read(_LENGTH_BYTES):
         try:
-            pixels = read_picture(source.read(int.from_bytes(length, "little")), bounds)
+            content = source.read(int.from_bytes(length, "little"))
+            pixels = read_image(content, bounds, source="the picture")
         except ValueError as error:
             reply({"error": one_line(error)})
         else:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from san.data.image_files import image_endings, read_image
+from san.data.image_files import ImageLimits, image_endings, read_image
 from san.data.listing import list_files
 from san.data.shapes.render import render
 from san.data.shapes.world import scene_at
@@ -64,11 +64,7 @@ def folder_examples(folder: str | Path, words: str, limits: Limits) -> tuple[Exa
         files = list_files(folder, lambda name: Path(name).suffix.lower() in endings, recursive=False).files
     if not files:
         raise FileNotFoundError(f"no pictures in {folder} (.jpg, .png and the like); name a folder with some")
-    examples = tuple(Example(path.stem.replace("_", " "), read_image(path), words) for path in files[:_MAX_EXAMPLES])
-    for path, example in zip(files, examples, strict=False):
-        height, width = example.pixels.shape[:2]
-        if height * width > limits.max_pixels:
-            raise ValueError(
-                f"example {path} has {height * width} pixels, the demo's limit is {limits.max_pixels}; shrink it"
-            )
-    return examples
+    bounds = ImageLimits(max_pixels=limits.max_pixels, size_remedy="shrink it, or raise --max-pixels")
+    return tuple(
+        Example(path.stem.replace("_", " "), read_image(path, bounds), words) for path in files[:_MAX_EXAMPLES]
+    )

@@ -12,6 +12,11 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, fields
 
+from san.data.image_files import ImageLimits
+
+PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+"""What is decoded; Pillow's other readers, some of which start programs, are never tried."""
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -46,6 +51,11 @@ class Limits:
             value = getattr(self, field.name)
             if not value > 0:
                 raise ValueError(f"{field.name} is {value} but must be positive; use a large number for no limit")
+
+    @property
+    def of_pictures(self) -> ImageLimits:
+        """Those of an uploaded picture, with what its visitor can do about one that is refused."""
+        return ImageLimits(self.max_pixels, self.max_bytes, PICTURE_FORMATS, "choose another one", "shrink it")
 
 
 class RateLimit:

@@ -25,7 +25,6 @@ from san.data.image_files import (
 from san.data.images import image_pixels
 from san.data.jpeg_limits import MAX_SCANS
 from san.demo.limits import Limits
-from san.demo.pictures import read_picture
 
 
 def numbered(height: int = 4, width: int = 6) -> np.ndarray:
@@ -53,7 +52,7 @@ def test_lines_are_refused(size: tuple[int, int], tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"line.png is \d+x\d+ .*: one side is \d+ times the other, at most 2000"):
             read(tmp_path / "line.png")
     with pytest.raises(ValueError, match=r"the picture is .* at most 2000 times is accepted; cut it"):
-        read_picture((tmp_path / "line.png").read_bytes(), Limits())
+        read_image((tmp_path / "line.png").read_bytes(), Limits().of_pictures, source="the picture")
     for image in (Image.new("L", size), np.zeros(size, np.uint8)):
         with pytest.raises(ValueError, match="one side is"):
             image_pixels(image, max_pixels=None)
@@ -82,11 +81,11 @@ def test_a_jpeg_of_many_scans_is_refused_before_it_is_decoded(tmp_path: Path) ->
     with pytest.raises(ValueError, match=r"slow.jpg is a JPEG of more than 100 scans.*save it again as PNG"):
         read_image(path)
     with pytest.raises(ValueError, match="the picture is a JPEG of more than 100 scans"):
-        read_picture(path.read_bytes(), Limits())
+        read_image(path.read_bytes(), Limits().of_pictures, source="the picture")
     assert time.process_time() - start < 1
     path.write_bytes(progressive(MAX_SCANS))
     assert read_image(path).shape == (64, 64, 3)
-    assert read_picture(path.read_bytes(), Limits()).shape == (64, 64, 3)
+    assert read_image(path.read_bytes(), Limits().of_pictures, source="the picture").shape == (64, 64, 3)
 
 
 def test_markers_elsewhere_are_no_scans(tmp_path: Path) -> None:
@@ -219,7 +218,7 @@ def test_no_exif_refuses_a_picture(data: bytes, tag: int, ending: str, tmp_path:
     path = tmp_path / f"a.{ending}"
     Image.fromarray(numbered()).convert("RGB").save(path, exif=data)
     assert read_image(path).shape == ((6, 4, 3) if tag == 6 else (4, 6, 3))
-    assert read_picture(path.read_bytes(), Limits()).shape == read_image(path).shape
+    assert read_image(path.read_bytes(), Limits().of_pictures, source="the picture").shape == read_image(path).shape
 
 
 def test_an_orientation_that_is_none(tmp_path: Path) -> None:

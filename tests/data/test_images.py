@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from san.data.image_files import read_image
+from san.data.image_files import ImageLimits, read_image
 from san.data.images import image_pixels
 
 
@@ -161,7 +161,7 @@ def test_a_huge_file_is_refused_before_it_is_decoded(tmp_path: Path, side: int) 
         read_image(tmp_path / "huge.png")
     (tmp_path / "large.png").write_bytes(png_header(2000, 2000))
     with pytest.raises(ValueError, match=r"large.png is 2000x2000 .* 4 million pixels, but at most 3 million"):
-        read_image(tmp_path / "large.png", max_pixels=3_000_000)
+        read_image(tmp_path / "large.png", ImageLimits(max_pixels=3_000_000))
 
 
 def test_the_limit_is_a_choice(tmp_path: Path) -> None:

@@ -20,14 +20,13 @@ SECONDS = 10
 READER = """
 import json, logging, resource, signal, sys, time, warnings
 from pathlib import Path
-from san.data.image_files import read_image
+from san.data.image_files import ImageLimits, read_image
 from san.demo.limits import Limits
-from san.demo.pictures import read_picture
 
 warnings.simplefilter("ignore")
-limits = Limits(max_pixels=1_000_000)
+usual, limits = ImageLimits(max_pixels=1_000_000), Limits(max_pixels=1_000_000).of_pictures
 for warm in sorted(Path(sys.argv[1]).glob("good_*")):  # Pillow's readers are loaded when first needed
-    read_image(warm, max_pixels=1_000_000)
+    read_image(warm, usual)
 start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 found = {"read": 0, "refused": 0, "wrong": []}
 
@@ -38,7 +37,7 @@ signal.signal(signal.SIGALRM, too_long)
 for path in sorted(Path(sys.argv[1]).glob("[0-9]*")):
     print(path.name, file=sys.stderr, flush=True)
     outcomes = []
-    for read in (lambda: read_image(path, max_pixels=1_000_000), lambda: read_picture(path.read_bytes(), limits)):
+    for read in (lambda: read_image(path, usual), lambda: read_image(path.read_bytes(), limits)):
         signal.alarm(int(sys.argv[2]))
         try:
             pixels = read()

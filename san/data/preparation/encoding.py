@@ -11,33 +11,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from san.data import image_files
-from san.data.image_files import orientation, turn_upright
+from san.data.image_files import ImageLimits, decode, open_image, orientation, turn_upright
 from san.data.label_sets import load_label_set
 from san.data.preparation.files import write_bytes
 
 Array = npt.NDArray[Any]
 
-_REMEDY = "unpack the download again"
-
-
-def open_image(path: Path, what: str) -> Image.Image:
-    """An image file, opened but not yet decoded.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: the file is empty, no image, or beyond the limits of `san.data.image_files`.
-    """
-    return image_files.open_image(path, f"{what} {path}", remedy=_REMEDY)
-
-
-def decode(image: Image.Image, path: Path, what: str) -> Image.Image:
-    """Decode an opened image to its end.
-
-    Raises:
-        ValueError: the file is truncated or damaged.
-    """
-    return image_files.decode(image, f"{what} {path}", remedy=_REMEDY)
+_DOWNLOADED = ImageLimits(damage_remedy="unpack the download again")
 
 
 def read_indices(path: Path) -> Array:
@@ -56,7 +36,7 @@ def read_indices(path: Path) -> Array:
             f"label file {path} has mode {image.mode} but must be an 8-bit PNG of indices (mode L or P): it was "
             "converted to colours or to another type; take the publisher's own file"
         )
-    return np.asarray(decode(image, path, "label file"))
+    return np.asarray(decode(image, f"label file {path}", _DOWNLOADED))
 
 
 def read_colors(path: Path) -> Array:
@@ -72,12 +52,12 @@ def read_colors(path: Path) -> Array:
             f"label file {path} has mode {image.mode} but its red and green channels hold the object's number (mode "
             "RGB): it was converted; take the publisher's own file"
         )
-    return np.asarray(decode(image, path, "label file"))
+    return np.asarray(decode(image, f"label file {path}", _DOWNLOADED))
 
 
 def _open_png(path: Path) -> Image.Image:
     """A label file, which must be a PNG whatever its name says: a JPEG's pixels are near their values, not equal."""
-    image = open_image(path, "label file")
+    image = open_image(path, f"label file {path}", _DOWNLOADED)
     if image.format != "PNG":
         raise ValueError(
             f"label file {path} is a {image.format} but must be a PNG: it was converted, which may change values; take "
@@ -122,7 +102,7 @@ def fit_to_image(values: Array, image_path: Path, label_path: Path) -> Array:
         FileNotFoundError: the image does not exist.
         ValueError: the sizes differ.
     """
-    with open_image(image_path, "image") as image:
+    with open_image(image_path, f"image {image_path}", _DOWNLOADED) as image:
         tag = orientation(image)
         stored = image.height, image.width
     if values.shape != stored:
@@ -156,6 +136,7 @@ def read_upright(path: Path) -> Image.Image:
         FileNotFoundError: no such file.
         ValueError: the file is damaged.
     """
-    image = decode(open_image(path, "image"), path, "image")
+    source = f"image {path}"
+    image = decode(open_image(path, source, _DOWNLOADED), source, _DOWNLOADED)
     color = image if image.mode in ("L", "RGB") else image.convert("RGB")
     return Image.fromarray(turn_upright(np.asarray(color), orientation(image)))

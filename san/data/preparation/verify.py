@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from san.data.benchmarks import Benchmark
-from san.data.image_files import orientation
+from san.data.image_files import decode, open_image, orientation
 from san.data.label_sets import check_label_values
-from san.data.preparation.encoding import decode, open_image
 from san.data.preparation.jobs import FileJob
 from san.data.preparation.sources import files_by_stem
 
@@ -52,14 +51,14 @@ def verify_pair(image_path: Path, benchmark: Benchmark, path: Path) -> None:
     remedy = f"delete {path} and prepare the set again"
     labels = benchmark.labels
     try:
-        label = open_image(path, "label")
+        label = open_image(path, f"label {path}")
         if label.mode not in _MODES[labels.label_dtype]:
             raise ValueError(f"label {path} has mode {label.mode} but must be {labels.label_dtype}")
-        values = np.asarray(decode(label, path, "label"))
+        values = np.asarray(decode(label, f"label {path}"))
         check_label_values(np.unique(values), labels.num_classes, labels.ignore_label, source=f"label {path}")
     except ValueError as error:
         raise ValueError(f"{str(error).partition(';')[0]}; {remedy}") from error
-    image = open_image(image_path, "image")
+    image = open_image(image_path, f"image {image_path}")
     size = (image.width, image.height) if orientation(image) >= 5 else (image.height, image.width)
     if size != values.shape:
         raise ValueError(
@@ -67,7 +66,7 @@ def verify_pair(image_path: Path, benchmark: Benchmark, path: Path) -> None:
             f"{size[0]}x{size[1]}; {remedy}"
         )
     image.draft("L", (1, 1))  # an eighth of the resolution reads the whole file in a fraction of the time
-    decode(image, image_path, "image")
+    decode(image, f"image {image_path}")
 
 
 def _first(stems: list[str]) -> str:
