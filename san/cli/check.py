@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from san.cli.options import add_dataset_options, path_option
-from san.data.benchmarks import BENCHMARKS
 from san.data.checking import (
     CheckReport,
     CheckTarget,
@@ -36,6 +35,7 @@ from san.data.checking import (
     failed_report,
     format_classes,
     format_report,
+    make_target,
     summarise,
     write_classes,
     write_json,
@@ -120,7 +120,7 @@ def _check(name: str, args: argparse.Namespace) -> CheckReport:
         prepare_shapes([name], args.data_root)
         pairs = _pairs(name)
     except (ValueError, OSError) as error:
-        report = failed_report(target, error, _folder_findings(name))
+        report = failed_report(target, error, _folder_findings(target))
         write_json(report, folder / "report.json")
         print(format_report(report))
         return report
@@ -129,7 +129,7 @@ def _check(name: str, args: argparse.Namespace) -> CheckReport:
     shown = _Shown()
     seldom = 0.1 if sys.stderr.isatty() else 10.0  # seconds; in a log file every state is a line
     bar = tqdm(results, name, len(positions), unit="pair", leave=False, dynamic_ncols=True, mininterval=seldom)
-    report = summarise(target, pairs, shown.watch(bar), _folder_findings(name))
+    report = summarise(target, pairs, shown.watch(bar), _folder_findings(target))
     seconds = time.perf_counter() - start
     write_json(report, folder / "report.json")
     write_classes(report, folder / "classes.csv")
@@ -152,37 +152,26 @@ def _pairs(name: str) -> list[Record]:
 
 
 def _target(name: str, *, partial: bool) -> CheckTarget:
-    """What a registered data set is checked against; of the twelve benchmark splits more is known."""
+    """What a registered data set is checked against."""
     from san.d2.data.datasets import metadata_of
 
     metadata = metadata_of(name)
-    benchmark = BENCHMARKS.get(name)
-    absent = None
-    if benchmark is not None and (not benchmark.labels.absent_in_val or "_train" not in name):
-        absent = frozenset(benchmark.labels.absent_in_val)  # what PC-459's train split lacks is not published
-    return CheckTarget(
-        name=name,
-        classes=tuple(metadata.stuff_classes),
-        ignore_label=metadata.ignore_label,
-        num_pairs=benchmark.num_images if benchmark else None,
-        absent=absent,
-        partial=partial,
-        label_mapping=metadata.get("label_mapping"),
-    )
+    mapping = metadata.get("label_mapping")
+    return make_target(name, metadata.stuff_classes, metadata.ignore_label, mapping, partial=partial)
 
 
-def _folder_findings(name: str) -> list[Finding]:
+def _folder_findings(target: CheckTarget) -> list[Finding]:
     """What the names in the folders tell; nothing where a data set is a list of files, or a folder is missing."""
     from san.d2.data.datasets import metadata_of
 
-    metadata = metadata_of(name)
+    metadata = metadata_of(target.name)
     sides = []
     for root, ext in (("image_root", "image_ext"), ("sem_seg_root", "label_ext")):
         folder, endings = metadata.get(root), metadata.get(ext)
         if not folder or not endings or not Path(folder).is_dir():
             return []
         sides.append(Folder(Path(folder), (endings,) if isinstance(endings, str) else tuple(endings)))
-    return check_folders(*sides)
+    return check_folders(*sides, shared_images=target.shared_images)
 
 
 class _Shown:

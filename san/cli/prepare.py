@@ -68,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ValueError, OSError: the download is missing or damaged, or the root cannot be written.
     """
+    from san.data.checking import format_report
     from san.data.preparation import Options, check, prepare
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -80,12 +81,17 @@ def run(args: argparse.Namespace) -> int:
         partial=args.partial,
         progress=True,
     )
+    if args.check:
+        reports = check(args.name, options)
+        for report in reports:
+            print(f"{report.target.name}\n{format_report(report, file=None)}")
+        return 0 if all(report.ok for report in reports) else 1
     try:
-        summary = (check if args.check else prepare)(args.name, options)
+        summary = prepare(args.name, options)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; what is written stays, repeat the command to continue\n")
         return INTERRUPTED
-    sys.stdout.write(report(summary, checked=args.check))
+    sys.stdout.write(format_summary(summary))
     return 0 if summary.good else 1
 
 
@@ -103,12 +109,12 @@ def run_script(name: str, description: str | None, arguments: Sequence[str] | No
     return guarded(lambda: run(args))
 
 
-def report(summary: Summary, *, checked: bool) -> str:
+def format_summary(summary: Summary) -> str:
     """The summary as text: a line per split, then notes and problems."""
     lines = [f"{summary.title} in {summary.root}"]
     for split in summary.splits:
-        did = "checked" if checked else f"{split.written:,} files written, {split.present:,} there before"
-        lines.append(f"  {split.registered}: {split.labels:,} of {split.expected:,} labels; {did}")
+        made = f"{split.written:,} files written, {split.present:,} there before"
+        lines.append(f"  {split.registered}: {split.labels:,} of {split.expected:,} labels; {made}")
         lines += [f"    note: {note}" for note in split.notes]
         lines += _problem_lines(split)
     wrong = sum(len(split.problems) for split in summary.splits)

@@ -4,6 +4,7 @@
 `CheckReport`, and `san.data.checking.writing` makes text, CSV and JSON of it.
 """
 
+from san.data.checking.benchmark import check_benchmark, make_target
 from san.data.checking.folders import Folder, check_folders
 from san.data.checking.pair import CheckTarget, Finding, PairResult, check_pair
 from san.data.checking.processes import check_pairs
@@ -16,6 +17,7 @@ __all__ = [
     "Finding",
     "Folder",
     "PairResult",
+    "check_benchmark",
     "check_folders",
     "check_pair",
     "check_pairs",
@@ -23,6 +25,7 @@ __all__ = [
     "failed_report",
     "format_classes",
     "format_report",
+    "make_target",
     "summarise",
     "write_classes",
     "write_json",

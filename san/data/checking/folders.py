@@ -40,15 +40,16 @@ class _File:
     is_read: bool
 
 
-def check_folders(images: Folder, labels: Folder) -> list[Finding]:
+def check_folders(images: Folder, labels: Folder, *, shared_images: bool = True) -> list[Finding]:
     """Label maps and images that have no partner, and names that differ only in case or ending.
 
-    A label map without an image is wrong; images without a label map are only counted, since several sets (VOC) keep
-    all their images in one folder. Files that are no pictures are left alone.
+    A label map without an image is wrong. Files that are no pictures are left alone.
 
     Args:
         images: existing folder of images.
         labels: existing folder of label maps; it may be the same one, or one below the other.
+        shared_images: several sets keep their images in that folder (VOC), so that images without a label map are
+            not wrong.
     """
     image_files, skipped_images = _pictures(images, labels)
     label_files, skipped_labels = _pictures(labels, images)
@@ -69,7 +70,7 @@ def check_folders(images: Folder, labels: Folder) -> list[Finding]:
                 f"belongs to {partner.path} but is not read, its ending is not exactly {labels.endings}: rename it"
             )
             findings.append(Finding("label_without_image", message, str(file.path)))
-    findings += _unlabelled(image_stems - label_stems, len(image_stems), images.path)
+    findings += _unlabelled(image_stems - label_stems, len(image_stems), images.path, wrong=not shared_images)
     return findings
 
 
@@ -109,9 +110,9 @@ def _duplicates(files: Iterable[_File]) -> list[Finding]:
     return findings
 
 
-def _unlabelled(stems: set[str], num_images: int, folder: Path) -> list[Finding]:
+def _unlabelled(stems: set[str], num_images: int, folder: Path, *, wrong: bool) -> list[Finding]:
     if not stems:
         return []
     shown = ", ".join(sorted(stems)[:_NUM_SHOWN]) + (", …" if len(stems) > _NUM_SHOWN else "")
     message = f"{len(stems):,} of {num_images:,} images: {shown}"
-    return [Finding("image_without_label", message, str(folder), wrong=False)]
+    return [Finding("image_without_label", message, str(folder), wrong=wrong)]

@@ -51,6 +51,7 @@ class CheckTarget:
         absent: classes without a pixel in the published set; None where that is not known.
         partial: the set is known to be a part of the published one: neither fewer pairs nor absent classes are wrong.
         label_mapping: from the values of the label files to class indices; None where the files hold class indices.
+        shared_images: images without a label map are not wrong.
     """
 
     name: str
@@ -60,6 +61,7 @@ class CheckTarget:
     absent: frozenset[int] | None = None
     partial: bool = False
     label_mapping: LabelMapping | None = None
+    shared_images: bool = True
 
 
 @dataclass(frozen=True)

@@ -18,16 +18,18 @@ _HEAD, _TAIL = 40, 10
 _NAME_WIDTH, _BAR_WIDTH = 34, 24
 _WIDTH = 110
 _MAX_SHOWN = 5  # findings of a kind in the printed report
+_MAX_SHOWN_ALONE = 20  # where no file has all
 _MAX_SHORT = 30  # findings of a kind where they are class names
 _ONCE = ("no_data", "wrong_count", "image_without_label")  # kinds of which there is one finding at most
 
 
-def format_report(report: CheckReport, *, seconds: float | None = None) -> str:
+def format_report(report: CheckReport, *, seconds: float | None = None, file: str | None = "report.json") -> str:
     """What a person wants to see first: counts, then what is wrong, then what is worth knowing.
 
     Args:
         report: of one data set.
         seconds: how long the reading took.
+        file: where all findings are written; None where they are not, and more of them are shown here.
     """
     target = report.target
     published = "" if target.num_pairs is None else f" (published: {target.num_pairs:,})"
@@ -40,7 +42,7 @@ def format_report(report: CheckReport, *, seconds: float | None = None) -> str:
     lines.append(f"classes  {int((report.class_pixels > 0).sum()):,} of {len(target.classes):,} occur")
     for kind, wrong, findings in report.kinds():
         lines.append(f"{'WRONG' if wrong else 'note '}  {_heading(kind, findings)}")
-        lines += _finding_lines(findings)
+        lines += _finding_lines(findings, file)
     lines.append("ok" if report.ok else "NOT OK")
     return "\n".join(lines)
 
@@ -105,7 +107,7 @@ def _heading(kind: str, findings: list[Finding]) -> str:
     return HEADLINES[kind] if kind in _ONCE else f"{HEADLINES[kind]}: {len(findings):,}"
 
 
-def _finding_lines(findings: list[Finding]) -> list[str]:
+def _finding_lines(findings: list[Finding], file: str | None) -> list[str]:
     """The first findings; those without a file (class names) in one line."""
     indent = " " * 9
     if all(finding.file is None for finding in findings):
@@ -113,7 +115,8 @@ def _finding_lines(findings: list[Finding]) -> list[str]:
         text = "; ".join(finding.message for finding in findings[:_MAX_SHORT]) + rest
         return textwrap.wrap(text, _WIDTH, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False,
                              break_long_words=False)  # fmt: skip
-    lines = [f"{indent}{finding.file}: {finding.message}" for finding in findings[:_MAX_SHOWN]]
-    if len(findings) > _MAX_SHOWN:
-        lines.append(f"{indent}and {len(findings) - _MAX_SHOWN:,} more, all of them in report.json")
+    shown = _MAX_SHOWN if file else _MAX_SHOWN_ALONE
+    lines = [f"{indent}{finding.file}: {finding.message}" for finding in findings[:shown]]
+    if len(findings) > shown:
+        lines.append(f"{indent}and {len(findings) - shown:,} more{f', all of them in {file}' if file else ''}")
     return lines

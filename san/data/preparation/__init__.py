@@ -1,6 +1,7 @@
 """From the publishers' downloads of the six benchmarks to the folders that `san.data.benchmarks` registers.
 
-`prepare(name, Options(root=...))` converts, `check` verifies; `datasets/prepare_<name>.py` are their command lines.
+`prepare(name, Options(root=...))` converts, `check` has `san.data.checking` read the result;
+`datasets/prepare_<name>.py` are their command lines.
 Each set's module finds its download (`sources`, `archives`) and lists one job a file (`plan`), which run in a few
 processes (`jobs`) and write each file whole or not at all (`files`).
 """

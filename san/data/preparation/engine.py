@@ -1,4 +1,4 @@
-"""Prepares a set: finds the download, makes what is missing, counts; or only checks what is there."""
+"""Prepares a set: finds the download, makes what is missing, counts; or only has it checked."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from san.data.benchmarks import Benchmark
+from san.data.checking import CheckReport, check_benchmark
 from san.data.preparation.ade20k import ADE20K
 from san.data.preparation.ade20k_full import ADE20K_FULL
 from san.data.preparation.coco_stuff import COCO_STUFF
@@ -18,7 +18,6 @@ from san.data.preparation.pcontext import PCONTEXT
 from san.data.preparation.pcontext_full import PCONTEXT_FULL
 from san.data.preparation.plan import Preparation, SplitPlan
 from san.data.preparation.sources import Options
-from san.data.preparation.verify import split_jobs
 from san.data.preparation.voc import VOC
 
 logger = logging.getLogger(__name__)
@@ -36,7 +35,7 @@ PREPARATIONS: dict[str, Preparation] = {
 
 @dataclass
 class SplitSummary:
-    """What a run did, or a check found, for one registered split.
+    """What a run did for one registered split.
 
     Attributes:
         registered: the split's name.
@@ -116,7 +115,7 @@ def prepare(name: str, options: Options) -> Summary:
         )
 
 
-def check(name: str, options: Options) -> Summary:
+def check(name: str, options: Options) -> list[CheckReport]:
     """Read everything a set's registration will read, and change nothing.
 
     Args:
@@ -124,10 +123,12 @@ def check(name: str, options: Options) -> Summary:
         options: the root, workers and splits; `raw` and `link` are not looked at.
 
     Returns:
-        counts and problems.
+        a report for each split.
     """
-    chosen = preparation(name)
-    return Summary(chosen.title, options.root, tuple(_check(row, options) for row in chosen.benchmarks(options.splits)))
+    return [
+        check_benchmark(row, options.root, workers=options.workers, partial=options.partial, progress=options.progress)
+        for row in preparation(name).benchmarks(options.splits)
+    ]
 
 
 def _run(plan: SplitPlan, missing: list[FileJob], options: Options) -> SplitSummary:
@@ -140,18 +141,6 @@ def _run(plan: SplitPlan, missing: list[FileJob], options: Options) -> SplitSumm
     summary.labels = len(there)
     summary.problems += failures + _surplus(there, (job.path.name for job in plan.labels), label_dir)
     _judge_count(summary, plan.problems, options)
-    return summary
-
-
-def _check(benchmark: Benchmark, options: Options) -> SplitSummary:
-    summary = SplitSummary(benchmark.name, benchmark.num_images)
-    jobs, problems = split_jobs(benchmark, options.root)
-    summary.labels = summary.present = len(jobs)
-    _, failures = run_jobs(
-        jobs, workers=options.workers, progress=options.progress, title=benchmark.name, max_failures=1000
-    )
-    summary.problems += failures + problems
-    _judge_count(summary, [], options)
     return summary
 
 

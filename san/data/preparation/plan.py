@@ -98,15 +98,3 @@ def place_image(source: Path, path: Path, *, link: bool) -> None:
     if not source.is_file():
         raise FileNotFoundError(f"image {source} does not exist; unpack the download again")
     place_file(source, path, link=link)
-
-
-def pair_up(images: Mapping[str, Path], labels: Mapping[str, Path], plan_problems: list[str]) -> list[str]:
-    """Stems that both have, sorted; the others are put among the problems."""
-    for what, lonely, folder in (
-        ("label files without an image", sorted(labels.keys() - images.keys()), labels),
-        ("images without a label file", sorted(images.keys() - labels.keys()), images),
-    ):
-        if lonely:
-            shown = ", ".join(str(folder[stem]) for stem in lonely[:3]) + (", …" if lonely[3:] else "")
-            plan_problems.append(f"{len(lonely)} {what}: {shown}; unpack both downloads again")
-    return sorted(images.keys() & labels.keys())

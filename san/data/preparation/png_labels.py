@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 from san.data.benchmarks import Benchmark
 from san.data.label_sets import load_label_set
+from san.data.pairing import pair_files
 from san.data.preparation.encoding import check_raw_values, class_table, fit_to_image, read_indices, write_labels
-from san.data.preparation.plan import MakeLabel, SplitPlan, file_size, pair_up, plan_pairs
-from san.data.preparation.sources import Options, files_by_stem
+from san.data.preparation.plan import MakeLabel, SplitPlan, file_size, plan_pairs
+from san.data.preparation.sources import Options
 
 # Raw values that the publishers' files hold though they stand for no class; anything else betrays another file.
 _LEGAL_BESIDES: dict[str, frozenset[int]] = {
@@ -50,13 +52,21 @@ def plan_png_split(benchmark: Benchmark, options: Options, image_folder: Path, l
     Raises:
         FileNotFoundError: a folder is missing or empty.
     """
-    images = files_by_stem(image_folder, f".{benchmark.image_ext}")
-    labels = files_by_stem(label_folder, ".png")
-    problems: list[str] = []
-    pairs: dict[str, tuple[Path, MakeLabel]] = {
-        stem: (images[stem], partial(convert_png, labels[stem], images[stem], benchmark.label_set))
-        for stem in pair_up(images, labels, problems)
-    }
-    plan = plan_pairs(benchmark, options, pairs, label_bytes=lambda stem: file_size(labels[stem]))
-    plan.problems += problems
+    pairing = pair_files(image_folder, label_folder, benchmark.image_ext, remedy="unpack the download again")
+    pairs: dict[str, tuple[Path, MakeLabel]] = {}
+    sizes: dict[str, int] = {}
+    for pair in pairing.pairs:
+        image, label = Path(pair["file_name"]), Path(pair["sem_seg_file_name"])
+        pairs[image.stem] = image, partial(convert_png, label, image, benchmark.label_set)
+        sizes[image.stem] = file_size(label)
+    plan = plan_pairs(benchmark, options, pairs, label_bytes=sizes.__getitem__)
+    plan.problems += _lonely("label files without an image", pairing.labels_without_image)
+    plan.problems += _lonely("images without a label file", pairing.images_without_label)
     return plan
+
+
+def _lonely(what: str, files: Sequence[str]) -> list[str]:
+    if not files:
+        return []
+    shown = ", ".join(files[:3]) + (", …" if len(files) > 3 else "")
+    return [f"{len(files)} {what}: {shown}; unpack both downloads again"]

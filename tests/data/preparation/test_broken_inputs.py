@@ -374,14 +374,15 @@ def test_check_finds_what_is_wrong_and_changes_nothing(tmp_path):
     picture = sorted(images.iterdir())[4]
     truncate(picture)
     before = {path: path.read_bytes() for path in (tmp_path / "root").rglob("*") if path.is_file()}
-    train, val = check("pcontext_full", Options(root=tmp_path / "root", partial=True)).splits
+    train, val = check("pcontext_full", Options(root=tmp_path / "root", partial=True))
     expected = {
-        cut: "cannot be read", narrow: "has mode L but must be uint16", odd: "holds the value 459", small: "is 3x2",
-        picture: "cannot be read",
+        cut: "cannot be read", narrow: "has 8 bits (mode L)", odd: "459 (1 px); allowed are 0..458",
+        small: "label map is 3x2", picture: "cannot be read",
     }  # fmt: skip
-    assert len(train.problems) == len(expected) and val.good
+    wrong = [(finding.file, finding.message) for finding in train.findings if finding.wrong]
+    assert {file for file, _ in wrong} == set(map(str, expected)) and val.ok
     for path, message in expected.items():
-        assert any(str(path) in problem and message in problem for problem in train.problems), (path, train.problems)
+        assert any(file == str(path) and message in found for file, found in wrong), (path, wrong)
     assert {path: path.read_bytes() for path in (tmp_path / "root").rglob("*") if path.is_file()} == before
 
 
@@ -395,8 +396,8 @@ def test_a_file_where_a_folder_must_be(tmp_path):
 
 
 def test_check_of_nothing(tmp_path):
-    train, val = check("voc", Options(root=tmp_path / "nowhere", partial=True)).splits
-    assert "does not exist; prepare the set" in train.problems[0] and not val.good
+    train, val = check("voc", Options(root=tmp_path / "nowhere", partial=True))
+    assert "does not exist; prepare the set" in train.findings[0].message and not val.ok
     assert not (tmp_path / "nowhere").exists()
 
 

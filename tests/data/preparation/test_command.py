@@ -58,7 +58,8 @@ def test_prepare_then_check_as_a_user_does(repo, tmp_path, monkeypatch, capsys):
     raw = ["--raw", str(tree.raw), "--workers", "1"]
 
     assert main(["--check", "--workers", "1"]) == 1
-    assert "does not exist; prepare the set" in capsys.readouterr().out
+    output = " ".join(capsys.readouterr().out.split())
+    assert output.count("does not exist; prepare the set") == 2 and output.endswith("NOT OK")
     assert main(raw) == 1, "five images are not the whole set"
     output = capsys.readouterr().out
     assert "voc_sem_seg_train: 5 of 10,582 labels; 5 files written, 0 there before" in output
@@ -68,7 +69,10 @@ def test_prepare_then_check_as_a_user_does(repo, tmp_path, monkeypatch, capsys):
     assert "0 files written, 5 there before" in output and output.endswith("all is well\n")
     assert main(["--check", "--partial", "--workers", "1", "--splits", "val"]) == 0
     output = capsys.readouterr().out
-    assert "voc_sem_seg_val: 4 of 1,449 labels; checked" in output and "voc_sem_seg_train" not in output
+    assert output.startswith("voc_sem_seg_val\npairs    4 (published: 1,449), 4 read\n") and output.endswith("\nok\n")
+    assert "voc_sem_seg_train" not in output
+    assert main(["--check", "--workers", "1", "--splits", "val"]) == 1
+    assert "WRONG  the number of pairs is not the published one" in capsys.readouterr().out
 
 
 def test_errors_are_one_line(repo, tmp_path, capsys):

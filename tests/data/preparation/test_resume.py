@@ -64,7 +64,7 @@ def test_killed_in_the_middle(name, workers, ending, repo, tmp_path):
 
     assert start(repo, name, "--root", root, "--raw", tree.raw, "--partial", "--workers", 1).wait() == 0
     assert files(root) == whole
-    assert check(name, Options(root=root, partial=True)).good
+    assert all(report.ok for report in check(name, Options(root=root, partial=True)))
 
 
 def test_killed_while_a_file_is_being_written(repo, tmp_path):

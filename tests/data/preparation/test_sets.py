@@ -59,7 +59,7 @@ def test_download_becomes_the_registered_layout(name, archives, tmp_path):
         row = BENCHMARKS[split.registered]
         pairs = pair_files(*row.folders(root), row.image_ext, row.label_ext).usable("the folders")
         assert {Path(pair["sem_seg_file_name"]).stem for pair in pairs} == tree.expected[split.registered].keys()
-    assert check(name, options(tree, root)).good
+    assert all(report.ok for report in check(name, options(tree, root)))
 
     after = {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file() and path.name != "lock"}
     again = prepare(name, options(tree, root))
@@ -165,8 +165,12 @@ def test_count_below_the_published_one_is_a_problem_unless_a_part_is_meant(tmp_p
         ["5 labels, but the published set has 20,210"],
         ["4 labels, but the published set has 2,000"],
     ]
-    assert not check("ade20k", Options(root=tmp_path / "root")).good
-    assert check("ade20k", Options(root=tmp_path / "root", partial=True)).good
+    whole = check("ade20k", Options(root=tmp_path / "root"))
+    assert [kind for report in whole for kind, wrong, _ in report.kinds() if wrong] == [
+        "wrong_count",
+        "absent_class",
+    ] * 2
+    assert all(report.ok for report in check("ade20k", Options(root=tmp_path / "root", partial=True)))
 
 
 def test_files_of_no_image_are_reported(tmp_path):
@@ -176,5 +180,17 @@ def test_files_of_no_image_are_reported(tmp_path):
     first.with_name("ADE_val_00009999.png").write_bytes(first.read_bytes())
     (_, val) = prepare("ade20k", options(tree, tmp_path / "root")).splits
     assert len(val.problems) == 1 and "1 files" in val.problems[0] and "ADE_val_00009999.png" in val.problems[0]
-    (_, checked) = check("ade20k", options(tree, tmp_path / "root")).splits
-    assert any("have no image" in problem and "ADE_val_00009999" in problem for problem in checked.problems)
+    (_, checked) = check("ade20k", options(tree, tmp_path / "root"))
+    (finding,) = (finding for finding in checked.findings if finding.wrong)
+    assert finding.kind == "label_without_image" and finding.file and "ADE_val_00009999" in finding.file
+
+
+def test_an_image_without_a_label_is_wrong_but_in_vocs_shared_folder(tmp_path):
+    for name, wrong in (("ade20k", True), ("voc", False)):
+        tree = make_raw_tree(name, tmp_path / f"raw_{name}")
+        prepare(name, options(tree, tmp_path / name))
+        folder, _ = BENCHMARKS[PREPARATIONS[name].registered["val"]].folders(tmp_path / name)
+        first = min(folder.iterdir())
+        first.with_name(f"another{first.suffix}").write_bytes(first.read_bytes())
+        (_, val) = check(name, options(tree, tmp_path / name))
+        assert ("image_without_label", wrong) in {(finding.kind, finding.wrong) for finding in val.findings}
