@@ -17,6 +17,9 @@ class MissingExtraError(ImportError):
 USER_ERRORS = (ValueError, OSError, FloatingPointError, MemoryError, MissingExtraError)
 """What wrong input raises: shown in one line. Anything else is a defect of ours and shows its stack trace."""
 
+INTERRUPTED = 130
+"""Exit status of a command that Ctrl-C has ended: 128 + SIGINT, as shells have it."""
+
 MAX_LINE = 2000
 """Characters of a message that are shown."""
 

@@ -15,6 +15,15 @@ from san.errors import excerpt
 PARTIAL = ".partial"
 """In the names of the hidden files that a killed process may leave behind; nothing reads them."""
 
+FORMATS = {
+    "overlay": "_overlay.png",
+    "labels": "_labels.png",
+    "rle": "_rle.json",
+    "json": ".json",
+    "panel": "_panel.png",
+}
+"""What `san.segmentation.Segmentation.save` can write, and how the files' names end."""
+
 MAX_PATH = 4096
 """Characters of a path; no system takes more."""
 

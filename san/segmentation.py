@@ -22,22 +22,13 @@ from torch import Tensor
 
 from san.errors import brief_repr, printable
 from san.evaluation.predictions import default_image_id, rle_entries
-from san.files import write_text, write_together
+from san.files import FORMATS, write_text, write_together
 from san.model.san import MaskProposals
 from san.postprocess import resized_masks, semantic_scores
 from san.visualize import overlay, panel
 from san.visualize.palette import short_name
 from san.visualize.panel import preview
 from san.vocabulary import Vocabulary
-
-FORMATS = {
-    "overlay": "_overlay.png",
-    "labels": "_labels.png",
-    "rle": "_rle.json",
-    "json": ".json",
-    "panel": "_panel.png",
-}
-"""What `Segmentation.save` can write, and how the files' names end."""
 
 NONE = -1
 """The label of a pixel that is none of the classes."""

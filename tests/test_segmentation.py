@@ -16,9 +16,10 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from san.clip.vocabulary import ClassText
+from san.files import FORMATS
 from san.model.san import MaskProposals
 from san.postprocess import semantic_labels
-from san.segmentation import FORMATS, EncodedImage, Evidence, Segmentation
+from san.segmentation import EncodedImage, Evidence, Segmentation
 from san.vocabulary import Vocabulary
 
 SIZES = {"padded_size": (32, 32), "image_size": (20, 24), "output_size": (10, 12)}

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 
 from san.cli import train
-from san.cli.main import guarded, make_parser
+from san.cli.main import exit_on_user_error, guarded, make_parser
 from san.cli.train import worker
 
 __all__ = ["main", "parse_arguments", "worker"]
@@ -31,7 +31,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 def main(arguments: Sequence[str] | None = None) -> None:
     """Reads the command line and the configuration, and starts the workers."""
     args = parse_arguments(arguments)
-    train.guarded(lambda: train.start(args), show_traceback=args.traceback)
+    with exit_on_user_error(show_traceback=args.traceback):
+        train.start(args)
 
 
 if __name__ == "__main__":

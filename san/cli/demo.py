@@ -17,9 +17,9 @@ import sys
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
-from san.cli.main import INTERRUPTED
 from san.cli.options import add_model_options, load_predictor, parse_words, place_option
 from san.demo.limits import Limits
+from san.errors import INTERRUPTED
 
 if TYPE_CHECKING:
     from san.demo.service import DemoService

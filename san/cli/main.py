@@ -6,18 +6,20 @@ Nothing but the standard library is imported until a sub-command is chosen, so t
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 
 import san
 from san.cli import streams
-from san.errors import USER_ERRORS, one_line
+from san.errors import INTERRUPTED, USER_ERRORS, one_line
+from san.redaction import redact_home
 from san.user_modules import import_modules
 
-DONE, ERROR, USAGE, INTERRUPTED = 0, 1, 2, 130
+DONE, ERROR, USAGE = 0, 1, 2
 
 COMMANDS = {
     "predict": "masks for words: pictures or whole folders of them",
@@ -97,9 +99,6 @@ def run_tool(module: ModuleType, arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code.
-
-    Raises:
-        SystemExit: for --help and a wrong command line, as argparse does.
     """
 
     def action() -> int:
@@ -136,24 +135,42 @@ def guarded(action: Callable[[], int | None], *, show_traceback: bool = False) -
     """Runs a command; an error of the user's is one line on stderr.
 
     Returns:
-        The action's exit code (None is DONE), ERROR or INTERRUPTED.
+        The action's exit code (None is DONE), that of a `SystemExit`, ERROR or INTERRUPTED.
     """
     streams.prepare()
     try:
-        code = action() or DONE
-        streams.finish()
-        return code
+        with exit_on_user_error(show_traceback=show_traceback):
+            code = action() or DONE
+            streams.finish()
+            return code
     except BrokenPipeError:  # `san models | head`
         streams.drop_output()
         return ERROR
+    except SystemExit as stop:
+        if isinstance(stop.code, str):
+            print(stop.code, file=sys.stderr)
+            return ERROR
+        return stop.code or DONE
+
+
+@contextlib.contextmanager
+def exit_on_user_error(*, show_traceback: bool = False) -> Iterator[None]:
+    """Ends a process by what a user did: this is where `USER_ERRORS` and Ctrl-C become an exit status.
+
+    Raises:
+        SystemExit: with the line to show where a user's input was wrong, with INTERRUPTED after Ctrl-C.
+    """
+    try:
+        yield
+    except BrokenPipeError:  # nobody reads the output, and nobody did anything wrong
+        raise
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return INTERRUPTED
+        sys.exit(INTERRUPTED)
     except USER_ERRORS as error:
         if show_traceback:
             traceback.print_exc()
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return ERROR
+        sys.exit(f"error: {redact_home(one_line(error))}")
 
 
 def _main_parser() -> argparse.ArgumentParser:

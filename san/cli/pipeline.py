@@ -19,10 +19,6 @@ from san.cli.jobs import Job
 Loaded = TypeVar("Loaded")
 Result = TypeVar("Result")
 
-UNREADABLE = (ValueError, OSError)
-"""What is wrong with one image: it is told and passed over."""
-
-
 _OF_THE_NAME = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.EEXIST, errno.EISDIR, errno.ENOTDIR)
 """Why a file system refuses one name and takes others."""
 
@@ -106,7 +102,7 @@ def _read_ahead(
         job, future = waiting.popleft()
         try:
             image = future.result()
-        except UNREADABLE as error:
+        except (ValueError, OSError) as error:  # of this image: it is reported and passed over
             line.failed(job, error)
             continue
         yield job, image
@@ -132,7 +128,7 @@ def write_results(job: Job, result: Writable, endings: Mapping[str, str]) -> Non
     Args:
         job: where they belong.
         result: what to write.
-        endings: how a file's name ends, by format, as in `san.segmentation.FORMATS`.
+        endings: how a file's name ends, by format, as in `san.files.FORMATS`.
 
     Raises:
         ValueError: it cannot be written, for what its file is called.

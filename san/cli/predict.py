@@ -31,20 +31,13 @@ from san.cli.options import add_model_options, add_word_options, load_predictor,
 from san.cli.pipeline import Line, run_line, write_results
 from san.data.listing import describe
 from san.errors import one_line, printable
+from san.files import FORMATS
 
 if TYPE_CHECKING:
     from san.predictor import Predictor
     from san.vocabulary import Vocabulary
 
 SOME_PASSED_OVER = 3
-FORMATS = {
-    "overlay": "_overlay.png",
-    "labels": "_labels.png",
-    "rle": "_rle.json",
-    "json": ".json",
-    "panel": "_panel.png",
-}
-"""`san.segmentation.FORMATS`, repeated so that the help needs no PyTorch (guarded by tests/cli/test_predict.py)."""
 WORDS = ("--vocab", "--vocab-file", "--label-set", "--dataset")
 DEFAULT_FORMATS = "overlay,labels,rle,json"
 

@@ -19,8 +19,9 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from san.cli.main import INTERRUPTED, guarded
+from san.cli.main import guarded
 from san.cli.options import path_option
+from san.errors import INTERRUPTED
 
 if TYPE_CHECKING:
     from san.data.preparation import SplitSummary, Summary

@@ -16,13 +16,11 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-import traceback
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from san.cli.main import exit_on_user_error
 from san.cli.options import add_dataset_options
-from san.errors import USER_ERRORS, one_line
-from san.redaction import redact, redact_home, redact_terminal
+from san.redaction import redact_terminal
 
 if TYPE_CHECKING:
     from san.d2.api import CfgNode
@@ -103,15 +101,10 @@ def run(args: argparse.Namespace) -> int:
     """Trains or evaluates; returns the exit code.
 
     Raises:
-        ValueError, OSError: what the configuration, data or checkpoint did wrong.
+        ValueError, OSError: what the configuration did wrong.
+        SystemExit: what a worker did.
     """
-    try:
-        start(args)
-    except SystemExit as stop:  # a worker's end in this process: an error's line, or expected results missed
-        if isinstance(stop.code, str):
-            print(stop.code, file=sys.stderr)
-            return 1
-        return stop.code or 0
+    start(args)
     return 0
 
 
@@ -146,19 +139,5 @@ def worker(cfg: CfgNode, args: argparse.Namespace) -> None:
     redact_terminal()  # a spawned process has streams of its own
     modes = {"eval_only": args.eval_only, "resume": args.resume, "keep_weights": args.keep_weights}
     modes["move_aside"] = args.move_aside
-    guarded(lambda: run_worker(cfg, **modes), show_traceback=args.traceback)
-
-
-def guarded(action: Callable[[], object], *, show_traceback: bool) -> None:
-    """Calls something; ends the process with one line, and status 1 where a user's input was wrong, 130 by Ctrl-C."""
-    from san.d2.processes.stopping import INTERRUPTED
-
-    try:
-        action()
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(INTERRUPTED)
-    except USER_ERRORS as error:
-        if show_traceback:
-            traceback.print_exc()
-        sys.exit(f"error: {redact_home(redact(one_line(error)))}")
+    with exit_on_user_error(show_traceback=args.traceback):
+        run_worker(cfg, **modes)

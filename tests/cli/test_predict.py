@@ -18,8 +18,9 @@ from san.cli import predict
 from san.cli.main import main
 from san.data.shapes import SHAPES_SPLITS
 from san.data.shapes.dataset import split_images
+from san.files import FORMATS
 from san.predictor import Predictor
-from san.segmentation import FORMATS, Segmentation
+from san.segmentation import Segmentation
 from san.vocabulary import Vocabulary
 
 REPO = Path(__file__).resolve().parents[2]
@@ -58,12 +59,10 @@ def files(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-def test_the_formats_are_the_segmentations(tmp_path: Path) -> None:
-    """The help knows them without PyTorch."""
-    assert predict.FORMATS == FORMATS
+def test_every_format_is_written_under_its_ending(tmp_path: Path) -> None:
     result = Segmentation(np.zeros((4, 5, 3), np.uint8), np.zeros((4, 5), np.int64), Vocabulary.parse("cat"))
     found = result.save(tmp_path / "a", tuple(FORMATS))
-    assert {name: path.name.removeprefix("a") for name, path in found.items()} == predict.FORMATS
+    assert {name: path.name.removeprefix("a") for name, path in found.items()} == FORMATS
 
 
 @pytest.mark.usefixtures("loaded")

@@ -28,8 +28,8 @@ from torch.multiprocessing.spawn import ProcessException, ProcessExitedException
 from san.allocator import keep_large_buffers
 from san.d2.api import CfgNode, comm, forget_groups, launch, log_backend, setup_logger
 from san.d2.processes.job import Place, check_meeting, find_place
-from san.d2.processes.stopping import EXIT_CODE, INTERRUPTED, StopRequested, ending_at_the_second, passing_on
-from san.errors import one_line
+from san.d2.processes.stopping import EXIT_CODE, StopRequested, ending_at_the_second, passing_on
+from san.errors import INTERRUPTED, one_line
 from san.files import home_folder
 from san.redaction import RedactingFormatter
 

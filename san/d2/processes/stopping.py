@@ -21,9 +21,6 @@ from san.d2.api import comm
 EXIT_CODE = 75
 """Of a run that was asked to stop and did: "temporary failure, try again", which --resume does (sysexits.h)."""
 
-INTERRUPTED = 130
-"""Of a command that Ctrl-C has ended: 128 + SIGINT, as shells have it."""
-
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 AGAIN_AFTER = 1.0
