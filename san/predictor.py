@@ -120,7 +120,8 @@ class Predictor:
         Raises:
             ValueError, FileNotFoundError: there is no such file, or it does not fit.
         """
-        _checked_device(device), _checked_dtype(dtype)  # before a download
+        _checked_device(device)  # before a download
+        _checked_dtype(dtype)
         model = load_pretrained(
             source, config, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only
         )

@@ -11,6 +11,24 @@ REPO = Path(__file__).resolve().parent.parent
 FILES = [path for folder in ("san", "tools", "datasets") for path in sorted((REPO / folder).rglob("*.py"))]
 
 
+ONE_IN_EACH_MODULE = {"add_arguments", "run", "main", "plan", "part", "make_workload", "count_run"}
+"""What modules of a kind share: commands, preparations, benchmarks."""
+
+
+def test_one_name_means_one_thing() -> None:
+    """Outside the stand-in, whose names are Detectron2's."""
+    places: dict[str, list[str]] = {}
+    for path in FILES:
+        name = path.relative_to(REPO).as_posix()
+        if not name.startswith("san/") or name.startswith("san/d2/standin/"):
+            continue
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(f"{name}:{node.lineno}")
+    repeated = {name: found for name, found in places.items() if len(found) > 1 and name not in ONE_IN_EACH_MODULE}
+    assert not repeated, "give each its own name, which says what it is"
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(REPO).as_posix())
 def test_lengths(path):
     source = path.read_text(encoding="utf-8")

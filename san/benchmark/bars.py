@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from san.benchmark.cases import SQUARE, WIDE, Case, sized
-from san.benchmark.report import aligned, ratio
-
-Record = Mapping[str, Any]
+from san.benchmark.report import CaseRecord, aligned, ratio
 
 _GIB = 2**30
 
@@ -31,7 +29,7 @@ class Bar:
 
     what: str
     cases: tuple[Case, ...]
-    value: Callable[[Sequence[Record]], float]
+    value: Callable[[Sequence[CaseRecord]], float]
     limit: float
     unit: str = ""
     at_least: bool = False
@@ -39,27 +37,27 @@ class Bar:
     amx: bool = False
 
 
-def _seconds(record: Record) -> float:
+def _seconds(record: CaseRecord) -> float:
     return float(record["fast"]["seconds"])
 
 
-def _peak_gib(records: Sequence[Record]) -> float:
+def _peak_gib(records: Sequence[CaseRecord]) -> float:
     return float(records[0]["fast"]["peak_bytes"]) / _GIB
 
 
-def _over_second(records: Sequence[Record]) -> float:
+def _over_second(records: Sequence[CaseRecord]) -> float:
     return _seconds(records[0]) / _seconds(records[1])
 
 
-def _per_second(records: Sequence[Record]) -> float:
+def _per_second(records: Sequence[CaseRecord]) -> float:
     return int(records[0]["items"]) / _seconds(records[0])
 
 
-def _second_vocabulary(records: Sequence[Record]) -> float:
+def _second_vocabulary(records: Sequence[CaseRecord]) -> float:
     return float(records[0]["fast"]["parts"]["output"]) / _seconds(records[0])
 
 
-def _beyond_model(records: Sequence[Record]) -> float:
+def _beyond_model(records: Sequence[CaseRecord]) -> float:
     parts = records[0]["fast"]["parts"]
     beyond = parts["output"] + parts["confusion matrix"]
     return float(beyond / (sum(parts.values()) - beyond))
@@ -90,7 +88,7 @@ def bar_cases() -> tuple[Case, ...]:
     return tuple(dict.fromkeys(case for bar in BARS for case in bar.cases))
 
 
-def check_bars(records: Sequence[Record]) -> list[dict[str, Any]]:
+def check_bars(records: Sequence[CaseRecord]) -> list[dict[str, Any]]:
     """The bars whose cases were measured on a CPU: `what`, `value`, `limit`, `unit`, `met`."""
     by_case = {
         Case.from_dict(record["case"]): record
@@ -111,7 +109,7 @@ def check_bars(records: Sequence[Record]) -> list[dict[str, Any]]:
     return found
 
 
-def bars_table(records: Sequence[Record]) -> str:
+def bars_table(records: Sequence[CaseRecord]) -> str:
     """A line per bar that can be checked; empty without any."""
     rows = [["figure", "measured", "bar", ""]]
     for bar in check_bars(records):

@@ -90,7 +90,7 @@ class Case:
         """In words, for tables; unique among cases of a task."""
         model = MODEL_TITLES.get(self.model, self.model)
         if self.task == "loading":
-            return f"{self.workers} workers" if self.workers > 1 else "1 worker" if self.workers else "in one process"
+            return {0: "in one process", 1: "1 worker"}.get(self.workers, f"{self.workers} workers")
         if self.task == "text":
             return f"{model}, {self.classes} classes"
         size = f"{self.height}×{self.width}"

@@ -29,7 +29,7 @@ DECLARED_PEAK = {
 """Dense floating-point operations per second of the maker's data sheet; float32 without TF32."""
 
 
-def describe(device: torch.device, *, threads: int, malloc: str) -> dict[str, Any]:
+def describe_machine(device: torch.device, *, threads: int, malloc: str) -> dict[str, Any]:
     """The machine, the program and the time, as plain data."""
     cpu = _cpuinfo()
     record = {

@@ -18,7 +18,7 @@ import torch
 
 from san.benchmark.cases import Case
 from san.benchmark.clocks import Recorder, clock_of, counting
-from san.benchmark.machine import declared_peak, describe, peak_memory
+from san.benchmark.machine import declared_peak, describe_machine, peak_memory
 from san.benchmark.report import network_total
 from san.benchmark.workload import MODULES, Workload, make_workload
 
@@ -83,7 +83,7 @@ def measure(case: Case, settings: Settings) -> dict[str, Any]:
     peak = peak_memory(device)  # before anything that is not the case's
     record: dict[str, Any] = {
         "case": case.to_dict(),
-        "machine": describe(device, threads=torch.get_num_threads(), malloc=settings.malloc),
+        "machine": describe_machine(device, threads=torch.get_num_threads(), malloc=settings.malloc),
         "items": fast.items,
         "item": fast.item,
     }

@@ -9,8 +9,8 @@ from typing import Any
 
 from san.benchmark.cases import FIXED, GROWTH, TASKS, VARIED, Case
 
-Record = Mapping[str, Any]
 Rows = list[list[str]]
+CaseRecord = Mapping[str, Any]
 
 IMAGE_DEPENDENT = ("output", "confusion matrix")
 """Parts left out of a whole's floor: how many multiply-adds a label map takes depends on what is in the image."""
@@ -24,7 +24,7 @@ NOTES = """\
 - plain: the method without shortcuts in the same rounds; ratio is the time over plain's, the median of the rounds'."""
 
 
-def heading(records: Sequence[Record], settings: Mapping[str, Any]) -> str:
+def heading(records: Sequence[CaseRecord], settings: Mapping[str, Any]) -> str:
     """What the figures were measured on, in a few lines.
 
     Args:
@@ -49,7 +49,7 @@ def heading(records: Sequence[Record], settings: Mapping[str, Any]) -> str:
     return "".join(lines)
 
 
-def _rates(records: Iterable[Record]) -> str:
+def _rates(records: Iterable[CaseRecord]) -> str:
     """How fast the floor's product is, per number type: the median over cases."""
     rates: dict[str, list[float]] = {}
     for record in records:
@@ -58,7 +58,7 @@ def _rates(records: Iterable[Record]) -> str:
     return ", ".join(f"{statistics.median(each) / 1e9:,.0f} GFLOP/s in {dtype}" for dtype, each in rates.items())
 
 
-def table(records: Sequence[Record]) -> str:
+def table(records: Sequence[CaseRecord]) -> str:
     """A table per task, one line per case; below, what failed and why."""
     sections = []
     for task, meaning in TASKS.items():
@@ -76,7 +76,7 @@ def table(records: Sequence[Record]) -> str:
     return "\n\n".join(sections)
 
 
-def _task_table(records: Sequence[Record]) -> str:
+def _task_table(records: Sequence[CaseRecord]) -> str:
     """One task's cases; a column that is empty everywhere is left out."""
     item = records[0]["item"]
     header = ["case", "time (ms)", f"{item}/s", "floor (ms)", "× floor", "peak (MiB)"]
@@ -87,7 +87,7 @@ def _task_table(records: Sequence[Record]) -> str:
     return "\n\n".join([aligned(rows), *notes])
 
 
-def _row(record: Record) -> list[str]:
+def _row(record: CaseRecord) -> list[str]:
     fast = record["fast"]
     on_gpu = record["machine"]["device"] == "cuda"
     return [
@@ -103,14 +103,14 @@ def _row(record: Record) -> list[str]:
     ]
 
 
-def _plain_columns(record: Record) -> list[str]:
+def _plain_columns(record: CaseRecord) -> list[str]:
     plain = record["plain"]
     sign = "≈ " if plain.get("sampled_items") else ""
     peak = plain.get("peak_bytes")
     return [sign + _ms(plain["seconds"]), f"{ratio(record):.3g}", _mib(peak) if peak else ""]
 
 
-def parts_table(records: Sequence[Record]) -> str:
+def parts_table(records: Sequence[CaseRecord]) -> str:
     """The parts of every case that has several: time, floor, and the plain path's time."""
     rows = [["case", "part", "time (ms)", "share", "floor (ms)", "× floor", "plain (ms)"]]
     for record in records:
@@ -135,7 +135,7 @@ def parts_table(records: Sequence[Record]) -> str:
     return "## Parts\n\n" + aligned(_without_empty(rows)) if len(rows) > 1 else ""
 
 
-def growth_points(records: Sequence[Record]) -> dict[str, list[tuple[int, Record]]]:
+def growth_points(records: Sequence[CaseRecord]) -> dict[str, list[tuple[int, CaseRecord]]]:
     """Per series of GROWTH with two cases measured or more: the number that is varied, and the record."""
     by_case = {Case.from_dict(record["case"]): record for record in records if "fast" in record}
     series = {
@@ -145,7 +145,7 @@ def growth_points(records: Sequence[Record]) -> dict[str, list[tuple[int, Record
     return {name: points for name, points in series.items() if len(points) > 1}
 
 
-def growth_table(records: Sequence[Record]) -> str:
+def growth_table(records: Sequence[CaseRecord]) -> str:
     """Per series what was measured, and the power of the varied number that time grows with between two values."""
     rows = [["series", "value", "time (ms)", "per item (ms)", "× first", "power", "× floor", "peak (MiB)"]]
     series = growth_points(records)
@@ -171,13 +171,13 @@ def growth_table(records: Sequence[Record]) -> str:
     return f"## Growth\n\n{aligned(rows)}\n\n{fixed}\n- {meaning}"
 
 
-def ratio(record: Record) -> float:
+def ratio(record: CaseRecord) -> float:
     """Time over the plain path's: the median of the rounds' ratios."""
     pairs = zip(record["fast"]["all_seconds"], record["plain"]["all_seconds"], strict=True)
     return float(statistics.median(fast / plain for fast, plain in pairs))
 
 
-def _share_of_peak(record: Record) -> str:
+def _share_of_peak(record: CaseRecord) -> str:
     """Of the measured product's speed, and of the one that the maker states."""
     if "times_floor" not in record["fast"]:
         return ""

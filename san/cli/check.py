@@ -37,8 +37,8 @@ from san.data.checking import (
     format_report,
     make_target,
     summarise,
+    write_check_report,
     write_classes,
-    write_json,
 )
 from san.data.image_files import read_image, read_label_map
 from san.data.subset import evenly_spread
@@ -121,7 +121,7 @@ def _check(name: str, args: argparse.Namespace) -> CheckReport:
         pairs = _pairs(name)
     except (ValueError, OSError) as error:
         report = failed_report(target, error, _folder_findings(target))
-        write_json(report, folder / "report.json")
+        write_check_report(report, folder / "report.json")
         print(format_report(report))
         return report
     positions = evenly_spread(range(len(pairs)), args.limit)
@@ -131,7 +131,7 @@ def _check(name: str, args: argparse.Namespace) -> CheckReport:
     bar = tqdm(results, name, len(positions), unit="pair", leave=False, dynamic_ncols=True, mininterval=seldom)
     report = summarise(target, pairs, shown.watch(bar), _folder_findings(target))
     seconds = time.perf_counter() - start
-    write_json(report, folder / "report.json")
+    write_check_report(report, folder / "report.json")
     write_classes(report, folder / "classes.csv")
     pixels = dict(zip(target.classes, report.class_pixels.tolist(), strict=True))
     with drawing(folder / "classes.png"):
@@ -185,7 +185,8 @@ class _Shown:
         """Passes the results on."""
         for result in results:
             if result.size and result.values.size and all(each.kind != "size_mismatch" for each in result.findings):
-                (self.rotated if result.rotated else self.upright).append(result.index)
+                same_way_up = self.rotated if result.rotated else self.upright
+                same_way_up.append(result.index)
             yield result
 
     def choose(self, number: int) -> list[int]:

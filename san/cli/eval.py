@@ -51,14 +51,14 @@ def run(args: argparse.Namespace) -> int:
     """
     options = []
     if args.weights:
-        options += ["MODEL.WEIGHTS", str(weights_file(args.weights))]
+        options += ["MODEL.WEIGHTS", str(named_weights(args.weights))]
     if args.subset is not None:
         options += ["DATASETS.TEST_SUBSET", str(args.subset)]
     args.opts = [*options, *args.opts]
     return train.run(args)
 
 
-def weights_file(given: str) -> Path:
+def named_weights(given: str) -> Path:
     """The file of a named model; a file or a folder as it is.
 
     Raises:

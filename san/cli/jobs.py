@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from san.data.image_files import UNREAD_ENDINGS, image_endings
-from san.data.listing import Skipped, describe, list_files
+from san.data.listing import Skipped, describe_skipped, list_files
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def find_jobs(inputs: Sequence[Path], out: Path, *, recursive: bool = False) -> 
             found, left_out = _images_of(given, out, recursive)
             if not found:
                 hint = "" if recursive else "; give --recursive to look into its sub-folders too"
-                seen = f"; left out: {'; '.join(describe(left_out))}" if left_out else ""
+                seen = f"; left out: {'; '.join(describe_skipped(left_out))}" if left_out else ""
                 raise ValueError(
                     f"folder {str(given)!r} holds no image (.jpg, .png or another format that Pillow opens){seen}{hint}"
                 )

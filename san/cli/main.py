@@ -137,7 +137,7 @@ def guarded(action: Callable[[], int | None], *, show_traceback: bool = False) -
     Returns:
         The action's exit code (None is DONE), that of a `SystemExit`, ERROR or INTERRUPTED.
     """
-    streams.prepare()
+    streams.set_up()
     try:
         with exit_on_user_error(show_traceback=show_traceback):
             code = action() or DONE

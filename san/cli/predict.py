@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 from san.cli.jobs import Job, find_jobs, prepare_output, refuse_collisions, unfinished
 from san.cli.options import add_model_options, add_word_options, load_predictor, parse_words, path_option, read_words
 from san.cli.pipeline import Line, run_line, write_results
-from san.data.listing import describe
+from san.data.listing import describe_skipped
 from san.errors import one_line, printable
 from san.files import FORMATS
 
@@ -110,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--threshold is {args.threshold}; give a score, 0 or more")
     vocabulary = read_vocabulary(args)
     prepare_output(args.out)
-    for line in describe(skipped):
+    for line in describe_skipped(skipped):
         print(f"left out: {line}", file=sys.stderr)
     if jobs:
         num_failed = _Run(args, jobs, load_predictor(args), vocabulary).run()

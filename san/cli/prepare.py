@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; what is written stays, repeat the command to continue\n")
         return INTERRUPTED
-    sys.stdout.write(format_summary(summary))
+    sys.stdout.write(summary_text(summary))
     return 0 if summary.good else 1
 
 
@@ -110,7 +110,7 @@ def run_script(name: str, description: str | None, arguments: Sequence[str] | No
     return guarded(lambda: run(args))
 
 
-def format_summary(summary: Summary) -> str:
+def summary_text(summary: Summary) -> str:
     """The summary as text: a line per split, then notes and problems."""
     lines = [f"{summary.title} in {summary.root}"]
     for split in summary.splits:

@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     config_file = str(args.config_file or folder / "config.yaml")
     cfg = load_config(config_file, [*weights, *args.opts], imports=args.imports)
     cfg.freeze()
-    replayed = Replay(*prepare(cfg, dump["seed"]))
+    replayed = Replay(*prepare_replay(cfg, dump["seed"]))
     finite = [replayed.iteration(each) for each in iterations]
     print("all numbers are finite here" if all(finite) else "not all numbers are finite here either")
     return 0 if all(finite) else NOT_FINITE
@@ -88,7 +88,7 @@ def read_dump(path: Path) -> dict[str, Any]:
     return content
 
 
-def prepare(cfg: CfgNode, seed: int) -> tuple[PositionDataset, Stepper]:
+def prepare_replay(cfg: CfgNode, seed: int) -> tuple[PositionDataset, Stepper]:
     """The stream of samples, and the model with the weights of the dump."""
     import torch
 

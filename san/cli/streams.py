@@ -11,7 +11,7 @@ import warnings
 from san.redaction import redact_terminal
 
 
-def prepare() -> None:
+def set_up() -> None:
     """Makes standard output and error usable, whatever the caller has done with them, and redacts what goes there.
 
     A closed stream (``san models >&-``) becomes the null device, so that no file that is opened later takes its number,

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from san.cli.options import path_option
-from san.cli.visualize_images import FORMAT, write_text
+from san.cli.visualize_images import FORMAT, write_whole
 from san.cli.visualize_predictions import COLUMNS, SCORES_FILE, check_page
 from san.files import check_file_size
 from san.record import parse_json, read_record
 from san.visualize.page import Page, Row, Strip, render_page
 
-Entry = dict[str, Any]
+SavedEntry = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
         ("worse in B", str(sum(delta < -0.05 for delta in deltas))),
     ]
     title = f"{a['dataset']}: A {args.a.name}, B {args.b.name}"
-    write_text(args.out, render_page(Page(title, facts, COLUMNS, rows, "change")))
+    write_whole(args.out, render_page(Page(title, facts, COLUMNS, rows, "change")))
     print(f"{title}: {', '.join(f'{key} {value}' for key, value in facts)} -> {args.out}")
     return 0
 
@@ -110,7 +110,7 @@ def _read(folder: Path) -> dict[str, Any]:
     return content
 
 
-def _row(first: Entry, second: Entry, args: argparse.Namespace, classes: list[str]) -> Row:
+def _row(first: SavedEntry, second: SavedEntry, args: argparse.Namespace, classes: list[str]) -> Row:
     """One image in both runs; its score is that of B."""
     before, after = first["miou"], second["miou"]
     delta = None if before is None or after is None else after - before
@@ -123,7 +123,7 @@ def _row(first: Entry, second: Entry, args: argparse.Namespace, classes: list[st
     return Row(first["name"], after, second["accuracy"], strips, (), tuple(classes[i] for i in indices), delta)
 
 
-def _strip(letter: str, folder: Path, entry: Entry, start: Path) -> Strip:
+def _strip(letter: str, folder: Path, entry: SavedEntry, start: Path) -> Strip:
     base = Path(os.path.relpath(folder, start)).as_posix()
     miou = "–" if entry["miou"] is None else f"{entry['miou']:.1f} %"
     stem, size = entry["stem"], entry["thumb_size"]
@@ -131,6 +131,6 @@ def _strip(letter: str, folder: Path, entry: Entry, start: Path) -> Strip:
     return Strip(f"{base}/thumbs/{stem}.jpg", f"{base}/panels/{stem}.jpg", (size[0], size[1]), caption)
 
 
-def _mean(pairs: list[tuple[Entry, Entry]], which: int) -> str:
+def _mean(pairs: list[tuple[SavedEntry, SavedEntry]], which: int) -> str:
     values = [pair[which]["miou"] for pair in pairs if pair[0]["miou"] is not None and pair[1]["miou"] is not None]
     return f"{sum(values) / len(values):.1f} %" if values else "–"

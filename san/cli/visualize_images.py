@@ -153,7 +153,7 @@ class ImageWorker:
                 save_picture(panel(image, truth, prediction, self.names), self.panel_path(task))
                 save_picture(thumb, self.thumb_path(task))
                 size = thumb.size
-        write_text(self.score_path(task), json.dumps(asdict(SavedScore(key, score, size))))
+        write_whole(self.score_path(task), json.dumps(asdict(SavedScore(key, score, size))))
         return Outcome(task, score, size)
 
     def _truth(self, path: str) -> Array:
@@ -171,7 +171,7 @@ class ImageWorker:
         return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 
 
-def write_text(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
     """Write a text file whole or not at all; folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:

@@ -26,7 +26,7 @@ from typing import Any
 from tqdm import tqdm
 
 from san.cli.options import add_data_root_option, path_option, place_option
-from san.cli.visualize_images import FORMAT, ImageWorker, Outcome, Task, rounded, write_text
+from san.cli.visualize_images import FORMAT, ImageWorker, Outcome, Task, rounded, write_whole
 from san.data.pool import run_in_processes
 from san.errors import printable
 from san.evaluation.per_image import ClassScore, Predictions, common_folder, distinct_stems
@@ -111,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
         outcomes = [outcome for outcome in outcomes if outcome.score is None or outcome.task not in chosen] + drawn
     page = _page(name, worker.names, outcomes, _ordered(drawn, args.sort), args.sort)
     _write_scores(args.out / SCORES_FILE, name, worker.names, outcomes)
-    write_text(args.out / "index.html", render_page(page))
+    write_whole(args.out / "index.html", render_page(page))
     for file, problem in page.problems[:_MAX_TOLD]:
         print(printable(f"left out: {file}: {problem}"), file=sys.stderr)
     if len(page.problems) > _MAX_TOLD:
@@ -280,4 +280,4 @@ def _write_scores(path: Path, name: str, names: Sequence[str], outcomes: Sequenc
         for outcome in sorted(outcomes, key=lambda each: each.task.name)
         if outcome.score
     ]
-    write_text(path, json.dumps({"format": FORMAT, "dataset": name, "classes": [*names], "images": images}))
+    write_whole(path, json.dumps({"format": FORMAT, "dataset": name, "classes": [*names], "images": images}))

@@ -84,7 +84,7 @@ def load_clip(
         pretrained: an open_clip tag ("openai", ...), a weights file, "tag:file" for a tag's weights in a file of yours,
             "shapes" for the committed small CLIP, or None for an untrained model.
         weights: False leaves a tag's weights out and downloads nothing; a checkpoint that has them all will bring them.
-        cache_dir: of a tag's weights, see `open_clip_adapter.fetch`.
+        cache_dir: of a tag's weights, see `open_clip_adapter.fetch_weights`.
         local_files_only: never asks the network.
 
     Raises:
@@ -107,7 +107,9 @@ def load_clip(
         arch = _as_trained(arch, open_clip_adapter.trained_as(name, tag), openai=tag == "openai")
         if not file and not weights:
             return LoadedClip(arch, None, tokenizer, fingerprint=f"{name}/{tag}")
-        file = file or open_clip_adapter.fetch(name, tag, cache_dir=cache_dir, local_files_only=local_files_only)
+        file = file or open_clip_adapter.fetch_weights(
+            name, tag, cache_dir=cache_dir, local_files_only=local_files_only
+        )
     assert file is not None
     state_dict, openai = read_clip_weights(file, trusted_scripts=open_clip_adapter.openai_hashes)
     if not tag:

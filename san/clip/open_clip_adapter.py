@@ -97,7 +97,7 @@ def openai_hashes() -> set[str]:
     return {url.split("/")[-2] for url in urls if url}
 
 
-def fetch(name: str, tag: str, *, cache_dir: str | Path | None = None, local_files_only: bool = False) -> Path:
+def fetch_weights(name: str, tag: str, *, cache_dir: str | Path | None = None, local_files_only: bool = False) -> Path:
     """The weights file of an open_clip tag, from its cache or its hub.
 
     Args:
@@ -118,7 +118,13 @@ def fetch(name: str, tag: str, *, cache_dir: str | Path | None = None, local_fil
     source = f"{constants.ENDPOINT}/{hub} ({file or ' or '.join(_HUB_FILES)})" if hub else record["url"]
     usual = home_folder(constants.HF_HUB_CACHE if hub else "~/.cache/clip")
     folder = user_path(str(cache_dir), "cache_dir") if cache_dir else usual
-    here = folder and _kept(folder, hub, [file] if file else _HUB_FILES if hub else [source.rpartition("/")[2]])
+    if file:
+        names = [file]
+    elif hub:
+        names = list(_HUB_FILES)
+    else:
+        names = [source.rpartition("/")[2]]
+    here = None if folder is None else _kept(folder, hub, names)
     offline = local_files_only or constants.HF_HUB_OFFLINE
     if here and (hub or offline):
         return here

@@ -75,7 +75,9 @@ def shared_lengths(tokens: Tensor, ends: Tensor, kinds: Tensor) -> Tensor:
         alike = int((rows == rows[0]).all(dim=0).long().cumprod(dim=0).sum())
         shared.append(min(alike, int(ends[kinds == kind].min())))
         saved += shared[-1] * (len(rows) - 1)
-    return torch.tensor(shared) * (saved >= _WORTH_SHARING)
+    if saved < _WORTH_SHARING:
+        return torch.zeros(len(shared), dtype=torch.long)
+    return torch.tensor(shared)
 
 
 def _passes(order: Tensor, sizes: Sequence[int], tokens_per_pass: int) -> list[Tensor]:

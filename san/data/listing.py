@@ -95,12 +95,14 @@ def list_files(
             continue
         for entry in entries:
             path, kind = here / entry.name, _kind(entry)
-            if not recursive if kind == "folder" else not wanted(entry.name):
+            looked_at = recursive if kind == "folder" else wanted(entry.name)
+            if not looked_at:
                 continue
             if entry.name.startswith(".") or entry.name.lower() in SYSTEM_NAMES:
                 skipped.append(Skipped(path, "hidden, or a system's own"))
             elif kind == "folder":
-                (links if entry.is_symlink() else folders).append(path)
+                waiting = links if entry.is_symlink() else folders
+                waiting.append(path)
             elif kind == "file":
                 files.append(path)
             else:
@@ -108,7 +110,7 @@ def list_files(
     return Listing(tuple(sorted(files, key=_by_folder)), tuple(sorted(skipped, key=lambda each: each.path)))
 
 
-def describe(skipped: Iterable[Skipped]) -> list[str]:
+def describe_skipped(skipped: Iterable[Skipped]) -> list[str]:
     """A line for each reason: how many files and folders were left out for it, and which, of many the first few."""
     groups: dict[str, list[str]] = {}
     for each in skipped:
@@ -122,7 +124,9 @@ def describe(skipped: Iterable[Skipped]) -> list[str]:
 def _kind(entry: os.DirEntry[str]) -> str:
     """Either "folder", "file" or "other"; of a link, what it leads to."""
     if not entry.is_symlink():  # known without asking the file system for each
-        return "folder" if entry.is_dir() else "file" if entry.is_file() else "other"
+        if entry.is_dir():
+            return "folder"
+        return "file" if entry.is_file() else "other"
     if os.path.isdir(entry.path):
         return "folder"
     return "file" if os.path.isfile(entry.path) or not os.path.exists(entry.path) else "other"

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from san.data.listing import Skipped, describe, list_files
+from san.data.listing import Skipped, describe_skipped, list_files
 from san.data.plain_file import MAX_PATH, is_file, read_text
 from san.errors import excerpt
 
@@ -62,7 +62,7 @@ class Pairing:
             _warn(source, "label files have no image", self.labels_without_image)
         if self.images_without_label and not self.shared_images:
             _warn(source, "image files have no label", self.images_without_label)
-        for line in describe(self.skipped):
+        for line in describe_skipped(self.skipped):
             logger.warning("%s: left out: %s", source, line)
         return list(self.pairs)
 

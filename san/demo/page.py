@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from san.demo.guard import Check, Guard
-from san.demo.service import DemoService, Session, Words, describe, explain
+from san.demo.service import DemoService, Session, Words, explain, text_of
 from san.demo.view import encoded_view, message_view, picker_view, picture_view, result_address, result_view
 from san.errors import require_extra
 from san.vocabulary import LABEL_SET_NAMES
@@ -235,8 +235,8 @@ def _connect(
 
 
 def _to_words(text: Any, label_set: Any, role: Any, none: Any) -> Words:
-    name = describe(label_set)
-    return Words(describe(text), "" if name == _NO_LABEL_SET else name, role != _WORDS, none is True)
+    name = text_of(label_set)
+    return Words(text_of(text), "" if name == _NO_LABEL_SET else name, role != _WORDS, none is True)
 
 
 def _field(event: Any, name: str) -> Any:

@@ -269,6 +269,6 @@ def explain(error: Exception) -> str:
     return "Something went wrong on the server; its log says what. Try another picture or other words."
 
 
-def describe(value: Any) -> str:
+def text_of(value: Any) -> str:
     """A value from a visitor as text; anything that is not text is nothing."""
     return value if isinstance(value, str) else ""

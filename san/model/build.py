@@ -93,7 +93,9 @@ class _NoValues(TorchFunctionMode):
         name = function.__name__
         if name in _OF_SAME_SHAPE or (name == "mul" and type(arguments[1]) in (int, float)):
             return [*arguments, *options.values()][0]
-        return (torch.empty if name in ("randn", "ones", "zeros") else function)(*arguments, **options)
+        if name in ("randn", "ones", "zeros"):
+            function = torch.empty
+        return function(*arguments, **options)
 
 
 def freeze(model: SANModel) -> None:

@@ -15,7 +15,7 @@ LAYER_NORM_EPS = 1e-6
 """Of the side network and the fusion layers; CLIP's own is 1e-5 (guarded by tests/test_golden.py)."""
 
 
-class Attention(nn.Module):
+class SideAttention(nn.Module):
     """Multi-head self-attention with qkv bias."""
 
     def __init__(self, embed_dim: int, num_heads: int) -> None:
@@ -34,14 +34,14 @@ class Attention(nn.Module):
         return result
 
 
-class Block(nn.Module):
+class SideBlock(nn.Module):
     """Pre-norm transformer block."""
 
     def __init__(self, embed_dim: int, num_heads: int, mlp_ratio: float) -> None:
         super().__init__()
         hidden = int(embed_dim * mlp_ratio)
         self.norm1 = nn.LayerNorm(embed_dim, eps=LAYER_NORM_EPS)
-        self.attn = Attention(embed_dim, num_heads)
+        self.attn = SideAttention(embed_dim, num_heads)
         self.norm2 = nn.LayerNorm(embed_dim, eps=LAYER_NORM_EPS)
         self.mlp = nn.Sequential(
             OrderedDict(fc1=nn.Linear(embed_dim, hidden), act=nn.GELU(), fc2=nn.Linear(hidden, embed_dim))

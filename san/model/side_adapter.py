@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from san.clip.pos_embed import resize_pos_embed
 from san.clip.visual import ShallowFeatures
 from san.model.config import SANConfig
-from san.model.layers import Block, ChannelNorm
+from san.model.layers import ChannelNorm, SideBlock
 from san.model.parts import FUSIONS, Fusion, SideFeatures
 
 
@@ -53,7 +53,7 @@ class SideAdapter(nn.Module):
         self.pos_embed = nn.Parameter(torch.empty(self.native_grid[0] ** 2, width))
         self.query_embed = nn.Parameter(torch.empty(config.num_queries, width))
         self.query_pos_embed = nn.Parameter(torch.empty(config.num_queries, width))
-        self.blocks = nn.ModuleList(Block(width, config.num_heads, config.mlp_ratio) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(SideBlock(width, config.num_heads, config.mlp_ratio) for _ in range(config.depth))
         fusions = {str(block): FUSIONS.build(model.fusion, clip_width, width) for _, block in config.fusion}
         self.fusions = nn.ModuleDict(fusions)
         self._source = {block: feature for feature, block in config.fusion}

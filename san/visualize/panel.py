@@ -342,10 +342,19 @@ def _legend_of(samples: Sequence[Sample], names: Sequence[str]) -> _Legend:
     least = _MIN_SHARE * len(samples)
     larger = np.maximum(truth, prediction)
     order = [int(i) for i in np.argsort(-(truth + prediction), kind="stable") if larger[i] >= least]
-    notes = ["missed" if truth[i] > judged[i] == 0 else "not there" if judged[i] > truth[i] == 0 else "" for i in order]
+    notes = [_note(truth[i], judged[i]) for i in order]
     num_more = int((larger >= _LEAST_TOLD * len(samples)).sum()) - len(order)
     no_class = num_maps - truth.sum() - prediction.sum() >= _LEAST_TOLD * len(samples)
     return _Legend([names[i] for i in order], palette(names)[order], notes, num_more, bool(no_class))
+
+
+def _note(truth: float, judged: float) -> str:
+    """What to say of a class, by its share of the truth and of the predictions where there is a truth."""
+    if truth > 0 and judged == 0:
+        return "missed"
+    if judged > 0 and truth == 0:
+        return "not there"
+    return ""
 
 
 def _shares(labels: Array, num_classes: int) -> Array:

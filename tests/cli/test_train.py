@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from san.cli import replay, train
-from san.cli.eval import weights_file
+from san.cli.eval import named_weights
 from san.cli.main import main, make_parser
 from san.cli.options import find_model, path_option
 from san.hub import SHAPES_CHECKPOINT, load_pretrained
@@ -60,9 +60,9 @@ def test_eval_sets_weights_and_subset(started: list[Any], repo: Path) -> None:
 
 def test_weights_of_names_and_files(tmp_path: Path) -> None:
     """MODEL.WEIGHTS takes a folder itself."""
-    assert weights_file("shapes") == SHAPES_CHECKPOINT
-    assert weights_file(str(tmp_path)) == tmp_path
-    assert weights_file("a.pth") == Path("a.pth")
+    assert named_weights("shapes") == SHAPES_CHECKPOINT
+    assert named_weights(str(tmp_path)) == tmp_path
+    assert named_weights("a.pth") == Path("a.pth")
 
 
 def test_errors_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -62,7 +62,7 @@ def test_quick_gelu_is_right_for_the_tag(
     file = tmp_path / "weights.pt"
     torch.save(build_trainable_clip(small).state_dict(), file)
     monkeypatch.setattr(open_clip_adapter, "tag_record", lambda name, wanted: {})
-    monkeypatch.setattr(open_clip_adapter, "fetch", lambda name, wanted, **where: file)
+    monkeypatch.setattr(open_clip_adapter, "fetch_weights", lambda name, wanted, **where: file)
     clip = load_clip("ViT-B-16", tag)
     assert clip.arch.quick_gelu == (tag == "openai")
     model = build_san(replace(variant("tiny"), clip=replace(variant("tiny").clip, name="ViT-B-16")), clip=clip)
@@ -77,7 +77,7 @@ def test_tag_record_decides_activation_and_pixels(
     torch.save({"state_dict": build_trainable_clip(small).state_dict()}, file)
     record = {"quick_gelu": True, "mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2)}
     monkeypatch.setattr(open_clip_adapter, "tag_record", lambda name, wanted: record)
-    monkeypatch.setattr(open_clip_adapter, "fetch", lambda name, wanted, **where: file)
+    monkeypatch.setattr(open_clip_adapter, "fetch_weights", lambda name, wanted, **where: file)
     arch = load_clip("ViT-B-16", "dfn2b").arch
     assert arch.quick_gelu
     assert arch.mean == (0.5, 0.5, 0.5)
@@ -160,7 +160,7 @@ def test_shapes_without_weights_is_untrained() -> None:
 
 
 def test_without_weights_nothing_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(open_clip_adapter, "fetch", lambda *args, **where: pytest.fail("weights were fetched"))
+    monkeypatch.setattr(open_clip_adapter, "fetch_weights", lambda *args, **where: pytest.fail("weights were fetched"))
     clip = load_clip("ViT-B-16", "openai", weights=False)
     assert clip.arch.quick_gelu
     assert clip.state_dict is None

@@ -22,13 +22,13 @@ from san.data.checking import (
     check_folders,
     check_pair,
     check_pairs,
-    check_records,
     failed_report,
     format_classes,
     format_report,
     processes,
+    summarise,
+    write_check_report,
     write_classes,
-    write_json,
 )
 from san.data.checking.report import HEADLINES
 from san.data.label_mapping import LabelMapping
@@ -63,7 +63,8 @@ def records_of(folder: Path) -> list[dict[str, str]]:
 
 def check(folder: Path, target: CheckTarget = TARGET, *, workers: int = 1) -> CheckReport:
     folders = Folder(folder / "images", ("jpg",)), Folder(folder / "labels", ("png",))
-    return check_records(records_of(folder), target, workers=workers, findings=check_folders(*folders))
+    records = records_of(folder)
+    return summarise(target, records, check_pairs(records, target, workers=workers), check_folders(*folders))
 
 
 def found(report: CheckReport, kind: str) -> Finding:
@@ -196,8 +197,6 @@ def test_a_class_absent_from_the_part_that_was_read_is_not_wrong(folder: Path) -
 
 
 def processes_report(folder: Path, target: CheckTarget, positions: list[int]) -> CheckReport:
-    from san.data.checking import summarise
-
     records = records_of(folder)
     return summarise(target, records, check_pairs(records, target, positions=positions))
 
@@ -327,7 +326,7 @@ def test_overlapping_folders(tmp_path: Path, layout: str) -> None:
 def test_files_listed_twice(folder: Path) -> None:
     records = records_of(folder)
     records[2] = {**records[2], "file_name": records[0]["file_name"]}
-    report = check_records(records, TARGET)
+    report = summarise(TARGET, records, check_pairs(records, TARGET))
     finding = found(report, "repeated_file")
     assert (finding.file, finding.message) == (records[0]["file_name"], "image of 2 pairs")
 
@@ -399,7 +398,7 @@ def test_text(folder: Path) -> None:
     assert "WRONG  images that cannot be read: 3" in text
     assert "and 17 more, all of them in report.json" in text
     assert text.endswith("NOT OK")
-    assert format_report(check_records([], CheckTarget("pets", CLASSES))).endswith("\nok")
+    assert format_report(summarise(CheckTarget("pets", CLASSES), [], [])).endswith("\nok")
 
 
 def test_table_of_few_and_of_many_classes(folder: Path) -> None:
@@ -417,7 +416,7 @@ def test_table_of_few_and_of_many_classes(folder: Path) -> None:
 def test_csv_and_json(folder: Path, tmp_path: Path) -> None:
     report = check(folder)
     write_classes(report, tmp_path / "out/classes.csv")
-    write_json(report, tmp_path / "out/report.json")
+    write_check_report(report, tmp_path / "out/report.json")
     with (tmp_path / "out/classes.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [(row["class"], row["pixels"], row["images"]) for row in rows] == [

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from san.data.checking import CheckTarget, check_records
+from san.data.checking import CheckTarget, check_pairs, summarise
 from san.data.image_files import read_label_map
 from san.data.label_mapping import LabelMapping
 from san.data.label_maps import doubt_about_masks, read_truth
@@ -73,7 +73,9 @@ def check(path: Path, num_classes: int, mapping: LabelMapping | None = None) -> 
     record = {"file_name": str(path.with_suffix(".jpg")), "sem_seg_file_name": str(path)}
     Image.new("RGB", (3, 2)).save(record["file_name"])
     target = CheckTarget("own", tuple(map(str, range(num_classes))), label_mapping=mapping)
-    return {finding.kind: finding.wrong for finding in check_records([record], target).findings}
+    return {
+        finding.kind: finding.wrong for finding in summarise(target, [record], check_pairs([record], target)).findings
+    }
 
 
 def test_masks_of_two_values_are_doubtful(tmp_path: Path) -> None:

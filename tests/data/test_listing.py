@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from san.data.checking import Folder, check_folders
-from san.data.listing import describe, list_files
+from san.data.listing import describe_skipped, list_files
 from san.data.pairing import pair_files
 
 
@@ -54,7 +54,7 @@ def test_hidden_and_system_names(tmp_path: Path) -> None:
     (tmp_path / "x.jpg").mkdir()
     assert listed(tmp_path) == (["a.jpg"], ["._a.jpg", ".ipynb_checkpoints", "@eaDir", "__MACOSX"])
     assert listed(touch(tmp_path / ".cache", "b.jpg")) == (["b.jpg"], []), "one's own choice"
-    (line,) = describe(list_files(tmp_path, is_jpg).skipped)
+    (line,) = describe_skipped(list_files(tmp_path, is_jpg).skipped)
     assert line.startswith("5 hidden, or a system's own: ") and "@eaDir" in line
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,6 @@ from san.data.shapes.__main__ import main
 from san.data.shapes.captions import (
     Caption,
     facts,
-    is_true,
     join_names,
     sibling_captions,
     word_caption,
@@ -29,6 +29,11 @@ from san.data.shapes.world import COLOURS, SCENE_SIZE, SHAPES, SceneStyle, class
 
 SMALL = ShapesSizes(num_train=6, num_val=3)
 TRAIN, VAL_SEEN, VAL_NOVEL, VAL_MIXED = SHAPES_SPLITS
+
+
+def is_true(caption: Caption, names: Iterable[str]) -> bool:
+    """Whether all that the caption states holds for a picture with these names."""
+    return caption.names <= facts(names)
 
 
 def test_world_has_the_classes_it_promises() -> None:

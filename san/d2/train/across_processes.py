@@ -48,7 +48,8 @@ def from_main(action: Callable[[], T]) -> T:
         raise failure
     if told is not None:
         expected, message = told
-        raise (ValueError if expected else RuntimeError)(f"process 0: {message}")
+        kind = ValueError if expected else RuntimeError
+        raise kind(f"process 0: {message}")
     value: T = result
     return value
 

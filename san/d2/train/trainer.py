@@ -117,7 +117,7 @@ class Trainer(TrainerBase):
         found.append(LineHook(metrics if comm.is_main_process() else None, period))
         found.append(self.saving)
         if cfg.DATASETS.TEST:
-            found.append(EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate))
+            found.append(LossReadingEvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate))
         if cfg.SOLVER.CHECKPOINT_BEST:
             found.append(BestCheckpointHook(self.checkpointer, cfg.SOLVER.CHECKPOINT_BEST, lambda: self.results))
         if comm.is_main_process():
@@ -349,7 +349,7 @@ class ReadsLosses(Protocol):
         """Whether the hook reads losses when `done` iterations are done; the same on every process."""
 
 
-class EvalHook(hooks.EvalHook):
+class LossReadingEvalHook(hooks.EvalHook):
     """An evaluation every `period` iterations and after the last; losses are logged before it."""
 
     def __init__(self, period: int, evaluation: Callable[[], dict[str, dict[str, float]]]) -> None:

@@ -8,8 +8,8 @@ from san.data.checking.benchmark import check_benchmark, make_target
 from san.data.checking.folders import Folder, check_folders
 from san.data.checking.pair import CheckTarget, Finding, PairResult, check_pair
 from san.data.checking.processes import check_pairs
-from san.data.checking.report import CheckReport, check_records, failed_report, summarise
-from san.data.checking.writing import format_classes, format_report, write_classes, write_json
+from san.data.checking.report import CheckReport, failed_report, summarise
+from san.data.checking.writing import format_classes, format_report, write_check_report, write_classes
 
 __all__ = [
     "CheckReport",
@@ -21,12 +21,11 @@ __all__ = [
     "check_folders",
     "check_pair",
     "check_pairs",
-    "check_records",
     "failed_report",
     "format_classes",
     "format_report",
     "make_target",
     "summarise",
     "write_classes",
-    "write_json",
+    "write_check_report",
 ]

@@ -15,7 +15,7 @@ from san.data.label_maps import needs_16_bits
 from san.errors import one_line
 
 Array = npt.NDArray[Any]
-Record = Mapping[str, Any]
+ImagePair = Mapping[str, Any]
 
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
 _WIDEST_COUNT = 1 << 16
@@ -85,7 +85,7 @@ class PairResult:
     counts: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
 
-def check_pair(index: int, record: Record, target: CheckTarget) -> PairResult:
+def check_pair(index: int, record: ImagePair, target: CheckTarget) -> PairResult:
     """Read one pair and say what is wrong with it; never raises for what a file holds.
 
     Args:

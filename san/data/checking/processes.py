@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import partial
 
-from san.data.checking.pair import CheckTarget, Finding, PairResult, Record, check_pair
+from san.data.checking.pair import CheckTarget, Finding, ImagePair, PairResult, check_pair
 from san.data.pool import run_in_processes
 
 
 def check_pairs(
-    records: Sequence[Record], target: CheckTarget, *, positions: Sequence[int] | None = None, workers: int = 1
+    records: Sequence[ImagePair], target: CheckTarget, *, positions: Sequence[int] | None = None, workers: int = 1
 ) -> Iterator[PairResult]:
     """Read pairs, in no particular order; a file on which a process dies costs only itself.
 
@@ -31,11 +31,11 @@ def check_pairs(
     return run_in_processes(partial(_check_item, target=target), items, workers=workers, lost=_lost)
 
 
-def _check_item(item: tuple[int, Record], *, target: CheckTarget) -> PairResult:
+def _check_item(item: tuple[int, ImagePair], *, target: CheckTarget) -> PairResult:
     return check_pair(*item, target)
 
 
-def _lost(item: tuple[int, Record]) -> PairResult:
+def _lost(item: tuple[int, ImagePair]) -> PairResult:
     index, record = item
     message = f"the process that read it and {record['sem_seg_file_name']} died (out of memory?)"
     return PairResult(index, (Finding("unreadable_image", message, str(record["file_name"])),))

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from san.data.checking.pair import CheckTarget, Finding, PairResult, Record
-from san.data.checking.processes import check_pairs
+from san.data.checking.pair import CheckTarget, Finding, ImagePair, PairResult
 from san.data.label_maps import doubt_about_masks
 
 HEADLINES = {
@@ -107,7 +106,7 @@ class CheckReport:
 
 def summarise(
     target: CheckTarget,
-    records: Sequence[Record],
+    records: Sequence[ImagePair],
     results: Iterable[PairResult],
     findings: Iterable[Finding] = (),
 ) -> CheckReport:
@@ -147,13 +146,6 @@ def summarise(
     return CheckReport(target, len(records), num_checked, tuple(all_findings), pixels, images, ignored, outside, *ends)
 
 
-def check_records(
-    records: Sequence[Record], target: CheckTarget, *, workers: int = 1, findings: Iterable[Finding] = ()
-) -> CheckReport:
-    """Read all pairs and add them up: `check_pairs` and `summarise` in one call."""
-    return summarise(target, records, check_pairs(records, target, workers=workers), findings)
-
-
 def failed_report(target: CheckTarget, error: Exception, findings: Iterable[Finding] = ()) -> CheckReport:
     """The report of a data set whose pairs cannot even be listed, with what else is known of its folders."""
     nothing = np.zeros(len(target.classes), np.int64)
@@ -167,7 +159,7 @@ def _count_findings(target: CheckTarget, num_listed: int) -> list[Finding]:
     return [Finding("wrong_count", message, wrong=num_listed > target.num_pairs or not target.partial)]
 
 
-def _repeat_findings(records: Sequence[Record]) -> list[Finding]:
+def _repeat_findings(records: Sequence[ImagePair]) -> list[Finding]:
     findings = []
     for key, kind in (("file_name", "image"), ("sem_seg_file_name", "label map")):
         for file, count in Counter(str(record[key]) for record in records).items():

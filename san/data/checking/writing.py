@@ -86,7 +86,7 @@ def write_classes(report: CheckReport, path: str | Path) -> None:
             writer.writerow([index, name, pixels, f"{pixels / total:.8f}", int(report.class_images[index])])
 
 
-def write_json(report: CheckReport, path: str | Path) -> None:
+def write_check_report(report: CheckReport, path: str | Path) -> None:
     """Write the whole report, every finding included; folders are made."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(report.to_dict(), indent=1, ensure_ascii=False) + "\n")

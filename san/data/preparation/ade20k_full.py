@@ -43,7 +43,7 @@ def part(splits: tuple[str, ...]) -> Part:
 
 
 @dataclass(frozen=True)
-class Entry:
+class IndexEntry:
     """One image of the index: its path below the release folder, without ending."""
 
     path: PurePosixPath
@@ -80,7 +80,7 @@ def plan(options: Options) -> list[SplitPlan]:
     return plans
 
 
-def read_index(path: Path) -> list[Entry]:
+def read_index(path: Path) -> list[IndexEntry]:
     """The images of index_ade20k.pkl, sorted by name.
 
     Raises:
@@ -98,7 +98,7 @@ def read_index(path: Path) -> list[Entry]:
     return sorted((_entry(*pair, path) for pair in zip(folders, names, strict=True)), key=lambda e: e.path.name)
 
 
-def _entry(folder: str, name: str, path: Path) -> Entry:
+def _entry(folder: str, name: str, path: Path) -> IndexEntry:
     parts = PurePosixPath(folder).parts
     if parts[:1] != (RELEASE,):
         raise ValueError(
@@ -109,7 +109,7 @@ def _entry(folder: str, name: str, path: Path) -> Entry:
         raise ValueError(
             f"{path} names the image {folder}/{name}, which is none of ADE20K's; take {RELEASE}'s own index"
         )
-    return Entry(PurePosixPath(*parts[1:], name.removesuffix(".jpg")))
+    return IndexEntry(PurePosixPath(*parts[1:], name.removesuffix(".jpg")))
 
 
 def _check_names(objects: list[str], path: Path) -> None:

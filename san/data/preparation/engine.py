@@ -148,7 +148,10 @@ def _judge_count(summary: SplitSummary, problems: list[str], options: Options) -
     """Fewer files than published are a problem, unless a part is meant."""
     if summary.labels != summary.expected:
         problems = [*problems, f"{summary.labels:,} labels, but the published set has {summary.expected:,}"]
-    (summary.notes if options.partial else summary.problems).extend(problems)
+    if options.partial:
+        summary.notes += problems
+    else:
+        summary.problems += problems
 
 
 def _check_folders(folders: Iterable[Path]) -> None:

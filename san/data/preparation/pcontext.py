@@ -33,14 +33,15 @@ def plan(options: Options) -> list[SplitPlan]:
     for split in options.splits:
         result_of = image_files(images, split, folder)
         pairs: dict[str, tuple[Path, MakeLabel]] = {
-            image.stem: (file, partial(convert, tuple(image.masks), file, detail)) for image, file in result_of.found
+            image.stem: (file, partial(write_masks, tuple(image.masks), file, detail))
+            for image, file in result_of.found
         }
         plans.append(plan_pairs(BENCHMARKS[REGISTERED[split]], options, pairs, label_bytes=lambda stem: 5000))
         plans[-1].problems += result_of.problems
     return plans
 
 
-def convert(masks: tuple[Mask, ...], image: Path, detail: Path, path: Path) -> None:
+def write_masks(masks: tuple[Mask, ...], image: Path, detail: Path, path: Path) -> None:
     """Paint an image's masks and write the class indices; pixels without one of the 59 classes are ignored.
 
     Raises:

@@ -39,26 +39,26 @@ def plan(options: Options) -> list[SplitPlan]:
     for split in options.splits:
         files = image_files(images, split, folder)
         pairs: dict[str, tuple[Path, MakeLabel]] = {
-            image.stem: (file, partial(convert, maps / f"{image.stem}.mat", file)) for image, file in files.found
+            image.stem: (file, partial(convert_mat, maps / f"{image.stem}.mat", file)) for image, file in files.found
         }
         plans.append(plan_pairs(BENCHMARKS[REGISTERED[split]], options, pairs, label_bytes=lambda stem: 20_000))
         plans[-1].problems += files.problems
     return plans
 
 
-def convert(source: Path, image: Path, path: Path) -> None:
+def convert_mat(source: Path, image: Path, path: Path) -> None:
     """Write the class indices of one .mat file.
 
     Raises:
         FileNotFoundError: source or image do not exist.
         ValueError: they are damaged or differ in size, or the labels are not uint16 ids of 0..459.
     """
-    values = read_label_map(source)
+    values = read_mat(source)
     check_raw_values(values, frozenset(range(460)), source, "take trainval.tar.gz of PASCAL-Context (ids 0..459)")
     write_labels(path, fit_to_image(class_table("pascal_context_459")[values], image, source))
 
 
-def read_label_map(path: Path) -> Array:
+def read_mat(path: Path) -> Array:
     """`LabelMap` of a .mat file, (H, W) uint16.
 
     Raises:

@@ -1,8 +1,8 @@
 """Sentences about scenes: what the small CLIP learns language from.
 
-A caption names some or all of what is in a picture, never where. `is_true` says whether a caption holds for a
-picture, so that the contrastive training can count every true pair of a batch as a positive one, not only the pair a
-caption was written for.
+A caption names some or all of what is in a picture, never where. `facts` says what holds for a picture,
+so that the contrastive training can count every true pair of a batch as a positive one, not only the pair a caption
+was written for.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def join_names(things: Sequence[str], ground: str | None) -> str:
         ground: name of the ground, or None to leave it out.
     """
     phrases = [f"a {name}" for name in things]
-    phrase = phrases[0] if len(phrases) == 1 else ", ".join(phrases[:-1]) + " and " + phrases[-1] if phrases else ""
+    phrase = " and ".join([", ".join(phrases[:-1]), phrases[-1]]) if len(phrases) > 1 else "".join(phrases)
     if ground is None:
         return phrase
     return f"{phrase} on {ground}" if phrase else ground
@@ -126,8 +126,3 @@ def facts(names: Iterable[str]) -> frozenset[str]:
     """All that captions may state of a picture with these names: the names, and the shapes among them."""
     names = list(names)
     return frozenset(names) | {name.split()[1] for name in names if name not in GROUNDS}
-
-
-def is_true(caption: Caption, names: Iterable[str]) -> bool:
-    """Whether all that the caption states holds for a picture with these names."""
-    return caption.names <= facts(names)
