@@ -6,6 +6,7 @@ Example:
 
 from __future__ import annotations
 
+import argparse
 import types
 import typing
 from pathlib import Path
@@ -91,6 +92,7 @@ def _default(key: Key) -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     with replacing(PAGE) as partial:
         partial.write_text(page(), encoding="utf-8")
     print(f"{PAGE}: {len(KEYS)} keys")
