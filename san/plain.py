@@ -21,8 +21,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from san.clip.blocks import Block
-from san.clip.templates import load_templates
-from san.clip.text import TextClassifier
+from san.clip.text_classifier import TextClassifier
 from san.clip.visual import DeepClip, ShallowFeatures
 from san.losses import LossConfig, Target, dice_loss, mask_loss, match, matching_cost
 from san.losses.point_sampling import keep_uncertain, sample_points, uniform_points
@@ -135,8 +134,8 @@ def plain_labels(mask_logits: Tensor, class_logits: Tensor, **sizes: tuple[int, 
 @torch.no_grad()
 def plain_text_embed(classifier: TextClassifier, names: Sequence[str], *, chunk_size: int = 256) -> Tensor:
     """Text embeddings (C, E) of names, each prompt at CLIP's full length, no cache."""
-    prompts = [template.format(name) for name in names for template in load_templates(classifier.templates)]
-    tokens = classifier._tokenizer(prompts).to(classifier.positional_embedding.device)  # (N, 77)
+    prompts = [prompt for name in names for prompt in classifier.embedder.prompts(name)]
+    tokens = classifier.embedder.tokenizer(prompts).to(classifier.device)  # (N, 77)
     with PlainAttention():
         passes = [classifier.encode_text(part).float() for part in tokens.split(chunk_size)]
     embeds = F.normalize(torch.cat(passes), dim=-1)  # (N, E)

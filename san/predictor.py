@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from san.clip.text_cache import resolve_folder
+from san.clip.text_embedder import TextEmbeddings
 from san.data.image_files import MAX_PIXELS
 from san.data.images import Layout, image_pixels
 from san.data.transforms import resize_image, resize_short_side
@@ -147,12 +148,12 @@ class Predictor:
     @property
     def text_cache(self) -> Path | None:
         """Folder that keeps text embeddings from one run to the next; None keeps them in memory only."""
-        folder = self.model.text_classifier.disk_cache
+        folder = self.model.text_classifier.embedder.disk_cache
         return None if folder is None else Path(folder)
 
     @text_cache.setter
     def text_cache(self, folder: str | Path | None) -> None:
-        self.model.text_classifier.disk_cache = folder
+        self.model.text_classifier.embedder.disk_cache = folder
 
     def encode(self, image: ImageLike, *, layout: Layout | None = None) -> EncodedImage:
         """All that does not depend on the vocabulary; the predictor remembers nothing.
@@ -209,6 +210,7 @@ class Predictor:
         vocabulary: VocabularyLike,
         *,
         encoded: EncodedImage | None = None,
+        text: TextEmbeddings | None = None,
         threshold: float = 0.0,
         none_of_these: bool = False,
     ) -> Segmentation:
@@ -217,14 +219,16 @@ class Predictor:
         Args:
             vocabulary: see `Vocabulary.parse`.
             encoded: the image; the one of `set_image` by default.
+            text: the vocabulary's embeddings, as `model.text_classifier.embedder` gives them; by default they are
+                embedded now, and remarks on them are logged.
             threshold: a pixel whose best score is below it is none of these; scores are 0 or more, around 1 where one
                 mask proposal is sure.
             none_of_these: whether a pixel is none of these where the model's learnt "no object" scores above every
                 class.
 
         Raises:
-            ValueError: no image is set, the vocabulary makes no sense, the image was encoded by another model, or the
-                network's outputs are NaN or infinite.
+            ValueError: no image is set, the vocabulary makes no sense, `text` is of another one, the image was encoded
+                by another model, or the network's outputs are NaN or infinite.
         """
         encoded = encoded or self._encoded
         if encoded is None:
@@ -234,7 +238,9 @@ class Predictor:
         if not threshold >= 0:
             raise ValueError(f"the threshold is {threshold}; give a score, 0 or more")
         words = Vocabulary.parse(vocabulary)
-        text_embed = self.model.text_classifier.embed(words.classes)
+        text_embed = self.model.text_classifier.embed(words.classes) if text is None else text.vectors
+        if len(text_embed) != len(words):
+            raise ValueError(f"text has embeddings of {len(text_embed)} classes, the vocabulary has {len(words)}")
         output = self.model.classify(encoded.proposals, text_embed)
         non_finite = have_non_finite(output.mask_logits, output.class_logits)
         evidence = Evidence(output.mask_logits[0], output.class_logits[0], output.attn_bias[0], encoded.sizes)

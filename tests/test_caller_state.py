@@ -62,7 +62,7 @@ def drawn() -> SANModel:
 
 def numbers(predictor: Predictor) -> list[Any]:
     """All that a prediction can be asked for, with the words embedded now."""
-    predictor.model.text_classifier.forget()
+    predictor.model.text_classifier.embedder.forget()
     result: Segmentation = predictor.predict(picture(), WORDS)
     first = result.mask_proposals(1)[0]
     probability = np.asarray(first.probability)
@@ -122,13 +122,13 @@ def test_the_text_cache_holds_the_same(state: Any, predictor: Predictor, tmp_pat
     classifier = predictor.model.text_classifier
     entries = []
     for name, place in (("inside", state), ("outside", torch.no_grad)):
-        classifier.forget()
-        classifier.disk_cache = tmp_path / name
+        classifier.embedder.forget()
+        classifier.embedder.disk_cache = tmp_path / name
         with place():
             classifier.embed(["cat", "dog"])
         (folder,) = (tmp_path / name).iterdir()
         entries.append((folder.name, TextCache(tmp_path / name, folder.name).load(["t:cat", "t:dog"])))
-    classifier.disk_cache = None
+    classifier.embedder.disk_cache = None
     assert entries[0][0] == entries[1][0]
     assert entries[0][1].keys() == {"t:cat", "t:dog"}
     assert all(torch.equal(value, entries[1][1][text]) for text, value in entries[0][1].items())
@@ -137,20 +137,20 @@ def test_the_text_cache_holds_the_same(state: Any, predictor: Predictor, tmp_pat
 def test_products_of_lower_precision_have_their_own_embeddings(predictor: Predictor, tmp_path: Path) -> None:
     """In memory and on disk: what such a program has embedded serves no exact one."""
     classifier = predictor.model.text_classifier
-    classifier.forget()
-    classifier.disk_cache = tmp_path
+    classifier.embedder.forget()
+    classifier.embedder.disk_cache = tmp_path
     exact = classifier.embed(["cat"])
     with restored(torch.set_float32_matmul_precision, "medium", "highest"):
         assert classifier.embed(["cat"]) is not exact
     assert len(list(tmp_path.iterdir())) == 2
     assert torch.equal(classifier.embed(["cat"]), exact)
-    classifier.disk_cache = None
+    classifier.embedder.disk_cache = None
     assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_a_model_made_in_inference_mode_predicts(expected: list[Any]) -> None:
     with torch.inference_mode():
-        twin = SANModel(variant("tiny"), drawn().arch, drawn().text_classifier.tokenizer)
+        twin = SANModel(variant("tiny"), drawn().arch, drawn().text_classifier.embedder.tokenizer)
         twin.load_state_dict(drawn().state_dict())
     predictor = Predictor(twin, short_side=96)
     predictor.text_cache = None

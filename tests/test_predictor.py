@@ -186,7 +186,7 @@ def test_encoding_keeps_no_state_and_threads_do_not_mix(predictor: Predictor) ->
     fresh = Predictor(predictor.model, short_side=96)
     with pytest.raises(ValueError, match="call set_image"):
         fresh.segment(["cat"])
-    fresh.model.text_classifier.forget()
+    fresh.model.text_classifier.embedder.forget()
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda i: fresh.segment(words[i % 4], encoded=encoded[i % 4]), range(16)))
     for number, result in enumerate(found):
@@ -216,24 +216,39 @@ def test_threads_that_predict_get_their_own_pictures(predictor: Predictor) -> No
 
 def test_predictors_of_one_model_embed_words_in_turn(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
     """The memory of embeddings is the model's."""
-    classifier = predictor.model.text_classifier
-    inside, most, embed_new = 0, 0, classifier._embed_new
+    embedder = predictor.model.text_classifier.embedder
+    inside, most, embed_new = 0, 0, embedder._embed_new
 
-    def counted(texts: Any) -> torch.Tensor:
+    def counted(*arguments: Any) -> dict[str, torch.Tensor]:
         nonlocal inside, most
         inside += 1
         most = max(most, inside)
         time.sleep(0.05)
         inside -= 1
-        return embed_new(texts)
+        return embed_new(*arguments)
 
-    monkeypatch.setattr(classifier, "_embed_new", counted)
+    monkeypatch.setattr(embedder, "_embed_new", counted)
     pair = [Predictor(predictor.model, short_side=96) for _ in range(2)]
-    classifier.forget()
+    embedder.forget()
     encoded = predictor.encode(picture())
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda i: pair[i].segment([f"word {i}"], encoded=encoded), range(2)))
     assert most == 1
+
+
+def test_a_name_that_is_too_long_is_logged_once(predictor: Predictor, caplog: pytest.LogCaptureFixture) -> None:
+    """And not at all for whoever brings the embeddings along, which must be of this vocabulary."""
+    classifier, long = predictor.model.text_classifier, "far " * 90 + "away"
+    encoded = predictor.encode(picture())
+    text = classifier.embedder.embed(classifier, ["cat", long])
+    quiet = predictor.segment(["cat", long], encoded=encoded, text=text)
+    assert not caplog.records
+    loud = [predictor.segment(names, encoded=encoded) for names in (["cat", long], [long, "dog"], ["cat", long])]
+    (record,) = caplog.records
+    assert "longer than the 77 tokens CLIP reads" in record.getMessage()
+    assert np.array_equal(loud[0].labels, quiet.labels)
+    with pytest.raises(ValueError, match="text has embeddings of 2 classes, the vocabulary has 1"):
+        predictor.segment(["cat"], encoded=encoded, text=text)
 
 
 def test_synonyms_prompts_and_context(shapes: Predictor, scenes: tuple[np.ndarray, np.ndarray]) -> None:

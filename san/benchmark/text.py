@@ -31,7 +31,7 @@ def make_workload(case: Case, device: torch.device, *, plain: bool) -> Workload:
         if plain:
             plain_text_embed(classifier, sampled)
         else:
-            classifier.forget()
+            classifier.embedder.forget()
             classifier.embed(names)
         recorder.mark("text tower")
 
@@ -45,7 +45,7 @@ def count_run(case: Case, recorder: Recorder, *, plain: bool) -> None:
         if plain:
             plain_text_embed(classifier, names)
         else:
-            classifier._embed_new([f"t:{name}" for name in names])
+            classifier.embed(names)
     recorder.mark("text tower")
 
 

@@ -145,5 +145,5 @@ def make_service(args: argparse.Namespace) -> DemoService:
     if words is not None:
         parse_words(words, "--words")
     examples = folder_examples(args.examples, words, limits) if words is not None else shapes_examples()
-    known = frozenset(word for name in NAMES for word in name.split()) if args.model == "shapes" else None
+    known = frozenset(word for name in NAMES for word in name.split() if args.model == "shapes")
     return DemoService(load_predictor(args), examples, limits, known_words=known)

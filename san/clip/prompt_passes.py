@@ -13,16 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from san.clip.blocks import Block
-
-if TYPE_CHECKING:
-    from san.clip.text import TextClassifier
+from san.clip.text_tower import TextTower
 
 _WORTH_SHARING = 512
 """Tokens that sharing must save before a pass is made for the beginnings: each pass reads every weight."""
@@ -42,8 +40,8 @@ class Beginnings:
     values: tuple[Tensor, ...] = ()
 
 
-def encode_prompts(tower: TextClassifier, tokens: Tensor, kinds: Tensor, *, tokens_per_pass: int) -> Tensor:
-    """Embeddings (N, E), not normalised, as `TextClassifier.encode_text` gives them of the whole rows.
+def encode_prompts(tower: TextTower, tokens: Tensor, kinds: Tensor, *, tokens_per_pass: int) -> Tensor:
+    """Embeddings (N, E), not normalised, as `TextTower.encode_text` gives them of the whole rows.
 
     Args:
         tower: whose weights.
@@ -91,7 +89,7 @@ def _passes(order: Tensor, sizes: Sequence[int], tokens_per_pass: int) -> list[T
     return list(order.split([*counts, count]))
 
 
-def _begin(tower: TextClassifier, tokens: Tensor, kinds: Tensor, lengths: Tensor) -> Beginnings:
+def _begin(tower: TextTower, tokens: Tensor, kinds: Tensor, lengths: Tensor) -> Beginnings:
     """Keys and values of all kinds' beginnings: one pass of K rows."""
     first = torch.stack([(kinds == kind).long().argmax() for kind in range(len(lengths))])  # of each kind
     ids = tokens[first, : int(lengths.max())].to(tower.positional_embedding.device, non_blocking=True)  # (K, P)
@@ -106,7 +104,7 @@ def _begin(tower: TextClassifier, tokens: Tensor, kinds: Tensor, lengths: Tensor
     return Beginnings(lengths, tuple(keys), tuple(values))
 
 
-def _finish(tower: TextClassifier, tokens: Tensor, kinds: Tensor, ends: Tensor, beginnings: Beginnings) -> Tensor:
+def _finish(tower: TextTower, tokens: Tensor, kinds: Tensor, ends: Tensor, beginnings: Beginnings) -> Tensor:
     """Embeddings (N, E) of prompts (N, T) whose beginnings are there."""
     device = tower.positional_embedding.device
     shared = beginnings.lengths[kinds]  # (N,)
@@ -132,5 +130,5 @@ def _finish(tower: TextClassifier, tokens: Tensor, kinds: Tensor, ends: Tensor, 
     return embed
 
 
-def _blocks(tower: TextClassifier) -> list[Block]:
+def _blocks(tower: TextTower) -> list[Block]:
     return [cast(Block, block) for block in tower.transformer.resblocks]

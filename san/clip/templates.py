@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
@@ -12,6 +13,26 @@ from san.record import FieldError
 
 MAX_TEMPLATES, MAX_LENGTH = 1000, 500
 """Of a list of one's own, and characters of each."""
+
+
+@dataclass(frozen=True)
+class Templates:
+    """Makes prompts by putting a name into templates; see `san.clip.text_embedder.Prompts`.
+
+    Attributes:
+        texts: as `load_templates` gives them.
+    """
+
+    texts: tuple[str, ...]
+
+    @property
+    def identity(self) -> str:
+        """Equal for equal templates."""
+        return str(self.texts)
+
+    def __call__(self, name: str) -> list[str]:
+        """A prompt per template."""
+        return [template.format(name) for template in self.texts]
 
 
 @cache

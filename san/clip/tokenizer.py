@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
 from typing import Any
@@ -15,15 +14,11 @@ from san.clip.arch import TextArch
 from san.clip.open_clip_adapter import open_clip_version, open_tokenizer
 from san.errors import excerpt
 
-logger = logging.getLogger(__name__)
-
 Tokenizer = Callable[[Sequence[str]], Tensor]
 """Texts to token ids (N, context_length), int64; the end-of-text token has the largest id of its row."""
 
 VOCAB_SIZE = 49408
 """Of CLIP's tokenizer (guarded by tests/clip/test_open_clip_adapter.py)."""
-_MAX_TOLD = 10_000  # words remembered, so that each is told once
-_MAX_SHOWN = 10  # words in one warning
 
 
 class BpeTokenizer:
@@ -67,7 +62,6 @@ class CompactTokenizer:
         self._tokenize = tokenize
         self._ranks = torch.zeros(VOCAB_SIZE, dtype=torch.long)
         self._ranks[torch.as_tensor(ids)] = torch.arange(1, len(ids) + 1)  # sorted: end-of-text stays the largest
-        self._told: set[str] = set()
 
     @property
     def identity(self) -> str:
@@ -75,33 +69,17 @@ class CompactTokenizer:
         return f"{self._tokenize.identity}, ids {hashlib.sha256(self._ranks.numpy().tobytes()).hexdigest()}"
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        """Ids (N, T); words that the CLIP has never met are told."""
-        full = self._tokenize(texts)
-        tokens = self._ranks[full]
-        unknown = ((tokens == 0) & (full != 0)).any(dim=1).tolist()
-        self._tell({word for text, strange in zip(texts, unknown, strict=True) if strange for word in _words(text)})
-        return tokens
+        """Ids (N, T)."""
+        return self._ranks[self._tokenize(texts)]
 
-    def _tell(self, words: set[str]) -> None:
-        """One warning for those of the words that are unknown and were not told before."""
-        if len(self._told) > _MAX_TOLD:  # a server meets words without end
-            self._told.clear()
-        fresh = sorted(words - self._told)
-        if not fresh:
-            return
-        self._told.update(fresh)
-        full = self._tokenize(fresh)
-        never = ((self._ranks[full] == 0) & (full != 0)).any(dim=1).tolist()
-        strange = [word for word, unknown in zip(fresh, never, strict=True) if unknown]
-        if strange:
-            shown = ", ".join(map(excerpt, strange[:_MAX_SHOWN]))
-            more = f" and {len(strange) - _MAX_SHOWN} more" if len(strange) > _MAX_SHOWN else ""
-            logger.warning("the small CLIP has never met %s%s: embeddings of it mean little", shown, more)
-
-
-def _words(text: str) -> list[str]:
-    """A text's words without the punctuation of the templates."""
-    return [word for raw in text.split() if (word := raw.strip(".,"))]
+    def unknown_words(self, texts: Iterable[str]) -> tuple[str, ...]:
+        """The words in texts that the CLIP has never met, sorted; without the punctuation of the templates."""
+        words = sorted({word for text in texts for raw in text.split() if (word := raw.strip(".,"))})
+        if not words:
+            return ()
+        full = self._tokenize(words)
+        unknown = ((self._ranks[full] == 0) & (full != 0)).any(dim=1).tolist()
+        return tuple(word for word, never_met in zip(words, unknown, strict=True) if never_met)
 
 
 def tokenizer_identity(tokenizer: Tokenizer, texts: Sequence[str]) -> bytes:

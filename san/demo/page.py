@@ -108,7 +108,7 @@ def _input_check(gr: Any, inputs: list[Any]) -> Check:
 def _build_blocks(gr: Any, service: DemoService, texts: Texts, guard: Guard) -> Any:
     first = service.open_example(0)
     words_at_first = Words(service.examples[0].words)
-    result, seconds = service.segment(first, words_at_first)
+    result, seconds, _ = service.segment(first, words_at_first)
     guard.first = picture_view(first, result, seconds).encode()
     with gr.Blocks(title=texts.title, analytics_enabled=False, fill_width=True) as blocks:
         gr.HTML(f'<div class="san-head"><h1>{html.escape(texts.title)}</h1><p>{html.escape(texts.about)}</p></div>')
@@ -203,8 +203,8 @@ def _connect(
         try:
             current = session or service.open_example(0)
             words = _to_words(text, label_set, role, none)
-            result, seconds = service.segment(current, words)
-            return kept(result_view(current, result, seconds, notes=service.notes(result)))
+            result, seconds, notes = service.segment(current, words)
+            return kept(result_view(current, result, seconds, notes=notes))
         except Exception as error:
             return message_view(explain(error))
 
@@ -214,10 +214,10 @@ def _connect(
         except Exception as error:
             return gr.skip(), message_view(explain(error))
         try:
-            result, seconds = service.segment(session, words)
+            result, seconds, notes = service.segment(session, words)
         except Exception as error:
             return session, kept(encoded_view(session, explain(error)))
-        return session, kept(picture_view(session, result, seconds, notes=service.notes(result)))
+        return session, kept(picture_view(session, result, seconds, notes=notes))
 
     def kept(view: str) -> str:
         """Gradio, which keeps answers until they are read, only gets to know where the page finds this one."""

@@ -5,16 +5,15 @@ Nothing here knows a browser: `page` calls it with what a visitor sent, and hold
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,14 +24,12 @@ from san.errors import one_line
 from san.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
+    from san.clip.text_embedder import TextEmbeddings
     from san.predictor import EncodedImage, Predictor
     from san.segmentation import Segmentation
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
-
-_SOURCES_OF_REMARKS = (logging.getLogger("san.clip.text"), logging.getLogger("san.clip.tokenizer"))
-_MAX_CUTS = 1000
 
 
 @dataclass(frozen=True)
@@ -97,6 +94,20 @@ class Session:
     seconds: float
 
 
+class Answer(NamedTuple):
+    """What a visitor gets for a picture and words.
+
+    Attributes:
+        result: the segmentation.
+        seconds: time that it took.
+        notes: remarks on the words, which the visitor should read.
+    """
+
+    result: Segmentation
+    seconds: float
+    notes: tuple[str, ...]
+
+
 class DemoService:
     """The model behind the page, and the pictures on offer.
 
@@ -104,7 +115,7 @@ class DemoService:
         predictor: any model.
         examples: pictures on offer, the first of which every visitor starts with; at least one.
         limits: what visitors may ask for.
-        known_words: all that the model's text side ever met, where that is few; words beyond get a remark.
+        known_words: all words that a small model knows, for the remark on others.
 
     Raises:
         ValueError: there is no example.
@@ -116,7 +127,7 @@ class DemoService:
         examples: Sequence[Example],
         limits: Limits,
         *,
-        known_words: frozenset[str] | None = None,
+        known_words: frozenset[str] = frozenset(),
     ) -> None:
         if not examples:
             raise ValueError("the demo needs at least one example picture, got none")
@@ -126,7 +137,6 @@ class DemoService:
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="san-demo")
         self._computing = threading.Lock()
         self._examples: dict[int, Session] = {}
-        self._cuts: dict[str, str] = {}  # text that CLIP does not read to its end -> the remark on it
 
     def open_picture(self, pixels: npt.NDArray[np.uint8], title: object) -> Session:
         """A visitor's picture, encoded.
@@ -154,60 +164,39 @@ class DemoService:
             self._examples[index] = self._run(lambda: self._encode(example.pixels, example.title))
         return self._examples[index]
 
-    def segment(self, session: Session, words: Words) -> tuple[Segmentation, float]:
-        """A picture under words.
-
-        Returns:
-            The result, and the seconds it took.
+    def segment(self, session: Session, words: Words) -> Answer:
+        """A picture under words; a visitor's words reach neither the disk nor the log.
 
         Raises:
             ValueError: the words make no sense, or it took too long. The message is for the visitor.
         """
         vocabulary = words.vocabulary(self.limits)
 
-        def task() -> tuple[Segmentation, float]:
+        def task() -> Answer:
             start = time.perf_counter()
-            if words.label_set:
-                self._predictor.model.text_classifier.embed(Vocabulary.label_set(words.label_set).classes)
-            with self._discreet(vocabulary):
-                result = self._predictor.segment(vocabulary, encoded=session.encoded, none_of_these=words.none_of_these)
-            return result, time.perf_counter() - start
+            classifier = self._predictor.model.text_classifier
+            if words.label_set:  # its embeddings may be kept on disk
+                classifier.embedder.embed(classifier, Vocabulary.label_set(words.label_set).classes)
+            text = classifier.embedder.embed(classifier, vocabulary.classes, store=False)
+            own = classifier.embedder.embed(classifier, vocabulary.free, store=False)
+            result = self._predictor.segment(
+                vocabulary, encoded=session.encoded, text=text, none_of_these=words.none_of_these
+            )
+            return Answer(result, time.perf_counter() - start, self._notes(own))
 
         return self._run(task)
 
-    @contextlib.contextmanager
-    def _discreet(self, vocabulary: Vocabulary) -> Iterator[None]:
-        """A visitor's words reach neither the disk nor the log; what the log would have said becomes a remark."""
-        cache, catcher = self._predictor.text_cache, _Catcher()
-        for source in _SOURCES_OF_REMARKS:
-            source.addFilter(catcher)
-        self._predictor.text_cache = None
-        try:
-            yield
-        finally:
-            self._predictor.text_cache = cache
-            for source in _SOURCES_OF_REMARKS:
-                source.removeFilter(catcher)
-        texts = _texts_of(vocabulary)
-        for cut, message in catcher.cuts:
-            self._cuts.update((text, message) for text in texts if text.startswith(cut))
-        while len(self._cuts) > _MAX_CUTS:
-            del self._cuts[next(iter(self._cuts))]
-
-    def notes(self, result: Segmentation) -> list[str]:
-        """Remarks on a result that its visitor should read."""
-        texts = _texts_of(result.vocabulary)
-        cuts = (self._cuts.get(text) for text in texts)  # which the worker may be adding to and dropping from
-        notes = [cut for cut in cuts if cut is not None]
-        if self._known_words is not None:
-            strange = sorted({word.lower() for text in texts for word in text.split()} - self._known_words)
-            shown = ", ".join(strange[:8]) + (" and others" if len(strange) > 8 else "")
-            if strange:
-                notes.append(
-                    f"This small model has never met: {shown}. It knows {', '.join(sorted(self._known_words))}; for "
-                    "all other words the demo needs a larger model."
-                )
-        return notes
+    def _notes(self, text: TextEmbeddings) -> tuple[str, ...]:
+        """Remarks on a visitor's words."""
+        notes = tuple(text.cut.values())
+        if not text.unknown:
+            return notes
+        shown = ", ".join(text.unknown[:8]) + (" and others" if len(text.unknown) > 8 else "")
+        known = f" It knows {', '.join(sorted(self._known_words))}; for" if self._known_words else " For"
+        return (
+            *notes,
+            f"This small model has never met: {shown}.{known} all other words the demo needs a larger model.",
+        )
 
     def close(self) -> bool:
         """Lets the worker go; what still waits is dropped.
@@ -239,26 +228,6 @@ class DemoService:
                 f"this took longer than {self.limits.max_seconds:g} s and was given up; "
                 "try again later, or with a smaller picture or fewer words"
             ) from None
-
-
-class _Catcher(logging.Filter):
-    """Takes the worker's messages out of the log, and keeps those on texts that were cut."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.cuts: list[tuple[str, str]] = []
-        self._thread = threading.get_ident()
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        if record.thread != self._thread:
-            return True
-        self.cuts += [(name.rstrip("…"), remark) for name, remark in getattr(record, "cut", {}).items()]
-        return False
-
-
-def _texts_of(vocabulary: Vocabulary) -> list[str]:
-    """The texts that a visitor wrote."""
-    return [text for each in vocabulary.free for text in each.synonyms]
 
 
 def explain(error: Exception) -> str:

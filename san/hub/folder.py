@@ -169,7 +169,7 @@ def describe(model: SANModel) -> FolderConfig:
     """
     clip = model.config.clip
     config = describe_parts(replace(model.config, clip=replace(clip, pretrained=clip.public_pretrained)))
-    tokenizer = model.text_classifier.tokenizer
+    tokenizer = model.text_classifier.embedder.tokenizer
     if not isinstance(tokenizer, (BpeTokenizer, CompactTokenizer)):
         raise ValueError(f"the model's tokenizer is {excerpt(tokenizer)}, which config.json cannot describe")
     ids = tokenizer.ids if isinstance(tokenizer, CompactTokenizer) else None

@@ -100,10 +100,9 @@ class _NoValues(TorchFunctionMode):
 
 def freeze(model: SANModel) -> None:
     """Leaves trainable what SAN trains: side network, heads, "no object" and, if asked for, CLIP's positions."""
-    for module in (model.shallow_clip, model.deep_clip):
+    for module in (model.shallow_clip, model.deep_clip, model.text_classifier):
         module.requires_grad_(False)
-    for parameter in model.text_classifier.frozen_parameters():
-        parameter.requires_grad_(False)
+    model.text_classifier.no_object_embed.requires_grad_(True)
     model.shallow_clip.positional_embedding.requires_grad_(model.config.clip.train_pos_embed)
 
 

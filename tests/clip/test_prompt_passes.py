@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from san.benchmark.clocks import counting
 from san.clip import prompt_passes
 from san.clip.prompt_passes import shared_lengths
-from san.clip.text import TextClassifier
+from san.clip.text_classifier import TextClassifier
+from san.clip.text_tower import TextTower
 from san.clip.vocabulary import ClassText
 from san.model.build import build_san
 from san.model.config import variant
@@ -40,7 +41,7 @@ def widths(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     found: list[tuple[int, int]] = []
     original = prompt_passes._finish
 
-    def watch(tower: TextClassifier, tokens: torch.Tensor, kinds: torch.Tensor, ends: torch.Tensor, begun: object):
+    def watch(tower: TextTower, tokens: torch.Tensor, kinds: torch.Tensor, ends: torch.Tensor, begun: object):
         found.append((len(tokens), int((ends + 1 - begun.lengths[kinds]).max())))
         return original(tower, tokens, kinds, ends, begun)
 
@@ -56,7 +57,7 @@ def test_the_numbers_of_77_tokens(device, dtype, tolerance, tokens_per_pass, sha
     """In bfloat16 the sums round at other places; unit vectors of 64 numbers differ by less than 0.015 in each."""
     monkeypatch.setattr(prompt_passes, "_WORTH_SHARING", sharing)
     classifier = make_classifier(device).to(dtype)
-    classifier._tokens_per_pass = tokens_per_pass
+    classifier.embedder.tokens_per_pass = tokens_per_pass
     found, plain = classifier.embed(NAMES), plain_text_embed(classifier, NAMES)
     torch.testing.assert_close(found, plain, rtol=0, atol=tolerance)
     assert float((plain[0] - plain[3]).abs().max()) > 3 * tolerance, "words that differ, differ by more than that"
@@ -65,11 +66,13 @@ def test_the_numbers_of_77_tokens(device, dtype, tolerance, tokens_per_pass, sha
 def test_each_prompt_by_itself(classifier: TextClassifier, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not only means over templates; of texts as they are beside templated ones, in any order, with any kinds."""
     monkeypatch.setattr(prompt_passes, "_WORTH_SHARING", ALWAYS)
-    tokens = classifier._tokenizer([f"{start} {name}" for name in NAMES for start in ("a photo of a", "one", "")])
+    embedder = classifier.embedder
+    tokens = embedder.tokenizer([f"{start} {name}" for name in NAMES for start in ("a photo of a", "one", "")])
     with torch.no_grad():
         plain = classifier.encode_text(tokens)
         for kinds in (torch.arange(len(tokens)) % 3, torch.arange(len(tokens)), torch.full((len(tokens),), 4)):
-            torch.testing.assert_close(classifier._encode_prompts(tokens, kinds), plain, rtol=1e-5, atol=1e-5)
+            found = embedder._encode_prompts(classifier, tokens, kinds)
+            torch.testing.assert_close(found, plain, rtol=1e-5, atol=1e-5)
     mixed = classifier.embed(["cat", ClassText("own", prompts=("one cat", "a photo of a sky")), "sky"])
     torch.testing.assert_close(mixed[[0, 2]], classifier.embed(["cat", "sky"]), rtol=0, atol=1e-5)
 
@@ -88,8 +91,9 @@ def test_what_is_shared() -> None:
 def test_multiply_adds_are_those_of_the_tokens_that_are_needed(classifier: TextClassifier) -> None:
     """Per block 12 D² of a token's linear maps, of the last block 10 D² only of the token that is read."""
     names = [f"thing {number}" for number in range(200)]
-    tokens = classifier._tokenizer([template.format(name) for name in names for template in classifier._prompts])
-    kinds = torch.arange(len(tokens)) % len(classifier._prompts)
+    embedder = classifier.embedder
+    tokens = embedder.tokenizer([prompt for name in names for prompt in embedder.prompts(name)])
+    kinds = torch.arange(len(tokens)) % len(embedder.prompts(""))
     ends = tokens.argmax(dim=-1)
     shared = shared_lengths(tokens, ends, kinds)
     assert int(shared.min()) >= 4
@@ -99,13 +103,13 @@ def test_multiply_adds_are_those_of_the_tokens_that_are_needed(classifier: TextC
     meta = classifier.to("meta")
     with counting() as recorder_of, torch.no_grad():
         recorder = recorder_of()
-        meta._encode_prompts(tokens, kinds)
+        meta.embedder._encode_prompts(meta, tokens, kinds)
         recorder.mark("all")
     assert linear < recorder.parts()["all"] < 1.15 * linear, "the rest is attention and a little padding"
 
 
 def test_passes_are_sorted_and_bounded(classifier: TextClassifier, widths: list[tuple[int, int]]) -> None:
-    classifier._tokens_per_pass = 100
+    classifier.embedder.tokens_per_pass = 100
     classifier.embed(NAMES)
     assert [width for _, width in widths] == sorted(width for _, width in widths)
     assert sum(count for count, _ in widths) == 14 * len(NAMES)
@@ -115,9 +119,10 @@ def test_passes_are_sorted_and_bounded(classifier: TextClassifier, widths: list[
 
 def test_a_prompt_as_long_as_clip_reads(classifier: TextClassifier, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prompt_passes, "_WORTH_SHARING", ALWAYS)
-    tokens = classifier._tokenizer(["cat " * 200, "cat", "cat " * 75])
+    embedder, kinds = classifier.embedder, torch.zeros(3, dtype=torch.long)
+    tokens = embedder.tokenizer(["cat " * 200, "cat", "cat " * 75])
     assert tokens.argmax(dim=-1).tolist()[0] == tokens.shape[1] - 1
     with torch.no_grad():
-        found = F.normalize(classifier._encode_prompts(tokens, torch.zeros(3, dtype=torch.long)), dim=-1)
+        found = F.normalize(embedder._encode_prompts(classifier, tokens, kinds), dim=-1)
         plain = F.normalize(classifier.encode_text(tokens), dim=-1)
     torch.testing.assert_close(found, plain, rtol=0, atol=1e-5)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +12,10 @@ import pytest
 import torch
 
 from san.clip.templates import load_templates
-from san.clip.text import TextClassifier
+from san.clip.text_cache import TextCache
+from san.clip.text_classifier import TextClassifier
+from san.clip.text_embedder import TextEmbedder
+from san.clip.text_tower import TextTower
 from san.clip.vocabulary import ClassText
 from san.hub import load_pretrained, save_pretrained
 from san.model.build import build_san
@@ -27,20 +32,20 @@ def classifier() -> TextClassifier:
 def passes(classifier: TextClassifier, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Number of prompts whenever some go into the text tower."""
     counted: list[int] = []
-    original = classifier._encode_prompts
+    original = classifier.embedder._encode_prompts
 
-    def count(tokens: torch.Tensor, kinds: torch.Tensor) -> torch.Tensor:
+    def count(tower: TextTower, tokens: torch.Tensor, kinds: torch.Tensor) -> torch.Tensor:
         counted.append(len(tokens))
-        return original(tokens, kinds)
+        return original(tower, tokens, kinds)
 
-    monkeypatch.setattr(classifier, "_encode_prompts", count)
+    monkeypatch.setattr(classifier.embedder, "_encode_prompts", count)
     return counted
 
 
 def test_unit_length_and_averaged_over_templates(classifier: TextClassifier) -> None:
     prompts = [template.format("cat") for template in load_templates("vild")]
     with torch.no_grad():
-        each = torch.nn.functional.normalize(classifier.encode_text(classifier._tokenizer(prompts)), dim=-1)
+        each = torch.nn.functional.normalize(classifier.encode_text(classifier.embedder.tokenizer(prompts)), dim=-1)
     expected = torch.nn.functional.normalize(each.mean(dim=0), dim=-1)
     torch.testing.assert_close(classifier.embed(["cat"])[0], expected)
 
@@ -74,7 +79,7 @@ def test_mixed_precision_leaves_text_and_logits_in_float32(classifier: TextClass
         mixed = classifier.embed(["cat", "dog"])
         logits = classifier.logits(torch.eye(64)[None].bfloat16(), mixed)
     assert logits.dtype == torch.float32
-    classifier.forget()
+    classifier.embedder.forget()
     torch.testing.assert_close(classifier.embed(["cat", "dog"]), mixed, atol=0, rtol=0)
 
 
@@ -125,6 +130,66 @@ def test_a_name_that_just_fits_is_no_matter(classifier: TextClassifier, caplog: 
     assert "of its prompt's 76 words the first 75 are read" in caplog.text
 
 
+def test_remarks_are_data(caplog: pytest.LogCaptureFixture) -> None:
+    """What was cut and what is unknown comes with the embeddings; only `TextClassifier.embed` logs it, once."""
+    classifier = load_pretrained("shapes").text_classifier
+    names = ["red star", "zebra", ClassText("long", ("star " * 40, "red zebra"))]
+    found = classifier.embedder.embed(classifier, names)
+    assert found.unknown == ("zebra",)
+    assert list(found.cut) == [("star " * 40).strip()]
+    assert "longer than the 32 tokens CLIP reads" in found.cut[("star " * 40).strip()]
+    assert classifier.embedder.embed(classifier, tuple(names)) is found
+    assert (classifier.embedder.embed(classifier, ["red star"]).cut, repr(found)[:15]) == ({}, "TextEmbeddings(")
+    assert not caplog.records
+    for _ in range(2):
+        assert classifier.embed(names) is found.vectors
+        classifier.embed(["a yak"])
+    assert [record.getMessage()[:32] for record in caplog.records] == [
+        "the small CLIP has never met 'ze",
+        "'star star star star star star s",
+        "the small CLIP has never met 'ya",
+    ]
+
+
+def test_words_that_are_not_to_be_kept(classifier: TextClassifier, tmp_path: Path) -> None:
+    classifier.embedder.disk_cache = tmp_path / "words"
+    private = classifier.embedder.embed(classifier, ["cat"], store=False)
+    assert not (tmp_path / "words").exists()
+    assert torch.equal(classifier.embed(["cat", "dog"])[:1], private.vectors)
+    (folder,) = (tmp_path / "words").iterdir()
+    assert TextCache(tmp_path / "words", folder.name).load(["t:cat", "t:dog"]).keys() == {"t:dog"}
+
+
+def test_other_prompts(classifier: TextClassifier) -> None:
+    """Any object that makes prompts of a name will do; it decides the key on disk."""
+
+    class Backwards:
+        identity = "backwards"
+
+        def __call__(self, name: str) -> list[str]:
+            return [name[::-1], f"no {name[::-1]}"]
+
+    before, key = classifier.embed(["cat"]), classifier.embedder.fingerprint(classifier)
+    classifier.embedder = TextEmbedder(classifier.embedder.tokenizer, Backwards())
+    expected = classifier.embed([ClassText("cat", prompts=("tac", "no tac"))])
+    torch.testing.assert_close(classifier.embed(["cat"]), expected)
+    assert not torch.allclose(before, expected)
+    assert classifier.embedder.fingerprint(classifier) != key
+
+
+def test_a_model_is_freed_at_once() -> None:
+    """No circle of references keeps the weights until Python looks for circles."""
+    model = build_san(variant("tiny"))
+    model.text_classifier.embed(["cat"])
+    gone = weakref.ref(model.text_classifier)
+    gc.disable()
+    try:
+        del model
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
 def test_embeddings_made_in_inference_mode_serve_training(classifier: TextClassifier) -> None:
     with torch.inference_mode():
         classifier.embed(["cat"])
@@ -134,12 +199,12 @@ def test_embeddings_made_in_inference_mode_serve_training(classifier: TextClassi
 
 
 def test_the_memory_is_bounded(classifier: TextClassifier, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("san.clip.text._MAX_CACHED", 2)
+    monkeypatch.setattr("san.clip.text_embedder._MAX_CACHED", 2)
     assert len(classifier.embed(["a", "b", "c", "d"])) == 4
-    assert len(classifier._cache) == 2
+    assert len(classifier.embedder._cache) == 2
     for name in ("e", "f", "g"):
         classifier.embed([name])
-    assert sum(len(each) for each in classifier._vocabularies.values()) <= 2
+    assert sum(len(each.vectors) for each in classifier.embedder._vocabularies.values()) <= 2
 
 
 def test_a_vocabulary_that_comes_again_costs_nothing(classifier: TextClassifier, passes: list[int]) -> None:
@@ -152,7 +217,7 @@ def test_a_vocabulary_that_comes_again_costs_nothing(classifier: TextClassifier,
     with torch.no_grad():
         classifier.text_projection.mul_(-1)
     torch.testing.assert_close(classifier.embed(names), -first)
-    classifier.forget()
+    classifier.embedder.forget()
     classifier.embed(names)
     assert passes == [3 * 14] * 3
     for wrong in ([["cat"]], [1]):
@@ -166,11 +231,12 @@ def test_own_templates_are_used_kept_and_told_apart(classifier: TextClassifier, 
     model = build_san(replace(tiny, clip=replace(tiny.clip, templates=list(own))))
     model.text_classifier.load_state_dict(classifier.state_dict())
     with torch.no_grad():
-        tokens = classifier.tokenizer(["a cat from above", "cat!"])
+        tokens = classifier.embedder.tokenizer(["a cat from above", "cat!"])
         each = torch.nn.functional.normalize(classifier.encode_text(tokens), dim=-1)
     expected = torch.nn.functional.normalize(each.mean(dim=0), dim=-1)
     torch.testing.assert_close(model.text_classifier.embed(["cat"])[0], expected)
-    assert model.text_classifier.fingerprint() != classifier.fingerprint(), "a cache on disk would mix them up"
+    one, other = (each.embedder.fingerprint(each) for each in (model.text_classifier, classifier))
+    assert one != other, "a cache on disk would mix them up"
     folder = save_pretrained(model, tmp_path / "model")
     assert load_pretrained(folder).config.clip.templates == own
     assert "2 own templates" in (folder / "README.md").read_text()

@@ -13,8 +13,9 @@ import torch
 
 from san.clip import text_cache
 from san.clip.loader import load_clip
-from san.clip.text import TextClassifier
 from san.clip.text_cache import TextCache, default_folder, resolve_folder
+from san.clip.text_classifier import TextClassifier
+from san.clip.text_tower import TextTower
 from san.clip.vocabulary import ClassText
 from san.files import replacing
 from san.model.build import build_san
@@ -220,16 +221,20 @@ def classifier(
     """A fresh one, as in a new process, and the numbers of prompts that go into its text tower."""
     fresh = build_san(config or variant("tiny")).text_classifier
     fresh.load_state_dict(weights)
-    fresh.disk_cache = folder
+    fresh.embedder.disk_cache = folder
     passes: list[int] = []
-    original = fresh._encode_prompts
+    original = fresh.embedder._encode_prompts
 
-    def count(tokens: torch.Tensor, kinds: torch.Tensor) -> torch.Tensor:
+    def count(tower: TextTower, tokens: torch.Tensor, kinds: torch.Tensor) -> torch.Tensor:
         passes.append(len(tokens))
-        return original(tokens, kinds)
+        return original(tower, tokens, kinds)
 
-    fresh._encode_prompts = count  # type: ignore[method-assign]
+    fresh.embedder._encode_prompts = count  # type: ignore[method-assign]
     return fresh, passes
+
+
+def fingerprint(each: TextClassifier) -> str:
+    return each.embedder.fingerprint(each)
 
 
 WORDS = ["cat", ClassText("sofa", ("sofa", "couch")), ClassText("dog", prompts=("one dog",))]
@@ -255,7 +260,7 @@ def test_other_weights_or_templates_do_not_share(weights: dict[str, torch.Tensor
     first, _ = classifier(weights, tmp_path)
     before = first.embed(["cat"])
     changed = {key: value.clone() for key, value in weights.items()}
-    row = int(first._tokenizer(["cat"])[0, 1])
+    row = int(first.embedder.tokenizer(["cat"])[0, 1])
     changed["token_embedding.weight"][row] += 1
     second, passes = classifier(changed, tmp_path)
     assert not torch.allclose(second.embed(["cat"]), before)
@@ -268,7 +273,7 @@ def test_other_weights_or_templates_do_not_share(weights: dict[str, torch.Tensor
     plain, passes = classifier(weights, tmp_path, replace(tiny, clip=replace(tiny.clip, templates="plain")))
     plain.embed(["cat"])
     assert sum(passes) == 1
-    assert len({first.fingerprint(), classifier(weights, None)[0].fingerprint(), plain.fingerprint()}) == 3
+    assert len({fingerprint(each) for each in (first, classifier(weights, None)[0], plain)}) == 3
 
 
 def test_the_learnt_no_object_does_not_matter(weights: dict[str, torch.Tensor]) -> None:
@@ -276,14 +281,14 @@ def test_the_learnt_no_object_does_not_matter(weights: dict[str, torch.Tensor]) 
     first, second = classifier(weights, None)[0], classifier(weights, None)[0]
     with torch.no_grad():
         second.no_object_embed += 1
-    assert first.fingerprint() == second.fingerprint()
+    assert fingerprint(first) == fingerprint(second)
 
 
 def test_words_the_small_clip_never_met_are_told_in_every_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for _ in range(2):
         clip = load_clip("shapes", "shapes")
         classifier = build_san(variant("shapes"), clip=clip).text_classifier
-        classifier.disk_cache = tmp_path
+        classifier.embedder.disk_cache = tmp_path
         caplog.clear()
         classifier.embed(["red zebra"])
         assert caplog.text.count("'zebra'") == 1

@@ -120,13 +120,19 @@ def test_help_is_complete() -> None:
         assert option in done.stdout
 
 
-def test_an_unknown_word_is_told_once(caplog):
-    tokenizer = load_clip("shapes", "shapes").tokenizer
-    tokenizer(["a photo of a red zebra.", "one zebra, in a scene.", "a photo of a red star."])
-    tokenizer(["a blue zebra"])
-    told = [record.getMessage() for record in caplog.records if "never met" in record.getMessage()]
-    assert sum("zebra" in line for line in told) == 1
-    assert not any("star" in line or "red" in line for line in told)
+def unknown_words(caplog: Any) -> list[str]:
+    return [record.getMessage() for record in caplog.records if "never met" in record.getMessage()]
+
+
+def test_an_unknown_word_is_logged_once(caplog):
+    classifier = load_pretrained("shapes").text_classifier
+    classifier.embed(["red zebra", "zebra, in a scene", "red star"])
+    classifier.embed(["blue zebra"])
+    (line,) = unknown_words(caplog)
+    assert line.count("'") == 2 and "'zebra'" in line
+    tokenizer = classifier.embedder.tokenizer
+    assert tokenizer.unknown_words(["a photo of a red zebra.", "a zebra, a yak", "red star"]) == ("yak", "zebra")
+    assert tokenizer.unknown_words([]) == ()
 
 
 def test_things_are_named_under_their_masks(repo, capsys):
@@ -141,18 +147,17 @@ def test_things_are_named_under_their_masks(repo, capsys):
 
 
 def test_many_unknown_words_are_one_line(caplog):
-    tokenizer = load_clip("shapes", "shapes").tokenizer
     words = ["zebra", "yak", "wolf", "viper", "urchin", "tiger", "snail", "rat", "quail", "pig", "owl", "newt"]
-    tokenizer([f"a photo of a {word}." for word in words])
-    (told,) = [record.getMessage() for record in caplog.records if "never met" in record.getMessage()]
+    load_pretrained("shapes").text_classifier.embed(words)
+    (told,) = unknown_words(caplog)
     assert "'newt'" in told
     assert told.count("'") == 20
     assert "and 2 more" in told
 
 
 def test_a_long_unknown_word_is_cut(caplog):
-    load_clip("shapes", "shapes").tokenizer(["zebra" * 10_000])
-    (told,) = [record.getMessage() for record in caplog.records if "never met" in record.getMessage()]
+    load_pretrained("shapes").text_classifier.embed(["zebra" * 2_000])
+    (told,) = unknown_words(caplog)
     assert "'zebra" in told and len(told) < 200
 
 
@@ -160,4 +165,4 @@ def test_long_names_with_unknown_words_are_one_line(caplog):
     """Names so long that their tokens are counted one by one."""
     classifier = load_pretrained("shapes").text_classifier
     classifier.embed([f"a zebra{number} beside a tree, or so it seems from here" for number in range(30)])
-    assert sum("never met" in record.getMessage() for record in caplog.records) == 1
+    assert len(unknown_words(caplog)) == 1

@@ -90,7 +90,7 @@ def test_pointing_and_holding(page, demo):
     page.js("document.querySelector('.san-examples button').click()")
     page.wait_for_title(demo.service.examples[0].title)
     page.wait(lambda: len(page.classes()) == 4, "the example's classes")
-    result, _ = demo.service.segment(demo.service.open_example(0), Words(demo.service.examples[0].words))
+    result, *_ = demo.service.segment(demo.service.open_example(0), Words(demo.service.examples[0].words))
     for x, y in ((0.6, 0.36), (0.3, 0.2), (0.8, 0.7), (0.1, 0.9)):
         name = result.names[result.labels[int(y * 384), int(x * 384)]]
         page.point(x, y)
@@ -151,7 +151,7 @@ def test_downloads(page, demo, scene, downloads):
     page.wait_for_title("scene of mine.jpg")
     page.segment(words)
     session = demo.service._run(lambda: demo.service._encode(np.asarray(Image.open(scene)), "x"))
-    result, _ = demo.service.segment(session, Words(words))
+    result, *_ = demo.service.segment(session, Words(words))
 
     def fetched(kind, name):
         page.one(f".san-files [data-file={kind}]").click()

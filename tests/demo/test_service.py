@@ -34,7 +34,7 @@ def upload(service: DemoService, pixels: np.ndarray, title: str = "mine.png"):
 
 def test_examples_are_segmented_well(service):
     for index, example in enumerate(service.examples):
-        result, _ = service.segment(service.open_example(index), Words(example.words))
+        result, *_ = service.segment(service.open_example(index), Words(example.words))
         assert set(result.areas()) == set(result.names), example.title
 
 
@@ -111,26 +111,29 @@ def test_words_reach_neither_disk_nor_log(service, tmp_path, caplog):
         files = list((tmp_path / "cache").rglob("*.safetensors"))
         assert len(files) <= 1, "the label set's names may be kept"
         assert predictor.text_cache == tmp_path / "cache"
-        logging.getLogger("san.clip.tokenizer").warning("others still log")
-        assert "others still log" in caplog.text
+        service._predictor.segment("my other teapot, red star", encoded=service.open_example(0).encoded)
+        assert "'teapot'" in caplog.text, "whoever is no visitor is warned"
     finally:
         predictor.text_cache = before
 
 
 def test_remarks(service):
     session = service.open_example(0)
-    (note,) = service.notes(service.segment(session, Words("green star, teapot"))[0])
-    assert "never met: teapot" in note
-    assert service.notes(service.segment(session, Words("green star"))[0]) == []
+    (note,) = service.segment(session, Words("green star, teapot")).notes
+    assert "never met: teapot. It knows bar, black, " in note
+    assert service.segment(session, Words("green star")).notes == ()
+    assert service.segment(session, Words("green star", "voc_20")).notes == (), "the context is nobody's words"
     long = " ".join(["star"] * 300)
     for _ in range(2):  # told each visitor, not only the first
-        notes = service.notes(service.segment(session, Words(f"{long}, plain ground"))[0])
-        assert any("longer than the 32 tokens" in note for note in notes), notes
+        (note,) = service.segment(session, Words(f"{long}, plain ground", "shapes_36")).notes
+        assert "longer than the 32 tokens" in note
+    (note,) = DemoService(service._predictor, service.examples, LIMITS).segment(session, Words("teapot")).notes
+    assert note == "This small model has never met: teapot. For all other words the demo needs a larger model."
 
 
 def test_the_view_holds_the_result(service):
     session = service.open_example(0)
-    result, seconds = service.segment(session, Words("green star, teapot", "shapes_36", none_of_these=True))
+    result, seconds, _ = service.segment(session, Words("green star, teapot", "shapes_36", none_of_these=True))
     view = json.loads(picture_view(session, result, seconds))
     colors = [list(bytes.fromhex(each["color"][1:])) for each in view["classes"]]
     assert colors == palette(result.names).tolist()  # the page paints what `san predict` writes
@@ -162,7 +165,7 @@ def test_large_vocabularies_take_two_bytes(service):
 
 def test_a_file_name_never_leads_anywhere(service):
     session = upload(service, service.examples[0].pixels, "../../etc/<b>passwd</b>.png")
-    result, seconds = service.segment(session, Words("red star"))
+    result, seconds, _ = service.segment(session, Words("red star"))
     stem = json.loads(result_view(session, result, seconds))["files"]["stem"]
     assert stem == "etc_b_passwd_b"
 

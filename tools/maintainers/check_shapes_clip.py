@@ -22,7 +22,8 @@ from torch import Tensor
 
 from san.cli.main import guarded
 from san.clip.loader import SHAPES_FILE, LoadedClip, load_clip
-from san.clip.text import TextClassifier
+from san.clip.templates import Templates, load_templates
+from san.clip.text_classifier import TextClassifier
 from san.clip.visual import DeepClip, ShallowClip
 from san.data.shapes.render import render
 from san.data.shapes.world import GROUNDS, NAMES, SCENE_SIZE, THINGS, SceneStyle, class_index, scene_at
@@ -51,7 +52,7 @@ def recognition(clip: LoadedClip, depth: int, images: Tensor, labels: np.ndarray
     assert clip.state_dict is not None
     state = clip_state_to_own(clip.state_dict, depth)
     shallow, deep = ShallowClip(clip.arch, depth), DeepClip(clip.arch, clip.arch.vision.depth - depth)
-    texts = TextClassifier(clip.arch, clip.tokenizer)
+    texts = TextClassifier(clip.arch, clip.tokenizer, Templates(load_templates("vild")))
     shallow.load_state_dict(part(state, "shallow_clip"))
     deep.load_state_dict(part(state, "deep_clip"))
     texts.load_state_dict(part(state, "text_classifier"), strict=False)  # all but "no object", which SAN learns

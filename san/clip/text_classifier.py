@@ -1,0 +1,79 @@
+"""The open-vocabulary classifier: class names to text embeddings, [SLS] embeddings to class logits.
+
+B batch, Q queries, C classes, E joint embedding. Source: docs/method.md#6.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from san.clip.arch import ClipArch
+from san.clip.text_embedder import Prompts, TextEmbedder, TextEmbeddings
+from san.clip.text_tower import TextTower
+from san.clip.tokenizer import Tokenizer
+from san.clip.vocabulary import ClassText
+from san.errors import excerpt
+from san.torch_defaults import without_autocast
+
+logger = logging.getLogger(__name__)
+
+_MAX_LOGGED = 32_768  # remarks remembered, so that each is logged once
+_MAX_SHOWN = 10  # words in one warning
+
+
+class TextClassifier(TextTower):
+    """CLIP's frozen text tower with a learnt embedding for "no object".
+
+    Args:
+        arch: the CLIP's architecture.
+        tokenizer: texts to ids.
+        prompts: names to prompts.
+
+    Attributes:
+        embedder: names to embeddings, with the memory of them and the remarks on them.
+    """
+
+    def __init__(self, arch: ClipArch, tokenizer: Tokenizer, prompts: Prompts) -> None:
+        super().__init__(arch)
+        self.logit_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
+        self.no_object_embed = nn.Parameter(torch.randn(1, arch.embed_dim) * arch.embed_dim**-0.5)
+        nn.init.normal_(self.token_embedding.weight, std=0.02)  # last: what a seed draws depends on the order
+        self.embedder = TextEmbedder(tokenizer, prompts)
+        self._logged: set[str] = set()
+
+    def embed(self, classes: Sequence[str | ClassText]) -> Tensor:
+        """Text embeddings (C, E), see `TextEmbedder.embed`, whose remarks are logged, each once."""
+        text = self.embedder.embed(self, classes)
+        self._log_remarks(text)
+        return text.vectors
+
+    def logits(self, sls_embed: Tensor, text_embed: Tensor) -> Tensor:
+        """Class logits (B, Q, C + 1), "no object" last, of unit-length [SLS] embeddings (B, Q, E) for names (C, E).
+
+        In float32 also under autocast: half precision would be off by up to 0.3 at the scale of trained weights.
+        """
+        with without_autocast(sls_embed.device):
+            no_object = F.normalize(self.no_object_embed.float(), dim=-1)
+            classes = torch.cat([text_embed.float(), no_object])  # (C + 1, E)
+            logits: Tensor = self.logit_scale.float().exp() * sls_embed.float() @ classes.t()
+        return logits
+
+    def _log_remarks(self, text: TextEmbeddings) -> None:
+        """One warning for the unknown words and one for the texts that are cut, of those not logged before."""
+        unknown = [word for word in text.unknown if word not in self._logged]
+        cut = [name for name in text.cut if name not in self._logged]
+        if len(self._logged) > _MAX_LOGGED:
+            self._logged.clear()
+        self._logged.update(unknown, cut)
+        if unknown:
+            shown = ", ".join(map(excerpt, unknown[:_MAX_SHOWN]))
+            more = f" and {len(unknown) - _MAX_SHOWN} more" if len(unknown) > _MAX_SHOWN else ""
+            logger.warning("the small CLIP has never met %s%s: embeddings of it mean little", shown, more)
+        if cut:
+            more = f" (and {len(cut) - 1} more such names)" if len(cut) > 1 else ""
+            logger.warning("%s%s", text.cut[cut[0]], more)

@@ -1,0 +1,243 @@
+"""Class names to text embeddings: from memory, from disk, or made by CLIP's text tower.
+
+C classes, E joint embedding, N prompts, T text tokens. Source: docs/method.md#6.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from san.clip.prompt_length import cut_remarks
+from san.clip.prompt_passes import encode_prompts
+from san.clip.text_cache import TextCache
+from san.clip.text_tower import TextTower
+from san.clip.tokenizer import CompactTokenizer, Tokenizer, tokenizer_identity
+from san.clip.vocabulary import ClassText
+from san.errors import brief_repr
+from san.torch_defaults import torch_defaults
+
+_MAX_CACHED = 32_768  # embeddings kept in memory; at a width of 512 that is 64 MB
+_MORE_ON_GPU = 8  # times the tokens of a pass, where launching a pass takes longer than computing it
+_FULL_PRECISION = ("highest", "ieee", "none")  # of products, in old and new words
+_NAME, _PROMPT = "t:", "p:"  # before a text, in a cache: a name, of which prompts are made, or a prompt as it is
+
+
+class Prompts(Protocol):
+    """What makes prompts of a name, such as `san.clip.templates.Templates`."""
+
+    @property
+    def identity(self) -> str:
+        """Equal for two if and only if they make the same prompts; embeddings on disk are known by it."""
+
+    def __call__(self, name: str) -> Sequence[str]:
+        """The prompts of a name, as many for every name.
+
+        Prompts of the same index may begin alike for all names; what they share is computed once.
+        """
+
+
+@dataclass(frozen=True, eq=False)
+class TextEmbeddings:
+    """The embeddings of a vocabulary, and what whoever wrote it should know.
+
+    Attributes:
+        vectors: (C, E), unit length. All callers with this vocabulary share it: do not write to it.
+        cut: a remark on each text of which CLIP does not read the end.
+        unknown: words that a small CLIP has never met, so that their embeddings mean little.
+    """
+
+    vectors: Tensor
+    cut: Mapping[str, str] = field(default_factory=dict)
+    unknown: tuple[str, ...] = ()
+
+    __repr__ = brief_repr
+
+
+class TextEmbedder:
+    """Names to embeddings of a tower; a text is embedded once. Several threads may share it.
+
+    It holds no tower but is called with one, so that a model with an embedder is freed as soon as nobody uses it.
+
+    Args:
+        tokenizer: texts to ids.
+        prompts: names to prompts.
+        tokens_per_pass: how many tokens go through the tower together on a CPU, about; on a GPU 8 times as many.
+
+    Attributes:
+        disk_cache: folder in which embeddings are kept from one run to the next; None keeps them in memory only.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, prompts: Prompts, *, tokens_per_pass: int = 1024) -> None:
+        self.tokenizer, self.prompts, self.tokens_per_pass = tokenizer, prompts, tokens_per_pass
+        self.disk_cache: str | Path | None = None
+        self._start_empty()
+
+    def _start_empty(self) -> None:
+        self._cache: OrderedDict[str, Tensor] = OrderedDict()
+        self._vocabularies: OrderedDict[tuple[tuple[str, ...], ...], TextEmbeddings] = OrderedDict()
+        self._cache_key: object = None
+        self._store: TextCache | None = None
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy starts without embeddings, as its weights may be others."""
+        return {name: value for name, value in self.__dict__.items() if not name.startswith("_")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restores a copy."""
+        self.__dict__.update(state)
+        self._start_empty()
+
+    def embed(self, tower: TextTower, classes: Sequence[str | ClassText], *, store: bool = True) -> TextEmbeddings:
+        """Text embeddings of unit length, averaged over prompts and synonyms.
+
+        A vocabulary that comes again, as with every batch, gets the same record again.
+
+        Args:
+            tower: the weights. Embeddings of weights since replaced, trained or moved are made again.
+            classes: C names, or classes with synonyms or prompts of their own.
+            store: whether embeddings made now may be written to `disk_cache`.
+
+        Raises:
+            ValueError: there is no class, or one is blank.
+        """
+        texts = tuple(_texts_of(each) for each in classes)
+        if not texts:
+            raise ValueError("a vocabulary needs at least one name, and none of them blank; got an empty list")
+        with self._lock:
+            self._drop_stale_cache(tower)
+            found = self._vocabularies.get(texts)
+            return self._embed_vocabulary(tower, texts, store) if found is None else found
+
+    def forget(self) -> None:
+        """Drops the embeddings in memory; those on disk stay."""
+        self._cache.clear()
+        self._vocabularies.clear()
+
+    def fingerprint(self, tower: TextTower) -> str:
+        """Identifies all that a text's embedding depends on: every weight, architecture, tokenizer and prompts."""
+        arch = tower.arch
+        digest = hashlib.sha256(f"{arch.text} {arch.quick_gelu} {self.prompts.identity}".encode())
+        digest.update(tokenizer_identity(self.tokenizer, self.prompts("")))
+        precision = _product_precision(tower.device)
+        if tower.device.type != "cpu" or precision not in _FULL_PRECISION:
+            digest.update(precision.encode())
+        for name, parameter in tower.tower_parameters():
+            values = parameter.detach().float().cpu().contiguous().numpy()
+            digest.update(f"{name}{values.shape}".encode())
+            digest.update(values.data)
+        return digest.hexdigest()[:32]
+
+    def _embed_vocabulary(self, tower: TextTower, texts: tuple[tuple[str, ...], ...], store: bool) -> TextEmbeddings:
+        """The record of the marked texts of each class, remembered."""
+        prompts_of = {text: self._prompts_of(text) for own in texts for text in own}
+        # the memory outlives the caller's inference mode, autocast and default number type
+        with torch_defaults(), torch.inference_mode(False), torch.no_grad():
+            vectors = self._vectors(tower, prompts_of, store)
+            means = torch.stack([_mean_direction([vectors[text] for text in own]) for own in texts])
+        plain = {text[len(_NAME) :]: prompts for text, prompts in prompts_of.items()}
+        cut = cut_remarks(plain, self.tokenizer, tower.arch.text.context_length)
+        result = self._vocabularies[texts] = TextEmbeddings(means, cut, self._unknown(plain))
+        while len(self._vocabularies) > 1 and sum(map(len, list(self._vocabularies))) > _MAX_CACHED:
+            self._vocabularies.popitem(last=False)
+        return result
+
+    def _unknown(self, prompts_of: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+        if not isinstance(self.tokenizer, CompactTokenizer):
+            return ()
+        return self.tokenizer.unknown_words(prompt for prompts in prompts_of.values() for prompt in prompts)
+
+    def _vectors(self, tower: TextTower, prompts_of: Mapping[str, Sequence[str]], store: bool) -> Mapping[str, Tensor]:
+        """Unit-length embeddings (E,) of marked texts: from memory, from disk, or made now."""
+        vectors = {text: self._cache[text] for text in prompts_of if text in self._cache}
+        missing = [text for text in prompts_of if text not in vectors]
+        if missing:
+            kept = self._open_store(tower)
+            found = kept.load(missing) if kept else {}
+            made = self._embed_new(tower, {text: prompts_of[text] for text in missing if text not in found})
+            if kept and store:
+                kept.store(made)
+            vectors |= {text: vector.to(tower.device) for text, vector in (found | made).items()}
+            self._cache.update((text, vectors[text]) for text in missing)
+            while len(self._cache) > _MAX_CACHED:
+                self._cache.popitem(last=False)
+        return vectors
+
+    def _embed_new(self, tower: TextTower, prompts_of: Mapping[str, Sequence[str]]) -> dict[str, Tensor]:
+        """Unit-length embeddings (E,) of marked texts, made from their prompts."""
+        if not prompts_of:
+            return {}
+        tokens = self.tokenizer([prompt for prompts in prompts_of.values() for prompt in prompts])  # (N, T)
+        # those of one template begin alike, those as they are may
+        kinds = torch.tensor(
+            [
+                len(self.prompts("")) if text.startswith(_PROMPT) else index
+                for text, prompts in prompts_of.items()
+                for index in range(len(prompts))
+            ]
+        )
+        per_prompt = F.normalize(self._encode_prompts(tower, tokens, kinds).float(), dim=-1)  # (N, E)
+        per_text = per_prompt.split([len(prompts) for prompts in prompts_of.values()])
+        return {text: F.normalize(own.mean(dim=0), dim=-1) for text, own in zip(prompts_of, per_text, strict=True)}
+
+    def _encode_prompts(self, tower: TextTower, tokens: Tensor, kinds: Tensor) -> Tensor:
+        """As `TextTower.encode_text`, without computing a token twice or in vain; a kind's prompts may begin alike."""
+        more = _MORE_ON_GPU if tower.device.type == "cuda" else 1
+        return encode_prompts(tower, tokens, kinds, tokens_per_pass=self.tokens_per_pass * more)
+
+    def _prompts_of(self, text: str) -> Sequence[str]:
+        """The prompts of a marked text."""
+        kind, words = text[: len(_NAME)], text[len(_NAME) :]
+        return [words] if kind == _PROMPT else self.prompts(words)
+
+    def _open_store(self, tower: TextTower) -> TextCache | None:
+        """The cache on disk, if there is to be one; a model on the meta device has no values to keep."""
+        if self.disk_cache is None or tower.device.type == "meta":
+            return None
+        if self._store is None or self._store.root != Path(self.disk_cache):
+            self._store = TextCache(Path(self.disk_cache), self.fingerprint(tower), width=tower.arch.embed_dim)
+        return self._store
+
+    def _drop_stale_cache(self, tower: TextTower) -> None:
+        """Embeddings of weights since replaced, trained or moved, or of another precision, are forgotten."""
+        # tensors of inference mode count no versions: of those, only replaced and moved ones are seen
+        key = (
+            _product_precision(tower.device),
+            *(
+                (id(each), None if each.is_inference() else each._version, each.device)
+                for _, each in tower.tower_parameters()
+            ),
+        )
+        if key != self._cache_key:
+            self.forget()
+            self._cache_key, self._store = key, None
+
+
+def _product_precision(device: torch.device) -> str:
+    """How products of float32 are computed on a device, which the user may have set lower for speed."""
+    backend = torch.backends.mkldnn if device.type == "cpu" else torch.backends.cuda
+    found: str | None = getattr(getattr(backend, "matmul", None), "fp32_precision", None)  # of later versions of torch
+    return torch.get_float32_matmul_precision() if found is None else found
+
+
+def _texts_of(each: str | ClassText) -> tuple[str, ...]:
+    """The marked texts whose embeddings a class's is the mean of."""
+    each = each if isinstance(each, ClassText) else ClassText(each)
+    if each.prompts:
+        return tuple(_PROMPT + prompt for prompt in each.prompts)
+    return tuple(_NAME + synonym for synonym in each.synonyms)
+
+
+def _mean_direction(vectors: list[Tensor]) -> Tensor:
+    """The mean (E,) of unit vectors, of unit length; a single one as it is, to the last digit."""
+    return vectors[0] if len(vectors) == 1 else F.normalize(torch.stack(vectors).mean(dim=0), dim=-1)
