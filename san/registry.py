@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Generic, TypeVar
@@ -48,11 +49,11 @@ class Registry(Generic[Entry]):
     Args:
         kind: what an entry is, for messages, such as "fusion".
         place: dotted name of the option that holds an entry's name, such as "fusion.name".
-        options_place: of the options of the entry "{name}", with a dot at the end.
+        options_place: of the options of the entry "{name}", with a dot at the end; "" where entries have none.
         own: module that registers SAN's own entries; imported when an entry is first looked up.
     """
 
-    def __init__(self, kind: str, place: str, options_place: str, *, own: str) -> None:
+    def __init__(self, kind: str, place: str, options_place: str = "", *, own: str) -> None:
         self.kind, self.place, self.options_place, self._own = kind, place, options_place, own
         self._entries: dict[str, Entry] = {}
 
@@ -60,20 +61,18 @@ class Registry(Generic[Entry]):
         """A decorator that adds a class (or another object) under a name.
 
         Raises:
-            ValueError: the name is taken by another entry, or is not an identifier.
+            ValueError: the name is taken by another entry, or holds other characters.
         """
-        if not name.isidentifier():
+        if not re.fullmatch(r"[\w.-]+", name):
             raise ValueError(
-                f"{self.kind} {excerpt(name)} cannot be registered; choose a name of letters, digits and _"
+                f"{self.kind} {excerpt(name)} cannot be registered; choose a name of letters, digits, '_', '-' and '.'"
             )
 
         def add(entry: Class) -> Class:
-            present = self._entries.get(name)
-            if present is not None and _full_name(present) != _full_name(entry):
-                raise ValueError(
-                    f"{self.kind} {name!r} is registered by {_full_name(present)} already; choose another name for "
-                    f"{_full_name(entry)}"
-                )
+            present = self._entries.get(name, entry)
+            again = isinstance(entry, type) and _full_name(present) == _full_name(entry)  # a module imported twice
+            if present is not entry and not again:
+                raise ValueError(f"the {self.kind} {name!r} is registered already, {present!r}; choose another name")
             self._entries[name] = entry  # type: ignore[assignment]
             return entry
 

@@ -25,14 +25,10 @@ from san.clip.vocabulary import (
 from san.data.custom_classes import read_class_file
 from san.data.label_sets import LABEL_SETS, load_label_set
 from san.data.plain_file import user_path
-from san.data.shapes.world import NAMES as SHAPES_NAMES
 from san.errors import excerpt
 
 VocabularyLike = Union["Vocabulary", str, Path, Iterable[Any], Mapping[str, Any]]
 """What `Vocabulary.parse` takes."""
-
-LABEL_SET_NAMES: tuple[str, ...] = (*LABEL_SETS, "shapes_36")
-"""The label sets that can be named: the six benchmarks', and the 36 names of the shapes world."""
 
 _SHOWN = 5  # names in a vocabulary's repr
 _MAX_NAME = 100  # characters of what may be the name of one
@@ -114,7 +110,7 @@ class Vocabulary:
             if _means_label_set(word):
                 return Vocabulary.label_set(word)
             classes = parse_class_list(split_text(spec), "the vocabulary")
-            sets = [each.name for each in classes if each.name in LABEL_SET_NAMES]
+            sets = [each.name for each in classes if each.name in LABEL_SETS]
             if sets:
                 raise ValueError(f"the label set {sets[0]!r} stands among words; give it alone, or as their context")
             return Vocabulary(classes)
@@ -149,17 +145,12 @@ class Vocabulary:
 
     @staticmethod
     def label_set(name: str) -> Vocabulary:
-        """All classes of one of `LABEL_SET_NAMES`; a name with commas is one text.
+        """All classes of one of `LABEL_SETS`; a name with commas is one text.
 
         Raises:
             ValueError: there is no such label set.
         """
-        if name == "shapes_36":
-            return Vocabulary(tuple(ClassText(each) for each in SHAPES_NAMES))
-        try:
-            return Vocabulary(tuple(ClassText(each) for each in load_label_set(name).classes))
-        except ValueError as error:
-            raise ValueError(f"{error}, and shapes_36") from None
+        return Vocabulary(tuple(ClassText(each) for each in load_label_set(name).classes))
 
     def as_text(self) -> str:
         """This vocabulary as one text, which `parse` reads as the same classes.
@@ -199,8 +190,8 @@ class Vocabulary:
 def _means_label_set(word: str) -> bool:
     """Whether a text is a label set's name or looks like a slip in one, as no word of a language does."""
     in_form = re.fullmatch(r"[A-Za-z][A-Za-z0-9]*(_[A-Za-z0-9]+)*_\d+", word)  # "ade20k_150"
-    slip = re.fullmatch(r"\w*[\d_][\w-]*", word) and get_close_matches(word, LABEL_SET_NAMES, n=1, cutoff=0.8)
-    return word in LABEL_SET_NAMES or bool(in_form or slip)
+    slip = re.fullmatch(r"\w*[\d_][\w-]*", word) and get_close_matches(word, LABEL_SETS, n=1, cutoff=0.8)
+    return word in LABEL_SETS or bool(in_form or slip)
 
 
 def _context_keys(context_class: ClassText) -> set[str]:

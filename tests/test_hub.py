@@ -30,7 +30,8 @@ from safetensors.torch import load_file, save_file
 
 from san.checkpoint import save_slim, to_published
 from san.clip import open_clip_adapter, text_cache
-from san.clip.loader import SHAPES_FILE, load_clip, save_clip_file
+from san.clip.loader import load_clip, save_clip_file
+from san.data.shapes.clip import CLIP_FILE
 from san.hub import MODELS, SHAPES_CHECKPOINT, find_here, load_pretrained, push_to_hub, save_pretrained
 from san.hub import remote as remote_module
 from san.hub.folder import describe, read_config
@@ -93,7 +94,7 @@ def assert_same(one: SANModel, other: SANModel, **tolerance: float) -> None:
 
 def test_the_table_fits_the_files(golden: Path) -> None:
     """Sizes are those of the project's files, and of the published tensors."""
-    assert MODELS["shapes"].num_bytes == SHAPES_CHECKPOINT.stat().st_size + SHAPES_FILE.stat().st_size
+    assert MODELS["shapes"].num_bytes == SHAPES_CHECKPOINT.stat().st_size + CLIP_FILE.stat().st_size
     for name, keys in (("san_vit_b_16", "vit_b16"), ("san_vit_large_14", "vit_l14_336")):
         shapes = json.loads((golden / f"checkpoint_keys_{keys}.json").read_text())["state_dict"].values()
         assert MODELS[name].num_bytes == sum(4 * int(torch.tensor(shape).prod()) if shape else 4 for shape in shapes)
@@ -168,7 +169,7 @@ def test_the_folder_needs_nothing_else(tmp_path: Path, monkeypatch: pytest.Monke
     shapes = load_clip("shapes", "shapes")
     assert shapes.state_dict is not None
     weights = {key: value * 0.5 if value.ndim > 1 else value for key, value in shapes.state_dict.items()}
-    ids = json.loads(_header(SHAPES_FILE)["token_ids"])
+    ids = json.loads(_header(CLIP_FILE)["token_ids"])
     moved = [ids[0] + 1, *ids[1:]]  # another word in the place of one
     save_clip_file(tmp_path / "private" / "clip.safetensors", weights, shapes.arch, token_ids=moved)
     config = variant("shapes", pretrained=str(tmp_path / "private" / "clip.safetensors"))

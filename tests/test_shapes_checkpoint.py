@@ -10,8 +10,7 @@ import pytest
 
 from san.checkpoint import load_weights
 from san.d2.config.keys import load_config, san_config
-from san.data.shapes import SHAPES_SPLITS
-from san.data.shapes.dataset import split_images
+from san.data.shapes.dataset import SHAPES_SPLITS, split_images
 from san.data.shapes.world import NAMES, NOVEL
 from san.evaluation import ConfusionMatrix, metrics
 from san.model.build import build_san

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,11 @@ import pytest
 
 from san.clip.vocabulary import ClassText
 from san.data.label_sets import LABEL_SETS, load_label_set
+from san.data.shapes.dataset import BENCHMARKS, IGNORE_LABEL
 from san.data.shapes.world import NAMES
-from san.vocabulary import LABEL_SET_NAMES, Vocabulary
+from san.vocabulary import Vocabulary
+
+REPO = Path(__file__).resolve().parents[1]
 
 
 def test_text_with_every_separator() -> None:
@@ -107,13 +112,27 @@ def test_mapping_gives_prompts_or_synonyms() -> None:
     assert found.classes[3].synonyms == ("y",)
 
 
-@pytest.mark.parametrize("name", LABEL_SET_NAMES)
+@pytest.mark.parametrize("name", LABEL_SETS)
 def test_label_sets_by_name(name: str) -> None:
     """Also as text, and every benchmark's own list passes the check for duplicates."""
-    expected = NAMES if name == "shapes_36" else load_label_set(name).classes
-    assert Vocabulary.label_set(name).names == tuple(expected)
+    assert Vocabulary.label_set(name).names == load_label_set(name).classes
     assert Vocabulary.parse(f" {name}\n") == Vocabulary.label_set(name)
-    assert set(LABEL_SET_NAMES) == {*LABEL_SETS, "shapes_36"}
+
+
+def test_the_shapes_world_is_in_its_file() -> None:
+    labels = BENCHMARKS["shapes_sem_seg_val_mixed"].labels
+    found = load_label_set("shapes_36")
+    assert found.classes == NAMES == labels.classes
+    assert found.raw_values == labels.raw_values
+    assert found.ignore_label == labels.ignore_label == IGNORE_LABEL
+
+
+def test_words_need_neither_pillow_nor_torch(tmp_path: Path) -> None:
+    hidden = "import sys; sys.modules.update(dict.fromkeys(['PIL', 'torch', 'torchvision', 'numpy']))"
+    code = "import san; print(len(san.Vocabulary.parse('shapes_36')), san.ClassText('a').name)"
+    command = [sys.executable, "-c", f"{hidden}; sys.path.insert(0, {str(REPO)!r})\n{code}"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    assert done.stdout.strip() == "36 a", done.stderr
 
 
 @pytest.mark.parametrize("word", ["ade", "cat_1a", "boeing747", "u-boat", "voc", "7up"])

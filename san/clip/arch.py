@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
+from san.clip.named import CLIPS
 from san.record import Options, described, option, read_record
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -114,3 +115,5 @@ TINY = ClipArch(
     quick_gelu=True,
 )
 """A CLIP for tests: milliseconds per image on a CPU. It has no trained weights."""
+
+CLIPS.register("tiny")(TINY)

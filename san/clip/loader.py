@@ -1,7 +1,7 @@
 """From a CLIP's name and weights to plain records.
 
 A CLIP comes from open_clip by name and tag, from a local weights file, or from a self-describing file of this project
-(`save_clip_file`), as the small CLIP of the shapes benchmark does.
+(`save_clip_file`), which may have a name, too (`san.clip.named.CLIPS`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import Any
 from torch import Tensor
 
 from san.clip import open_clip_adapter
-from san.clip.arch import TINY, ClipArch, TextArch, VisionArch
+from san.clip.arch import ClipArch, TextArch, VisionArch
+from san.clip.named import CLIPS
 from san.clip.tokenizer import BpeTokenizer, Tokenizer, fitting_tokenizer
 from san.clip.weights import read_clip_weights, weights_fingerprint
 from san.clip.weights_file import read_metadata, read_tensors
@@ -26,7 +27,6 @@ from san.torch_defaults import torch_defaults
 
 logger = logging.getLogger(__name__)
 
-SHAPES_FILE = Path(__file__).parent.parent / "data" / "shapes" / "assets" / "clip.safetensors"
 _UNSUPPORTED_VISION = {
     "timm_model_name": None,
     "attentional_pool": False,
@@ -80,9 +80,9 @@ def load_clip(
     """Finds a CLIP by name and weights.
 
     Args:
-        name: an open_clip model name of a class-token ViT ("ViT-B-16", "ViT-L-14-336", ...), "shapes", or "tiny".
+        name: one of `CLIPS`, or an open_clip model name of a class-token ViT ("ViT-B-16", "ViT-L-14-336", ...).
         pretrained: an open_clip tag ("openai", ...), a weights file, "tag:file" for a tag's weights in a file of yours,
-            "shapes" for the committed small CLIP, or None for an untrained model.
+            the name of one of `CLIPS` for its own weights, or None for an untrained model.
         weights: False leaves a tag's weights out and downloads nothing; a checkpoint that has them all will bring them.
         cache_dir: of a tag's weights, see `open_clip_adapter.fetch_weights`.
         local_files_only: never asks the network.
@@ -92,18 +92,19 @@ def load_clip(
         FileNotFoundError: the weights are neither here nor to be had; the message says what to download, and where to
             put it.
     """
-    if name == "shapes":
-        return _load_shapes(pretrained)
-    if pretrained == "shapes":
-        raise ValueError(f"the weights 'shapes' are not of CLIP {name!r}; set MODEL.CLIP.NAME to shapes")
-    arch = TINY if name == "tiny" else _open_clip_arch(name)
+    own = CLIPS.get(name) if name in CLIPS else None
+    if isinstance(own, Path):
+        return _load_named_file(name, own, pretrained)
+    if pretrained in CLIPS and pretrained != name:
+        raise ValueError(f"the weights {pretrained!r} are not of CLIP {name!r}; set MODEL.CLIP.NAME to {pretrained}")
+    arch = own or _open_clip_arch(name)
     tokenizer = BpeTokenizer(arch.text.context_length)
     if not pretrained:
         return LoadedClip(arch, None, tokenizer, fingerprint=f"{name}/untrained")
     tag, file = _tag_and_file(pretrained)
     if tag:
-        if name == "tiny":
-            raise ValueError(f"CLIP 'tiny' has no weights {tag!r}; leave MODEL.CLIP.PRETRAINED empty, or name a file")
+        if own:
+            raise ValueError(f"CLIP {name!r} has no weights {tag!r}; leave MODEL.CLIP.PRETRAINED empty, or name a file")
         arch = _as_trained(arch, open_clip_adapter.trained_as(name, tag), openai=tag == "openai")
         if not file and not weights:
             return LoadedClip(arch, None, tokenizer, fingerprint=f"{name}/{tag}")
@@ -114,7 +115,7 @@ def load_clip(
     state_dict, openai = read_clip_weights(file, trusted_scripts=open_clip_adapter.openai_hashes)
     if not tag:
         arch = replace(arch, quick_gelu=arch.quick_gelu or openai)
-        if not arch.quick_gelu and name != "tiny":
+        if not arch.quick_gelu and not own:
             logger.warning(
                 "%s does not say how it was trained: taken as %s with plain GELU. If these are OpenAI's weights, every "
                 "number would be off: set MODEL.CLIP.PRETRAINED to openai:%s",
@@ -125,18 +126,16 @@ def load_clip(
     return LoadedClip(arch, state_dict, tokenizer, weights_fingerprint(state_dict))
 
 
-def _load_shapes(pretrained: str | None) -> LoadedClip:
-    """The committed small CLIP, one like it from a file, or its architecture without weights."""
-    if pretrained in (None, "", "shapes"):
-        clip = _load_own_file(SHAPES_FILE)
-        return clip if pretrained else replace(clip, state_dict=None, fingerprint="shapes/untrained")
-    assert pretrained is not None
-    if not Path(pretrained).is_file():
+def _load_named_file(name: str, file: Path, pretrained: str | None) -> LoadedClip:
+    """A CLIP of a file with a name, one like it from another file, or its architecture without weights."""
+    if not pretrained:
+        return replace(_load_own_file(file), state_dict=None, fingerprint=f"{name}/untrained")
+    if pretrained != name and not Path(pretrained).is_file():
         raise ValueError(
-            f"CLIP 'shapes' has the weights 'shapes', and there is no file {pretrained!r}; "
-            "set MODEL.CLIP.PRETRAINED to shapes, or to a file of tools/maintainers/train_shapes_clip.py"
+            f"CLIP {name!r} has the weights {name!r}, and there is no file {pretrained!r}; "
+            f"set MODEL.CLIP.PRETRAINED to {name}, or to a file of san.clip.loader.save_clip_file"
         )
-    return _load_own_file(Path(pretrained))
+    return _load_own_file(file if pretrained == name else Path(pretrained))
 
 
 def _tag_and_file(pretrained: str) -> tuple[str, Path | None]:
@@ -231,7 +230,7 @@ def _load_own_file(path: Path) -> LoadedClip:
     if header.get("format") != "san-clip":
         read_tensors(path)  # a damaged file is said to be that
         raise ValueError(
-            f"{str(path)!r} is no CLIP file of this project; write one with tools/maintainers/train_shapes_clip.py"
+            f"{str(path)!r} is no CLIP file of this project; write one with san.clip.loader.save_clip_file"
         )
     try:
         arch = ClipArch.from_dict(parse_json(header["arch"]))

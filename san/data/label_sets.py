@@ -1,4 +1,4 @@
-"""Class names and label encodings of the six benchmarks, kept as JSON files in `labels/`.
+"""Class names and label encodings of the six benchmarks and the shapes world, kept as JSON files in `labels/`.
 
 Legend: C classes; the class index of a name is its position in `LabelSet.classes`.
 """
@@ -22,6 +22,7 @@ LABEL_SETS = (
     "pascal_context_459",
     "ade20k_150",
     "ade20k_847",
+    "shapes_36",
 )
 
 

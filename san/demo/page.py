@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from san.data.label_sets import LABEL_SETS
 from san.demo.guard import Check, Guard
 from san.demo.service import DemoService, Session, Words, explain, text_of
 from san.demo.view import encoded_view, message_view, picker_view, picture_view, result_address, result_view
 from san.errors import require_extra
-from san.vocabulary import LABEL_SET_NAMES
 
 _ASSETS = Path(__file__).parent / "assets"
 _NO_LABEL_SET = "none"
@@ -35,7 +35,7 @@ class Texts:
     title: str = "Segment anything you can name"
     about: str = "Write words, get masks: every pixel is given one of them."
     model: str = "shapes"
-    label_sets: tuple[str, ...] = LABEL_SET_NAMES
+    label_sets: tuple[str, ...] = LABEL_SETS
 
 
 def build_app(

@@ -16,8 +16,7 @@ from PIL import Image
 
 from san.cli import predict
 from san.cli.main import main
-from san.data.shapes import SHAPES_SPLITS
-from san.data.shapes.dataset import split_images
+from san.data.shapes.dataset import SHAPES_SPLITS, split_images
 from san.files import FORMATS
 from san.predictor import Predictor
 from san.segmentation import Segmentation

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,9 +15,12 @@ from san.clip import loader, open_clip_adapter
 from san.clip.arch import TINY, ClipArch
 from san.clip.blocks import QuickGELU
 from san.clip.loader import load_clip, save_clip_file
+from san.clip.named import CLIPS
 from san.clip.open_clip_adapter import build_trainable_clip
 from san.model.build import build_san
 from san.model.config import variant
+
+REPO = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -193,6 +198,39 @@ def test_no_network_says_what_to_download(monkeypatch: pytest.MonkeyPatch, tmp_p
 def test_wrong_weights(name: str, pretrained: str, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         load_clip(name, pretrained)
+
+
+def test_a_clip_of_ones_own_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A self-describing file and an architecture, registered by whoever brings them."""
+    monkeypatch.setattr(CLIPS, "_entries", dict(CLIPS._entries))
+    arch = replace(TINY, text=replace(TINY.text, vocab_size=4, context_length=16))
+    state = build_trainable_clip(arch).state_dict()
+    CLIPS.register("mine")(tmp_path / "mine.safetensors")
+    CLIPS.register("plain")(replace(TINY, embed_dim=32))
+    save_clip_file(tmp_path / "mine.safetensors", state, arch, token_ids=[320, 49406, 49407])
+    clip, bare = load_clip("mine", "mine"), load_clip("mine", None)
+    assert clip.arch == bare.arch == arch
+    assert clip.state_dict is not None
+    assert (bare.state_dict, bare.fingerprint) == (None, "mine/untrained")
+    torch.testing.assert_close(clip.state_dict["text_projection"].float(), state["text_projection"], atol=1e-3, rtol=0)
+    assert load_clip("plain", None).arch.embed_dim == 32
+    for name, pretrained in (("plain", "mine"), ("ViT-B-16", "mine")):
+        with pytest.raises(ValueError, match="set MODEL.CLIP.NAME to mine"):
+            load_clip(name, pretrained)
+
+
+def test_the_loader_alone_knows_the_shapes(tmp_path: Path) -> None:
+    """Whatever is imported first, also in a process that was started anew: importing `san` adds the row."""
+    code = "from san.clip.loader import load_clip; print(load_clip('shapes', 'shapes').fingerprint)"
+    command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(REPO)!r})\n{code}"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    assert done.stdout.strip() == load_clip("shapes", "shapes").fingerprint, done.stderr
+
+
+def test_the_clip_room_does_not_know_the_shapes_world() -> None:
+    for path in sorted((REPO / "san/clip").glob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        assert '"shapes"' not in text and "data.shapes" not in text and "train_shapes" not in text, path.name
 
 
 def test_damaged_and_foreign_files(tmp_path: Path) -> None:

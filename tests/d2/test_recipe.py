@@ -21,7 +21,7 @@ from san.d2.config.keys import load_config
 from san.d2.config.schema import KEYS
 from san.d2.config.yaml_file import leaf_keys, warn_without_effect
 from san.d2.run import run
-from san.data.shapes import ShapesSizes, write_shapes
+from san.data.shapes.dataset import ShapesSizes, write_shapes
 from san.hub import SHAPES_CHECKPOINT
 from tests.d2.conftest import as_arguments
 

@@ -214,7 +214,8 @@ def test_root_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 
 def test_shapes_train_on_seen_and_are_tested_on_all_names(make_cfg: MakeCfg, tmp_path: Path) -> None:
-    from san.data.shapes import NAMES, ShapesSizes, write_shapes
+    from san.data.shapes.dataset import ShapesSizes, write_shapes
+    from san.data.shapes.world import NAMES
 
     write_shapes(tmp_path / "data", ShapesSizes(num_train=4, num_val=2))
     cfg = make_cfg(

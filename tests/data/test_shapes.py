@@ -12,7 +12,6 @@ import pytest
 from PIL import Image
 
 from san.data.label_sets import LabelSet
-from san.data.shapes import BENCHMARKS, GROUNDS, NAMES, NOVEL, SEEN, SHAPES_SPLITS, THINGS, ShapesSizes, write_shapes
 from san.data.shapes.__main__ import main
 from san.data.shapes.captions import (
     Caption,
@@ -22,10 +21,31 @@ from san.data.shapes.captions import (
     word_caption,
     write_caption,
 )
-from san.data.shapes.dataset import IGNORE_LABEL, ensure_written, split_images
+from san.data.shapes.dataset import (
+    BENCHMARKS,
+    IGNORE_LABEL,
+    SHAPES_SPLITS,
+    ShapesSizes,
+    ensure_written,
+    split_images,
+    write_shapes,
+)
 from san.data.shapes.pretraining import FACTS, CaptionStyle, crop_bank, picture_bank, true_pairs, turned, write_captions
 from san.data.shapes.render import render
-from san.data.shapes.world import COLOURS, SCENE_SIZE, SHAPES, SceneStyle, class_index, draw_scene, scene_at
+from san.data.shapes.world import (
+    COLOURS,
+    GROUNDS,
+    NAMES,
+    NOVEL,
+    SCENE_SIZE,
+    SEEN,
+    SHAPES,
+    THINGS,
+    SceneStyle,
+    class_index,
+    draw_scene,
+    scene_at,
+)
 
 SMALL = ShapesSizes(num_train=6, num_val=3)
 TRAIN, VAL_SEEN, VAL_NOVEL, VAL_MIXED = SHAPES_SPLITS

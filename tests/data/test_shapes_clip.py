@@ -14,12 +14,13 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from san.clip.loader import SHAPES_FILE, load_clip
+from san.clip.loader import load_clip
 from san.clip.open_clip_adapter import build_trainable_clip
 from san.clip.templates import load_templates
-from san.data.shapes import NAMES
 from san.data.shapes.captions import NAME_TEMPLATES
+from san.data.shapes.clip import CLIP_FILE
 from san.data.shapes.pretraining import zero_shot
+from san.data.shapes.world import NAMES
 from san.hub import load_pretrained
 
 TOOL = Path(__file__).parents[2] / "tools/maintainers/train_shapes_clip.py"
@@ -62,8 +63,8 @@ def test_committed_clip_names_things_it_has_never_seen_masks_of() -> None:
 
 
 def test_committed_files_are_small_and_tell_their_making() -> None:
-    assert SHAPES_FILE.stat().st_size < 8e6
-    report = json.loads(SHAPES_FILE.with_suffix(".json").read_text())
+    assert CLIP_FILE.stat().st_size < 8e6
+    report = json.loads(CLIP_FILE.with_suffix(".json").read_text())
     assert report["zero_shot_percent"]["things"] >= 90 and report["seed"] == 0 and report["command"]
 
 

@@ -8,7 +8,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from san.clip.vocabulary import ClassText, text_key
-from san.vocabulary import LABEL_SET_NAMES, Vocabulary
+from san.data.label_sets import LABEL_SETS
+from san.vocabulary import Vocabulary
 
 WORDS = st.text(max_size=10) | st.sampled_from(["cat", "dog|hound", "Cat ", "ade20k_150", "a,b", "{}", "ſ", "ß", "İ"])
 TEXT = st.lists(WORDS, max_size=6).map(", ".join) | st.text(max_size=40)
@@ -47,7 +48,7 @@ def test_any_spec(spec):
     assert parsed(list(vocabulary.classes)) == vocabulary, "what came out goes in again"
 
 
-@given(SPEC, st.sampled_from(LABEL_SET_NAMES) | SPEC)
+@given(SPEC, st.sampled_from(LABEL_SETS) | SPEC)
 def test_any_context(spec, context):
     vocabulary = parsed(spec)
     if vocabulary is None:

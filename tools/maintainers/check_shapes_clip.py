@@ -21,10 +21,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from san.cli.main import guarded
-from san.clip.loader import SHAPES_FILE, LoadedClip, load_clip
+from san.clip.loader import LoadedClip, load_clip
 from san.clip.templates import Templates, load_templates
 from san.clip.text_classifier import TextClassifier
 from san.clip.visual import DeepClip, ShallowClip
+from san.data.shapes.clip import CLIP_FILE
 from san.data.shapes.render import render
 from san.data.shapes.world import GROUNDS, NAMES, SCENE_SIZE, THINGS, SceneStyle, class_index, scene_at
 from san.model.build import clip_state_to_own
@@ -88,7 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "clip",
         nargs="?",
-        default=str(SHAPES_FILE),
+        default=str(CLIP_FILE),
         help="file of train_shapes_clip.py (default: the committed)",
     )
     parser.add_argument(

@@ -20,7 +20,6 @@ import numpy as np
 from san.cli.main import guarded
 from san.cli.options import path_option
 from san.data.label_sets import LABEL_SETS, load_label_set
-from san.data.shapes.world import NAMES as SHAPES_NAMES
 from san.visualize.color_words import color_word
 from san.visualize.oklab import color_grid, oklab
 from san.visualize.palette import color_key, may_have
@@ -30,8 +29,8 @@ STEP = 7  # of the colours to choose from, in red, green and blue
 
 def vocabularies() -> list[list[str]]:
     """The label sets, as keys of the file, smallest first, after the shapes world's."""
-    sets = sorted((load_label_set(name).classes for name in LABEL_SETS), key=len)
-    return [[color_key(name) for name in dict.fromkeys(names)] for names in [SHAPES_NAMES, *sets]]
+    sets = sorted(map(load_label_set, LABEL_SETS), key=lambda each: (each.name != "shapes_36", each.num_classes))
+    return [[color_key(name) for name in dict.fromkeys(each.classes)] for each in sets]
 
 
 def choose(sets: list[list[str]], fixed: dict[str, str]) -> dict[str, str]:

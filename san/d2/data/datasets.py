@@ -61,9 +61,9 @@ def register_datasets(root: str | Path | None = None) -> None:
 
 def shapes_benchmarks() -> dict[str, Benchmark]:
     """The splits of the shapes benchmark by registered name."""
-    from san.data import shapes
+    from san.data.shapes.dataset import BENCHMARKS as SHAPES_BENCHMARKS
 
-    return shapes.BENCHMARKS
+    return SHAPES_BENCHMARKS
 
 
 def prepare_shapes(names: Sequence[str], root: str | Path | None = None) -> None:
@@ -74,7 +74,7 @@ def prepare_shapes(names: Sequence[str], root: str | Path | None = None) -> None
         root: folder of the data sets, see `datasets_root`.
     """
     if any(name in shapes_benchmarks() for name in names):
-        from san.data.shapes import ensure_written
+        from san.data.shapes.dataset import ensure_written
 
         ensure_written(datasets_root(root))
 

@@ -21,14 +21,14 @@ import os
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from san.data.benchmarks import Benchmark
-from san.data.label_sets import LabelSet
+from san.data.label_sets import LabelSet, load_label_set
 from san.data.plain_file import read_plain_file
 from san.data.shapes.render import render
 from san.data.shapes.world import GROUNDS, NAMES, NOVEL, NUM_TRAIN_CLASSES, SEEN, THINGS, class_index, scene_at
@@ -108,14 +108,11 @@ class ShapesBenchmark(Benchmark):
     @property
     def labels(self) -> LabelSet:
         """Class names, ignore label and encodings."""
-        return LabelSet(
+        return replace(
+            load_label_set("shapes_36"),
             name=self.label_set,
-            title="shapes",
             classes=self.classes,
-            ignore_label=IGNORE_LABEL,
-            label_dtype="uint8",
             raw_values=tuple(range(len(self.classes))),
-            raw_values_are="class indices",
             groups={"seen": SEEN, "novel": NOVEL, "grounds": GROUNDS},
         )
 
