@@ -209,9 +209,10 @@ class TextEmbedder:
         return self._store
 
     def _drop_stale_cache(self, tower: TextTower) -> None:
-        """Embeddings of weights since replaced, trained or moved, or of another precision, are forgotten."""
+        """Embeddings of weights since replaced, trained or moved, of other prompts or precision, are forgotten."""
         # tensors of inference mode count no versions: of those, only replaced and moved ones are seen
         key = (
+            self.prompts.identity,
             _product_precision(tower.device),
             *(
                 (id(each), None if each.is_inference() else each._version, each.device)

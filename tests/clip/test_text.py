@@ -14,7 +14,6 @@ import torch
 from san.clip.templates import load_templates
 from san.clip.text_cache import TextCache
 from san.clip.text_classifier import TextClassifier
-from san.clip.text_embedder import TextEmbedder
 from san.clip.text_tower import TextTower
 from san.clip.vocabulary import ClassText
 from san.hub import load_pretrained, save_pretrained
@@ -170,7 +169,7 @@ def test_other_prompts(classifier: TextClassifier) -> None:
             return [name[::-1], f"no {name[::-1]}"]
 
     before, key = classifier.embed(["cat"]), classifier.embedder.fingerprint(classifier)
-    classifier.embedder = TextEmbedder(classifier.embedder.tokenizer, Backwards())
+    classifier.embedder.prompts = Backwards()
     expected = classifier.embed([ClassText("cat", prompts=("tac", "no tac"))])
     torch.testing.assert_close(classifier.embed(["cat"]), expected)
     assert not torch.allclose(before, expected)
