@@ -17,13 +17,13 @@ SAN = REPO / "san"
 # What a room may import from san besides itself (docs/architecture.md).
 ROOMS: dict[str, set[str]] = {
     "clip": set(),
-    "model": {"clip", "registry", "part"},
-    "losses": {"registry", "part"},
+    "model": {"clip", "part"},
+    "losses": {"part"},
     "data": {"clip"},
     "visualize": {"data"},
     "postprocess": set(),
     "evaluation": {"data", "postprocess", "visualize"},
-    "checkpoint": {"model", "clip", "registry"},
+    "checkpoint": {"model", "clip"},
     "allocator": set(),
     "redaction": set(),
     "errors": set(),
@@ -42,7 +42,7 @@ ROOMS: dict[str, set[str]] = {
     },
     "d2": {
         "allocator", "files", "clip", "model", "losses", "data", "visualize", "postprocess", "evaluation", "checkpoint",
-        "predictor", "segmentation", "vocabulary", "hub", "registry", "user_modules",
+        "predictor", "segmentation", "vocabulary", "hub", "user_modules",
     },
     "": {"clip", "model", "checkpoint", "data", "predictor", "segmentation", "vocabulary", "hub"},  # the public API
 }  # fmt: skip
@@ -50,11 +50,13 @@ ROOMS["demo"] = set(ROOMS) - {"d2", ""}
 ROOMS["benchmark"] = set(ROOMS) - {"demo", ""}
 ROOMS["cli"] = set(ROOMS) - {""}
 ROOMS["__main__"] = {"cli"}
-for _room in set(ROOMS) - {"redaction", "errors", "files", "torch_defaults", "record"}:
-    ROOMS[_room] |= {"errors", "files", "torch_defaults", "record"}  # what every room may import
+_EVERYWHERE = {"errors", "files", "torch_defaults", "record", "registry"}
+for _room in set(ROOMS) - {"redaction", *_EVERYWHERE}:
+    ROOMS[_room] |= _EVERYWHERE
 for _room in set(ROOMS) - {"redaction"}:
     ROOMS[_room] |= {"redaction"}
 ROOMS["record"] |= {"errors"}
+ROOMS["registry"] |= {"errors"}
 
 # Packages that only one file may import.
 DOORS = {

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
+from san.clip.prompts import Prompts
 from san.errors import excerpt
 from san.record import FieldError
+from san.registry import NoOptions, Registry
+
+PROMPTS: Registry[Callable[..., Prompts]] = Registry(
+    "kind of prompts", "prompts.name", "prompts.options.", own=__name__
+)
+"""Called with options and the templates of `clip.templates`, and returns what makes prompts of a name."""
 
 MAX_TEMPLATES, MAX_LENGTH = 1000, 500
 """Of a list of one's own, and characters of each."""
@@ -33,6 +40,12 @@ class Templates:
     def __call__(self, name: str) -> list[str]:
         """A prompt per template."""
         return [template.format(name) for template in self.texts]
+
+
+@PROMPTS.register("templates")
+def template_prompts(options: NoOptions, templates: Sequence[str]) -> Templates:
+    """The prompts of `clip.templates`, see `load_templates`."""
+    return Templates(tuple(templates))
 
 
 @cache

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from san.clip.arch import ClipArch
-from san.clip.text_embedder import Prompts, TextEmbedder, TextEmbeddings
+from san.clip.prompts import Prompts
+from san.clip.text_embedder import TextEmbedder, TextEmbeddings
 from san.clip.text_tower import TextTower
 from san.clip.tokenizer import Tokenizer
 from san.clip.vocabulary import ClassText

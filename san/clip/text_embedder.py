@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from san.clip.prompt_length import cut_remarks
 from san.clip.prompt_passes import encode_prompts
+from san.clip.prompts import Prompts
 from san.clip.text_cache import TextCache
 from san.clip.text_tower import TextTower
 from san.clip.tokenizer import CompactTokenizer, Tokenizer, tokenizer_identity
@@ -30,20 +31,6 @@ _MAX_CACHED = 32_768  # embeddings kept in memory; at a width of 512 that is 64 
 _MORE_ON_GPU = 8  # times the tokens of a pass, where launching a pass takes longer than computing it
 _FULL_PRECISION = ("highest", "ieee", "none")  # of products, in old and new words
 _NAME, _PROMPT = "t:", "p:"  # before a text, in a cache: a name, of which prompts are made, or a prompt as it is
-
-
-class Prompts(Protocol):
-    """What makes prompts of a name, such as `san.clip.templates.Templates`."""
-
-    @property
-    def identity(self) -> str:
-        """Equal for two if and only if they make the same prompts; embeddings on disk are known by it."""
-
-    def __call__(self, name: str) -> Sequence[str]:
-        """The prompts of a name, as many for every name.
-
-        Prompts of the same index may begin alike for all names; what they share is computed once.
-        """
 
 
 @dataclass(frozen=True, eq=False)

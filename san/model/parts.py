@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 import torch.nn.functional as F
 from torch import Tensor
 
+from san.clip.templates import PROMPTS
 from san.model.config import SANConfig
 from san.model.layers import adaptive_max_pool
 from san.part import Part
 from san.registry import PartConfig, Registry
 
 if TYPE_CHECKING:
-    from san.clip.text import TextClassifier
+    from san.clip.text_classifier import TextClassifier
 
 FUSIONS: Registry[type[Fusion]] = Registry("fusion", "fusion.name", "fusion.options.", own="san.model.side_adapter")
 MASK_HEADS: Registry[type[MaskHead]] = Registry(
@@ -52,6 +53,7 @@ def parts_of(config: SANConfig) -> list[tuple[Registry[Any], PartConfig]]:
         (MASK_HEADS, config.mask_head),
         (BIAS_HEADS, config.bias_head),
         (SLS_INITS, config.clip.sls_init),
+        (PROMPTS, config.prompts),
         (SCORERS, config.scorer),
     ]
 
@@ -65,6 +67,7 @@ def describe_parts(config: SANConfig) -> SANConfig:
         fusion=FUSIONS.described(config.fusion),
         mask_head=MASK_HEADS.described(config.mask_head),
         bias_head=BIAS_HEADS.described(config.bias_head),
+        prompts=PROMPTS.described(config.prompts),
         scorer=SCORERS.described(config.scorer),
     )
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from san.clip.text import TextClassifier
+from san.clip.text_classifier import TextClassifier
 from san.model.parts import SCORERS, SLS_INITS, Scorer, SLSInit
 
 

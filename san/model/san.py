@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from san.clip.arch import ClipArch
-from san.clip.templates import Templates, load_templates
+from san.clip.templates import PROMPTS, load_templates
 from san.clip.text_classifier import TextClassifier
 from san.clip.tokenizer import Tokenizer
 from san.clip.visual import DeepClip, ShallowClip, ShallowFeatures
@@ -100,7 +100,8 @@ class SANModel(nn.Module):
         self.config, self.arch = config, arch
         self.shallow_clip = ShallowClip(arch, clip.shallow_depth)
         self.deep_clip = DeepClip(arch, arch.vision.depth - clip.shallow_depth)
-        self.text_classifier = TextClassifier(arch, tokenizer, Templates(load_templates(clip.templates)))
+        prompts = PROMPTS.build(config.prompts, load_templates(clip.templates))
+        self.text_classifier = TextClassifier(arch, tokenizer, prompts)
         self.side_adapter = SideAdapter(config, width)
         self.mask_head = MASK_HEADS.build(config.mask_head, config)
         self.bias_head = BIAS_HEADS.build(config.bias_head, config)

@@ -125,7 +125,7 @@ def test_only_keys_that_san_reads() -> None:
     keys = set(leaf_keys(san_cfg()))
     assert not {key for key in keys if key.startswith(("MODEL.RPN", "MODEL.ROI", "SOLVER.STEPS", "SOLVER.GAMMA"))}
     tables = {key.name for key in KEYS.values() if key.is_table}
-    assert keys == KEYS.keys() - tables and len(tables) == 6
+    assert keys == KEYS.keys() - tables and len(tables) == 7
 
 
 def test_a_detectron2_configuration_takes_sans_keys() -> None:

@@ -12,6 +12,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
+from san.clip.templates import PROMPTS
 from san.d2.config.schema import KEYS, Key
 from san.files import replacing
 from san.losses import TERMS
@@ -41,6 +42,7 @@ REGISTRIES: dict[str, Registry[Any]] = {
     "MODEL.MASK_HEAD.NAME": MASK_HEADS,
     "MODEL.BIAS_HEAD.NAME": BIAS_HEADS,
     "MODEL.CLIP.SLS_INIT": SLS_INITS,
+    "MODEL.PROMPTS.NAME": PROMPTS,
     "MODEL.SCORER.NAME": SCORERS,
     "MODEL.LOSS.TERMS": TERMS,
 }

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from san.clip.templates import PROMPTS
 from san.clip.text_cache import resolve_folder
 from san.d2.api import CfgNode, get_cfg
 from san.d2.config.checks import check_values
@@ -41,6 +42,7 @@ PARTS: dict[str, Registry[Any]] = {
     "MODEL.MASK_HEAD": MASK_HEADS,
     "MODEL.BIAS_HEAD": BIAS_HEADS,
     "MODEL.CLIP.SLS_INIT": SLS_INITS,
+    "MODEL.PROMPTS": PROMPTS,
     "MODEL.SCORER": SCORERS,
 }
 """Which registry the name under a key is of."""
