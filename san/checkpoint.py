@@ -23,7 +23,7 @@ from san.errors import excerpt
 from san.model.build import is_clip_tensor
 from san.model.parts import parts_of
 from san.model.san import SANModel
-from san.record import read_record
+from san.record import FieldError, read_record
 from san.registry import PartConfig
 
 # published prefix -> own prefix; the first match counts, in either direction
@@ -219,10 +219,11 @@ def fitting_tensors(
     if wrong:
         remedy = "use the configuration it was trained with"
         if frozen.isdisjoint(found):
-            remedy += " (it leaves CLIP's weights to MODEL.CLIP.PRETRAINED)"
+            remedy += " (it leaves CLIP's weights to clip.pretrained)"
         if any(name not in found and not name.startswith(inner) for name in wanted):
             remedy += f", or name modules that start without it in {type(model).__name__}.fresh_modules"
-        raise ValueError(f"{label} does not fit this model; {remedy}. {len(wrong)} tensors differ: {listed(wrong)}")
+        message = f"{label} does not fit this model; {remedy}. {len(wrong)} tensors differ: {listed(wrong)}"
+        raise FieldError(message, "clip.pretrained")
     return found
 
 
@@ -339,9 +340,11 @@ def check_clip(model: SANModel, note: Mapping[str, Any], label: str) -> None:
     """
     found = frozen_fingerprint(model)
     if note["clip_fingerprint"] != found:
-        raise ValueError(
+        raise FieldError(
             f"{label} was trained on the frozen CLIP {excerpt(note.get('clip'))} "
             f"({excerpt(note['clip_fingerprint'])}), but "
-            f"this model has {model.config.clip.name} {model.config.clip.pretrained} ({found}); set MODEL.CLIP.NAME "
-            "and MODEL.CLIP.PRETRAINED to the former"
+            f"this model has {model.config.clip.name} {model.config.clip.pretrained} ({found}); set clip.name "
+            "and clip.pretrained to the former",
+            "clip.name",
+            "clip.pretrained",
         )

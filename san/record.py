@@ -36,6 +36,14 @@ class FieldError(ValueError):
         self.names = names
 
 
+class FieldFileError(FileNotFoundError):
+    """An option names a file that does not exist; see `FieldError`."""
+
+    def __init__(self, message: str, *names: str) -> None:
+        super().__init__(message)
+        self.names = names
+
+
 @dataclasses.dataclass(frozen=True)
 class Constraint:
     """Legal values of a field; of a tuple, of each of its elements.

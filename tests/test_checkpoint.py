@@ -158,7 +158,7 @@ def test_slim_file(tmp_path: Path, half: bool) -> None:
 
 def test_slim_file_of_another_clip_is_refused(tmp_path: Path) -> None:
     save_slim(make(0), tmp_path / "slim.pth")
-    with pytest.raises(ValueError, match=r"trained on the frozen CLIP 'tiny None'.*MODEL.CLIP.PRETRAINED"):
+    with pytest.raises(ValueError, match=r"trained on the frozen CLIP 'tiny None'.*clip.pretrained"):
         load_weights(make(1), tmp_path / "slim.pth")
 
 

@@ -299,3 +299,17 @@ def test_imports_without_detectron2_wandb_and_gradio(tmp_path, everything):
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip()[0].isdigit()
+
+
+@pytest.mark.parametrize("room", ["clip", "model", "losses", "vocabulary", "checkpoint"])
+def test_plain_rooms_name_no_configuration_key(room: str) -> None:
+    """They speak of their own fields; `san.d2` puts the keys in."""
+    paths = sorted((SAN / room).rglob("*.py")) or [SAN / f"{room}.py"]
+    named = [
+        (relative(path), found)
+        for path in paths
+        for found in re.findall(
+            r"\b(?:MODEL|SOLVER|INPUT|DATASETS|DATALOADER)\.[A-Z_.]+", path.read_text(encoding="utf-8")
+        )
+    ]
+    assert not named

@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from san.checkpoint import brings_clip, load_checkpoint_file, load_weights, save_slim, to_published
-    from san.d2.config.keys import load_config, san_config
+    from san.d2.config.keys import load_config, naming_keys, san_config
     from san.hub import save_pretrained
     from san.model.build import build_san
 
@@ -45,8 +45,9 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--half goes with --to slim and folder, not with {args.to}, which is exact")
     content = load_checkpoint_file(args.checkpoint)
     cfg = load_config(args.config_file, imports=args.imports)
-    model = build_san(san_config(cfg), clip_weights=not brings_clip(content["model"]))
-    load_weights(model, content)
+    with naming_keys():
+        model = build_san(san_config(cfg), clip_weights=not brings_clip(content["model"]))
+        load_weights(model, content)
     if args.to == "folder":
         save_pretrained(model, args.out, half=args.half)
     else:

@@ -22,7 +22,7 @@ from san.clip.tokenizer import BpeTokenizer, Tokenizer, fitting_tokenizer
 from san.clip.weights import read_clip_weights, weights_fingerprint
 from san.clip.weights_file import read_metadata, read_tensors
 from san.errors import one_line
-from san.record import parse_json
+from san.record import FieldError, FieldFileError, parse_json
 from san.torch_defaults import torch_defaults
 
 logger = logging.getLogger(__name__)
@@ -96,7 +96,9 @@ def load_clip(
     if isinstance(own, Path):
         return _load_named_file(name, own, pretrained)
     if pretrained in CLIPS and pretrained != name:
-        raise ValueError(f"the weights {pretrained!r} are not of CLIP {name!r}; set MODEL.CLIP.NAME to {pretrained}")
+        raise FieldError(
+            f"the weights {pretrained!r} are not of CLIP {name!r}; set clip.name to {pretrained}", "clip.name"
+        )
     arch = own or _open_clip_arch(name)
     tokenizer = BpeTokenizer(arch.text.context_length)
     if not pretrained:
@@ -104,7 +106,9 @@ def load_clip(
     tag, file = _tag_and_file(pretrained)
     if tag:
         if own:
-            raise ValueError(f"CLIP {name!r} has no weights {tag!r}; leave MODEL.CLIP.PRETRAINED empty, or name a file")
+            raise FieldError(
+                f"CLIP {name!r} has no weights {tag!r}; leave clip.pretrained empty, or name a file", "clip.pretrained"
+            )
         arch = _as_trained(arch, open_clip_adapter.trained_as(name, tag), openai=tag == "openai")
         if not file and not weights:
             return LoadedClip(arch, None, tokenizer, fingerprint=f"{name}/{tag}")
@@ -118,7 +122,7 @@ def load_clip(
         if not arch.quick_gelu and not own:
             logger.warning(
                 "%s does not say how it was trained: taken as %s with plain GELU. If these are OpenAI's weights, every "
-                "number would be off: set MODEL.CLIP.PRETRAINED to openai:%s",
+                "number would be off: set clip.pretrained to openai:%s",
                 file,
                 name,
                 file,
@@ -131,9 +135,10 @@ def _load_named_file(name: str, file: Path, pretrained: str | None) -> LoadedCli
     if not pretrained:
         return replace(_load_own_file(file), state_dict=None, fingerprint=f"{name}/untrained")
     if pretrained != name and not Path(pretrained).is_file():
-        raise ValueError(
+        raise FieldError(
             f"CLIP {name!r} has the weights {name!r}, and there is no file {pretrained!r}; "
-            f"set MODEL.CLIP.PRETRAINED to {name}, or to a file of san.clip.loader.save_clip_file"
+            f"set clip.pretrained to {name}, or to a file of san.clip.loader.save_clip_file",
+            "clip.pretrained",
         )
     return _load_own_file(file if pretrained == name else Path(pretrained))
 
@@ -146,9 +151,10 @@ def _tag_and_file(pretrained: str) -> tuple[str, Path | None]:
     if colon and Path(file).is_file():
         return tag, Path(file)
     if colon or Path(pretrained).suffix or len(Path(pretrained).parts) > 1:
-        raise FileNotFoundError(
+        raise FieldFileError(
             f"no CLIP weights at {file if colon else pretrained!r}; "
-            "set MODEL.CLIP.PRETRAINED to an open_clip tag or an existing file"
+            "set clip.pretrained to an open_clip tag or an existing file",
+            "clip.pretrained",
         )
     return pretrained, None
 
@@ -175,9 +181,10 @@ def _open_clip_arch(name: str) -> ClipArch:
     if "multimodal_cfg" in config:
         wrong.append("a CoCa model")
     if wrong:
-        raise ValueError(
+        raise FieldError(
             f"CLIP model {name!r} is no plain class-token ViT with a causal text tower ({'; '.join(wrong)}); "
-            "set MODEL.CLIP.NAME to one that is, such as ViT-B-16 or ViT-L-14-336"
+            "set clip.name to one that is, such as ViT-B-16 or ViT-L-14-336",
+            "clip.name",
         )
     width = vision.get("width", 768)
     return ClipArch(

@@ -22,6 +22,7 @@ from torch import nn
 from san.clip.arch import OPENAI_MEAN, OPENAI_STD, ClipArch
 from san.errors import excerpt, one_line
 from san.files import home_folder, user_path
+from san.record import FieldError, FieldFileError
 
 _HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 OPENAI_MODELS = ("ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-L-14-336")
@@ -42,9 +43,10 @@ def model_config(name: str) -> Mapping[str, Any]:
     config: Mapping[str, Any] | None = None if ":" in name else open_clip.get_model_config(name)
     if config is None:
         near = [other for other in open_clip.list_models() if other.lower().startswith(name.lower()[:5])]
-        raise ValueError(
-            f"open_clip knows no model {excerpt(name)}; set MODEL.CLIP.NAME to one of its class-token ViTs, "
-            f"such as {near or ['ViT-B-16']}"
+        raise FieldError(
+            f"open_clip knows no model {excerpt(name)}; set clip.name to one of its class-token ViTs, "
+            f"such as {near or ['ViT-B-16']}",
+            "clip.name",
         )
     return config
 
@@ -82,8 +84,9 @@ def tag_record(name: str, tag: str) -> dict[str, Any]:
     record: dict[str, Any] = open_clip.get_pretrained_cfg(name, tag)
     if not record:
         known = open_clip.list_pretrained_tags_by_model(name)
-        raise ValueError(
-            f"open_clip has no weights {tag!r} for {name!r}; set MODEL.CLIP.PRETRAINED to one of {known} or to a file"
+        raise FieldError(
+            f"open_clip has no weights {tag!r} for {name!r}; set clip.pretrained to one of {known} or to a file",
+            "clip.pretrained",
         )
     return record
 
@@ -136,9 +139,10 @@ def fetch_weights(name: str, tag: str, *, cache_dir: str | Path | None = None, l
             return Path(open_clip.download_pretrained(record, cache_dir=folder))  # checks the sum of what is there
         except (OSError, RuntimeError) as error:
             reason = f"and cannot be downloaded ({one_line(error, limit=300)})"
-    raise FileNotFoundError(
+    raise FieldFileError(
         f"the weights {tag!r} of CLIP {name!r} are not on this machine {reason}; download {source} elsewhere and set "
-        f"MODEL.CLIP.PRETRAINED to {tag}:FILE, or keep it in the cache {folder or '(HF_HOME names a folder for it)'}"
+        f"clip.pretrained to {tag}:FILE, or keep it in the cache {folder or '(HF_HOME names a folder for it)'}",
+        "clip.pretrained",
     )
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from san.clip.arch import ClipArch
 from san.clip.blocks import Block
 from san.clip.pos_embed import resize_pos_embed
+from san.record import FieldError
 from san.torch_defaults import without_autocast
 
 
@@ -57,9 +58,10 @@ class ShallowClip(nn.Module):
             ValueError: the image is smaller than a patch.
         """
         if min(images.shape[-2:]) < self.patch_size:
-            raise ValueError(
+            raise FieldError(
                 f"CLIP's input of {tuple(images.shape[-2:])} pixels is smaller than its patch of {self.patch_size}; "
-                "give larger images or raise MODEL.CLIP.INPUT_SCALE"
+                "give larger images or raise clip.input_scale",
+                "clip.input_scale",
             )
         x = self.conv1(images)  # (B, D, h, w)
         grid = (x.shape[-2], x.shape[-1])

@@ -18,7 +18,7 @@ from san.clip.vocabulary import ClassText
 from san.clip.weights import check_finite
 from san.d2.api import META_ARCH_REGISTRY, CfgNode, MetadataCatalog
 from san.d2.checkpoints.checkpointer import slim_note
-from san.d2.config.keys import loss_config, san_config, text_cache_folder
+from san.d2.config.keys import loss_config, naming_keys, san_config, text_cache_folder
 from san.d2.config.yaml_file import warn_without_effect
 from san.d2.data.datasets import metadata_of
 from san.data.targets import classes_present
@@ -56,9 +56,10 @@ class SAN(nn.Module):
             raise ValueError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT!r}, but SAN takes RGB images; set it to RGB")
         warn_without_effect(cfg, "MODEL")
         note = slim_note(cfg.MODEL.WEIGHTS)
-        self.model = build_san(san_config(cfg), clip_weights=note is not None)
-        if note and "clip_fingerprint" in note:  # not every loader hands the note over
-            check_clip(self.model, note, cfg.MODEL.WEIGHTS)
+        with naming_keys():
+            self.model = build_san(san_config(cfg), clip_weights=note is not None)
+            if note and "clip_fingerprint" in note:  # not every loader hands the note over
+                check_clip(self.model, note, cfg.MODEL.WEIGHTS)
         self.model.text_classifier.embedder.disk_cache = text_cache_folder(cfg)
         if cfg.MODEL.COMPILE:
             self.model.compile_network()
@@ -85,7 +86,8 @@ class SAN(nn.Module):
         """Brings a state into the form of this model before anything is copied; every way of loading calls this."""
         given = {key.removeprefix(prefix): state_dict.pop(key) for key in [*state_dict] if key.startswith(prefix)}
         content = given if isinstance(given.get("model"), Mapping) else {**local_metadata, "model": given}
-        state = fitting_tensors(self, content, fresh=self.fresh_modules)
+        with naming_keys():
+            state = fitting_tensors(self, content, fresh=self.fresh_modules)
         check_finite(state, "the checkpoint")
         state_dict.update((prefix + name, value) for name, value in state.items())
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
@@ -115,10 +117,11 @@ class SAN(nn.Module):
                 "CLIP's weights are those of MODEL.WEIGHTS, which was not loaded; load it, such as with "
                 "DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS), or leave MODEL.WEIGHTS empty"
             )
-        images = self.model.stack([sample["image"] for sample in batched_inputs])
-        if self.training:
-            return self._losses(images, batched_inputs, norm)
-        return self._predict(images, batched_inputs)
+        with naming_keys():
+            images = self.model.stack([sample["image"] for sample in batched_inputs])
+            if self.training:
+                return self._losses(images, batched_inputs, norm)
+            return self._predict(images, batched_inputs)
 
     def _classes(self, sample: dict[str, Any]) -> tuple[str | ClassText, ...]:
         """The vocabulary of a sample."""

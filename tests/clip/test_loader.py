@@ -140,7 +140,7 @@ def test_a_tags_weights_in_a_file_of_ones_own(
     assert load_clip("ViT-B-16", f"openai:{file}").arch.quick_gelu
     assert not caplog.text
     assert not load_clip("ViT-B-16", str(file)).arch.quick_gelu
-    assert f"set MODEL.CLIP.PRETRAINED to openai:{file}" in caplog.text
+    assert f"set clip.pretrained to openai:{file}" in caplog.text
 
 
 def test_own_file_round_trip(tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_no_network_says_what_to_download(monkeypatch: pytest.MonkeyPatch, tmp_p
 
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match=r"vit_base_patch16_clip_224.*safetensors.*PRETRAINED to openai:FILE"):
+    with pytest.raises(FileNotFoundError, match=r"vit_base_patch16_clip_224.*safetensors.*clip.pretrained to openai:FILE"):
         load_clip("ViT-B-16", "openai")
 
 
@@ -191,7 +191,7 @@ def test_no_network_says_what_to_download(monkeypatch: pytest.MonkeyPatch, tmp_p
         ("ViT-B-16", "opneai", ValueError, "no weights 'opneai' for 'ViT-B-16'.*openai"),
         ("ViT-B-16", "weights/none.pt", FileNotFoundError, "no CLIP weights at 'weights/none.pt'"),
         ("shapes", "openai", ValueError, "CLIP 'shapes' has the weights 'shapes'"),
-        ("ViT-B-16", "shapes", ValueError, "set MODEL.CLIP.NAME to shapes"),
+        ("ViT-B-16", "shapes", ValueError, "set clip.name to shapes"),
         ("tiny", "openai", ValueError, "CLIP 'tiny' has no weights 'openai'"),
     ],
 )
@@ -215,7 +215,7 @@ def test_a_clip_of_ones_own_has_a_name(tmp_path: Path, monkeypatch: pytest.Monke
     torch.testing.assert_close(clip.state_dict["text_projection"].float(), state["text_projection"], atol=1e-3, rtol=0)
     assert load_clip("plain", None).arch.embed_dim == 32
     for name, pretrained in (("plain", "mine"), ("ViT-B-16", "mine")):
-        with pytest.raises(ValueError, match="set MODEL.CLIP.NAME to mine"):
+        with pytest.raises(ValueError, match="set clip.name to mine"):
             load_clip(name, pretrained)
 
 

@@ -154,7 +154,7 @@ REFUSED = {
     "no patch": (lambda: tiny(side_adapter={"patch_size": 0}), "side_adapter.patch_size is 0"),
     "MLP ratio": (lambda: tiny(side_adapter={"mlp_ratio": -1.0}), "side_adapter.mlp_ratio is -1.0"),
     "divisibility": (lambda: replace(variant("tiny"), size_divisibility=24), "multiple of 16"),
-    "ResNet CLIP": (lambda: build_san(tiny(clip={"name": "RN50"})), "'RN50'.*ResNet.*MODEL.CLIP.NAME"),
+    "ResNet CLIP": (lambda: build_san(tiny(clip={"name": "RN50"})), "'RN50'.*ResNet.*clip.name"),
     "pooled CLIP": (lambda: build_san(tiny(clip={"name": "ViT-L-14-CLIPA"})), "no_ln_pre=True"),
     "unknown CLIP": (lambda: build_san(tiny(clip={"name": "ViT-B-17"})), "no model 'ViT-B-17'.*ViT-B-16"),
     "variant": (lambda: variant("vit_h14"), "'vit_h14'.*vit_b16"),

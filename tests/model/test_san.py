@@ -109,7 +109,7 @@ def test_any_padded_size(model: SANModel, size: tuple[int, int]) -> None:
 
 
 def test_image_smaller_than_a_patch_is_refused(model: SANModel) -> None:
-    with pytest.raises(ValueError, match="smaller than its patch of 16.*INPUT_SCALE"):
+    with pytest.raises(ValueError, match="smaller than its patch of 16.*clip.input_scale"):
         model(draw(1, 3, 16, 64), torch.eye(1, 64))
 
 

@@ -32,7 +32,7 @@ from san.errors import excerpt
 from san.losses import TERMS, LossConfig
 from san.model.config import AttnBiasConfig, ClipConfig, HeadConfig, SANConfig, SideAdapterConfig
 from san.model.parts import BIAS_HEADS, FUSIONS, MASK_HEADS, SCORERS, SLS_INITS, check_parts
-from san.record import AUTO, FieldError, Options
+from san.record import AUTO, FieldError, FieldFileError, Options
 from san.registry import PartConfig, Registry, options_class
 
 Record = TypeVar("Record", bound=Options)
@@ -141,11 +141,11 @@ def naming_keys() -> Iterator[None]:
     """Errors about fields of dataclasses name the keys of these fields instead."""
     try:
         yield
-    except FieldError as error:
+    except (FieldError, FieldFileError) as error:
         message = str(error)
         for name in sorted(error.names, key=len, reverse=True):
             message = message.replace(name, _key_of(name))
-        raise ValueError(message) from error
+        raise (ValueError if isinstance(error, ValueError) else FileNotFoundError)(message) from error
 
 
 def _key_of(name: str) -> str:
