@@ -28,6 +28,7 @@ from san.losses.point_sampling import keep_uncertain, sample_points, uniform_poi
 from san.model.attention_bias import AttentionBiasHead
 from san.model.parts import MaskPrediction, SideFeatures
 from san.model.san import SANModel
+from san.postprocess import Geometry
 
 
 @contextmanager
@@ -108,27 +109,21 @@ def _deep_pass(deep: DeepClip, x: Tensor, bias: Tensor) -> Tensor:
     return F.normalize(deep.ln_post(x[:, :count]) @ deep.proj, dim=-1)
 
 
-def plain_scores(
-    mask_logits: Tensor,
-    class_logits: Tensor,
-    *,
-    padded_size: tuple[int, int],
-    image_size: tuple[int, int],
-    output_size: tuple[int, int],
-) -> Tensor:
+def plain_scores(mask_logits: Tensor, class_logits: Tensor, geometry: Geometry) -> Tensor:
     """Scores (C, H, W) of one image; every mask is resized to the padded, then to the output size.
 
     Arguments as in `san.postprocess.semantic_scores`.
     """
-    masks = F.interpolate(mask_logits.float()[None], padded_size, mode="bilinear", align_corners=False)
-    masks = masks[..., : image_size[0], : image_size[1]]
-    masks = F.interpolate(masks, output_size, mode="bilinear", align_corners=False)[0].sigmoid()  # (Q, H, W)
+    height, width = geometry.image_size
+    masks = F.interpolate(mask_logits.float()[None], geometry.padded_size, mode="bilinear", align_corners=False)
+    masks = masks[..., :height, :width]
+    masks = F.interpolate(masks, geometry.output_size, mode="bilinear", align_corners=False)[0].sigmoid()  # (Q, H, W)
     return torch.einsum("qc,qhw->chw", class_logits.float().softmax(dim=-1)[:, :-1], masks)
 
 
-def plain_labels(mask_logits: Tensor, class_logits: Tensor, **sizes: tuple[int, int]) -> Tensor:
+def plain_labels(mask_logits: Tensor, class_logits: Tensor, geometry: Geometry) -> Tensor:
     """The label map (H, W) of all scores at once."""
-    return plain_scores(mask_logits, class_logits, **sizes).argmax(dim=0)
+    return plain_scores(mask_logits, class_logits, geometry).argmax(dim=0)
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -25,24 +26,38 @@ _TILE_ROWS = 2  # of tiles in a band
 _FEW_CLASSES = 40  # of which leaving out some would not pay; fewer where there are few queries
 
 
+@dataclass(frozen=True)
+class Geometry:
+    """Sizes that connect an image's masks to its result, each (height, width) in pixels.
+
+    Attributes:
+        padded_size: of the batch that went into the network.
+        image_size: of the image, which fills the upper left corner of that; the rest is padding.
+        output_size: of the result.
+
+    Raises:
+        ValueError: a size is not positive, or the image is larger than the padded batch.
+    """
+
+    padded_size: tuple[int, int]
+    image_size: tuple[int, int]
+    output_size: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        if any(image > padded for image, padded in zip(self.image_size, self.padded_size, strict=True)):
+            raise ValueError(f"image_size {self.image_size} exceeds padded_size {self.padded_size}; were they swapped?")
+        if min(*self.image_size, *self.output_size) < 1:
+            raise ValueError(f"image_size {self.image_size} and output_size {self.output_size} must be positive")
+
+
 @torch_defaults()
-def semantic_scores(
-    mask_logits: Tensor,
-    class_logits: Tensor,
-    *,
-    padded_size: tuple[int, int],
-    image_size: tuple[int, int],
-    output_size: tuple[int, int],
-    shrink: int = 1,
-) -> Tensor:
+def semantic_scores(mask_logits: Tensor, class_logits: Tensor, geometry: Geometry, *, shrink: int = 1) -> Tensor:
     """Score of every class at every pixel: sum over queries of softmax(class) * sigmoid(mask), background dropped.
 
     Args:
         mask_logits: (Q, h_s, w_s), before the sigmoid.
         class_logits: (Q, C+1), the last column "no object".
-        padded_size: (height, width) of the padded batch that went into the network.
-        image_size: (height, width) of this image inside it, at the top left.
-        output_size: (height, width) of the result.
+        geometry: sizes of the network's input, of the image in it, and of the result.
         shrink: factor by which the bands are lower than usual, where memory is short.
 
     Returns:
@@ -52,30 +67,20 @@ def semantic_scores(
         ValueError: shapes that do not fit each other.
     """
     class_probs = _class_probs(mask_logits, class_logits)[:, :-1]  # (Q, C)
-    num_rows = _rows_of_band(_BAND_VALUES // shrink, class_probs, output_size)
-    scores = torch.empty(class_probs.shape[1], *output_size, device=mask_logits.device)
-    for rows, columns, mask_probs in _mask_bands(mask_logits, padded_size, image_size, output_size, num_rows):
+    num_rows = _rows_of_band(_BAND_VALUES // shrink, class_probs, geometry)
+    scores = torch.empty(class_probs.shape[1], *geometry.output_size, device=mask_logits.device)
+    for rows, columns, mask_probs in _mask_bands(mask_logits, geometry, num_rows):
         scores[:, rows, columns] = torch.einsum("qc,qhw->chw", class_probs, mask_probs)
     return scores
 
 
-def semantic_labels(
-    mask_logits: Tensor,
-    class_logits: Tensor,
-    *,
-    padded_size: tuple[int, int],
-    image_size: tuple[int, int],
-    output_size: tuple[int, int],
-    shrink: int = 1,
-) -> Tensor:
+def semantic_labels(mask_logits: Tensor, class_logits: Tensor, geometry: Geometry, *, shrink: int = 1) -> Tensor:
     """Class of every pixel: the argmax of `semantic_scores`, without ever holding C x H x W scores.
 
     Args:
         mask_logits: (Q, h_s, w_s), before the sigmoid.
         class_logits: (Q, C+1), the last column "no object".
-        padded_size: (height, width) of the padded batch that went into the network.
-        image_size: (height, width) of this image inside it, at the top left.
-        output_size: (height, width) of the result.
+        geometry: sizes of the network's input, of the image in it, and of the result.
         shrink: factor by which the bands are lower than usual, where memory is short.
 
     Returns:
@@ -84,24 +89,15 @@ def semantic_labels(
     Raises:
         ValueError: shapes that do not fit each other.
     """
-    return labels_and_scores(
-        mask_logits,
-        class_logits,
-        padded_size=padded_size,
-        image_size=image_size,
-        output_size=output_size,
-        shrink=shrink,
-    )[0]
+    return labels_and_scores(mask_logits, class_logits, geometry, shrink=shrink)[0]
 
 
 @torch_defaults()
 def labels_and_scores(
     mask_logits: Tensor,
     class_logits: Tensor,
+    geometry: Geometry,
     *,
-    padded_size: tuple[int, int],
-    image_size: tuple[int, int],
-    output_size: tuple[int, int],
     threshold: float = 0.0,
     none_of_these: bool = False,
     shrink: int = 1,
@@ -111,9 +107,7 @@ def labels_and_scores(
     Args:
         mask_logits: (Q, h_s, w_s), before the sigmoid.
         class_logits: (Q, C+1), the last column "no object".
-        padded_size: (height, width) of the padded batch that went into the network.
-        image_size: (height, width) of this image inside it, at the top left.
-        output_size: (height, width) of the result.
+        geometry: sizes of the network's input, of the image in it, and of the result.
         threshold: a pixel whose best score is below it is none of the classes.
         none_of_these: "no object" takes part as if it were a class: where its score exceeds that of every class, a
             pixel is none of them.
@@ -130,10 +124,10 @@ def labels_and_scores(
     on_cpu, num_queries = mask_logits.device.type == "cpu", class_probs.shape[1]
     prune = on_cpu and len(class_probs) > min(_FEW_CLASSES, 1.5 * num_queries)
     band_values = (min(_BAND_VALUES, _CACHED_VALUES) if on_cpu else _BAND_VALUES) // shrink
-    num_rows = _TILE * _TILE_ROWS if prune else _rows_of_band(band_values, class_probs, output_size)
-    labels = torch.empty(output_size, dtype=torch.int64, device=mask_logits.device)
-    best = torch.empty(output_size, device=mask_logits.device)
-    for rows, columns, mask_probs in _mask_bands(mask_logits, padded_size, image_size, output_size, num_rows):
+    num_rows = _TILE * _TILE_ROWS if prune else _rows_of_band(band_values, class_probs, geometry)
+    labels = torch.empty(geometry.output_size, dtype=torch.int64, device=mask_logits.device)
+    best = torch.empty(geometry.output_size, device=mask_logits.device)
+    for rows, columns, mask_probs in _mask_bands(mask_logits, geometry, num_rows):
         pixels = mask_probs.flatten(1)  # (Q, rows * W)
         if prune:
             score, label = _best_of_tiles(class_probs, mask_probs, band_values)
@@ -147,9 +141,9 @@ def labels_and_scores(
     return labels, best
 
 
-def _rows_of_band(max_values: int, class_probs: Tensor, output_size: tuple[int, int]) -> int:
+def _rows_of_band(max_values: int, class_probs: Tensor, geometry: Geometry) -> int:
     """How high a band is, whose mask probabilities and scores are about `max_values`."""
-    return max(1, max_values // (sum(class_probs.shape) * min(output_size[1], _BLOCK_SIDE)))
+    return max(1, max_values // (sum(class_probs.shape) * min(geometry.output_size[1], _BLOCK_SIDE)))
 
 
 def _best_class(class_probs: Tensor, pixels: Tensor, max_values: int) -> tuple[Tensor, Tensor]:
@@ -246,28 +240,18 @@ def refuse_non_finite(found: Tensor, names: Sequence[str]) -> None:
 
 
 @torch_defaults()
-def resized_masks(
-    mask_logits: Tensor,
-    *,
-    padded_size: tuple[int, int],
-    image_size: tuple[int, int],
-    output_size: tuple[int, int],
-) -> Tensor:
+def resized_masks(mask_logits: Tensor, geometry: Geometry) -> Tensor:
     """Masks brought to the requested size, still before the sigmoid: docs/method.md#7.1.
 
     Args:
         mask_logits: (Q, h_s, w_s).
-        padded_size: (height, width) of the padded batch that went into the network.
-        image_size: (height, width) of this image inside it, at the top left.
-        output_size: (height, width) of the result.
+        geometry: sizes of the network's input, of the image in it, and of the result.
 
     Returns:
         (Q, H, W) float32.
     """
-    _check_sizes(padded_size, image_size, output_size)
     rows, columns = (
-        _resize_matrix(*sides, slice(0, sides[-1]), mask_logits.device)
-        for sides in zip(mask_logits.shape[1:], padded_size, image_size, output_size, strict=True)
+        _resize_matrix(*axis, slice(0, axis[-1]), mask_logits.device) for axis in _axes(mask_logits, geometry)
     )
     return rows @ mask_logits.float() @ columns.T
 
@@ -284,30 +268,18 @@ def _class_probs(mask_logits: Tensor, class_logits: Tensor) -> Tensor:
     return class_logits.float().softmax(dim=-1)
 
 
-def _mask_bands(
-    mask_logits: Tensor,
-    padded_size: tuple[int, int],
-    image_size: tuple[int, int],
-    output_size: tuple[int, int],
-    num_rows: int,
-) -> Iterator[tuple[slice, slice, Tensor]]:
+def _mask_bands(mask_logits: Tensor, geometry: Geometry, num_rows: int) -> Iterator[tuple[slice, slice, Tensor]]:
     """Output rows and columns of one band after the other, and its mask probabilities (Q, rows, columns).
 
     Args:
         mask_logits: (Q, h_s, w_s).
-        padded_size: as of `semantic_scores`.
-        image_size: likewise.
-        output_size: likewise.
+        geometry: as of `semantic_scores`.
         num_rows: the height of a band; those at the end of a block may be lower.
     """
-    _check_sizes(padded_size, image_size, output_size)
-    height, width = (
-        (grid, padded, image, output)
-        for grid, padded, image, output in zip(mask_logits.shape[1:], padded_size, image_size, output_size, strict=True)
-    )
-    for columns in _parts(0, output_size[1], _BLOCK_SIDE):
+    height, width = _axes(mask_logits, geometry)
+    for columns in _parts(0, width[-1], _BLOCK_SIDE):
         across = mask_logits.float() @ _resize_matrix(*width, columns, mask_logits.device).T  # (Q, h_s, columns)
-        for block in _parts(0, output_size[0], _BLOCK_SIDE):
+        for block in _parts(0, height[-1], _BLOCK_SIDE):
             down = _resize_matrix(*height, block, mask_logits.device)  # (rows, h_s)
             for rows in _parts(block.start, block.stop, num_rows):
                 band = down[rows.start - block.start : rows.stop - block.start]
@@ -324,12 +296,10 @@ def _parts(start: int, stop: int, length: int) -> Iterator[slice]:
         yield slice(first, min(first + length, stop))
 
 
-def _check_sizes(padded_size: tuple[int, int], image_size: tuple[int, int], output_size: tuple[int, int]) -> None:
-    """Refuse sizes that make no sense."""
-    if any(image > padded for image, padded in zip(image_size, padded_size, strict=True)):
-        raise ValueError(f"image_size {tuple(image_size)} exceeds padded_size {tuple(padded_size)}; were they swapped?")
-    if min(*image_size, *output_size) < 1:
-        raise ValueError(f"image_size {tuple(image_size)} and output_size {tuple(output_size)} must be positive")
+def _axes(mask_logits: Tensor, geometry: Geometry) -> Iterator[tuple[int, int, int, int]]:
+    """Lengths of masks (Q, h_s, w_s), padded input, image and result: along the height, then along the width."""
+    sizes = (geometry.padded_size, geometry.image_size, geometry.output_size)
+    return zip(mask_logits.shape[1:], *sizes, strict=True)
 
 
 def _resize_matrix(grid: int, padded: int, image: int, output: int, part: slice, device: torch.device) -> Tensor:

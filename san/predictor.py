@@ -26,7 +26,7 @@ from san.model.build import warn_of_unseen_pixels
 from san.model.config import SANConfig
 from san.model.precision import hold_weights
 from san.model.san import MaskProposals, SANModel
-from san.postprocess import have_non_finite, labels_and_scores, refuse_non_finite
+from san.postprocess import Geometry, have_non_finite, labels_and_scores, refuse_non_finite
 from san.segmentation import EncodedImage, Evidence, Segmentation
 from san.torch_defaults import torch_defaults
 from san.vocabulary import Vocabulary, VocabularyLike
@@ -243,11 +243,11 @@ class Predictor:
             raise ValueError(f"text has embeddings of {len(text_embed)} classes, the vocabulary has {len(words)}")
         output = self.model.classify(encoded.proposals, text_embed)
         non_finite = have_non_finite(output.mask_logits, output.class_logits)
-        evidence = Evidence(output.mask_logits[0], output.class_logits[0], output.attn_bias[0], encoded.sizes)
+        evidence = Evidence(output.mask_logits[0], output.class_logits[0], output.attn_bias[0], encoded.geometry)
         labels, best = labels_and_scores(
             evidence.mask_logits,
             evidence.class_logits,
-            **encoded.sizes,
+            evidence.geometry,
             threshold=threshold,
             none_of_these=none_of_these,
         )
@@ -308,7 +308,7 @@ class Predictor:
                     proposals.attn_bias[i : i + 1].float(),
                     proposals.sls_embed[i : i + 1].float(),
                 ),
-                {"padded_size": padded, "image_size": size, "output_size": (each.shape[0], each.shape[1])},
+                Geometry(padded, size, (each.shape[0], each.shape[1])),
                 names[i],
                 self.model.weights_id,
             )

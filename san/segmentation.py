@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,7 @@ from san.errors import brief_repr, printable
 from san.evaluation.predictions import default_image_id, rle_entries
 from san.files import FORMATS, write_text, write_together
 from san.model.san import MaskProposals
-from san.postprocess import resized_masks, semantic_scores
+from san.postprocess import Geometry, resized_masks, semantic_scores
 from san.visualize import overlay, panel
 from san.visualize.palette import short_name
 from san.visualize.panel import preview
@@ -34,14 +34,6 @@ NONE = -1
 """The label of a pixel that is none of the classes."""
 
 
-class Sizes(TypedDict):
-    """What `san.postprocess` has to know of an image, each (height, width)."""
-
-    padded_size: tuple[int, int]
-    image_size: tuple[int, int]
-    output_size: tuple[int, int]
-
-
 @dataclass(frozen=True, eq=False)
 class EncodedImage:
     """All that a predictor knows of an image before it is given words; nothing in it changes afterwards.
@@ -49,13 +41,13 @@ class EncodedImage:
     Attributes:
         pixels: (H, W, 3) uint8 RGB, upright, read-only.
         proposals: what the network proposes, B = 1, float32.
-        sizes: padded_size, image_size (h, w) and output_size (H, W), as `san.postprocess` takes them.
+        geometry: the image's sizes; those of the result are (H, W).
         source: what messages call the image.
     """
 
     pixels: npt.NDArray[np.uint8]
     proposals: MaskProposals
-    sizes: Sizes
+    geometry: Geometry
     source: str = "the image"
     _weights_id: str = field(repr=False, default="")  # of the model that made it
 
@@ -70,13 +62,13 @@ class Evidence:
         mask_logits: (Q, h_s, w_s), before the sigmoid.
         class_logits: (Q, C + 1), "no object" last.
         attn_bias: (L, N, Q, h_s, w_s), before pooling to the CLIP grid.
-        sizes: padded_size, image_size and output_size, each (height, width), as `san.postprocess` takes them.
+        geometry: the image's sizes.
     """
 
     mask_logits: Tensor
     class_logits: Tensor
     attn_bias: Tensor
-    sizes: Sizes
+    geometry: Geometry
 
     __repr__ = brief_repr
 
@@ -116,7 +108,7 @@ class ProposedMask:
     def _logits(self) -> Tensor:
         """(H, W)."""
         one = self.evidence.mask_logits[self.query : self.query + 1]
-        return resized_masks(one, **self.evidence.sizes)[0]
+        return resized_masks(one, self.evidence.geometry)[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,7 +190,7 @@ class Segmentation:
             ValueError: the label map came without evidence.
         """
         evidence = self._evidence()
-        return semantic_scores(evidence.mask_logits, evidence.class_logits, **evidence.sizes).cpu().numpy()
+        return semantic_scores(evidence.mask_logits, evidence.class_logits, evidence.geometry).cpu().numpy()
 
     def mask(self, name: str) -> npt.NDArray[np.bool_]:
         """(H, W), true where the label is this class.

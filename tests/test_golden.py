@@ -31,7 +31,7 @@ from san.losses import LossConfig, SetCriterion
 from san.model.build import build_san
 from san.model.config import SANConfig, variant
 from san.model.san import SANModel, SANOutput
-from san.postprocess import semantic_labels, semantic_scores
+from san.postprocess import Geometry, semantic_labels, semantic_scores
 
 TOLERANCE = 1e-4
 TINY_CASES = ("tiny_square", "tiny_wide", "tiny_batch")
@@ -128,13 +128,9 @@ def check_inference(folder: Path, model: SANModel, case: dict[str, Any]) -> None
     if "attn_bias" in case:
         assert_close(output.attn_bias[:, 0], case["attn_bias"], "attn_bias")
     for index, (_, height, width, out_height, out_width) in enumerate(case["items"]):
-        sizes = {
-            "padded_size": (images.shape[2], images.shape[3]),
-            "image_size": (height, width),
-            "output_size": (out_height, out_width),
-        }
-        scores = semantic_scores(output.mask_logits[index], output.class_logits[index], **sizes)
-        labels = semantic_labels(output.mask_logits[index], output.class_logits[index], **sizes)
+        geometry = Geometry((images.shape[2], images.shape[3]), (height, width), (out_height, out_width))
+        scores = semantic_scores(output.mask_logits[index], output.class_logits[index], geometry)
+        labels = semantic_labels(output.mask_logits[index], output.class_logits[index], geometry)
         assert torch.equal(labels, scores.argmax(dim=0))
         if f"sem_seg_{index}" in case:
             assert_close(scores, case[f"sem_seg_{index}"], f"sem_seg_{index}")

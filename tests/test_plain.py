@@ -16,7 +16,7 @@ from san.model.build import build_san
 from san.model.config import variant
 from san.model.san import SANModel
 from san.plain import PlainAttention, PlainCriterion, plain_labels, plain_paths, plain_scores, plain_text_embed
-from san.postprocess import semantic_labels, semantic_scores
+from san.postprocess import Geometry, semantic_labels, semantic_scores
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
@@ -129,18 +129,18 @@ def assert_alike(labels: torch.Tensor, plain: torch.Tensor, scores: torch.Tensor
 def test_label_map(device, num_classes):
     torch.manual_seed(0)
     masks, classes = torch.randn(20, 12, 16, device=device) * 4, torch.randn(20, num_classes + 1, device=device) * 3
-    sizes = {"padded_size": (192, 256), "image_size": (180, 250), "output_size": (77, 131)}
-    scores = plain_scores(masks, classes, **sizes)
-    torch.testing.assert_close(semantic_scores(masks, classes, **sizes), scores, rtol=1e-4, atol=1e-5)
-    assert_alike(semantic_labels(masks, classes, **sizes), plain_labels(masks, classes, **sizes), scores)
+    geometry = Geometry((192, 256), (180, 250), (77, 131))
+    scores = plain_scores(masks, classes, geometry)
+    torch.testing.assert_close(semantic_scores(masks, classes, geometry), scores, rtol=1e-4, atol=1e-5)
+    assert_alike(semantic_labels(masks, classes, geometry), plain_labels(masks, classes, geometry), scores)
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_classes_that_cannot_win_are_left_out(monkeypatch, seed):
     """Where things meet many can, elsewhere few; sizes that tiles do not divide."""
     masks, classes = drawn_scene(30, (20, 28), 500, seed=seed, num_things=6)
-    sizes = {"padded_size": (320, 448), "image_size": (300, 437), "output_size": (301, 405)}
-    ((_, _, band), *_) = postprocess._mask_bands(masks, *sizes.values(), 32)
+    geometry = Geometry((320, 448), (300, 437), (301, 405))
+    ((_, _, band), *_) = postprocess._mask_bands(masks, geometry, 32)
     class_probs = classes.softmax(dim=-1)[:, :-1].t()
     possible = postprocess._possible_winners(band, class_probs)
     assert possible.shape == (500, 2, 26)
@@ -151,8 +151,8 @@ def test_classes_that_cannot_win_are_left_out(monkeypatch, seed):
     monkeypatch.setattr(
         postprocess, "_best_class", lambda c, p, n: products.append(len(c) * p.shape[1]) or best_class(c, p, n)
     )
-    labels = semantic_labels(masks, classes, **sizes)
-    assert_alike(labels, plain_labels(masks, classes, **sizes), plain_scores(masks, classes, **sizes))
+    labels = semantic_labels(masks, classes, geometry)
+    assert_alike(labels, plain_labels(masks, classes, geometry), plain_scores(masks, classes, geometry))
     assert len(labels.unique()) >= 6
     assert len(products) > 10, "crowded tiles are looked at by themselves"
     assert sum(products) < 0.1 * 500 * labels.numel()
@@ -161,8 +161,8 @@ def test_classes_that_cannot_win_are_left_out(monkeypatch, seed):
 def test_what_is_not_a_number_leaves_no_class_out():
     masks, classes = drawn_scene(30, (20, 28), 100)
     masks[3] = float("nan")
-    sizes = {"padded_size": (320, 448), "image_size": (320, 448), "output_size": (320, 448)}
-    labels, plain = semantic_labels(masks, classes, **sizes), plain_labels(masks, classes, **sizes)
+    geometry = Geometry((320, 448), (320, 448), (320, 448))
+    labels, plain = semantic_labels(masks, classes, geometry), plain_labels(masks, classes, geometry)
     assert torch.equal(labels, plain)
 
 

@@ -21,7 +21,7 @@ from san.data.shapes.render import render
 from san.data.shapes.world import NAMES, scene_at
 from san.model.build import build_san
 from san.model.config import variant
-from san.postprocess import semantic_labels, semantic_scores
+from san.postprocess import Geometry, semantic_labels, semantic_scores
 from san.predictor import Predictor
 from san.segmentation import Segmentation
 from san.vocabulary import Vocabulary
@@ -64,10 +64,10 @@ def test_plain_vocabularies_give_the_plain_numbers(predictor: Predictor) -> None
     with torch.inference_mode():
         batch = predictor.model.stack([torch.from_numpy(picture(96, 96)).permute(2, 0, 1)])
         output = predictor.model(batch, predictor.model.text_classifier.embed(names))
-    sizes: Any = {"padded_size": (96, 96), "image_size": (96, 96), "output_size": (96, 96)}
-    labels = semantic_labels(output.mask_logits[0], output.class_logits[0], **sizes)
+    geometry = Geometry((96, 96), (96, 96), (96, 96))
+    labels = semantic_labels(output.mask_logits[0], output.class_logits[0], geometry)
     assert np.array_equal(result.labels, labels.numpy())
-    scores = semantic_scores(output.mask_logits[0], output.class_logits[0], **sizes)
+    scores = semantic_scores(output.mask_logits[0], output.class_logits[0], geometry)
     np.testing.assert_allclose(result.scores(), scores.numpy(), atol=1e-6)
 
 

@@ -18,11 +18,11 @@ from pycocotools.coco import COCO
 from san.clip.vocabulary import ClassText
 from san.files import FORMATS
 from san.model.san import MaskProposals
-from san.postprocess import semantic_labels
+from san.postprocess import Geometry, semantic_labels
 from san.segmentation import EncodedImage, Evidence, Segmentation
 from san.vocabulary import Vocabulary
 
-SIZES = {"padded_size": (32, 32), "image_size": (20, 24), "output_size": (10, 12)}
+GEOMETRY = Geometry((32, 32), (20, 24), (10, 12))
 
 
 def by_hand(num_classes: int = 3) -> Segmentation:
@@ -42,9 +42,9 @@ def made() -> Segmentation:
         4 * torch.randn(5, 4, 4, generator=generator),
         3 * torch.randn(5, 4, generator=generator),
         torch.randn(1, 2, 5, 4, 4, generator=generator),
-        SIZES,
+        GEOMETRY,
     )
-    labels = semantic_labels(evidence.mask_logits, evidence.class_logits, **SIZES).numpy()
+    labels = semantic_labels(evidence.mask_logits, evidence.class_logits, GEOMETRY).numpy()
     words = Vocabulary.parse("a, b, c")
     return Segmentation(np.zeros((10, 12, 3), np.uint8), labels, words, np.ones((10, 12), np.float32), evidence)
 
@@ -102,7 +102,7 @@ def test_results_are_shown_on_one_short_line() -> None:
     )
     evidence = made().evidence
     assert evidence is not None
-    encoded = EncodedImage(many.image, MaskProposals(*(torch.zeros(1, 5, 40, 40),) * 3), evidence.sizes)
+    encoded = EncodedImage(many.image, MaskProposals(*(torch.zeros(1, 5, 40, 40),) * 3), evidence.geometry)
     for each in (many, made(), made().mask_proposals()[0], evidence, encoded, many.vocabulary):
         assert len(repr(each)) < 400 and repr(each).isprintable(), repr(each)
     assert many.summary(2).endswith(", 898 more")

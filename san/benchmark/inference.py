@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import Any
 
 import torch
 
@@ -22,7 +21,7 @@ from san.benchmark.workload import (
 from san.evaluation import ConfusionMatrix
 from san.model.precision import hold_weights
 from san.plain import plain_labels, plain_paths
-from san.postprocess import semantic_labels
+from san.postprocess import Geometry, semantic_labels
 
 IGNORED = 65535
 """Label of pixels that count nowhere."""
@@ -62,7 +61,7 @@ def make_workload(case: Case, device: torch.device, *, plain: bool) -> Workload:
         recorder.mark("network" if case.compiled else "recognition")
         output = model.classify(proposals, text_embed)
         assert output.mask_logits.shape[1:] == masks.shape, "the scene needs the shape of the network's masks"
-        maps = [labels(masks, classes, **sizes(case, batch)) for _ in images]
+        maps = [labels(masks, classes, geometry(case, batch)) for _ in images]
         recorder.mark("output")
         if counts:
             for label_map in maps:
@@ -83,17 +82,14 @@ def count_run(case: Case, recorder: Recorder, *, plain: bool) -> None:
     recorder.mark("recognition")
     class_logits = torch.empty(*proposals.sls_embed.shape[:2], case.classes + 1, device=meta)
     for masks, classes in zip(proposals.mask_logits, class_logits, strict=True):
-        labels(masks, classes, **sizes(case, batch))
+        labels(masks, classes, geometry(case, batch))
     recorder.mark("output")
 
 
-def sizes(case: Case, batch: torch.Tensor) -> Any:
-    """What label maps are made from and to, of a padded batch (B, 3, H, W)."""
-    return {
-        "padded_size": tuple(batch.shape[2:]),
-        "image_size": (case.height, case.width),
-        "output_size": (case.out_height, case.out_width),
-    }
+def geometry(case: Case, batch: torch.Tensor) -> Geometry:
+    """Sizes of the images of a padded batch (B, 3, H, W) and of their label maps."""
+    height, width = batch.shape[2:]
+    return Geometry((height, width), (case.height, case.width), (case.out_height, case.out_width))
 
 
 class _Counts:

@@ -98,12 +98,12 @@ def attention_views(predictor: Predictor, result: Segmentation, queries: Sequenc
 
 
 def _view(predictor: Predictor, mask: ProposedMask, colors: Mapping[str, Sequence[int]]) -> AttentionView:
-    model, sizes = predictor.model, mask.evidence.sizes
+    model, geometry = predictor.model, mask.evidence.geometry
     scale, patch = model.config.clip.input_scale, model.arch.vision.patch_size
-    grid = tuple(int(side * scale) // patch for side in sizes["padded_size"])
+    grid = tuple(int(side * scale) // patch for side in geometry.padded_size)
     bias = mask.evidence.attn_bias[None, :, :, mask.query : mask.query + 1].float()  # (1, L, N, 1, h_s, w_s)
     pooled = model.bias_head.to_grid(bias, (grid[0], grid[1])).unflatten(4, grid)[0, :, :, 0]  # (L, N, h, w)
-    covered = tuple(inner / whole for inner, whole in zip(sizes["image_size"], sizes["padded_size"], strict=True))
+    covered = tuple(inner / whole for inner, whole in zip(geometry.image_size, geometry.padded_size, strict=True))
     return AttentionView(
         mask.query,
         mask.name,

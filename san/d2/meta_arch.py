@@ -25,7 +25,7 @@ from san.data.targets import classes_present
 from san.losses import LabelMapTarget, Normalisers, SetCriterion
 from san.model.build import build_san, warn_of_unseen_pixels
 from san.model.san import SANOutput
-from san.postprocess import have_non_finite, refuse_non_finite, semantic_labels, semantic_scores
+from san.postprocess import Geometry, have_non_finite, refuse_non_finite, semantic_labels, semantic_scores
 
 
 @META_ARCH_REGISTRY.register()
@@ -202,20 +202,13 @@ class SAN(nn.Module):
         self, output: SANOutput, row: int, sample: dict[str, Any], padded_size: tuple[int, int]
     ) -> Mapping[str, Tensor]:
         """Label map and scores of one image at the size its sample asks for."""
-        image_size = tuple(sample["image"].shape[-2:])
-        output_size = (sample.get("height", image_size[0]), sample.get("width", image_size[1]))
-        sizes: Any = {
-            "padded_size": padded_size,
-            "image_size": image_size,
-            "output_size": output_size,
-            "shrink": self.band_shrink,
-        }
-        masks, classes = output.mask_logits[row], output.class_logits[row]
+        height, width = sample["image"].shape[-2:]
+        size = (sample.get("height", height), sample.get("width", width))
+        parts = (output.mask_logits[row], output.class_logits[row], Geometry(padded_size, (height, width), size))
         if not self.return_scores:
-            return Prediction(
-                semantic_labels(masks, classes, **sizes), partial(semantic_scores, masks, classes, **sizes)
-            )
-        scores = semantic_scores(masks, classes, **sizes)
+            labels = semantic_labels(*parts, shrink=self.band_shrink)
+            return Prediction(labels, partial(semantic_scores, *parts, shrink=self.band_shrink))
+        scores = semantic_scores(*parts, shrink=self.band_shrink)
         return {"sem_seg_labels": scores.argmax(dim=0), "sem_seg": scores}
 
 
