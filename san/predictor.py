@@ -20,6 +20,7 @@ from san.clip.text_embedder import TextEmbeddings
 from san.data.image_files import MAX_PIXELS
 from san.data.images import Layout, image_pixels
 from san.data.transforms import resize_image, resize_short_side
+from san.devices import checked_device
 from san.errors import excerpt
 from san.hub import SHAPES_CHECKPOINT, load_pretrained
 from san.model.build import warn_of_unseen_pixels
@@ -82,7 +83,7 @@ class Predictor:
     ) -> None:
         """Takes the model over."""
         self.dtype = _checked_dtype(dtype)
-        self.model = model.to(_checked_device(device)).eval()
+        self.model = model.to(checked_device(device)).eval()
         hold_weights(self.model, self.dtype)
         warn_of_unseen_pixels(self.model, short_side)
         self.compiled = compiled
@@ -121,7 +122,7 @@ class Predictor:
         Raises:
             ValueError, FileNotFoundError: there is no such file, or it does not fit.
         """
-        _checked_device(device)  # before a download
+        checked_device(device)  # before a download
         _checked_dtype(dtype)
         model = load_pretrained(
             source, config, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only
@@ -321,23 +322,6 @@ def _name_of(image: ImageLike, index: int, count: int) -> str:
     if isinstance(image, (str, Path)):
         return repr(str(image))
     return f"image {index}" if count > 1 else "the image"
-
-
-def _checked_device(device: str | torch.device) -> torch.device:
-    """The device, if this machine has it."""
-    try:
-        found = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"unknown device {device!r}; give cpu, cuda, cuda:N or mps") from error
-    if found.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {str(device)!r} was asked for, but PyTorch sees no GPU; use cpu")
-    if found.type == "cuda" and found.index is not None and found.index >= torch.cuda.device_count():
-        raise ValueError(
-            f"device {str(device)!r} was asked for, but PyTorch sees {torch.cuda.device_count()} GPUs; use another"
-        )
-    if found.type == "mps" and not torch.backends.mps.is_available():
-        raise ValueError(f"device {str(device)!r} was asked for, but this machine has no Metal GPU; use cpu")
-    return found
 
 
 def _checked_dtype(dtype: str | torch.dtype) -> torch.dtype:

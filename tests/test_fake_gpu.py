@@ -172,7 +172,7 @@ def test_a_predictor_waits_when_it_hands_out_the_result(
     shapes_model: SANModel, gpu: FakeGPU, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Once per array and for whether they are finite; not to encode the picture, nor to find known words."""
-    monkeypatch.setattr("san.predictor._checked_device", torch.device)
+    monkeypatch.setattr("san.predictor.checked_device", torch.device)
     predictor = Predictor(shapes_model, short_side=128, device="cuda")
     predictor.text_cache = None
     picture = np.zeros((48, 64, 3), np.uint8)

@@ -33,6 +33,7 @@ ROOMS: dict[str, set[str]] = {
     "user_modules": set(),
     "files": {"errors"},
     "torch_defaults": set(),
+    "devices": set(),
     "vocabulary": {"clip", "data"},
     "segmentation": {"model", "data", "postprocess", "visualize", "evaluation", "vocabulary"},
     "hub": {"model", "clip", "checkpoint", "data"},
@@ -50,7 +51,7 @@ ROOMS["demo"] = set(ROOMS) - {"d2", ""}
 ROOMS["benchmark"] = set(ROOMS) - {"demo", ""}
 ROOMS["cli"] = set(ROOMS) - {""}
 ROOMS["__main__"] = {"cli"}
-_EVERYWHERE = {"errors", "files", "torch_defaults", "record", "registry"}
+_EVERYWHERE = {"errors", "files", "torch_defaults", "devices", "record", "registry"}
 for _room in set(ROOMS) - {"redaction", *_EVERYWHERE}:
     ROOMS[_room] |= _EVERYWHERE
 for _room in set(ROOMS) - {"redaction"}:

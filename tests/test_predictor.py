@@ -399,8 +399,8 @@ def test_refusals(predictor: Predictor, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"device": "gpu"}, "unknown device 'gpu'; give cpu"),
-        ({"device": "cuda:99"}, "'cuda:99' was asked for"),
+        ({"device": "gpu"}, "device is 'gpu'; set it to cpu, cuda, cuda:N or mps"),
+        ({"device": "cuda:99"}, "device is 'cuda:99' but PyTorch .* sees no GPU; set it to cpu"),
         ({"dtype": "float8"}, "unknown number type 'float8'; give one of float32, bfloat16"),
         ({"dtype": torch.float16}, "unknown number type"),
     ],

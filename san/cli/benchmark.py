@@ -82,8 +82,9 @@ def run(args: argparse.Namespace) -> int:
     require_extra("train", "measuring", "fvcore", "scipy", "matplotlib")
     from san.benchmark.measure import Settings
     from san.benchmark.runner import run_cases
+    from san.devices import checked_device
 
-    _check_device(args.device)
+    checked_device(args.device, "--device")  # else every case would fail for lack of it
     settings = Settings(
         runs=args.runs,
         threads=args.threads or _cpus(),
@@ -129,21 +130,6 @@ def _table(args: argparse.Namespace) -> Sequence[Case]:
     if args.growth:
         return cases.growth_cases()
     return cases.CUDA if args.device == "cuda" else cases.STANDARD
-
-
-def _check_device(device: str) -> None:
-    """Refuse a GPU that is not there before every case fails for want of it.
-
-    Raises:
-        ValueError: torch sees none.
-    """
-    import torch
-
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
-            f"--device cuda, but torch {torch.__version__} sees no GPU: install a driver and a build of torch for it, "
-            "or take --device cpu"
-        )
 
 
 def _cpus() -> int:

@@ -218,7 +218,7 @@ def test_without_a_gpu_a_gpu_is_refused_at_once(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert run_tool(benchmark, ["--device", "cuda", "--out", str(tmp_path / "none")]) == 1
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert "sees no GPU" in line
+    assert "--device is 'cuda' but PyTorch" in line and "sees no GPU; set it to cpu" in line
     assert not (tmp_path / "none").exists()
 
 

@@ -240,7 +240,7 @@ def test_a_wrong_option_is_code_2(options: list[str], message: str, capsys: pyte
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--device", "abacus"], "unknown device 'abacus'"),
+        (["--device", "abacus"], "device is 'abacus'; set it to cpu"),
         (["--model", "gone"], "no model 'gone'"),
         (["--model", "san_vit_b_16", "--offline"], "san_vit_b_16.pth of Mendel192/san is not on this machine"),
         (["--config", "vit_b16"], "leave config out"),

@@ -57,6 +57,7 @@ def test_every_list_has_a_rule() -> None:
         ("MODEL.META_ARCHITECTURE", "SANN", "set it to SAN"),
         ("FLOAT32_PRECISION", "lowest", "highest, high, medium"),
         ("MODEL.DEVICE", "cuda:x", "cuda:N"),
+        ("MODEL.DEVICE", "mps", "set it to cpu, cuda or cuda:N"),
         ("TEST.EXPECTED_RESULTS", "[sem_seg]", "list"),
         ("TEST.EXPECTED_RESULTS", "['sem_seg']", "value, tolerance"),
         ("TEST.EXPECTED_RESULTS", "['sem_seg', 'mIoU', 40.0, 1.0]", "value, tolerance"),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import re
 from typing import Any
 
 import torch
 
 from san.d2.api import CfgNode
 from san.d2.config.imports import check_model_name
+from san.devices import checked_device
 from san.errors import excerpt
 
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -32,25 +32,10 @@ def check_values(cfg: CfgNode) -> None:
             "machine; set it to a folder, and upload that afterwards"
         )
     check_model_name(cfg.MODEL.META_ARCHITECTURE)
-    _check_device(cfg.MODEL.DEVICE)
+    checked_device(cfg.MODEL.DEVICE, "MODEL.DEVICE", types=("cpu", "cuda"))
     _check_expected(cfg.TEST.EXPECTED_RESULTS)
     if cfg.DETERMINISTIC and cfg.SEED < 0:
         raise ValueError("DETERMINISTIC is set but SEED is -1, drawn anew in every run; set SEED to 0 or more")
-
-
-def _check_device(device: str) -> None:
-    """MODEL.DEVICE must be one that this machine has."""
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
-        raise ValueError(f"MODEL.DEVICE is {device!r}; set it to cpu, cuda or cuda:N")
-    if device == "cpu":
-        return
-    if not torch.cuda.is_available():
-        raise ValueError(f"MODEL.DEVICE is {device!r} but PyTorch sees no GPU; set it to cpu")
-    index, count = torch.device(device).index, torch.cuda.device_count()
-    if index is not None and index >= count:
-        raise ValueError(
-            f"MODEL.DEVICE is {device!r} but PyTorch sees {count} GPUs; set it to cuda:{count - 1} or less"
-        )
 
 
 def _check_expected(entries: Any) -> None:
