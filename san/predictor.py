@@ -88,7 +88,7 @@ class Predictor:
         warn_of_unseen_pixels(self.model, short_side)
         self.compiled = compiled
         if compiled:
-            self.model.compile_network()
+            self.model.image_side.compile()
         self.short_side, self.max_size, self.max_pixels = short_side, max_size, max_pixels
         self.text_cache = resolve_folder("auto")
         self._encoded: EncodedImage | None = None
@@ -138,8 +138,8 @@ class Predictor:
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restores a copy; what was compiled is compiled again when it is first used."""
         self.__dict__.update(state)
-        if self.compiled and "propose" not in vars(self.model):  # a shallow copy shares the model
-            self.model.compile_network()
+        if self.compiled:
+            self.model.image_side.compile()
 
     @property
     def device(self) -> torch.device:
@@ -299,7 +299,7 @@ class Predictor:
         resized = [torch.from_numpy(resize_image(each, size)).permute(2, 0, 1) for each in pixels]  # (3, h, w)
         batch = self.model.stack(resized)
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            (proposals,) = self.model.propose(batch)
+            (proposals,) = self.model.image_side(self.model, batch)
         padded = (batch.shape[2], batch.shape[3])
         return [
             EncodedImage(

@@ -142,7 +142,7 @@ def test_a_copy_for_the_cpu_is_made_there_and_not_compiled(gpu: FakeGPU, make_cf
     """A GPU whose memory is full has no room for a copy on the way."""
     model = build_model(make_cfg()).eval().to("cuda")
     model.model.text_classifier.embed(["cat", "dog"])
-    model.model.propose = lambda images: None  # a function, as compile_network leaves one
+    model.model.image_side.compile()
     cloned: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
         for kind in (Tensor, torch.nn.Parameter):
@@ -153,7 +153,8 @@ def test_a_copy_for_the_cpu_is_made_there_and_not_compiled(gpu: FakeGPU, make_cf
     assert [tensor.shape for tensor in tensors] == [tensor.shape for tensor in originals]
     assert {tensor.device.type for tensor in tensors} == {"cpu"}
     assert {tensor.device.type for tensor in model.parameters()} == {"cuda"}
-    assert copied.model.propose.__self__ is copied.model
+    assert model.model.image_side._compiled_call_impl is not None
+    assert copied.model.image_side._compiled_call_impl is None
 
 
 def test_prompts_are_embedded_there(gpu: FakeGPU) -> None:

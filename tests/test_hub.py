@@ -364,7 +364,7 @@ def test_a_class_that_has_moved_is_reported(folder: Path, caplog: pytest.LogCapt
 @pytest.mark.slow
 def test_a_compiled_model_is_a_plain_one() -> None:
     model = build_san(variant("tiny"))
-    model.compile_network()
+    model.image_side.compile()
     assert describe(model).architecture == ()
 
 

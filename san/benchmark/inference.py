@@ -46,7 +46,7 @@ def make_workload(case: Case, device: torch.device, *, plain: bool) -> Workload:
         hold_weights(model, getattr(torch, case.dtype))
     marks = None if case.compiled else PartMarks(model)  # hooks would cut the compiled graph
     if case.compiled and not plain:
-        model.compile_network()
+        model.image_side.compile()
     counts = _Counts(case) if case.task == "evaluation" else None
 
     @torch.inference_mode()
@@ -57,7 +57,7 @@ def make_workload(case: Case, device: torch.device, *, plain: bool) -> Workload:
             mixed_precision(case, device),
         ):
             batch = model.stack(images)
-            (proposals,) = model.propose(batch)
+            (proposals,) = model.image_side(model, batch)
         recorder.mark("network" if case.compiled else "recognition")
         output = model.classify(proposals, text_embed)
         assert output.mask_logits.shape[1:] == masks.shape, "the scene needs the shape of the network's masks"

@@ -62,7 +62,7 @@ class SAN(nn.Module):
                 check_clip(self.model, note, cfg.MODEL.WEIGHTS)
         self.model.text_classifier.embedder.disk_cache = text_cache_folder(cfg)
         if cfg.MODEL.COMPILE:
-            self.model.compile_network()
+            self.model.image_side.compile()
         warn_of_unseen_pixels(self.model, cfg.INPUT.MIN_SIZE_TEST)
         self.criterion = SetCriterion(loss_config(cfg))
         self.return_scores = bool(cfg.TEST.SCORES)

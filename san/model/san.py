@@ -77,10 +77,25 @@ class SANOutput(NamedTuple):
         return result
 
 
+class ImageSide(nn.Module):
+    """Calls `SANModel.propose`, as a module that can be compiled by itself: `model.image_side.compile()`.
+
+    Compiled, it takes a minute or more for each new kind of input, then it is faster. On a CPU this needs a C++
+    compiler; what does not compile raises in the first call. A copy of a module is not compiled.
+
+    It has no weights, so that those of the model keep their published names, and gets the model with every call.
+    """
+
+    def forward(self, model: SANModel, images: Tensor) -> list[MaskProposals]:
+        """What the model proposes for images (B, 3, H, W)."""
+        return model.propose(images)
+
+
 class SANModel(nn.Module):
     """A frozen CLIP, a side network, and two decoupled heads.
 
     `build.build_san` makes one with CLIP's weights; the constructor leaves every weight freshly drawn and trainable.
+    A subclass may override `propose`; `image_side` calls it.
 
     Raises:
         ValueError: CLIP and configuration do not fit together.
@@ -107,6 +122,7 @@ class SANModel(nn.Module):
         self.bias_head = BIAS_HEADS.build(config.bias_head, config)
         self.sls_init = SLS_INITS.build(clip.sls_init, config.side_adapter.num_queries, width)
         self.scorer = SCORERS.build(config.scorer, config)
+        self.image_side = ImageSide()
         self.register_buffer("pixel_mean", 255 * torch.tensor(arch.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", 255 * torch.tensor(arch.std).view(3, 1, 1), persistent=False)
 
@@ -143,7 +159,7 @@ class SANModel(nn.Module):
         Returns:
             The last block's prediction; in training, with those of the earlier supervised blocks in `aux`.
         """
-        *earlier, last = (self.classify(proposals, text_embed) for proposals in self.propose(images))
+        *earlier, last = (self.classify(proposals, text_embed) for proposals in self.image_side(self, images))
         return last._replace(aux=tuple(earlier))
 
     def propose(self, images: Tensor) -> list[MaskProposals]:
@@ -160,17 +176,6 @@ class SANModel(nn.Module):
         embeds = self._recognise(clip, biases)
         logits = [mask.logits for mask in masks]
         return [MaskProposals(*parts) for parts in zip(logits, biases, embeds, strict=True)]
-
-    def compile_network(self) -> None:
-        """From now on `propose` goes through torch.compile: a minute or more for each new kind of input, then faster.
-
-        A C++ compiler is needed on a CPU; what does not compile raises in the first call.
-        """
-        self.propose = torch.compile(self.propose)  # type: ignore[method-assign]
-
-    def __getstate__(self) -> dict[str, Any]:
-        """A copy is not compiled: what was compiled has the weights of this one."""
-        return {name: value for name, value in self.__dict__.items() if name != "propose"}
 
     def classify(self, proposals: MaskProposals, text_embed: Tensor) -> SANOutput:
         """Names the masks: the only step that sees the vocabulary (C, E)."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ import torch.nn.functional as F
 from san.clip.visual import sls_attention
 from san.model.build import build_san
 from san.model.config import variant
-from san.model.san import SANModel
+from san.model.san import MaskProposals, SANModel
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +132,33 @@ def test_aux_layers_in_one_pass_equal_each_alone() -> None:
     cut.load_state_dict(state)
     images, text = draw(1, 3, 64, 64), torch.eye(3, 64)
     torch.testing.assert_close(whole(images, text).aux[0].class_logits, cut(images, text).class_logits)
+
+
+class Doubling(SANModel):
+    """A model of a user's own."""
+
+    def propose(self, images: torch.Tensor) -> list[MaskProposals]:
+        return [each._replace(mask_logits=2 * each.mask_logits) for each in super().propose(images)]
+
+
+def test_the_image_side_is_compiled_whole_as_a_subclass_overrides_it_and_copies_are_not() -> None:
+    config = variant("tiny")
+    few_blocks = replace(config.side_adapter, depth=2, supervised_blocks=(2,), fusion=((0, 0), (2, 1)))
+    torch.manual_seed(0)
+    model = build_san(replace(config, side_adapter=few_blocks), model_class=Doubling).eval()
+    keys, images, text = list(model.state_dict()), draw(1, 3, 64, 96), F.normalize(draw(4, model.arch.embed_dim))
+    expected = model(images, text)
+    graphs: list[Any] = []
+    model.image_side.compile(backend=lambda graph, _: graphs.append(graph) or graph)
+    with torch.no_grad():
+        for compiled in (model, copy.copy(model)):
+            torch.testing.assert_close(compiled(images, text)[:4], expected[:4])
+        assert len(graphs) == 1
+        torch.testing.assert_close(copy.deepcopy(model)(images, text)[:4], expected[:4])
+        copy.deepcopy(model)(draw(1, 3, 96, 64), text)
+    assert len(graphs) == 1
+    assert list(model.state_dict()) == keys
+    assert not any("image_side" in key for key in keys)
 
 
 def test_overfits_two_images() -> None:
