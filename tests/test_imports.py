@@ -37,7 +37,6 @@ ROOMS: dict[str, set[str]] = {
     "vocabulary": {"clip", "data"},
     "segmentation": {"model", "data", "postprocess", "visualize", "evaluation", "vocabulary"},
     "hub": {"model", "clip", "checkpoint", "data"},
-    "plain": {"clip", "losses", "model", "postprocess"},
     "predictor": {
         "model", "clip", "checkpoint", "data", "postprocess", "visualize", "hub", "segmentation", "vocabulary",
     },

@@ -8,6 +8,7 @@ import torch
 
 from san.benchmark.cases import Case
 from san.benchmark.clocks import Recorder
+from san.benchmark.reference import PlainSAN, plain_labels
 from san.benchmark.workload import (
     PartMarks,
     Workload,
@@ -20,7 +21,7 @@ from san.benchmark.workload import (
 )
 from san.evaluation import ConfusionMatrix
 from san.model.precision import hold_weights
-from san.plain import plain_labels, plain_paths
+from san.model.san import SANModel
 from san.postprocess import Geometry, semantic_labels
 
 IGNORED = 65535
@@ -36,7 +37,7 @@ def make_workload(case: Case, device: torch.device, *, plain: bool) -> Workload:
     and attention biases), "recognition" (CLIP's deep blocks) and "output" (class logits and label map), compiled
     "network" and "output"; of an evaluation also "confusion matrix".
     """
-    model = draw_model(case, device).eval()
+    model = draw_model(case, device, PlainSAN if plain else SANModel).eval()
     text_embed, images = drawn_text_embed(model, case.classes), drawn_images(case, device)
     side, (height, width) = model.config.side_adapter, model.stack(images).shape[2:]
     scene = drawn_scene(side.num_queries, (height // side.patch_size, width // side.patch_size), case.classes)
@@ -51,11 +52,7 @@ def make_workload(case: Case, device: torch.device, *, plain: bool) -> Workload:
 
     @torch.inference_mode()
     def run(recorder: Recorder) -> None:
-        with (
-            marks.to(recorder) if marks else nullcontext(),
-            plain_paths(model) if plain else nullcontext(),
-            mixed_precision(case, device),
-        ):
+        with marks.to(recorder) if marks else nullcontext(), mixed_precision(case, device):
             batch = model.stack(images)
             (proposals,) = model.image_side(model, batch)
         recorder.mark("network" if case.compiled else "recognition")
@@ -74,9 +71,9 @@ def make_workload(case: Case, device: torch.device, *, plain: bool) -> Workload:
 def count_run(case: Case, recorder: Recorder, *, plain: bool) -> None:
     """The network and the label map without numbers, for counting; class logits take next to nothing."""
     meta = torch.device("meta")
-    model = draw_model(case, meta).eval()
+    model = draw_model(case, meta, PlainSAN if plain else SANModel).eval()
     labels = plain_labels if plain else semantic_labels
-    with torch.inference_mode(), PartMarks(model).to(recorder), plain_paths(model) if plain else nullcontext():
+    with torch.inference_mode(), PartMarks(model).to(recorder):
         batch = model.stack(drawn_images(case, meta))
         (proposals,) = model.propose(batch)
     recorder.mark("recognition")

@@ -1,8 +1,8 @@
 """Measuring one case: memory first, then rounds of the case, its plain path and the floor's product, in turn.
 
 The floor of a case is the time that one large matrix product of the same number type takes for as many multiply-adds as
-the method, as it is written down (`san.plain`), spends in matrix products and convolutions. It does not depend on how
-the case is computed. The product runs in every round, so that both meet the same disturbances.
+the method, as it is written down (`san.benchmark.reference`), spends in matrix products and convolutions. It does not
+depend on how the case is computed. The product runs in every round, so that both meet the same disturbances.
 """
 
 from __future__ import annotations

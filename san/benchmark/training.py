@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -11,12 +10,12 @@ from torch import Tensor, nn
 
 from san.benchmark.cases import Case
 from san.benchmark.clocks import Recorder
+from san.benchmark.reference import PlainCriterion, PlainSAN
 from san.benchmark.workload import PartMarks, Workload, draw_model, drawn_images, drawn_label_map, drawn_text_embed
 from san.d2.solver import SolverConfig, build_optimizer, trained_parameters
 from san.d2.train.iteration import PendingLosses, StepConfig, Stepper
 from san.losses import LabelMapTarget, LossConfig, Normalisers, SetCriterion, Target
 from san.model.san import SANModel
-from san.plain import PlainCriterion, plain_paths
 
 IGNORED = 65535
 """Label of pixels that belong to no mask."""
@@ -56,7 +55,7 @@ def make_workload(case: Case, device: torch.device, *, plain: bool) -> Workload:
 
     Plain: the plain network and losses, one mask per class at full size, and an update that goes tensor by tensor.
     """
-    model = draw_model(case, device).train()
+    model = draw_model(case, device, PlainSAN if plain else SANModel).train()
     marks = PartMarks(model)
     if case.compiled:
         raise ValueError("a compiled training step is not among the cases; measure it eager")
@@ -82,7 +81,7 @@ def make_workload(case: Case, device: torch.device, *, plain: bool) -> Workload:
             pending.pop().read()
 
     def run(recorder: Recorder) -> None:
-        with marks.to(recorder), plain_paths(model) if plain else nullcontext():
+        with marks.to(recorder):
             pending.append(stepper.run([samples], iteration=0, before_update=settle))
         recorder.mark("update")
 
@@ -91,9 +90,9 @@ def make_workload(case: Case, device: torch.device, *, plain: bool) -> Workload:
 
 def count_run(case: Case, recorder: Recorder, *, plain: bool) -> None:
     """Forward and backward without numbers, for counting; class logits and losses take next to nothing."""
-    model = draw_model(case, torch.device("meta")).train()
+    model = draw_model(case, torch.device("meta"), PlainSAN if plain else SANModel).train()
     marks = PartMarks(model)
-    with marks.to(recorder), plain_paths(model) if plain else nullcontext():
+    with marks.to(recorder):
         proposals = model.propose(model.stack(drawn_images(case, torch.device("meta"))))
     recorder.mark("recognition")
     torch.stack([layer.mask_logits.sum() + layer.sls_embed.sum() for layer in proposals]).sum().backward()

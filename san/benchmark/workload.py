@@ -59,23 +59,23 @@ def make_workload(case: Case, device: torch.device, *, plain: bool) -> Workload:
     Args:
         case: what to do.
         device: where.
-        plain: on the unoptimised path, `san.plain`.
+        plain: on the unoptimised path, `san.benchmark.reference`.
     """
     workload: Workload = importlib.import_module(MODULES[case.task]).make_workload(case, device, plain=plain)
     return workload
 
 
-def draw_model(case: Case, device: torch.device) -> SANModel:
+def draw_model(case: Case, device: torch.device, model_class: type[SANModel] = SANModel) -> SANModel:
     """A model with drawn weights, the same each time; on the device "meta" with none."""
     config = variant(case.model, pretrained=None)
     if case.queries:
         config = replace(config, side_adapter=replace(config.side_adapter, num_queries=case.queries))
     torch.manual_seed(0)
     if device.type == "meta":
-        model = outline(config, load_clip(config.clip.name, None))
+        model = outline(config, load_clip(config.clip.name, None), model_class)
         freeze(model)
         return model
-    return build_san(config).to(device)
+    return build_san(config, model_class=model_class).to(device)
 
 
 def drawn_text_embed(model: SANModel, classes: int) -> Tensor:

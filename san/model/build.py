@@ -70,13 +70,13 @@ def warn_of_unseen_pixels(model: SANModel, side: int) -> None:
         logger.warning("%s", note)
 
 
-def outline(config: SANConfig, clip: LoadedClip) -> SANModel:
+def outline(config: SANConfig, clip: LoadedClip, model_class: ModelClass = SANModel) -> SANModel:
     """A SAN of which there are parts, names and shapes only, made in milliseconds and without memory.
 
     A file's tensors are compared with it before memory is taken for a model that they might not be of.
     """
     with torch.device("meta"), _NoValues():
-        return SANModel(config, clip.arch, clip.tokenizer)
+        return model_class(config, clip.arch, clip.tokenizer)
 
 
 _OF_SAME_SHAPE = ("normal_", "uniform_", "kaiming_uniform_", "erfinv_", "clamp_", "log")

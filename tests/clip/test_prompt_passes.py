@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from san.benchmark.clocks import counting
+from san.benchmark.reference import plain_text_embed
 from san.clip import prompt_passes
 from san.clip.prompt_passes import shared_lengths
 from san.clip.text_classifier import TextClassifier
@@ -14,7 +15,6 @@ from san.clip.text_tower import TextTower
 from san.clip.vocabulary import ClassText
 from san.model.build import build_san
 from san.model.config import variant
-from san.plain import plain_text_embed
 
 NAMES = ["cat", "a very long name of many words that takes many tokens " * 3, "road, route", "sky", "cat flap", "x"]
 ALWAYS, NEVER = 1, 10**9

@@ -1,18 +1,17 @@
 """The method as it is written down, without shortcuts: what the fast paths are tested against and timed beside.
 
-Nothing here is used in training or prediction. `plain_paths` puts a model's image side on these computations;
-`plain_labels`, `plain_text_embed` and `PlainCriterion` stand beside `semantic_labels`, `TextClassifier.embed` and
-`SetCriterion`. The numbers agree to rounding (tests/test_plain.py).
+Nothing here is used in training or prediction. `PlainSAN`, `plain_labels`, `plain_text_embed` and `PlainCriterion` give
+the numbers of `SANModel`, `semantic_labels`, `TextClassifier.embed` and `SetCriterion`, except for rounding
+(tests/benchmark/test_reference.py).
 
-B batch, Q queries, C classes, E joint embedding, D CLIP width, N_h heads, T patch tokens, (h_s, w_s) side grid.
+B batch, Q queries, S [SLS] tokens, C classes, E joint embedding, D CLIP width, N_h heads, T patch tokens, T_s side
+patches, L bias layers, N bias heads, c embed channels, (h_s, w_s) side grid.
 Source: docs/method.md#2 to #8.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,32 +19,37 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from san.clip.arch import ClipArch
 from san.clip.blocks import Block
 from san.clip.text_classifier import TextClassifier
+from san.clip.tokenizer import Tokenizer
 from san.clip.visual import DeepClip, ShallowFeatures
 from san.losses import LossConfig, Target, dice_loss, mask_loss, match, matching_cost
 from san.losses.point_sampling import keep_uncertain, sample_points, uniform_points
 from san.model.attention_bias import AttentionBiasHead
+from san.model.config import SANConfig
 from san.model.parts import MaskPrediction, SideFeatures
-from san.model.san import SANModel
+from san.model.san import MaskProposals, SANModel
 from san.postprocess import Geometry
 
 
-@contextmanager
-def plain_paths(model: SANModel) -> Iterator[SANModel]:
-    """The model with its attention, bias head and recognition computed plainly; as it was, afterwards."""
-    model.bias_head.forward = partial(attn_bias, model.bias_head)  # type: ignore[method-assign]
-    model._recognise = partial(recognise, model)  # type: ignore[method-assign]
-    model.propose = partial(_attend_plainly, model.propose)  # type: ignore[method-assign]
-    try:
-        yield model
-    finally:
-        del model.bias_head.forward, model._recognise, model.propose
+class PlainSAN(SANModel):
+    """A SAN whose image side is computed plainly; its weights have the names of `SANModel`'s."""
 
+    def __init__(self, config: SANConfig, arch: ClipArch, tokenizer: Tokenizer) -> None:
+        super().__init__(config, arch, tokenizer)
+        self.bias_head = PlainBiasHead(None, self.config)
+        self.deep_clip = PlainDeepClip(arch, len(self.deep_clip.resblocks))
 
-def _attend_plainly(propose: Callable[..., Any], images: Tensor) -> Any:
-    with PlainAttention():
-        return propose(images)
+    def propose(self, images: Tensor) -> list[MaskProposals]:
+        """As `SANModel.propose`, with plain attention."""
+        with PlainAttention():
+            return super().propose(images)
+
+    def _recognise(self, clip: ShallowFeatures, biases: list[Tensor]) -> tuple[Tensor, ...]:
+        """Embeddings (B, Q, E) per bias, one pass of CLIP's deep blocks for each."""
+        recognise = super()._recognise
+        return tuple(embed for bias in biases for embed in recognise(clip, [bias]))
 
 
 class PlainAttention(TorchFunctionMode):
@@ -76,37 +80,37 @@ def plain_attention(
     return mixed
 
 
-def attn_bias(head: AttentionBiasHead, features: SideFeatures, masks: MaskPrediction) -> Tensor:
-    """Biases (B, L, N, Q, h_s, w_s): every patch's embedding for every layer and head, times the query embeddings."""
-    config = head.config
-    patches = head.attn_mlp(features.patch_tokens)
-    patches = patches.unflatten(2, (config.num_layers, config.num_heads, head.embed_channels))  # (B, T_s, L, N, c)
-    bias: Tensor = torch.einsum("bqc,btlnc->blnqt", masks.queries, patches).unflatten(4, features.grid)
-    if config.learnt_scale:
-        bias = bias * head.scale + head.offset
-    return bias if config.enabled else bias * 0
+class PlainBiasHead(AttentionBiasHead):
+    """The bias head with an embedding of every patch for every layer and head, times the query embeddings."""
+
+    def forward(self, features: SideFeatures, masks: MaskPrediction) -> Tensor:
+        """As `AttentionBiasHead.forward`."""
+        config = self.config
+        patches = self.attn_mlp(features.patch_tokens)
+        patches = patches.unflatten(2, (config.num_layers, config.num_heads, self.embed_channels))  # (B, T_s, L, N, c)
+        bias: Tensor = torch.einsum("bqc,btlnc->blnqt", masks.queries, patches).unflatten(4, features.grid)
+        if config.learnt_scale:
+            bias = bias * self.scale + self.offset
+        return bias if config.enabled else bias * 0
 
 
-def recognise(model: SANModel, clip: ShallowFeatures, biases: list[Tensor]) -> tuple[Tensor, ...]:
-    """Embeddings (B, Q, E) per bias, one pass of CLIP's deep blocks for each."""
-    class_token = clip.class_tokens[-1]
-    tokens = torch.cat([model.sls_init(class_token), class_token, clip.patch_tokens[-1]], dim=1)  # (B, Q + 1 + T, D)
-    return tuple(_deep_pass(model.deep_clip, tokens, model.bias_head.to_grid(bias, clip.grid)) for bias in biases)
+class PlainDeepClip(DeepClip):
+    """CLIP's deep blocks as masked self-attention over [SLS], class and patch tokens together."""
 
-
-def _deep_pass(deep: DeepClip, x: Tensor, bias: Tensor) -> Tensor:
-    """Masked self-attention of [SLS], class and patch tokens (B, Q + 1 + T, D); bias (B, L, N, Q, T)."""
-    count = bias.shape[3]
-    for index, block in enumerate(deep.resblocks):
-        assert isinstance(block, Block)
-        q, k, v = block.attn.project(block.ln_1(x))  # (B, N_h, Q + 1 + T, d)
-        mask = q.new_zeros(*q.shape[:2], x.shape[1], x.shape[1])
-        mask[..., :count] = float("-inf")  # no token sees an [SLS] token,
-        mask[..., :count, :count].diagonal(dim1=-2, dim2=-1).zero_()  # but itself;
-        mask[..., :count, count] = float("-inf")  # none of them sees the class token
-        mask[..., :count, count + 1 :] = bias[:, 0 if bias.shape[1] == 1 else index].to(q.dtype)
-        x = block.finish(x, F.scaled_dot_product_attention(q, k, v, attn_mask=mask))
-    return F.normalize(deep.ln_post(x[:, :count]) @ deep.proj, dim=-1)
+    def forward(self, class_token: Tensor, patch_tokens: Tensor, sls_tokens: Tensor, attn_bias: Tensor) -> Tensor:
+        """As `DeepClip.forward`."""
+        count = sls_tokens.shape[1]
+        x = torch.cat([sls_tokens, class_token, patch_tokens], dim=1)  # (B, S + 1 + T, D)
+        for index, block in enumerate(self.resblocks):
+            assert isinstance(block, Block)
+            q, k, v = block.attn.project(block.ln_1(x))  # (B, N_h, S + 1 + T, d)
+            mask = q.new_zeros(*q.shape[:2], x.shape[1], x.shape[1])
+            mask[..., :count] = float("-inf")  # no token sees an [SLS] token,
+            mask[..., :count, :count].diagonal(dim1=-2, dim2=-1).zero_()  # but itself;
+            mask[..., :count, count] = float("-inf")  # none of them sees the class token
+            mask[..., :count, count + 1 :] = attn_bias[:, 0 if attn_bias.shape[1] == 1 else index].to(q.dtype)
+            x = block.finish(x, F.scaled_dot_product_attention(q, k, v, attn_mask=mask))
+        return F.normalize(self.ln_post(x[:, :count]) @ self.proj, dim=-1)
 
 
 def plain_scores(mask_logits: Tensor, class_logits: Tensor, geometry: Geometry) -> Tensor:
