@@ -69,7 +69,7 @@ class SAN(nn.Module):
         self.train_dataset: str | None = cfg.DATASETS.TRAIN[0] if cfg.DATASETS.TRAIN else None
         self.datasets: tuple[str, ...] = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
         self.vocabulary: tuple[str | ClassText, ...] | None = None
-        self.band_shrink = 1  # of the post-processing's bands; more where memory is short
+        self._band_shrink = 1
 
     @property
     def device(self) -> torch.device:
@@ -79,6 +79,10 @@ class SAN(nn.Module):
     def set_vocabulary(self, classes: Sequence[str | ClassText] | None) -> None:
         """Makes inference use these classes for every image; None goes back to those of each image's data set."""
         self.vocabulary = None if classes is None else tuple(classes)
+
+    def shrink_bands(self, factor: int) -> None:
+        """Makes post-processing hold less at once by this factor from now on, where memory is short."""
+        self._band_shrink = factor
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any
@@ -206,9 +210,9 @@ class SAN(nn.Module):
         size = (sample.get("height", height), sample.get("width", width))
         parts = (output.mask_logits[row], output.class_logits[row], Geometry(padded_size, (height, width), size))
         if not self.return_scores:
-            labels = semantic_labels(*parts, shrink=self.band_shrink)
-            return Prediction(labels, partial(semantic_scores, *parts, shrink=self.band_shrink))
-        scores = semantic_scores(*parts, shrink=self.band_shrink)
+            labels = semantic_labels(*parts, shrink=self._band_shrink)
+            return Prediction(labels, partial(semantic_scores, *parts, shrink=self._band_shrink))
+        scores = semantic_scores(*parts, shrink=self._band_shrink)
         return {"sem_seg_labels": scores.argmax(dim=0), "sem_seg": scores}
 
 

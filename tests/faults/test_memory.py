@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from san.d2 import meta_arch
+from san.d2.evaluate.out_of_memory import OutOfMemoryFallback
 from san.d2.run import run
 
 MakeCfg = Callable[..., Any]
@@ -39,6 +40,27 @@ def test_the_figures_stay(
     log = (folder / "log.txt").read_text()
     assert log.count("chunks smaller by 16") == 1
     assert log.count("computed on the CPU") == int(never_enough)
+
+
+class WithoutBands(torch.nn.Module):
+    """A model of a user's own that fits the memory as a copy only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = [id(self)]
+
+    def forward(self, batch: list[Any]) -> list[Any]:
+        if id(self) in self.first:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return batch
+
+
+def test_a_model_without_bands_is_copied_to_the_cpu_at_once(caplog: pytest.LogCaptureFixture) -> None:
+    model = WithoutBands()
+    attributes = set(vars(model))
+    assert OutOfMemoryFallback(model)([1, 2]) == [1, 2]
+    assert "computed on the CPU" in caplog.text and "smaller by" not in caplog.text
+    assert set(vars(model)) == attributes
 
 
 def test_other_errors_are_not_caught(make_cfg: MakeCfg, reference: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,9 +16,6 @@ logger = logging.getLogger("san.d2.memory")
 SMALLER = 16
 """Factor by which the chunks of the post-processing shrink."""
 
-BANDS = "band_shrink"
-"""The attribute of a model that holds this factor."""
-
 
 class OutOfMemoryFallback:
     """Predicts as a model does; when memory runs out, retries in smaller chunks and then on the CPU.
@@ -27,12 +24,12 @@ class OutOfMemoryFallback:
     once. The predictions are the same except for rounding.
 
     Args:
-        model: a ``SAN`` in evaluation mode, not wrapped.
+        model: a ``SAN`` in evaluation mode, not wrapped; another model has no smaller chunks without ``shrink_bands``.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self._chunked = not hasattr(model, BANDS)  # a model that has no chunks
+        self._shrink = getattr(model, "shrink_bands", None)  # a model of a user's own may have none
         self._on_cpu: nn.Module | None = None
 
     def __call__(self, batch: list[Sample]) -> list[dict[str, Any]]:
@@ -42,10 +39,10 @@ class OutOfMemoryFallback:
             torch.OutOfMemoryError: the CPU's copy of the model has no room either.
         """
         found = self._attempt(batch)
-        if found is None and not self._chunked:
-            self._chunked = True
+        if found is None and self._shrink is not None:
             logger.warning("Out of GPU memory: predictions are made in chunks smaller by %d from now on.", SMALLER)
-            setattr(self.model, BANDS, SMALLER)
+            self._shrink(SMALLER)
+            self._shrink = None
             found = self._attempt(batch)
         if found is not None:
             return found
