@@ -181,7 +181,7 @@ def test_no_network_says_what_to_download(monkeypatch: pytest.MonkeyPatch, tmp_p
 
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match=r"vit_base_patch16_clip_224.*safetensors.*clip.pretrained to openai:FILE"):
+    with pytest.raises(FileNotFoundError, match=r"vit_base_patch16_clip.*safetensors.*clip.pretrained to openai:FILE"):
         load_clip("ViT-B-16", "openai")
 
 
