@@ -145,13 +145,16 @@ def test_files_carry_the_parts(folder: Path, trained: list[dict[str, Any]]) -> N
     path = folder / "hub/config.json"
     config = json.loads(path.read_text())
     assert config["model"]["fusion"] == {"name": "gated", "options": {"start": 0.5}, "module": PARTS, "version": 1}
-    predict = ["predict", "picture.png", "--vocab", "cat", "--out", "other", "--model"]
+
+    def predict(out: str, *model: str) -> list[str]:
+        return ["predict", "picture.png", "--vocab", "cat", "--out", out, "--model", *model]
+
     for model in ("whole", "hub"):
-        found = fresh_san(folder, *predict, model)
+        found = fresh_san(folder, *predict(model, model))
         assert found.returncode == 1 and f"--import {PARTS}" in found.stderr and "Traceback" not in found.stderr
-    error = san(folder, *predict, "whole/model_final.pth", "--config", "tiny")
+    error = san(folder, *predict("file", "whole/model_final.pth", "--config", "tiny"))
     assert f"the fusion 'gated' of the module {PARTS}" in error and f"--import {PARTS}" in error
-    assert san(folder, *predict, "hub", "--import", PARTS) == ""
+    assert san(folder, *predict("third", "hub", "--import", PARTS)) == ""
     config["model"]["fusion"]["version"] = 2
     path.write_text(json.dumps(config))
-    assert "'gated' has version 1, but the file was written by version 2" in san(folder, *predict, "hub")
+    assert "'gated' has version 1, but the file was written by version 2" in san(folder, *predict("fourth", "hub"))
