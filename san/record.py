@@ -87,7 +87,7 @@ class Constraint:
         return self.least is None or (bool(self.least <= value <= self.most) and value != math.inf)
 
 
-def described(
+def field_metadata(
     help: str = "",
     *,
     least: float | None = None,
@@ -117,9 +117,9 @@ def option(default: Any, help: str = "", **constraint: Any) -> Any:
     Args:
         default: its default value; a class is called for a fresh one.
         help: meaning and unit, without a full stop.
-        constraint: see `described`.
+        constraint: see `field_metadata`.
     """
-    metadata = described(help, **constraint)
+    metadata = field_metadata(help, **constraint)
     if isinstance(default, type):
         return dataclasses.field(default_factory=default, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)

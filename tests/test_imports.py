@@ -29,7 +29,7 @@ ROOMS: dict[str, set[str]] = {
     "errors": set(),
     "record": set(),
     "registry": {"record"},
-    "part": {"record", "registry"},
+    "part": {"registry"},
     "user_modules": set(),
     "files": {"errors"},
     "torch_defaults": set(),
@@ -42,7 +42,7 @@ ROOMS: dict[str, set[str]] = {
     },
     "d2": {
         "allocator", "files", "clip", "model", "losses", "data", "visualize", "postprocess", "evaluation", "checkpoint",
-        "predictor", "segmentation", "vocabulary", "hub", "user_modules",
+        "predictor", "segmentation", "vocabulary", "hub", "part", "user_modules",
     },
     "": {"clip", "model", "checkpoint", "data", "predictor", "segmentation", "vocabulary", "hub"},  # the public API
 }  # fmt: skip

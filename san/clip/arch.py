@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
 from san.clip.named import CLIPS
-from san.record import Options, described, option, read_record
+from san.record import Options, field_metadata, option, read_record
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -26,11 +26,11 @@ class VisionArch(Options):
 
     PLACE: ClassVar[str] = "clip_arch.vision."
     FIRST_FIELDS = "image_size patch_size width depth num_heads mlp_ratio"  # see `read_record`
-    image_size: int = field(metadata=described(**IMAGE_SIZE))
-    patch_size: int = field(metadata=described(**PATCH_SIZE))
-    width: int = field(metadata=described(**WIDTH))
-    depth: int = field(metadata=described(**DEPTH))
-    num_heads: int = field(metadata=described(**NUM_HEADS))
+    image_size: int = field(metadata=field_metadata(**IMAGE_SIZE))
+    patch_size: int = field(metadata=field_metadata(**PATCH_SIZE))
+    width: int = field(metadata=field_metadata(**WIDTH))
+    depth: int = field(metadata=field_metadata(**DEPTH))
+    num_heads: int = field(metadata=field_metadata(**NUM_HEADS))
     mlp_ratio: float = option(4.0, **MLP_RATIO)
 
     def __post_init__(self) -> None:
@@ -75,7 +75,7 @@ class ClipArch(Options):
 
     PLACE: ClassVar[str] = "clip_arch."
     FIRST_FIELDS = "embed_dim vision text quick_gelu mean std"
-    embed_dim: int = field(metadata=described(**WIDTH))
+    embed_dim: int = field(metadata=field_metadata(**WIDTH))
     vision: VisionArch
     text: TextArch = field(default_factory=TextArch)
     quick_gelu: bool = False

@@ -8,14 +8,15 @@ from __future__ import annotations
 import fnmatch
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 from san.errors import excerpt
-from san.record import FieldError, Options, described, option, read_record
+from san.part import ParamRule
+from san.record import FieldError, Options, option, read_record
 
 EMBEDDING_LEAVES = (
     "query_embed",
@@ -24,16 +25,6 @@ EMBEDDING_LEAVES = (
     "positional_embedding",
 )
 """Last parts of the names of positional and query embeddings, which are not decayed."""
-
-
-@dataclass(frozen=True)
-class ParamRule(Options):
-    """How some parameters are trained, other than the rest."""
-
-    match: str = field(metadata=described("pattern of full parameter names, such as *deep_clip.resblocks.*"))
-    lr_multiplier: float = option(1.0, "factor on the learning rate", least=0, most=1000)
-    weight_decay: float | None = option(None, "AdamW's; empty: as without the rule", least=0, most=1000)
-    frozen: bool | None = option(None, "True: not trained; False: trained, also where SAN freezes; empty: unchanged")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from san.d2.solver import (
-    ParamRule,
     SolverConfig,
     build_lr_scheduler,
     build_optimizer,
@@ -18,6 +17,7 @@ from san.d2.solver import (
 from san.model.build import build_san
 from san.model.config import variant
 from san.model.san import SANModel
+from san.part import ParamRule
 
 
 @pytest.fixture(scope="module")
