@@ -81,7 +81,7 @@ def _task_table(records: Sequence[CaseRecord]) -> str:
     item = records[0]["item"]
     header = ["case", "time (ms)", f"{item}/s", "floor (ms)", "× floor", "peak (MiB)"]
     header += ["plain (ms)", "ratio", "plain peak (MiB)", "share of peak", "host waits"]
-    rows = _without_empty([header, *(_row(record) for record in records)])
+    rows = without_empty([header, *(_row(record) for record in records)])
     sampled = {record["plain"]["sampled_items"] for record in records if record.get("plain", {}).get("sampled_items")}
     notes = [f"≈: extrapolated from an even sample of {n} {item}, as all cost the same on that path." for n in sampled]
     return "\n\n".join([aligned(rows), *notes])
@@ -132,7 +132,7 @@ def parts_table(records: Sequence[CaseRecord]) -> str:
                     _ms(plain) if plain is not None else "",
                 ]
             )
-    return "## Parts\n\n" + aligned(_without_empty(rows)) if len(rows) > 1 else ""
+    return "## Parts\n\n" + aligned(without_empty(rows)) if len(rows) > 1 else ""
 
 
 def growth_points(records: Sequence[CaseRecord]) -> dict[str, list[tuple[int, CaseRecord]]]:
@@ -207,7 +207,7 @@ def _mib(size: float) -> str:
     return f"{size / 2**20:,.0f}"
 
 
-def _without_empty(rows: Rows) -> Rows:
+def without_empty(rows: Rows) -> Rows:
     """Without columns in which nothing but the header stands."""
     kept = [column for column in range(len(rows[0])) if any(row[column] for row in rows[1:])]
     return [[row[column] for column in kept] for row in rows]

@@ -10,6 +10,7 @@ from san.benchmark.cases import Case
 from san.benchmark.clocks import Recorder
 from san.benchmark.reference import plain_text_embed
 from san.benchmark.workload import Workload, draw_model
+from san.clip.text_classifier import TextClassifier
 from san.data.label_sets import load_label_set
 from san.data.subset import evenly_spread
 
@@ -40,13 +41,17 @@ def make_workload(case: Case, device: torch.device, *, plain: bool) -> Workload:
 
 def count_run(case: Case, recorder: Recorder, *, plain: bool) -> None:
     """A run without numbers, for counting."""
-    classifier, names = draw_model(case, torch.device("meta")).text_classifier.eval(), class_names(case.classes)
+    count_names(draw_model(case, torch.device("meta")).text_classifier, class_names(case.classes), plain=plain)
+    recorder.mark("text tower")
+
+
+def count_names(classifier: TextClassifier, names: Sequence[str], *, plain: bool) -> None:
+    """Names through the text tower of a model on the meta device, for counting."""
     with torch.no_grad():
         if plain:
-            plain_text_embed(classifier, names)
+            plain_text_embed(classifier.eval(), names)
         else:
-            classifier.embed(names)
-    recorder.mark("text tower")
+            classifier.eval().embed(names)
 
 
 def sample(names: Sequence[str], count: int = PLAIN_SAMPLE) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from san.benchmark.cases import Case
 from san.benchmark.clocks import Recorder
@@ -134,18 +134,28 @@ class PartMarks:
     """Marks when CLIP's shallow blocks, the side network and the heads are through, from outside the model.
 
     Whatever comes before the first of them is "input".
+
+    Args:
+        model: to watch.
+        fine: tells "mask head" and "bias head" apart, which else are "heads", and "fusion" from "side network".
     """
 
-    def __init__(self, model: SANModel) -> None:
-        """Watch a model."""
+    def __init__(self, model: SANModel, *, fine: bool = False) -> None:
         self.recorder: Recorder | None = None
-        model.shallow_clip.register_forward_pre_hook(lambda *_: self.mark("input"))
-        for module, part in (
+        parts: list[tuple[nn.Module, str]] = [
             (model.shallow_clip, "shallow CLIP"),
             (model.side_adapter, "side network"),
-            (model.mask_head, "heads"),
-            (model.bias_head, "heads"),
-        ):
+            (model.mask_head, "mask head" if fine else "heads"),
+            (model.bias_head, "bias head" if fine else "heads"),
+        ]
+        starts: list[tuple[nn.Module, str]] = [(model.shallow_clip, "input")]
+        if fine:
+            fusions = model.side_adapter.fusions.values()
+            parts += [(fusion, "fusion") for fusion in fusions]
+            starts += [(fusion, "side network") for fusion in fusions]
+        for module, before in starts:
+            module.register_forward_pre_hook(lambda *_, part=before: self.mark(part))
+        for module, part in parts:
             module.register_forward_hook(lambda *_, part=part: self.mark(part))
 
     @contextmanager

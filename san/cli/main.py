@@ -33,6 +33,7 @@ COMMANDS = {
     "curves": "draw the losses and evaluations of a run",
     "replay": "recompute batches whose losses or gradients were not finite",
     "convert": "a checkpoint to the published names, a slim file, or a folder for the hub",
+    "analyze": "parameters, multiply-adds, time and memory of each part of a model",
     "benchmark": "speed and memory, beside the floor that this machine sets",
 }
 """Sub-commands, each the module san/cli/<name>.py, and what they are for."""

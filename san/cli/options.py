@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,10 +41,32 @@ def path_option(text: str) -> Path:
     return Path(place_option(text))
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Which model, and where it runs: what `load_predictor` reads."""
+def png_option(text: str) -> Path:
+    """`path_option` of a picture that matplotlib draws."""
+    path = path_option(text)
+    if path.suffix.lower() != ".png":
+        raise argparse.ArgumentTypeError(f"{excerpt(text)} does not end in .png, the one format that is drawn")
+    return path
+
+
+def add_model_options(parser: argparse.ArgumentParser, *, untrained: bool = False) -> None:
+    """Which model, and where it runs: what `load_predictor` reads.
+
+    Args:
+        parser: a command's.
+        untrained: whether --variant, a model without weights, may be given instead of --model.
+    """
     group = parser.add_argument_group("model")
-    group.add_argument(
+    which = group.add_mutually_exclusive_group() if untrained else group
+    if untrained:
+        which.add_argument(
+            "--variant",
+            type=place_option,
+            metavar="VARIANT",
+            help="instead of --model, a model with random weights: vit_b16, vit_l14_336, shapes, tiny, or a "
+            "configuration file (YAML); nothing is downloaded",
+        )
+    which.add_argument(
         "--model",
         type=place_option,
         default="shapes",
@@ -172,8 +195,13 @@ def load_predictor(args: argparse.Namespace) -> Predictor:
     from san.model.config import SANConfig
     from san.predictor import Predictor
 
-    source, config = find_model(args.model, args.config, args.imports)
     options = {"device": args.device, "dtype": args.dtype, "compiled": args.compile}
+    if getattr(args, "variant", None) is not None:
+        from san.model.build import build_san
+
+        untrained = build_san(untrained_config(args))
+        return Predictor(untrained, short_side=untrained.config.side_adapter.image_size, **options)
+    source, config = find_model(args.model, args.config, args.imports)
     if config is None or isinstance(config, (str, SANConfig)):
         remote = {"cache_dir": args.cache_dir, "revision": args.revision, "local_files_only": args.offline}
         predictor = Predictor.from_pretrained(source, config, **options, **remote)
@@ -182,6 +210,28 @@ def load_predictor(args: argparse.Namespace) -> Predictor:
         predictor = Predictor(model, short_side=model.config.side_adapter.image_size, **options)
     predictor.text_cache = resolve_folder(args.text_cache, os.environ.get("SAN_CACHE"))
     return predictor
+
+
+def untrained_config(args: argparse.Namespace) -> SANConfig:
+    """The model that --variant describes, without CLIP's weights.
+
+    Raises:
+        ValueError, FileNotFoundError: there is no such variant or file, it describes a meta-architecture of the
+            user's, or --config is given too.
+    """
+    from san.model.config import SANConfig, variant
+
+    if args.config is not None:
+        raise ValueError("--config goes with a checkpoint file; give --variant alone")
+    config = _config_of(args.variant, args.imports)
+    if isinstance(config, str):
+        return variant(config, pretrained=None)
+    if not isinstance(config, SANConfig):
+        raise ValueError(
+            f"{args.variant} sets MODEL.META_ARCHITECTURE to {config.MODEL.META_ARCHITECTURE}, which --variant cannot "
+            "build; give a checkpoint of it with --model, and the file with --config"
+        )
+    return replace(config, clip=replace(config.clip, pretrained=None))
 
 
 def find_model(

@@ -47,7 +47,7 @@ def test_multiply_adds_are_counted_exactly():
 
 
 def test_the_method_on_vit_b16_takes_what_was_published():
-    """64.3 G with norms and resizes; the matrix products and convolutions alone are a little less."""
+    """64.3 G, of which docs/analyze.md can explain the network's matrix products and convolutions, a little less."""
     parts = count(sized(Case("inference"), SQUARE), plain=True)
     network = sum(value for name, value in parts.items() if name != "output")
     assert network == pytest.approx(64.3e9, rel=0.02)
