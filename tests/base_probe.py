@@ -86,6 +86,7 @@ def predict() -> None:
     again = Predictor.from_pretrained("folder").predict(pictures[1], words, none_of_these=True)
     assert (again.labels == result.labels).all()
     assert run(["models"])[0] == 0
+    assert run(["similarity", "red star, blue ring", "--to", "shapes_36", "--csv", "names.csv"])[0] == 0
     assert run(["analyze", "--variant", "tiny", "--no-timing", "--json", "figures.json"])[0] == 0
 
 
@@ -113,6 +114,7 @@ def beyond(repo: Path) -> dict[str, tuple[int, str]]:
         "replay": ["--config-file", config, "dump.json"],
         "convert": [weights, "--config-file", config, "--to", "own", "--out", "own.pth"],
         "analyze": ["--variant", "tiny", "--no-timing", "--plot", "bars.png"],
+        "similarity": ["--per-class", "per_class.csv", "--plot", "names.png"],
         "benchmark": ["--quick"],
         "predict": ["scene.png", "--vocab", WORDS, "--model", weights, "--config", config, "--out", "other"],
         "demo": [],

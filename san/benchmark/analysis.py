@@ -3,7 +3,7 @@
 A part ends where `PartMarks` sets a mark, so that counting and timing divide a run in the same places, and a registered
 part of the user's is counted and timed like SAN's own.
 
-(H, W) image, C classes, Q queries. Source: docs/analyze.md.
+(H, W) image, C classes, Q queries. See docs/analyze.md.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def count_multiply_adds(model: SANModel, piece: Workpiece, *, as_written: bool =
     Args:
         model: on any device; counted is a copy without values.
         piece: the image and the vocabulary.
-        as_written: of the method without shortcuts, `san.plain`.
+        as_written: of the method without shortcuts, `san.benchmark.reference`.
 
     Returns:
         Part to multiply-adds; None as written where the bias head is not SAN's own, which has no plain form.
@@ -223,7 +223,7 @@ def make_run(
         model: in evaluation.
         piece: the image and the vocabulary.
         marks: hooked to the model; None for a compiled one.
-        plain: the computations of `san.plain`.
+        plain: the computations of `san.benchmark.reference`.
         dtype: what the network computes in.
     """
     device, size = model.pixel_mean.device, (piece.height, piece.width)

@@ -34,6 +34,7 @@ COMMANDS = {
     "replay": "recompute batches whose losses or gradients were not finite",
     "convert": "a checkpoint to the published names, a slim file, or a folder for the hub",
     "analyze": "parameters, multiply-adds, time and memory of each part of a model",
+    "similarity": "how near the class names of data sets are to each other, and whether that goes with their IoU",
     "benchmark": "speed and memory, beside the floor that this machine sets",
 }
 """Sub-commands, each the module san/cli/<name>.py, and what they are for."""

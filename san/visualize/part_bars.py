@@ -51,11 +51,11 @@ def plot_parts(groups: Sequence[PartBars], path: str | Path, *, order: Sequence[
             axes.barh(row, value, color=_COLOR if group.inner_values is not None else _INNER_COLOR, height=0.75)
             if group.inner_values is not None:
                 axes.barh(row, group.inner_values.get(part, 0), color=_INNER_COLOR, height=0.75)
-            axes.text(value + 0.01 * longest, row, f"{value:,.3g}", va="center", fontsize=8)
+            axes.text(value + 0.01 * longest, row, _three_digits(value), va="center", fontsize=8)
         if group.inner_values is not None:
             for name, color in zip(group.inner_title, (_COLOR, _INNER_COLOR), strict=True):
                 axes.barh(0, 0, color=color, label=name)
-            axes.legend(fontsize=7, loc="lower right")
+            axes.legend(fontsize=7, loc="upper right")
         axes.set_title(group.title, fontsize=9, loc="left")
         axes.set_yticks(range(len(parts)), parts, fontsize=8)
         axes.tick_params(axis="x", labelsize=7)
@@ -66,3 +66,7 @@ def plot_parts(groups: Sequence[PartBars], path: str | Path, *, order: Sequence[
         first.set_ylim(len(parts) - 0.4, -0.6)
     figure.suptitle(literal(title), fontsize=10)
     save_figure(figure, path)
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
