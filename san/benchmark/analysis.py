@@ -19,15 +19,17 @@ from torch import Tensor, nn
 
 from san.benchmark.clocks import Recorder, clock_of, counting
 from san.benchmark.machine import peak_memory, reset_peak_memory
+from san.benchmark.reference import PlainSAN, plain_labels
 from san.benchmark.text import class_names, count_names
 from san.benchmark.workload import PartMarks, drawn_scene
+from san.clip.loader import LoadedClip
 from san.data.label_sets import LABEL_SETS, load_label_set
 from san.data.shapes.world import NAMES as SHAPES_NAMES
 from san.errors import one_line
 from san.model.attention_bias import AttentionBiasHead
+from san.model.build import outline
 from san.model.san import SANModel
-from san.plain import plain_labels, plain_paths
-from san.postprocess import semantic_labels
+from san.postprocess import Geometry, semantic_labels
 
 NETWORK = (
     "input", "shallow CLIP", "side network", "fusion", "mask head", "bias head", "deep CLIP", "classification",
@@ -111,9 +113,13 @@ def on_meta(model: SANModel) -> SANModel:
     tensors = {id(each): torch.empty_like(each, device="meta") for each in model.buffers()}
     for each in model.parameters():
         tensors[id(each)] = nn.Parameter(torch.empty_like(each, device="meta"), each.requires_grad)
-    bare = copy.copy(model)
-    bare.__dict__.pop("propose", None)  # not compiled
-    return copy.deepcopy(bare, tensors)
+    return copy.deepcopy(model, tensors)
+
+
+def plain_on_meta(model: SANModel) -> SANModel:
+    """As `on_meta`, computed as the method is written."""
+    clip = LoadedClip(model.arch, None, model.text_classifier.embedder.tokenizer, fingerprint="")
+    return outline(model.config, clip, PlainSAN)
 
 
 def count_multiply_adds(model: SANModel, piece: Workpiece, *, as_written: bool = False) -> dict[str, int] | None:
@@ -134,7 +140,7 @@ def count_multiply_adds(model: SANModel, piece: Workpiece, *, as_written: bool =
     """
     if as_written and type(model.bias_head) is not AttentionBiasHead:
         return None
-    model = on_meta(model).eval()
+    model = (plain_on_meta(model) if as_written else on_meta(model)).eval()
     run = make_run(model, piece, marks=PartMarks(model, fine=True), plain=as_written)
     with counting() as recorder_of:
         recorder = recorder_of()
@@ -192,14 +198,15 @@ def measure_time(
     if names is not None:
 
         def embed(recorder: Recorder) -> None:
-            model.text_classifier.forget()
+            model.text_classifier.embedder.forget()
             model.text_classifier.embed(names)
             recorder.mark(TEXT_TOWER)
 
-        kept, model.text_classifier.disk_cache = model.text_classifier.disk_cache, None
+        embedder = model.text_classifier.embedder
+        kept, embedder.disk_cache = embedder.disk_cache, None
         model.text_classifier.embed(names[:1])  # loads the tokenizer
         text_seconds = _once(embed, device)[TEXT_TOWER]
-        model.text_classifier.disk_cache = kept
+        embedder.disk_cache = kept
     wholes = [sum(parts.values()) for parts in rounds]
     lower, median, upper = statistics.quantiles(wholes, n=4, method="inclusive") if runs > 1 else wholes * 3
     parts = {part: statistics.median(parts[part] for parts in rounds) for part in rounds[0]}
@@ -223,7 +230,7 @@ def make_run(
         model: in evaluation.
         piece: the image and the vocabulary.
         marks: hooked to the model; None for a compiled one.
-        plain: the computations of `san.benchmark.reference`.
+        plain: the label map is made without shortcuts; the network is what the model makes of it.
         dtype: what the network computes in.
     """
     device, size = model.pixel_mean.device, (piece.height, piece.width)
@@ -237,7 +244,6 @@ def make_run(
     def run(recorder: Recorder) -> None:
         with (
             marks.to(recorder) if marks else nullcontext(),
-            plain_paths(model) if plain else nullcontext(),
             torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext(),
         ):
             batch = model.stack([image])
@@ -248,8 +254,7 @@ def make_run(
         if not scene:
             scene.append(_scene(output.mask_logits[0], piece.classes))
         masks, classes = scene[0]
-        padded = (batch.shape[2], batch.shape[3])
-        labels(masks, classes, padded_size=padded, image_size=size, output_size=size)
+        labels(masks, classes, Geometry((batch.shape[2], batch.shape[3]), size, size))
         recorder.mark(LABEL_MAP)
 
     return run

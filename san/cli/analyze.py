@@ -136,10 +136,10 @@ def _timing(args: argparse.Namespace, predictor: Predictor, piece: Any) -> _Reco
     import torch
 
     from san.benchmark.analysis import measure_time
-    from san.benchmark.machine import describe
+    from san.benchmark.machine import describe_machine
 
     timing = measure_time(predictor.model, piece, dtype=predictor.dtype, runs=args.runs, compiled=predictor.compiled)
-    machine = describe(predictor.device, threads=torch.get_num_threads(), malloc="system")
+    machine = describe_machine(predictor.device, threads=torch.get_num_threads(), malloc="system")
     found = asdict(timing) | {"images_per_second": 1 / timing.seconds, "runs": args.runs}
     return found | {"dtype": args.dtype, "compiled": predictor.compiled, "machine": machine}
 

@@ -182,7 +182,7 @@ def _warning(model: SANModel, vocabularies: Sequence[Vocabulary]) -> str:
 
     if not (model.has_clip_weights and model.config.clip.pretrained):
         return "WARNING: the text encoder has random weights; its figures mean nothing. Give another --model."
-    tokenizer = model.text_classifier.tokenizer
+    tokenizer = model.text_classifier.embedder.tokenizer
     if isinstance(tokenizer, CompactTokenizer):
         names = [name for each in vocabularies for name in each.names]
         tokens = tokenizer(names)

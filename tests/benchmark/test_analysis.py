@@ -20,13 +20,13 @@ from san.benchmark.analysis import (
     names_for,
     on_meta,
 )
+from san.benchmark.reference import PlainSAN
 from san.clip.loader import load_clip
 from san.model.build import build_san, freeze, outline
 from san.model.config import SANConfig, variant
 from san.model.parts import BIAS_HEADS, FUSIONS, BiasHead
 from san.model.san import SANModel
 from san.model.side_adapter import AddFusion
-from san.plain import plain_paths
 
 PIECE = Workpiece(96, 64, 5)
 D, S, E, C, Q, HEADS = 96, 144, 64, 32, 10, 3  # of the tiny model: CLIP, side, joint and head channels
@@ -113,8 +113,9 @@ def test_fvcore_counts_the_same_of_the_method_as_written(tiny):
     from fvcore.nn import FlopCountAnalysis
 
     batch, text_embed = tiny.stack([torch.zeros(3, 96, 64)]), torch.randn(5, E)
-    with torch.no_grad(), plain_paths(tiny):
-        found = FlopCountAnalysis(Outputs(tiny), (batch, text_embed))
+    plain = build_san(tiny.config, model_class=PlainSAN).eval()
+    with torch.no_grad():
+        found = FlopCountAnalysis(Outputs(plain), (batch, text_embed))
         by_operator = found.unsupported_ops_warnings(False).uncalled_modules_warnings(False).by_operator()
     written = count_multiply_adds(tiny, PIECE, as_written=True)
     assert written is not None
