@@ -70,6 +70,24 @@ def test_all_six_and_a_quick_look(model: str) -> None:
     assert f"{sum(BENCHMARKS[name].num_images for name in ALL_SIX):,} images" in text
 
 
+@pytest.mark.parametrize("model", ROWS)
+@pytest.mark.parametrize("label_set", COLUMNS)
+def test_results_page_has_a_row_and_a_command(model: str, label_set: str) -> None:
+    """The released figure is that of docs/datasets.md; "ours" is empty or a figure with two decimals."""
+    text = (REPO / "docs/results.md").read_text(encoding="utf-8")
+    config = f"configs/eval/{model}/{label_set}.yaml"
+    weights = {"vit_b16": "san_vit_b_16.pth", "vit_l14_336": "san_vit_large_14.pth"}[model]
+    assert f"--config-file {config} --eval-only \\\n    MODEL.WEIGHTS {weights}\n" in text
+    (row,) = [line for line in text.splitlines() if line.startswith("|") and f"(../{config})" in line]
+    name, _, _, released, ours, _ = (cell.strip() for cell in row.strip("|").split("|"))
+    assert name == ROWS[model]
+    figures = re.findall(r"\d+\.\d+", published(model)[COLUMNS[label_set]])
+    assert released == figures[0]
+    assert re.fullmatch(r"(\d+\.\d\d)?", ours)
+    for older in figures[1:]:
+        assert re.search(rf"^\| {re.escape(name)} \| PC-459, v0\.6 \| [\d.]+ \| {older} \|", text, flags=re.MULTILINE)
+
+
 @pytest.mark.parametrize("name", ["san_clip_vit_b16_coco", "san_clip_vit_l14_336_coco"])
 def test_training_evaluates_all_six(name: str) -> None:
     cfg = load_config(str(CONFIGS / f"{name}.yaml"), ["MODEL.DEVICE", "cpu"])
