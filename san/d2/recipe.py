@@ -64,7 +64,7 @@ class SANRecipe:
 
     @classmethod
     def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LambdaLR:
-        """The polynomial schedule without warm-up."""
+        """The schedule of SOLVER.LR_SCHEDULER_NAME: polynomial without warm-up by default."""
         return build_lr_scheduler(optimizer, solver_config(cfg))
 
     @classmethod

@@ -11,6 +11,7 @@ from torch import nn
 from san.d2.api import CfgNode, build_model, comm, verify_results
 from san.d2.checkpoints.checkpointer import SANCheckpointer, run_of, starting_weights
 from san.d2.checkpoints.run_folder import check_kinds, check_weights_stay, make_folder, occupied, write_config
+from san.d2.config.world_size import scale_to_processes
 from san.d2.data.datasets import prepare_datasets
 from san.d2.evaluate.evaluation import evaluate, metric_names, summary
 from san.d2.processes import stopping
@@ -63,6 +64,8 @@ def run(
             from_main(lambda: held.enter_context(occupied(folder, resume=resume, move_aside=move_aside)))
         setup_run(cfg)
         try:
+            if not eval_only:
+                cfg = scale_to_processes(cfg, comm.get_world_size())
             with stopping.listening():
                 latest = resume and not (eval_only and keep_weights and cfg.MODEL.WEIGHTS)
                 return _run(cfg, eval_only=eval_only, resume=resume, latest=latest)

@@ -1,4 +1,4 @@
-"""What is optimised and how fast: parameter groups, AdamW, the polynomial schedule, gradient clipping.
+"""What is optimised and how fast: parameter groups, AdamW, learning-rate schedules, gradient clipping.
 
 Source: docs/method.md#8.4. The golden files `optimizer_groups_vit_b16.json` and `learning_rate.json` guard it.
 """
@@ -36,14 +36,23 @@ class SolverConfig(Options):
     """
 
     PLACE: ClassVar[str] = "solver."
-    base_lr: float = option(1e-4, "learning rate at the first iteration", above=0)
+    base_lr: float = option(1e-4, "learning rate where the schedule starts", above=0)
     weight_decay: float = option(1e-4, "AdamW's, of all tensors but those of the next two kinds", least=0, most=1000)
     weight_decay_norm: float = option(0.0, "of LayerNorm modules", least=0, most=1000)
     weight_decay_embed: float = option(0.0, "of positional and query embeddings", least=0, most=1000)
     betas: tuple[float, float] = (0.9, 0.999)
     max_iter: int = option(60000, "iterations of the whole schedule", least=1, most=10**9)
+    lr_scheduler_name: str = option(
+        "WarmupPolyLR",
+        "schedule of the learning rate, which falls to 0 at MAX_ITER: polynomially (published) or as half a cosine",
+        choices=("WarmupPolyLR", "WarmupCosineLR"),
+    )
+    warmup_iters: int = option(
+        0, "first iterations, in which the schedule is multiplied by a linear rise to 1; 0: none", least=0, most=10**9
+    )
+    warmup_factor: float = option(0.001, "factor at which that rise starts", least=0, most=1)
     power: float = option(
-        0.9, "lr = BASE_LR * (1 - iteration / MAX_ITER) ** POLY_POWER; 0: constant", least=0, most=1000
+        0.9, "of WarmupPolyLR: lr = BASE_LR * (1 - iteration / MAX_ITER) ** POLY_POWER; 0: constant", least=0, most=1000
     )
     clip_norm: float = option(
         0.01, "L2 norm to which the gradient of the whole model is clipped; 0: not clipped", least=0, most=10**9
@@ -189,17 +198,46 @@ def poly_factor(config: SolverConfig) -> Callable[[int], float]:
     return factor
 
 
+def cosine_factor(config: SolverConfig) -> Callable[[int], float]:
+    """The factor on the base learning rate at an iteration counted from 0: half a cosine from 1 to 0."""
+
+    def factor(iteration: int) -> float:
+        return 0.5 * (1.0 + math.cos(math.pi * min(1.0, iteration / config.max_iter)))
+
+    return factor
+
+
+_SCHEDULES = {"WarmupPolyLR": poly_factor, "WarmupCosineLR": cosine_factor}
+
+
+def schedule_factor(config: SolverConfig) -> Callable[[int], float]:
+    """The factor on the base learning rate at an iteration counted from 0, with the warm-up.
+
+    In the first `warmup_iters` iterations the schedule is multiplied by a factor that rises linearly from
+    `warmup_factor` to 1. Detectron2's classes ``WarmupCosineLR`` and (DeepLab) ``WarmupPolyLR`` do the same.
+    """
+    curve = _SCHEDULES[config.lr_scheduler_name](config)
+    if not config.warmup_iters:
+        return curve
+
+    def factor(iteration: int) -> float:
+        share = min(1.0, iteration / config.warmup_iters)
+        return (config.warmup_factor * (1 - share) + share) * curve(iteration)
+
+    return factor
+
+
 def build_lr_scheduler(optimizer: torch.optim.Optimizer, config: SolverConfig) -> torch.optim.lr_scheduler.LambdaLR:
-    """The polynomial schedule to 0 without warm-up; call its ``step`` after every iteration.
+    """The schedule of SOLVER.LR_SCHEDULER_NAME, to 0; call its ``step`` after every iteration.
 
     Args:
         optimizer: whose learning rates it sets.
-        config: length and power.
+        config: schedule, length, power and warm-up.
 
     Returns:
         The scheduler. Its ``state_dict`` holds the iteration, so it resumes.
     """
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, poly_factor(config))
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, schedule_factor(config))
 
 
 def clip_gradient(optimizer: torch.optim.Optimizer, config: SolverConfig) -> torch.Tensor:

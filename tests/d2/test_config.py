@@ -72,6 +72,9 @@ CHANGES: dict[str, tuple[Callable[[Any], Any], str, Any]] = {
     "SOLVER.WEIGHT_DECAY_EMBED": (solver_config, "0.5", 0.5),
     "SOLVER.MAX_ITER": (solver_config, "5", 5),
     "SOLVER.POLY_POWER": (solver_config, "1", 1.0),
+    "SOLVER.LR_SCHEDULER_NAME": (solver_config, "WarmupCosineLR", "WarmupCosineLR"),
+    "SOLVER.WARMUP_ITERS": (solver_config, "7", 7),
+    "SOLVER.WARMUP_FACTOR": (solver_config, "0.25", 0.25),
     "SOLVER.CLIP_GRADIENTS.ENABLED": (solver_config, "False", 0.0),
     "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": (solver_config, "1", 1.0),
 }

@@ -17,10 +17,11 @@ from san.d2 import SANCheckpointer, SANRecipe, add_san_config, prepare_datasets,
 from san.d2.api import BACKEND, META_ARCH_REGISTRY, build_model, get_cfg
 from san.d2.config import yaml_file as config_file
 from san.d2.config.foreign_keys import INSTEAD, foreign_name
-from san.d2.config.keys import load_config
+from san.d2.config.keys import load_config, solver_config
 from san.d2.config.schema import KEYS
 from san.d2.config.yaml_file import leaf_keys, warn_without_effect
 from san.d2.run import run
+from san.d2.solver import SolverConfig
 from san.data.shapes.dataset import ShapesSizes, write_shapes
 from san.hub import SHAPES_CHECKPOINT
 from tests.d2.conftest import as_arguments
@@ -183,10 +184,32 @@ def test_keys_without_effect_are_warned_about_once(caplog: pytest.LogCaptureFixt
     for _ in range(2):
         warn_without_effect(cfg, "SOLVER", "MODEL")
     (record,) = caplog.records
-    assert record.getMessage().endswith("are set: SOLVER.STEPS (SOLVER.POLY_POWER has), MODEL.MASK_ON")
+    assert record.getMessage().endswith("are set: SOLVER.STEPS (SOLVER.LR_SCHEDULER_NAME has), MODEL.MASK_ON")
     (tmp_path / "config.yaml").write_text(cfg.dump())  # as default_setup does
     load_config(str(tmp_path / "config.yaml"), ["MODEL.DEVICE", "cpu"])
     assert "INPUT.CROP.ENABLED (INPUT.CROP.SIZE has)" in caplog.records[-1].getMessage()
+
+
+@real
+def test_defaults_of_detectron2_switch_no_warm_up_on() -> None:
+    """Its own are a thousand iterations of warm-up before a schedule of steps."""
+    cfg = get_cfg()
+    assert (cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.LR_SCHEDULER_NAME) == (1000, "WarmupMultiStepLR")
+    add_san_config(cfg)
+    assert solver_config(cfg) == SolverConfig()
+    assert cfg.SOLVER.REFERENCE_WORLD_SIZE == 0
+
+
+def test_schedules_of_older_records_have_no_effect(tmp_path: Path) -> None:
+    """They are Detectron2's defaults, which SAN did not read then; a record of now has SAN's name."""
+    path, solver = tmp_path / "config.yaml", "WARMUP_ITERS: 1000, WARMUP_FACTOR: 0.5, MAX_ITER: 9"
+    path.write_text(f"GLOBAL: {{HACK: 1.0}}\nSOLVER: {{LR_SCHEDULER_NAME: WarmupMultiStepLR, {solver}}}\n")
+    assert solver_config(load_config(str(path))) == SolverConfig(max_iter=9)
+    path.write_text(f"GLOBAL: {{HACK: 1.0}}\nSOLVER: {{LR_SCHEDULER_NAME: WarmupPolyLR, {solver}}}\n")
+    assert solver_config(load_config(str(path))) == SolverConfig(max_iter=9, warmup_iters=1000, warmup_factor=0.5)
+    path.write_text(f"SOLVER: {{LR_SCHEDULER_NAME: WarmupMultiStepLR, {solver}}}\n")
+    with pytest.raises(ValueError, match="LR_SCHEDULER_NAME is 'WarmupMultiStepLR'; .*WarmupPolyLR, WarmupCosineLR"):
+        load_config(str(path))
 
 
 def test_records_of_detectron2_are_read(tmp_path: Path) -> None:

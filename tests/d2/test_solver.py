@@ -13,6 +13,8 @@ from san.d2.solver import (
     build_lr_scheduler,
     build_optimizer,
     clip_gradient,
+    poly_factor,
+    schedule_factor,
 )
 from san.model.build import build_san
 from san.model.config import variant
@@ -60,6 +62,51 @@ def test_scheduler_follows_the_schedule_and_resumes() -> None:
             scheduler.load_state_dict(states[1])
     assert rates == pytest.approx([0.1 * (1 - i / 10) ** 2 for i in range(10)])
     assert optimizer.param_groups[0]["lr"] == 0
+
+
+def rates_of(config: SolverConfig, made: object = None) -> list[float]:
+    """The learning rate of each iteration, by our scheduler or by one of Detectron2's that `made` builds."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=config.base_lr)
+    scheduler = made(optimizer) if callable(made) else build_lr_scheduler(optimizer, config)
+    rates = []
+    for _ in range(config.max_iter):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return rates
+
+
+def test_a_cosine_falls_to_0() -> None:
+    config = SolverConfig(base_lr=0.1, max_iter=8, lr_scheduler_name="WarmupCosineLR")
+    assert rates_of(config) == pytest.approx([0.05 * (1 + math.cos(math.pi * i / 8)) for i in range(8)])
+
+
+def test_a_warm_up_rises_linearly_into_the_schedule() -> None:
+    plain = rates_of(SolverConfig(base_lr=0.1, max_iter=10))
+    warm = rates_of(SolverConfig(base_lr=0.1, max_iter=10, warmup_iters=4, warmup_factor=0.2))
+    rise = [0.2, 0.4, 0.6, 0.8, 1, 1, 1, 1, 1, 1]
+    assert warm == pytest.approx([share * rate for share, rate in zip(rise, plain, strict=True)])
+    assert warm[4:] == plain[4:]
+
+
+def test_without_warm_up_the_schedule_is_the_published_one_bit_by_bit() -> None:
+    config = SolverConfig(max_iter=60000)
+    for iteration in (0, 1, 7, 29999, 59999, 60000):
+        assert schedule_factor(config)(iteration) == poly_factor(config)(iteration)
+
+
+@pytest.mark.detectron2
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["WarmupPolyLR", "WarmupCosineLR"])
+def test_schedules_are_those_of_detectron2_of_the_same_name(name: str) -> None:
+    if name == "WarmupPolyLR":
+        from detectron2.projects.deeplab.lr_scheduler import WarmupPolyLR as Theirs
+    else:
+        from detectron2.solver.lr_scheduler import WarmupCosineLR as Theirs
+    config = SolverConfig(base_lr=0.1, max_iter=30, warmup_iters=7, warmup_factor=0.01, lr_scheduler_name=name)
+    options = {"power": config.power} if name == "WarmupPolyLR" else {}
+    theirs = rates_of(config, lambda optimizer: Theirs(optimizer, 30, warmup_factor=0.01, warmup_iters=7, **options))
+    assert rates_of(config) == pytest.approx(theirs, rel=1e-12)
 
 
 @pytest.mark.parametrize(("limit", "expected"), [(0.01, 0.01), (100.0, 5.0), (0.0, 5.0)])

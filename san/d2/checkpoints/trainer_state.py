@@ -28,7 +28,10 @@ GROUPING = (
 )
 """Keys that decide which tensors are trained and in which groups: a change of them may not fit the moments."""
 
-RECORDED = (*GROUPING, "SOLVER.BASE_LR", "SOLVER.POLY_POWER", "SOLVER.MAX_ITER", "SOLVER.CLIP_GRADIENTS.CLIP_VALUE")
+RECORDED = (
+    *GROUPING, "SOLVER.BASE_LR", "SOLVER.POLY_POWER", "SOLVER.MAX_ITER", "SOLVER.CLIP_GRADIENTS.CLIP_VALUE",
+    "SOLVER.LR_SCHEDULER_NAME", "SOLVER.WARMUP_ITERS", "SOLVER.WARMUP_FACTOR",
+)  # fmt: skip
 """Keys whose values a checkpoint keeps, to name what a resumed run changes."""
 
 MAX_ITERATION = 2**31
@@ -83,8 +86,8 @@ def check_trainer_state(
     for name, hook in _mapping(content["hooks"], "hooks").items():
         _mapping(hook, f"the state of the hook {excerpt(name)}")
     for name, value in _mapping(content["solver"], "solver").items():
-        if type(value) not in (bool, int, float):
-            raise ValueError(f"solver {excerpt(name)} is {excerpt(value)} instead of a number")
+        if type(value) not in (bool, int, float, str):
+            raise ValueError(f"solver {excerpt(name)} is {excerpt(value)} instead of a number or a name")
     scaler = _mapping(content["grad_scaler"], "grad_scaler")
     if scaler:
         _number(scaler.get("scale"), "scale of grad_scaler")

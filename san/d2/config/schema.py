@@ -96,6 +96,13 @@ class LoopOptions(Options):
     ims_per_batch: int = option(
         32, "images of one iteration, over all processes and accumulation steps", least=1, most=65536
     )
+    reference_world_size: int = option(
+        0,
+        "processes that IMS_PER_BATCH, BASE_LR, MAX_ITER, WARMUP_ITERS and the periods are meant for; training with "
+        "another number scales them; 0: never",
+        least=0,
+        most=65536,
+    )
     accumulation_steps: int = option(
         1, "forward and backward passes per iteration; divides IMS_PER_BATCH / processes", least=1, most=65536
     )

@@ -25,6 +25,8 @@ TABLES = tuple(key.name for key in KEYS.values() if key.is_table)
 """Keys whose own keys are free: options of parts."""
 
 
+_SCHEDULE_KEYS = ("SOLVER.LR_SCHEDULER_NAME", "SOLVER.WARMUP_FACTOR", "SOLVER.WARMUP_ITERS")
+
 MAX_TEXT = 4096
 """Characters of a text, or elements of a list, that a key takes. Names, paths and templates are shorter."""
 
@@ -174,7 +176,12 @@ def flatten(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 def _without_foreign(content: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted keys and values without those of Detectron2 that SAN does not read."""
-    return {key: value for key, value in flatten(content) if foreign_name(key) is None}
+    found = {key: value for key, value in flatten(content) if foreign_name(key) is None}
+    name = found.get("SOLVER.LR_SCHEDULER_NAME")
+    if name in KEYS["SOLVER.LR_SCHEDULER_NAME"].constraint.choices:
+        return found
+    # a record of before SAN read these keys: they are Detectron2's defaults, of which none had an effect
+    return {key: value for key, value in found.items() if key not in _SCHEDULE_KEYS}
 
 
 def warn_without_effect(content: Mapping[str, Any], *sections: str) -> None:

@@ -41,8 +41,12 @@ _DEFAULTS: dict[str, Any] = {
     "DATALOADER": {"NUM_WORKERS": 4},
     "SOLVER": {
         "IMS_PER_BATCH": 16,
+        "REFERENCE_WORLD_SIZE": 0,
         "MAX_ITER": 40000,
         "BASE_LR": 0.001,
+        "LR_SCHEDULER_NAME": "WarmupMultiStepLR",
+        "WARMUP_FACTOR": 0.001,
+        "WARMUP_ITERS": 1000,
         "WEIGHT_DECAY": 0.0001,
         "WEIGHT_DECAY_NORM": 0.0,
         "CHECKPOINT_PERIOD": 5000,
