@@ -124,11 +124,15 @@ def brings_clip(state_dict: Mapping[str, Any]) -> bool:
     return any(name.startswith("deep_clip.") for name in names)
 
 
-def load_checkpoint_file(path: str | Path) -> dict[str, Any]:
+def load_checkpoint_file(path: str | Path, *, averaged: bool = True) -> dict[str, Any]:
     """A checkpoint's content, with the tensors under "model"; nothing in the file is run.
 
     The tensors under "model" are mapped from the file, see `read_tensors`; all others are in memory. A slim file's note
     of its CLIP is in the tensors' metadata too, as `save_slim` puts it there.
+
+    Args:
+        path: of the file.
+        averaged: whether the trained tensors are their moving averages, where the file has these; see `with_average`.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -147,7 +151,44 @@ def load_checkpoint_file(path: str | Path) -> dict[str, Any]:
     # an optimiser may go on using its state as it is given, long after the file is gone
     result = {key: copy.deepcopy(value) for key, value in content.items() if key != "model"}
     note = {key: result[key] for key in _NOTE if key in result}
-    return result | {"model": _with_note(tensors, note) if note else tensors}
+    result |= {"model": _with_note(tensors, note) if note else tensors}
+    return with_average(result, repr(str(path))) if averaged else result
+
+
+def with_average(content: Mapping[str, Any], label: str) -> dict[str, Any]:
+    """A checkpoint's content with averaged weights (SOLVER.EMA) for the trained ones, where it has them.
+
+    Args:
+        content: as `load_checkpoint_file` gives it; ``{"ema": {"model": tensors by name}}`` are the averages.
+        label: of the checkpoint, in messages.
+
+    Returns:
+        The content without "ema".
+
+    Raises:
+        ValueError: the averages are no tensors of the model.
+    """
+    if "ema" not in content:
+        return {**content}
+    tensors, entry = content["model"], content["ema"]
+    averages = entry.get("model") if isinstance(entry, Mapping) else None
+    if not isinstance(averages, Mapping) or not averages:
+        odd = ["no dictionary of tensors"]
+        averages = {}
+    else:
+        odd = [
+            f"{excerpt(name)} is not as in the model"
+            for name, value in averages.items()
+            if not isinstance(value, Tensor) or name not in tensors or value.shape != tensors[name].shape
+        ]
+    if odd:
+        raise ValueError(
+            f"{label} has averaged weights ('ema') that do not fit its weights: {listed(odd)}; `san convert --no-ema` "
+            "takes the weights alone"
+        )
+    merged = OrderedDict({**tensors, **averages})
+    merged._metadata = getattr(tensors, "_metadata", {})  # type: ignore[attr-defined]
+    return {key: value for key, value in content.items() if key != "ema"} | {"model": merged}
 
 
 def _with_note(tensors: Mapping[str, Tensor], note: dict[str, Any]) -> OrderedDict[str, Tensor]:

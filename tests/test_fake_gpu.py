@@ -22,6 +22,7 @@ from san.d2.data.datasets import register_datasets
 from san.d2.evaluate.out_of_memory import _copy_on_cpu
 from san.d2.solver import build_optimizer
 from san.d2.train.iteration import StepConfig, Stepper
+from san.d2.train.weight_average import WeightAverage
 from san.model.san import SANModel
 from san.predictor import Predictor
 from tests.d2.conftest import make_cfg, options, own_voc, shared_voc
@@ -90,15 +91,22 @@ def test_a_training_step_waits_for_the_matching_only(gpu: FakeGPU, backward: Non
 
 @pytest.mark.parametrize("amp_dtype", [None, torch.float16])
 @pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("averaged", [False, True])
 def test_a_run_waits_for_the_matching_only(
-    gpu: FakeGPU, backward: None, make_cfg: Callable[..., Any], steps: int, amp_dtype: torch.dtype | None
+    gpu: FakeGPU,
+    backward: None,
+    make_cfg: Callable[..., Any],
+    averaged: bool,
+    steps: int,
+    amp_dtype: torch.dtype | None,
 ) -> None:
-    """With the registered model and its samples, once per accumulation step."""
+    """With the registered model and its samples, once per accumulation step; an average of the weights adds none."""
     cfg = make_cfg()
     register_datasets(cfg.DATASETS.ROOT)
     model = build_model(cfg).train().to("cuda")
     solver = solver_config(cfg)
-    stepper = Stepper(model, build_optimizer(model, solver), StepConfig(solver, "cuda", amp_dtype, 6, 0.1))
+    optimizer, average = build_optimizer(model, solver), WeightAverage(model, 0.9) if averaged else None
+    stepper = Stepper(model, optimizer, StepConfig(solver, "cuda", amp_dtype, 6, 0.1), average)
     batches = [[sample_of(seed, seed + step) for seed in range(3)] for step in range(steps)]
     outcome = stepper.run(batches, 0)
     for iteration in (1, 2):

@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--to", required=True, choices=("published", "own", "slim", "folder"), help="the form to write")
     parser.add_argument("--out", required=True, type=path_option, help="the .pth file, or the folder, to write")
     parser.add_argument("--half", action="store_true", help="in half precision, at half the size (slim and folder)")
+    parser.add_argument("--no-ema", action="store_true", help="the trained weights, not their average (SOLVER.EMA)")
     parser.add_argument("--num-classes", type=int, default=171, help="classes trained on (published only; %(default)s)")
 
 
@@ -43,7 +44,8 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"{args.out} exists; remove it or choose another --out")
     if args.half and args.to not in ("slim", "folder"):
         raise ValueError(f"--half goes with --to slim and folder, not with {args.to}, which is exact")
-    content = load_checkpoint_file(args.checkpoint)
+    content = load_checkpoint_file(args.checkpoint, averaged=not args.no_ema)
+    content.pop("ema", None)
     cfg = load_config(args.config_file, imports=args.imports)
     with naming_keys():
         model = build_san(san_config(cfg), clip_weights=not brings_clip(content["model"]))

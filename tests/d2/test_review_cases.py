@@ -21,7 +21,8 @@ from san.d2.evaluate.evaluation import OutputConfig, SemSegEvaluator, metric_nam
 from san.d2.evaluate.resume import ResumeConfig
 from san.d2.run import run
 from san.d2.train.iteration import StepConfig, Stepper
-from san.d2.train.trainer import CurvesHook, Trainer
+from san.d2.train.run_hooks import CurvesHook
+from san.d2.train.trainer import Trainer
 
 MakeCfg = Callable[..., Any]
 

@@ -74,7 +74,7 @@ def short_pause(monkeypatch: pytest.MonkeyPatch) -> None:
 def no_charts() -> Iterator[None]:
     """Curves and bars take most of a tiny run's time, and no fault is about them; tests/d2 looks at them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("san.d2.train.trainer.plot_curves", lambda *_, **__: None)
+        patch.setattr("san.d2.train.run_hooks.plot_curves", lambda *_, **__: None)
         patch.setattr("san.visualize.plot_per_class", lambda *_, **__: None)
         yield
 

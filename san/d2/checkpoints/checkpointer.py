@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import torch
 
-from san.checkpoint import brings_clip, load_checkpoint_file, part_note
+from san.checkpoint import brings_clip, load_checkpoint_file, part_note, with_average
 from san.clip.weights_file import read_tensors
 from san.d2.api import DetectionCheckpointer, comm
 from san.d2.checkpoints.run_folder import LAST, RECORD, recorded_run
@@ -33,7 +33,8 @@ class SANCheckpointer(DetectionCheckpointer):
     """Reads own and published checkpoints as plain tensors, and refuses those that do not fit the model entirely.
 
     Files are ``model_0004999.pth`` ... ``model_final.pth`` with the keys model, trainer, iteration and run, the run's
-    id; ``last_checkpoint`` names the latest, and beside each lies its SHA-256.
+    id; ``last_checkpoint`` names the latest, and beside each lies its SHA-256. With SOLVER.EMA there is also ema: the
+    averaged weights, which are loaded as the model's unless training goes on (a trainer is loaded too).
     """
 
     failure = ""
@@ -120,7 +121,7 @@ class SANCheckpointer(DetectionCheckpointer):
         return content
 
     def _load_file(self, f: str) -> dict[str, Any]:
-        return load_checkpoint_file(f)
+        return load_checkpoint_file(f, averaged=False)
 
     def _load_model(self, checkpoint: Any) -> None:
         """Hands over the whole content, so that the model sees what a slim file says of its CLIP."""
@@ -132,7 +133,8 @@ class SANCheckpointer(DetectionCheckpointer):
                     check(checkpoint.get(key))
                 except ValueError as error:
                     raise ValueError(f"training cannot go on from checkpoint {self._source}: {error}") from error
-        self.model.load_state_dict(checkpoint)
+        goes_on = "trainer" in (self.loaded if self._asked is None else self._asked)
+        self.model.load_state_dict(checkpoint if goes_on else with_average(checkpoint, self._source))
 
 
 def write_checkpoint(content: dict[str, Any], path: Path) -> None:
@@ -285,7 +287,7 @@ def damage_of(path: Path) -> str | None:
         whole = _known_sum(path, state.st_mtime_ns, state.st_size) == wanted
         return None if whole else f"checkpoint {path} is damaged: its SHA-256 is not that of {sum_file.name}"
     try:
-        load_checkpoint_file(path)
+        load_checkpoint_file(path, averaged=False)
     except ValueError as error:
         return str(error)
     return None
@@ -353,7 +355,7 @@ def slim_note(path: str) -> dict[str, Any] | None:
         return None  # a machine that shares no disk with the main process's, which sends it all weights
     if not path or "://" in path:
         return {}
-    content = load_checkpoint_file(path)
+    content = load_checkpoint_file(path, averaged=False)
     if brings_clip(content["model"]):
         return None
     return {key: content[key] for key in ("clip", "clip_fingerprint") if key in content}

@@ -124,6 +124,21 @@ class LoopOptions(Options):
 
 
 @dataclass(frozen=True)
+class EMAOptions(Options):
+    """SOLVER.EMA."""
+
+    enabled: bool = option(
+        False, "keep a moving average of the trained weights, and use it for evaluation and prediction"
+    )
+    decay: float = option(
+        0.999,
+        "the average keeps this share at each update, after n updates at most (1 + n) / (10 + n)",
+        least=0,
+        most=1,
+    )
+
+
+@dataclass(frozen=True)
 class TestOptions(Options):
     """TEST."""
 
@@ -198,6 +213,7 @@ SECTIONS: tuple[Section, ...] = (
     Section("INPUT.", TestInputOptions),
     Section("SOLVER.", SolverConfig, _SOLVER, skip=("betas",)),
     Section("SOLVER.", LoopOptions, _LOOP),
+    Section("SOLVER.EMA.", EMAOptions),
     Section("TEST.", TestOptions),
     Section("WANDB.", WandbOptions),
 )

@@ -25,8 +25,8 @@ def scale_to_processes(cfg: CfgNode, processes: int) -> CfgNode:
 
     Returns:
         IMS_PER_BATCH and BASE_LR multiplied by processes / REFERENCE_WORLD_SIZE, and MAX_ITER, WARMUP_ITERS,
-        CHECKPOINT_PERIOD and TEST.EVAL_PERIOD divided by it, rounded. Its REFERENCE_WORLD_SIZE is `processes`, so that
-        it is not scaled again.
+        CHECKPOINT_PERIOD and TEST.EVAL_PERIOD divided by it, rounded; EMA.DECAY to the power of it. Its
+        REFERENCE_WORLD_SIZE is `processes`, so that it is not scaled again.
 
     Raises:
         ValueError: IMS_PER_BATCH cannot be divided by REFERENCE_WORLD_SIZE, or a scaled value is out of range.
@@ -46,6 +46,7 @@ def scale_to_processes(cfg: CfgNode, processes: int) -> CfgNode:
     solver.BASE_LR = solver.BASE_LR * scale
     solver.MAX_ITER = max(1, round(solver.MAX_ITER / scale))
     solver.WARMUP_ITERS = round(solver.WARMUP_ITERS / scale)
+    solver.EMA.DECAY = solver.EMA.DECAY**scale  # so that the average spans as many images (Busbridge et al. 2023)
     for section, key in PERIODS:
         if scaled[section][key]:  # 0 has a meaning of its own
             scaled[section][key] = max(1, round(scaled[section][key] / scale))
@@ -53,9 +54,9 @@ def scale_to_processes(cfg: CfgNode, processes: int) -> CfgNode:
     check_config(scaled)
     logger.info(
         "Scaled from %d processes (SOLVER.REFERENCE_WORLD_SIZE) to %d: SOLVER.IMS_PER_BATCH %d, BASE_LR %g, MAX_ITER "
-        "%d, WARMUP_ITERS %d, CHECKPOINT_PERIOD %d, TEST.EVAL_PERIOD %d",
+        "%d, WARMUP_ITERS %d, CHECKPOINT_PERIOD %d, EMA.DECAY %g, TEST.EVAL_PERIOD %d",
         reference, processes, solver.IMS_PER_BATCH, solver.BASE_LR, solver.MAX_ITER, solver.WARMUP_ITERS,
-        solver.CHECKPOINT_PERIOD, scaled.TEST.EVAL_PERIOD,
+        solver.CHECKPOINT_PERIOD, solver.EMA.DECAY, scaled.TEST.EVAL_PERIOD,
     )  # fmt: skip
     if cfg.is_frozen():
         scaled.freeze()

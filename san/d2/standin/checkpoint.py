@@ -48,4 +48,4 @@ class DetectionCheckpointer(Checkpointer):  # type: ignore[misc]
         Raises:
             ValueError: it is damaged, or holds more than dense tensors and plain data.
         """
-        return load_checkpoint_file(filename)
+        return load_checkpoint_file(filename, averaged=False)

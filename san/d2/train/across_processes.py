@@ -103,14 +103,14 @@ def load_everywhere(checkpointer: SANCheckpointer, path: str, checkpointables: S
 
     def read() -> dict[str, Any]:
         content = checkpointer.load(path, checkpointables=[*checkpointables])
-        states.update({key: checkpointer.loaded[key] for key in checkpointables})
+        states.update({key: checkpointer.loaded[key] for key in checkpointables if key in checkpointer.loaded})
         return {key: value for key, value in content.items() if key != "model"} | {"states": states}
 
     content = from_main(read)
     _share_weights(checkpointer.model)
     states = content.pop("states")
     if not comm.is_main_process():
-        for key in checkpointables:
+        for key in states:
             checkpointer.checkpointables[key].load_state_dict(states[key])
     return content
 

@@ -73,7 +73,7 @@ class CheckpointHook(HookBase):
         self.finish()
 
     def reads_losses(self, done: int) -> bool:
-        """See `san.d2.train.trainer.ReadsLosses`: `sound` depends on them."""
+        """See `san.d2.train.run_hooks.ReadsLosses`: `sound` depends on them."""
         return done % self.period == 0
 
     def after_step(self) -> None:

@@ -23,6 +23,7 @@ from san.clip.weights import listed
 from san.d2.api import comm
 from san.d2.data.batches import Sample
 from san.d2.solver import SolverConfig, clip_gradient
+from san.d2.train.weight_average import WeightAverage
 from san.losses.terms import Normalisers, average_counts, count_batch
 
 logger = logging.getLogger("san.d2.trainer")
@@ -150,12 +151,20 @@ class Stepper:
             parameter serves for iterations of a single step.
         optimizer: of its trained parameters.
         config: how.
+        average: of the weights, which follows each update; None for none.
     """
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, config: StepConfig) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        config: StepConfig,
+        average: WeightAverage | None = None,
+    ) -> None:
         self.model = model
         self.optimizer = optimizer
         self.config = config
+        self.average = average
         self._inner = model.module if isinstance(model, DistributedDataParallel) else model
         parameters = inspect.signature(self._inner.forward).parameters
         self._takes_norm = "norm" in parameters or any(each.kind == each.VAR_KEYWORD for each in parameters.values())
@@ -273,7 +282,7 @@ class Stepper:
         """The optimiser's step, or none.
 
         Args:
-            unless: scalar; where it is true the weights, moments and the count of updates stay.
+            unless: scalar; where it is true the weights, their average, moments and the count of updates stay.
         """
         optimizer: Any = self.optimizer
         if optimizer.defaults.get("fused"):
@@ -284,6 +293,8 @@ class Stepper:
                 del optimizer.found_inf
         elif not unless:  # the host waits
             optimizer.step()
+        if self.average is not None:
+            self.average.update(unless)
 
     def _next_scale(self, bad: Tensor) -> Tensor | None:
         """Tells the loss scaler of the gradient; returns the scale of the next iteration, None without loss scaling.

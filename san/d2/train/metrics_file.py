@@ -85,7 +85,7 @@ class LineHook(HookBase):
         self.period = period
 
     def reads_losses(self, done: int) -> bool:
-        """See `san.d2.train.trainer.ReadsLosses`."""
+        """See `san.d2.train.run_hooks.ReadsLosses`."""
         return done % self.period == 0
 
     def after_step(self) -> None:

@@ -6,10 +6,10 @@ import contextlib
 import logging
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import nn
@@ -43,8 +43,9 @@ from san.d2.train.iteration import NonFiniteError, StepConfig, Stepper
 from san.d2.train.iteration_log import IterationLog, sources_of
 from san.d2.train.metrics_file import NAME as METRICS
 from san.d2.train.metrics_file import LineHook, MetricsFile, evaluated_at, take_out
+from san.d2.train.run_hooks import CurvesHook, EvalHook, ReadsLosses
+from san.d2.train.weight_average import WeightAverage
 from san.d2.train.writers import build_writers
-from san.visualize import drawing, plot_curves
 
 logger = logging.getLogger("san.d2.trainer")
 
@@ -78,8 +79,10 @@ class Trainer(TrainerBase):
         self.san.train()
         self.optimizer = self.build_optimizer()
         distributed = distribute(self.san, find_unused=cfg.SOLVER.FIND_UNUSED_PARAMETERS)
-        self.stepper = Stepper(distributed, self.optimizer, step_config(cfg))
-        self.checkpointer = SANCheckpointer(self.san, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.average = WeightAverage(self.san, cfg.SOLVER.EMA.DECAY) if cfg.SOLVER.EMA.ENABLED else None
+        self.stepper = Stepper(distributed, self.optimizer, step_config(cfg), self.average)
+        self.saved: dict[str, Any] = {"trainer": weakref.proxy(self)} | ({"ema": self.average} if self.average else {})
+        self.checkpointer = SANCheckpointer(self.san, cfg.OUTPUT_DIR, **self.saved)
         self.checkpointer.run_id = self.run_id
         folder = Path(cfg.OUTPUT_DIR)
         self.bad_data = BadData(len(self.records), cfg.DATALOADER.MAX_BAD_SHARE, folder)
@@ -126,8 +129,9 @@ class Trainer(TrainerBase):
         return found
 
     def _evaluate(self) -> dict[str, dict[str, float]]:
-        """Evaluates the present weights on DATASETS.TEST; returns what curves are drawn of."""
-        self.results = evaluate(self.cfg, self.san, resume=self.resumed, training=True)
+        """Evaluates the present weights, or their average, on DATASETS.TEST; returns what curves are drawn of."""
+        with self.average.applied() if self.average else contextlib.nullcontext():
+            self.results = evaluate(self.cfg, self.san, resume=self.resumed, training=True)
         return summary(self.results)
 
     def resume_or_load(self, resume: bool) -> None:
@@ -140,7 +144,7 @@ class Trainer(TrainerBase):
         """
         found = from_main(lambda: str(latest_checkpoint(self.cfg.OUTPUT_DIR) or "")) if resume else ""
         if found:
-            load_everywhere(self.checkpointer, found, ["trainer"])
+            load_everywhere(self.checkpointer, found, [*self.saved])
             self.resumed = True
             self.start_iter = self.iter + 1
             logger.info("Resuming at iteration %d of %d.", self.start_iter, self.max_iter)
@@ -149,6 +153,9 @@ class Trainer(TrainerBase):
         else:
             logger.info("The side network starts from fresh weights.")
         check_same_weights(self.san)
+        if self.average and not self.average.updates:  # the checkpoint has none, or there is no checkpoint
+            self.average.reset()
+            logger.info("Evaluations use the moving average of the weights (SOLVER.EMA), from here on.")
         if resume and comm.is_main_process():
             take_out(Path(self.cfg.OUTPUT_DIR) / METRICS, self.start_iter, self.max_iter)
 
@@ -339,45 +346,6 @@ class Trainer(TrainerBase):
             ValueError: with what is wrong.
         """
         check_trainer_state(state, self.san, self.optimizer, recorded_settings(self.cfg))
-
-
-@runtime_checkable
-class ReadsLosses(Protocol):
-    """A hook that reads the losses of an iteration right after it; other hooks find those of the iteration before."""
-
-    def reads_losses(self, done: int) -> bool:
-        """Whether the hook reads losses when `done` iterations are done; the same on every process."""
-
-
-class LossReadingEvalHook(hooks.EvalHook):
-    """An evaluation every `period` iterations and after the last; losses are logged before it."""
-
-    def __init__(self, period: int, evaluation: Callable[[], dict[str, dict[str, float]]]) -> None:
-        super().__init__(period, evaluation)
-        self.period = period
-
-    def reads_losses(self, done: int) -> bool:
-        """See `ReadsLosses`."""
-        return self.period > 0 and done % self.period == 0
-
-
-class CurvesHook(HookBase):
-    """Draws ``curves.png`` from ``metrics.json`` at the end of training.
-
-    Args:
-        folder: of the run.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def after_train(self) -> None:
-        """Draws, where anything was logged."""
-        if not (self.folder / METRICS).is_file():
-            return
-        with drawing(self.folder / "curves.png"):
-            plot_curves(self.folder / METRICS, self.folder / "curves.png")
-            logger.info("Curves: %s", self.folder / "curves.png")
 
 
 def step_config(cfg: CfgNode) -> StepConfig:
