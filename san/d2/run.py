@@ -135,10 +135,11 @@ def load_model(cfg: CfgNode) -> nn.Module:
 
 
 def check_expected(cfg: CfgNode) -> None:
-    """Refuses TEST.EXPECTED_RESULTS and SOLVER.CHECKPOINT_BEST that no evaluation will give, before hours are spent.
+    """Refuses expected results and metrics to go by that no evaluation will give, before hours are spent.
 
     Raises:
-        ValueError: if one names a data set that is not evaluated, or a metric that it has not.
+        ValueError: if one names a data set that is not evaluated, or a metric that it has not; or an early stop is
+            asked for, and no metric is named or nothing is evaluated on the way.
     """
     names = list(dict.fromkeys(cfg.DATASETS.TEST))
     alias = {"sem_seg": names[0]} if len(names) == 1 else {}
@@ -149,12 +150,21 @@ def check_expected(cfg: CfgNode) -> None:
                 f"TEST.EXPECTED_RESULTS holds {list(entry)}; give [data set, metric, value, tolerance], a data set of "
                 f"DATASETS.TEST ({', '.join([*names, *alias]) or 'which is empty'}) and a metric such as mIoU"
             )
-    best = cfg.SOLVER.CHECKPOINT_BEST
-    dataset, _, metric = best.partition("/")
-    if best and (dataset not in names or metric not in metric_names(dataset)):
+    stop = cfg.SOLVER.EARLY_STOP
+    for key, best, needed in (
+        ("CHECKPOINT_BEST", cfg.SOLVER.CHECKPOINT_BEST, False),
+        ("EARLY_STOP.METRIC", stop.METRIC, stop.PATIENCE > 0),
+    ):
+        dataset, _, metric = best.partition("/")
+        if (best or needed) and (dataset not in names or metric not in metric_names(dataset)):
+            raise ValueError(
+                f"SOLVER.{key} is {best!r}; give a data set of DATASETS.TEST "
+                f"({', '.join(names) or 'which is empty'}), a slash and a metric, such as {(names or ['set'])[0]}/mIoU"
+            )
+    if stop.PATIENCE and not cfg.TEST.EVAL_PERIOD:
         raise ValueError(
-            f"SOLVER.CHECKPOINT_BEST is {best!r}; give a data set of DATASETS.TEST "
-            f"({', '.join(names) or 'which is empty'}), a slash and a metric, such as {(names or ['set'])[0]}/mIoU"
+            f"SOLVER.EARLY_STOP.PATIENCE is {stop.PATIENCE}, but TEST.EVAL_PERIOD is 0, so nothing is evaluated before "
+            "the end; set the latter to the iterations between evaluations"
         )
 
 

@@ -37,7 +37,8 @@ def test_everything_that_depends_on_the_batch_is_scaled() -> None:
     assert values(cfg) == {name: before for name, (before, _) in SCALED.items()}
     assert scale_to_processes(scaled, 16) is scaled
     assert scaled.MODEL == cfg.MODEL
-    assert scaled.SOLVER.EMA.DECAY == pytest.approx(0.999**2)
+    decay = scaled.SOLVER.EMA.DECAY
+    assert decay == pytest.approx(0.999**2)
     back = scale_to_processes(scaled, 8)
     assert values(back) == values(cfg) | {"TEST.EVAL_PERIOD": 2}
 

@@ -139,6 +139,16 @@ class EMAOptions(Options):
 
 
 @dataclass(frozen=True)
+class EarlyStopOptions(Options):
+    """SOLVER.EARLY_STOP."""
+
+    metric: str = option("", "data set/metric that must rise, as CHECKPOINT_BEST has it")
+    patience: int = option(
+        0, "evaluations in a row without a better value that end the run; 0: never", least=0, most=10**9
+    )
+
+
+@dataclass(frozen=True)
 class TestOptions(Options):
     """TEST."""
 
@@ -214,6 +224,7 @@ SECTIONS: tuple[Section, ...] = (
     Section("SOLVER.", SolverConfig, _SOLVER, skip=("betas",)),
     Section("SOLVER.", LoopOptions, _LOOP),
     Section("SOLVER.EMA.", EMAOptions),
+    Section("SOLVER.EARLY_STOP.", EarlyStopOptions),
     Section("TEST.", TestOptions),
     Section("WANDB.", WandbOptions),
 )

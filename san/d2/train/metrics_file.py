@@ -127,8 +127,8 @@ def last_logged(path: Path) -> int:
     return int(max((row["iteration"] for row in logged(path)), default=-1))
 
 
-def evaluated_at(path: Path, iteration: int, names: Sequence[str]) -> bool:
-    """Whether a run has logged an evaluation.
+def evaluated_at(path: Path, iteration: int, names: Sequence[str]) -> dict[str, float]:
+    """What a run has logged of an evaluation; empty where it has not.
 
     Args:
         path: ``metrics.json``; where it is missing nothing was logged.
@@ -136,7 +136,7 @@ def evaluated_at(path: Path, iteration: int, names: Sequence[str]) -> bool:
         names: the data sets, all of which it must have.
     """
     rows = [row for row in logged(path) if row.get("iteration") == iteration]
-    return any(all(f"{name}/mIoU" in row for name in names) for row in rows)
+    return next((row for row in rows if all(f"{name}/mIoU" in row for name in names)), {})
 
 
 def take_out(path: Path, start_iter: int, max_iter: int) -> None:

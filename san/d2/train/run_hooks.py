@@ -22,7 +22,7 @@ class ReadsLosses(Protocol):
         """Whether the hook reads losses when `done` iterations are done; the same on every process."""
 
 
-class EvalHook(hooks.EvalHook):
+class LossReadingEvalHook(hooks.EvalHook):
     """An evaluation every `period` iterations and after the last; losses are logged before it."""
 
     def __init__(self, period: int, evaluation: Callable[[], dict[str, dict[str, float]]]) -> None:

@@ -39,11 +39,12 @@ from san.d2.processes import stopping
 from san.d2.solver import build_lr_scheduler, build_optimizer
 from san.d2.train.across_processes import check_same_weights, distribute, from_main, load_everywhere
 from san.d2.train.checkpoint_hooks import BestCheckpointHook, CheckpointHook, last_done
+from san.d2.train.early_stop import EarlyStopHook
 from san.d2.train.iteration import NonFiniteError, StepConfig, Stepper
 from san.d2.train.iteration_log import IterationLog, sources_of
 from san.d2.train.metrics_file import NAME as METRICS
 from san.d2.train.metrics_file import LineHook, MetricsFile, evaluated_at, take_out
-from san.d2.train.run_hooks import CurvesHook, EvalHook, ReadsLosses
+from san.d2.train.run_hooks import CurvesHook, LossReadingEvalHook, ReadsLosses
 from san.d2.train.weight_average import WeightAverage
 from san.d2.train.writers import build_writers
 
@@ -95,7 +96,10 @@ class Trainer(TrainerBase):
             check=lambda done: check_finite_run(self.san, self.optimizer, done),
         )
         self.results: dict[str, dict[str, float]] = {}
+        stop = cfg.SOLVER.EARLY_STOP
+        self.early_stop = EarlyStopHook(stop.METRIC, stop.PATIENCE, lambda: self.results) if stop.PATIENCE else None
         self.resumed = False
+        self._evaluated = False
         self._loader: Batches | None = None
         self._batches: Iterator[list[Sample]] = iter(())
         self.register_hooks(self.build_hooks())
@@ -121,6 +125,8 @@ class Trainer(TrainerBase):
         found.append(self.saving)
         if cfg.DATASETS.TEST:
             found.append(LossReadingEvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate))
+        if self.early_stop:
+            found.append(self.early_stop)
         if cfg.SOLVER.CHECKPOINT_BEST:
             found.append(BestCheckpointHook(self.checkpointer, cfg.SOLVER.CHECKPOINT_BEST, lambda: self.results))
         if comm.is_main_process():
@@ -130,6 +136,7 @@ class Trainer(TrainerBase):
 
     def _evaluate(self) -> dict[str, dict[str, float]]:
         """Evaluates the present weights, or their average, on DATASETS.TEST; returns what curves are drawn of."""
+        self._evaluated = True
         with self.average.applied() if self.average else contextlib.nullcontext():
             self.results = evaluate(self.cfg, self.san, resume=self.resumed, training=True)
         return summary(self.results)
@@ -160,7 +167,7 @@ class Trainer(TrainerBase):
             take_out(Path(self.cfg.OUTPUT_DIR) / METRICS, self.start_iter, self.max_iter)
 
     def train(self) -> None:  # type: ignore[override]
-        """Trains from ``start_iter`` to ``max_iter``, then evaluates.
+        """Trains from ``start_iter`` to ``max_iter``, then evaluates; SOLVER.EARLY_STOP may end it before.
 
         Unlike the base's, an error is not logged with its stack trace, and no hook runs after it but the writers'.
         """
@@ -173,11 +180,15 @@ class Trainer(TrainerBase):
                 self.before_train()
                 self._run_missed_evaluation()
                 for iteration in range(self.start_iter, self.max_iter):
+                    if self.early_stop and self.early_stop.due:
+                        self._end_early(iteration - 1)
+                        break
                     self.iter = iteration
                     self.before_step()
                     self.run_step()
                     self.after_step()
-                self.iter = max(self.start_iter, self.max_iter)  # tells hooks that training is complete
+                else:
+                    self.iter = max(self.start_iter, self.max_iter)  # tells hooks that training is complete
                 self.after_train()
                 self._check_end()
             except stopping.StopRequested:  # between two iterations, or in an evaluation
@@ -208,6 +219,22 @@ class Trainer(TrainerBase):
         self.bad_data.note(bad for _, found in heard for bad in found)
         return batches
 
+    def _end_early(self, done: int) -> None:
+        """Ends at an iteration; a run that had ended there already is evaluated again, as any that is resumed."""
+        assert self.early_stop is not None
+        self.iter = self.storage.iter = done
+        logger.info(
+            "Training ends early, after iteration %d of %d: %s has not risen above %.2f in %d evaluations. A larger "
+            "SOLVER.EARLY_STOP.PATIENCE with --resume goes on.",
+            done,
+            self.max_iter,
+            self.early_stop.name,
+            self.early_stop.best,
+            self.early_stop.since,
+        )
+        if not self._evaluated:
+            self._evaluate()
+
     def _run_missed_evaluation(self) -> None:
         """Evaluates as was due at the checkpoint's iteration, where the former run ended before it was done."""
         last, period = self.start_iter - 1, self.cfg.TEST.EVAL_PERIOD
@@ -215,7 +242,10 @@ class Trainer(TrainerBase):
         if not due or self.start_iter >= self.max_iter:
             return
         metrics = Path(self.cfg.OUTPUT_DIR) / METRICS
-        if comm.all_gather(comm.is_main_process() and evaluated_at(metrics, last, self.cfg.DATASETS.TEST))[0]:
+        found = from_main(lambda: evaluated_at(metrics, last, self.cfg.DATASETS.TEST))
+        if found and self.early_stop and self.early_stop.name in found:  # the checkpoint may be older than this line
+            self.early_stop.count(found[self.early_stop.name], last)
+        if found and (not self.early_stop or self.early_stop.iteration >= last):
             return
         logger.info("The evaluation due at iteration %d was not completed; it runs now.", last)
         self.iter = self.storage.iter = last
@@ -223,7 +253,7 @@ class Trainer(TrainerBase):
             self.storage.put_scalars(**{f"{name}/{key}": v for key, v in values.items()}, smoothing_hint=False)
         comm.synchronize()
         for hook in self._hooks:
-            if isinstance(hook, BestCheckpointHook):
+            if isinstance(hook, (BestCheckpointHook, EarlyStopHook)):
                 hook.after_step()
 
     def _check_end(self) -> None:

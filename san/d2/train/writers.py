@@ -116,13 +116,15 @@ class ProgressLine(EventWriter):
         self.window = window
         self.logger = logging.getLogger("san.d2.progress")
         self._previous: tuple[int, float] | None = None
+        self._written = -1
 
     def write(self) -> None:
         """Logs the line of the current iteration."""
         storage = get_event_storage()
         iteration = storage.iter
-        if iteration >= self.max_iter:  # after the last iteration nothing is new
+        if iteration >= self.max_iter or iteration == self._written:  # nothing is new
             return
+        self._written = iteration
         parts = [f"iter {iteration + 1}/{self.max_iter}"]
         seconds = self._seconds_per_iteration(storage)
         if seconds is not None:
