@@ -37,6 +37,7 @@ OWN_LOOP = (
     "SOLVER.EMA.ENABLED",
     "SOLVER.LOG_PERIOD",
     "SOLVER.MAX_NONFINITE",
+    "TEST.LOG_REPORTS",
     "WANDB.ENABLED",
 )
 """Keys that SAN's own trainer reads and Detectron2's does not."""

@@ -160,6 +160,11 @@ class TestOptions(Options):
         30.0, "seconds between two savings of what an evaluation has counted; 0: every image", least=0, most=10**7
     )
     num_panels: int = option(4, "pictures (image, truth, prediction, legend) per data set", least=0, most=1000)
+    log_reports: bool = option(
+        False,
+        "show panel and per-class table of evaluations during training in TensorBoard, and in Weights & Biases where "
+        "WANDB.ENABLED",
+    )
     save_label_maps: bool = option(False, "write every prediction as a PNG of class indices")
     save_rle: bool = option(False, "write all predictions as one COCO-style run-length JSON")
     scores: bool = option(False, "also return sem_seg, the scores (C, H, W) in float32: much memory")
@@ -175,6 +180,7 @@ class WandbOptions(Options):
     )
     project: str = option("san", "where runs are listed")
     name: str = option("", "of the run; empty: name of OUTPUT_DIR")
+    log_checkpoint: bool = option(False, "log model_final.pth and model_best.pth as an artifact when the run ends")
 
 
 @dataclass(frozen=True)

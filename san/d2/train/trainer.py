@@ -232,6 +232,7 @@ class Trainer(TrainerBase):
             self.early_stop.best,
             self.early_stop.since,
         )
+        self.saving.finish()  # before the writers close, one of which may log it
         if not self._evaluated:
             self._evaluate()
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import io
 import logging
 import math
@@ -20,10 +21,14 @@ import torch
 
 from san.d2.api import CfgNode, EventStorage, EventWriter, TensorboardXWriter, get_event_storage
 from san.d2.train.metrics_file import MetricsFile, last_logged
+from san.d2.train.report_writer import COLUMNS, NewReports, Report, ReportWriter
 from san.errors import one_line, require_extra
 from san.redaction import redact, redact_home, without_folders
 
 MIB = 1024**2
+
+ARTIFACT_FILES = ("model_final.pth", "model_best.pth")
+"""What WANDB.LOG_CHECKPOINT logs, as far as the run has it."""
 
 RETRY_SECONDS = 600.0
 """Until a writer that failed is tried again."""
@@ -46,6 +51,10 @@ def build_writers(cfg: CfgNode, max_iter: int, metrics: MetricsFile, run_id: str
     window = cfg.SOLVER.LOG_PERIOD
     tensorboard = RetryingWriter("TensorBoard", lambda: TensorboardXWriter(cfg.OUTPUT_DIR, window_size=window))
     writers: list[EventWriter] = [ProgressLine(max_iter, window), metrics, tensorboard]
+    if cfg.TEST.LOG_REPORTS:
+        folder, names = Path(cfg.OUTPUT_DIR), [*cfg.DATASETS.TEST]
+        make = functools.partial(ReportWriter, folder, NewReports(folder, names))
+        writers.append(RetryingWriter("TensorBoard's part of evaluations", make))
     if cfg.WANDB.ENABLED:
         writers.append(WandbWriter(cfg, run_id, last_logged(metrics.path)))
     return writers
@@ -159,7 +168,9 @@ class ProgressLine(EventWriter):
 
 
 class WandbWriter(EventWriter):
-    """Logs every scalar, and the configuration, to Weights & Biases; pictures stay in OUTPUT_DIR.
+    """Logs every scalar, and the configuration, to Weights & Biases.
+
+    Asked for (TEST.LOG_REPORTS, WANDB.LOG_CHECKPOINT), also panels and per-class tables of evaluations, and weights.
 
     Of the machine nothing is recorded: no host and user name, command line, terminal output, code or repository, and
     of the configuration's absolute paths the last part only; tokens are masked (SECURITY.md).
@@ -185,6 +196,10 @@ class WandbWriter(EventWriter):
         import wandb
 
         self.window = cfg.SOLVER.LOG_PERIOD
+        self._wandb: Any = wandb
+        self._folder = Path(cfg.OUTPUT_DIR)
+        self._reports = NewReports(self._folder, [*cfg.DATASETS.TEST] if cfg.TEST.LOG_REPORTS else [])
+        self._artifact = f"weights-{run_id}" if cfg.WANDB.LOG_CHECKPOINT else ""
         try:
             with _no_questions():
                 self.run: Any = wandb.init(
@@ -210,10 +225,12 @@ class WandbWriter(EventWriter):
     def write(self) -> None:
         """Logs what is new since the last call."""
         storage = get_event_storage()
-        by_iteration: dict[int, dict[str, float]] = {}
+        by_iteration: dict[int, dict[str, Any]] = {}
         for name, (value, iteration) in storage.latest_with_smoothing_hint(self.window).items():
             if iteration > self._last_written:
                 by_iteration.setdefault(iteration, {})[name] = value
+        for report in self._reports.take():
+            by_iteration.setdefault(report.iteration, {}).update(self._media(report))
         for iteration in sorted(by_iteration):
             values = by_iteration[iteration]
             if iteration < self._first:  # of an evaluation that had not ended, which is made only now, nothing is there
@@ -222,9 +239,30 @@ class WandbWriter(EventWriter):
                 self.run.log(values, step=max(iteration, self._first))
             self._last_written = iteration
 
+    def _media(self, report: Report) -> dict[str, Any]:
+        """The table of an evaluation, and its picture if there is one."""
+        rows = [[redact_home(redact(name)), *numbers] for name, *numbers in report.rows]
+        found = {f"{report.dataset}/per_class": self._wandb.Table(columns=[*COLUMNS], data=rows)}
+        if report.panel is not None:
+            found[f"{report.dataset}/panel"] = self._wandb.Image(str(report.panel))
+        return found
+
     def close(self) -> None:
-        """Ends the run."""
+        """Ends the run; logs its weights before, where that is asked for."""
+        try:
+            self._log_weights()
+        except OSError as error:  # no room for wandb's copy of them
+            logger.warning("Weights & Biases does not get the weights (%s); they are in OUTPUT_DIR", error)
         self.run.finish()
+
+    def _log_weights(self) -> None:
+        """Logs the weights as an artifact, where that is asked for and the run has them."""
+        present = [path for name in ARTIFACT_FILES if (path := self._folder / name).is_file()]
+        if self._artifact and present:
+            artifact = self._wandb.Artifact(self._artifact, type="model")
+            for path in present:
+                artifact.add_file(str(path), name=path.name)
+            self.run.log_artifact(artifact)
 
 
 @contextlib.contextmanager
