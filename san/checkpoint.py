@@ -156,7 +156,7 @@ def load_checkpoint_file(path: str | Path, *, averaged: bool = True) -> dict[str
 
 
 def with_average(content: Mapping[str, Any], label: str) -> dict[str, Any]:
-    """A checkpoint's content with averaged weights (SOLVER.EMA) for the trained ones, where it has them.
+    """A checkpoint's content with averaged weights for the trained ones, where it has them.
 
     Args:
         content: as `load_checkpoint_file` gives it; ``{"ema": {"model": tensors by name}}`` are the averages.
