@@ -69,7 +69,7 @@ def semantic_scores(mask_logits: Tensor, class_logits: Tensor, geometry: Geometr
     class_probs = _class_probs(mask_logits, class_logits)[:, :-1]  # (Q, C)
     num_rows = _rows_of_band(_BAND_VALUES // shrink, class_probs, geometry)
     scores = torch.empty(class_probs.shape[1], *geometry.output_size, device=mask_logits.device)
-    for rows, columns, mask_probs in _mask_bands(mask_logits, geometry, num_rows):
+    for rows, columns, mask_probs in mask_bands(mask_logits, geometry, num_rows):
         scores[:, rows, columns] = torch.einsum("qc,qhw->chw", class_probs, mask_probs)
     return scores
 
@@ -127,7 +127,7 @@ def labels_and_scores(
     num_rows = _TILE * _TILE_ROWS if prune else _rows_of_band(band_values, class_probs, geometry)
     labels = torch.empty(geometry.output_size, dtype=torch.int64, device=mask_logits.device)
     best = torch.empty(geometry.output_size, device=mask_logits.device)
-    for rows, columns, mask_probs in _mask_bands(mask_logits, geometry, num_rows):
+    for rows, columns, mask_probs in mask_bands(mask_logits, geometry, num_rows):
         pixels = mask_probs.flatten(1)  # (Q, rows * W)
         if prune:
             score, label = _best_of_tiles(class_probs, mask_probs, band_values)
@@ -268,7 +268,7 @@ def _class_probs(mask_logits: Tensor, class_logits: Tensor) -> Tensor:
     return class_logits.float().softmax(dim=-1)
 
 
-def _mask_bands(mask_logits: Tensor, geometry: Geometry, num_rows: int) -> Iterator[tuple[slice, slice, Tensor]]:
+def mask_bands(mask_logits: Tensor, geometry: Geometry, num_rows: int) -> Iterator[tuple[slice, slice, Tensor]]:
     """Output rows and columns of one band after the other, and its mask probabilities (Q, rows, columns).
 
     Args:

@@ -23,6 +23,9 @@ _MAX_BYTES = 2_000_000_000  # of a file of masks; those of 5,000 images have som
 RLE_FILE, LABEL_FOLDER = "sem_seg_predictions.json", "label_maps"
 """What an evaluation writes its predictions to."""
 
+ORACLE_PAGE = "oracle.html"
+"""Its error analysis, beside them."""
+
 _MAX_SHIFT = 40  # no run length of a segmentation has more bits
 _MAX_CATEGORY = 65535
 _OTHER_SET = "give the predictions of this data set"

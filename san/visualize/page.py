@@ -86,6 +86,7 @@ class Page:
         sort: that order: worst, best, name or change.
         classes: IoU of each class over the whole data set.
         problems: (file, what is wrong) of the images left out.
+        links: (text, path relative to the page) of pages beside it.
     """
 
     title: str
@@ -95,24 +96,23 @@ class Page:
     sort: str = "worst"
     classes: Sequence[ClassLine] = ()
     problems: Sequence[tuple[str, str]] = field(default=())
+    links: Sequence[tuple[str, str]] = field(default=())
 
 
-def render_page(page: Page) -> str:
-    """The page as HTML."""
-    digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
-    policy = (  # nothing from outside, and no script but ours, whatever a file may be called
-        f"default-src 'none'; img-src 'self' file: data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
-    )
-    orders = {"worst": "worst first", "best": "best first", "name": "by name"}
-    if any(row.delta is not None for row in page.rows):
-        orders = {"change": "largest change first", **orders}
-    options = "".join(
-        f'<option value="{key}"{" selected" if key == page.sort else ""}>{text}</option>'
-        for key, text in orders.items()
-    )
-    facts = "".join(f"<div><dt>{escape(key)}</dt><dd>{escape(value)}</dd></div>" for key, value in page.facts)
-    body = "\n".join(_row(row, rank) for rank, row in enumerate(page.rows, 1))
-    names = sorted({name for row in page.rows for name in row.classes}, key=str.lower)
+def html_document(title: str, body: str, *, style: str = "", script: str = "") -> str:
+    """A page of ours: nothing comes from outside, and no script but the given one runs, whatever a name may be.
+
+    Args:
+        title: of the window.
+        body: HTML, all texts escaped.
+        style: rules beside those that all pages share.
+        script: the one script; it stands at the end.
+    """
+    policy = "default-src 'none'; img-src 'self' file: data:; style-src 'unsafe-inline'"
+    if script:
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        policy += f"; script-src 'sha256-{digest}'"
+        body += f"\n<script>{script}</script>"
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -120,14 +120,32 @@ def render_page(page: Page) -> str:
 <meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="generator" content="{GENERATOR}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(page.title)}</title>
-<style>{STYLE}</style>
+<title>{escape(title)}</title>
+<style>{STYLE}{style}</style>
 </head>
 <body>
-<header>
+{body}
+</body>
+</html>
+"""
+
+
+def render_page(page: Page) -> str:
+    """The page as HTML."""
+    orders = {"worst": "worst first", "best": "best first", "name": "by name"}
+    if any(row.delta is not None for row in page.rows):
+        orders = {"change": "largest change first", **orders}
+    options = "".join(
+        f'<option value="{key}"{" selected" if key == page.sort else ""}>{text}</option>'
+        for key, text in orders.items()
+    )
+    links = "".join(f'<p><a href="{path_link(path)}">{escape(text)}</a></p>\n' for text, path in page.links)
+    body = "\n".join(_row(row, rank) for rank, row in enumerate(page.rows, 1))
+    names = sorted({name for row in page.rows for name in row.classes}, key=str.lower)
+    content = f"""<header>
 <div class="top"><h1>{escape(page.title)}</h1><button id="theme" type="button" hidden>dark / light</button></div>
-<dl class="facts">{facts}</dl>
-{_problems(page.problems)}{_classes(page.classes)}
+{facts_list(page.facts)}
+{links}{_problems(page.problems)}{_classes(page.classes)}
 </header>
 <form id="tools" role="search" hidden>
 <label>Filter <input id="filter" type="search" list="names" autocomplete="off" placeholder="class or file name"></label>
@@ -141,11 +159,14 @@ def render_page(page: Page) -> str:
 </main>
 <dialog id="viewer"><form method="dialog"><span id="viewer-name"></span>
 <span class="hint">← → next image · Esc closes</span><button aria-label="close">×</button></form>
-<img id="viewer-image" alt=""></dialog>
-<script>{SCRIPT}</script>
-</body>
-</html>
-"""
+<img id="viewer-image" alt=""></dialog>"""
+    return html_document(page.title, content, script=SCRIPT)
+
+
+def facts_list(facts: Iterable[tuple[str, str]]) -> str:
+    """Pairs of (what, value) as HTML."""
+    items = "".join(f"<div><dt>{escape(key)}</dt><dd>{escape(value)}</dd></div>" for key, value in facts)
+    return f'<dl class="facts">{items}</dl>'
 
 
 def _row(row: Row, rank: int) -> str:
@@ -158,9 +179,9 @@ def _row(row: Row, rank: int) -> str:
     delta = "" if row.delta is None else f'<span class="{_sign(row.delta)}">{row.delta:+.1f}</span>'
     return (
         f'<article data-name="{escape(row.name)}" data-search="{escape(search)}"{numbers}>\n'
-        f'<div class="score"><span class="rank">{rank}</span><b>{_number(row.miou)}</b>{delta}<small>mIoU</small>'
+        f'<div class="score"><span class="rank">{rank}</span><b>{percent(row.miou)}</b>{delta}<small>mIoU</small>'
         f'<meter min="0" max="100" value="{row.miou or 0:.1f}"></meter>'
-        f"<small>{_number(row.accuracy)} of pixels right</small></div>\n"
+        f"<small>{percent(row.accuracy)} of pixels right</small></div>\n"
         f'<div class="pictures"><div class="name">{escape(row.name)}</div>{strips}{_chips(row.worst)}</div>\n</article>'
     )
 
@@ -170,13 +191,13 @@ def _strip(strip: Strip, name: str) -> str:
     width, height = strip.size
     caption = f"<small>{escape(strip.caption)}</small>" if strip.caption else ""
     return (
-        f'<a class="strip" href="{_link(strip.picture)}"><img loading="lazy" decoding="async" '
-        f'src="{_link(strip.thumb)}" width="{width}" height="{height}" alt="{escape(name)}">{caption}</a>'
+        f'<a class="strip" href="{path_link(strip.picture)}"><img loading="lazy" decoding="async" '
+        f'src="{path_link(strip.thumb)}" width="{width}" height="{height}" alt="{escape(name)}">{caption}</a>'
     )
 
 
 def _chips(lines: Iterable[ClassLine]) -> str:
-    chips = "".join(f"<li>{_swatch(line.color)}{escape(line.name)} <b>{_number(line.iou)}</b>"
+    chips = "".join(f"<li>{_swatch(line.color)}{escape(line.name)} <b>{percent(line.iou)}</b>"
                     f"{f' <i>{escape(line.note)}</i>' if line.note else ''}</li>" for line in lines)  # fmt: skip
     return f'<ul class="chips">{chips}</ul>' if chips else ""
 
@@ -187,7 +208,7 @@ def _classes(lines: Sequence[ClassLine]) -> str:
         return ""
     items = "".join(
         f'<li><button type="button" data-class="{escape(line.name)}">{_swatch(line.color)}{escape(line.name)}</button>'
-        f"<b>{_number(line.iou)}</b></li>"
+        f"<b>{percent(line.iou)}</b></li>"
         for line in lines
     )
     return (
@@ -208,12 +229,13 @@ def _swatch(color: tuple[int, int, int]) -> str:
     return f'<span class="swatch" style="background:rgb({red},{green},{blue})"></span>'
 
 
-def _link(path: str) -> str:
+def path_link(path: str) -> str:
     """A relative path as a URL, which no character of a file name can break out of; never taken for `scheme:`."""
     return escape(quote(path if path.startswith(".") else f"./{path}", errors="surrogateescape"))
 
 
-def _number(value: float | None) -> str:
+def percent(value: float | None) -> str:
+    """A number in percent as all pages show it; None is a dash."""
     return "–" if value is None else f"{value:.1f} %"
 
 

@@ -1,0 +1,227 @@
+"""Counts that separate errors of masks from errors of names, image by image (docs/error_analysis.md#definitions).
+
+Legend: Q proposals, C classes, P classes in one image's ground truth, (H, W) image. A segment is all judged pixels of
+one class in one image; m_q(x) is proposal q's mask probability, p_q(c) its class probability, o_q = sum of p_q(c) over
+the classes without "no object".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from san.data.label_sets import check_label_values
+from san.evaluation.confusion import ConfusionMatrix
+from san.postprocess import mask_bands, semantic_labels
+from san.torch_defaults import torch_defaults
+
+Counts = npt.NDArray[np.int64]
+
+RECALL_IOUS = (0.5, 0.75)
+"""A segment is recalled where a proposal has at least this IoU with it."""
+
+SEGMENT_COLUMNS = ("all", "recalled_50", "recalled_75", "named", "named_recalled_50")
+"""What is counted of the segments of a class: all, those recalled at each IoU, those named right, both at 0.5."""
+
+_BAND_VALUES = 2**22  # held at a time; below 2**24, so that float32 counts pixels exactly
+_MAX_WIDTH = 8192  # of a band that `mask_bands` makes
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """What the network says of one image, before it becomes a label map.
+
+    Attributes:
+        mask_logits: (Q, h_s, w_s), before the sigmoid.
+        class_logits: (Q, C+1), the last column "no object".
+        padded_size: (height, width) of the padded batch that went into the network.
+        image_size: (height, width) of this image inside it, at the top left.
+        output_size: (height, width) of the label map.
+        shrink: factor by which the bands are lower than usual, where memory is short.
+    """
+
+    mask_logits: Tensor
+    class_logits: Tensor
+    padded_size: tuple[int, int]
+    image_size: tuple[int, int]
+    output_size: tuple[int, int]
+    shrink: int = 1
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """The sizes as arguments of the functions of `san.postprocess`."""
+        return {"padded_size": self.padded_size, "image_size": self.image_size, "output_size": self.output_size}
+
+
+def proposals_of(output: Mapping[str, Any]) -> Proposals:
+    """The proposals in a model's output for one image.
+
+    Raises:
+        ValueError: it has none.
+    """
+    found = output.get("proposals")
+    if not isinstance(found, Proposals):
+        raise ValueError(
+            "the error analysis (TEST.ORACLE) needs the model's proposals, but its output has none; let the forward of "
+            "your meta-architecture return what that of san.d2.SAN does, or set TEST.ORACLE False"
+        )
+    return found
+
+
+class OracleCounts:
+    """Counts over images and workers; their size depends on the number of classes alone.
+
+    Args:
+        num_classes: C.
+        ignore_label: label of pixels that are left out.
+
+    Attributes:
+        true_names: pixel counts where every proposal has its true class.
+        true_masks: pixel counts where the network names the true segments.
+        best_pixels: (C, 2) int64, intersection and union of each class with its best proposals.
+        segments: (C, 5) int64, columns as in `SEGMENT_COLUMNS`.
+    """
+
+    def __init__(self, num_classes: int, ignore_label: int) -> None:
+        self.true_names = ConfusionMatrix(num_classes, ignore_label)
+        self.true_masks = ConfusionMatrix(num_classes, ignore_label)
+        self.best_pixels: Counts = np.zeros((num_classes, 2), np.int64)
+        self.segments: Counts = np.zeros((num_classes, len(SEGMENT_COLUMNS)), np.int64)
+
+    @property
+    def counts(self) -> dict[str, Counts]:
+        """Everything counted, by name."""
+        return {
+            "true_names": self.true_names.counts,
+            "true_masks": self.true_masks.counts,
+            "best_pixels": self.best_pixels,
+            "segments": self.segments,
+        }
+
+    def merge(self, counts: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Adds another worker's `counts`.
+
+        Raises:
+            ValueError: they are something else; nothing is added then.
+        """
+        own = self.counts
+        for name, values in own.items():
+            found = counts.get(name)
+            if (
+                not isinstance(found, np.ndarray)
+                or (found.dtype, found.shape) != (values.dtype, values.shape)
+                or (found < 0).any()
+            ):
+                raise ValueError(f"the counts {name!r} of an error analysis are none of {len(self.segments)} classes")
+        for name, values in own.items():
+            values += counts[name]
+
+    @torch.no_grad()
+    @torch_defaults()
+    def update(self, proposals: Proposals, label: npt.NDArray[Any], *, file_name: str = "the image") -> None:
+        """Counts one image.
+
+        Args:
+            proposals: what the network says of it.
+            label: (H, W) integers, class indices or the ignore label.
+            file_name: name for error messages.
+
+        Raises:
+            ValueError: sizes or numbers of classes differ, or a label is no class; nothing is counted then.
+        """
+        num_classes, ignore_label = self.true_names.num_classes, self.true_names.ignore_label
+        if proposals.output_size != label.shape or proposals.class_logits.shape[1] != num_classes + 1:
+            raise ValueError(
+                f"the proposals of {file_name} are for {proposals.class_logits.shape[1] - 1} classes at "
+                f"{tuple(proposals.output_size)}, but its label map has {num_classes} at {label.shape}; predict at the "
+                "label map's size with the data set's classes"
+            )
+        ignored = label == ignore_label
+        present = np.unique(label[~ignored]).astype(np.int64)  # (P,)
+        check_label_values(present, num_classes, ignore_label, source=f"label map of {file_name}")
+        if not len(present):
+            return
+        segments = np.searchsorted(present, label)  # (H, W), an index into present
+        segments[ignored] = len(present)
+        areas = torch.from_numpy(np.bincount(segments.ravel(), minlength=len(present) + 1)[: len(present)])
+        soft, hard = overlaps(proposals, torch.from_numpy(segments), len(present))  # (Q, P) each
+        probs = proposals.class_logits.float().softmax(dim=-1).cpu()  # (Q, C+1)
+        renamed = present[_renamed_labels(proposals, probs, soft)]
+        names = segment_names(probs, soft, areas).numpy()  # (P,)
+        self.true_names.update(renamed, label, file_name=file_name)
+        self.true_masks.update(np.append(names, 0)[segments], label, file_name=file_name)
+        self._count_segments(present, names, hard, areas)
+
+    def _count_segments(self, present: Counts, names: Counts, hard: Tensor, areas: Tensor) -> None:
+        """Counts the best proposal of each segment, and whether the segment is recalled and named right."""
+        unions = hard.sum(dim=1, keepdim=True) + areas - hard  # (Q, P)
+        iou, best = (hard / unions).max(dim=0)  # (P,) each
+        columns = torch.arange(len(present))
+        pixels = torch.stack([hard[best, columns], unions[best, columns]], dim=1)  # (P, 2)
+        self.best_pixels[present] += pixels.numpy().astype(np.int64)
+        recalled = [(iou >= least).numpy() for least in RECALL_IOUS]
+        named = names == present
+        rows = np.stack([np.ones_like(named), *recalled, named, named & recalled[0]], axis=1)  # (P, 5)
+        self.segments[present] += rows
+
+
+@torch_defaults()
+def overlaps(proposals: Proposals, segments: Tensor, num_segments: int) -> tuple[Tensor, Tensor]:
+    """Pixels that proposals and segments share, without ever holding Q x H x W values.
+
+    Args:
+        proposals: of an image.
+        segments: (H, W) int64, the segment of each pixel; `num_segments` where it has none.
+        num_segments: P.
+
+    Returns:
+        Two (Q, P) float64 on the CPU: the sums of m_q(x), and the numbers of pixels with m_q(x) > 0.5.
+    """
+    num_queries, width = len(proposals.mask_logits), proposals.output_size[1]
+    values_per_pixel = 2 * num_queries + num_segments
+    num_rows = max(1, _BAND_VALUES // proposals.shrink // (values_per_pixel * min(width, _MAX_WIDTH)))
+    soft = torch.zeros(num_queries, num_segments, dtype=torch.float64)
+    hard = torch.zeros_like(soft)
+    device = proposals.mask_logits.device
+    indices = torch.arange(num_segments, device=device)
+    for rows, columns, mask_probs in mask_bands(proposals.mask_logits, **proposals.sizes, num_rows=num_rows):
+        inside = segments[rows, columns].to(device).reshape(-1, 1) == indices  # (pixels, P)
+        pixels, members = mask_probs.flatten(1), inside.float()
+        soft += (pixels @ members).cpu()
+        hard += ((pixels > 0.5).float() @ members).cpu()
+    return soft, hard
+
+
+def segment_names(probs: Tensor, soft: Tensor, areas: Tensor) -> Tensor:
+    """The class that the network gives each true segment: that of the proposal that is most about it.
+
+    The proposal is the one with the highest o_q * softIoU(q, g), softIoU = sum of m_q in g over (sum of m_q in g or
+    out of it + pixels of g - sum of m_q in g). The factor o_q leaves out copies that the network itself drops.
+
+    Args:
+        probs: (Q, C+1) class probabilities, the last column "no object".
+        soft: (Q, P) sums of m_q over each segment.
+        areas: (P,) pixels of each segment.
+
+    Returns:
+        (P,) int64.
+    """
+    soft_iou = soft / (soft.sum(dim=1, keepdim=True) + areas - soft)
+    chosen = (soft_iou * probs[:, :-1].sum(dim=1, keepdim=True)).argmax(dim=0)  # (P,)
+    return probs[chosen, :-1].argmax(dim=1)
+
+
+def _renamed_labels(proposals: Proposals, probs: Tensor, soft: Tensor) -> Counts:
+    """(H, W) indices of segments: the label map where each proposal gives all of o_q to the class it overlaps most."""
+    renamed = torch.zeros(len(soft), soft.shape[1] + 1)  # (Q, P+1)
+    renamed[torch.arange(len(soft)), soft.argmax(dim=1)] = probs[:, :-1].sum(dim=1)
+    renamed[:, -1] = probs[:, -1]
+    logits = renamed.log().to(proposals.mask_logits.device)  # whose softmax is `renamed`
+    labels = semantic_labels(proposals.mask_logits, logits, **proposals.sizes, shrink=proposals.shrink)
+    return labels.cpu().numpy()
