@@ -23,7 +23,9 @@ from san.d2.evaluate.out_of_memory import _copy_on_cpu
 from san.d2.solver import build_optimizer
 from san.d2.train.iteration import StepConfig, Stepper
 from san.d2.train.weight_average import WeightAverage
+from san.evaluation.oracle import OracleCounts, Proposals
 from san.model.san import SANModel
+from san.postprocess import Geometry
 from san.predictor import Predictor
 from tests.d2.conftest import make_cfg, options, own_voc, shared_voc
 from tests.d2.test_review_cases import sample_of
@@ -144,6 +146,14 @@ def test_the_registered_model_waits_once_for_label_maps(gpu: FakeGPU, make_cfg: 
             results = model(samples)
     assert gpu.waits == ["copied to the CPU"]
     assert {result["sem_seg_labels"].device.type for result in results} == {"cuda"}
+
+
+def test_an_error_analysis_mixes_no_devices(gpu: FakeGPU) -> None:
+    geometry = Geometry((8, 8), (8, 6), (8, 6))
+    found = Proposals(torch.zeros(3, 4, 4, device="cuda"), torch.zeros(3, 3, device="cuda"), geometry)
+    counts = OracleCounts(2, 255)
+    counts.update(found, np.repeat([[0], [1]], 4, axis=0).repeat(6, axis=1))
+    assert counts.segments[:, 0].tolist() == [1, 1]
 
 
 def test_a_copy_for_the_cpu_is_made_there_and_not_compiled(gpu: FakeGPU, make_cfg: Callable[..., Any]) -> None:

@@ -4,6 +4,7 @@ Examples:
   san eval --config-file configs/shapes/san_shapes.yaml --weights shapes
   san eval --config-file configs/san_clip_vit_b16_coco.yaml --weights san_vit_b_16 --data-root /data
   san eval --config-file configs/san_clip_vit_b16_coco.yaml --weights my_san/ --subset 50 DATASETS.TEST voc_sem_seg_val
+  san eval --config-file configs/shapes/san_shapes.yaml --weights shapes --oracle
   san eval --config-file output/my_run/config.yaml --weights output/my_run/model_final.pth --dataset my_data/set.yaml
 
 The same as `san train --eval-only`, but that with --resume the named weights are evaluated too, not a later checkpoint.
@@ -38,6 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="go on with an evaluation of the same weights in OUTPUT_DIR that was interrupted, if there is one; "
         "without --weights and MODEL.WEIGHTS, of the latest checkpoint there",
     )
+    parser.add_argument(
+        "--oracle",
+        action="store_true",
+        help="also say whether masks or names are wrong: oracle.html, oracle.json, confusions.csv and confusions.png "
+        "beside the report (TEST.ORACLE; docs/error_analysis.md)",
+    )
     train.add_run_arguments(parser)
     parser.set_defaults(eval_only=True, keep_weights=True, move_aside=False)
     train.add_overrides(parser)
@@ -54,6 +61,8 @@ def run(args: argparse.Namespace) -> int:
         options += ["MODEL.WEIGHTS", str(named_weights(args.weights))]
     if args.subset is not None:
         options += ["DATASETS.TEST_SUBSET", str(args.subset)]
+    if args.oracle:
+        options += ["TEST.ORACLE", "True"]
     args.opts = [*options, *args.opts]
     return train.run(args)
 

@@ -29,7 +29,7 @@ from san.cli.options import add_data_root_option, path_option, place_option
 from san.cli.visualize_images import FORMAT, ImageWorker, Outcome, Task, rounded, write_whole
 from san.data.pool import run_in_processes
 from san.errors import printable
-from san.evaluation.per_image import ClassScore, Predictions, common_folder, distinct_stems
+from san.evaluation.per_image import ORACLE_PAGE, ClassScore, Predictions, common_folder, distinct_stems
 from san.visualize.page import GENERATOR, ClassLine, Page, Row, Strip, render_page
 from san.visualize.palette import palette
 
@@ -109,7 +109,10 @@ def run(args: argparse.Namespace) -> int:
         chosen = [outcome.task for outcome in outcomes if outcome.score][: args.limit]
         drawn = _work(replace(worker, pictures=True), chosen, args.workers, "drawing")
         outcomes = [outcome for outcome in outcomes if outcome.score is None or outcome.task not in chosen] + drawn
-    page = _page(name, worker.names, outcomes, _ordered(drawn, args.sort), args.sort)
+    page = replace(
+        _page(name, worker.names, outcomes, _ordered(drawn, args.sort), args.sort),
+        links=_links(predictions.path.parent, args.out),
+    )
     _write_scores(args.out / SCORES_FILE, name, worker.names, outcomes)
     write_whole(args.out / "index.html", render_page(page))
     for file, problem in page.problems[:_MAX_TOLD]:
@@ -183,6 +186,17 @@ def _tasks(name: str, predictions: Predictions) -> list[Task]:
     if all(isinstance(task.prediction, str) for task in tasks):
         raise ValueError(f"none of the {len(tasks)} images of {name} has a prediction: {tasks[0].prediction}")
     return tasks
+
+
+def _links(evaluation: Path, out: Path) -> list[tuple[str, str]]:
+    """The error analysis of the same evaluation, where there is one."""
+    page = evaluation / ORACLE_PAGE
+    if not page.is_file():
+        return []
+    try:
+        return [("Masks or names: what is wrong", Path(os.path.relpath(page, out)).as_posix())]
+    except ValueError:  # on another drive
+        return []
 
 
 def _work(worker: ImageWorker, tasks: Sequence[Task], workers: int, title: str) -> list[Outcome]:

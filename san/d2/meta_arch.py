@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from san.d2.config.keys import loss_config, naming_keys, san_config, text_cache_
 from san.d2.config.yaml_file import warn_without_effect
 from san.d2.data.datasets import metadata_of
 from san.data.targets import classes_present
+from san.evaluation.oracle import Proposals
 from san.losses import LabelMapTarget, Normalisers, SetCriterion
 from san.model.build import build_san, warn_of_unseen_pixels
 from san.model.san import SANOutput
@@ -66,6 +68,7 @@ class SAN(nn.Module):
         warn_of_unseen_pixels(self.model, cfg.INPUT.MIN_SIZE_TEST)
         self.criterion = SetCriterion(loss_config(cfg))
         self.return_scores = bool(cfg.TEST.SCORES)
+        self.return_proposals = bool(cfg.TEST.ORACLE)
         self.train_dataset: str | None = cfg.DATASETS.TRAIN[0] if cfg.DATASETS.TRAIN else None
         self.datasets: tuple[str, ...] = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
         self.vocabulary: tuple[str | ClassText, ...] | None = None
@@ -110,7 +113,8 @@ class SAN(nn.Module):
         Returns:
             In training the weighted losses by name, scalars. In evaluation one mapping per image:
             ``sem_seg_labels`` (height, width) int64, and ``sem_seg`` (C, height, width), the scores, which are computed
-            when they are asked for; where TEST.SCORES is set, at once.
+            when they are asked for; where TEST.SCORES is set, at once. Where TEST.ORACLE is set, also ``proposals``,
+            a `san.evaluation.oracle.Proposals`.
 
         Raises:
             ValueError: if samples are of several data sets in training, no vocabulary is known, the weights that
@@ -183,12 +187,12 @@ class SAN(nn.Module):
         label_map = label_map.to(self.device, non_blocking=True)
         return LabelMapTarget(classes, F.pad(label_map, padding, value=ignore))  # (M,), (H, W)
 
-    def _predict(self, images: Tensor, samples: list[dict[str, Any]]) -> list[Mapping[str, Tensor]]:
+    def _predict(self, images: Tensor, samples: list[dict[str, Any]]) -> list[Mapping[str, Any]]:
         """Predictions of a batch; images of one vocabulary go through the network together."""
         groups: dict[tuple[str | ClassText, ...], list[int]] = {}
         for index, sample in enumerate(samples):
             groups.setdefault(self._classes(sample), []).append(index)
-        results: list[Mapping[str, Tensor]] = [{} for _ in samples]
+        results: list[Mapping[str, Any]] = [{} for _ in samples]
         height, width = images.shape[-2:]
         non_finite: list[Tensor] = []
         names: list[str] = []
@@ -204,19 +208,20 @@ class SAN(nn.Module):
 
     def _result(
         self, output: SANOutput, row: int, sample: dict[str, Any], padded_size: tuple[int, int]
-    ) -> Mapping[str, Tensor]:
+    ) -> Mapping[str, Any]:
         """Label map and scores of one image at the size its sample asks for."""
         height, width = sample["image"].shape[-2:]
         size = (sample.get("height", height), sample.get("width", width))
         parts = (output.mask_logits[row], output.class_logits[row], Geometry(padded_size, (height, width), size))
+        more = {"proposals": Proposals(*parts, self._band_shrink)} if self.return_proposals else {}
         if not self.return_scores:
             labels = semantic_labels(*parts, shrink=self._band_shrink)
-            return Prediction(labels, partial(semantic_scores, *parts, shrink=self._band_shrink))
+            return Prediction(labels, partial(semantic_scores, *parts, shrink=self._band_shrink), more)
         scores = semantic_scores(*parts, shrink=self._band_shrink)
-        return {"sem_seg_labels": scores.argmax(dim=0), "sem_seg": scores}
+        return {"sem_seg_labels": scores.argmax(dim=0), "sem_seg": scores, **more}
 
 
-class Prediction(Mapping[str, Tensor]):
+class Prediction(Mapping[str, Any]):
     """Of one image: ``sem_seg_labels``, and ``sem_seg``, which Detectron2's evaluators read.
 
     The scores of all classes take much memory, so they are computed when they are asked for, each time.
@@ -224,23 +229,23 @@ class Prediction(Mapping[str, Tensor]):
     Args:
         labels: (height, width) int64.
         scores: computes (C, height, width).
+        more: other entries.
     """
 
-    _KEYS = ("sem_seg_labels", "sem_seg")
-
-    def __init__(self, labels: Tensor, scores: Callable[[], Tensor]) -> None:
+    def __init__(
+        self, labels: Tensor, scores: Callable[[], Tensor], more: Mapping[str, Any] = MappingProxyType({})
+    ) -> None:
         self.labels, self.scores = labels, scores
+        self._kept = {"sem_seg_labels": labels, "sem_seg": None, **more}
 
-    def __getitem__(self, key: str) -> Tensor:
-        if key not in self._KEYS:
-            raise KeyError(key)
-        return self.labels if key == "sem_seg_labels" else self.scores()
+    def __getitem__(self, key: str) -> Any:
+        return self.scores() if key == "sem_seg" else self._kept[key]
 
     def __contains__(self, key: object) -> bool:
-        return key in self._KEYS  # the base would compute the scores
+        return key in self._kept  # the base would compute the scores
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._KEYS)
+        return iter(self._kept)
 
     def __len__(self) -> int:
-        return len(self._KEYS)
+        return len(self._kept)

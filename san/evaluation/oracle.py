@@ -18,7 +18,7 @@ from torch import Tensor
 
 from san.data.label_sets import check_label_values
 from san.evaluation.confusion import ConfusionMatrix
-from san.postprocess import mask_bands, semantic_labels
+from san.postprocess import Geometry, mask_bands, semantic_labels
 from san.torch_defaults import torch_defaults
 
 Counts = npt.NDArray[np.int64]
@@ -40,23 +40,14 @@ class Proposals:
     Attributes:
         mask_logits: (Q, h_s, w_s), before the sigmoid.
         class_logits: (Q, C+1), the last column "no object".
-        padded_size: (height, width) of the padded batch that went into the network.
-        image_size: (height, width) of this image inside it, at the top left.
-        output_size: (height, width) of the label map.
+        geometry: sizes of the network's input, of the image in it, and of the label map.
         shrink: factor by which the bands are lower than usual, where memory is short.
     """
 
     mask_logits: Tensor
     class_logits: Tensor
-    padded_size: tuple[int, int]
-    image_size: tuple[int, int]
-    output_size: tuple[int, int]
+    geometry: Geometry
     shrink: int = 1
-
-    @property
-    def sizes(self) -> dict[str, Any]:
-        """The sizes as arguments of the functions of `san.postprocess`."""
-        return {"padded_size": self.padded_size, "image_size": self.image_size, "output_size": self.output_size}
 
 
 def proposals_of(output: Mapping[str, Any]) -> Proposals:
@@ -136,10 +127,10 @@ class OracleCounts:
             ValueError: sizes or numbers of classes differ, or a label is no class; nothing is counted then.
         """
         num_classes, ignore_label = self.true_names.num_classes, self.true_names.ignore_label
-        if proposals.output_size != label.shape or proposals.class_logits.shape[1] != num_classes + 1:
+        if proposals.geometry.output_size != label.shape or proposals.class_logits.shape[1] != num_classes + 1:
             raise ValueError(
                 f"the proposals of {file_name} are for {proposals.class_logits.shape[1] - 1} classes at "
-                f"{tuple(proposals.output_size)}, but its label map has {num_classes} at {label.shape}; predict at the "
+                f"{tuple(proposals.geometry.output_size)}, but its label map has {num_classes} at {label.shape}; predict at the "
                 "label map's size with the data set's classes"
             )
         ignored = label == ignore_label
@@ -183,14 +174,14 @@ def overlaps(proposals: Proposals, segments: Tensor, num_segments: int) -> tuple
     Returns:
         Two (Q, P) float64 on the CPU: the sums of m_q(x), and the numbers of pixels with m_q(x) > 0.5.
     """
-    num_queries, width = len(proposals.mask_logits), proposals.output_size[1]
+    num_queries, width = len(proposals.mask_logits), proposals.geometry.output_size[1]
     values_per_pixel = 2 * num_queries + num_segments
     num_rows = max(1, _BAND_VALUES // proposals.shrink // (values_per_pixel * min(width, _MAX_WIDTH)))
     soft = torch.zeros(num_queries, num_segments, dtype=torch.float64)
     hard = torch.zeros_like(soft)
     device = proposals.mask_logits.device
     indices = torch.arange(num_segments, device=device)
-    for rows, columns, mask_probs in mask_bands(proposals.mask_logits, **proposals.sizes, num_rows=num_rows):
+    for rows, columns, mask_probs in mask_bands(proposals.mask_logits, proposals.geometry, num_rows):
         inside = segments[rows, columns].to(device).reshape(-1, 1) == indices  # (pixels, P)
         pixels, members = mask_probs.flatten(1), inside.float()
         soft += (pixels @ members).cpu()
@@ -223,5 +214,5 @@ def _renamed_labels(proposals: Proposals, probs: Tensor, soft: Tensor) -> Counts
     renamed[torch.arange(len(soft)), soft.argmax(dim=1)] = probs[:, :-1].sum(dim=1)
     renamed[:, -1] = probs[:, -1]
     logits = renamed.log().to(proposals.mask_logits.device)  # whose softmax is `renamed`
-    labels = semantic_labels(proposals.mask_logits, logits, **proposals.sizes, shrink=proposals.shrink)
+    labels = semantic_labels(proposals.mask_logits, logits, proposals.geometry, shrink=proposals.shrink)
     return labels.cpu().numpy()

@@ -15,7 +15,7 @@ import torch
 from san.evaluation import ConfusionMatrix, metrics
 from san.evaluation.oracle import OracleCounts, Proposals, overlaps, proposals_of, segment_names
 from san.evaluation.oracle_report import confusions, oracle_figures
-from san.postprocess import resized_masks, semantic_labels
+from san.postprocess import Geometry, resized_masks, semantic_labels
 
 NAMES = ["a", "b", "c"]
 TRUTH = np.array([[0, 0, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1], [1, 1, 255, 255]], np.uint8)  # a: 8, b: 6, c is absent
@@ -26,7 +26,7 @@ RIGHT = ((0.6, 0.2, 0.1, 0.1), (0.1, 0.6, 0.1, 0.2))
 
 
 def proposals(masks: list[torch.Tensor], probs: tuple[tuple[float, ...], ...]) -> Proposals:
-    return Proposals(torch.stack(masks), torch.tensor(probs).log(), (4, 4), (4, 4), (4, 4))
+    return Proposals(torch.stack(masks), torch.tensor(probs).log(), Geometry((4, 4), (4, 4), (4, 4)))
 
 
 def counted(found: Proposals, truth: np.ndarray = TRUTH, num_classes: int = 3) -> OracleCounts:
@@ -37,7 +37,7 @@ def counted(found: Proposals, truth: np.ndarray = TRUTH, num_classes: int = 3) -
 
 def plain_of(found: Proposals, truth: np.ndarray = TRUTH) -> ConfusionMatrix:
     matrix = ConfusionMatrix(3, 255)
-    matrix.update(semantic_labels(found.mask_logits, found.class_logits, **found.sizes).numpy(), truth)
+    matrix.update(semantic_labels(found.mask_logits, found.class_logits, found.geometry).numpy(), truth)
     return matrix
 
 
@@ -82,7 +82,7 @@ def test_right_names_leave_the_errors_of_masks() -> None:
 def test_true_names_and_best_proposals_do_not_depend_on_names() -> None:
     rng = torch.Generator().manual_seed(0)
     masks, logits = 4 * torch.randn(5, 4, 4, generator=rng), torch.randn(5, 4, generator=rng)
-    one = Proposals(masks, logits, (4, 4), (4, 4), (4, 4))
+    one = Proposals(masks, logits, Geometry((4, 4), (4, 4), (4, 4)))
     other = replace(one, class_logits=logits[:, [2, 0, 1, 3]])  # "no object" stays
     first, second = counted(one), counted(other)
     assert np.array_equal(first.true_names.counts, second.true_names.counts)
@@ -152,16 +152,15 @@ def test_ignored_pixels_count_nowhere() -> None:
 
 def random_case(seed: int, size: tuple[int, int] = (37, 53)) -> tuple[Proposals, np.ndarray]:
     rng = torch.Generator().manual_seed(seed)
-    found = Proposals(
-        6 * torch.randn(7, 5, 6, generator=rng), 2 * torch.randn(7, 4, generator=rng), (40, 48), (38, 45), size
-    )
+    masks, classes = 6 * torch.randn(7, 5, 6, generator=rng), 2 * torch.randn(7, 4, generator=rng)
+    found = Proposals(masks, classes, Geometry((40, 48), (38, 45), size))
     truth = np.random.default_rng(seed).integers(0, 3, (4, 5)).repeat(10, 0).repeat(11, 1)[: size[0], : size[1]]
     return found, np.where(truth == 2, 255, truth) if seed % 3 == 0 else truth
 
 
 def test_bands_give_what_the_whole_image_gives() -> None:
     found, truth = random_case(1)
-    probs = resized_masks(found.mask_logits, **found.sizes).sigmoid().double()
+    probs = resized_masks(found.mask_logits, found.geometry).sigmoid().double()
     inside = torch.stack([torch.from_numpy(truth == index) for index in range(3)]).double()
     for shrink in (1, 2**12, 2**30):
         soft, hard = overlaps(replace(found, shrink=shrink), torch.from_numpy(truth), 3)

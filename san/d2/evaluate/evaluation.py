@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import errno
-import json
 import logging
 import time
 from collections import Counter, OrderedDict
@@ -29,11 +28,14 @@ from san.d2.data.datasets import check_distinct_classes, load_records, metadata_
 from san.d2.data.loaders import Record, build_eval_loader
 from san.d2.data.mapper import EvalMapper, dataset_info
 from san.d2.evaluate.out_of_memory import OutOfMemoryFallback
-from san.d2.evaluate.resume import ResumeConfig, SavedCounts, forget, unpack_state, weights_digest
+from san.d2.evaluate.resume import ResumeConfig, SavedCounts, forget, weights_digest
+from san.d2.evaluate.state import pack_state, unpack_oracle, unpack_state
 from san.d2.processes import stopping
 from san.data.image_files import read_image
 from san.data.subset import evenly_spread
 from san.evaluation import ConfusionMatrix, RLEWriter, format_summary, metrics, write_label_map, write_report
+from san.evaluation.oracle import OracleCounts, proposals_of
+from san.evaluation.oracle_report import format_oracle, write_oracle_report
 from san.evaluation.per_image import LABEL_FOLDER, RLE_FILE, common_folder, distinct_stems
 from san.evaluation.predictions import default_image_id
 from san.evaluation.report import SUMMARY_KEYS, summary_keys
@@ -59,6 +61,7 @@ class OutputConfig:
         rle: write all predictions to ``sem_seg_predictions.json``.
         subset: which part of the data set is evaluated, such as "20 of 5000 images"; "" = all of it.
         optional: go on without a file for which the disk has no room, with a warning.
+        oracle: separate errors of masks from errors of names, of predictions that have ``proposals`` (TEST.ORACLE).
     """
 
     folder: Path
@@ -67,6 +70,7 @@ class OutputConfig:
     rle: bool = False
     subset: str = ""
     optional: bool = False
+    oracle: bool = False
 
 
 class SemSegEvaluator(DatasetEvaluator):
@@ -99,6 +103,7 @@ class SemSegEvaluator(DatasetEvaluator):
         self.rle = RLEWriter(self.category_ids)
         self.rows: list[tuple[str, np.ndarray, np.ndarray]] = []  # file, prediction, truth of a panel's row
         self._unwritten: list[str] = []
+        self.oracle = OracleCounts(len(self.classes), self.ignore_label) if self.output.oracle else None
 
     def process(self, inputs: list[Sample], outputs: list[dict[str, Any]]) -> None:
         """Counts a batch: samples with ``sem_seg``, predictions with ``sem_seg_labels``, both at the file's size."""
@@ -106,6 +111,8 @@ class SemSegEvaluator(DatasetEvaluator):
             prediction = output["sem_seg_labels"].to(torch.int32).cpu().numpy()  # half as much to move
             truth = np.asarray(sample["sem_seg"])
             self.matrix.update(prediction, truth, file_name=sample["file_name"])
+            if self.oracle is not None:
+                self.oracle.update(proposals_of(output), truth, file_name=sample["file_name"])
             if len(self.rows) < self.output.num_panels and comm.is_main_process():
                 self.rows.append((str(sample["file_name"]), prediction, truth))
             if self.output.label_maps:
@@ -116,9 +123,7 @@ class SemSegEvaluator(DatasetEvaluator):
 
     def state_dict(self) -> dict[str, Any]:
         """Everything counted so far, as tensors and plain data."""
-        rows = [(file, torch.from_numpy(prediction), torch.from_numpy(truth)) for file, prediction, truth in self.rows]
-        rle = torch.frombuffer(bytearray(json.dumps(self.rle.entries), "utf-8"), dtype=torch.uint8)
-        return {"counts": torch.from_numpy(self.matrix.counts), "rle": rle, "rows": rows}
+        return pack_state(self.matrix, self.rle.entries, self.rows, self.oracle)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes up what `state_dict` gave; what was counted before is forgotten.
@@ -128,6 +133,8 @@ class SemSegEvaluator(DatasetEvaluator):
         """
         self.reset()
         counts, entries, rows = unpack_state(state, len(self.classes), self.ignore_label)
+        if self.oracle is not None:
+            self.oracle.merge(unpack_oracle(state))
         self.matrix.merge(counts)
         self.rle.merge(entries)
         self.rows = rows
@@ -159,16 +166,24 @@ class SemSegEvaluator(DatasetEvaluator):
         Returns:
             On the main process ``{"sem_seg": metrics in percent}``, elsewhere None.
         """
-        shares = comm.gather((self.matrix.counts, self.rle.entries))
+        shares = comm.gather((self.matrix.counts, self.rle.entries, self.oracle and self.oracle.counts))
         if not comm.is_main_process():
             return None
-        for counts, entries in shares[1:]:
+        for counts, entries, oracle in shares[1:]:
             self.matrix.merge(counts)
             self.rle.merge(entries)
+            if self.oracle is not None:
+                self.oracle.merge(oracle)
         folder = self.output.folder
-        title = f"IoU per class, {self.name}" + (f", {self.output.subset}" if self.output.subset else "")
+        subset = self.output.subset
+        title = f"{self.name}, {subset}" if subset else self.name
+        heading = f"IoU per class, {title}"
         with self._room_needed():
-            write_report(folder, self.matrix, self.classes, groups=self.groups, title=title, subset=self.output.subset)
+            write_report(folder, self.matrix, self.classes, groups=self.groups, title=heading, subset=subset)
+        if self.oracle is not None:
+            with self._room_needed():
+                figures = write_oracle_report(folder, self.matrix, self.oracle, self.classes, title, self.groups)
+                logger.info("%s: %s", self.name, format_oracle(figures))
         if self.output.rle:
             with self._room_needed():
                 self.rle.write(folder / RLE_FILE)
@@ -296,7 +311,8 @@ def eval_records(cfg: CfgNode, name: str) -> tuple[list[Record], str]:
 
 def output_config(cfg: CfgNode, folder: Path, subset: str, *, optional: bool = False) -> OutputConfig:
     """What an evaluation of a run writes; the arguments are `OutputConfig`'s."""
-    return OutputConfig(folder, cfg.TEST.NUM_PANELS, cfg.TEST.SAVE_LABEL_MAPS, cfg.TEST.SAVE_RLE, subset, optional)
+    kept = (cfg.TEST.NUM_PANELS, cfg.TEST.SAVE_LABEL_MAPS, cfg.TEST.SAVE_RLE)
+    return OutputConfig(folder, *kept, subset, optional, cfg.TEST.ORACLE)
 
 
 def _count(

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -24,11 +23,9 @@ from san.clip.weights_file import read_tensors
 from san.d2.api import CfgNode, DatasetEvaluator, comm
 from san.d2.checkpoints.checkpointer import damage_of, write_checkpoint
 from san.d2.data.loaders import Record
-from san.data.plain_file import is_file, read_plain_file
-from san.errors import excerpt, one_line
-from san.evaluation import ConfusionMatrix
+from san.data.plain_file import read_plain_file
+from san.errors import one_line
 from san.files import replacing
-from san.record import parse_json
 
 logger = logging.getLogger("san.d2.evaluation")
 
@@ -83,7 +80,7 @@ class ResumeConfig:
             "processes": [comm.get_rank(), comm.get_world_size()],
             "sizes": [cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST],
             "precision": cfg.FLOAT32_PRECISION,
-            "outputs": [cfg.TEST.NUM_PANELS, cfg.TEST.SAVE_LABEL_MAPS, cfg.TEST.SAVE_RLE],
+            "outputs": [cfg.TEST.NUM_PANELS, cfg.TEST.SAVE_LABEL_MAPS, cfg.TEST.SAVE_RLE, cfg.TEST.ORACLE],
         }
         key = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()
         return SavedCounts(folder / FOLDER, key, self.resume, self.period)
@@ -209,30 +206,6 @@ class SavedCounts:
             logger.warning("%s cannot be used (%s): the data set is evaluated again", path, reason)
             return None
         return values
-
-
-def unpack_state(
-    state: dict[str, Any], num_classes: int, ignore_label: int
-) -> tuple[np.ndarray, list[dict[str, Any]], list[tuple[str, np.ndarray, np.ndarray]]]:
-    """The counts (C, C), run-length entries and panel rows of an evaluator's state.
-
-    Raises:
-        ValueError: it is something else.
-    """
-    try:
-        counts, entries = state["counts"].numpy(), parse_json(state["rle"].numpy().tobytes().decode("utf-8"))
-        rows = [(file, prediction.numpy(), truth.numpy()) for file, prediction, truth in state["rows"]]
-    except (LookupError, TypeError, AttributeError) as error:
-        raise ValueError(f"it is no state of an evaluation ({type(error).__name__}: {error})") from error
-    if counts.dtype != np.int64 or counts.shape != (num_classes, num_classes) or (counts < 0).any():
-        raise ValueError(f"its counts are no numbers of pixels of {num_classes} classes")
-    if not isinstance(entries, list) or not all(isinstance(each, dict) and "file_name" in each for each in entries):
-        raise ValueError("its predictions are no run-length entries")
-    for file, prediction, truth in rows:
-        ConfusionMatrix(num_classes, ignore_label).update(prediction, truth, file_name=excerpt(file))
-        if not isinstance(file, str) or not is_file(Path(file)):
-            raise ValueError(f"there is no image {excerpt(file)}")
-    return counts, entries, rows
 
 
 def forget(folders: Sequence[Path]) -> None:

@@ -1,0 +1,73 @@
+"""The counts of an evaluator as tensors and plain data, and read back from a file that may hold anything."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from san.data.plain_file import is_file
+from san.errors import excerpt
+from san.evaluation import ConfusionMatrix
+from san.evaluation.oracle import OracleCounts
+from san.record import parse_json
+
+Row = tuple[str, np.ndarray, np.ndarray]  # file, prediction and truth of a panel
+
+
+def pack_state(
+    matrix: ConfusionMatrix, entries: list[dict[str, Any]], rows: list[Row], oracle: OracleCounts | None
+) -> dict[str, Any]:
+    """The state of an evaluator, which `unpack_state` and `unpack_oracle` read.
+
+    Args:
+        matrix: its counts.
+        entries: run-length entries of its predictions.
+        rows: of its panel.
+        oracle: its error analysis, if it makes one.
+    """
+    return {
+        "counts": torch.from_numpy(matrix.counts),
+        "rle": torch.frombuffer(bytearray(json.dumps(entries), "utf-8"), dtype=torch.uint8),
+        "rows": [(file, torch.from_numpy(prediction), torch.from_numpy(truth)) for file, prediction, truth in rows],
+        "oracle": {name: torch.from_numpy(counts) for name, counts in oracle.counts.items()} if oracle else {},
+    }
+
+
+def unpack_state(
+    state: dict[str, Any], num_classes: int, ignore_label: int
+) -> tuple[np.ndarray, list[dict[str, Any]], list[Row]]:
+    """The counts (C, C), run-length entries and panel rows of an evaluator's state.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    try:
+        counts, entries = state["counts"].numpy(), parse_json(state["rle"].numpy().tobytes().decode("utf-8"))
+        rows = [(file, prediction.numpy(), truth.numpy()) for file, prediction, truth in state["rows"]]
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"it is no state of an evaluation ({type(error).__name__}: {error})") from error
+    if counts.dtype != np.int64 or counts.shape != (num_classes, num_classes) or (counts < 0).any():
+        raise ValueError(f"its counts are no numbers of pixels of {num_classes} classes")
+    if not isinstance(entries, list) or not all(isinstance(each, dict) and "file_name" in each for each in entries):
+        raise ValueError("its predictions are no run-length entries")
+    for file, prediction, truth in rows:
+        ConfusionMatrix(num_classes, ignore_label).update(prediction, truth, file_name=excerpt(file))
+        if not isinstance(file, str) or not is_file(Path(file)):
+            raise ValueError(f"there is no image {excerpt(file)}")
+    return counts, entries, rows
+
+
+def unpack_oracle(state: dict[str, Any]) -> dict[str, np.ndarray]:
+    """The counts of an error analysis in an evaluator's state; `OracleCounts.merge` checks them.
+
+    Raises:
+        ValueError: there are none.
+    """
+    try:
+        return {name: values.numpy() for name, values in state["oracle"].items()}
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"it holds no error analysis ({type(error).__name__}: {error})") from error
