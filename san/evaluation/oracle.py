@@ -130,8 +130,8 @@ class OracleCounts:
         if proposals.geometry.output_size != label.shape or proposals.class_logits.shape[1] != num_classes + 1:
             raise ValueError(
                 f"the proposals of {file_name} are for {proposals.class_logits.shape[1] - 1} classes at "
-                f"{tuple(proposals.geometry.output_size)}, but its label map has {num_classes} at {label.shape}; predict "
-                "at the label map's size with the data set's classes"
+                f"{tuple(proposals.geometry.output_size)}, but its label map has {num_classes} at {label.shape}; "
+                "predict at the label map's size with the data set's classes"
             )
         ignored = label == ignore_label
         present = np.unique(label[~ignored]).astype(np.int64)  # (P,)
