@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Prepares ADE20K SceneParse150 (150 classes): from the download to what the registration reads.
+"""Prepares ADE20K SceneParse150 (150 classes): converts the download to the registered folders.
 
     python datasets/prepare_ade20k.py --root datasets --raw ~/Downloads
     python datasets/prepare_ade20k.py --root datasets --check
@@ -8,7 +8,7 @@ Download: ADEChallengeData2016.zip.
 Result below the root:
     images  ADEChallengeData2016/images/{training,validation}
     labels  ADEChallengeData2016/annotations_detectron2/{training,validation}/*.png
-A run that was stopped continues when the command is repeated. See datasets/README.md.
+Repeat the command to resume a stopped run. See datasets/README.md.
 """
 
 from __future__ import annotations

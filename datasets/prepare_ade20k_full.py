@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Prepares ADE20K full, release 2021_17_01 (847 classes): from the download to what the registration reads.
+"""Prepares ADE20K full, release 2021_17_01 (847 classes): converts the download to the registered folders.
 
     python datasets/prepare_ade20k_full.py --root datasets --raw ~/Downloads
     python datasets/prepare_ade20k_full.py --root datasets --check
@@ -8,7 +8,7 @@ Download: ADE20K_2021_17_01.zip, or the folder it unpacks to.
 Result below the root:
     images  ADE20K_2021_17_01/images_detectron2/{training,validation}
     labels  ADE20K_2021_17_01/annotations_detectron2/{training,validation}/*.tif
-A run that was stopped continues when the command is repeated. See datasets/README.md.
+Repeat the command to resume a stopped run. See datasets/README.md.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Prepares COCO-Stuff-164k (171 classes): from the download to what the registration reads.
+"""Prepares COCO-Stuff-164k (171 classes): converts the download to the registered folders.
 
     python datasets/prepare_coco_stuff.py --root datasets --raw ~/Downloads
     python datasets/prepare_coco_stuff.py --root datasets --check
@@ -8,7 +8,7 @@ Download: train2017.zip, val2017.zip, stuffthingmaps_trainval2017.zip.
 Result below the root:
     images  coco/{train2017,val2017}
     labels  coco/stuffthingmaps_detectron2/{train2017,val2017}/*.png
-A run that was stopped continues when the command is repeated. See datasets/README.md.
+Repeat the command to resume a stopped run. See datasets/README.md.
 """
 
 from __future__ import annotations

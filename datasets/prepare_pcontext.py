@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Prepares PASCAL Context (59 classes): from the download to what the registration reads.
+"""Prepares PASCAL Context (59 classes): converts the download to the registered folders.
 
     python datasets/prepare_pcontext.py --root datasets --raw ~/Downloads
     python datasets/prepare_pcontext.py --root datasets --check
@@ -8,7 +8,7 @@ Download: VOCtrainval_03-May-2010.tar, trainval_merged.json.
 Result below the root:
     images  pcontext/{train,val}/image
     labels  pcontext/{train,val}/label/*.png
-A run that was stopped continues when the command is repeated. See datasets/README.md.
+Repeat the command to resume a stopped run. See datasets/README.md.
 """
 
 from __future__ import annotations

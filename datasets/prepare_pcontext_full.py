@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Prepares PASCAL Context (459 classes): from the download to what the registration reads.
+"""Prepares PASCAL Context (459 classes): converts the download to the registered folders.
 
     python datasets/prepare_pcontext_full.py --root datasets --raw ~/Downloads
     python datasets/prepare_pcontext_full.py --root datasets --check
@@ -8,7 +8,7 @@ Download: VOCtrainval_03-May-2010.tar, trainval.tar.gz, trainval_merged.json (fo
 Result below the root:
     images  pcontext_full/{train,val}/image
     labels  pcontext_full/{train,val}/label/*.tif
-A run that was stopped continues when the command is repeated. See datasets/README.md.
+Repeat the command to resume a stopped run. See datasets/README.md.
 """
 
 from __future__ import annotations

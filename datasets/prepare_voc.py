@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Prepares PASCAL VOC 2012 (20 classes): from the download to what the registration reads.
+"""Prepares PASCAL VOC 2012 (20 classes): converts the download to the registered folders.
 
     python datasets/prepare_voc.py --root datasets --raw ~/Downloads
     python datasets/prepare_voc.py --root datasets --check
@@ -8,7 +8,7 @@ Download: VOCtrainval_11-May-2012.tar, SegmentationClassAug.zip, trainaug.txt (1
 Result below the root:
     images  VOC2012/JPEGImages
     labels  VOC2012/annotations_detectron2/{train,val}/*.png
-A run that was stopped continues when the command is repeated. See datasets/README.md.
+Repeat the command to resume a stopped run. See datasets/README.md.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The C library's allocator, told to keep large buffers.
+"""Configures the C library's allocator to keep large buffers.
 
-glibc hands every large buffer back to the system when it is freed, and every page of the next one is a page fault: on a
-CPU that is up to half of a network's time. Kept, the memory is used again. Linux with glibc only; elsewhere nothing is
-done.
+glibc returns every large buffer to the system when it is freed, so each page of the next buffer is a page fault. On a
+CPU, page faults can take half of a network's time. Buffers that are kept are reused. Linux with glibc only; on other
+systems nothing is done.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ from __future__ import annotations
 import ctypes
 import sys
 
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
-_KEPT = 2**31 - 1  # bytes of free memory at the top of the heap that are not handed back: mallopt's largest value
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # from glibc's malloc.h
+_KEPT = 2**31 - 1  # bytes of free memory at the top of the heap that are kept: mallopt's largest value
 
 
 def keep_large_buffers() -> bool:
-    """Makes freed memory stay with this process, up to 2 GiB at the heap's top and all below it; for programs to call.
+    """Keep freed memory in this process, up to 2 GiB at the top of the heap and all below. Only commands call it.
 
     Returns:
-        Whether the allocator took the settings.
+        whether the allocator accepted the settings.
     """
     if sys.platform != "linux":
         return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # not in musl
     if mallopt is None:
         return False
     return all(mallopt(option, value) == 1 for option, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, _KEPT)))

@@ -1,6 +1,6 @@
-"""Checkpoint files: published names to our own and back, strict loading, and slim files of the trained tensors alone.
+"""Checkpoint files: conversion from and to published names, strict loading, slim files with only trained tensors.
 
-Source: docs/method.md#10. A file holds a dictionary of tensors, bare or under the key "model".
+Source: docs/method.md#10. A file contains a dictionary of tensors, bare or under the key "model".
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from san.model.san import SANModel
 from san.record import FieldError, read_record
 from san.registry import PartConfig
 
-# published prefix -> own prefix; the first match counts, in either direction
+# published prefix -> own prefix; the first match is used, in either direction
 _RENAMES = (
     ("side_adapter_network.vit_model.patch_embed.proj.", "side_adapter.patch_embed."),
     ("side_adapter_network.vit_model.", "side_adapter."),
@@ -42,7 +42,7 @@ _RENAMES = (
     ("ov_classifier.bg_embed", "text_classifier.no_object_embed"),
     ("ov_classifier.", "text_classifier."),
 )
-_DERIVED = ("ov_classifier.attn_mask", "criterion.empty_weight")  # computed here, so neither read nor required
+_DERIVED = ("ov_classifier.attn_mask", "criterion.empty_weight")  # computed here: not read, not required
 _LEADING_ONE = ("side_adapter.pos_embed", "side_adapter.query_embed", "side_adapter.query_pos_embed", "bias_head.scale")
 _WRAPPERS = r"^(module\.|_orig_mod\.)+"  # of DistributedDataParallel and torch.compile
 _SLIM = "trained tensors only"
@@ -52,7 +52,7 @@ logger = logging.getLogger(__name__)
 
 
 def own_name(published: str) -> str:
-    """Our name of a published tensor; a name that is not a published one comes back unchanged."""
+    """Return our name of a published tensor; other names are returned unchanged."""
     for theirs, ours in _RENAMES:
         if published.startswith(theirs):
             name = ours + published.removeprefix(theirs)
@@ -63,7 +63,7 @@ def own_name(published: str) -> str:
 
 
 def published_name(own: str) -> str:
-    """The published name of one of our tensors; unchanged where there is none."""
+    """Return the published name of one of our tensors; other names are returned unchanged."""
     if re.match(r"side_adapter\.fusions\.\d+\.", own):
         own = own.replace(".norm.", ".input_proj.0.").replace(".proj.", ".input_proj.1.")
     for theirs, ours in sorted(_RENAMES, key=lambda pair: -len(pair[1])):
@@ -73,7 +73,7 @@ def published_name(own: str) -> str:
 
 
 def from_published(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Published names and shapes to ours: leading dimensions of 1 and those of 1x1 kernels go."""
+    """Convert published names and shapes to ours; leading dimensions of 1 and those of 1x1 kernels are removed."""
     own = {}
     for key, value in state_dict.items():
         if key in _DERIVED:
@@ -86,7 +86,7 @@ def from_published(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def to_published(state_dict: Mapping[str, Tensor], *, num_classes: int = 171) -> dict[str, Tensor]:
-    """Our names and shapes to the published ones, with the two derived tensors the published code expects.
+    """Convert our names and shapes to the published ones, with the two derived tensors that the published code expects.
 
     Args:
         state_dict: the full state of a model whose [SLS] tokens start from the class token.
@@ -106,7 +106,7 @@ def to_published(state_dict: Mapping[str, Tensor], *, num_classes: int = 171) ->
 
 
 def _is_pointwise(name: str) -> bool:
-    """Whether this weight is a 1x1 convolution in the published model and a linear layer in ours."""
+    """Whether a weight is a 1x1 convolution in the published model and a linear layer in ours."""
     patterns = (
         r"(mask_head\.pixel_mlp|bias_head\.attn_mlp)\.layers\.\d+\.weight|side_adapter\.fusions\.\d+\.proj\.weight"
     )
@@ -114,12 +114,12 @@ def _is_pointwise(name: str) -> bool:
 
 
 def is_published(state_dict: Mapping[str, Any]) -> bool:
-    """Whether tensors are under published names."""
+    """Whether tensors have published names."""
     return any(key.startswith("side_adapter_network.") for key in state_dict)
 
 
 def brings_clip(state_dict: Mapping[str, Any]) -> bool:
-    """Whether tensors, under any names that can be loaded, are also those of the frozen CLIP."""
+    """Whether tensors, with any loadable names, include those of the frozen CLIP."""
     names = (own_name(re.sub(_WRAPPERS, "", key)).removeprefix("model.") for key in state_dict)
     return any(name.startswith("deep_clip.") for name in names)
 
@@ -127,28 +127,28 @@ def brings_clip(state_dict: Mapping[str, Any]) -> bool:
 def load_checkpoint_file(path: str | Path, *, averaged: bool = True) -> dict[str, Any]:
     """A checkpoint's content, with the tensors under "model"; nothing in the file is run.
 
-    The tensors under "model" are mapped from the file, see `read_tensors`; all others are in memory. A slim file's note
-    of its CLIP is in the tensors' metadata too, as `save_slim` puts it there.
+    The tensors under "model" are memory-mapped, see `read_tensors`; all others are in memory. The note of a slim file
+    about its CLIP is also in the tensors' metadata, where `save_slim` stores it.
 
     Args:
         path: of the file.
         averaged: whether the trained tensors are their moving averages, where the file has these; see `with_average`.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is damaged, or holds more than tensors and plain data, or no tensors.
+        FileNotFoundError: the file does not exist.
+        ValueError: it is damaged, contains other than tensors and plain data, or contains no tensors.
     """
     loaded = read_tensors(Path(path))
     content: dict[str, Any] = loaded if isinstance(loaded, dict) and "model" in loaded else {"model": loaded}
     tensors = content["model"]
     if not isinstance(tensors, dict) or not tensors or not all(isinstance(v, Tensor) for v in tensors.values()):
         raise ValueError(
-            f"{str(path)!r} holds no dictionary of tensors, neither bare nor under 'model'; give a SAN checkpoint"
+            f"{str(path)!r} contains no dictionary of tensors, neither bare nor under 'model'; use a SAN checkpoint"
         )
     odd = [key for key in tensors if not isinstance(key, str)]
     if odd:
-        raise ValueError(f"{str(path)!r} holds a tensor named {excerpt(odd[0])}; give a SAN checkpoint, named by text")
-    # an optimiser may go on using its state as it is given, long after the file is gone
+        raise ValueError(f"{str(path)!r} has a tensor named {excerpt(odd[0])}, not by a string; use a SAN checkpoint")
+    # an optimizer may keep using its state after the file is deleted
     result = {key: copy.deepcopy(value) for key, value in content.items() if key != "model"}
     note = {key: result[key] for key in _NOTE if key in result}
     result |= {"model": _with_note(tensors, note) if note else tensors}
@@ -192,24 +192,24 @@ def with_average(content: Mapping[str, Any], label: str) -> dict[str, Any]:
 
 
 def _with_note(tensors: Mapping[str, Tensor], note: dict[str, Any]) -> OrderedDict[str, Tensor]:
-    """Tensors that say which CLIP they belong to; many loaders hand nothing else of a file to a module."""
+    """Attach the note about CLIP to the tensors' metadata, as many loaders pass only the tensors to a module."""
     state = OrderedDict(tensors)
     state._metadata = {"": note}  # type: ignore[attr-defined]
     return state
 
 
 def load_weights(model: SANModel, source: str | Path | Mapping[str, Any]) -> None:
-    """Loads all of a checkpoint into all of a model; either everything fits or nothing is changed.
+    """Load a whole checkpoint into a whole model. If a part does not fit, nothing is changed.
 
     Args:
         model: any SAN.
-        source: a file, or its content as `load_checkpoint_file` gives it; under published names or our own; the full
-            state, or a slim file whose CLIP is the one the model has.
+        source: a file, or its content as returned by `load_checkpoint_file`; with published or own names; the full
+            state, or a slim file with the same CLIP as the model.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: damaged, or a tensor is missing, unexpected, of another shape or kind (all are listed), or not
-            finite; or made with another CLIP.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is damaged, a tensor is missing, unexpected, of another shape or kind (all are listed) or
+            not finite, or the checkpoint was trained with another CLIP.
     """
     content = source if isinstance(source, Mapping) else load_checkpoint_file(source)
     label = "the checkpoint" if isinstance(source, Mapping) else repr(str(source))
@@ -221,22 +221,22 @@ def load_weights(model: SANModel, source: str | Path | Mapping[str, Any]) -> Non
 def fitting_tensors(
     model: nn.Module, content: Mapping[str, Any], label: str = "the checkpoint", *, fresh: Sequence[str] = ()
 ) -> dict[str, Tensor]:
-    """A checkpoint as the state of a model: every tensor of the model, under the model's names; none is read for it.
+    """Convert a checkpoint to the full state of a model, with the model's names, without reading the tensors.
 
     Args:
-        model: a SAN, or a module that has one as ``model`` beside modules of its own; not changed, and may be on the
-            meta device.
-        content: tensors, bare or beside other entries under "model"; under published names or our own, with or without
-            the prefixes of wrappers. CLIP's frozen tensors may be left out together, as in a slim file; then the model
-            must have them: those of the fingerprint where `content` has one, else pretrained ones.
-        label: of the checkpoint, in messages.
-        fresh: modules of `model` that the checkpoint may leave out; a warning names their tensors.
+        model: a SAN, or a module that has one as ``model`` beside other modules; not changed, may be on the meta
+            device.
+        content: tensors, bare or beside other entries under "model"; with published or own names, with or without
+            prefixes of wrappers. CLIP's frozen tensors may all be missing, as in a slim file; then the model must have
+            them: those of the fingerprint if `content` has one, else pretrained ones.
+        label: name of the checkpoint in messages.
+        fresh: modules of `model` that may be missing in the checkpoint; a warning names their tensors.
 
     Returns:
-        Tensors by name; those left out are the model's own.
+        the tensors by name; missing ones are those of the model.
 
     Raises:
-        ValueError: a tensor is missing, unexpected, of another shape or kind; all are listed. Or it has another CLIP.
+        ValueError: a tensor is missing, unexpected, of another shape or kind (all are listed), or the CLIP differs.
     """
     san = model if isinstance(model, SANModel) else model.get_submodule("model")
     assert isinstance(san, SANModel)
@@ -254,7 +254,7 @@ def fitting_tensors(
     for module in fresh:
         own = {name for name in wanted if f"{name}.".startswith(f"{module}.")}
         if own.isdisjoint(found):
-            logger.warning("%s has no %s: fresh weights are kept", label, ", ".join(sorted(own)))
+            logger.warning("%s has no %s: the initial weights are kept", label, ", ".join(sorted(own)))
             found |= {name: wanted[name] for name in own}
     wrong = misfits(found, wanted)
     if wrong:
@@ -262,7 +262,7 @@ def fitting_tensors(
         if frozen.isdisjoint(found):
             remedy += " (it leaves CLIP's weights to clip.pretrained)"
         if any(name not in found and not name.startswith(inner) for name in wanted):
-            remedy += f", or name modules that start without it in {type(model).__name__}.fresh_modules"
+            remedy += f", or list modules that are not in it in {type(model).__name__}.fresh_modules"
         message = f"{label} does not fit this model; {remedy}. {len(wrong)} tensors differ: {listed(wrong)}"
         raise FieldError(message, "clip.pretrained")
     return found
@@ -315,10 +315,10 @@ def _check_parts(model: SANModel, noted: object, label: str) -> None:
 
 
 def _under_names_of(wanted: Container[str], state: Mapping[str, Any], inner: str) -> dict[str, Any]:
-    """Tensors renamed to those of a model whose SAN's names start with `inner`; what it does not have stays."""
+    """Rename tensors to those of a model whose SAN has the prefix `inner`; unknown names are unchanged."""
     for key, value in state.items():
         if not isinstance(value, Tensor):
-            raise ValueError(f"a checkpoint holds tensors by name, but {excerpt(key)} is {excerpt(value)}")
+            raise ValueError(f"a checkpoint must contain tensors by name, but {excerpt(key)} is {excerpt(value)}")
     if all(re.match(_WRAPPERS, key) for key in state):
         state = {re.sub(_WRAPPERS, "", key): value for key, value in state.items()}
     own = from_published(state) if is_published(state) else state
@@ -332,15 +332,15 @@ def _under_names_of(wanted: Container[str], state: Mapping[str, Any], inner: str
 
 
 def trained_names(model: SANModel) -> set[str]:
-    """Names of the tensors that training changes: those of CLIP's that are not frozen, and all others."""
+    """Return the names of the trained tensors: CLIP's that are not frozen, and all others."""
     names = {name for name in model.state_dict() if not is_clip_tensor(name)}
-    if model.config.clip.train_pos_embed:  # also where a user has frozen everything
+    if model.config.clip.train_pos_embed:  # also if a user has frozen everything
         names.add("shallow_clip.positional_embedding")
     return names | {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def frozen_fingerprint(model: SANModel) -> str:
-    """Identifies the frozen weights a slim checkpoint relies on, to half precision."""
+    """Return a fingerprint, in half precision, of the frozen weights that a slim checkpoint needs."""
     trained = trained_names(model)
     return weights_fingerprint(
         {name: value.half() for name, value in model.state_dict().items() if name not in trained}
@@ -348,12 +348,12 @@ def frozen_fingerprint(model: SANModel) -> str:
 
 
 def save_slim(model: SANModel, path: str | Path, *, half: bool = False) -> None:
-    """Writes the trained tensors alone, a few MB, with a note of the CLIP they belong to.
+    """Write only the trained tensors, a few MB, with a note about the CLIP they need.
 
     Args:
         model: any SAN.
         path: a `.pth` file.
-        half: in half precision, at half the size.
+        half: write half precision, at half the size.
     """
     trained = trained_names(model)
     tensors = {name: value.detach().cpu() for name, value in model.state_dict().items() if name in trained}
@@ -369,23 +369,23 @@ def save_slim(model: SANModel, path: str | Path, *, half: bool = False) -> None:
 
 
 def check_clip(model: SANModel, note: Mapping[str, Any], label: str) -> None:
-    """Refuses a model with another CLIP than the one a slim file was trained on.
+    """Check that a model has the CLIP that a slim file was trained with.
 
     Args:
-        model: with its frozen weights.
+        model: the model with its frozen weights.
         note: the file's ``clip`` and ``clip_fingerprint``.
-        label: of the file, in the message.
+        label: name of the file in the message.
 
     Raises:
-        ValueError: their fingerprints differ.
+        ValueError: the fingerprints differ.
     """
     found = frozen_fingerprint(model)
     if note["clip_fingerprint"] != found:
         raise FieldError(
-            f"{label} was trained on the frozen CLIP {excerpt(note.get('clip'))} "
+            f"{label} was trained with the frozen CLIP {excerpt(note.get('clip'))} "
             f"({excerpt(note['clip_fingerprint'])}), but "
             f"this model has {model.config.clip.name} {model.config.clip.pretrained} ({found}); set clip.name "
-            "and clip.pretrained to the former",
+            "and clip.pretrained to those of the checkpoint",
             "clip.name",
             "clip.pretrained",
         )

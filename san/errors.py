@@ -1,4 +1,4 @@
-"""What a user did wrong, and how errors and objects are shown: on one line, bounded, without control characters."""
+"""Errors of users, and formatting of errors and objects: one line, limited length, no control characters."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from san.redaction import redact
 
 
 class MissingExtraError(ImportError):
-    """A package of an optional extra does not import; the message says how to install it."""
+    """A package of an optional extra cannot be imported; the message says how to install it."""
 
 
 USER_ERRORS = (ValueError, OSError, FloatingPointError, MemoryError, MissingExtraError)
-"""What wrong input raises: shown in one line. Anything else is a defect of ours and shows its stack trace."""
+"""Exceptions of wrong input, shown in one line. Any other exception is a bug and is shown with its stack trace."""
 
 INTERRUPTED = 130
-"""Exit status of a command that Ctrl-C has ended: 128 + SIGINT, as shells have it."""
+"""Exit code after Ctrl-C: 128 + SIGINT, as in shells."""
 
 MAX_LINE = 2000
-"""Characters of a message that are shown."""
+"""Maximum number of characters of a message."""
 
 
 def one_line(error: BaseException | str, *, limit: int = MAX_LINE) -> str:
-    """An error's message as a terminal or a log can show it.
+    """Format an error's message for a terminal or a log.
 
-    File names, keys and values of a file are part of messages, and whoever made the file chose them: characters that
-    a terminal would obey, or that turn the order of what follows, are escaped, and a long text is cut in the middle.
-    Credentials are masked first (see `san.redaction`): the half of one could not be recognised.
+    Messages contain file names, keys and values of untrusted files. Therefore control characters and characters that
+    change the text direction are escaped, and a long text is cut in the middle. Credentials are masked before the cut
+    (see `san.redaction`), because a part of one is not recognized.
 
     Args:
-        error: the error, whose type is named where it says nothing; or a text.
-        limit: characters to keep.
+        error: the error, whose type is shown if it has no message; or a text.
+        limit: maximum number of characters to keep.
     """
     text = str(error)
-    if len(text) > 4 * limit:  # most of it would be thrown away
+    if len(text) > 4 * limit:  # most of it is dropped anyway
         text = f"{text[: 2 * limit]} {text[-2 * limit :]}"
     text = printable(" ".join(redact(text).split()))
     if len(text) > limit:
@@ -65,30 +65,30 @@ def require_extra(extra: str, purpose: str, *modules: str) -> None:
 
 
 def printable(text: str) -> str:
-    """A text with what no terminal should see escaped: control and formatting characters, lone surrogates."""
+    """Escape control and formatting characters and lone surrogates."""
     if text.isprintable():
         return text
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 def excerpt(value: object, *, limit: int = 80) -> str:
-    """The `repr` of a value for a message, cut in the middle where it is long; costs little for a huge value.
+    """Return the `repr` of a value, cut in the middle if it is long; fast for huge values.
 
     Args:
-        value: what was read or given.
-        limit: characters to keep, about.
+        value: the value to show.
+        limit: approximate number of characters to keep.
     """
     short = _RedactedRepr()
     short.maxstring = short.maxother = short.maxlong = limit
     try:
         text = printable(short.repr(value))
-    except ValueError:  # a number of thousands of digits, which Python does not write out
+    except ValueError:  # an integer of thousands of digits, which Python refuses to format
         text = f"<{type(value).__name__}>"
     return text if len(text) <= 2 * limit else f"{text[:limit]}..."
 
 
 def brief_repr(record: Any) -> str:
-    """A dataclass or named tuple on one line, as its `__repr__`: of arrays and tensors type and shape, the rest cut."""
+    """`__repr__` of a dataclass or named tuple on one line, with only type and shape of arrays and tensors."""
     names = getattr(record, "_fields", ()) or [each.name for each in fields(record) if each.repr]
     shown = [f"{name}={_brief(getattr(record, name))}" for name in names]
     return f"{type(record).__name__}({', '.join(shown)})"
@@ -101,9 +101,9 @@ def _brief(value: Any) -> str:
 
 
 class _RedactedRepr(reprlib.Repr):
-    """Masks credentials in texts before it cuts them."""
+    """Masks credentials in texts before it shortens them."""
 
     def repr_str(self, x: str, level: int) -> str:
-        if len(x) > 2 * MAX_LINE:  # most of it would be thrown away
+        if len(x) > 2 * MAX_LINE:  # most of it is dropped anyway
             x = f"{x[:MAX_LINE]}{x[-MAX_LINE:]}"
         return super().repr_str(redact(x), level)

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside their place, then moved into it."""
+"""Atomic writes of files: a temporary file is written, then renamed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from san.errors import excerpt
 
 PARTIAL = ".partial"
-"""In the names of the hidden files that a killed process may leave behind; nothing reads them."""
+"""Part of the names of temporary files, which a killed process may leave behind; they are never read."""
 
 FORMATS = {
     "overlay": "_overlay.png",
@@ -25,34 +25,34 @@ FORMATS = {
 """What `san.segmentation.Segmentation.save` can write, and how the files' names end."""
 
 MAX_PATH = 4096
-"""Characters of a path; no system takes more."""
+"""Maximum number of characters of a path on any system."""
 
 
 @contextlib.contextmanager
 def replacing(path: str | Path, *, durable: bool = False, keep_ending: bool = True) -> Iterator[Path]:
-    """A file to write that takes its place when all went well, and vanishes otherwise.
+    """Yield a temporary file that replaces `path` on success and is deleted on an error.
 
     Args:
-        path: its place; the folder is there.
-        durable: survive a power cut too: the content is on the disk before the move, and the move before the return.
-        keep_ending: the unfinished file's name ends as `path` does, which some writers go by; else in `PARTIAL`, so
-            that nobody who looks for such endings finds what a killed process left.
+        path: file to replace; its folder must exist.
+        durable: survive a power failure: sync the content before the rename, and the rename before the return.
+        keep_ending: give the temporary file the extension of `path`, which some writers need; otherwise its name ends
+            with `PARTIAL`, so that a search for the extension does not find a leftover.
 
     Yields:
-        An empty file in the same folder, hidden, with the user's permissions.
+        an empty hidden file in the same folder, with the user's permissions.
 
     Raises:
-        OSError: it cannot be written; what stood in its place stands still.
+        OSError: the file cannot be written; the old file is unchanged.
     """
     path = Path(path)
-    stem = path.stem[:40]  # the name stays below the longest that a file system takes
+    stem = path.stem[:40]  # keeps the name below the limit of file systems
     ending = path.suffix if keep_ending else ""
     partial = path.with_name(f".{stem}.{os.getpid()}-{secrets.token_hex(4)}{PARTIAL}{ending}")
     os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     mode = partial.stat().st_mode
     try:
         yield partial
-        partial.chmod(mode)  # safetensors puts a file in its place that nobody else may read
+        partial.chmod(mode)  # safetensors creates a file that only the user may read
         if durable:
             _sync(partial)
         os.replace(partial, path)
@@ -63,15 +63,15 @@ def replacing(path: str | Path, *, durable: bool = False, keep_ending: bool = Tr
 
 
 def write_together(writers: Mapping[Path, Callable[[Path], object]]) -> None:
-    """Writes several files so that all of them appear, or none, and files of the same names stay as they were.
+    """Write several files so that all of them appear or none; on an error, existing files are unchanged.
 
     Args:
-        writers: what writes each file, given the path to write to, which ends as the file does; folders are made.
+        writers: file -> function that writes it to a given path of the same extension; missing folders are created.
 
     Raises:
         OSError: a folder or file cannot be written.
     """
-    with contextlib.ExitStack() as moves:  # to their places once all are written
+    with contextlib.ExitStack() as moves:  # renames, done once all files are written
         for file, write in writers.items():
             file.parent.mkdir(parents=True, exist_ok=True)
             write(moves.enter_context(replacing(file)))
@@ -81,10 +81,10 @@ def write_together(writers: Mapping[Path, Callable[[Path], object]]) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    r"""A text file in UTF-8.
+    r"""Write a text file in UTF-8.
 
-    What stands for a byte of a file name that is not UTF-8 is written as ``\udce9``: JSON's own escape, which
-    ``json.loads`` and ``os.fsencode`` bring back to that name.
+    A byte of a file name that is not UTF-8 is written as a JSON escape such as ``\udce9``, from which ``json.loads``
+    and ``os.fsencode`` restore the name.
 
     Args:
         path: the file.
@@ -94,31 +94,31 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def home_folder(place: str) -> Path | None:
-    """A folder of the user's; None where there is no home folder, as under a number that no user of the machine has.
+    """Expand a folder in the user's home; None without a home folder, as for an unknown user id.
 
     Args:
-        place: it, beginning with ``~``.
+        place: path that starts with ``~``.
     """
     found = os.path.expanduser(place)
     return None if found.startswith("~") else Path(found)
 
 
 def user_path(text: str, where: str) -> Path:
-    """A path that somebody wrote, ``~`` standing for a home folder.
+    """Return a path that a user wrote, with ``~`` expanded.
 
     Raises:
-        ValueError: there is no such user, or it can be no path.
+        ValueError: the user of ``~user`` is unknown, or the text is not a valid path.
     """
     if "\0" in text or len(text) > MAX_PATH:
-        raise ValueError(f"{where} is {excerpt(text)}, which can be no path: it is too long or holds a zero byte")
+        raise ValueError(f"{where} is {excerpt(text)}, which is not a valid path: too long or with a zero byte")
     try:
         return Path(text).expanduser()
     except RuntimeError as error:
-        raise ValueError(f"{where} is {excerpt(text)} ({error}); write the folder out") from None
+        raise ValueError(f"{where} is {excerpt(text)} ({error}); use the full path") from None
 
 
 def expand_home(text: str, where: str) -> str:
-    """A text that may be a path, with the home folder that a ``~`` at its beginning stands for.
+    """Expand a leading ``~`` of a text that may be a path.
 
     Raises:
         ValueError: see `user_path`.
@@ -127,10 +127,10 @@ def expand_home(text: str, where: str) -> str:
 
 
 def check_file_size(path: Path, limit: int) -> None:
-    """Refuses to read a file of more bytes than its kind has.
+    """Raise if a file is larger than a limit.
 
     Raises:
-        ValueError: with the file, its size and the limit.
+        ValueError: the file is too large; the message names it, its size and the limit.
     """
     size = path.stat().st_size
     if size > limit:
@@ -138,7 +138,7 @@ def check_file_size(path: Path, limit: int) -> None:
 
 
 def sha256_of(path: str | Path) -> str:
-    """The SHA-256 of a file's content, in hexadecimal."""
+    """Return the SHA-256 of a file's content, in hexadecimal."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
@@ -147,7 +147,7 @@ def sha256_of(path: str | Path) -> str:
 
 
 def _sync(path: Path) -> None:
-    """Waits until a file, or a folder's list of files, is on the disk."""
+    """Sync a file, or a folder's list of files, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

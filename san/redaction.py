@@ -1,7 +1,7 @@
-"""Keeps credentials out of what is shown or published: terminal, logs, error messages, Weights & Biases.
+"""Redacts credentials in the terminal, logs, error messages and Weights & Biases.
 
-Two kinds are replaced by ``***``: the values of secret environment variables, in every form that a message may hold
-them in, and the credentials in addresses. All patterns take time linear in the text.
+Two kinds are replaced by ``***``: the values of secret environment variables, in every form in which a message may
+contain them, and the credentials in URLs. All patterns take linear time.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ _SECRET_NAME = re.compile(
     re.IGNORECASE,
 )
 _SHORTEST = 8
-"""Shorter values of such variables ("1", "true") are no secrets; masking them would hide half a log."""
+"""Shorter values of such variables ("1", "true") are not secrets; masking them would make logs unreadable."""
 
-_ADDRESS = re.compile(r"(?<=[A-Za-z0-9]:/)(/?)(\S+)")  # a path made of an address has one slash
-_FILE_OF_ADDRESS = re.compile(r"(\.\w{1,11})([?#]\S+)")  # such as "x.pth?token=abc", in a progress bar or a cache
+_ADDRESS = re.compile(r"(?<=[A-Za-z0-9]:/)(/?)(\S+)")  # pathlib reduces "//" of a URL to "/"
+_FILE_OF_ADDRESS = re.compile(r"(\.\w{1,11})([?#]\S+)")  # "x.pth?token=abc", in a progress bar or a cache
 _VALUE_IN_QUERY = re.compile(r"(?<=[?&#])([\w.~%+\[\]-]+=)([^\s&#]+)")
 _CLOSING = "\"'`)]}>,.;:"
-"""What may follow an address in a sentence."""
+"""Characters that may follow a URL in a sentence."""
 
 
 def redact(text: str, secrets: Iterable[str] = ()) -> str:
-    """A text without the values of secret environment variables and without credentials in addresses.
+    """Mask the values of secret environment variables and the credentials in URLs.
 
-    Secret are variables whose name says token, secret, password, passphrase, credential, bearer, cookie, API key,
-    access key or private key, or ends with _KEY, _PASS, _PWD, _PAT or _AUTH, and whose value has 8 characters or more.
-    Of an address, everything before the last ``@``, the values of the query and the fragment are masked.
+    A variable is secret if its name contains token, secret, password, passphrase, credential, bearer, cookie, API key,
+    access key or private key, or ends with _KEY, _PASS, _PWD, _PAT or _AUTH, and its value has 8 characters or more.
+    In a URL, everything before the last ``@``, the values of the query, and the fragment are masked.
 
     Args:
-        text: what is to be shown.
+        text: the text to show.
         secrets: further values to mask.
     """
     for words in _forms_of(frozenset(_environment_secrets()).union(secrets)):
@@ -57,18 +57,18 @@ def redact(text: str, secrets: Iterable[str] = ()) -> str:
 
 
 def redact_home(text: str) -> str:
-    """A text with the user's home folder written as ``~``."""
+    """Replace the user's home folder by ``~``."""
     home = os.path.expanduser("~")
-    if home.startswith("~"):  # an unknown user without HOME has none
+    if home.startswith("~"):  # an unknown user without HOME has no home folder
         return text
-    for each in {home, os.path.realpath(home)}:  # messages hold one or the other
-        if len(PurePath(each).parts) > 1 and each in text:  # "/" is nobody's home
+    for each in {home, os.path.realpath(home)}:  # messages may contain either
+        if len(PurePath(each).parts) > 1 and each in text:  # "/" is not a home folder
             text = re.sub(rf"{re.escape(each)}(?![\w.-])", "~", text)
     return text
 
 
 def without_folders(content: Any) -> Any:
-    """Plain data for others: paths from ``/``, ``~`` or ``..`` on are cut to their last part, texts are redacted."""
+    """Prepare plain data for publication: absolute, ``~`` and ``..`` paths become file names, texts are redacted."""
     if isinstance(content, Mapping):
         return {key: without_folders(value) for key, value in content.items()}
     if isinstance(content, (list, tuple)):
@@ -79,16 +79,16 @@ def without_folders(content: Any) -> Any:
     local = "://" not in content or content.startswith("file://")
     if local and (path.startswith(("/", "~", "\\", "..")) or re.match(r"[A-Za-z]:[\\/]", content)):
         name = re.split(r"[\\/]", path.rstrip("\\/"))[-1]
-        is_tag = len(head) > 1 and head != "file"  # one letter is a drive's
+        is_tag = len(head) > 1 and head != "file"  # one letter is a drive
         content = f"{head}:{name}" if is_tag else name
     return redact_home(redact(content))
 
 
 class RedactingFormatter(logging.Formatter):
-    """Redacts another formatter's lines, tracebacks too, and writes the home folder as ``~``.
+    """Redacts the lines of another formatter, including tracebacks, and replaces the home folder by ``~``.
 
     Args:
-        inner: the other one; None for logging's own.
+        inner: the other formatter; None for logging's default.
     """
 
     def __init__(self, inner: logging.Formatter | None) -> None:
@@ -96,23 +96,23 @@ class RedactingFormatter(logging.Formatter):
         self._inner = inner or logging.Formatter()
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line."""
+        """Format a record."""
         return redact_home(redact(self._inner.format(record)))
 
 
 class RedactingStream:
-    """A text stream that redacts what is written to it, and is otherwise the stream it stands for."""
+    """A wrapper of a text stream that redacts what is written to it."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """Writes a text; returns its length, as callers count what they gave."""
+        """Write a text; returns the length of the unredacted text, which callers count."""
         self._stream.write(redact(text))
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:
-        """Writes texts."""
+        """Write texts."""
         for line in lines:
             self.write(line)
 
@@ -121,9 +121,9 @@ class RedactingStream:
 
 
 def redact_terminal() -> None:
-    """From now on this process's stdout and stderr are redacted: messages, progress bars, warnings, tracebacks.
+    """Redact stdout and stderr of this process: messages, progress bars, warnings, tracebacks.
 
-    For the start of a command; a library must not exchange its caller's streams.
+    Only commands call it; a library must not replace its caller's streams.
     """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
@@ -142,17 +142,17 @@ def _is_secret(name: str) -> bool:
 
 @functools.lru_cache(maxsize=8)
 def _forms_of(secrets: frozenset[str]) -> list[list[str]]:
-    """The words of every form of these secrets, longest first; a message may have any blanks between words."""
+    """Return the words of every form of the secrets, longest first; a message may have any blanks between words."""
     forms: set[str] = set()
     for secret in secrets:
-        lines = secret.splitlines()  # such as those of a private key, each of which may have a line's prefix
+        lines = secret.splitlines()  # a private key has several lines, each of which may be prefixed
         for part in lines if min(map(len, lines), default=0) >= _SHORTEST else [secret]:
             forms |= _forms(part)
     return [form.split() for form in sorted(forms, key=len, reverse=True) if form.strip()]
 
 
 def _forms(secret: str) -> set[str]:
-    """A secret as a message may hold it: as it is, quoted, escaped, or two of these in turn."""
+    """Return the forms of a secret in messages: unchanged, quoted, escaped, or two of these in sequence."""
     forms = {secret, unquote(secret)}
     for _ in range(2):
         forms |= {encode(form) for form in forms for encode in _ENCODINGS}
@@ -165,7 +165,7 @@ _ENCODINGS = (
     lambda text: quote_plus(text, errors="surrogateescape"),
     lambda text: re.sub("%..", lambda found: found[0].lower(), quote(text, safe="", errors="surrogateescape")),
     lambda text: repr(text)[1:-1],
-    lambda text: repr('"' + text)[2:-1],  # as a part of a text with both kinds of quotes
+    lambda text: repr('"' + text)[2:-1],  # as part of a text with both kinds of quotes
     lambda text: repr(text)[1:-1].replace("\\\\", "\\"),  # see san.errors.printable
     lambda text: json.dumps(text)[1:-1],
     lambda text: json.dumps(text, ensure_ascii=False)[1:-1],
@@ -174,10 +174,10 @@ _ENCODINGS = (
 
 
 def _redact_address(match: re.Match[str]) -> str:
-    """``user:password@host/path?name=value#fragment`` with user, password, value and fragment masked."""
+    """Mask user, password, value and fragment of ``user:password@host/path?name=value#fragment``."""
     before, address = match.groups()
     address, closing = _split_closing(address)
-    user, at, address = address.rpartition("@")  # a password may hold any of / ? # and @ itself
+    user, at, address = address.rpartition("@")  # a password may contain / ? # and @
     address, number_sign, fragment = address.partition("#")
     address, question_mark, query = address.partition("?")
     return "".join(
@@ -195,7 +195,7 @@ def _redact_address(match: re.Match[str]) -> str:
 
 
 def _redact_part(part: str) -> str:
-    """``name=value`` of a query; without ``=`` all of it may be a secret."""
+    """Mask ``name=value`` of a query; without ``=``, all of it may be a secret."""
     name, equals, value = part.partition("=")
     return f"{name}={MASK if value else ''}" if equals else MASK
 

@@ -1,9 +1,9 @@
-"""PyTorch's defaults for the length of a call, whatever the caller has set.
+"""Runs a block with PyTorch's default settings, independent of the caller's.
 
-A caller may be inside `torch.autocast` or have chosen another default number type or device. Loading, text embeddings
-and predictions must not depend on that, so their public entries run under `torch_defaults`. It acts on the calling
-thread alone: `torch.set_default_dtype` would change what other threads compute. `SANModel.forward` does not use it, so
-training under autocast works as for any module.
+A caller may be inside `torch.autocast` or have set another default dtype or device. Loading, text embeddings and
+predictions must not depend on that, so their public functions run under `torch_defaults`. It affects only the calling
+thread; `torch.set_default_dtype` would affect all threads. `SANModel.forward` does not use it, so training under
+autocast works as for any module.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-_DEVICES = ("cpu", "cuda", "mps", "xpu")  # that autocast knows and a model may be on
+_DEVICES = ("cpu", "cuda", "mps", "xpu")  # devices of autocast that a model may be on
 _FLOATING = {torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn, torch.eye, torch.linspace}
-_INFERRED = {torch.tensor, torch.as_tensor, torch.full, torch.arange}  # floating where a number of theirs is
+_INFERRED = {torch.tensor, torch.as_tensor, torch.full, torch.arange}  # floating-point if an argument is
 
 
 @contextmanager
 def torch_defaults() -> Iterator[None]:
-    """No autocast; what is made without a number type or device is float32 on the CPU. Also a decorator."""
+    """Disable autocast and create tensors as float32 on the CPU by default. Can also be used as a decorator."""
     with ExitStack() as stack:
         for device in _DEVICES:
             if torch.is_autocast_enabled(device):
@@ -36,17 +36,17 @@ def torch_defaults() -> Iterator[None]:
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """No autocast on a device; the meta device, which computes nothing, has none."""
+    """Disable autocast on a device; a no-op on devices without autocast, such as meta."""
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 class _Float32(TorchFunctionMode):
-    """What would be made in the default number type is made in float32."""
+    """Creates tensors of the default dtype as float32."""
 
     def __torch_function__(
         self, function: Any, types: Any, arguments: tuple[Any, ...] = (), options: dict[str, Any] | None = None
     ) -> Any:
-        """What a function of torch gives."""
+        """Call a function of torch."""
         options = dict(options or {})
         floating = function in _FLOATING or (function in _INFERRED and _has_float([*arguments, *options.values()]))
         if floating and options.get("dtype") is None:

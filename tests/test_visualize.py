@@ -154,7 +154,7 @@ def test_odd_lines_of_a_metrics_file_are_one_warning(tmp_path: Path, caplog: pyt
     with caplog.at_level(logging.WARNING):
         assert read_curves(file) == {"loss": ([19], [8.0])}
     (record,) = caplog.records
-    assert "metrics.json: 12 line(s) are no record and are left out" in record.getMessage()
+    assert "metrics.json: 12 line(s) cannot be read as records and are skipped" in record.getMessage()
     assert record.getMessage().endswith(": 2, 3, 4, 5, 6, ...")
 
 
@@ -193,7 +193,7 @@ def test_curves_of_a_file_that_no_run_writes(tmp_path: Path) -> None:
 def test_half_written_line_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "b.json").write_text('{"iteration": 1, "total_loss": 2}\n[3]\n{"iteration": 2, "tot')
     assert read_curves(tmp_path / "b.json") == {"total_loss": ([1], [2.0])}
-    assert "b.json: 2 line(s) are no record" in caplog.text and ": 2, 3\n" in caplog.text
+    assert "b.json: 2 line(s) cannot be read as records" in caplog.text and ": 2, 3\n" in caplog.text
 
 
 @pytest.mark.parametrize("names", [[], ["only"], load_label_set("coco_stuff_171").classes])

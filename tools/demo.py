@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The page in the browser; the same as `san demo`.
+"""The web demo: the command `san demo` as a script.
 
 python tools/demo.py --model shapes
 """

@@ -14,7 +14,7 @@ from san.cli.main import run_tool
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit code."""
+    """Run the command; returns the exit code."""
     return run_tool(predict, arguments)
 
 

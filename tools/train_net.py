@@ -24,12 +24,12 @@ __all__ = ["main", "parse_arguments", "worker"]
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line: Detectron2's, ``--data-root``, ``--dataset`` and ``--traceback``."""
+    """Parse the command line: Detectron2's options, ``--data-root``, ``--dataset`` and ``--traceback``."""
     return make_parser(train).parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Reads the command line and the configuration, and starts the workers."""
+    """Read the command line and the configuration, and start the workers."""
     args = parse_arguments(arguments)
     with exit_on_user_error(show_traceback=args.traceback):
         train.start(args)

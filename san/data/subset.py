@@ -9,14 +9,14 @@ Item = TypeVar("Item")
 
 
 def evenly_spread(items: Sequence[Item], number: int) -> list[Item]:
-    """So many items, spread evenly over all; always the same ones.
+    """Return a number of items, evenly spread over a sequence; deterministic.
 
     Args:
         items: N items, such as the records of a data set.
-        number: how many; 0, or N and more, take all.
+        number: number of items; 0, or N and more, returns all.
 
     Returns:
-        min(number, N) items in their order: of as many equal parts of the sequence, the middle of each.
+        min(number, N) items in order: the middle one of each of that many equal parts.
     """
     total = len(items)
     if number == 0 or number >= total:

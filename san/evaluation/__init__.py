@@ -1,4 +1,4 @@
-"""Counting predictions against labels, the benchmarks' metrics, and the files an evaluation leaves behind."""
+"""Confusion matrix, the benchmarks' metrics, and the files that an evaluation writes."""
 
 from san.evaluation.confusion import ConfusionMatrix
 from san.evaluation.metrics import metrics

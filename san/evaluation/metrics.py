@@ -1,4 +1,4 @@
-"""Segmentation metrics from a confusion matrix, in percent, under both mIoU conventions (docs/method.md#9.1)."""
+"""Segmentation metrics of a confusion matrix, in percent, with both mIoU conventions (docs/method.md#9.1)."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ def metrics(
     class_names: Sequence[str] | None = None,
     groups: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, float]:
-    """The benchmarks' metrics in percent, rows of the result in the order below.
+    """Compute the benchmarks' metrics in percent, in the order below.
 
-    A class is present if it has labelled pixels. An absent class has no IoU and no accuracy (NaN), whatever was
-    predicted; all are NaN when no pixel was counted.
+    A class is present if it has labelled pixels. IoU and accuracy of an absent class are NaN, whether or not it was
+    predicted. All metrics are NaN if no pixel was counted.
 
     Args:
         matrix: the counts.
-        class_names: C distinct names for the per-class keys; class indices by default.
-        groups: names of some classes by a name for them together; names that are no class here are left out.
+        class_names: C distinct names for the per-class keys; by default the class indices.
+        groups: group name -> class names; names that are not a class here are skipped.
 
     Returns:
         mIoU: mean IoU of the present classes (Detectron2 since July 2022).
-        mIoU_detectron2_v0.6: the same sum divided by the number of classes present or predicted (papers before that).
-        fwIoU: IoU weighted by a class's share of labelled pixels.
-        mACC: mean share of a present class's pixels that are right.
-        pACC: share of all labelled pixels that are right.
+        mIoU_detectron2_v0.6: the same sum divided by the number of classes present or predicted (earlier papers).
+        fwIoU: mean IoU weighted by each class's share of labelled pixels.
+        mACC: mean over present classes of the share of their pixels that are correct.
+        pACC: share of all labelled pixels that are correct.
         zero_iou_share: share of present classes whose IoU is 0.
         mIoU-<group>: mean IoU of the present classes of a group.
         IoU-<name>, ACC-<name>: per class.
 
     Raises:
-        ValueError: the names are not C distinct ones.
+        ValueError: the names are not C distinct names.
     """
     names = _names(class_names, matrix.num_classes)
     correct = matrix.counts.diagonal().astype(np.float64)  # (C,)
@@ -70,7 +70,7 @@ def _names(class_names: Sequence[str] | None, num_classes: int) -> list[str]:
     names = [str(index) for index in range(num_classes)] if class_names is None else list(class_names)
     if len(names) != num_classes:
         raise ValueError(
-            f"{len(names)} class names for a matrix of {num_classes} classes; give the dataset's class list"
+            f"{len(names)} class names for a matrix of {num_classes} classes; pass the dataset's class list"
         )
     if len(set(names)) != num_classes:
         twice = sorted({name for name in names if names.count(name) > 1})
@@ -79,7 +79,7 @@ def _names(class_names: Sequence[str] | None, num_classes: int) -> list[str]:
 
 
 def _ratio(part: npt.ArrayLike, whole: npt.ArrayLike) -> Floats:
-    """Part over whole, NaN where whole is 0."""
+    """Return part / whole, NaN where whole is 0."""
     part, whole = np.asarray(part, np.float64), np.asarray(whole, np.float64)
     result: Floats = np.divide(part, whole, out=np.full(np.broadcast(part, whole).shape, np.nan), where=whole > 0)
     return result

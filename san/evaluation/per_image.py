@@ -1,4 +1,4 @@
-"""Predictions of an evaluation read back image by image, and the score of one image.  C classes, (H, W) image."""
+"""Reads the predictions of an evaluation per image, and scores one image.  C classes, (H, W) image."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from san.files import check_file_size
 Array = npt.NDArray[Any]
 Entry = dict[str, Any]
 
-_MAX_BYTES = 2_000_000_000  # of a file of masks; those of 5,000 images have some 100 MB
+_MAX_BYTES = 2_000_000_000  # size limit of a file of masks; 5,000 images have about 100 MB
 RLE_FILE, LABEL_FOLDER = "sem_seg_predictions.json", "label_maps"
-"""What an evaluation writes its predictions to."""
+"""File name of an evaluation's predictions."""
 
 ORACLE_PAGE = "oracle.html"
 """Its error analysis, beside them."""
 
 _MAX_SHIFT = 40  # no run length of a segmentation has more bits
 _MAX_CATEGORY = 65535
-_OTHER_SET = "give the predictions of this data set"
+_OTHER_SET = "use the predictions of this data set"
 _AGAIN = "write the predictions again"
 
 
 @dataclass(frozen=True)
 class ClassScore:
-    """One class in one image, in judged pixels.
+    """Score of one class in one image, over the labelled pixels.
 
     Attributes:
-        index: of the class.
+        index: class index.
         correct, labelled, predicted: numbers of pixels.
-        taken_for: class that most of its missed pixels are taken for; None where none is missed, −1 for no class.
+        taken_for: class predicted for most of its missed pixels; −1 for no class, None if no pixel is missed.
     """
 
     index: int
@@ -50,17 +50,17 @@ class ClassScore:
 
     @property
     def iou(self) -> float | None:
-        """Intersection over union, 0..1; None for a class that is not in the truth."""
+        """Intersection over union, 0..1; None for a class that is not in the ground truth."""
         return self.correct / (self.labelled + self.predicted - self.correct) if self.labelled else None
 
 
 @dataclass(frozen=True)
 class ImageScore:
-    """How well one image was segmented.
+    """Score of one image.
 
     Attributes:
-        classes: those with a judged pixel in truth or prediction, worst IoU first, those not in the truth last.
-        judged: number of pixels with a class in the truth.
+        classes: classes with a labelled pixel in truth or prediction, worst IoU first; classes not in the truth last.
+        judged: number of labelled pixels, those with a class in the truth.
     """
 
     classes: tuple[ClassScore, ...]
@@ -68,32 +68,32 @@ class ImageScore:
 
     @property
     def miou(self) -> float | None:
-        """Mean IoU of the classes in the truth, 0..1; None where no pixel is judged."""
+        """Mean IoU of the classes in the truth, 0..1; None if no pixel is labelled."""
         ious = [each.iou for each in self.classes if each.iou is not None]
         return sum(ious) / len(ious) if ious else None
 
     @property
     def accuracy(self) -> float | None:
-        """Share of the judged pixels that are right; None where there is none."""
+        """Share of the labelled pixels that are correct, 0..1; None if no pixel is labelled."""
         return sum(each.correct for each in self.classes) / self.judged if self.judged else None
 
 
 def score_image(prediction: Array, truth: Array, num_classes: int) -> ImageScore:
-    """Counts one image.
+    """Score one image.
 
     Args:
-        prediction: (H, W) integers; a value that is no class counts as wrong.
-        truth: (H, W) integers; pixels whose value is no class are not judged.
+        prediction: (H, W) integers; a value that is not a class counts as wrong.
+        truth: (H, W) integers; pixels whose value is not a class are ignored.
         num_classes: C.
 
     Raises:
         ValueError: the sizes differ.
     """
     if prediction.shape != truth.shape:
-        raise ValueError(f"the prediction is {prediction.shape} but the label map {truth.shape}; {_OTHER_SET}")
+        raise ValueError(f"the prediction is {prediction.shape} but the label map is {truth.shape}; {_OTHER_SET}")
     judged = (truth >= 0) & (truth < num_classes)
     labels, predicted = truth[judged].astype(np.int64), prediction[judged].astype(np.int64)
-    predicted[(predicted < 0) | (predicted >= num_classes)] = num_classes  # no class
+    predicted[(predicted < 0) | (predicted >= num_classes)] = num_classes  # not a class
     num_labelled = np.bincount(labels, minlength=num_classes)
     num_predicted = np.bincount(predicted, minlength=num_classes)[:num_classes]
     num_correct = np.bincount(labels[labels == predicted], minlength=num_classes)
@@ -114,16 +114,16 @@ def score_image(prediction: Array, truth: Array, num_classes: int) -> ImageScore
 
 
 class Predictions:
-    """The predictions of an evaluation, found by image.
+    """The predictions of an evaluation, looked up by image.
 
     Args:
-        source: ``sem_seg_predictions.json``, a folder of label maps, or a folder that holds one of these.
+        source: ``sem_seg_predictions.json``, a folder of label maps, or a folder that contains either.
 
     Attributes:
         path: the file or folder the predictions are read from.
 
     Raises:
-        FileNotFoundError: there is no such file or folder, or the folder holds no prediction.
+        FileNotFoundError: the file or folder does not exist, or the folder contains no prediction.
         ValueError: the file is not a list of predictions.
     """
 
@@ -134,21 +134,21 @@ class Predictions:
             self._by_name = _read_entries(self.path)
 
     def of(self, image_file: str, image_root: str | None, stem: str) -> list[Entry] | Path:
-        """What there is of one image: its run-length entries, or the file of its label map.
+        """Return the prediction of one image: its run-length entries, or the file of its label map.
 
         Args:
-            image_file: the image, as the data set's record names it.
-            image_root: folder of the data set's images: the path below it is compared where the data set has moved.
-            stem: of its label map, one of `distinct_stems`, after which an evaluation names the prediction.
+            image_file: the image's path in the data set's record.
+            image_root: folder of the data set's images; if the data set was moved, the paths below it are compared.
+            stem: stem of the predicted label map, one of `distinct_stems`.
 
         Raises:
-            FileNotFoundError: there is none.
-            ValueError: there are several.
+            FileNotFoundError: the image has no prediction.
+            ValueError: several predictions match.
         """
         if self._by_name is None:
             path = self.path / f"{stem}.png"
             if not path.is_file():
-                raise FileNotFoundError(f"no prediction {path}")
+                raise FileNotFoundError(f"prediction {path} does not exist")
             return path
         candidates = self._by_name.get(Path(image_file).name, {})
         if image_file in candidates:
@@ -165,20 +165,20 @@ class Predictions:
 
 
 def distinct_stems(files: Sequence[str], root: str | None) -> list[str]:
-    """What to call the results of a data set's files, so that none overwrites another's.
+    """Return distinct stems for the results of a data set's files, so that none overwrites another.
 
-    Their paths below the root without the ending; where two of these would be one file, also on systems that ignore
-    case, the later one gets ``_`` appended.
+    A stem is the path below the root without extension. If two stems are equal, ignoring case (as some file systems
+    do), ``_`` is appended to the later one.
 
     Args:
-        files: image or label files, all of the data set in its order.
-        root: folder of them; see `common_folder` where there is none.
+        files: all image or label files of the data set, in its order.
+        root: their folder; see `common_folder` if the data set has none.
     """
     used: set[str] = set()
     stems = []
     for file in files:
         path = below(file, root)
-        if ".." in path.parts:  # would lead out of the folder that is written to
+        if ".." in path.parts:  # would lead out of the output folder
             path = Path(path.name)
         stem = path.with_suffix("").as_posix()
         while (key := unicodedata.normalize("NFC", stem).casefold()) in used:
@@ -189,15 +189,15 @@ def distinct_stems(files: Sequence[str], root: str | None) -> list[str]:
 
 
 def common_folder(files: Iterable[str]) -> str | None:
-    """The innermost folder that holds all of some files, as they are named; None where there is none."""
+    """Return the innermost folder that contains all files, judged by their paths; None if there is none."""
     try:
         return os.path.commonpath([os.path.dirname(file) for file in files]) or None
-    except ValueError:  # on several drives, or some absolute and some not
+    except ValueError:  # several drives, or absolute and relative paths
         return None
 
 
 def below(path: str, root: str | None) -> Path:
-    """A path relative to a root; its last part where it does not lie below it."""
+    """Return a path relative to a root, or its last part if it is not below the root."""
     full = Path(path)
     return full.relative_to(root) if root is not None and full.is_relative_to(root) else Path(full.name)
 
@@ -205,18 +205,18 @@ def below(path: str, root: str | None) -> Path:
 def decode_entries(
     entries: Sequence[Entry], size: tuple[int, int], category_ids: Mapping[int, int] | None = None
 ) -> npt.NDArray[np.int32]:
-    """A label map from its run-length entries, as `rle_entries` makes them.
+    """Decode a label map from the run-length entries of `rle_entries`.
 
     Args:
-        entries: of one image.
-        size: (H, W) that they must have.
-        category_ids: class index by category id; None where the ids are class indices.
+        entries: entries of one image.
+        size: required (H, W).
+        category_ids: category id -> class index; None if the ids are class indices.
 
     Returns:
         (H, W) int32, −1 where no entry covers a pixel.
 
     Raises:
-        ValueError: another size, an unknown category, or a damaged code.
+        ValueError: the size differs, a category is unknown, or a run-length code is damaged.
     """
     labels = np.full(size[0] * size[1], -1, np.int32)
     for entry in entries:
@@ -226,9 +226,9 @@ def decode_entries(
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"a prediction is damaged ({type(error).__name__}: {error}); {_AGAIN}") from error
         if found != tuple(size):
-            raise ValueError(f"the prediction is {found} but the label map {size}; {_OTHER_SET}")
+            raise ValueError(f"the prediction is {found} but the label map is {size}; {_OTHER_SET}")
         if not 0 <= category <= _MAX_CATEGORY or (category_ids is not None and category not in category_ids):
-            raise ValueError(f"category_id {category} is none of the data set's; {_OTHER_SET}")
+            raise ValueError(f"category_id {category} is not in the data set; {_OTHER_SET}")
         runs = _run_lengths(counts)
         if any(run < 0 for run in runs) or sum(runs) > labels.size:
             raise ValueError(f"a prediction's run-length code is damaged; {_AGAIN}")
@@ -239,7 +239,7 @@ def decode_entries(
 
 
 def _run_lengths(counts: object) -> list[int]:
-    """The runs, in turn outside and inside, of COCO's compressed code (6 bits a letter) or of a plain list."""
+    """Return run lengths, alternately outside and inside, of COCO's compressed code (6 bits per letter) or a list."""
     if isinstance(counts, list) and all(isinstance(each, int) for each in counts):
         return counts
     if not isinstance(counts, str) or not all(48 <= ord(letter) < 112 for letter in counts):
@@ -250,7 +250,7 @@ def _run_lengths(counts: object) -> list[int]:
         bits = ord(letter) - 48
         value |= (bits & 0x1F) << shift
         shift += 5
-        if not bits & 0x20:  # the last letter of this number, whose sign is its highest bit
+        if not bits & 0x20:  # last letter of this number; bit 4 is the sign
             value -= (1 << shift) if bits & 0x10 else 0
             runs.append(value + (runs[-2] if len(runs) > 2 else 0))
             value = shift = 0
@@ -268,26 +268,26 @@ def _find(source: Path) -> Path:
                 return inner
         if next(source.rglob("*.png"), None) is None:
             raise FileNotFoundError(
-                f"folder {source} holds neither {RLE_FILE} nor label maps; evaluate with TEST.SAVE_RLE True or "
-                "TEST.SAVE_LABEL_MAPS True and give OUTPUT_DIR/inference/<data set>"
+                f"folder {source} contains neither {RLE_FILE} nor label maps; evaluate with TEST.SAVE_RLE True or "
+                "TEST.SAVE_LABEL_MAPS True and pass OUTPUT_DIR/inference/<data set>"
             )
         return source
     if not source.is_file():
-        raise FileNotFoundError(f"predictions {source} do not exist; give {RLE_FILE} or a folder of label maps")
+        raise FileNotFoundError(f"predictions {source} do not exist; pass {RLE_FILE} or a folder of label maps")
     return source
 
 
 def _read_entries(path: Path) -> dict[str, dict[str, list[Entry]]]:
-    """Entries by the image's last name, then by its whole name."""
+    """Read the entries by the image's file name, then by its full path."""
     check_file_size(path, _MAX_BYTES)
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON ({error}); give the {RLE_FILE} of an evaluation") from error
+        raise ValueError(f"{path} cannot be read as JSON ({error}); pass the {RLE_FILE} of an evaluation") from error
     if not isinstance(entries, list) or not all(
         isinstance(entry, dict) and isinstance(entry.get("file_name"), str) for entry in entries
     ):
-        raise ValueError(f"{path} is no list of predictions with a file_name; give the {RLE_FILE} of an evaluation")
+        raise ValueError(f"{path} is not a list of predictions with a file_name; pass the {RLE_FILE} of an evaluation")
     by_name: dict[str, dict[str, list[Entry]]] = defaultdict(lambda: defaultdict(list))
     for entry in entries:
         by_name[Path(entry["file_name"]).name][entry["file_name"]].append(entry)

@@ -1,6 +1,6 @@
-"""Predictions as files: label-map PNGs, and run-length JSON in the form of Detectron2's `sem_seg_predictions.json`.
+"""Writes predictions: label-map PNGs, and run-length JSON in the format of Detectron2's `sem_seg_predictions.json`.
 
-Each entry of the JSON also has an `image_id`, so that pycocotools' `COCO.loadRes` takes it.
+Each JSON entry also has an `image_id`, so that pycocotools' `COCO.loadRes` accepts it.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from PIL import Image
 from san.files import write_text
 
 _MAX_UINT8, _MAX_UINT16 = 255, 65535
-_MAX_DIGITS = 18  # of an image id, to fit 64 bits
+_MAX_DIGITS = 18  # so that an image id fits 64 bits
 
 
 def write_label_map(path: str | Path, labels: npt.NDArray[Any]) -> None:
-    """Write class indices as a grey PNG, 8 bits where they fit, else 16; folders are made.
+    """Write class indices as a greyscale PNG of 8 bits if they fit, else 16; missing folders are created.
 
     Args:
         path: file to write, ending in `.png`.
@@ -32,15 +32,15 @@ def write_label_map(path: str | Path, labels: npt.NDArray[Any]) -> None:
     """
     low, high = (int(labels.min()), int(labels.max())) if labels.size else (0, 0)
     if low < 0 or high > _MAX_UINT16:
-        raise ValueError(f"label map for {path} holds values {low}..{high} but a PNG holds 0..{_MAX_UINT16}")
+        raise ValueError(f"label map for {path} has values {low}..{high} but a PNG can store 0..{_MAX_UINT16}")
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(labels.astype(np.uint8 if high <= _MAX_UINT8 else np.uint16)).save(path)
 
 
 def default_image_id(file_name: str) -> int | str:
-    """COCO's id of an image: the file's name without folder and ending, a number where it is one.
+    """Return the COCO id of an image: its file name without folder and extension, as a number if possible.
 
-    So it is in COCO 2017, where 000000000139.jpg is image 139. Without a file name it is 0.
+    In COCO 2017, 000000000139.jpg is image 139. Without a file name the id is 0.
     """
     stem = Path(file_name).stem
     is_number = stem.isascii() and stem.isdecimal() and len(stem) <= _MAX_DIGITS
@@ -53,13 +53,13 @@ def rle_entries(
     category_ids: Sequence[int] | None = None,
     image_id: int | str | None = None,
 ) -> list[dict[str, Any]]:
-    """One entry per predicted class: image_id, file_name, category_id, segmentation (COCO's compressed run lengths).
+    """Return an entry per predicted class: image_id, file_name, category_id, segmentation (compressed COCO RLE).
 
     Args:
         labels: (H, W) integers, class indices.
-        file_name: the input image.
-        category_ids: dataset id of each class (COCO-Stuff's); class indices by default.
-        image_id: of the image in a COCO data set; see `default_image_id`.
+        file_name: path of the input image.
+        category_ids: dataset id of each class (as in COCO-Stuff); by default the class indices.
+        image_id: id of the image in a COCO data set; see `default_image_id`.
     """
     if image_id is None:
         image_id = default_image_id(file_name)
@@ -113,7 +113,7 @@ class RLEWriter:
     """Collects the entries of an evaluation and writes them as one JSON list.
 
     Attributes:
-        entries: what was collected so far; add other workers' before `write`.
+        entries: the entries collected so far; merge those of other workers before `write`.
     """
 
     def __init__(self, category_ids: Sequence[int] | None = None) -> None:
@@ -129,6 +129,6 @@ class RLEWriter:
         self.entries += entries
 
     def write(self, path: str | Path) -> None:
-        """Write all entries; folders are made."""
+        """Write all entries; missing folders are created."""
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(self.entries))

@@ -1,4 +1,4 @@
-"""The files of an evaluation: metrics.json, per_class.csv, per_class.png, and a summary for the log."""
+"""Writes metrics.json, per_class.csv and per_class.png of an evaluation, and formats a summary for the log."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from san.evaluation.metrics import metrics
 from san.files import write_text
 
 SUMMARY_KEYS = ("mIoU", "mIoU_detectron2_v0.6", "fwIoU", "mACC", "pACC", "zero_iou_share")
-"""The metrics that are not per class, in the order they are shown."""
+"""The metrics that are not per class, in display order."""
 
 
 def write_report(
@@ -25,25 +25,25 @@ def write_report(
     title: str = "IoU per class",
     subset: str = "",
 ) -> dict[str, float]:
-    """Write an evaluation's three files into `folder`, which is made.
+    """Write an evaluation's three files to `folder`, which is created if missing.
 
-    `metrics.json` holds the result of `metrics`, with null for NaN; `per_class.csv` one row per class with its pixel
-    counts, IoU and accuracy (empty where the class is absent); `per_class.png` the IoUs as bars.
+    `metrics.json` contains the result of `metrics`, with null for NaN; `per_class.csv` one row per class with its pixel
+    counts, IoU and accuracy (empty for absent classes); `per_class.png` the IoUs as bars.
 
     Args:
-        folder: where to write.
+        folder: folder to write to.
         matrix: the counts.
         class_names: C distinct names.
         groups: see `metrics`.
-        title: heading of the picture.
-        subset: which part of the data set was evaluated, such as "20 of 5000 images"; `metrics.json` then says so
-            under "subset". "" = all of it.
+        title: title of the picture.
+        subset: the part of the data set that was evaluated, such as "20 of 5000 images"; it is written to
+            `metrics.json` under "subset". "" = all of it.
 
     Returns:
         the metrics, in percent.
 
     Raises:
-        ValueError: the names are not C distinct ones.
+        ValueError: the names are not C distinct names.
     """
     from san.visualize import drawing, plot_per_class
 
@@ -60,12 +60,12 @@ def write_report(
 
 
 def summary_keys(values: Mapping[str, float]) -> list[str]:
-    """The metrics that are not per class: the six, and the means of groups that have a value."""
+    """Return the keys of the metrics that are not per class: the six, and the means of groups that have a value."""
     return [*SUMMARY_KEYS, *(key for key, value in values.items() if key.startswith("mIoU-") and not math.isnan(value))]
 
 
 def format_summary(values: Mapping[str, float]) -> str:
-    """The six summary metrics, and the means of groups that occur, as a two-row table for the log."""
+    """Format the metrics of `summary_keys` as a two-row table for the log."""
     keys = summary_keys(values)
     widths = [max(len(key), 6) for key in keys]
     rows = (keys, [f"{values[key]:.2f}" for key in keys])

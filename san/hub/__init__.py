@@ -1,6 +1,6 @@
-"""Models by name, from files and folders, and from and to the Hugging Face Hub.
+"""Loads models by name, file, folder or Hugging Face repository, and publishes them.
 
-What needs PyTorch is loaded when first asked for, so that the table of models can be shown without it.
+Names that need PyTorch are imported on first access, so that the table of models is available without it.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Loads a public name from its module."""
+    """Import a public name from its module."""
     if name not in _HOMES:
-        raise AttributeError(f"san.hub has no {name!r}; it has {', '.join(__all__)}")
+        raise AttributeError(f"module san.hub has no attribute {name!r}; it has {', '.join(__all__)}")
     from importlib import import_module
 
     return getattr(import_module(_HOMES[name]), name)

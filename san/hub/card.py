@@ -1,4 +1,4 @@
-"""The model card: the README.md beside a model's weights."""
+"""Writes the model card, the README.md beside a model's weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ tags:
 # SAN on CLIP {clip}
 
 Open-vocabulary semantic segmentation with a Side Adapter Network ([arXiv 2302.12242](https://arxiv.org/abs/2302.12242)):
-an image and any words go in, and every pixel gets one of the words.
+assigns one of the given words to each pixel of an image.
 
 ```python
 from san import Predictor
@@ -28,9 +28,9 @@ result = predictor.predict("street.jpg", ["car", "road", "sky"])
 
 ## Files
 
-- `model.safetensors`: all weights, CLIP's too, {megabytes:.1f} MB in {precision} precision. Tensors only:
-  nothing in it is run.
-- `config.json`: the model, every field.
+- `model.safetensors`: all weights, including CLIP's, {megabytes:.1f} MB in {precision} precision. It contains only
+  tensors and runs no code.
+- `config.json`: the model's configuration, with every field.
 
 ## Model
 
@@ -42,18 +42,17 @@ result = predictor.predict("street.jpg", ["car", "road", "sky"])
 
 ## To be filled in
 
-Training data, evaluation results and the licence of these weights: whoever publishes them says so
-here (and adds `license:` above).
+Describe here the training data, the evaluation results and the licence of these weights, and add `license:` above.
 """
 
 
 def model_card(config: SANConfig, *, num_bytes: int, half: bool) -> str:
-    """The card's text.
+    """Return the text of the card.
 
     Args:
         config: the model.
         num_bytes: size of the weights.
-        half: whether they are in half precision.
+        half: whether the weights are in half precision.
     """
     clip, side, templates = config.clip, config.side_adapter, config.clip.templates
     return _CARD.format(

@@ -1,7 +1,7 @@
-"""A model as a folder: model.safetensors (all weights), config.json (every field), README.md (the model card).
+"""Saves and loads a model as a folder: model.safetensors (all weights), config.json (every field), README.md (card).
 
-All weights are written, CLIP's too, so that a folder needs nothing else: no download, no open_clip tag, and no code of
-anyone's is run to read it.
+All weights are written, including CLIP's, so that a folder is complete: loading it needs no download and no open_clip
+tag, and runs no code of its author.
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ logger = logging.getLogger(__name__)
 
 MODEL_TYPE = "san"
 FORMAT_VERSION = 3
-"""Of config.json. 1 had no `architecture`, and a file without the field is of 1; 2 had no registered parts."""
+"""Format of config.json. Version 1 had no `architecture`; version 2 had no registered parts.
+
+A file without `format_version` has version 1.
+"""
 
 WEIGHTS_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 _MAX_CONFIG = 4 << 20  # characters
@@ -47,13 +50,13 @@ class FolderConfig:
 
     Attributes:
         model_type: "san".
-        san_version: of the project that wrote it.
-        model: the model, every field.
-        clip_arch: CLIP's architecture, so that it needs no look-up.
-        clip_token_ids: of a CLIP with a small vocabulary of its own (see `compact_tokenizer`); else None.
+        san_version: version of SAN that wrote it.
+        model: the model's configuration, with every field.
+        clip_arch: CLIP's architecture, so that no look-up is needed.
+        clip_token_ids: token ids of a CLIP with a reduced vocabulary (see `compact_tokenizer`); else None.
         format_version: see `FORMAT_VERSION`.
-        architecture: pairs of a part's name and its class, of the parts that differ from `SANModel`'s own; the name ""
-            is the model itself.
+        architecture: (part, class) names of the parts that differ from those of `SANModel`; the part "" is the model
+            itself.
     """
 
     FIRST_FIELDS = "model_type san_version model clip_arch clip_token_ids"  # see `read_record`
@@ -67,25 +70,25 @@ class FolderConfig:
 
 
 def save_pretrained(model: SANModel, folder: str | Path, *, half: bool = False) -> Path:
-    """Writes a model as a folder that `load_pretrained` and the hub take.
+    """Save a model as a folder that `load_pretrained` and `push_to_hub` accept.
 
     Args:
-        model: any SAN; all its weights are written, CLIP's too, under the project's names.
-        folder: made where there is none. Weights and config are replaced; a README.md that is there stays.
-        half: in half precision, at half the size; it is loaded into single precision again.
+        model: any SAN; all its weights are written, including CLIP's, with the project's names.
+        folder: created if missing. Weights and config are replaced; an existing README.md is kept.
+        half: write half precision, at half the size; it is loaded in single precision.
 
     Returns:
-        The folder.
+        the folder.
 
     Raises:
-        ValueError: `folder` is a file, the CLIP's own file is gone, or the model's weights were rounded for prediction.
-        OSError: it cannot be written.
+        ValueError: `folder` is a file, CLIP's file no longer exists, or the weights were rounded for prediction.
+        OSError: the folder cannot be written.
     """
     from safetensors.torch import save_file
 
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{str(folder)!r} is a file; give save_pretrained a folder")
+        raise ValueError(f"{str(folder)!r} is a file; pass a folder to save_pretrained")
     rounded = {value.dtype for value in model.parameters()} - {torch.float32}
     if rounded:
         raise ValueError(
@@ -110,16 +113,16 @@ def save_pretrained(model: SANModel, folder: str | Path, *, half: bool = False) 
 
 
 def load_folder(folder: Path, *, model_class: ModelClass = SANModel) -> SANModel:
-    """The model of a folder; strict in both files.
+    """Load the model of a folder. Both files are checked strictly.
 
     Args:
         folder: written by `save_pretrained`.
-        model_class: what makes the model, where that is not `SANModel`; no class is imported because a file names it.
+        model_class: class or function that builds the model; classes named in the file are never imported.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: the config is no SAN's, holds an unknown field or misses one, the model has parts that are not
-            SAN's own, or the weights do not fit.
+        ValueError: the config is not that of a SAN, has an unknown field or lacks one, the model has custom parts, or
+            the weights do not fit.
     """
     config = read_config(folder)
     weights = folder / WEIGHTS_FILE
@@ -127,22 +130,22 @@ def load_folder(folder: Path, *, model_class: ModelClass = SANModel) -> SANModel
         others = sorted(path.name for path in folder.iterdir() if path.suffix in WEIGHTS_SUFFIXES)
         raise FileNotFoundError(
             f"{str(folder)!r} has no {WEIGHTS_FILE} (weights there: {', '.join(others) or 'none'}); "
-            "write the folder with save_pretrained, or give a weights file and its config"
+            "write the folder with save_pretrained, or pass a weights file and its config"
         )
     if config.architecture and model_class is SANModel:
         raise ValueError(
-            f"{str(folder / CONFIG_FILE)!r} describes a model that is not made of SAN's own parts: "
-            f"{_listed(config.architecture)}. Import what makes it and give that, load_pretrained(folder, "
-            "model_class=...): a class, or a function that takes config, arch and tokenizer and returns the model"
+            f"{str(folder / CONFIG_FILE)!r} describes a model with custom parts: {_listed(config.architecture)}. "
+            "Import the class, or the function of (config, arch, tokenizer), that builds the model, and pass it: "
+            "load_pretrained(folder, model_class=...)"
         )
     try:
         tokenizer = fitting_tokenizer(config.clip_arch.text, config.clip_token_ids)
-        # the weights follow in full, so the CLIP's own are not looked for
+        # all weights are loaded below, so CLIP's file is not needed
         clip = LoadedClip(config.clip_arch, None, tokenizer, fingerprint=f"{config.model.clip.name}/untrained")
         plain = outline(config.model, clip)
     except ValueError as error:
         raise ValueError(f"{str(folder / CONFIG_FILE)!r}: {error}") from error
-    if model_class is SANModel:  # before there is memory for the model
+    if model_class is SANModel:  # before memory is allocated for the model
         fitting_tensors(plain, load_checkpoint_file(weights), repr(str(weights)))
     model = build_san(config.model, clip=clip, model_class=model_class)
     if config.format_version > 1:
@@ -152,20 +155,22 @@ def load_folder(folder: Path, *, model_class: ModelClass = SANModel) -> SANModel
 
 
 def _check_architecture(folder: Path, saved: tuple[tuple[str, str], ...], found: tuple[tuple[str, str], ...]) -> None:
-    """Refuses a model other parts of which are its own than were when it was saved; classes may have moved."""
+    """Raise if a model's custom parts differ from those of the saved model; their modules may have changed."""
     if saved == found:
         return
-    difference = f"{str(folder)!r} was saved with {_listed(saved)}, but model_class makes a model with {_listed(found)}"
+    difference = (
+        f"{str(folder)!r} was saved with {_listed(saved)}, but model_class builds a model with {_listed(found)}"
+    )
     if dict(saved).keys() != dict(found).keys():
-        raise ValueError(f"{difference}; give what made it when it was saved")
+        raise ValueError(f"{difference}; pass the class that built the saved model")
     logger.warning("%s", difference)
 
 
 def describe(model: SANModel) -> FolderConfig:
-    """The config.json of a model.
+    """Return the content of config.json for a model.
 
     Raises:
-        ValueError: its tokenizer is none that a file can describe.
+        ValueError: a file cannot describe the model's tokenizer.
     """
     clip = model.config.clip
     config = describe_parts(replace(model.config, clip=replace(clip, pretrained=clip.public_pretrained)))
@@ -179,7 +184,7 @@ def describe(model: SANModel) -> FolderConfig:
 
 
 def architecture_of(model: SANModel, plain: SANModel) -> tuple[tuple[str, str], ...]:
-    """The parts of a model that are not those of a plain one, see `FolderConfig`; of a whole part only its name."""
+    """Return the custom parts of a model, see `FolderConfig`; a replaced part is listed without its own parts."""
     own, usual = dict(model.named_modules()), dict(plain.named_modules())
     found: dict[str, str] = {}
     for name in dict.fromkeys([*own, *usual]):
@@ -190,52 +195,55 @@ def architecture_of(model: SANModel, plain: SANModel) -> tuple[tuple[str, str], 
             found[name] = "nothing" if part is None else _full_name(type(part))
         held = {} if part is None else vars(part)
         for attribute in held.keys() - (set() if usual_part is None else vars(usual_part).keys()):
-            value = held[attribute]  # such as a method that was replaced in this object alone
-            compiled = hasattr(value, "_torchdynamo_orig_callable")  # the part's own, made faster
+            value = held[attribute]  # for instance a method replaced in this instance
+            compiled = hasattr(value, "_torchdynamo_orig_callable")  # not custom: the original, compiled
             if callable(value) and not compiled:
                 found[f"{name}.{attribute}".lstrip(".")] = _full_name(value)
     return tuple(sorted(found.items()))
 
 
 def _full_name(kind: Any) -> str:
-    """Of a class or function; of another object that of its class."""
+    """Return the qualified name of a class or function, or of the class of another object."""
     kind = kind if hasattr(kind, "__qualname__") else type(kind)
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _listed(parts: tuple[tuple[str, str], ...]) -> str:
-    """Parts in words."""
+    """Format parts for a message."""
     shown = [f"{one_line(name, limit=100) or 'the model'} of {one_line(kind, limit=100)}" for name, kind in parts[:10]]
     more = f" and {len(parts) - 10} more" if len(parts) > 10 else ""
-    return ", ".join(shown) + more or "SAN's own parts"
+    return ", ".join(shown) + more or "no custom parts"
 
 
 def read_config(folder: Path) -> FolderConfig:
-    """config.json, strictly: no field that is not known, each of the right type and in its range.
+    """Read config.json strictly: each field is known, of the right type and in its range.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is no SAN's or a later format's, or a field is unknown, missing, of another type or out of range.
+        FileNotFoundError: the folder has no config.json.
+        ValueError: it is not that of a SAN or has a later format, or a field is unknown, missing, of another type or
+            out of range.
     """
     path = folder / CONFIG_FILE
     if not path.is_file():
-        raise FileNotFoundError(f"{str(folder)!r} has no {CONFIG_FILE}; give a folder that save_pretrained wrote")
+        raise FileNotFoundError(f"{str(folder)!r} has no {CONFIG_FILE}; pass a folder written by save_pretrained")
     try:
         with open(path, encoding="utf-8") as file:
             text = file.read(_MAX_CONFIG + 1)
         if len(text) > _MAX_CONFIG:
-            raise ValueError(f"it has over {_MAX_CONFIG:,} characters")
+            raise ValueError(f"it has more than {_MAX_CONFIG:,} characters")
         content = parse_json(text)
     except ValueError as error:
-        raise ValueError(f"{str(path)!r} is no JSON ({one_line(error)}); write it with save_pretrained") from error
+        raise ValueError(
+            f"{str(path)!r} is not valid JSON ({one_line(error)}); write it with save_pretrained"
+        ) from error
     if not isinstance(content, dict) or content.get("model_type") != MODEL_TYPE:
         kind = excerpt(content.get("model_type")) if isinstance(content, dict) else type(content).__name__
-        raise ValueError(f"{str(path)!r} describes no SAN but model_type {kind}; give a folder of save_pretrained")
+        raise ValueError(f"{str(path)!r} has model_type {kind}, not 'san'; pass a folder written by save_pretrained")
     version = content.get("format_version", 1)
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise ValueError(
-            f"{str(path)!r} is of format {excerpt(version)}, written by SAN {excerpt(content.get('san_version'))}; "
-            f"this version, {san.__version__}, reads formats up to {FORMAT_VERSION}: install the other one"
+            f"{str(path)!r} has format {excerpt(version)}, written by SAN {excerpt(content.get('san_version'))}, but "
+            f"this version, {san.__version__}, reads formats up to {FORMAT_VERSION}; install a later version of SAN"
         )
     try:
         return read_record(FolderConfig, content)

@@ -1,4 +1,4 @@
-"""One call for every kind of model: by name, from a file, a folder, or the hub."""
+"""Loads a model by name, from a file, a folder or the hub, and uploads one."""
 
 from __future__ import annotations
 
@@ -31,25 +31,26 @@ def load_pretrained(
     local_files_only: bool = False,
     model_class: ModelClass = SANModel,
 ) -> SANModel:
-    """A model with its weights, in single precision, on the CPU. No code from any file is run.
+    """Load a model in single precision on the CPU. No code from any file is run.
 
     Args:
         source: a name of `MODELS` ("shapes", "san_vit_b_16", "san_vit_large_14"); a checkpoint file (.pth or
-            .safetensors, under published or own names); a folder that `save_pretrained` wrote; or a repository
-            "owner/name" of the hub with such files. A name wins over a file or folder of the same name: write
-            "./shapes" for the latter.
-        config: for a bare file only, the model it belongs to, by name of a variant or in full.
-        revision: of a repository: branch, tag or commit.
-        cache_dir: instead of huggingface_hub's cache, of open_clip's, and of ~/.cache/san/models for files fetched by
-            hand.
-        local_files_only: never asks the network.
-        model_class: what makes the model where that is not SAN itself: a class derived from `SANModel`, or a function
-            that takes config, arch and tokenizer and returns one.
+            .safetensors, with published or own names); a folder written by `save_pretrained`; or a repository
+            "owner/name" of the hub with such files. A name takes precedence over a file or folder of the same name:
+            use "./shapes" for the latter.
+        config: model of a bare checkpoint file: the name of a variant, or a configuration.
+        revision: branch, tag or commit of a repository.
+        cache_dir: replaces the caches of huggingface_hub and open_clip, and ~/.cache/san/models for files downloaded
+            manually.
+        local_files_only: do not use the network.
+        model_class: class or function that builds the model: a subclass of `SANModel`, or a function that takes
+            config, arch and tokenizer and returns one.
 
     Raises:
-        FileNotFoundError: there is no such file, or it is neither here nor to be had; the message says which file to
-            fetch and where to put it.
-        ValueError: unknown name, no config for a bare file or one where none is taken, or what is there does not fit.
+        FileNotFoundError: the file does not exist and cannot be downloaded; the message names the file to download and
+            the folder to put it into.
+        ValueError: the name is unknown, config is missing for a bare file or given for another source, or the weights
+            do not fit.
     """
     path, name = Path(source), str(source)
     remote: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only}
@@ -58,15 +59,13 @@ def load_pretrained(
     if known is None and path.is_file() and not _is_in_folder(path, config):
         return _load_file(path, config, model_class, **remote)
     if known is None and path.exists() and not path.is_file() and not path.is_dir():
-        raise ValueError(
-            f"{excerpt(name)} is no regular file but a pipe, a socket or a device; give a file or a folder"
-        )
+        raise ValueError(f"{excerpt(name)} is a pipe, a socket or a device; pass a regular file or a folder")
     if known is None and not path.exists() and not is_hub_id:
         near = difflib.get_close_matches(name, MODELS, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise FileNotFoundError(
-            f"no model {name!r}: no such file or folder; {hint}give one of {', '.join(MODELS)}, a checkpoint file, a "
-            "folder of save_pretrained, or a repository owner/name of the hub"
+            f"unknown model {name!r}, which is also not a file or folder; {hint}pass one of {', '.join(MODELS)}, a "
+            "checkpoint file, a folder written by save_pretrained, or a repository owner/name of the hub"
         )
     _refuse_config(config, name)
     if known is not None:
@@ -85,22 +84,22 @@ def push_to_hub(
     branch: str | None = None,
     half: bool = False,
 ) -> str:
-    """Uploads a model to the Hugging Face Hub, as config.json, model.safetensors and README.md.
+    """Upload a model to the Hugging Face Hub, as config.json, model.safetensors and README.md.
 
     Args:
-        model: any SAN, or a folder that `save_pretrained` wrote (with its README.md as you have edited it).
-        repo_id: "owner/name"; made where there is none.
-        commit_message: of the upload.
-        private: whether a new repository is private; None for the owner's default.
-        token: of the hub; by default the one you are logged in with, or HF_TOKEN. It is never logged.
-        branch: to upload to, made where there is none; None for the main branch.
-        half: a model's weights in half precision.
+        model: any SAN, or a folder written by `save_pretrained`, whose README.md may be edited.
+        repo_id: "owner/name"; created if missing.
+        commit_message: message of the commit.
+        private: whether a new repository is private; None uses the owner's default.
+        token: access token of the hub; by default that of the login, or HF_TOKEN. It is never logged.
+        branch: branch to upload to, created if missing; None for the main branch.
+        half: upload a model's weights in half precision.
 
     Returns:
-        The address of the commit.
+        the URL of the commit.
 
     Raises:
-        ValueError, FileNotFoundError: the folder is no model's, or the hub refuses.
+        ValueError, FileNotFoundError: the folder is not a model's, or the hub refuses the upload.
     """
     upload: dict[str, Any] = {
         "commit_message": commit_message,
@@ -110,8 +109,8 @@ def push_to_hub(
     }
     if not isinstance(model, SANModel):
         if half:
-            raise ValueError("half=True goes with a model; a folder is uploaded as it is: write it with half=True")
-        load_folder(Path(model))  # nothing goes up that could not be loaded again
+            raise ValueError("half=True needs a model; a folder is uploaded unchanged: save it with half=True")
+        load_folder(Path(model))  # check that it can be loaded
         _refuse_local_path(Path(model))
         return upload_folder(Path(model), repo_id, **upload)
     with tempfile.TemporaryDirectory() as made:
@@ -119,12 +118,12 @@ def push_to_hub(
 
 
 def _is_in_folder(path: Path, config: object) -> bool:
-    """Whether a file is the weights of a saved folder, whose config.json is then taken."""
+    """Whether a file is the weights of a saved folder, whose config.json is used."""
     return config is None and path.name == WEIGHTS_FILE and path.with_name(CONFIG_FILE).is_file()
 
 
 def _refuse_local_path(folder: Path) -> None:
-    """Refuses to publish where a file of CLIP weights lies on this machine; earlier versions could write that."""
+    """Refuse to publish a local path of CLIP weights, which earlier versions could write."""
     clip = read_config(folder).model.clip
     if clip.pretrained != clip.public_pretrained:
         raise ValueError(
@@ -135,9 +134,7 @@ def _refuse_local_path(folder: Path) -> None:
 
 def _refuse_config(config: object, name: str) -> None:
     if config is not None:
-        raise ValueError(
-            f"{name!r} says itself which model it is; leave config out: it goes with a bare checkpoint file"
-        )
+        raise ValueError(f"{name!r} has its own configuration; omit config, which is only for a bare checkpoint file")
 
 
 def _load_file(
@@ -149,15 +146,15 @@ def _load_file(
     cache_dir: str | Path | None,
     local_files_only: bool,
 ) -> SANModel:
-    """A model from a checkpoint file; published files are known by their names.
+    """Load a model from a checkpoint file; published files are recognized by their names.
 
-    The file may need its CLIP's weights, of which `revision` says nothing.
+    The file may need CLIP's weights, to which `revision` does not apply.
     """
     if config is None:
         config = next((known.variant for known in MODELS.values() if known.repo_id and known.file == path.name), None)
     if config is None:
         raise ValueError(
-            f"{str(path)!r} does not say which model it is; give config: one of {', '.join(VARIANTS)}, or a SANConfig"
+            f"{str(path)!r} has no configuration; pass config: one of {', '.join(VARIANTS)}, or a SANConfig"
         )
     resolved = variant(config) if isinstance(config, str) else config
     content = load_checkpoint_file(path)
@@ -177,15 +174,15 @@ def _load_file(
 
 
 def _fetch_folder(repo_id: str, *, revision: str | None, cache_dir: str | Path | None, local_files_only: bool) -> Path:
-    """The folder of a repository's config and weights, both of one commit."""
+    """Return the folder of a repository's config and weights, both from one commit."""
     home = hand_folder(cache_dir)
     by_hand = home and home / repo_id.replace("/", "--")
     if revision is None and by_hand and (by_hand / CONFIG_FILE).is_file():
         return by_hand
     published = [name for name, known in MODELS.items() if known.repo_id == repo_id]
     if published:
-        raise ValueError(f"{repo_id!r} holds several models; give one of {', '.join(published)}")
+        raise ValueError(f"{repo_id!r} contains several models; pass one of {', '.join(published)}")
     where: dict[str, Any] = {"cache_dir": cache_dir, "local_files_only": local_files_only, "put_into": by_hand}
     config = fetch(HubFile(repo_id, CONFIG_FILE, revision=revision), **where)
-    fetch(HubFile(repo_id, WEIGHTS_FILE, revision=config.parent.name), **where)  # the cache's folder is the commit
+    fetch(HubFile(repo_id, WEIGHTS_FILE, revision=config.parent.name), **where)  # the folder is named by the commit
     return config.parent

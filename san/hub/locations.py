@@ -1,4 +1,4 @@
-"""Where a named model is: part of the project, fetched by hand, in the hub's cache, or on the hub."""
+"""Finds the file of a named model: in the project, downloaded manually, in the hub's cache, or on the hub."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def find_known(
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
 ) -> Path:
-    """The file of a named model: the project's, one put there by hand, or the hub's.
+    """Return the file of a named model: the project's, one downloaded manually, or the hub's.
 
     Raises:
         FileNotFoundError, ValueError: see `san.hub.remote.fetch`.
@@ -29,7 +29,7 @@ def find_known(
 
 
 def find_here(known: KnownModel, *, cache_dir: str | Path | None = None) -> Path | None:
-    """The file of a named model if it is on this machine, else None; the network is not asked."""
+    """Return the file of a named model if it is on this machine, else None; does not use the network."""
     if known.path is not None:
         return known.path
     by_hand = hand_folder(cache_dir)

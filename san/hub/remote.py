@@ -1,9 +1,9 @@
-"""Files of the Hugging Face Hub: found on this machine, fetched, uploaded.
+"""Finds files of the Hugging Face Hub on this machine, downloads and uploads them.
 
 Only this module and san.clip.open_clip_adapter import huggingface_hub.
 
-Downloads and caches are huggingface_hub's own (HF_HOME, HF_HUB_OFFLINE, HF_ENDPOINT and HF_TOKEN mean what they mean
-there). Beside its cache there is a plain folder for files that were fetched by hand: `hand_folder`.
+Downloads and cache are those of huggingface_hub, with its variables HF_HOME, HF_HUB_OFFLINE, HF_ENDPOINT and HF_TOKEN.
+Files that were downloaded manually are in a separate folder, `hand_folder`.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "config.json", "model.safetensors", "READ
 
 
 def hand_folder(cache_dir: str | Path | None = None) -> Path | None:
-    """Where files fetched by hand are looked for: `cache_dir`, or ~/.cache/san/models; None without a home folder."""
+    """Return the folder of manually downloaded files: `cache_dir` or ~/.cache/san/models; None without a home."""
     return user_path(str(cache_dir), "cache_dir") if cache_dir else home_folder("~/.cache/san/models")
 
 
 def hub_folder(cache_dir: str | Path | None = None) -> Path | None:
-    """Where huggingface_hub keeps what it downloads; None where that is below a home folder that there is not."""
+    """Return the cache folder of huggingface_hub; None if it is below a home folder that does not exist."""
     from huggingface_hub import constants
 
     return user_path(str(cache_dir), "cache_dir") if cache_dir else home_folder(constants.HF_HUB_CACHE)
@@ -42,7 +42,7 @@ class HubFile:
 
     Attributes:
         repo_id: "owner/name".
-        file: its name there.
+        file: file name in the repository.
         repo_type: "model", "space" or "dataset".
         revision: branch, tag or commit; None for the main branch.
     """
@@ -54,12 +54,12 @@ class HubFile:
 
     @property
     def repository(self) -> str:
-        """The repository as messages name it."""
+        """The repository's name in messages."""
         return self.repo_id if self.repo_type == "model" else f"{self.repo_id} ({self.repo_type})"
 
 
 def cached_file(wanted: HubFile, *, cache_dir: str | Path | None = None) -> Path | None:
-    """A file of the hub that is already in huggingface_hub's cache on this machine, or None."""
+    """Return a file that is already in huggingface_hub's cache on this machine, or None."""
     from huggingface_hub import try_to_load_from_cache
 
     folder = hub_folder(cache_dir)
@@ -76,17 +76,17 @@ def cached_file(wanted: HubFile, *, cache_dir: str | Path | None = None) -> Path
 def fetch(
     wanted: HubFile, *, cache_dir: str | Path | None = None, local_files_only: bool = False, put_into: Path | None
 ) -> Path:
-    """A file of the hub, from huggingface_hub's cache or downloaded into it.
+    """Return a file from huggingface_hub's cache, downloading it if necessary.
 
     Args:
         wanted: the file.
-        cache_dir: instead of huggingface_hub's own folder.
-        local_files_only: never asks the network.
-        put_into: the folder that the message names for a file fetched by hand; None where there is no home folder.
+        cache_dir: replaces huggingface_hub's cache folder.
+        local_files_only: do not use the network.
+        put_into: folder for a manual download, for the message; None without a home folder.
 
     Raises:
-        FileNotFoundError: it is neither here nor to be had; the message names the file, its address and the folder to
-            put it into.
+        FileNotFoundError: the file is not on this machine and cannot be downloaded; the message names the file, its
+            URL and the folder to put it into.
         ValueError: the hub has no such repository, revision or file, or does not show it to this user.
     """
     import huggingface_hub
@@ -96,7 +96,7 @@ def fetch(
     offline = local_files_only or constants.HF_HUB_OFFLINE
     reason, cause = "the hub was not asked", None
     try:
-        # hf_hub_download may ask the network even where it is told not to
+        # hf_hub_download may use the network even with local_files_only
         if offline or not folder or not _reachable(constants.ENDPOINT):
             if here := cached_file(wanted, cache_dir=cache_dir):
                 return here
@@ -116,37 +116,37 @@ def fetch(
             raise ValueError(refused) from error
         cause = error
     if not offline:
-        reason = "the hub cannot be reached" if folder else "there is no home folder to keep it in (HF_HOME names one)"
+        reason = "the hub cannot be reached" if folder else "there is no home folder for the cache (set HF_HOME)"
     address = huggingface_hub.hf_hub_url(
         wanted.repo_id, wanted.file, repo_type=wanted.repo_type, revision=wanted.revision
     )
     raise FileNotFoundError(
         f"{wanted.file} of {wanted.repository} is not on this machine and {reason}; download {address} elsewhere "
-        f"and put it into {put_into or 'a folder that you give as cache_dir'} (huggingface_hub's cache"
-        f"{f' in {folder}' if folder else ''} was looked through too)"
+        f"and put it into {put_into or 'a folder that you pass as cache_dir'} (huggingface_hub's cache"
+        f"{f' in {folder}' if folder else ''} was searched too)"
     ) from cause
 
 
 def _refusal(wanted: HubFile, error: Exception) -> str:
-    """What the hub said no to; empty where it was not reached."""
+    """Return the reason why the hub refused a file; "" if it was not reached."""
     from huggingface_hub import errors
 
-    if isinstance(error, errors.RepositoryNotFoundError):  # a gated one too
+    if isinstance(error, errors.RepositoryNotFoundError):  # also raised for gated ones
         return (
-            f"the hub shows no repository {wanted.repository!r}; check the name, or log in (`hf auth login`, or "
+            f"repository {wanted.repository!r} is not found on the hub; check the name, or log in (`hf auth login`, or "
             "HF_TOKEN) if it is private or needs an agreement"
         )
     if isinstance(error, errors.RevisionNotFoundError):
-        return f"{wanted.repository} has no revision {wanted.revision!r}; name a branch, a tag or a commit"
+        return f"{wanted.repository} has no revision {wanted.revision!r}; use a branch, a tag or a commit"
     if isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):
         return f"{wanted.repository} has no file {wanted.file!r}; a model has {CONFIG_FILE} and {WEIGHTS_FILE}"
     if isinstance(error, errors.HFValidationError):
-        return f"{wanted.repo_id!r} is no name of the hub ({error}); write owner/name"
+        return f"{wanted.repo_id!r} is not a repository name of the hub ({error}); use owner/name"
     return ""
 
 
 def _reachable(endpoint: str) -> bool:
-    """Whether the hub's name is known here: without a network that is told at once and not after retries."""
+    """Whether the hub's host name resolves, to fail at once without a network instead of after retries."""
     if getproxies():
         return True
     try:
@@ -165,12 +165,12 @@ def upload_folder(
     token: str | None,
     branch: str | None,
 ) -> str:
-    """Makes the repository where there is none and uploads a folder's model; returns the commit's address.
+    """Upload a folder's model, creating the repository if missing; returns the URL of the commit.
 
-    Only config, weights and card go up, whatever else lies in the folder. The token appears in no message.
+    Only config, weights and card are uploaded, no other files of the folder. The token appears in no message.
 
     Raises:
-        ValueError: the hub refused, with its reason.
+        ValueError: the hub refused; the message contains its reason.
     """
     import huggingface_hub
     from huggingface_hub import errors
@@ -191,8 +191,8 @@ def upload_folder(
     except (OSError, ValueError, errors.HTTPError) as error:  # type: ignore[attr-defined]
         reason = one_line(redact(str(error), [token] if token else []), limit=300)
         raise ValueError(
-            f"the hub did not take {repo_id!r} ({reason}); check the name, the network, and that you are logged "
-            "in with a token that may write (`hf auth login`, or HF_TOKEN)"
-        ) from None  # the original may hold the token
+            f"the hub refused {repo_id!r} ({reason}); check the name, the network, and that you are logged "
+            "in with a token that has write access (`hf auth login`, or HF_TOKEN)"
+        ) from None  # the original may contain the token
     logger.info("uploaded %s to %s", folder, repo_id)
     return str(commit.commit_url)

@@ -1,4 +1,4 @@
-"""The models that can be asked for by name: what they are, how large, under which licence, and where they come from."""
+"""The models that can be loaded by name, with their sizes, licences and sources."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ class KnownModel:
     """A model with a name.
 
     Attributes:
-        title: one line that says what it is.
+        title: description in one line.
         variant: its architecture, a key of `san.model.config.VARIANTS`.
-        num_bytes: size of its weights in bytes: the project's two files (SAN's and CLIP's), or a hub's tensors.
-        licence: of the weights.
-        file: the file's name, at its source as on this machine.
+        num_bytes: size of its weights in bytes: the project's two files (SAN and CLIP), or the hub's tensors.
+        licence: licence of the weights.
+        file: file name, on the hub and on this machine.
         repo_id: its repository on the hub, "owner/name"; empty for a file of the project.
-        repo_type: what kind of repository that is: "model", "space" or "dataset".
-        path: where a file of the project lies; None for one of the hub.
+        repo_type: kind of repository: "model", "space" or "dataset".
+        path: path of a file of the project; None for one of the hub.
     """
 
     title: str
@@ -59,4 +59,4 @@ MODELS: dict[str, KnownModel] = {
         repo_id="Mendel192/san",
     ),
 }
-"""By name, as `load_pretrained` takes it."""
+"""The models by the name that `load_pretrained` accepts."""

@@ -1,6 +1,6 @@
-"""Pictures: class colours, overlays, panels of image, truth and prediction, training curves, per-class bars.
+"""Visualization: class colours, overlays, panels of image, ground truth and prediction, curves, per-class bars.
 
-The only part of the package that imports matplotlib, and only once a picture is drawn.
+The only package that imports matplotlib, and it does so only when a plot is drawn.
 """
 
 from san.visualize.attention import AttentionView, attention_panel

@@ -1,4 +1,4 @@
-"""What a [SLS] token looked at: mask proposals with their attention biases, head by head.
+"""Visualizes the attention biases of [SLS] tokens: mask proposals with the bias of each head.
 
 (H, W) image, L bias layers, N bias heads, (h, w) patch grid. Source: docs/method.md#4.2 and #5.2.
 """
@@ -30,27 +30,27 @@ _HEADS_PER_ROW = 6
 _SHOWN_SIDE = 480  # pixels of a shown image, at most
 _NO_OBJECT_COLOR = "#d62728"
 _EXPLANATION = (
-    "Each block is one mask proposal (query). Its [SLS] token runs through CLIP and tells what the mask shows. It sees "
-    "the image as patches, through several attention heads; the side network adds a bias to each head's attention to "
-    "each patch. At the right, head by head: red patches are looked at more (a bias of b multiplies a patch's weight "
-    "by e^b, before the weights are brought to a sum of 1), blue ones less, white ones are left alone. Where "
-    "that leads is shown before: the attention that the biases alone would give, mean of all heads. The line is the "
-    "mask's outline: a head may look at the object, at its border or at its surroundings."
+    "Each block is one mask proposal (query). CLIP classifies the mask with its [SLS] token, which attends to image "
+    "patches through several attention heads. The side network adds a bias to the attention of each head to each "
+    "patch. Right: the bias per head. A bias of b multiplies the weight of a patch by e^b before normalization: red "
+    "patches get more attention, blue ones less, white ones are unchanged. Third picture: the attention that results "
+    "from the biases alone, averaged over all heads. The line is the outline of the mask: a head may attend to the "
+    "object, to its border or to its surroundings."
 )
 
 
 @dataclass(frozen=True, eq=False)
 class AttentionView:
-    """One mask proposal and what its [SLS] token looked at.
+    """One mask proposal and the attention biases of its [SLS] token.
 
     Attributes:
-        query: its number.
-        name: the class it most likely shows; None for "no object".
-        probability: of that, 0..1.
+        query: index of the query.
+        name: most probable class; None for "no object".
+        probability: probability of that class, 0..1.
         mask_probs: (H, W), 0..1, at the image's size.
-        bias: (L, N, h, w), on CLIP's patch grid, or on the side network's before it is pooled to that.
-        covered: share of the grid's height and width that the image takes; the rest is padding at the bottom and right.
-        color: of the outline, red, green, blue of 0..255; the class name's own by default.
+        bias: (L, N, h, w), on CLIP's patch grid, or on the side network's grid before pooling.
+        covered: fraction of the grid's height and width that the image covers; the rest is padding, bottom and right.
+        color: colour of the outline, red, green, blue in 0..255; by default that of the class name.
     """
 
     query: int
@@ -67,19 +67,19 @@ class AttentionView:
 def attention_panel(
     image: Array, views: Sequence[AttentionView], path: str | Path | None = None, *, title: str = ""
 ) -> Any:
-    """Per mask proposal: image and outline, mask probability, and the attention bias per head on the patch grid.
+    """Draw for each mask proposal its outline, its mask probability, and the attention bias of each head.
 
     Args:
         image: (H, W, 3) uint8 RGB.
         views: the proposals, one block each.
-        path: file to write as well; folders are made.
-        title: heading of the picture.
+        path: file to write as well; missing folders are created.
+        title: title of the picture.
 
     Returns:
         the matplotlib figure.
 
     Raises:
-        ValueError: no proposal, or arrays that do not fit the image or each other.
+        ValueError: there is no proposal, or the shapes of arrays do not match.
     """
     if not views:
         raise ValueError("no mask proposal to show; give at least one")
@@ -112,7 +112,7 @@ def _check(image: Array, view: AttentionView) -> None:
         raise ValueError(f"image has shape {image.shape} but must be RGB, (height, width, 3); convert it")
     if view.mask_probs.shape != image.shape[:2]:
         raise ValueError(
-            f"image is {image.shape[:2]} but the mask of query {view.query} {view.mask_probs.shape}; "
+            f"image is {image.shape[:2]} but the mask of query {view.query} is {view.mask_probs.shape}; "
             "resize one to the other"
         )
     if view.bias.ndim != 4 or 0 in view.bias.shape:
@@ -120,7 +120,7 @@ def _check(image: Array, view: AttentionView) -> None:
 
 
 def _draw_block(part: SubFigure, image: Array, view: AttentionView, mask: Array, columns: int, cell: float) -> None:
-    """One proposal: heading, image, mask, where the biases lead, and the heads."""
+    """Draw one proposal: heading, image, mask, attention by the biases alone, and the bias of each head."""
     name = "no object" if view.name is None else f"“{literal(short_name(view.name, 60))}”"
     part.suptitle(f"query {view.query}: {name}, probability {view.probability:.0%}", x=0.012, ha="left", fontsize=11.5)
     rows = -(-view.bias.shape[0] * view.bias.shape[1] // columns)
@@ -141,7 +141,7 @@ def _draw_block(part: SubFigure, image: Array, view: AttentionView, mask: Array,
 
 
 def _draw_heads(part: SubFigure, grid: GridSpec, image: Array, view: AttentionView, mask: Array, columns: int) -> None:
-    """The bias of every head, in colours that mean the same in all of them."""
+    """Draw the bias of every head with one colour scale."""
     biases = view.bias.reshape(-1, *view.bias.shape[2:])
     seen = np.stack([_covered(bias, view.covered) for bias in biases])
     limit = max(1e-6, float(np.quantile(np.abs(seen), 0.9)))
@@ -157,7 +157,7 @@ def _draw_heads(part: SubFigure, grid: GridSpec, image: Array, view: AttentionVi
 
 
 def _draw_patches(axes: Axes, image: Array, values: Array, view: AttentionView, mask: Array, **colors: Any) -> Any:
-    """Values (h, w) of patches over the pale image, with the mask's outline."""
+    """Draw the values (h, w) of patches over the faded image, with the mask's outline."""
     axes.imshow(image.mean(axis=2), cmap="gray", vmin=-80, vmax=255)
     extent = _extent(values, view.covered, (image.shape[0], image.shape[1]))
     shown = axes.imshow(_covered(values, view.covered), alpha=0.8, extent=extent, interpolation="nearest", **colors)
@@ -176,27 +176,27 @@ def _axes(part: SubFigure, place: Any, title: str) -> Axes:
 
 
 def _outline(axes: Axes, mask: Array, color: Any) -> None:
-    """The mask's border, with a light seam so that it is seen on anything."""
+    """Draw the mask's outline with a white margin, visible on any background."""
     if mask.min() < 0.5 < mask.max():
         axes.contour(mask, levels=[0.5], colors="white", linewidths=2.4)
         axes.contour(mask, levels=[0.5], colors=[color], linewidths=1.2)
 
 
 def _bar(part: SubFigure, shown: Any, axes: Axes, *, percent: bool = False) -> None:
-    """What the colours of one picture mean, beside it."""
+    """Draw the colour bar of one picture."""
     unit = (lambda value, _: f"{100 * value:.3g} %") if percent else None
     bar = part.colorbar(shown, ax=axes, fraction=0.046, pad=0.03, format=unit)
     bar.ax.tick_params(labelsize=7.5)
 
 
 def _covered(bias: Array, covered: tuple[float, float]) -> Array:
-    """The patches of (h, w) that the image touches, without those of padding alone."""
+    """Crop the patches (h, w) to those that the image covers, without pure padding."""
     rows, columns = (max(1, math.ceil(n * share - 1e-6)) for n, share in zip(bias.shape, covered, strict=True))
     return bias[:rows, :columns]
 
 
 def _extent(bias: Array, covered: tuple[float, float], size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """Where the patches that `_covered` gives lie on an image of (H, W) pixels: left, right, bottom, top."""
+    """Return the extent of the patches of `_covered` in an image of (H, W) pixels: left, right, bottom, top."""
     (rows, columns), kept = bias.shape, _covered(bias, covered).shape
     bottom, right = kept[0] / (rows * covered[0]) * size[0], kept[1] / (columns * covered[1]) * size[1]
     return -0.5, right - 0.5, bottom - 0.5, -0.5

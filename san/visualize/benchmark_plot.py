@@ -1,4 +1,4 @@
-"""Bars of measured time against the floor that the machine sets, drawn with matplotlib."""
+"""Bar chart of measured times with the machine's lower bound (floor)."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ class TimeBar:
     """One case.
 
     Attributes:
-        name: beside the bar.
+        name: label of the bar.
         seconds: median time of a run.
         spread: half the distance between the quartiles, in seconds.
-        floor_seconds: the floor, a line across the bar; None where there is none.
-        times_floor: time over floor, the median of the rounds' ratios, as in the table; written beside the bar.
-        plain_seconds: the plain path's time, a pale bar behind; None where it was not measured.
+        floor_seconds: the floor, drawn as a line across the bar; None if unknown.
+        times_floor: time over floor, the median over the rounds, as in the table; written beside the bar.
+        plain_seconds: time of the plain path, drawn as a pale bar behind; None if not measured.
     """
 
     name: str
@@ -33,12 +33,12 @@ class TimeBar:
 
 
 def plot_benchmark(bars: Sequence[TimeBar], path: str | Path, *, title: str = "Time of a run") -> None:
-    """Draw one bar per case on a logarithmic axis of milliseconds, the floor as a line across it.
+    """Draw one bar per case on a logarithmic axis of milliseconds, with the floor as a line across it.
 
     Args:
         bars: the cases, from top to bottom.
-        path: PNG to write; folders are made.
-        title: heading of the picture.
+        path: PNG to write; missing folders are created.
+        title: title of the picture.
 
     Raises:
         ValueError: there is no bar.

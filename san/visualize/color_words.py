@@ -1,7 +1,7 @@
-"""Colour words in class names: a "red car" is drawn in a red.
+"""Colour words in class names: a "red car" is drawn in a shade of red.
 
-Every colour word stands for one point of Oklab. A colour may stand for the word whose point is nearest to it, if that
-is near enough.
+Each colour word has one point in Oklab. A colour matches the word whose point is nearest, if it is within a maximum
+distance.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ COLOR_WORDS = {
     "grey": (140, 142, 146),
     "black": (45, 44, 48),
 }
-"""Red, green and blue that a colour word stands for."""
+"""Red, green and blue of each colour word."""
 
 _SAME = {
     "crimson": "red",
@@ -50,12 +50,12 @@ _SAME = {
 }
 _SHADES = {"dark": -1, "deep": -1, "light": 1, "pale": 1}
 _PATTERN = re.compile(rf"(?:\b({'|'.join(_SHADES)})[\s-]+)?\b({'|'.join([*COLOR_WORDS, *_SAME])})\b")
-_WEIGHTS = np.array([0.5, 1, 1])  # a red that is lighter or darker stays a red, one of another hue does not
-_REACH, _GREY_REACH = 0.07, 0.045  # of a colour word, in Oklab with these weights
+_WEIGHTS = np.array([0.5, 1, 1])  # lightness matters less than hue
+_REACH, _GREY_REACH = 0.07, 0.045  # maximum distances in Oklab with these weights
 
 
 def color_word(key: str) -> tuple[str, int] | None:
-    """The first colour word of a name in small letters, and its shade: −1 dark, 0, or 1 light. None without one."""
+    """Return the first colour word of a lower-case name and its shade (-1 dark, 0, 1 light), or None."""
     found = _PATTERN.search(key)
     if found is None:
         return None
@@ -64,12 +64,12 @@ def color_word(key: str) -> tuple[str, int] | None:
 
 
 def is_called(points: npt.NDArray[Any], word: str, shade: int = 0) -> npt.NDArray[np.bool_]:
-    """Which colours (N, 3) of Oklab may stand for a colour word, (N,).
+    """Return which colours (N, 3) of Oklab match a colour word, (N,) bool.
 
     Args:
         points: the colours.
         word: one of `COLOR_WORDS`.
-        shade: -1 for those that are not lighter than the word's own colour, 1 for those that are not darker.
+        shade: -1 excludes colours that are lighter than the word's own, 1 those that are darker.
     """
     words, own = _anchors(), list(COLOR_WORDS).index(word)
     steps = points[:, None] - words  # (N, words, 3)

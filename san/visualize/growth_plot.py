@@ -1,4 +1,4 @@
-"""How time grows with one number after another, a panel each, drawn with matplotlib."""
+"""Plots how time grows with a parameter, one panel per parameter."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class Growth:
     """One series.
 
     Attributes:
-        name: what grows; the panel's heading and its axis.
-        fixed: what stays as it is, a second line of the heading.
-        values: upwards, two or more.
-        seconds: median time of a run at each.
+        name: the parameter; heading and axis label of the panel.
+        fixed: the fixed settings; second line of the heading.
+        values: two or more values of the parameter, ascending.
+        seconds: median time of a run for each value.
         spreads: half the distance between the quartiles, in seconds.
-        floors: the floor at each, in seconds; None where there is none.
+        floors: the floor for each value, in seconds; None if unknown.
     """
 
     name: str
@@ -39,14 +39,14 @@ class Growth:
 
 
 def plot_growth(series: Sequence[Growth], path: str | Path, *, title: str = "How time grows") -> None:
-    """Draw a panel per series: measured time, the floor, and what proportional growth from the first value would be.
+    """Draw one panel per series: measured time, floor, and proportional growth from the first value.
 
-    Both axes are logarithmic, so that a power is a straight line; a series with a value of 0 has linear ones.
+    The axes are logarithmic, so that a power law is a straight line; they are linear if a value is 0.
 
     Args:
-        series: the panels, row by row.
-        path: PNG to write; folders are made.
-        title: heading of the picture.
+        series: one per panel, row by row.
+        path: PNG to write; missing folders are created.
+        title: title of the picture.
 
     Raises:
         ValueError: there is no series.
@@ -63,7 +63,7 @@ def plot_growth(series: Sequence[Growth], path: str | Path, *, title: str = "How
 
 
 def _draw(axes: Axes, series: Growth) -> None:
-    """One panel."""
+    """Draw one panel."""
     from matplotlib.ticker import LogLocator
 
     times = [seconds * 1000 for seconds in series.seconds]
@@ -102,11 +102,11 @@ def _draw(axes: Axes, series: Growth) -> None:
 
 
 def _power(series: Growth) -> str:
-    """The power of the whole range."""
+    """Format the exponent of the power law through the first and last value."""
     first, last = series.values[0], series.values[-1]
     return f": time ~ value^{math.log(series.seconds[-1] / series.seconds[0]) / math.log(last / first):.2f}"
 
 
 def _short(milliseconds: float) -> str:
-    """Three digits or so."""
+    """Format a time with two or more significant digits."""
     return f"{milliseconds:,.0f}" if milliseconds >= 10 else f"{milliseconds:.2g}"

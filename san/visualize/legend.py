@@ -14,11 +14,11 @@ from san.visualize.palette import palette, short_name
 from san.visualize.text import FAINT, INK, PAPER, cut_to, font
 
 NO_CLASS = "no class"
-"""What a legend calls pixels without a class: none of the words, or not labelled."""
+"""Legend entry of pixels without a class: predicted as no class, or not labelled."""
 
 _FONT_SIZE = 15
 _GAP = 12
-_SWATCH, _LINE = _FONT_SIZE + 3, _FONT_SIZE + 11  # pixels of a square, and from line to line
+_SWATCH, _LINE = _FONT_SIZE + 3, _FONT_SIZE + 11  # side of a square and distance of lines, in pixels
 
 
 def legend(
@@ -31,16 +31,16 @@ def legend(
     num_more: int = 0,
     no_class: bool = False,
 ) -> Image.Image:
-    """Colour swatches with names, in as many equal columns as fit the width.
+    """Draw colour swatches with names, in as many equal columns as fit the width.
 
     Args:
         names: class names, in the order shown.
-        width: pixels.
-        colors: of the names, (N, 3) uint8; by default those they have in a vocabulary of their own.
-        notes: a remark in grey behind each name, "" for none.
-        max_entries: at most so many are shown; "+n more" stands for the others.
-        num_more: classes that the caller has left out already, counted in "+n more".
-        no_class: end with the hatched square of pixels without a class.
+        width: width in pixels.
+        colors: colours of the names, (N, 3) uint8; by default `palette(names)`.
+        notes: remark in grey after each name, "" for none.
+        max_entries: maximum number of names shown; the others are counted in "+n more".
+        num_more: classes already left out by the caller, also counted in "+n more".
+        no_class: append the hatched square of pixels without a class.
     """
     letters = font(_FONT_SIZE)
     shown = list(names) if max_entries is None else list(names)[:max_entries]
@@ -63,7 +63,7 @@ def legend(
 def _drawn(
     squares: Sequence[Image.Image | None], texts: Sequence[str], remarks: Sequence[str], width: int
 ) -> Image.Image:
-    """Entries of square, text and remark, column by column."""
+    """Draw the entries, each a square, a text and a remark, column by column."""
     letters = font(_FONT_SIZE)
     lengths = [letters.getlength(f"{text}  {note}") for text, note in zip(texts, remarks, strict=True)]
     wanted = max(lengths, default=0.0)
@@ -92,6 +92,6 @@ def _colors(names: Sequence[str], given: npt.NDArray[Any] | None) -> list[list[i
 
 
 def _hatched() -> Image.Image:
-    """The square of pixels without a class, as `overlay` draws them."""
+    """Return the square for pixels without a class, hatched as in `overlay`."""
     white = np.full((_SWATCH, _SWATCH, 3), 255, np.uint8)
     return Image.fromarray(overlay(white, np.full((_SWATCH, _SWATCH), -1), [], alpha=1.0))

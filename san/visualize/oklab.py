@@ -1,4 +1,4 @@
-"""Oklab, a space of colours where equal steps look equal (Ottosson 2020, https://bottosson.github.io/posts/oklab)."""
+"""Oklab, a perceptually uniform colour space (Ottosson 2020, https://bottosson.github.io/posts/oklab)."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _LMS_TO_RGB = np.array(
 
 
 def oklab(colors: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """Colours of sRGB (N, 3) of 0..255 as points of Oklab, (N, 3) float64: lightness 0..1, green-red, blue-yellow.
+    """Convert sRGB colours (N, 3) in 0..255 to Oklab, (N, 3) float64: lightness 0..1, green-red, blue-yellow.
 
-    A distance of 0.02 is about the least that is seen, side by side.
+    A distance of 0.02 is about the smallest visible difference.
     """
     linear = linear_light(colors)
     points: npt.NDArray[np.float64] = np.cbrt(linear @ np.linalg.inv(_LMS_TO_RGB).T) @ np.linalg.inv(_OKLAB_TO_LMS).T
@@ -30,7 +30,7 @@ def oklab(colors: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
 
 
 def srgb(point: npt.ArrayLike) -> tuple[int, int, int]:
-    """The nearest colour of sRGB to one point of Oklab: red, green, blue, each 0..255."""
+    """Convert one point of Oklab to the nearest sRGB colour: red, green, blue, each 0..255."""
     linear = (_LMS_TO_RGB @ (_OKLAB_TO_LMS @ point) ** 3).clip(0, 1)
     values = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
     red, green, blue = (round(255 * float(value)) for value in values)
@@ -38,13 +38,13 @@ def srgb(point: npt.ArrayLike) -> tuple[int, int, int]:
 
 
 def linear_light(colors: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """Values of sRGB of 0..255 as amounts of light of 0..1."""
+    """Convert sRGB values in 0..255 to linear light in 0..1."""
     values = np.asarray(colors, np.float64) / 255
     light: npt.NDArray[np.float64] = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
     return light
 
 
 def color_grid(step: int) -> npt.NDArray[np.uint8]:
-    """Colours of sRGB spread evenly in red, green and blue, (N, 3)."""
+    """Return a regular grid of sRGB colours, (N, 3)."""
     values = np.arange(0, 256, step, dtype=np.uint8)
     return np.stack(np.meshgrid(values, values, values, indexing="ij"), -1).reshape(-1, 3)

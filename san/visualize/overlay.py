@@ -1,7 +1,7 @@
-"""Label maps as pictures: class colours over the image, and where a prediction is wrong.
+"""Draws label maps in class colours over the image, and error maps of predictions.
 
-Images are (H, W, 3) uint8 RGB, label maps (H, W) integers. A label outside 0..C-1 (−1, 255 or 65535, as the file has
-it) is no class: the image is shown there, faded, grey and hatched.
+Images are (H, W, 3) uint8 RGB, label maps (H, W) integers. A label outside 0..C-1 (−1, 255 or 65535, depending on the
+file) is not a class: the image is shown there faded, grey and hatched.
 """
 
 from __future__ import annotations
@@ -19,35 +19,35 @@ from san.visualize.text import annotate
 Array = npt.NDArray[Any]
 
 RIGHT_COLOR, WRONG_COLOR = (214, 224, 235), (203, 36, 49)
-"""Of right and of wrong pixels in an error map; told apart by their lightness too."""
+"""Colours of right and wrong pixels in an error map, which also differ in lightness."""
 
 _IGNORED = 245  # grey of pixels without a class
-_HATCH, _HATCH_STEP, _HATCH_WIDTH = 185, 10, 2  # grey of the lines across them, pixels from line to line, and of a line
-_BAND_PIXELS = 2**20  # coloured at a time: the rows of a picture of any size need 12 MB of float32
+_HATCH, _HATCH_STEP, _HATCH_WIDTH = 185, 10, 2  # grey, distance and width of the hatch lines
+_BAND_PIXELS = 2**20  # coloured at a time, so that an image of any size needs only 12 MB of float32
 
 
 def overlay(
     image: Array, labels: Array, names: Sequence[str], *, alpha: float = 0.7, tags: bool = False
 ) -> npt.NDArray[np.uint8]:
-    """The image in grey under its class colours, with a thin dark line between segments.
+    """Draw class colours over the grey image, with a thin dark line between segments.
 
     Args:
         image: (H, W, 3) uint8 RGB.
         labels: (H, W) integers; values outside 0..C-1 are shown faded, grey and hatched.
         names: C class names.
-        alpha: weight of the class colour against the image, 0..1.
+        alpha: weight of the class colours, 0..1.
         tags: write the classes' names into the picture.
 
     Returns:
         (H, W, 3) uint8 RGB.
 
     Raises:
-        ValueError: the sizes differ, or alpha is not a share.
+        ValueError: the sizes differ, or alpha is not in 0..1.
     """
     check_sizes(image, labels)
     if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha is {alpha} but is the share of the class colour; give a value from 0 to 1")
-    greys = np.repeat([[_IGNORED], [_HATCH]], 3, axis=1)  # of no class
+        raise ValueError(f"alpha is {alpha} but must be from 0 to 1; it is the weight of the class colours")
+    greys = np.repeat([[_IGNORED], [_HATCH]], 3, axis=1)  # of pixels without a class
     colors = np.vstack([palette(names), greys]).astype(np.float32)  # (C + 2, 3)
     known = (labels >= 0) & (labels < len(names))
     edges = _boundaries(labels)
@@ -67,12 +67,12 @@ def overlay(
 
 
 def error_map(image: Array, prediction: Array, truth: Array, num_classes: int) -> npt.NDArray[np.uint8]:
-    """Where a prediction is right (pale blue), wrong (red), or not judged (nearly white), over the grey image.
+    """Draw over the grey image where a prediction is right (pale blue), wrong (red) or ignored (nearly white).
 
     Args:
         image: (H, W, 3) uint8 RGB.
         prediction: (H, W) class indices.
-        truth: (H, W) class indices; pixels of other values are not judged.
+        truth: (H, W) class indices; pixels of other values are ignored.
         num_classes: C.
 
     Returns:
@@ -93,25 +93,25 @@ def error_map(image: Array, prediction: Array, truth: Array, num_classes: int) -
 
 
 def check_sizes(image: Array, labels: Array) -> None:
-    """Refuses an image that is not (H, W, 3), and a label map of another size.
+    """Check that the image is (H, W, 3) and the label map (H, W).
 
     Raises:
-        ValueError: with the sizes.
+        ValueError: it is not; the message names the sizes.
     """
     if image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"image has shape {image.shape} but must be RGB, (height, width, 3); convert it")
     if image.shape[:2] != labels.shape:
-        raise ValueError(f"image is {image.shape[:2]} but a label map {labels.shape}; resize one to the other")
+        raise ValueError(f"image is {image.shape[:2]} but the label map is {labels.shape}; resize one to the other")
 
 
 def _diagonals(top: int, shape: tuple[int, ...]) -> npt.NDArray[np.int64]:
-    """1 on the lines that mark pixels without a class, else 0, of some rows (h, W) from row `top` on."""
+    """Return rows (h, W) from row `top` of the hatch: 1 on its lines, else 0."""
     rows, columns = np.ogrid[top : top + shape[0], : shape[1]]
     return ((rows + columns) % _HATCH_STEP < _HATCH_WIDTH).astype(np.int64)
 
 
 def _boundaries(labels: Array) -> npt.NDArray[np.bool_]:
-    """Pixels whose right or lower neighbour has another label."""
+    """Return the pixels whose right or lower neighbour has another label."""
     edge = np.zeros(labels.shape, bool)
     edge[:, :-1] |= labels[:, :-1] != labels[:, 1:]
     edge[:-1] |= labels[:-1] != labels[1:]

@@ -1,7 +1,7 @@
-"""An HTML page of an evaluation: one row per image with its score, its pictures and its worst classes.
+"""Renders an evaluation as an HTML page: one row per image with its score, pictures and worst classes.
 
-The page is one file without outside parts, works from `file://`, and treats every name as untrusted text. Its pictures
-lie beside it and are loaded once they come into view.
+The page is one file without external resources, works from `file://`, and escapes every name. Its pictures are
+separate files, which are loaded when they come into view.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from urllib.parse import quote
 from san.visualize.page_assets import SCRIPT, STYLE
 
 GENERATOR = "san visualize"
-"""What a page of ours says of itself, so that no other page is overwritten."""
+"""Marks the pages of this module, so that no other page is overwritten."""
 
 
 @dataclass(frozen=True)
 class Strip:
-    """A row of small pictures, and the large one that a click opens.
+    """A strip of small pictures that links to a large picture.
 
     Attributes:
         thumb, picture: paths relative to the page, with slashes.
-        size: width and height of the thumb in pixels.
-        caption: what is told of it, such as which run it belongs to.
+        size: width and height of `thumb` in pixels.
+        caption: text below it, such as the name of the run.
     """
 
     thumb: str
@@ -40,10 +40,10 @@ class ClassLine:
     """One class of an image or of a data set.
 
     Attributes:
-        name: of the class.
-        iou: in percent, None where the truth does not have it.
-        note: more, such as what it is taken for.
-        color: that the pictures show it in: red, green, blue of 0..255.
+        name: class name.
+        iou: in percent; None if the class is not in the ground truth.
+        note: remark, such as the class it is confused with.
+        color: its colour in the pictures: red, green, blue in 0..255.
     """
 
     name: str
@@ -57,12 +57,12 @@ class Row:
     """One image.
 
     Attributes:
-        name: of the image, shown and searched.
-        miou, accuracy: in percent; None where no pixel is judged.
+        name: name of the image, shown and searched.
+        miou, accuracy: in percent; None if no pixel is labelled.
         strips: its pictures.
-        worst: classes to show, worst first.
-        classes: names of all its classes, for the search.
-        delta: mIoU of run B minus A, where two runs are compared.
+        worst: classes to list, worst first.
+        classes: names of all its classes, which are searched.
+        delta: mIoU of run B minus run A, if two runs are compared.
     """
 
     name: str
@@ -76,14 +76,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Page:
-    """All that a page shows.
+    """The content of a page.
 
     Attributes:
         title: heading.
-        facts: (what, value) pairs under the heading.
-        columns: what the small pictures of a strip show, in their order.
-        rows: the images, in the order shown at first.
-        sort: that order: worst, best, name or change.
+        facts: (name, value) pairs below the heading.
+        columns: headings of the small pictures of a strip, in order.
+        rows: the images in the initial order.
+        sort: the initial order: worst, best, name or change.
         classes: IoU of each class over the whole data set.
         problems: (file, what is wrong) of the images left out.
         links: (text, path relative to the page) of pages beside it.
@@ -170,7 +170,7 @@ def facts_list(facts: Iterable[tuple[str, str]]) -> str:
 
 
 def _row(row: Row, rank: int) -> str:
-    """One image as HTML."""
+    """Render one image."""
     search = "\n".join([row.name, *row.classes]).lower()
     strips = "".join(_strip(strip, row.name) for strip in row.strips)
     numbers = "".join(
@@ -187,7 +187,7 @@ def _row(row: Row, rank: int) -> str:
 
 
 def _strip(strip: Strip, name: str) -> str:
-    """The small pictures of an image, a link to the large one."""
+    """Render the small pictures of an image as a link to the large one."""
     width, height = strip.size
     caption = f"<small>{escape(strip.caption)}</small>" if strip.caption else ""
     return (
@@ -203,7 +203,7 @@ def _chips(lines: Iterable[ClassLine]) -> str:
 
 
 def _classes(lines: Sequence[ClassLine]) -> str:
-    """IoU of the classes over the data set, as a list to unfold."""
+    """Render the IoU per class over the data set as a collapsible list."""
     if not lines:
         return ""
     items = "".join(

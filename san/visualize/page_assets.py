@@ -1,4 +1,4 @@
-"""Style sheet and script of `san.visualize.page`; without the script the page shows all the same."""
+"""Style sheet and script of `san.visualize.page`; the page also works without the script."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ function remembered(value) {
   try {
     if (value === undefined) return localStorage.getItem("san-theme");
     localStorage.setItem("san-theme", value);
-  } catch (error) { /* a page of file:// may keep nothing */ }
+  } catch (error) { /* browsers may block storage for file:// */ }
   return null;
 }
 const before = remembered();

@@ -1,7 +1,7 @@
-"""How a class name is shown: its colour and its short form.
+"""Colours and short forms of class names.
 
-A name has a colour of its own, a function of the name alone. In a vocabulary, where some of these may be too much
-alike, `palette` moves as few of them as it can, as little as it can.
+Each name has a colour that depends on the name alone. Where colours of a vocabulary are too similar, `palette` changes
+as few of them, and as little, as possible.
 """
 
 from __future__ import annotations
@@ -21,24 +21,23 @@ from san.visualize.color_words import COLOR_WORDS, color_word, is_called
 from san.visualize.oklab import color_grid, oklab, srgb
 
 APART = {32: 0.08, 128: 0.05, 1000: 0.025}
-"""Least distance in Oklab of the colours of a vocabulary of at most so many names; 0.02 is the least that is seen.
+"""Vocabulary size -> minimum distance of its colours in Oklab; 0.02 is about the smallest visible difference.
 
 A name with a colour word keeps to that colour: thirty red things are as far apart as reds can be. Beyond 1,000 names
 colours are no longer compared.
 """
 
 _SALT = b"3897"
-_LIGHTNESS, _MIN_CHROMA = (0.42, 0.92), 0.05  # well seen on dark and on light, and none is taken for a grey image
-_STEP = 12  # of the colours that names are moved to, in red, green and blue
+_LIGHTNESS, _MIN_CHROMA = (0.42, 0.92), 0.05  # visible on dark and light, distinct from the grey image
+_STEP = 12  # step of the grid of replacement colours, in red, green and blue
 
 
 def class_color(name: str) -> tuple[int, int, int]:
-    """A class name's own colour, a function of the name alone (case and outer blanks ignored); see `palette`.
+    """Return the colour of a class name, which depends on the name alone; case and outer blanks are ignored.
 
     The names of the six benchmarks and of the shapes world have colours of `san/data/class_colors.json`, chosen by
-    `tools/maintainers/make_class_colors.py` so that the classes of one label set are well apart. Of other names, one
-    with a colour word ("red car") gets such a colour; any other's hue, lightness and chroma are drawn from a hash of
-    it.
+    `tools/maintainers/make_class_colors.py` so that the classes of one label set differ clearly. Another name with a
+    colour word ("red car") gets a matching colour; for all others, hue, lightness and chroma come from a hash.
 
     Returns:
         red, green, blue, each 0..255.
@@ -49,11 +48,11 @@ def class_color(name: str) -> tuple[int, int, int]:
 
 
 def palette(names: Sequence[str]) -> npt.NDArray[np.uint8]:
-    """Colours of the C names of a vocabulary, at least `APART` from each other; their order makes no difference.
+    """Return the colours of the C names of a vocabulary, at least `APART` apart, independent of their order.
 
-    A name keeps its own colour (`class_color`) unless another name that goes before has one much like it: then it gets
-    the nearest colour that is free. Known names go first, then those with a colour word. So a class changes its colour
-    with the rest of the vocabulary only where it must.
+    A name keeps its own colour (`class_color`) unless a name of higher priority has a similar one: then it gets the
+    nearest free colour. Known names have the highest priority, then names with a colour word. So the rest of the
+    vocabulary rarely changes the colour of a class.
 
     Returns:
         (C, 3) uint8 RGB; equal for equal names.
@@ -63,12 +62,12 @@ def palette(names: Sequence[str]) -> npt.NDArray[np.uint8]:
 
 
 def color_key(name: str) -> str:
-    """What of a name decides its colour."""
+    """Return the part of a name that determines its colour."""
     return name.strip().lower()
 
 
 def may_have(word: tuple[str, int] | None, points: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-    """Which colours (N, 3) of Oklab a name may have, (N,): those of its `color_word`, else any that is well seen."""
+    """Return which colours (N, 3) of Oklab a name may have, (N,) bool: those of its `color_word`, else any visible."""
     if word is not None:
         return is_called(points, *word)
     chroma = np.hypot(points[:, 1], points[:, 2])
@@ -90,10 +89,10 @@ def _palette(names: tuple[str, ...]) -> npt.NDArray[np.uint8]:
 
 
 def _set_apart(keys: Sequence[str], colors: npt.NDArray[np.uint8], apart: float) -> None:
-    """Changes the colours (C, 3) of names that are closer than `apart` to one before them."""
+    """Change the colours (C, 3) of names that are closer than `apart` to an earlier one."""
     points = oklab(colors)
     grid, grid_points = _grid()
-    room = np.full(len(grid), np.inf)  # distance of each colour of the grid to the nearest of the first `known` names
+    room = np.full(len(grid), np.inf)  # distance of each grid colour to the nearest of the first `known` names
     known = 0
     for index, key in enumerate(keys):
         if index and np.linalg.norm(points[:index] - points[index], axis=1).min() < apart:
@@ -110,7 +109,7 @@ def _set_apart(keys: Sequence[str], colors: npt.NDArray[np.uint8], apart: float)
 
 
 def _rank(key: str) -> tuple[bool, bool, bytes]:
-    """Sorts names by who goes first; the same for any two names in every vocabulary."""
+    """Return the sort key of a name's priority, which does not depend on the vocabulary."""
     return key not in _known_colors(), color_word(key) is None, _digest(key)
 
 
@@ -122,7 +121,7 @@ def _grid() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float64]]:
 
 @cache
 def _allowed(word: tuple[str, int] | None) -> npt.NDArray[np.intp]:
-    """Indices of the grid's colours that a name with this colour word, or without one, may have."""
+    """Return the grid indices of the colours that a name with this colour word, or without one, may have."""
     return np.flatnonzero(may_have(word, _grid()[1]))
 
 
@@ -138,10 +137,10 @@ def _digest(key: str) -> bytes:
 
 
 def _drawn(key: str) -> tuple[int, int, int]:
-    """The colour of a name that has no entry in the table."""
+    """Return the colour of a name that has no entry in the table."""
     digest = _digest(key)
     word = color_word(key)
-    if word is not None:  # one of those nearest to the word's own colour, or of the darkest or lightest
+    if word is not None:  # among the nearest to the word's colour, or the darkest or lightest
         (color, shade), (grid, points), choice = word, _grid(), _allowed(word)
         distance = np.linalg.norm(points[choice] - oklab(np.array([COLOR_WORDS[color]])), axis=1)
         order = np.argsort(-shade * points[choice, 0] if shade else distance, kind="stable")
@@ -154,6 +153,6 @@ def _drawn(key: str) -> tuple[int, int, int]:
 
 
 def short_name(name: str, length: int = 30) -> str:
-    """The name on one line, cut to at most `length` letters; some benchmarks' names list ten synonyms."""
+    """Return the name on one line, cut to at most `length` characters; some benchmark names list ten synonyms."""
     name = printable(" ".join(name.split()))
     return name if len(name) <= length else name[: length - 1].rstrip(", ") + "…"

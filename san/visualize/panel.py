@@ -1,6 +1,6 @@
-"""Panels `image | truth | prediction | errors` with a legend, and contact sheets of many labelled images.
+"""Draws panels `image | truth | prediction | errors` with a legend, and contact sheets of labelled images.
 
-Images are (H, W, 3) uint8 RGB, label maps (H, W) integers; see `san.visualize.overlay` for labels that are no class.
+Images are (H, W, 3) uint8 RGB, label maps (H, W) integers; see `san.visualize.overlay` for labels without a class.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from san.visualize.text import FAINT, INK, PAPER, annotate, font
 
 Array = npt.NDArray[Any]
 
-_MIN_SIDE, _MAX_SIDE = 384, 768  # pixels of a shown image: short side at least, long side at most
+_MIN_SIDE, _MAX_SIDE = 384, 768  # pixels of a shown image: minimum short side, maximum long side
 _GAP = 12
 _FONT_SIZE = 15
-_WIDE = 1.5  # width over height of pictures, from which on they are stacked
+_WIDE = 1.5  # wider pictures (width over height) are stacked
 _ERRORS = "errors"  # heading of the error map, with a key to its colours
-_MIN_SHARE = 0.002  # of a label map's pixels, to get a line in the legend
-_LEAST_TOLD = 0.0005  # what is less, 0.0 % of the pixels, is not even counted there as left out
-_MAX_LEGEND, _MAX_ROWS = 60, 20  # entries of a legend under panels, and lines of it
-_MIN_HEADED = 200  # of a column with a heading, pixels
-_MIN_WIDTH = 360  # of a picture with a legend, pixels: a name fits
+_MIN_SHARE = 0.002  # of the pixels, to get a line in the legend
+_LEAST_TOLD = 0.0005  # of the pixels, to be counted in the legend's "+n more"
+_MAX_LEGEND, _MAX_ROWS = 60, 20  # entries and lines of a legend below panels
+_MIN_HEADED = 200  # width of a column with a heading, pixels
+_MIN_WIDTH = 360  # width of a picture with a legend, pixels: fits a name
 _PREVIEW_HEIGHT, _PREVIEW_WIDTH, _PREVIEW_LEGEND = 640, 1000, 12  # pixels, pixels, entries: below 1024 together
 _SHEET_SIDE = 300  # longest side of an image of a contact sheet, pixels
-_SHEET_WIDTH = 1500  # wanted width of a contact sheet, pixels
+_SHEET_WIDTH = 1500  # target width of a contact sheet, pixels
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Sample:
     Attributes:
         image: (H, W, 3) uint8 RGB.
         prediction: (H, W) class indices.
-        truth: (H, W) class indices, other values ignored; None where there is no truth.
+        truth: (H, W) class indices, other values ignored; None without ground truth.
     """
 
     image: Array
@@ -59,16 +59,16 @@ class Sample:
 def panel(
     image: Array, truth: Array | None, prediction: Array, names: Sequence[str], path: str | Path | None = None
 ) -> Image.Image:
-    """Image, truth, prediction and errors over a legend of the classes in them, side by side, or stacked if wide.
+    """Draw image, truth, prediction and errors side by side, or stacked if wide, above a legend of their classes.
 
-    Small images are enlarged by a whole factor, large ones reduced, so that the picture can be read.
+    Small images are enlarged by an integer factor, large ones reduced.
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        truth: (H, W) class indices, other values ignored; None leaves the columns of truth and errors out.
+        truth: (H, W) class indices, other values ignored; None omits the columns of truth and errors.
         prediction: (H, W) class indices.
         names: C class names.
-        path: file to write as well; folders are made.
+        path: file to write as well; missing folders are created.
 
     Raises:
         ValueError: the sizes differ.
@@ -77,10 +77,10 @@ def panel(
 
 
 def panels(samples: Sequence[Sample], names: Sequence[str], path: str | Path | None = None) -> Image.Image:
-    """Several samples as rows of one panel, under shared headings and over one legend; see `panel`.
+    """Draw samples as rows of one panel with shared headings and one legend; see `panel`.
 
     Raises:
-        ValueError: no sample, or sizes that differ within one.
+        ValueError: there is no sample, or the sizes of a sample differ.
     """
     if not samples:
         raise ValueError("no sample to show; give at least one image with its prediction")
@@ -93,7 +93,7 @@ def panels(samples: Sequence[Sample], names: Sequence[str], path: str | Path | N
         for row in rows
         for start in range(0, len(titles), columns)
     ]
-    if columns == len(titles):  # all lines are alike: one heading
+    if columns == len(titles):  # one line per sample: one heading for all
         lines = [lines[0], *(_Line(line.pictures) for line in lines[1:])]
     canvas = _sheet(lines, _legend_of(samples, names))
     if path is not None:
@@ -104,16 +104,16 @@ def panels(samples: Sequence[Sample], names: Sequence[str], path: str | Path | N
 def contact_sheet(
     samples: Iterable[tuple[str, Array, Array]], names: Sequence[str], path: str | Path | None = None
 ) -> Image.Image:
-    """Many images beside their coloured label maps, over one legend: a look at a data set.
+    """Draw many images beside their coloured label maps, above one legend, as an overview of a data set.
 
     Args:
-        samples: (title, image (H, W, 3) uint8 RGB, labels (H, W) integers) each, of any sizes; taken one by one, so
-            that a generator of large images is fine. Labels outside 0..C-1 are shown as `overlay` does.
+        samples: (title, image (H, W, 3) uint8 RGB, labels (H, W) integers) of any sizes; consumed one at a time, so a
+            generator saves memory. Labels outside 0..C-1 are drawn as in `overlay`.
         names: C class names.
-        path: file to write as well; folders are made.
+        path: file to write as well; missing folders are created.
 
     Raises:
-        ValueError: no sample, or a label map of another size than its image.
+        ValueError: there is no sample, or the size of a label map differs from its image's.
     """
     cells = []
     counts = np.zeros(len(names))
@@ -136,7 +136,7 @@ def contact_sheet(
 
 
 def preview(image: Array, labels: Array, names: Sequence[str]) -> Image.Image:
-    """One named label map over its image and a legend, to be shown in a notebook: no side longer than 1024 pixels.
+    """Draw a label map with names over its image, and a legend, for a notebook: no side exceeds 1024 pixels.
 
     Args:
         image: (H, W, 3) uint8 RGB.
@@ -155,15 +155,15 @@ def preview(image: Array, labels: Array, names: Sequence[str]) -> Image.Image:
 
 
 def thumbnails(sample: Sample, names: Sequence[str], width: int = 236) -> Image.Image:
-    """The pictures of `panel` small and without text, in one row, all columns always there.
+    """Draw the pictures of `panel` small and without text, in one row with all columns.
 
     Args:
-        sample: what to show.
+        sample: image, prediction and truth.
         names: C class names.
-        width: of one picture, pixels; a tall one is narrower, in a column of this width.
+        width: width of a column, in pixels; a tall picture is narrower.
     """
     height, columns = sample.image.shape[:2]
-    scale = width / max(columns, height / 1.2)  # a portrait stays below 1.2 times the width
+    scale = width / max(columns, height / 1.2)  # the height is at most 1.2 times the width
     size = (max(1, round(columns * scale)), max(1, round(height * scale)))
     image, (truth, prediction) = resized(sample.image, [sample.truth, sample.prediction], size)
     assert prediction is not None
@@ -178,17 +178,17 @@ def thumbnails(sample: Sample, names: Sequence[str], width: int = 236) -> Image.
 
 
 def save_picture(picture: Image.Image, path: str | Path) -> None:
-    """Write a picture in the format of the file's ending, whole or not at all; folders are made."""
+    """Write a picture atomically, in the format of the file extension; missing folders are created."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    jpeg = path.suffix.lower() in (".jpg", ".jpeg")  # without subsampling, so that text stays sharp
+    jpeg = path.suffix.lower() in (".jpg", ".jpeg")  # no chroma subsampling: text stays sharp
     options: dict[str, Any] = {"quality": 88, "subsampling": 0} if jpeg else {}
     with replacing(path) as file:
         picture.save(file, **options)
 
 
 def resized(image: Array, labels: Sequence[Array | None], size: tuple[int, int]) -> tuple[Array, list[Array | None]]:
-    """An image smoothly, its label maps without mixing, brought to (width, height)."""
+    """Resize to (width, height): an image with interpolation, its label maps with nearest neighbour."""
     pixels = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
     nearest = Image.Resampling.NEAREST
     maps = [
@@ -199,7 +199,7 @@ def resized(image: Array, labels: Sequence[Array | None], size: tuple[int, int])
 
 @dataclass(frozen=True)
 class _Line:
-    """Pictures beside each other, with a heading each or none."""
+    """Pictures side by side, each with a heading or none."""
 
     pictures: Sequence[Image.Image]
     titles: Sequence[str] = ()
@@ -207,7 +207,7 @@ class _Line:
 
 @dataclass(frozen=True)
 class _Legend:
-    """What stands under pictures, as `legend` takes it."""
+    """Arguments of `legend`."""
 
     names: Sequence[str]
     colors: Array
@@ -217,14 +217,14 @@ class _Legend:
 
 
 def _num_columns(num_pictures: int, ratio: float) -> int:
-    """How many of a row's pictures stand beside each other: all, half of four or one, by width over height."""
+    """Return how many pictures of a row are side by side, given width over height: all, two of four, or one."""
     if ratio <= _WIDE:
         return num_pictures
     return 2 if num_pictures == 4 and ratio <= 2 * _WIDE else 1
 
 
 def _sheet(lines: Sequence[_Line], key: _Legend, *, max_entries: int = _MAX_LEGEND) -> Image.Image:
-    """Lines of pictures, the first of them full, over a legend of at most so many classes."""
+    """Draw lines of pictures, the first of which is full, above a legend of at most `max_entries` classes."""
     cell = max(picture.width for line in lines for picture in line.pictures)
     cell = max(cell, _MIN_HEADED if lines[0].titles else 0)
     heading = 2 * _FONT_SIZE
@@ -256,7 +256,7 @@ def _sheet(lines: Sequence[_Line], key: _Legend, *, max_entries: int = _MAX_LEGE
 
 
 def _row(sample: Sample, names: Sequence[str], with_truth: bool) -> list[Image.Image]:
-    """The pictures of one row, brought to a readable size."""
+    """Draw the pictures of one row at a readable size."""
     for labels in (sample.truth, sample.prediction):
         if labels is not None:
             check_sizes(sample.image, labels)
@@ -272,11 +272,11 @@ def _row(sample: Sample, names: Sequence[str], with_truth: bool) -> list[Image.I
 
 
 def _shown_size(size: tuple[int, int], limit: tuple[int, int]) -> tuple[int, int]:
-    """(width, height) to show an image at: a small one grows by a whole factor, a large one shrinks to the limit.
+    """Return the shown (width, height): small images grow by an integer factor, large ones shrink to the limit.
 
     Args:
         size: height and width of the image.
-        limit: of the shown height and width, in pixels.
+        limit: maximum shown height and width, in pixels.
     """
     height, width = size
     grow = max(1, -(-_MIN_SIDE // min(height, width)))
@@ -289,7 +289,7 @@ def _coloured(image: Array, labels: Array, names: Sequence[str]) -> Image.Image:
 
 
 def _sheet_cell(title: str, image: Array, labels: Array, names: Sequence[str]) -> Image.Image:
-    """Image and label map side by side under a title."""
+    """Draw image and label map side by side below a title."""
     height, width = labels.shape
     scale = _SHEET_SIDE / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
@@ -304,7 +304,7 @@ def _sheet_cell(title: str, image: Array, labels: Array, names: Sequence[str]) -
 
 
 def _fitted(text: str, width: int) -> str:
-    """A text in one line, cut in the middle to a width: of a path, both ends say most."""
+    """Shorten a text to one line of a width, in the middle: the ends of a path matter most."""
     text, letters = " ".join(text.split()), font(_FONT_SIZE - 1)
     if letters.getlength(text) <= width:
         return text
@@ -315,7 +315,7 @@ def _fitted(text: str, width: int) -> str:
 
 
 def _draw_error_key(draw: ImageDraw.ImageDraw, right: int, middle: int) -> None:
-    """What the colours of an error map mean, at the right end of its heading."""
+    """Draw the key to the colours of an error map, at the right end of its heading."""
     letters = font(_FONT_SIZE - 2)
     for word, color in (("wrong", WRONG_COLOR), ("right", RIGHT_COLOR)):
         right -= round(letters.getlength(word))
@@ -326,9 +326,9 @@ def _draw_error_key(draw: ImageDraw.ImageDraw, right: int, middle: int) -> None:
 
 
 def _legend_of(samples: Sequence[Sample], names: Sequence[str]) -> _Legend:
-    """Names in truth or prediction, largest first; a note where just one of the two has them on judged pixels.
+    """Build the legend of the classes in truth or prediction, largest first, with a note if only one has them.
 
-    Classes that are small are left out and counted, but for specks of less than 0.05 % of the pixels.
+    Small classes are left out and counted, except those below 0.05 % of the pixels.
     """
     truth, prediction, judged = (np.zeros(len(names)) for _ in range(3))
     num_maps = len(samples)
@@ -358,7 +358,7 @@ def _note(truth: float, judged: float) -> str:
 
 
 def _shares(labels: Array, num_classes: int) -> Array:
-    """Share of the pixels each class has, (C,)."""
+    """Return the share of pixels of each class, (C,)."""
     known = labels[(labels >= 0) & (labels < num_classes)].astype(np.int64)
     shares: Array = np.bincount(known, minlength=num_classes) / max(1, labels.size)
     return shares

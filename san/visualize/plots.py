@@ -1,4 +1,4 @@
-"""Training curves and bars per class, drawn with matplotlib."""
+"""Plots training curves and bars per class."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def plot_curves(metrics_file: str | Path, path: str | Path, *, title: str = "Tra
     """Draw losses, metrics, learning rate and speed over iterations.
 
     Args:
-        metrics_file: ``metrics.json`` of a run, in JSON lines, one dict with `iteration` per line. After a
-            resume an iteration may stand twice: the later line counts.
-        path: PNG to write; folders are made.
-        title: heading of the picture.
+        metrics_file: ``metrics.json`` of a run, in JSON lines, one dict with `iteration` per line. After a resume an
+            iteration may occur twice: the later line is used.
+        path: PNG to write; missing folders are created.
+        title: title of the picture.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: it holds no line with an iteration.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file has no line with an iteration.
     """
     curves = read_curves(metrics_file)
     groups: dict[str, dict[str, Curve]] = {
@@ -62,9 +62,9 @@ def plot_per_class(values: Mapping[str, float], path: str | Path, *, title: str 
     """Draw one bar per class, best first; absent classes (NaN) are only counted.
 
     Args:
-        values: class name to percentage.
-        path: PNG to write; folders are made.
-        title: heading of the picture.
+        values: class name -> percentage.
+        path: PNG to write; missing folders are created.
+        title: title of the picture.
     """
     ranked = sorted(
         ((v, name) for name, v in values.items() if not math.isnan(v)), key=lambda pair: (-pair[0], pair[1])
@@ -85,9 +85,9 @@ def plot_pixel_histogram(pixels: Mapping[str, int], path: str | Path, *, title: 
     """Draw one bar per class on a logarithmic axis, most pixels first; classes without a pixel are only counted.
 
     Args:
-        pixels: class name to number of pixels.
-        path: PNG to write; folders are made.
-        title: heading of the picture.
+        pixels: class name -> number of pixels.
+        path: PNG to write; missing folders are created.
+        title: title of the picture.
     """
     ranked = sorted(
         ((count, name) for name, count in pixels.items() if count > 0), key=lambda pair: (-pair[0], pair[1])
@@ -107,11 +107,11 @@ def plot_pixel_histogram(pixels: Mapping[str, int], path: str | Path, *, title: 
     save_figure(figure, path)
 
 
-_LARGEST = 1e100  # of a value that is drawn; matplotlib cannot scale an axis near the end of what a float holds
+_LARGEST = 1e100  # matplotlib cannot scale an axis near the largest float
 
 
 def read_curves(metrics_file: str | Path) -> dict[str, Curve]:
-    """Every number of a JSON-lines metrics file as (iterations, values), iterations ascending; see `plot_curves`."""
+    """Read each metric of a JSON-lines file as (iterations, values), iterations ascending; see `plot_curves`."""
     metrics_file = Path(metrics_file)
     points: dict[str, dict[int, float]] = {}
     odd: list[int] = []
@@ -121,17 +121,19 @@ def read_curves(metrics_file: str | Path) -> dict[str, Curve]:
             continue
         iteration = int(record.pop("iteration"))
         for name, value in record.items():
-            if abs(value) < _LARGEST:  # NaN is not
+            if abs(value) < _LARGEST:  # false for NaN
                 points.setdefault(name, {})[iteration] = float(value)
     if odd:
         logger.warning(
-            "%s: %d line(s) are no record and are left out (a run was stopped while writing?): %s",
+            "%s: %d line(s) cannot be read as records and are skipped (a run was stopped while writing?): %s",
             metrics_file,
             len(odd),
             ", ".join(map(str, odd[:5])) + (", ..." if len(odd) > 5 else ""),
         )
     if not points:
-        raise ValueError(f"metrics file {metrics_file} holds no line with an iteration; is it a training run's?")
+        raise ValueError(
+            f"metrics file {metrics_file} has no line with an iteration; pass the metrics.json of a training run"
+        )
     return {name: tuple(map(list, zip(*sorted(curve.items()), strict=True))) for name, curve in points.items()}  # type: ignore[misc]
 
 
@@ -140,7 +142,7 @@ def _starting(curves: Mapping[str, Curve], prefix: str) -> dict[str, Curve]:
 
 
 def _is_summary_metric(name: str) -> bool:
-    """Evaluation results, named `dataset/sem_seg/mIoU`, but not the per-class ones."""
+    """Whether a name is that of an evaluation result (`dataset/sem_seg/mIoU`) and not of a per-class one."""
     return name.rpartition("/")[2] in ("mIoU", "pACC", "mACC")
 
 
@@ -181,13 +183,13 @@ def _draw_counts(axes: Axes, ranked: Sequence[tuple[int, str]], num_rows: int, l
     axes.barh(range(len(counts)), counts, color=_BAR_COLOR, height=0.75)
     for row, count in enumerate(counts):
         number = axes.text(count * 1.15, row, _short_count(count), va="center", fontsize=6.5)
-        number.set_in_layout(False)  # it stands inside the axes; asking hundreds of texts for room takes time
+        number.set_in_layout(False)  # it is inside the axes; the layout of hundreds of texts is slow
     _class_axis(axes, ranked, num_rows)
     axes.set_xlim(*limits)
 
 
 def _short_count(count: int) -> str:
-    """A number of pixels in about three digits: 812, 3.4k, 51M."""
+    """Format a number of pixels with about three digits: 812, 3.4k, 51M."""
     value = float(count)
     for unit in ("", "k", "M", "G"):
         if value < 999.5:
@@ -197,7 +199,7 @@ def _short_count(count: int) -> str:
 
 
 def _class_axis(axes: Axes, ranked: Sequence[tuple[float, str]], num_rows: int) -> None:
-    """Names at the left, best at the top, the same height of a bar in every column."""
+    """Label the axis with class names, best at the top, and use one bar height in all columns."""
     axes.set_yticks(range(len(ranked)), [literal(short_name(name)) for _, name in ranked], fontsize=7)
     axes.set_ylim(num_rows - 0.4, -0.6)
     axes.tick_params(axis="x", labelsize=7)
@@ -208,24 +210,24 @@ def _class_axis(axes: Axes, ranked: Sequence[tuple[float, str]], num_rows: int) 
 
 @contextlib.contextmanager
 def drawing(path: str | Path) -> Iterator[None]:
-    """A block that draws a picture beside a result: where it fails, a warning says so and the run goes on.
+    """Context manager for optional pictures: if drawing fails, a warning is logged and the run continues.
 
     Args:
-        path: of the picture, for the message.
+        path: path of the picture, for the message.
     """
     try:
         yield
-    except Exception as error:  # whatever a drawing library makes of somebody's names and numbers
+    except Exception as error:  # matplotlib may raise anything for unusual names and numbers
         logger.warning("%s is not drawn: %s: %s", path, type(error).__name__, one_line(error))
 
 
 def literal(text: str) -> str:
-    """Somebody's text as matplotlib shows it unchanged: ``$`` begins no formula, control characters are escaped."""
+    """Escape a text so that matplotlib shows it unchanged: no ``$`` formulas, no control characters."""
     return printable(text).replace("$", r"\$")
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """A figure outside pyplot, so that no backend or global state is touched; inches."""
+    """Create a figure (size in inches) without pyplot, so that no backend or global state changes."""
     require_extra("train", "plotting", "matplotlib")
     from matplotlib.figure import Figure
 
@@ -233,13 +235,13 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:
-    """Write a figure; folders are made. Characters that the font lacks are logged in one line."""
+    """Write a figure; missing folders are created. Characters missing in the font are logged in one line."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         figure.savefig(path, dpi=150)
     missing: dict[str, None] = {}
-    for each in caught:  # matplotlib warns of every character
+    for each in caught:  # matplotlib warns once per character
         if found := re.match(r"Glyph (\d+) .* missing from", str(each.message)):
             missing[chr(int(found[1]))] = None
         else:

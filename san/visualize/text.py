@@ -1,7 +1,7 @@
-"""Text on pictures: the font, and names written onto label maps so that they can be read and hide no object.
+"""Draws text on pictures: the font, and class names on label maps that are readable and hide no object.
 
-A name stands on an opaque plate (the same contrast on any background). It goes onto its own segment if it leaves most
-of it visible, else beside it with a line that leads there, else it is left to the legend.
+A name is drawn on an opaque plate, for contrast on any background. The plate is on the segment if most of it stays
+visible, else beside it with a connecting line; without room for either, the name is only in the legend.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ MAX_COVERED = 0.35
 
 _FONT_SIZE = 13
 _PAD_X, _PAD_Y = 4, 2
-_MIN_AREA = 100  # shown pixels of a class, to get a name in the picture
-_MAX_TAGS = 16  # names in one picture; the other classes stand in the legend
+_MIN_AREA = 100  # shown pixels that a class needs to get a name in the picture
+_MAX_TAGS = 16  # names in one picture; other classes are only in the legend
 _DIRECTIONS = [(1, 0), (-1, 0), (0, -1), (0, 1), (1, -1), (-1, -1), (1, 1), (-1, 1)]
 
 
 @dataclass(frozen=True)
 class Tag:
-    """A name and its place in a picture.
+    """A name and its position in a picture.
 
     Attributes:
-        name: as written.
+        name: the text.
         label: class index.
         box: the plate: left, top, right, bottom in pixels.
-        anchor: (x, y) on the segment, where a line leads; None where the plate lies on the segment itself.
+        anchor: (x, y) on the segment, end of the connecting line; None if the plate is on the segment.
     """
 
     name: str
@@ -51,12 +51,12 @@ class Tag:
 
 @cache
 def font(size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, the font of matplotlib's plots; it has Latin, Greek and Cyrillic letters."""
+    """Return DejaVu Sans, the font of matplotlib's plots; it has Latin, Greek and Cyrillic letters."""
     return ImageFont.truetype(str(Path(__file__).parent / "assets" / "DejaVuSans.ttf"), size)
 
 
 def cut_to(text: str, width: float, letters: ImageFont.FreeTypeFont) -> str:
-    """A text, its end replaced by "…" where it is longer than `width` pixels."""
+    """Shorten a text to `width` pixels; a removed end is replaced by "…"."""
     if letters.getlength(text) <= width:
         return text
     length = len(text)
@@ -66,10 +66,10 @@ def cut_to(text: str, width: float, letters: ImageFont.FreeTypeFont) -> str:
 
 
 def annotate(picture: Image.Image, labels: Array, names: Sequence[str]) -> Image.Image:
-    """Write the names of the classes into a picture of a label map; see `place_tags`.
+    """Draw the class names on a picture of a label map; see `place_tags`.
 
     Args:
-        picture: RGB, drawn on.
+        picture: RGB, modified in place.
         labels: (H, W) class indices of the same size.
         names: C class names.
 
@@ -93,16 +93,16 @@ def annotate(picture: Image.Image, labels: Array, names: Sequence[str]) -> Image
 
 
 def place_tags(labels: Array, names: Sequence[str]) -> list[Tag]:
-    """Places for the names of a label map's classes.
+    """Find positions for the names of a label map's classes.
 
-    No plate overlaps another or the border, and all plates together hide at most `MAX_COVERED` of any class.
+    Plates do not overlap each other or the border, and all together hide at most `MAX_COVERED` of any class.
 
     Args:
         labels: (H, W) integers at the shown size; values outside 0..C-1 get no name.
         names: C class names.
 
     Returns:
-        At most one tag per class, largest classes first. Classes without room or of a few pixels have none.
+        at most one tag per class, largest classes first. Classes without room or of few pixels have none.
     """
     known = (labels >= 0) & (labels < len(names))
     areas = np.bincount(labels[known].astype(np.int64), minlength=len(names))
@@ -118,7 +118,7 @@ def place_tags(labels: Array, names: Sequence[str]) -> list[Tag]:
 
 
 class _Room:
-    """What is still free of a label map of (H, W) shown pixels."""
+    """The free space of a label map of (H, W) shown pixels."""
 
     def __init__(self, labels: Array, areas: Array) -> None:
         self.labels = np.where((labels >= 0) & (labels < len(areas)), labels.astype(np.int64), len(areas))
@@ -127,7 +127,7 @@ class _Room:
         self.taken: list[Box] = []
 
     def take(self, label: int, name: str) -> Tag | None:
-        """The best free place for a class's name, which is then no longer free."""
+        """Reserve the best free position for a class's name; None if there is no room."""
         _, top, _, bottom = font(_FONT_SIZE).getbbox(f"{name}Ág", anchor="ls")
         width = round(font(_FONT_SIZE).getlength(name)) + 2 * _PAD_X
         height = round(bottom - top) + 2 * _PAD_Y
@@ -142,14 +142,14 @@ class _Room:
         return None
 
     def _inside(self, x: float, y: float, width: int, height: int) -> Box:
-        """A box around a point, moved off the picture's border."""
+        """Return a box around a point, moved inside the picture."""
         rows, columns = self.labels.shape
         left = min(max(round(x - width / 2), 0), max(0, columns - width))
         top = min(max(round(y - height / 2), 0), max(0, rows - height))
         return left, top, left + width, top + height
 
     def _around(self, mask: Array, anchor: tuple[int, int], width: int, height: int) -> Iterator[Box]:
-        """Boxes beside a segment, the nearest first."""
+        """Yield boxes beside a segment, the nearest first."""
         size = np.sqrt(mask.sum()) / 2
         for distance in (size + 8, size + 24, size + 48, 2 * size + 80):
             for dx, dy in _DIRECTIONS:
@@ -158,7 +158,7 @@ class _Room:
                 yield self._inside(x, y, width, height)
 
     def _try(self, box: Box) -> bool:
-        """Takes a box if it is free and hides little of every class under it."""
+        """Reserve a box if it is free and hides little of each class below it; return whether it is reserved."""
         left, top, right, bottom = box
         rows, columns = self.labels.shape
         if left < 0 or top < 0 or right > columns or bottom > rows:
@@ -175,15 +175,15 @@ class _Room:
 
 
 def largest_square(mask: npt.NDArray[np.bool_]) -> tuple[float, float, int]:
-    """Centre (x, y) and side of the largest square inside the mask, the middle one of several."""
+    """Return centre (x, y) and side of the largest square inside the mask; the middle one of several."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not len(rows):
         return 0.0, 0.0, 0
     first_row, first_column = int(rows[0]), int(columns[0])
-    mask = mask[first_row : rows[-1] + 1, first_column : columns[-1] + 1]  # what is outside costs time only
+    mask = mask[first_row : rows[-1] + 1, first_column : columns[-1] + 1]  # crop, to save time
     integral = np.pad(mask.cumsum(axis=0, dtype=np.int32).cumsum(axis=1), ((1, 0), (1, 0)))
     top, left, side, too_long = 0, 0, 0, min(mask.shape) + 1
-    while too_long - side > 1:  # a mask that holds a square holds all smaller ones: bisect the side
+    while too_long - side > 1:  # a mask that contains a square contains all smaller ones: bisect
         n = (side + too_long) // 2
         filled = integral[n:, n:] - integral[:-n, n:] - integral[n:, :-n] + integral[:-n, :-n] == n * n
         corners = np.flatnonzero(filled)
@@ -195,5 +195,5 @@ def largest_square(mask: npt.NDArray[np.bool_]) -> tuple[float, float, int]:
 
 
 def _nearest(box: Box, point: tuple[int, int]) -> tuple[int, int]:
-    """The point of a box next to another point."""
+    """Return the point of a box that is nearest to another point."""
     return min(max(point[0], box[0]), box[2] - 1), min(max(point[1], box[1]), box[3] - 1)

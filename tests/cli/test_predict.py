@@ -241,9 +241,9 @@ def test_a_wrong_option_is_code_2(options: list[str], message: str, capsys: pyte
     ("options", "message"),
     [
         (["--device", "abacus"], "device is 'abacus'; set it to cpu"),
-        (["--model", "gone"], "no model 'gone'"),
+        (["--model", "gone"], "unknown model 'gone'"),
         (["--model", "san_vit_b_16", "--offline"], "san_vit_b_16.pth of Mendel192/san is not on this machine"),
-        (["--config", "vit_b16"], "leave config out"),
+        (["--config", "vit_b16"], "omit config"),
     ],
 )
 def test_a_wrong_model_is_one_line(

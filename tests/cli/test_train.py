@@ -91,7 +91,7 @@ def test_a_training_run_is_a_model(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = build_san(variant("tiny"))
     (tmp_path / "config.yaml").write_text(TINY)
-    with pytest.raises(FileNotFoundError, match="a run without a checkpoint"):
+    with pytest.raises(FileNotFoundError, match="neither a checkpoint of a run"):
         find_model(str(tmp_path))
     for name in ("model_0000009.pth", "model_0000019.pth"):
         torch.save({"model": model.state_dict(), "iteration": 9}, tmp_path / name)

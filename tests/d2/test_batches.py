@@ -66,14 +66,14 @@ def test_an_iteration_that_nobody_ended_ends_with_the_process() -> None:
 
 def test_a_batch_that_cannot_be_sent_is_an_error() -> None:
     """As of a full /dev/shm or too many open files; Python prints the error and drops the batch."""
-    with pytest.raises(OSError, match=r"cannot hand over .*pickle.*; give /dev/shm"):
+    with pytest.raises(OSError, match=r"cannot send its samples .*pickle.*; increase /dev/shm"):
         list(build_eval_loader(RECORDS, not_to_be_sent, num_workers=1))
 
 
 def test_waiting_has_a_limit(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(batches, "WARN_AFTER", 0.2)
     monkeypatch.setattr(batches, "LOOK_EVERY", 0.1)
-    with pytest.raises(TimeoutError, match=r"no batch came from the 2 .*DATALOADER.TIMEOUT 0.5.*NUM_WORKERS 0"):
+    with pytest.raises(TimeoutError, match=r"no batch arrived from the 2 .*DATALOADER.TIMEOUT 0.5.*NUM_WORKERS 0"):
         list(build_eval_loader(RECORDS, stopped, num_workers=2, timeout=0.5))
     assert "DATALOADER.TIMEOUT is 0.5 s" in caplog.text
 

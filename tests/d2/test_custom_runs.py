@@ -155,7 +155,7 @@ def test_a_subset_is_told(make_cfg: MakeCfg, reference: Path, tmp_path: Path) ->
     report = json.loads((tmp_path / "run/inference/voc_sem_seg_val/metrics.json").read_text())
     assert report["subset"] == "2 of 3 images"
     log = (tmp_path / "run/log.txt").read_text()
-    assert "voc_sem_seg_val: a quick look at 2 of 3 images (DATASETS.TEST_SUBSET)" in log
+    assert "voc_sem_seg_val: evaluating only 2 of 3 images (DATASETS.TEST_SUBSET)" in log
     assert "voc_sem_seg_val: 2 of 3 images in" in log
     assert "subset" not in json.loads((reference / "inference/voc_sem_seg_val/metrics.json").read_text())
 

@@ -108,7 +108,7 @@ def test_unpaired_files_and_missing_images_are_reported(tmp_path: Path, caplog: 
         records = load_records("voc_sem_seg_train")
     assert [Path(record["file_name"]).name for record in records] == ["train_000.jpg"]
     assert "train_001.png" in caplog.text
-    assert "voc_sem_seg_train has 1 images here, not 10582" in caplog.text
+    assert "voc_sem_seg_train has 1 images, not 10582" in caplog.text
     assert "val_000" not in caplog.text  # the image folder is shared by both splits
     assert [Path(each).name for each in pairing_of("voc_sem_seg_train").labels_without_image] == ["train_001.png"]
 
@@ -154,12 +154,12 @@ def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
 
 
 def test_names_of_others_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="gives the name 'voc_sem_seg_train', which is another data set's"):
+    with pytest.raises(ValueError, match="has the name 'voc_sem_seg_train', which another data set has"):
         register_custom(write_custom(tmp_path, name="voc_sem_seg"))
     with pytest.raises(ValueError, match="'shapes_sem_seg_train'"):
         register_custom(write_custom(tmp_path, name="shapes_sem_seg"))
     register_folder("taken_val", tmp_path, tmp_path, ["a"])
-    with pytest.raises(ValueError, match="gives the name 'taken_val'"):
+    with pytest.raises(ValueError, match="has the name 'taken_val'"):
         register_custom(write_custom(tmp_path, name="taken"))
     (tmp_path / "two").mkdir()
     files = [write_custom(tmp_path), write_custom(tmp_path / "two")]

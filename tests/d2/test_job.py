@@ -98,7 +98,7 @@ def test_a_missing_variable_is_named(missing: str) -> None:
         ({"LOCAL_RANK": "2"}, "LOCAL_RANK is 2 but LOCAL_WORLD_SIZE is 2"),
         ({"RANK": "-1"}, "variable RANK is '-1'"),
         ({"MASTER_PORT": "http"}, "variable MASTER_PORT is 'http'"),
-        ({"LOCAL_WORLD_SIZE": "3"}, "4 processes are not spread evenly over machines of 3"),
+        ({"LOCAL_WORLD_SIZE": "3"}, "4 processes are not a multiple of 3 per machine"),
     ],
 )
 def test_variables_that_make_no_sense(changes: dict[str, str], message: str) -> None:

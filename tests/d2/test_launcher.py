@@ -61,7 +61,7 @@ def test_no_gpu_or_one_runs_in_this_process(engine: str, make_cfg: MakeCfg, numb
         ({"num_gpus": 2, "dist_url": "tcp://[::1"}, r"--dist-url is 'tcp://\[::1'"),
         ({"num_gpus": 2, "dist_url": "localhost:2000"}, "--dist-url is 'localhost:2000'"),
         ({"num_gpus": 2, "dist_url": "tcp://no.such.machine.invalid:2000"}, "no.such.machine.invalid is unknown"),
-        ({"num_gpus": 2, "dist_url": "tcp://192.0.2.1:2000"}, "192.0.2.1:2000: this machine cannot wait there"),
+        ({"num_gpus": 2, "dist_url": "tcp://192.0.2.1:2000"}, "192.0.2.1:2000: this machine cannot listen there"),
     ],
 )
 def test_numbers_that_start_nothing_are_refused(make_cfg: MakeCfg, changes: dict[str, int], message: str) -> None:
@@ -75,7 +75,7 @@ def test_a_port_that_is_taken_is_one_error(make_cfg: MakeCfg, machines: int) -> 
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         changes = {"num_gpus": 2, "num_machines": machines, "dist_url": f"tcp://127.0.0.1:{taken.getsockname()[1]}"}
-        with pytest.raises(ValueError, match=r"cannot wait there \(Address already in use\).* another free port"):
+        with pytest.raises(ValueError, match=r"cannot listen there \(Address already in use\).* another free port"):
             launcher.start_workers(lambda cfg, args: None, make_cfg(), arguments(**changes))
 
 

@@ -140,11 +140,11 @@ def test_a_slim_file_needs_its_clip(fresh: SAN, trained: SAN, tmp_path: Path) ->
     for path in (SHAPES_CHECKPOINT, tmp_path / "slim.pth"):
         save_slim(trained.model, tmp_path / "slim.pth")
         for load in (DetectionCheckpointer(other).load, lambda path: other.load_state_dict(torch.load(path))):
-            with pytest.raises(ValueError, match="trained on the frozen CLIP 'shapes shapes'"):
+            with pytest.raises(ValueError, match="trained with the frozen CLIP 'shapes shapes'"):
                 load(str(path))
     former = content | {"model": dict(content["model"])}  # as files were before: no note inside the tensors
     torch.save(former, tmp_path / "former.pth")
-    with pytest.raises(ValueError, match="trained on the frozen CLIP 'shapes shapes'"):
+    with pytest.raises(ValueError, match="trained with the frozen CLIP 'shapes shapes'"):
         make(tmp_path / "former.pth", "MODEL.CLIP.PRETRAINED", "''")
 
 
@@ -174,7 +174,7 @@ def test_a_model_whose_weights_were_never_loaded_predicts_nothing(trained: SAN) 
 def test_folders(trained: SAN, tmp_path: Path) -> None:
     run, saved = tmp_path / "run", tmp_path / "saved"
     run.mkdir()
-    with pytest.raises(FileNotFoundError, match="run without a checkpoint"):
+    with pytest.raises(FileNotFoundError, match="neither a checkpoint of a run"):
         weights_file(str(run))
     with pytest.raises(FileNotFoundError, match="gone does not exist"):
         make(tmp_path / "gone")

@@ -47,13 +47,13 @@ def test_a_used_folder_is_refused_and_left_as_it_is(make_cfg: MakeCfg) -> None:
     folder.mkdir()
     save(folder, "model_0000004", 4, "a")
     (folder / "config.yaml").write_text("as it was")
-    with pytest.raises(ValueError, match=r"holds a run already \(model_0000004.pth\); .* --resume, .*--move-aside"):
+    with pytest.raises(ValueError, match=r"already has a run \(model_0000004.pth\); .* --resume, .*--move-aside"):
         run(cfg)
     assert (folder / "config.yaml").read_text() == "as it was" and not (folder / "log.txt").exists()
     remove_checkpoint(folder / "model_0000004.pth")
     (folder / "metrics.json").write_text('{"iteration": 3}\n')
     with (
-        pytest.raises(ValueError, match=r"holds a run already \(metrics.json\)"),
+        pytest.raises(ValueError, match=r"already has a run \(metrics.json\)"),
         occupied(folder, resume=False, move_aside=False),
     ):
         pass
@@ -91,7 +91,7 @@ def test_nothing_is_moved_aside_for_a_run_that_cannot_start(make_cfg: MakeCfg) -
     folder = Path(make_cfg().OUTPUT_DIR)
     folder.mkdir()
     own = save(folder, "model_0000004", 4, "a")
-    with pytest.raises(ValueError, match=r"MODEL.WEIGHTS .*model_0000004.pth is in OUTPUT_DIR .*name another"):
+    with pytest.raises(ValueError, match=r"MODEL.WEIGHTS .*model_0000004.pth is in OUTPUT_DIR .*use another"):
         run(make_cfg(MODEL__WEIGHTS=str(own)), move_aside=True)
     with pytest.raises(FileNotFoundError, match=r"gone.pth does not exist; correct MODEL.WEIGHTS"):
         run(make_cfg(MODEL__WEIGHTS=str(folder.parent / "gone.pth")), move_aside=True)
@@ -104,7 +104,7 @@ def test_nothing_is_moved_aside_for_a_run_that_cannot_start(make_cfg: MakeCfg) -
 def test_a_folder_that_cannot_be_made(tmp_path: Path, make_cfg: MakeCfg, name: str, reason: str) -> None:
     (tmp_path / "file").touch()
     for eval_only in (False, True):
-        with pytest.raises(ValueError, match=f"OUTPUT_DIR .* cannot be made .*{reason}.*; set it to a folder"):
+        with pytest.raises(ValueError, match=f"OUTPUT_DIR .* cannot be created .*{reason}.*; set it to a folder"):
             run(make_cfg(OUTPUT_DIR=str(tmp_path / name)), eval_only=eval_only)
 
 
@@ -132,7 +132,7 @@ def test_two_runs_at_once_are_refused(tmp_path: Path) -> None:
         return ours.recv()
 
     with occupied(tmp_path, resume=False, move_aside=False):
-        assert f"another run trains in OUTPUT_DIR {tmp_path} now (process {os.getpid()} on " in outcome()
+        assert f"another run is training in OUTPUT_DIR {tmp_path} (process {os.getpid()} on " in outcome()
     assert outcome() == "it runs"
 
 
@@ -140,7 +140,7 @@ def test_two_runs_at_once_are_refused(tmp_path: Path) -> None:
 def test_a_pipe_in_the_place_of_a_file_is_named(tmp_path: Path, name: str) -> None:
     os.mkfifo(tmp_path / name)
     with (
-        pytest.raises(ValueError, match=f"{name} is no regular file"),
+        pytest.raises(ValueError, match=f"{name} is not a regular file"),
         occupied(tmp_path, resume=True, move_aside=False),
     ):
         pass
@@ -179,7 +179,10 @@ def test_checkpoints_are_found_without_last_checkpoint(
     record(tmp_path, "a")
     with caplog.at_level("WARNING", "san.d2.checkpointer"):
         assert latest_checkpoint(tmp_path) == newest == Path(weights_file(str(tmp_path)))
-    assert str(tmp_path / "last_checkpoint") in caplog.text and "going on from the newest whole one" in caplog.text
+    assert (
+        str(tmp_path / "last_checkpoint") in caplog.text
+        and "resuming from the newest undamaged checkpoint" in caplog.text
+    )
 
 
 def test_checkpoints_of_an_older_run_are_not_taken(tmp_path: Path) -> None:
@@ -193,7 +196,7 @@ def test_checkpoints_of_an_older_run_are_not_taken(tmp_path: Path) -> None:
     (tmp_path / "last_checkpoint").write_text("model_final.pth")
     assert latest_checkpoint(tmp_path) == own
     remove_checkpoint(own)
-    with pytest.raises(ValueError, match=r"model_final.pth is of another run .*: no checkpoint in "):
+    with pytest.raises(ValueError, match=r"model_final.pth belongs to another run .*: no checkpoint in "):
         latest_checkpoint(tmp_path)
 
 

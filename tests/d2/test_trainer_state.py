@@ -74,10 +74,10 @@ ODD: dict[str, tuple[Callable[[State], Any], str]] = {
     "no state": (lambda s: s["optimizer"].pop("state"), "optimizer state is None"),
     "no groups": (lambda s: s["optimizer"].pop("param_groups"), "parameter groups are None"),
     "empty groups": (lambda s: s["optimizer"].update(param_groups=[]), r"parameter groups are \[\]"),
-    "one group": (lambda s: s["optimizer"].update(param_groups=s["optimizer"]["param_groups"][:1]), "of other groups"),
+    "one group": (lambda s: s["optimizer"].update(param_groups=s["optimizer"]["param_groups"][:1]), "belong to groups"),
     "a group": (lambda s: s["optimizer"].update(param_groups=[7]), "a parameter group is 7"),
     "no params": (lambda s: group(s, params=None), "tensors of a parameter group are None"),
-    "params": (lambda s: group(s, params=[5, 6]), "not numbered one after the other"),
+    "params": (lambda s: group(s, params=[5, 6]), "not numbered consecutively"),
     "lr": (lambda s: group(s, lr=math.nan), "lr of a parameter group is nan"),
     "lr type": (lambda s: group(s, lr="0.1"), "lr of a parameter group is '0.1'"),
     "decay": (lambda s: group(s, weight_decay=math.inf), "weight_decay of a parameter group is inf"),
@@ -88,7 +88,7 @@ ODD: dict[str, tuple[Callable[[State], Any], str]] = {
     "further": (lambda s: moment(s, 1, "max_exp_avg_sq"), "instead of step, exp_avg, exp_avg_sq"),
     "shape": (lambda s: moment(s, torch.zeros(1)), r"exp_avg of \S+ is dense, torch.float32, \(1,\) instead of"),
     "dtype": (lambda s: moment(s, torch.Tensor.double), "is dense, torch.float64"),
-    "layout": (lambda s: moment(s, lambda t: torch.zeros(1).expand(t.shape)), "is not laid out in memory"),
+    "layout": (lambda s: moment(s, lambda t: torch.zeros(1).expand(t.shape)), "does not have the memory layout"),
     "sparse": (lambda s: moment(s, torch.Tensor.to_sparse), "is sparse"),
     "no tensor": (lambda s: moment(s, 0.5), "is 0.5 instead of a tensor"),
     "NaN": (lambda s: moment(s, lambda t: t * math.nan), "exp_avg of .* is NaN or infinite"),
@@ -113,7 +113,7 @@ def test_an_odd_state_is_one_clear_error(
 
 @pytest.mark.parametrize("state", [None, 3, [], "x"])
 def test_no_state_at_all(trainer: Trainer, state: Any) -> None:
-    with pytest.raises(ValueError, match="no trainer part, but weights alone" if state is None else "trainer part is"):
+    with pytest.raises(ValueError, match="only weights, no trainer state" if state is None else "trainer state is"):
         trainer.check_state_dict(state)
 
 
@@ -151,7 +151,7 @@ def test_a_checkpoint_that_is_refused_changes_no_weight(
     register_datasets(cfg.DATASETS.ROOT)
     trainer = Trainer(cfg)
     before = weights_digest(trainer.san)
-    with pytest.raises(ValueError, match=r"cannot go on from checkpoint \S+model_0000002.pth: "):
+    with pytest.raises(ValueError, match=r"cannot resume from checkpoint \S+model_0000002.pth: "):
         trainer.resume_or_load(resume=True)
     assert weights_digest(trainer.san) == before and trainer.start_iter == 0
     SANCheckpointer(trainer.san).load(str(Path(cfg.OUTPUT_DIR) / "model_0000002.pth"), checkpointables=[])
@@ -172,7 +172,7 @@ def test_a_resumed_run_has_the_rates_of_its_configuration(make_cfg: MakeCfg, ref
     state = load_checkpoint_file(folder / "model_final.pth")["trainer"]
     assert {group["weight_decay"] for group in state["optimizer"]["param_groups"]} == {0.5, 0.0}
     assert {group["initial_lr"] for group in state["optimizer"]["param_groups"]} == {5e-4}
-    assert "SOLVER.BASE_LR is 0.0005 from here on; it was 0.001" in (folder / "log.txt").read_text()
+    assert "SOLVER.BASE_LR is now 0.0005; it was 0.001" in (folder / "log.txt").read_text()
 
 
 @pytest.mark.parametrize(

@@ -190,7 +190,7 @@ def test_a_checkpoint_without_a_module_of_the_users(
     fresh = own.extra.weight.clone()
     own.load_state_dict(plain)
     assert torch.equal(own.extra.weight, fresh)
-    assert "has no extra.bias, extra.weight: fresh weights are kept" in caplog.text
+    assert "has no extra.bias, extra.weight: the initial weights are kept" in caplog.text
     torch.testing.assert_close({k: v for k, v in own.state_dict().items() if k in plain}, dict(plain), rtol=0, atol=0)
     with pytest.raises(ValueError, match="extra.bias: missing"):
         own.load_state_dict(plain | {"extra.weight": fresh})

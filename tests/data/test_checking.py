@@ -168,7 +168,7 @@ def test_upright_label_of_a_rotated_image_is_only_noted(folder: Path, orientatio
 def test_wrong_count(folder: Path) -> None:
     target = CheckTarget("pets", CLASSES, num_pairs=5)
     finding = found(check(folder, target), "wrong_count")
-    assert (finding.message, finding.wrong) == ("3 pairs, published are 5", True)
+    assert (finding.message, finding.wrong) == ("3 pairs, but the published set has 5", True)
     partial = CheckTarget("pets", CLASSES, num_pairs=5, partial=True)
     assert not found(check(folder, partial), "wrong_count").wrong
     too_many = CheckTarget("pets", CLASSES, num_pairs=2, partial=True)
@@ -212,7 +212,7 @@ def test_label_types(folder: Path) -> None:
     report = check(folder, target)
     wrong = [finding for finding in report.findings if finding.wrong]
     assert [finding.kind for finding in wrong] == ["label_type"] * 3
-    assert "8 bits (mode L), which do not hold 300 classes" in wrong[0].message
+    assert "8 bits (mode L), too few for 300 classes" in wrong[0].message
     for path in (folder / "labels").iterdir():
         Image.fromarray(np.array(Image.open(path)).astype(np.uint16)).save(path)
     assert check(folder, target).ok
@@ -277,7 +277,7 @@ def test_a_label_map_of_another_ending_is_found(folder: Path, name: str) -> None
     (folder / "labels/2.png").rename(folder / "labels" / name)
     finding = found(check(folder), "label_without_image")
     assert finding.file == str(folder / "labels" / name)
-    assert "its ending is not exactly .png" in finding.message
+    assert "its extension is not exactly .png" in finding.message
 
 
 @pytest.mark.parametrize(

@@ -144,7 +144,7 @@ def test_things_are_named_under_their_masks(repo, capsys):
     assert found["seen things"] > 65 and found["novel things"] > 65 and found["grounds"] > 72
     assert tool.main(["gone.safetensors"]) == 1
     assert tool.main(["--shallow-depth", "6"]) == 1
-    assert "give depths from 1 to 5" in capsys.readouterr().err
+    assert "use depths from 1 to 5" in capsys.readouterr().err
 
 
 def test_many_unknown_words_are_one_line(caplog):

@@ -137,7 +137,7 @@ def test_undeclared_16_bit_ignore_label_is_refused() -> None:
 
 def test_misfits_are_refused() -> None:
     matrix = ConfusionMatrix(3, 255)
-    with pytest.raises(ValueError, match=r"prediction of x\.png has shape \(1, 2\) but its label map \(2, 1\)"):
+    with pytest.raises(ValueError, match=r"prediction of x\.png has shape \(1, 2\) but its label map has \(2, 1\)"):
         matrix.update(np.zeros((1, 2), int), np.zeros((2, 1), int), file_name="x.png")
     with pytest.raises(ValueError, match="ignore_label 2 is a class"):
         ConfusionMatrix(3, 2)

@@ -48,7 +48,7 @@ def test_a_score_by_hand() -> None:
     nothing = score_image(prediction, np.full_like(truth, 255), 3)
     assert (nothing.miou, nothing.accuracy, nothing.classes) == (None, None, ())
     assert score_image(np.full((2, 2), -1), np.zeros((2, 2), int), 1).classes[0].taken_for == -1
-    with pytest.raises(ValueError, match="give the predictions of this data set"):
+    with pytest.raises(ValueError, match="use the predictions of this data set"):
         score_image(prediction[:1], truth, 3)
 
 
@@ -70,7 +70,7 @@ def test_plain_runs_and_uncovered_pixels() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"size": [3, 2]}, r"the prediction is \(3, 2\) but the label map \(2, 2\)"),
+        ({"size": [3, 2]}, r"the prediction is \(3, 2\) but the label map is \(2, 2\)"),
         ({"counts": [1, 9]}, "damaged"),
         ({"counts": [-1, 2]}, "damaged"),
         ({"counts": "~~~~"}, "damaged"),
@@ -88,10 +88,10 @@ def test_damaged_codes_are_refused(change: dict[str, Any], message: str) -> None
 
 def test_other_categories_are_refused() -> None:
     entry = {"category_id": 7, "segmentation": {"size": [1, 1], "counts": [0, 1]}}
-    with pytest.raises(ValueError, match="category_id 7 is none of the data set's"):
+    with pytest.raises(ValueError, match="category_id 7 is not in the data set"):
         decode_entries([entry], (1, 1), {0: 0})
     for category in (-1, 10**12):
-        with pytest.raises(ValueError, match="is none of the data set's"):
+        with pytest.raises(ValueError, match="is not in the data set; use"):
             decode_entries([entry | {"category_id": category}], (1, 1))
     for wrong in ({}, {"category_id": "x", "segmentation": {}}, {"category_id": 1, "segmentation": [3]}):
         with pytest.raises(ValueError, match="a prediction is damaged"):
@@ -124,7 +124,7 @@ def test_label_maps_are_found_by_label_file(tmp_path: Path) -> None:
     Image.new("L", (2, 2)).save(path)
     for source in (tmp_path, tmp_path / "label_maps"):
         assert Predictions(source).of("x.jpg", None, "sub/1") == path
-    with pytest.raises(FileNotFoundError, match="no prediction"):
+    with pytest.raises(FileNotFoundError, match="prediction .* does not exist"):
         Predictions(tmp_path).of("x.jpg", None, "1")
 
 
@@ -142,11 +142,11 @@ def test_unusable_sources(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"TEST\.SAVE_RLE True"):
         Predictions(tmp_path)
     for content in ({}, [3], [{"file_name": 3}]):
-        with pytest.raises(ValueError, match="is no list of predictions"):
+        with pytest.raises(ValueError, match="is not a list of predictions"):
             Predictions(write(tmp_path / "a.json", content))
     for text in ("[", "[" * 100_000):
         (tmp_path / "a.json").write_text(text)
-        with pytest.raises(ValueError, match="is no JSON"):
+        with pytest.raises(ValueError, match="cannot be read as JSON"):
             Predictions(tmp_path / "a.json")
     with open(tmp_path / "a.json", "wb") as sparse:
         sparse.truncate(200 << 30)

@@ -69,7 +69,7 @@ def test_label_map_png(tmp_path: Path, highest: int, mode: str) -> None:
 
 @pytest.mark.parametrize("value", [-1, 65536])
 def test_label_map_png_refuses_what_does_not_fit(tmp_path: Path, value: int) -> None:
-    with pytest.raises(ValueError, match="but a PNG holds"):
+    with pytest.raises(ValueError, match="but a PNG can store"):
         write_label_map(tmp_path / "a.png", np.array([[0, value]]))
 
 

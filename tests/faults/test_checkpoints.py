@@ -73,9 +73,9 @@ def test_a_damaged_latest_checkpoint_is_passed_over(make_cfg: MakeCfg, reference
     spoil(folder / "model_0000003.pth", how)
     run(cfg, resume=True)
     log = (folder / "log.txt").read_text()
-    assert log.count("going on from the newest whole one") == 1
+    assert log.count("resuming from the newest undamaged checkpoint") == 1
     assert re.search(
-        r"checkpoint \S+model_0000003.pth .*; going on from the newest whole one, \S+model_0000001.pth", log
+        r"checkpoint \S+model_0000003.pth .*; resuming from the newest undamaged checkpoint, \S+model_0000001.pth", log
     )
     assert losses(folder) == losses(reference)
     ours, theirs = (torch.load(f / "model_final.pth", weights_only=True)["model"] for f in (folder, reference))
@@ -112,7 +112,7 @@ def test_a_full_disk_costs_one_checkpoint(make_cfg: MakeCfg, monkeypatch: Any) -
     with pytest.raises(SystemExit):
         run(cfg)
     log = (folder / "log.txt").read_text()
-    assert log.count("No space left on device") == 2 and "earlier ones are untouched" in log
+    assert log.count("No space left on device") == 2 and "earlier ones are unchanged" in log
     assert "ends WITHOUT a checkpoint of iteration 3" in log
     assert {path.name for path in folder.glob("model_*")} >= {"model_0000001.pth", "model_0000001.pth.sha256"}
     assert damage_of(folder / "model_0000001.pth") is None

@@ -76,7 +76,7 @@ def test_many_bad_files_at_once_are_one_warning(tmp_path: Path, caplog: pytest.L
         BadData(100, 0.5, tmp_path).note(bad)
     (record,) = caplog.records
     assert record.getMessage().startswith("image 0.jpg is damaged; image 1.jpg")
-    assert record.getMessage().endswith("and 22 more; another sample takes its place (30 of 100 cannot be read)")
+    assert record.getMessage().endswith("and 22 more; using another sample instead (30 of 100 cannot be read)")
     assert len(json.loads((tmp_path / "bad_data.json").read_text())["bad"]) == 30
 
 
@@ -90,7 +90,7 @@ def test_a_bad_file_within_the_share(make_cfg: MakeCfg, own_voc: Path, accumulat
     run(cfg)
     folder = Path(cfg.OUTPUT_DIR)
     log = (folder / "log.txt").read_text()
-    assert log.count("another sample takes its place (1 of 4 cannot be read)") == 1 and "train_002.jpg" in log
+    assert log.count("using another sample instead (1 of 4 cannot be read)") == 1 and "train_002.jpg" in log
     listed = json.loads((folder / "bad_data.json").read_text())
     assert listed["total"] == 4 and [Path(name).name for name in listed["bad"]] == ["train_002.jpg"]
     assert (folder / "model_final.pth").is_file()

@@ -38,7 +38,7 @@ def test_the_figures_stay(
     assert asked == ([1, 1, 16, 16, 16] if never_enough else [1, 16, 16, 16])
     assert (folder / report).read_bytes() == (reference / report).read_bytes()
     log = (folder / "log.txt").read_text()
-    assert log.count("chunks smaller by 16") == 1
+    assert log.count("chunks that are smaller by a factor of 16") == 1
     assert log.count("computed on the CPU") == int(never_enough)
 
 

@@ -205,7 +205,7 @@ def test_a_small_archive_that_unpacks_to_a_full_disk(what, tmp_path, monkeypatch
     kind = tarfile.REGTYPE if what == "a member" else tarfile.GNUTYPE_LONGNAME
     with tarfile.open(path, "w:gz", compresslevel=1) as pack:
         pack.addfile(special("data/a", kind, size=size), Zeros(size))
-    with pytest.raises(ValueError, match="needs about 314.6 MB" if what == "a member" else "headers of over 65.5 kB"):
+    with pytest.raises(ValueError, match="needs about 314.6 MB" if what == "a member" else "headers exceed 65.5 kB"):
         unpack(path, tmp_path / "home", r"data/(.*)", note=tmp_path / "note.json")
     assert not (tmp_path / "home" / "a").exists()
 

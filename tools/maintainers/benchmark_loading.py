@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Measures how many training samples one loading worker gives per second, on pictures of COCO's size and kind.
+"""Measures how many training samples per second one loader worker produces, on synthetic images of COCO's size.
 
     python tools/maintainers/benchmark_loading.py
     python tools/maintainers/benchmark_loading.py --samples 400
 
-The pictures are made: 640x480 and 480x640 JPEGs of about 140 kB, with label maps of 171 classes. Reading, decoding, the
-published augmentation and the 640x640 result are timed; one thread.
+The images are 640x480 and 480x640 JPEGs of about 140 kB, with label maps of 171 classes. Reading, decoding, the
+published augmentation and the 640x640 result are timed, on one thread.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from san.cli.main import guarded
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Reads the command line and measures."""
+    """Read the command line and run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=200, help="samples to load (default: 200)")
     args = parser.parse_args(arguments)

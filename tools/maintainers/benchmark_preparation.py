@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Measures how many images per second each `datasets/prepare_<set>.py` converts, on made downloads of realistic size.
+"""Measures how many images per second each `datasets/prepare_<set>.py` converts, on synthetic downloads.
 
     python tools/maintainers/benchmark_preparation.py
     python tools/maintainers/benchmark_preparation.py --sets voc ade20k_full --images 100 --workers 1 2 4
 
-Labels are regions of a few to some dozen classes with curved borders, images smooth colours with noise, in the sizes
-typical of each set: COCO 640x480, VOC and PASCAL Context 500x375, ADE20K-150 683x512, ADE20K-847 2048x1536. The whole
-run on unpacked files is timed, the start of worker processes included; unpacking is not. "images/CPU-s" divides by the
-CPU time of all processes, and so hardly depends on what else the machine does.
+Labels are regions of a few to some dozen classes with curved borders; images are smooth colours with noise, in the
+typical size of each set: COCO 640x480, VOC and PASCAL Context 500x375, ADE20K-150 683x512, ADE20K-847 2048x1536. The
+time is that of the whole run on unpacked files, including the start of worker processes but not unpacking.
+"images/CPU-s" divides by the CPU time of all processes, and so hardly depends on the load of the machine.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ SIZES = {  # height, width, classes in an image
     "ade20k_full": (1536, 2048, 25),
 }
 Record = dict[str, Any]
-VARIANTS = 8  # different pictures; more images are copies under other names
+VARIANTS = 8  # distinct images; further ones are copies
 
 
 def make_labels(name: str, rng: np.random.Generator) -> np.ndarray:
-    """(H, W) raw ids: the nearest of some random points decides, in coordinates bent by waves."""
+    """Return (H, W) raw ids: Voronoi cells of random points, distorted by waves."""
     height, width, num_classes = SIZES[name]
     rows, columns = np.mgrid[:height, :width].astype(np.float32)
     rows, columns = rows + 9 * np.sin(columns / 17), columns + 9 * np.sin(rows / 13)
@@ -67,7 +67,7 @@ LABEL_SETS = {
 
 
 def make_image(path: Path, shape: tuple[int, int], rng: np.random.Generator) -> None:
-    """Smooth colours with noise, as a JPEG of quality 90."""
+    """Write smooth colours with noise as a JPEG of quality 90."""
     small = Image.fromarray(rng.integers(0, 256, (30, 40, 3), np.uint8))
     smooth = np.asarray(small.resize((shape[1], shape[0]), Image.Resampling.BICUBIC))
     noisy = smooth + rng.normal(0, 8, (*shape, 3))
@@ -76,7 +76,7 @@ def make_image(path: Path, shape: tuple[int, int], rng: np.random.Generator) -> 
 
 
 def make_download(name: str, raw: Path, count: int) -> None:
-    """The validation part of a set's unpacked download, `count` images."""
+    """Write the validation part of a set's unpacked download, `count` images."""
     rng = np.random.default_rng(0)
     stems = [f"2008_{i:06d}" for i in range(count)] if name != "ade20k_full" else _ade_stems(count)
     records: list[Record] = []
@@ -123,7 +123,7 @@ def _label_files(name: str, raw: Path, source: str, stem: str) -> list[tuple[Pat
 
 
 def _write_label(name: str, raw: Path, stem: str, labels: np.ndarray) -> list[Record]:
-    """One raw label file, or for PC-59 the masks."""
+    """Write one raw label file, or return the masks for PC-59."""
     if name == "pcontext":
         masks: list[Record] = []
         for value in np.unique(labels):
@@ -144,7 +144,7 @@ def _write_label(name: str, raw: Path, stem: str, labels: np.ndarray) -> list[Re
 
 
 def mat_file(labels: np.ndarray) -> bytes:
-    """A MATLAB 5 file with the compressed uint16 matrix `LabelMap`."""
+    """Return a MATLAB 5 file with the compressed uint16 matrix `LabelMap`."""
 
     def element(kind: int, data: bytes) -> bytes:
         return struct.pack("<II", kind, len(data)) + data + bytes(-len(data) % 8)
@@ -173,13 +173,13 @@ def _write_lists(name: str, raw: Path, stems: list[str], records: list[Record], 
 
 
 def cpu_seconds() -> float:
-    """CPU time so far of this process and of its children that have ended."""
+    """Return the CPU time of this process and of its finished children."""
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def timed_run(name: str, raw: Path, workers: int) -> tuple[float, float, int, int]:
-    """One run into a fresh root: seconds, CPU seconds of all its processes, labels, and their bytes."""
+    """Time a run in an empty root; returns seconds, CPU seconds of all processes, labels, and their bytes."""
     with tempfile.TemporaryDirectory() as root:
         options = Options(root=Path(root), raw=(raw,), workers=workers, splits=("val",), partial=True)
         start, start_cpu = time.perf_counter(), cpu_seconds()
@@ -191,7 +191,7 @@ def timed_run(name: str, raw: Path, workers: int) -> tuple[float, float, int, in
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Reads the command line and measures."""
+    """Read the command line and run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sets", nargs="+", choices=tuple(PREPARATIONS), default=list(PREPARATIONS), metavar="SET")
     parser.add_argument("--images", type=int, default=200, help="images of each set (default: %(default)s)")

@@ -4,9 +4,9 @@
     python tools/maintainers/check_shapes_clip.py                     # the committed CLIP
     python tools/maintainers/check_shapes_clip.py my_clip.safetensors --shallow-depth 2 3 4
 
-SAN asks CLIP to name one thing among several: an [SLS] token starts as the class token after block K and then sees only
-the patches of a mask. Here the masks are the true ones (patches covered to 40 % or more), and all 36 names are to
-choose from. Zero-shot accuracy on pictures with one thing says little about this.
+In SAN, CLIP classifies one thing among several: an [SLS] token starts as the class token after block K and then sees
+only the patches of a mask. Here the masks are the ground truth (patches covered to 40 % or more), and there are 36
+names. The zero-shot accuracy on pictures with one thing does not predict this.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ COVERED = 0.4
 
 
 def scenes(count: int, seed: int) -> tuple[Tensor, np.ndarray]:
-    """Pictures (N, 3, S / 2, S / 2) float in 0..255, as SAN's CLIP sees them, and label maps (N, S, S)."""
+    """Return pictures (N, 3, S / 2, S / 2) float in 0..255, as SAN's CLIP sees them, and label maps (N, S, S)."""
     found = [scene_at(seed, index, THINGS, SceneStyle()) for index in range(count)]
     small, _ = render(found, SCENE_SIZE // 2)
     _, labels = render(found, SCENE_SIZE)
@@ -43,13 +43,13 @@ def scenes(count: int, seed: int) -> tuple[Tensor, np.ndarray]:
 
 
 def part(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
-    """The weights of one part of a model."""
+    """Return the weights of one part of a model."""
     return {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
 
 
 @torch.no_grad()
 def recognition(clip: LoadedClip, depth: int, images: Tensor, labels: np.ndarray) -> dict[str, float]:
-    """Share of true masks named right, in percent, of seen things, novel things and grounds."""
+    """Return the accuracy on true masks, in percent, for seen things, novel things and grounds."""
     assert clip.state_dict is not None
     state = clip_state_to_own(clip.state_dict, depth)
     shallow, deep = ShallowClip(clip.arch, depth), DeepClip(clip.arch, clip.arch.vision.depth - depth)
@@ -78,19 +78,19 @@ def recognition(clip: LoadedClip, depth: int, images: Tensor, labels: np.ndarray
 
 
 def kind(label: int) -> str:
-    """Which group of classes a label is of: seen things come first, then grounds, then novel things."""
+    """Return the group of a label: seen things come first, then grounds, then novel things."""
     grounds = [class_index(name) for name in GROUNDS]
     return "grounds" if label in grounds else "seen things" if label < min(grounds) else "novel things"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit status."""
+    """Run the command; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "clip",
         nargs="?",
         default=str(CLIP_FILE),
-        help="file of train_shapes_clip.py (default: the committed)",
+        help="weights of train_shapes_clip.py (default: the committed ones)",
     )
     parser.add_argument(
         "--shallow-depth",
@@ -100,19 +100,19 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="K",
         help="blocks before the [SLS] token (default: 3)",
     )
-    parser.add_argument("--scenes", type=int, default=300, help="pictures looked at (default: 300)")
-    parser.add_argument("--seed", type=int, default=77, help="of the pictures; training uses others (default: 77)")
+    parser.add_argument("--scenes", type=int, default=300, help="number of pictures (default: 300)")
+    parser.add_argument("--seed", type=int, default=77, help="seed of the pictures; training uses others (default: 77)")
     options = parser.parse_args(arguments)
     try:
         if not Path(options.clip).is_file():
             raise FileNotFoundError(
-                f"there is no file {options.clip}; give a file of tools/maintainers/train_shapes_clip.py"
+                f"{options.clip} does not exist; pass weights of tools/maintainers/train_shapes_clip.py"
             )
         clip = load_clip("shapes", options.clip)
         wrong = [depth for depth in options.shallow_depth if not 0 < depth < clip.arch.vision.depth]
         if wrong or options.scenes < 1:
             raise ValueError(
-                f"--shallow-depth {wrong or options.shallow_depth} and --scenes {options.scenes}; give depths from 1 "
+                f"--shallow-depth {wrong or options.shallow_depth} and --scenes {options.scenes}; use depths from 1 "
                 f"to {clip.arch.vision.depth - 1}, and at least one scene"
             )
         images, labels = scenes(options.scenes, options.seed)

@@ -5,9 +5,9 @@ python tools/maintainers/check_versions.py                               # every
 python tools/maintainers/check_versions.py --rows oldest -- tests/d2     # one row; what follows -- goes to pytest
 python tools/maintainers/check_versions.py --detectron2 ~/src/detectron2 # again with Detectron2, built from a clone
 
-The oldest releases are the minimums of pyproject.toml, the newest what the package index has. With Detectron2 every row
-runs twice, first without it. Prints a table of versions and outcomes at the end, and exits with 1 if a test failed. uv,
-which `./install.sh --dev` brings, makes the environments and keeps downloads in its own cache.
+The oldest releases are the minimums of pyproject.toml, the newest those of the package index. With Detectron2 each row
+runs twice, first without it. Prints a table of versions and results at the end, and exits with 1 if a test failed. uv,
+which `./install.sh --dev` installs, creates the environments and caches downloads.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ _UV = (sys.executable, "-m", "uv")
 _LOWEST = ("--resolution", "lowest-direct", "--editable")
 ROWS = {
     "oldest": (*_LOWEST, ".[test]"),
-    "oldest-demo": (*_LOWEST, ".[dev]"),  # Gradio asks for later releases of others than SAN does
+    "oldest-demo": (*_LOWEST, ".[dev]"),  # Gradio requires later releases of some packages
     "torch-2.14": ("torch==2.14.1", "torchvision==0.29.1", "--editable", ".[dev]"),
-    "newest": ("--upgrade", "--editable", ".[test]"),  # Gradio keeps Pillow back
+    "newest": ("--upgrade", "--editable", ".[test]"),  # Gradio requires an older Pillow
     "newest-demo": ("--upgrade", "--editable", ".[dev]"),
 }
-"""What uv installs for each row."""
+"""The packages that uv installs for each row."""
 
 SHOWN = ("torch", "torchvision", "timm", "open_clip_torch", "pillow", "numpy")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of the tests in one environment: its versions, pytest's last line, and its exit code."""
+    """Result of the tests in one environment: versions, pytest's last line, and its exit code."""
 
     row: str
     detectron2: bool
@@ -50,7 +50,7 @@ class Environment:
     """A virtual environment for the tests.
 
     Args:
-        folder: of the environment.
+        folder: folder of the environment.
         python: version or interpreter.
     """
 
@@ -58,19 +58,19 @@ class Environment:
         self.folder, self.python = folder, python
 
     def make(self) -> None:
-        """Makes the environment, in place of one that is there."""
+        """Create the environment, replacing an existing one."""
         self._run([*_UV, "venv", "--quiet", "--clear", "--python", self.python, str(self.folder)])
 
     def install(self, *arguments: str, **variables: str) -> None:
-        """Runs ``uv pip install``; uv, run as a module, would take its own environment for the active one.
+        """Run ``uv pip install``; uv, run as a module, would use its own environment.
 
         Raises:
-            subprocess.CalledProcessError: something cannot be installed; uv has printed why.
+            subprocess.CalledProcessError: a package cannot be installed; uv has printed the reason.
         """
         self._run([*_UV, "pip", "install", "--python", str(self.folder), *arguments], **variables)
 
     def test(self, arguments: Sequence[str]) -> tuple[str, int]:
-        """Runs pytest in the repository; returns its last line and its exit code."""
+        """Run pytest in the repository; returns its last line and its exit code."""
         process = subprocess.Popen(
             [self.folder / "bin" / "python", "-m", "pytest", "-q", "-n", "auto", *arguments],
             cwd=REPO, env=self._variables(), stdout=subprocess.PIPE, text=True,
@@ -83,7 +83,7 @@ class Environment:
         return last.strip("= "), process.wait()
 
     def versions(self) -> tuple[str, ...]:
-        """The versions of `SHOWN`."""
+        """Return the versions of `SHOWN`."""
         code = f"from importlib.metadata import version\nprint(*map(version, {SHOWN!r}))"
         shown = subprocess.run(
             [self.folder / "bin" / "python", "-c", code], capture_output=True, text=True, check=True, cwd=self.folder
@@ -101,7 +101,7 @@ class Environment:
 
 
 def check_row(row: str, args: argparse.Namespace) -> list[Outcome]:
-    """Makes the environment of a row and runs the tests in it, without Detectron2 and with it where it is given."""
+    """Create the environment of a row and run the tests, without Detectron2 and, if given, with it."""
     environment = Environment(args.folder.resolve() / row, args.python)
     outcomes = []
     for detectron2 in (False, True)[: 2 if args.detectron2 else 1]:
@@ -124,7 +124,7 @@ def check_row(row: str, args: argparse.Namespace) -> list[Outcome]:
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
-    """The outcomes as a Markdown table."""
+    """Format the results as a Markdown table."""
     heads = ["row", "Detectron2", *SHOWN, "tests"]
     lines = [heads, ["---"] * len(heads)]
     lines += [[each.row, "yes" if each.detectron2 else "no", *each.versions, each.result] for each in outcomes]
@@ -132,15 +132,15 @@ def table(outcomes: Sequence[Outcome]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Checks every row; returns 1 if a test failed."""
+    """Check every row; returns 1 if a test failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", nargs="+", default=[*ROWS], choices=ROWS, metavar="ROW", help=f"of {', '.join(ROWS)}")
     parser.add_argument("--python", default="3.11", help="version or interpreter (default: %(default)s)")
-    parser.add_argument("--detectron2", default="", metavar="SOURCE", help="a clone, or git+https://... address")
+    parser.add_argument("--detectron2", default="", metavar="SOURCE", help="path of a clone, or a git+https://... URL")
     parser.add_argument(
-        "--folder", type=Path, default=REPO / ".versions", help="of the environments (default: %(default)s)"
+        "--folder", type=Path, default=REPO / ".versions", help="folder of the environments (default: %(default)s)"
     )
-    parser.add_argument("pytest", nargs="*", metavar="-- ARGUMENT", help="what pytest gets")
+    parser.add_argument("pytest", nargs="*", metavar="-- ARGUMENT", help="arguments of pytest")
     args = parser.parse_args(arguments)
     outcomes = [outcome for row in args.rows for outcome in check_row(row, args)]
     print(table(outcomes))

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Choose the colours of the known class names (the six benchmarks' and the shapes world's) and write them to a file.
+"""Choose the colours of the known class names (of the six benchmarks and the shapes world) and write them to a file.
 
 python tools/maintainers/make_class_colors.py --out san/data/class_colors.json
 
-Every name gets one colour, whatever the vocabulary it stands in. Names that share a label set are kept as far apart in
-Oklab as can be: set by set, smallest first, each name takes the colour farthest from those already taken by names it
-shares a set with; one with a colour word takes such a colour. Names in the file keep their colours: it only grows.
+Each name gets one colour, independent of the vocabulary. Colours of names in one label set are as far apart in Oklab as
+possible: set by set, smallest first, each name gets the colour farthest from those of the names it shares a set with; a
+name with a colour word gets a matching colour. Names that are already in the file keep their colours.
 Takes about ten seconds on one core.
 """
 
@@ -28,13 +28,13 @@ STEP = 7  # of the colours to choose from, in red, green and blue
 
 
 def vocabularies() -> list[list[str]]:
-    """The label sets, as keys of the file, smallest first, after the shapes world's."""
+    """Return the label sets, as keys of the file: the shapes world's, then the others, smallest first."""
     sets = sorted(map(load_label_set, LABEL_SETS), key=lambda each: (each.name != "shapes_36", each.num_classes))
     return [[color_key(name) for name in dict.fromkeys(each.classes)] for each in sets]
 
 
 def choose(sets: list[list[str]], fixed: dict[str, str]) -> dict[str, str]:
-    """A colour, "#rrggbb", for every name of every set; those of `fixed` are kept."""
+    """Return a colour, "#rrggbb", for every name of every set; those of `fixed` are kept."""
     colors = color_grid(STEP)
     points = oklab(colors)
     allowed = {word: may_have(word, points) for word in {color_word(name) for names in sets for name in names}}
@@ -64,7 +64,7 @@ def choose(sets: list[list[str]], fixed: dict[str, str]) -> dict[str, str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command; returns its exit code."""
+    """Run the command; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=path_option, required=True, help="JSON file; names in it keep their colours")
     options = parser.parse_args(arguments)

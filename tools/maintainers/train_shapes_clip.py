@@ -1,15 +1,15 @@
-"""Train the small CLIP of the shapes benchmark, contrastively, from captions alone.
+"""Train the small CLIP of the shapes benchmark contrastively, from captions only.
 
     python tools/maintainers/train_shapes_clip.py --output san/data/shapes/assets/clip.safetensors
 
-It learns all names, the novel ones too, from pictures and sentences; it never sees a mask. Every true pair of a batch
-counts as positive, so two pictures of a red star are no negatives of each other's captions. The stages are a
-curriculum: shapes are learnt first on small pictures framed around one thing, which is four times cheaper and escapes
-the long plateau on which only colours are known; then whole scenes, the grounds, and scenes again under a falling
-learning rate. In that last stage all captions that are true of a picture share its probability, so that things and
-grounds come out on one scale: SAN, which asks for one name among all, needs that.
+It learns all names, including the novel ones, from pictures and captions, without masks. Every true pair of a batch is
+a positive, so two pictures of a red star are not negatives of each other's captions. The stages are a curriculum:
+shapes are learnt first on small pictures framed around one thing, which is four times cheaper and avoids a long plateau
+at which only colours are learnt; then whole scenes, grounds, and scenes again with a decaying learning rate. In the
+last stage, all true captions of a picture share its probability, so that the logits of things and grounds are
+comparable, as SAN needs to select one of all names.
 
-docs/shapes.md holds the command, time and accuracy of the committed weights.
+docs/shapes.md has the command, time and accuracy of the committed weights.
 """
 
 from __future__ import annotations
@@ -57,14 +57,14 @@ START_SCALE, LARGEST_SCALE = 10.0, 50.0
 
 @dataclass(frozen=True)
 class Stage:
-    """Part of the curriculum.
+    """One stage of the curriculum.
 
     Attributes:
-        steps: how long it lasts.
+        steps: number of steps.
         batch: pictures per step.
-        mix: share of the pictures drawn from crops, one-thing pictures, bare grounds and scenes; crops come alone.
-        captions: how captions are written.
-        loss: of a matrix of logits and one of true pairs.
+        mix: shares of crops, one-thing pictures, bare grounds and scenes; crops are not mixed with others.
+        captions: probabilities of the kinds of captions.
+        loss: function of a matrix of logits and one of true pairs.
     """
 
     steps: int
@@ -75,13 +75,13 @@ class Stage:
 
 
 def vocabulary() -> list[int]:
-    """Sorted ids of CLIP's tokenizer that occur in captions and prompts."""
+    """Return the sorted ids of CLIP's tokenizer that occur in captions and prompts."""
     texts = [template.format(name) for template in (*NAME_TEMPLATES, *load_templates("vild")) for name in NAMES]
     return token_ids(texts + [template.format(join_names(NAMES[:3], GROUNDS[0])) for template in SCENE_TEMPLATES])
 
 
 def architecture(width: int, depth: int, vocab_size: int) -> ClipArch:
-    """The small CLIP: patch 8 on 64 x 64 pictures, heads of 32 channels."""
+    """Return the architecture of the small CLIP: patch 8 on 64 x 64 pictures, heads of 32 channels."""
     return ClipArch(
         embed_dim=128,
         vision=VisionArch(PICTURE_SIZE, PATCH_SIZE, width, depth, width // 32),
@@ -91,7 +91,7 @@ def architecture(width: int, depth: int, vocab_size: int) -> ClipArch:
 
 @torch.no_grad()
 def start_local(visual: Any) -> None:
-    """Start positions as sines and cosines, and queries equal to keys: near and like patches attend to each other."""
+    """Initialize positions with sines and cosines, and queries equal to keys: near, similar patches attend mutually."""
     width, grid = visual.positional_embedding.shape[1], PICTURE_SIZE // PATCH_SIZE
     frequency = 100.0 ** -(torch.arange(width // 4) / (width // 4))
     phase = torch.arange(grid).float()[:, None] * frequency
@@ -108,7 +108,7 @@ def start_local(visual: Any) -> None:
 
 
 class Towers:
-    """Both towers of an open_clip model, with what open_clip does not offer: windows of the grid, and short texts."""
+    """Both towers of an open_clip model, with support for windows of the grid and for short texts."""
 
     def __init__(self, model: Any, arch: ClipArch, token_ids: Sequence[int], *, compiled: bool) -> None:
         self.model, self.arch = model, arch
@@ -128,7 +128,7 @@ class Towers:
         return visual.ln_post(x[:, 0]) @ visual.proj  # type: ignore[no-any-return]
 
     def images(self, images: NDArray[np.uint8], rng: np.random.Generator | None = None, *, fast: bool = True) -> Tensor:
-        """(N, S, S, 3) uint8 to (N, E); pictures smaller than the grid stand at a random place of it."""
+        """Embed (N, S, S, 3) uint8 as (N, E); pictures smaller than the grid get a random position in it."""
         positions = self.model.visual.positional_embedding
         grid, side = PICTURE_SIZE // PATCH_SIZE, images.shape[1] // PATCH_SIZE
         if side < grid:
@@ -139,7 +139,7 @@ class Towers:
         return (self._encode if fast else self._image_tower)(pixels, positions)
 
     def texts(self, texts: Sequence[str]) -> Tensor:
-        """M texts to (M, E); the padding behind the longest is left out."""
+        """Embed M texts as (M, E); the padding after the longest is omitted."""
         new = [text for text in dict.fromkeys(texts) if text not in self._known]
         if new:
             self._known.update(zip(new, self.tokenize(new), strict=True))
@@ -155,7 +155,7 @@ class Towers:
 
     @torch.no_grad()
     def accuracy(self, count: int) -> dict[str, float]:
-        """See `san.data.shapes.pretraining.zero_shot`; prompts are the 14 ViLD templates."""
+        """Compute `san.data.shapes.pretraining.zero_shot` with the 14 ViLD templates as prompts."""
         prompts = load_templates("vild")
         text = F.normalize(self.texts([prompt.format(name) for name in NAMES for prompt in prompts]), dim=-1)
         classes = F.normalize(text.view(len(NAMES), len(prompts), -1).mean(dim=1), dim=-1)
@@ -168,10 +168,10 @@ class Towers:
 
 
 def margin_loss(logits: Tensor, true: Tensor) -> Tensor:
-    """Each true pair against the false ones of its row, and of its column; other true pairs are left out.
+    """Contrast each true pair with the false pairs of its row and of its column; other true pairs are ignored.
 
-    It teaches what is true and what is not, fast. But two true captions of a picture never meet, so nothing makes their
-    logits comparable, and an easy kind of name (the grounds) may end far above a harder one (the things).
+    It separates true from false pairs quickly. But it does not compare true captions of a picture, so that the logits
+    of an easy kind of name (grounds) may become much larger than those of a harder one (things).
 
     Args:
         logits: (N, M) scaled similarities of pictures and captions.
@@ -188,8 +188,8 @@ def margin_loss(logits: Tensor, true: Tensor) -> Tensor:
 def shared_loss(logits: Tensor, true: Tensor) -> Tensor:
     """Cross-entropy with a target that is uniform over the true pairs of a row, and of a column.
 
-    It is least where all true captions of a picture have the same logit, whatever kind of name they state. Captions
-    that are true of no picture serve as negatives alone. Arguments as for `margin_loss`.
+    It is minimal if all true captions of a picture have the same logit. Captions that are true of no picture are only
+    negatives. Arguments as in `margin_loss`.
     """
     losses = []
     for dim in (1, 0):
@@ -213,7 +213,7 @@ DECAY_STEPS = 600
 def draw(
     banks: Sequence[Bank], stage: Stage, rng: np.random.Generator
 ) -> tuple[NDArray[np.uint8], list[Any], NDArray[Any]]:
-    """A batch of pictures, what each holds, and its facts."""
+    """Draw a batch of pictures, with the names and facts of each."""
     counts = rng.multinomial(stage.batch, np.asarray(stage.mix) / sum(stage.mix))
     picked = [
         (bank, rng.integers(len(bank.images), size=count)) for bank, count in zip(banks, counts, strict=True) if count
@@ -224,7 +224,7 @@ def draw(
 
 
 def make_banks(seed: int, scale: float) -> list[Bank]:
-    """Crops, one-thing pictures, bare grounds, scenes: in the order of `Stage.mix`."""
+    """Render the banks in the order of `Stage.mix`: crops, one-thing pictures, bare grounds, scenes."""
     one, none, many = ((1, 1), (32.0, 96.0)), ((0, 0), (32.0, 72.0)), ((2, 4), (32.0, 72.0))
     wide = ((14000, one), (2000, none), (24000, many))
     banks = [crop_bank(500 + seed, max(64, int(30000 * scale)))]
@@ -282,7 +282,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
 def train_step(
     towers: Towers, optimizer: torch.optim.Optimizer, banks: Sequence[Bank], stage: Stage, rng: np.random.Generator
 ) -> float:
-    """One step; returns its loss."""
+    """Run one step; returns its loss."""
     images, names, holds = draw(banks, stage, rng)
     captions = write_captions(rng, names, stage.captions)
     true = torch.from_numpy(true_pairs(holds, captions))
@@ -303,12 +303,12 @@ def train_step(
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Command line; returns the exit status."""
+    """Run the command; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--output", default="clip.safetensors", help="weights file to write; a .json report goes beside it"
+        "--output", default="clip.safetensors", help="weights file to write, with a .json report beside it"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of weights, pictures and captions (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights, pictures and captions (default: 0)")
     parser.add_argument(
         "--schedule", type=float, default=1.0, help="factor on the number of steps of all stages (default: 1)"
     )
@@ -321,7 +321,7 @@ def main(argv: list[str] | None = None) -> int:
         "--width", type=int, default=128, help="channels of the image tower, multiple of 32 (default: 128)"
     )
     parser.add_argument("--depth", type=int, default=6, help="blocks of the image tower (default: 6)")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves it to PyTorch (default: 0)")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 uses PyTorch's default (default: 0)")
     parser.add_argument(
         "--compile", action="store_true", help="compile the image tower; needs a C++ compiler, a little faster"
     )

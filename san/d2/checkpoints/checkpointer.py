@@ -1,4 +1,4 @@
-"""Checkpoints of a run: Detectron2's names and content, written whole or not at all, read strictly and safely."""
+"""Checkpoints of a run, with Detectron2's names and content: written atomically, read strictly and safely."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from san.files import replacing, sha256_of
 from san.hub.remote import CONFIG_FILE, WEIGHTS_FILE
 
 SUM = ".sha256"
-"""Ending of the file beside a checkpoint that holds its SHA-256, as sha256sum writes it."""
+"""Suffix of the file beside a checkpoint that contains its SHA-256, in the format of sha256sum."""
 
-_SUM_LENGTH = 200  # characters of it that are read
+_SUM_LENGTH = 200  # maximum number of characters read
 
 logger = logging.getLogger("san.d2.checkpointer")
 
 
 class SANCheckpointer(DetectionCheckpointer):
-    """Reads own and published checkpoints as plain tensors, and refuses those that do not fit the model entirely.
+    """Reads own and published checkpoints as plain tensors, and refuses those that do not fit the whole model.
 
     Files are ``model_0004999.pth`` ... ``model_final.pth`` with the keys model, trainer, iteration and run, the run's
     id; ``last_checkpoint`` names the latest, and beside each lies its SHA-256. With SOLVER.EMA there is also ema: the
@@ -38,27 +38,27 @@ class SANCheckpointer(DetectionCheckpointer):
     """
 
     failure = ""
-    """Why the latest `save` did not write; "" if it did."""
+    """Error of the latest `save`; "" if it succeeded."""
 
     run_id = ""
-    """Written into checkpoints; "" writes none."""
+    """Id of the run, written into checkpoints; "" writes none."""
 
     _source = ""
     _asked: Sequence[str] | None = None
 
     loaded: Mapping[str, Any] = {}
-    """What the latest `load` found of further objects, by name; on the CPU."""
+    """States of further objects that the latest `load` found, by name; on the CPU."""
 
     def save(self, name: str, *, latest: bool = True, **extra: Any) -> bool:
-        """Writes a checkpoint; a killed process or a full disk leaves the former ones as they were.
+        """Write a checkpoint. A killed process or a full disk leaves earlier ones unchanged.
 
         Args:
-            name: of the file, without ``.pth``.
-            latest: whether it is the one to resume from.
+            name: file name without ``.pth``.
+            latest: make it the checkpoint to resume from.
             **extra: further entries, such as the iteration.
 
         Returns:
-            Whether it is written. Where it cannot be, a warning says why, and the run may go on.
+            whether it was written. If not, a warning logs the reason, and the run may continue.
         """
         if not self.save_dir or not self.save_to_disk:
             return True
@@ -73,8 +73,8 @@ class SANCheckpointer(DetectionCheckpointer):
         except OSError as error:
             self.failure = str(error.strerror or error)
             logger.warning(
-                "The checkpoint %s could not be written (%s); earlier ones are untouched and training goes on. Make "
-                "room before the next.",
+                "The checkpoint %s could not be written (%s); earlier ones are unchanged and training continues. Free "
+                "disk space before the next checkpoint.",
                 path,
                 self.failure,
             )
@@ -84,39 +84,39 @@ class SANCheckpointer(DetectionCheckpointer):
         return True
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        """Makes a checkpoint the latest."""
+        """Make a checkpoint the latest one."""
         with replacing(Path(self.save_dir) / LAST, durable=True) as partial:
             partial.write_text(last_filename_basename, encoding="utf-8")
 
     def has_checkpoint(self) -> bool:
-        """Whether there is a checkpoint to resume from."""
+        """Whether a checkpoint to resume from exists."""
         return latest_checkpoint(self.save_dir) is not None
 
     def get_checkpoint_file(self) -> str:
-        """The checkpoint to resume from, "" where there is none."""
+        """Return the checkpoint to resume from; "" if there is none."""
         return str(latest_checkpoint(self.save_dir) or "")
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
-        """Loads a checkpoint, or that of a folder (see `weights_file`): all of it, or nothing where a part is wrong.
+        """Load a checkpoint, or that of a folder (see `weights_file`). If a part does not fit, nothing is loaded.
 
         Args:
-            path: a file, a folder or an address; "" loads nothing.
-            checkpointables: names of the further objects to load; None loads all that the checkpoint has.
+            path: a file, a folder or a URL; "" loads nothing.
+            checkpointables: names of further objects to load; None loads all in the checkpoint.
 
         Raises:
-            FileNotFoundError: if there is no such file.
-            ValueError: it cannot be downloaded, is no checkpoint, or does not fit the model or an object that is named.
+            FileNotFoundError: the file does not exist.
+            ValueError: it cannot be downloaded, is not a checkpoint, or does not fit the model or a named object.
         """
         path = weights_file(path)
         self._source, self._asked = path, checkpointables
         try:
             content: dict[str, Any] = super().load(path, checkpointables)
-        except (OSError, HTTPException, AssertionError) as error:  # the last of an address of an unknown kind
+        except (OSError, HTTPException, AssertionError) as error:  # AssertionError: unknown URL scheme
             if "://" not in path:
                 raise
             raise ValueError(
-                f"checkpoint {path} cannot be downloaded ({one_line(error, limit=300)}); correct the address, or "
-                "download the file by hand and set MODEL.WEIGHTS to it"
+                f"checkpoint {path} cannot be downloaded ({one_line(error, limit=300)}); correct the URL, or "
+                "download the file manually and set MODEL.WEIGHTS to it"
             ) from error
         return content
 
@@ -124,7 +124,7 @@ class SANCheckpointer(DetectionCheckpointer):
         return load_checkpoint_file(f, averaged=False)
 
     def _load_model(self, checkpoint: Any) -> None:
-        """Hands over the whole content, so that the model sees what a slim file says of its CLIP."""
+        """Load the model from the whole content, because a slim file also has a note about its CLIP."""
         self.loaded = {key: checkpoint[key] for key in self.checkpointables if key in checkpoint}
         for key in self.loaded if self._asked is None else self._asked:
             check = getattr(self.checkpointables[key], "check_state_dict", None)
@@ -138,29 +138,29 @@ class SANCheckpointer(DetectionCheckpointer):
 
 
 def write_checkpoint(content: dict[str, Any], path: Path) -> None:
-    """Writes a file of `torch.save` and its SHA-256 beside it; either all of it takes its place or nothing does.
+    """Write a file with `torch.save`, atomically, and its SHA-256 beside it.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     sum_file = path.with_name(path.name + SUM)
     with replacing(path, durable=True) as partial:
-        with open(partial, "wb") as file:  # given a name, torch would write that name into the file
+        with open(partial, "wb") as file:  # given a path, torch would store it in the file
             recorder = _ErrorRecorder(file)
             try:
                 torch.save(content, recorder)  # type: ignore[arg-type]
-            except RuntimeError as error:  # what torch makes of a full disk
-                stopping.check_interrupted()  # which torch takes for the file's failure
+            except RuntimeError as error:  # raised by torch if the disk is full
+                stopping.check_interrupted()  # torch replaces KeyboardInterrupt, too
                 reason = str(error).splitlines()[0]
                 raise recorder.error or OSError(f"{path} cannot be written: {reason}") from error
         digest = sha256_of(partial)
-        sum_file.unlink(missing_ok=True)  # a sum of the former content must not accuse the new one
+        sum_file.unlink(missing_ok=True)  # the old sum does not match the new content
     with replacing(sum_file, durable=True) as partial:
         partial.write_text(f"{digest}  {path.name}\n", encoding="utf-8")
 
 
 class _ErrorRecorder:
-    """A file that records the error of a failed write, which torch does not pass on."""
+    """A file that records the error of a failed write, which torch does not raise."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
@@ -178,26 +178,26 @@ class _ErrorRecorder:
 
 
 def remove_checkpoint(path: Path) -> None:
-    """Removes a checkpoint and its SHA-256."""
+    """Remove a checkpoint and its SHA-256."""
     path.unlink(missing_ok=True)
     path.with_name(path.name + SUM).unlink(missing_ok=True)
 
 
 def latest_checkpoint(folder: str | Path) -> Path | None:
-    """The newest whole checkpoint of the run in a folder.
+    """Return the newest undamaged checkpoint of the run in a folder.
 
-    That is the one ``last_checkpoint`` names. If that is damaged or gone, or there is no readable ``last_checkpoint``,
-    a warning says so, and the newest of the run's own is taken: those with the id in ``run.json``, else with that of
-    the newest checkpoint.
+    Usually ``last_checkpoint`` names it. If that checkpoint is damaged or missing, or ``last_checkpoint`` cannot be
+    read, a warning is logged and the newest checkpoint of the run is used. The run's id is that in ``run.json``, else
+    that of the newest checkpoint.
 
     Args:
         folder: OUTPUT_DIR.
 
     Returns:
-        None where there is no checkpoint, and no ``last_checkpoint``.
+        the path; None if there is no checkpoint and no ``last_checkpoint``.
 
     Raises:
-        ValueError: there are checkpoints, but no whole one of this run.
+        ValueError: there are checkpoints, but no undamaged one of this run.
     """
     folder = Path(folder)
     named, problems = _tagged(folder)
@@ -210,21 +210,21 @@ def latest_checkpoint(folder: str | Path) -> Path | None:
         identity = None if problem else identity_of(path)
         if identity is not None:
             run = run or identity.run
-            # what says nothing of its run, such as Detectron2's own, is taken only by its name
+            # a checkpoint without a run id, such as Detectron2's, is used only if last_checkpoint names it
             if identity.run == run or (path == named and identity.run is None):
                 if problems:
-                    _warn_once(f"{'; '.join(problems)}; going on from the newest whole one, {path}")
+                    _warn_once(f"{'; '.join(problems)}; resuming from the newest undamaged checkpoint, {path}")
                 return path
-            problem = f"checkpoint {path} is of another run than the one in {folder / RECORD}"
+            problem = f"checkpoint {path} belongs to another run than the one in {folder / RECORD}"
         problems.append(problem or "")
     raise ValueError(
-        f"{'; '.join(problems)}: no checkpoint in {folder} can be gone on from; restore one, or start anew without "
-        "--resume in another OUTPUT_DIR, where MODEL.WEIGHTS may name one of them"
+        f"{'; '.join(problems)}: no checkpoint in {folder} can be resumed from; restore one, or start a new run "
+        "without --resume in another OUTPUT_DIR, with MODEL.WEIGHTS set to one of them"
     )
 
 
 def _tagged(folder: Path) -> tuple[Path | None, list[str]]:
-    """The checkpoint that ``last_checkpoint`` names, and what is wrong with that file if it names none."""
+    """Return the checkpoint that ``last_checkpoint`` names, or None and the problem of that file."""
     tag = folder / LAST
     if not tag.is_file():
         return None, [f"{tag} is missing"]
@@ -234,16 +234,16 @@ def _tagged(folder: Path) -> tuple[Path | None, list[str]]:
     except (OSError, UnicodeDecodeError) as error:
         return None, [f"{tag} cannot be read ({one_line(error)})"]
     if not name.isprintable() or not 0 < len(name) <= 255:
-        return None, [f"{tag} names no checkpoint, but {excerpt(name)}"]
+        return None, [f"{tag} contains {excerpt(name)}, which is not the name of a checkpoint"]
     return folder / name, []
 
 
 class Identity(NamedTuple):
-    """What a checkpoint says of itself.
+    """Run and iteration of a checkpoint.
 
     Attributes:
-        run: id of the run that wrote it; None where it says nothing.
-        iteration: the last one that was done; None where it says nothing.
+        run: id of the run that wrote it; None if it has none.
+        iteration: the last completed iteration; None if it has none.
     """
 
     run: str | None
@@ -251,7 +251,7 @@ class Identity(NamedTuple):
 
 
 def identity_of(path: Path) -> Identity | None:
-    """What a checkpoint says of itself; None where it cannot be read."""
+    """Return run and iteration of a checkpoint; None if it cannot be read."""
     try:
         state = path.stat()
         return _known_identity(path, state.st_mtime_ns, state.st_size)
@@ -267,7 +267,7 @@ def _known_identity(path: Path, modified: int, size: int) -> Identity:
 
 
 def _age(path: Path) -> tuple[float, bool, str]:
-    """Sorts checkpoints of a run by their iteration; of one that says nothing, by its name."""
+    """Return the key that sorts checkpoints of a run by iteration, and those without one by name."""
     identity = identity_of(path)
     number = path.stem.removeprefix("model_")
     unknown = float(number) if number.isdecimal() else math.inf
@@ -276,7 +276,7 @@ def _age(path: Path) -> tuple[float, bool, str]:
 
 
 def damage_of(path: Path) -> str | None:
-    """What is wrong with a checkpoint file, in words; None if it is whole."""
+    """Describe the damage of a checkpoint file; None if it is undamaged."""
     if not path.is_file():
         return f"checkpoint {path} does not exist"
     sum_file = path.with_name(path.name + SUM)
@@ -295,7 +295,7 @@ def damage_of(path: Path) -> str | None:
 
 @functools.lru_cache(maxsize=16)
 def _known_sum(path: Path, modified: int, size: int) -> str:
-    """A file's SHA-256; a run asks several times for that of one large file."""
+    """Return the SHA-256 of a file; cached, as a run needs it several times for a large file."""
     return sha256_of(path)
 
 
@@ -305,15 +305,15 @@ def _warn_once(message: str) -> None:
 
 
 def weights_file(path: str) -> str:
-    """The file that MODEL.WEIGHTS means.
+    """Return the file that MODEL.WEIGHTS refers to.
 
     Args:
-        path: a file, an address, "", or a folder: that of a run means its latest checkpoint, one of
+        path: a file, a URL, "", or a folder: for that of a run its latest checkpoint, for one of
             `san.hub.save_pretrained` the weights in it.
 
     Raises:
-        FileNotFoundError: there is no such file, or the folder holds no weights.
-        ValueError: as `latest_checkpoint`.
+        FileNotFoundError: the file does not exist, or the folder contains no weights.
+        ValueError: see `latest_checkpoint`.
     """
     if not path or "://" in path:
         return path
@@ -327,32 +327,31 @@ def weights_file(path: str) -> str:
     found = latest_checkpoint(folder) or folder / "model_best.pth"
     if not found.is_file():
         raise FileNotFoundError(
-            f"folder {path} is that of a run without a checkpoint (model_*.pth), and none of save_pretrained "
-            f"({CONFIG_FILE}, {WEIGHTS_FILE}); train on with --resume, or name another"
+            f"folder {path} contains neither a checkpoint of a run (model_*.pth) nor the files of save_pretrained "
+            f"({CONFIG_FILE}, {WEIGHTS_FILE}); continue training with --resume, or use another folder"
         )
     return str(found)
 
 
 def slim_note(path: str) -> dict[str, Any] | None:
-    """What a checkpoint says of the CLIP that it leaves out.
+    """Return the note of a checkpoint about the CLIP that it does not contain.
 
     Args:
         path: MODEL.WEIGHTS.
 
     Returns:
-        ``clip`` and ``clip_fingerprint`` as far as the file has them, nothing for "" and addresses; None where the file
-        brings CLIP's weights itself, so that they need not be had from anywhere else; or where the main process alone
-        can read it, and sends them.
+        ``clip`` and ``clip_fingerprint`` if the file has them; an empty dict for "" and URLs; None if the file contains
+        CLIP's weights, or if only the main process can read it and sends all weights.
 
     Raises:
-        FileNotFoundError, ValueError: as loading it would.
+        FileNotFoundError, ValueError: as when loading it.
     """
     try:
         path = weights_file(path)
     except FileNotFoundError:
         if comm.is_main_process():
             raise
-        return None  # a machine that shares no disk with the main process's, which sends it all weights
+        return None  # no disk shared with the main process, which sends all weights
     if not path or "://" in path:
         return {}
     content = load_checkpoint_file(path, averaged=False)
@@ -362,7 +361,7 @@ def slim_note(path: str) -> dict[str, Any] | None:
 
 
 def starting_weights(weights: str, folder: str, *, resume: bool) -> str:
-    """The checkpoint a run starts from.
+    """Return the checkpoint that a run starts from.
 
     Args:
         weights: MODEL.WEIGHTS.
@@ -370,20 +369,20 @@ def starting_weights(weights: str, folder: str, *, resume: bool) -> str:
         resume: whether to prefer the latest checkpoint of the folder.
 
     Returns:
-        Its path; "" for none.
+        its path; "" for none.
 
     Raises:
-        ValueError: as `latest_checkpoint`.
+        ValueError: see `latest_checkpoint`.
     """
     latest = latest_checkpoint(folder) if resume else None
     return str(latest or weights_file(weights))
 
 
 def run_of(folder: str | Path) -> str:
-    """The id of the run in a folder that is to go on; "" where nothing says it.
+    """Return the id of the run to resume in a folder; "" if it is unknown.
 
     Raises:
-        ValueError: as `latest_checkpoint`.
+        ValueError: see `latest_checkpoint`.
     """
     latest = latest_checkpoint(folder)
     identity = latest and identity_of(latest)

@@ -1,4 +1,4 @@
-"""OUTPUT_DIR of a training run: whose it is, who writes there now, and what is moved aside for another run."""
+"""OUTPUT_DIR of a training run: its lock, the run's id and configuration, and moving an earlier run aside."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from san.errors import excerpt, one_line, printable
 from san.files import replacing
 
 CONFIG = "config.yaml"
-"""The configuration of the run, written when its training starts."""
+"""The configuration of the run, written when training starts."""
 
 RECORD = "run.json"
-"""Holds the run's id, which its checkpoints bear too."""
+"""Contains the run's id, which its checkpoints also contain."""
 
 LOCK = ".lock"
 """Locked by the main process while a run trains."""
@@ -33,7 +33,7 @@ PATTERNS = (
     CONFIG, RECORD, LAST, "log.txt*", "metrics.json", "events.out.tfevents*", "curves.png", "model_*.pth",
     "model_*.pth.sha256", "bad_data.json", "nonfinite_*.json", "nonfinite_*.pth*", "inference", "wandb",
 )  # fmt: skip
-"""What a run leaves in its folder, and --move-aside moves."""
+"""The files of a run, which --move-aside moves."""
 
 _FOLDERS = ("inference", "wandb")
 
@@ -41,22 +41,22 @@ logger = logging.getLogger("san.d2.run_folder")
 
 
 def new_run_id() -> str:
-    """An id that no other run has, of 16 letters and digits; Weights & Biases gets it too."""
+    """Return a unique id of 16 letters and digits, which Weights & Biases uses too."""
     return secrets.token_hex(8)
 
 
 @contextlib.contextmanager
 def occupied(folder: Path, *, resume: bool, move_aside: bool) -> Iterator[None]:
-    """The folder of a training run, in which no other trains meanwhile; for the main process.
+    """Context manager that creates and locks the folder of a training run; for the main process.
 
     Args:
-        folder: OUTPUT_DIR; made where it is missing.
-        resume: whether the run that is there goes on.
-        move_aside: whether the files of another run that is there are moved to a new folder beside it.
+        folder: OUTPUT_DIR; created if missing.
+        resume: whether the existing run is resumed.
+        move_aside: whether the files of an existing run are moved to a new folder beside it.
 
     Raises:
-        ValueError: the folder cannot be made; another run trains there now; or one is there, and neither `resume` nor
-            `move_aside` is given; or something that a run reads or writes there is no regular file.
+        ValueError: the folder cannot be created; another run is training there; it contains a run, and neither
+            `resume` nor `move_aside` is set; or something that a run reads or writes there is not a regular file.
         OSError: it cannot be written.
     """
     make_folder(folder)
@@ -65,38 +65,38 @@ def occupied(folder: Path, *, resume: bool, move_aside: bool) -> Iterator[None]:
         if not resume and (found := traces_of_run(folder)):
             if not move_aside:
                 raise ValueError(
-                    f"OUTPUT_DIR {folder} holds a run already ({', '.join(found[:3])}{', ...' if found[3:] else ''}); "
-                    "go on with it with --resume, move it aside with --move-aside, or name another OUTPUT_DIR"
+                    f"OUTPUT_DIR {folder} already has a run ({', '.join(found[:3])}{', ...' if found[3:] else ''}); "
+                    "resume it with --resume, move it aside with --move-aside, or use another OUTPUT_DIR"
                 )
             logger.warning("The run in %s was moved to %s", folder, move_run(folder))
         yield
 
 
 def make_folder(folder: Path) -> None:
-    """Makes OUTPUT_DIR where it is missing.
+    """Create OUTPUT_DIR if it is missing.
 
     Raises:
-        ValueError: it cannot be made.
+        ValueError: it cannot be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as error:  # the latter of a zero byte
+    except (OSError, ValueError) as error:  # ValueError: a zero byte
         reason = getattr(error, "strerror", None) or error
         raise ValueError(
-            f"OUTPUT_DIR {excerpt(str(folder))} cannot be made ({reason}); set it to a folder that you may write to"
+            f"OUTPUT_DIR {excerpt(str(folder))} cannot be created ({reason}); set it to a folder that you may write to"
         ) from error
 
 
 def check_weights_stay(weights: str, folder: Path) -> None:
-    """Refuses to move a run aside for a new one that could not start: before it is moved.
+    """Check that the weights of a new run still exist after an existing run is moved aside.
 
     Args:
         weights: MODEL.WEIGHTS.
         folder: OUTPUT_DIR.
 
     Raises:
-        ValueError: the weights are in the folder, and would be moved too.
-        FileNotFoundError: there are no such weights.
+        ValueError: the weights are in the folder and would be moved too.
+        FileNotFoundError: the weights do not exist.
     """
     if not weights or "://" in weights:
         return
@@ -105,39 +105,38 @@ def check_weights_stay(weights: str, folder: Path) -> None:
         raise FileNotFoundError(f"checkpoint {weights} does not exist; correct MODEL.WEIGHTS")
     if path.resolve().is_relative_to(folder.resolve()):
         raise ValueError(
-            f"MODEL.WEIGHTS {weights} is in OUTPUT_DIR {folder}, which --move-aside would move with it; name another "
-            "OUTPUT_DIR instead"
+            f"MODEL.WEIGHTS {weights} is in OUTPUT_DIR {folder}, and --move-aside would move it; use another OUTPUT_DIR"
         )
 
 
 def check_kinds(folder: Path) -> None:
-    """Refuses pipes, devices and the like where a run reads and writes files: opening one may wait for ever.
+    """Raise if a file of a run is a pipe, a device or the like, which may block forever when opened.
 
     Raises:
-        ValueError: with the path.
+        ValueError: the message names the path.
     """
     for path in [folder / LOCK, *_files(folder)]:
         wrong = not path.is_dir() if path.name in _FOLDERS else not path.is_file()
         if wrong and (path.exists() or path.is_symlink()):
             kind = "folder" if path.name in _FOLDERS else "regular file"
-            raise ValueError(f"{path} is no {kind}, as a run has it there; remove it, or name another OUTPUT_DIR")
+            raise ValueError(f"{path} is not a {kind}, as a run needs it; remove it, or use another OUTPUT_DIR")
 
 
 def traces_of_run(folder: Path) -> list[str]:
-    """Names of the files that show that a run has trained in a folder: checkpoints and logged iterations."""
+    """Return the names of files that show that a run has trained in a folder: checkpoints and metrics."""
     checkpoints = sorted(path.name for path in folder.glob("model_*.pth"))
     metrics = folder / "metrics.json"
     return [*checkpoints, *([metrics.name] if metrics.is_file() and metrics.stat().st_size else [])]
 
 
 def move_run(folder: Path) -> Path:
-    """Moves what a run has left to a new folder beside its own, named by the time; files of others stay.
+    """Move the files of a run to a new folder beside its own, named by the time; other files are kept.
 
     Returns:
-        The new folder.
+        the new folder.
 
     Raises:
-        OSError: the new folder cannot be made, or is on another disk.
+        OSError: the new folder cannot be created, or is on another disk.
     """
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     own = folder.resolve()
@@ -159,13 +158,13 @@ def _files(folder: Path) -> list[Path]:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Holds the lock of a folder; the system takes it back when the process ends, however it ends.
+    """Hold the lock of a folder; the system releases it when the process ends.
 
-    A lock of the process, not of the open file: loading processes, which may outlive a killed run, do not hold it.
+    The lock belongs to the process, not to the file: loader workers, which may outlive a killed run, do not hold it.
     """
     try:
         import fcntl
-    except ImportError:  # it is for Unix only
+    except ImportError:  # only on Unix
         yield
         return
     with open(folder / LOCK, "a+b", buffering=0) as file:
@@ -175,8 +174,8 @@ def _locked(folder: Path) -> Iterator[None]:
             file.seek(0)
             holder = printable(file.read(200).decode("utf-8", "replace"))
             raise ValueError(
-                f"another run trains in OUTPUT_DIR {folder} now ({holder or 'unknown process'}); wait for its end or "
-                "stop it, or name another OUTPUT_DIR"
+                f"another run is training in OUTPUT_DIR {folder} ({holder or 'unknown process'}); wait until it ends, "
+                "stop it, or use another OUTPUT_DIR"
             ) from error
         except OSError as error:
             logger.warning(
@@ -184,14 +183,14 @@ def _locked(folder: Path) -> Iterator[None]:
                 folder / LOCK,
                 error.strerror or error,
             )
-        with contextlib.suppress(OSError):  # no room: the lock holds all the same
+        with contextlib.suppress(OSError):  # without disk space, the lock is still held
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
         yield
 
 
 def recorded_run(folder: Path) -> str | None:
-    """The id of the run in a folder; None where none is recorded, and with a warning where the record is damaged."""
+    """Return the id of the run in a folder; None if it is not recorded, with a warning if the record is damaged."""
     path = folder / RECORD
     if not path.is_file():
         return None
@@ -203,12 +202,12 @@ def recorded_run(folder: Path) -> str | None:
         problem = f"its id is {excerpt(found)}"
     except (ValueError, OSError) as error:
         problem = one_line(error, limit=300)
-    logger.warning("%s is not used (%s); the run's id is that of its latest checkpoint", path, problem)
+    logger.warning("%s is ignored (%s); the run's id is that of its latest checkpoint", path, problem)
     return None
 
 
 def record_start(folder: Path, run_id: str, cfg: CfgNode) -> None:
-    """Writes the run's id and configuration; called where its training starts, and nowhere else.
+    """Write the run's id and configuration; called only when training starts.
 
     Raises:
         OSError: they cannot be written.
@@ -219,7 +218,7 @@ def record_start(folder: Path, run_id: str, cfg: CfgNode) -> None:
 
 
 def write_config(folder: Path, cfg: CfgNode) -> None:
-    """Writes a configuration to ``config.yaml`` in a folder, which is made where it is missing.
+    """Write a configuration to ``config.yaml`` in a folder, which is created if missing.
 
     Raises:
         OSError: it cannot be written.

@@ -1,7 +1,7 @@
-"""The part of a checkpoint that training goes on from: looked at as a whole before any of it is taken.
+"""The trainer state of a checkpoint, which is validated completely before any of it is loaded.
 
-Everything a configuration says, such as learning rate and weight decay, is taken from the run's own; only what
-training has made, such as moments and the number of iterations, from the checkpoint.
+Configured values, such as learning rate and weight decay, come from the configuration of the resumed run; only results
+of training, such as moments and the number of iterations, come from the checkpoint.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ GROUPING = (
     "SOLVER.WEIGHT_DECAY_EMBED",
     "MODEL.CLIP.TRAIN_POS_EMBED",
 )
-"""Keys that decide which tensors are trained and in which groups: a change of them may not fit the moments."""
+"""Keys that determine the trained tensors and their groups; if they change, the moments may not fit."""
 
 RECORDED = (
     *GROUPING, "SOLVER.BASE_LR", "SOLVER.POLY_POWER", "SOLVER.MAX_ITER", "SOLVER.CLIP_GRADIENTS.CLIP_VALUE",
@@ -42,20 +42,20 @@ logger = logging.getLogger("san.d2.trainer_state")
 
 
 def recorded_settings(cfg: CfgNode) -> dict[str, Any]:
-    """The values of `RECORDED`."""
+    """Return the values of `RECORDED`."""
     values = dict(flatten(cfg))
     return {key: values[key] for key in RECORDED}
 
 
 def flat_state(state: object) -> dict[str, Any]:
-    """A trainer's state in our form, also that of Detectron2's ``DefaultTrainer``.
+    """Convert a trainer's state, also that of Detectron2's ``DefaultTrainer``, to our format.
 
     Raises:
-        ValueError: it is no state of a trainer.
+        ValueError: it is not the state of a trainer.
     """
     if state is None:
-        raise ValueError("it has no trainer part, but weights alone: start a new run with MODEL.WEIGHTS set to it")
-    content = _mapping(state, "the trainer part")
+        raise ValueError("it contains only weights, no trainer state: start a new run with MODEL.WEIGHTS set to it")
+    content = _mapping(state, "the trainer state")
     inner = _mapping(content.get("_trainer", {}), "_trainer")
     return {"grad_scaler": {}, "hooks": {}, "solver": {}} | dict(inner) | dict(content)
 
@@ -63,23 +63,23 @@ def flat_state(state: object) -> dict[str, Any]:
 def check_trainer_state(
     state: object, model: nn.Module, optimizer: torch.optim.Optimizer, settings: Mapping[str, Any]
 ) -> None:
-    """Refuses a state that training cannot go on from; changes nothing.
+    """Check that training can resume from a state; changes nothing.
 
     Args:
-        state: a trainer's, as a checkpoint has it.
-        model: has the optimiser's tensors.
-        optimizer: AdamW, of the run that goes on.
-        settings: `recorded_settings` of that run.
+        state: trainer state of a checkpoint.
+        model: model with the optimizer's tensors.
+        optimizer: AdamW of the resumed run.
+        settings: `recorded_settings` of the resumed run.
 
     Raises:
-        ValueError: a part is missing, of another kind, shape or layout, not finite, or of other trained tensors.
+        ValueError: a part is missing, of another type, shape or layout, not finite, or belongs to other tensors.
     """
     content = flat_state(state)
     done = _integer(content.get("iteration"), "iteration") + 1
     if done > settings["SOLVER.MAX_ITER"]:
         raise ValueError(
-            f"it has {done} iterations done, but SOLVER.MAX_ITER is {settings['SOLVER.MAX_ITER']}; set it to {done} or "
-            "more"
+            f"it has {done} iterations done, but SOLVER.MAX_ITER is {settings['SOLVER.MAX_ITER']}; set it to {done} "
+            "or more"
         )
     if "seed" in content:
         _integer(content["seed"], "seed", least=-1)
@@ -108,7 +108,7 @@ def check_trainer_state(
 def _check_groups(
     groups: object, optimizer: torch.optim.Optimizer, before: Mapping[str, Any], now: Mapping[str, Any]
 ) -> None:
-    """The parameter groups of the state, against those of the run."""
+    """Compare the parameter groups of the state with those of the run."""
     if not isinstance(groups, list) or not groups:
         raise ValueError(f"its optimiser's parameter groups are {excerpt(groups)} instead of a list of groups")
     sizes = []
@@ -120,22 +120,22 @@ def _check_groups(
         for key in ("lr", "weight_decay"):
             _number(group.get(key), f"{key} of a parameter group")
     if [number for group in groups for number in group["params"]] != list(range(sum(sizes))):
-        raise ValueError("the tensors of its parameter groups are not numbered one after the other")
+        raise ValueError("the tensors of its parameter groups are not numbered consecutively")
     own = [len(group["params"]) for group in optimizer.param_groups]
     changed = [key for key in GROUPING if key in before and before[key] != now[key]]
     if sizes == own and _divides_alike(before, now):
         return
     reason = "; ".join(f"{key} was {excerpt(before[key])} and is {now[key]} now" for key in changed)
     raise ValueError(
-        f"its moments are of other groups of trained tensors ({sizes[:20]}) than this run's ({own[:20]}): "
-        f"{reason or 'the trained part of the model has changed'}; set it back to go on"
+        f"its moments belong to groups of {sizes[:20]} trained tensors, but this run has groups of {own[:20]}: "
+        f"{reason or 'the trained part of the model has changed'}; restore the earlier setting to resume"
     )
 
 
 def _divides_alike(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    """Whether weight decays that are equal in one run are equal in the other: then each group has the same tensors."""
+    """Whether the same weight decays are equal in both runs, so that each group has the same tensors."""
     if not all(key in before for key in GROUPING):
-        return True  # of a version that did not keep them
+        return True  # earlier versions did not save them
     kinds = GROUPING[:3]
     pairs = [(first, second) for first in kinds for second in kinds]
     return all((before[a] == before[b]) == (now[a] == now[b]) for a, b in pairs) and (
@@ -144,7 +144,7 @@ def _divides_alike(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
 
 
 def _check_moments(values: object, parameter: Tensor, name: str) -> None:
-    """What the optimiser keeps of one tensor; its kernel goes by the tensor's own shape and would read beyond it."""
+    """Check the state of one tensor; with a wrong shape, the optimizer's kernel would read out of bounds."""
     found = _mapping(values, f"the optimiser state of {name}")
     if set(found) != {"step", *_MOMENTS}:
         raise ValueError(
@@ -161,27 +161,27 @@ def _check_moments(values: object, parameter: Tensor, name: str) -> None:
             is_now = f"{flaw or 'dense'}, {value.dtype}, {excerpt(tuple(value.shape))}"
             raise ValueError(f"{title} is {is_now} instead of dense, {dtype}, {tuple(wanted)}")
         if not value.is_contiguous() and value.stride() != parameter.stride():
-            raise ValueError(f"{title} is not laid out in memory as its tensor; write the checkpoint again")
+            raise ValueError(f"{title} does not have the memory layout of its tensor; write the checkpoint again")
         if not value.isfinite().all():
-            raise ValueError(f"{title} is NaN or infinite; go on from a checkpoint of before the training broke down")
+            raise ValueError(f"{title} is NaN or infinite; resume from a checkpoint before the divergence")
         if key != "exp_avg" and (value < 0).any():
-            raise ValueError(f"{title} is negative, which no training makes it")
+            raise ValueError(f"{title} is negative, which training never produces")
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """Takes the moments of a state that `check_trainer_state` has passed; rates and decays stay the optimiser's own."""
+    """Load the moments of a state checked by `check_trainer_state`; learning rates and weight decays are kept."""
     groups = optimizer.state_dict()["param_groups"]
-    # copies: tensors of a file may share their memory, and an update would change all of them at once
+    # copies, because tensors of a file may share memory, and an update of one would change the others
     moments = {number: {key: value.clone() for key, value in own.items()} for number, own in state["state"].items()}
     optimizer.load_state_dict({"state": moments, "param_groups": groups})
 
 
 def set_schedule(scheduler: torch.optim.lr_scheduler.LambdaLR, done: int) -> None:
-    """Puts a schedule where its own base rates and length have it after some iterations.
+    """Advance a schedule, with its own base rates and length, to an iteration.
 
     Args:
-        scheduler: as built, not stepped yet.
-        done: iterations.
+        scheduler: schedule that was not stepped yet.
+        done: number of completed iterations.
     """
     rates = [base * factor(done) for base, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
     for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
@@ -191,30 +191,30 @@ def set_schedule(scheduler: torch.optim.lr_scheduler.LambdaLR, done: int) -> Non
 
 
 def own_hooks(hooks: Iterable[HookBase], states: Mapping[str, Any]) -> dict[str, Any]:
-    """The states that hooks of a run take up, by class name; the schedule's is not among them, see `set_schedule`."""
+    """Return the states to load into a run's hooks, by class name, without the schedule's; see `set_schedule`."""
     takers = {type(hook).__qualname__ for hook in hooks if hasattr(hook, "load_state_dict")}
     for name in states.keys() - takers:
-        logger.warning("The checkpoint's state of the hook %s is left out: this run has no such hook", excerpt(name))
+        logger.warning("The checkpoint's state of the hook %s is ignored: this run has no such hook", excerpt(name))
     return {name: state for name, state in states.items() if name in takers and name != "LRScheduler"}
 
 
 def load_scaler(scaler: torch.amp.GradScaler, state: Mapping[str, Any]) -> None:
-    """Takes the scale of losses, where both runs scale them."""
+    """Load the loss scale if both runs scale losses."""
     if state and scaler.is_enabled():
         taken = {key: state[key] for key in ("scale", "_growth_tracker")}
         scaler.load_state_dict(scaler.state_dict() | taken)
 
 
 def check_finite_run(model: nn.Module, optimizer: torch.optim.Optimizer, iteration: int) -> None:
-    """Refuses to keep what training has made where it is NaN or infinite; waits for the device once.
+    """Check that trained tensors and moments are finite; synchronizes with the device once.
 
     Args:
-        model: not wrapped.
-        optimizer: of its trained tensors.
-        iteration: the last one that was done.
+        model: model, not wrapped.
+        optimizer: optimizer of its trained tensors.
+        iteration: the last completed iteration.
 
     Raises:
-        FloatingPointError: with the tensors.
+        FloatingPointError: the message names the tensors.
     """
     tensors: dict[str, Tensor] = dict(model.named_buffers())
     for name, parameter in model.named_parameters():
@@ -228,17 +228,17 @@ def check_finite_run(model: nn.Module, optimizer: torch.optim.Optimizer, iterati
     if wrong:
         raise FloatingPointError(
             f"after iteration {iteration} {len(wrong)} of {len(floats)} trained tensors and moments are NaN or "
-            f"infinite ({listed(wrong)}); no checkpoint of them is written, earlier ones are untouched; lower "
-            "SOLVER.BASE_LR, then go on with --resume from an earlier checkpoint, or start anew"
+            f"infinite ({listed(wrong)}); no checkpoint of them is written, earlier ones are unchanged; lower "
+            "SOLVER.BASE_LR, then resume from an earlier checkpoint with --resume, or start a new run"
         )
 
 
 def log_changes(before: object, now: Mapping[str, Any]) -> None:
-    """Logs which settings a resumed run has changed."""
+    """Log which settings a resumed run has changed."""
     if isinstance(before, Mapping):
         for key, value in now.items():
             if key in before and before[key] != value:
-                logger.info("%s is %s from here on; it was %s", key, value, excerpt(before[key]))
+                logger.info("%s is now %s; it was %s", key, value, excerpt(before[key]))
 
 
 def _mapping(value: object, title: str) -> Mapping[Any, Any]:

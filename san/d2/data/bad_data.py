@@ -1,4 +1,4 @@
-"""Training samples that cannot be read: counted and listed, and training stops when there are too many."""
+"""Counts and lists training samples that cannot be read, and stops training if there are too many."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from san.files import replacing, write_text
 logger = logging.getLogger("san.d2.bad_data")
 
 MAX_NAMED_FILES = 8
-"""Files that a message names."""
+"""Maximum number of files in a message."""
 
 
 class BadData:
     """Counts the samples of a data set that cannot be read.
 
     Args:
-        total: samples of the data set.
-        max_share: of them that may be bad, 0..1.
+        total: number of samples of the data set.
+        max_share: share of samples that may be unreadable, 0..1.
         folder: OUTPUT_DIR, where ``bad_data.json`` lists them.
     """
 
@@ -34,13 +34,13 @@ class BadData:
         self.found: dict[str, str] = {}
 
     def note(self, found: Iterable[BadSample]) -> None:
-        """Logs the new ones among bad samples, and stops training if there are too many.
+        """Log new bad samples, and stop training if there are too many.
 
         Args:
-            found: the same on every process.
+            found: the bad samples, the same in every process.
 
         Raises:
-            ValueError: more than the set share cannot be read.
+            ValueError: more than the allowed share cannot be read.
         """
         new = {bad.file_name: bad.message for bad in found if bad.file_name not in self.found}
         if not new:
@@ -50,7 +50,7 @@ class BadData:
         messages = list(new.values())
         more = f" and {len(messages) - MAX_NAMED_FILES} more" if len(messages) > MAX_NAMED_FILES else ""
         logger.warning(
-            "%s%s; another sample takes its place (%d of %d cannot be read)",
+            "%s%s; using another sample instead (%d of %d cannot be read)",
             "; ".join(messages[:MAX_NAMED_FILES]),
             more,
             len(self.found),
@@ -63,13 +63,13 @@ class BadData:
                 f"{len(self.found)} of {self.total} training samples ({100 * share:.2g} %) cannot be read, more than "
                 f"DATALOADER.MAX_BAD_SHARE {self.max_share}: {'; '.join([*self.found.values()][:MAX_NAMED_FILES])}"
                 f"{'; ...' if len(self.found) > MAX_NAMED_FILES else ''}. All are listed in "
-                f"{self.folder / 'bad_data.json'}; mend or remove them, or raise DATALOADER.MAX_BAD_SHARE, and go on "
+                f"{self.folder / 'bad_data.json'}; fix or remove them, or raise DATALOADER.MAX_BAD_SHARE, and resume "
                 "with --resume"
             )
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes a whole JSON file; if it cannot be written, a warning says so, as the caller has more to report."""
+    """Write a JSON file atomically; logs a warning if that fails, as the caller has more to report."""
     try:
         with replacing(path) as file:
             write_text(file, json.dumps(content, indent=1, ensure_ascii=False) + "\n")

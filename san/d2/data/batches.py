@@ -1,4 +1,4 @@
-"""Between loading processes and the main one: bad samples, signals, waiting with a limit, how the processes end."""
+"""Batches from loader workers: bad samples, signals, timeouts, and the end of the workers."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from san.d2.processes import stopping
 from san.errors import one_line
 
 Sample = dict[str, Any]
-"""One sample as the model takes it."""
+"""One sample in the model's input format."""
 
 WARN_AFTER = 60.0
-"""Seconds of waiting for a batch after which a warning is logged, and again each time."""
+"""Interval, in seconds, of warnings while waiting for a batch."""
 
 LOOK_EVERY = 0.5
-"""Seconds between two looks at how long the main process has waited."""
+"""Seconds between checks of how long the main process has waited."""
 
 logger = logging.getLogger("san.d2.batches")
 
 
 @dataclass(frozen=True)
 class BadSample:
-    """An error made by a data file, carried from a loading worker to the main process without its stack trace.
+    """An error of a data file, sent from a loader worker to the main process without its traceback.
 
     Attributes:
-        error: its type.
-        message: its text.
+        error: type of the error.
+        message: text of the error.
         file_name: the image of the sample.
     """
 
@@ -49,14 +49,14 @@ class BadSample:
 
 
 class Batches:
-    """The batches of a `DataLoader`, whose bad samples are reported here, in the main process.
+    """The batches of a `DataLoader`, with bad samples handled in the main process.
 
-    One that was not replaced is raised as the one-line error it is; those that were replaced are collected. Loading
-    processes end with the iteration, whatever ended it, or else with this process.
+    A bad sample that was not replaced is raised as its error; those that were replaced are collected. Workers end when
+    the iteration ends, for any reason, or with this process.
 
     Args:
-        loader: gives lists of samples; its ``timeout`` is set.
-        timeout: seconds that a batch may take to come from loading processes; 0 waits for ever.
+        loader: yields lists of samples; its ``timeout`` is set.
+        timeout: maximum number of seconds to wait for a batch of the workers; 0 waits forever.
     """
 
     def __init__(self, loader: DataLoader[Any], timeout: float = 0) -> None:
@@ -65,7 +65,7 @@ class Batches:
         self._replaced: list[BadSample] = []
 
     def take_replaced(self) -> list[BadSample]:
-        """The bad samples of the batches given since the last call, for which others were given."""
+        """Return the replaced bad samples of the batches since the last call."""
         taken, self._replaced = self._replaced, []
         return taken
 
@@ -77,15 +77,15 @@ class Batches:
         """Yields lists of samples.
 
         Raises:
-            ValueError, OSError: what a file did wrong.
-            TimeoutError: loading processes gave nothing for `timeout` seconds.
-            san.d2.processes.stopping.StopRequested: the process was asked to stop before a batch came.
+            ValueError, OSError: the error of a file.
+            TimeoutError: the workers sent nothing for `timeout` seconds.
+            san.d2.processes.stopping.StopRequested: a stop was requested before a batch arrived.
         """
         if self.loader.num_workers:
             self.loader.timeout = self.timeout
         source = iter(self.loader)
-        watch = _Watch(self.timeout, getattr(source, "_workers", []))  # of the processes, where there are any
-        end = Finalize(None, _end_processes, args=(source,), exitpriority=0)  # at the end of this process too
+        watch = _Watch(self.timeout, getattr(source, "_workers", []))  # of the workers, if any
+        end = Finalize(None, _end_processes, args=(source,), exitpriority=0)  # also at the end of this process
         try:
             while (batch := self._next(source, watch)) is not None:
                 for sample in batch:
@@ -98,7 +98,7 @@ class Batches:
             end()
 
     def _next(self, source: Iterator[list[Sample]], watch: _Watch) -> list[Sample] | None:
-        """The next batch; None after the last."""
+        """Return the next batch, or None after the last."""
         start = watch.since = time.monotonic()
         try:
             with stopping.waiting():
@@ -108,8 +108,8 @@ class Batches:
             if not self.loader.num_workers or not 0 < self.timeout <= waited:
                 raise
             raise TimeoutError(
-                f"no batch came from the {self.loader.num_workers} loading processes for {waited:.0f} s "
-                f"(DATALOADER.TIMEOUT {self.timeout:g}): is the file system slow or gone, or a process stopped? "
+                f"no batch arrived from the {self.loader.num_workers} loader workers for {waited:.0f} s "
+                f"(DATALOADER.TIMEOUT {self.timeout:g}): is the file system slow or unavailable, or a worker stopped? "
                 "Raise DATALOADER.TIMEOUT (0: no limit), or set DATALOADER.NUM_WORKERS 0 to load in this process"
             ) from None
         finally:
@@ -117,17 +117,17 @@ class Batches:
 
 
 class _Watch:
-    """A thread that logs long waiting for loading processes, and kills them at the limit.
+    """A thread that logs long waits for loader workers, and kills them at the limit.
 
-    A `DataLoader` has a limit of its own, but not while it takes over a tensor from a process that is stopped.
+    The timeout of `DataLoader` does not cover receiving a tensor from a stopped worker.
 
     Args:
         limit: seconds; 0 kills nothing.
-        workers: the processes; without any there is no thread.
+        workers: the workers; without any, no thread is started.
     """
 
     since: float | None = None
-    """When the waiting began, of `time.monotonic`; None while nobody waits."""
+    """Start of the wait (`time.monotonic`); None while not waiting."""
 
     def __init__(self, limit: float, workers: Sequence[multiprocessing.process.BaseProcess]) -> None:
         self.limit = limit
@@ -137,7 +137,7 @@ class _Watch:
             threading.Thread(target=self._run, daemon=True).start()
 
     def stop(self) -> None:
-        """Ends the thread."""
+        """Stop the thread."""
         self._done.set()
 
     def _run(self) -> None:
@@ -156,13 +156,13 @@ class _Watch:
 
 
 def _end_processes(source: Any) -> None:
-    """Ends the loading processes of an iteration, also those that are stopped or do not react to SIGTERM.
+    """End the workers of an iteration, also those that are stopped or ignore SIGTERM.
 
     Args:
-        source: the iterator of a `DataLoader`, whose own way is SIGTERM, and to wait.
+        source: the iterator of a `DataLoader`, which itself only sends SIGTERM and waits.
     """
     workers = [worker for worker in getattr(source, "_workers", ()) if worker.is_alive()]
-    if workers and source._worker_pids_set:  # else PyTorch raises an error where they end
+    if workers and source._worker_pids_set:  # otherwise PyTorch raises when they end
         _remove_worker_pids(id(source))
         source._worker_pids_set = False
     for worker in workers:
@@ -170,23 +170,23 @@ def _end_processes(source: Any) -> None:
 
 
 def set_up_worker(_: int) -> None:
-    """A loading worker uses one thread, as the workers are the parallelism, and leaves signals to the main process."""
+    """Set up a loader worker: one thread, as there are many workers, and signals are left to the main process."""
     torch.set_num_threads(1)
-    _prctl_pr_set_pdeathsig(signal.SIGKILL)  # where the main process is killed, and this one may be stopped
+    _prctl_pr_set_pdeathsig(signal.SIGKILL)  # end with the main process, even if it is killed
     stopping.leave_to_main_process()
     multiprocessing.queues.Queue._on_queue_feeder_error = _send_error  # type: ignore[attr-defined]
 
 
 def _send_error(queue: Any, error: Exception, item: Any) -> None:
-    """In a loading worker: sends the error instead of a batch that cannot be sent; Python would drop the batch.
+    """In a worker: send the error instead of a batch that cannot be sent, which Python would drop.
 
     Args:
-        queue: to the main process.
-        error: such as that of a full /dev/shm, or of too many open files.
-        item: pair of the batch's number and the batch.
+        queue: queue to the main process.
+        error: for instance a full /dev/shm, or too many open files.
+        item: (index of the batch, batch).
     """
     message = (
-        f"a loading process cannot hand over its samples ({one_line(error)}); give /dev/shm more room, raise the limit "
+        f"a loader worker cannot send its samples ({one_line(error)}); increase /dev/shm, raise the limit "
         "of open files (ulimit -n), or lower DATALOADER.NUM_WORKERS (0 loads in the main process)"
     )
     queue.put((item[0], [BadSample(OSError, message)]))

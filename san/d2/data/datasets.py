@@ -1,12 +1,11 @@
-"""Data sets by name: the six benchmarks, the shapes benchmark, one's own, described by a file or by arguments.
+"""Registers data sets: the six benchmarks, the shapes benchmark, and custom ones described by a file or arguments.
 
-Nothing is registered on import: `register_datasets` and `register_custom` do it, and may be called again, with another
-root too. A benchmark's name that someone else has registered (Detectron2 itself registers ``ade20k_sem_seg_*``) is
-replaced, so that its class names and folders are those of `san.data.benchmarks`; one's own data set may not take the
-name of another.
+Nothing is registered on import. `register_datasets` and `register_custom` may be called again, also with another root.
+If another package has registered the name of a benchmark (Detectron2 registers ``ade20k_sem_seg_*``), it is replaced,
+so that class names and folders are those of `san.data.benchmarks`. A custom data set must not use the name of another.
 
-Metadata of a data set: ``stuff_classes`` and ``ignore_label``; where they are wanted ``class_texts`` (what goes to the
-text encoder in place of the names), ``label_mapping`` (pixel values of the files to class indices), ``class_groups``.
+Metadata of a data set: ``stuff_classes`` and ``ignore_label``; optionally ``class_texts`` (inputs of the text encoder
+instead of the names), ``label_mapping`` (pixel values of the files to class indices), ``class_groups``.
 """
 
 from __future__ import annotations
@@ -38,16 +37,16 @@ logger = logging.getLogger("san.d2.datasets")
 ROOT_VARIABLE = "DETECTRON2_DATASETS"
 DEFAULT_ROOT = "datasets"
 
-_NUM_LOOKED_AT = 8  # label maps of a data set before it is used
+_NUM_LOOKED_AT = 8  # label maps of a data set that are inspected before it is used
 
 
 def datasets_root(root: str | Path | None = None) -> Path:
-    """The folder of the data sets: the one given, else that of the environment variable, else ``datasets``."""
+    """Return the folder of the data sets: `root`, else the environment variable, else ``datasets``."""
     return user_path(str(root or os.environ.get(ROOT_VARIABLE) or DEFAULT_ROOT), "the folder of the data sets")
 
 
 def register_datasets(root: str | Path | None = None) -> None:
-    """Registers the six benchmarks and the shapes benchmark; reads no data.
+    """Register the six benchmarks and the shapes benchmark; reads no data.
 
     Args:
         root: folder of the data sets, see `datasets_root`.
@@ -60,17 +59,17 @@ def register_datasets(root: str | Path | None = None) -> None:
 
 
 def shapes_benchmarks() -> dict[str, Benchmark]:
-    """The splits of the shapes benchmark by registered name."""
+    """Return the splits of the shapes benchmark by registered name."""
     from san.data.shapes.dataset import BENCHMARKS as SHAPES_BENCHMARKS
 
     return SHAPES_BENCHMARKS
 
 
 def prepare_shapes(names: Sequence[str], root: str | Path | None = None) -> None:
-    """Writes the shapes images if one of these data sets is of them and they are missing.
+    """Write the shapes images if one of the data sets needs them and they are missing.
 
     Args:
-        names: data sets about to be used.
+        names: data sets to use.
         root: folder of the data sets, see `datasets_root`.
     """
     if any(name in shapes_benchmarks() for name in names):
@@ -80,14 +79,14 @@ def prepare_shapes(names: Sequence[str], root: str | Path | None = None) -> None
 
 
 def prepare_datasets(cfg: CfgNode, *, training: bool = True) -> None:
-    """Makes the data sets of a configuration known, and writes the shapes images if they are missing.
+    """Register the data sets of a configuration, and write the shapes images if they are missing.
 
     Args:
-        cfg: with DATASETS.ROOT, CUSTOM, TEST and TRAIN. Every process calls it.
+        cfg: has DATASETS.ROOT, CUSTOM, TEST and TRAIN. Every process must call this function.
         training: whether DATASETS.TRAIN is needed.
 
     Raises:
-        FileNotFoundError, ValueError: a data set's file is wrong, or a name is unknown.
+        FileNotFoundError, ValueError: the file of a data set is missing or invalid, or a name is unknown.
     """
     register_datasets(cfg.DATASETS.ROOT)
     register_custom_files(cfg.DATASETS.CUSTOM)
@@ -100,7 +99,7 @@ def prepare_datasets(cfg: CfgNode, *, training: bool = True) -> None:
 
 
 def _register_benchmark(benchmark: Benchmark, root: Path) -> None:
-    """Registers one split under its name."""
+    """Register one split under its name."""
     image_dir, label_dir = benchmark.folders(root)
     labels = benchmark.labels
     extra: dict[str, Any] = {"expected_images": benchmark.num_images} if benchmark.name in BENCHMARKS else {}
@@ -133,17 +132,17 @@ def register_folder(
     shared_images: bool = False,
     **metadata: Any,
 ) -> None:
-    """Registers a folder of images and one of label maps of the same names; reads no data.
+    """Register a folder of images and one of label maps with the same names; reads no data.
 
     Args:
-        name: to ask for it by, as in DATASETS.TRAIN.
+        name: name of the data set, as in DATASETS.TRAIN.
         image_dir: folder of images.
         label_dir: folder of label maps, pixel = index into classes.
         classes: C class names, the vocabulary.
         ignore_label: value of pixels without a class.
-        image_ext: file ending of images, without the dot, or several.
-        label_ext: file ending of label maps, or several.
-        shared_images: images without a label are normal in this folder, and not reported.
+        image_ext: one or several file extensions of images, without the dot.
+        label_ext: one or several file extensions of label maps.
+        shared_images: do not report images without a label.
         **metadata: further entries of the metadata catalogue.
     """
     files = functools.partial(pair_files, image_dir, label_dir, image_ext, label_ext, shared_images=shared_images)
@@ -160,7 +159,7 @@ def register_folder(
 def _folders(
     image_dir: str | Path, label_dir: str | Path, image_ext: str | Sequence[str], label_ext: str | Sequence[str]
 ) -> dict[str, Any]:
-    """Metadata of a data set of two folders: where its files are, and their endings."""
+    """Return the metadata of a data set of two folders: their paths and file extensions."""
     return {
         "image_root": str(image_dir),
         "sem_seg_root": str(label_dir),
@@ -170,7 +169,7 @@ def _folders(
 
 
 def _register(name: str, files: Callable[[], Pairing], **metadata: Any) -> None:
-    """Registers a data set in place of any other of its name."""
+    """Register a data set, replacing one of the same name."""
     if name in DatasetCatalog.list():
         DatasetCatalog.remove(name)
     if name in MetadataCatalog.list():
@@ -180,21 +179,21 @@ def _register(name: str, files: Callable[[], Pairing], **metadata: Any) -> None:
 
 
 def _records(name: str, files: Callable[[], Pairing]) -> list[Record]:
-    """The records of a data set; what is left out is reported."""
+    """Return the records of a data set; skipped files are reported."""
     return [{**pair, "dataset_name": name} for pair in files().usable(name)]
 
 
 def register_custom(path: str | Path) -> list[str]:
-    """Registers the splits of one's own data set, described by a file; reads no image and no label.
+    """Register the splits of a custom data set described by a file; reads no image and no label.
 
     Args:
-        path: YAML or JSON, see `san.data.custom`; may be registered again, and after a change of the file.
+        path: YAML or JSON, see `san.data.custom`; may be registered again, also after a change.
 
     Returns:
-        The registered names, such as ``["roofs_train", "roofs_val"]``.
+        the registered names, such as ``["roofs_train", "roofs_val"]``.
 
     Raises:
-        FileNotFoundError, ValueError: the file is missing or wrong, or a name of it is another data set's.
+        FileNotFoundError, ValueError: the file is missing or invalid, or another data set has one of its names.
     """
     dataset = load_custom_dataset(path)
     for split in dataset.splits:
@@ -216,16 +215,16 @@ def register_custom(path: str | Path) -> list[str]:
 
 
 def register_custom_files(paths: Sequence[str | Path]) -> list[str]:
-    """Registers several data set files.
+    """Register several data set files.
 
     Args:
         paths: see `register_custom`.
 
     Returns:
-        The names of all.
+        the names of all.
 
     Raises:
-        FileNotFoundError, ValueError: as `register_custom`; also where two files give one name.
+        FileNotFoundError, ValueError: as `register_custom`; or two files have the same name.
     """
     owners: dict[str, str | Path] = {}
     for path in dict.fromkeys(paths):
@@ -237,25 +236,23 @@ def register_custom_files(paths: Sequence[str | Path]) -> list[str]:
 
 
 def _check_free(name: str, path: Path) -> None:
-    """Refuses a name that is not one's own to give."""
+    """Raise if a name belongs to another data set."""
     taken = name in BENCHMARKS or name in shapes_benchmarks()
     if name in DatasetCatalog.list() and not taken:
         taken = MetadataCatalog.get(name).get("custom_file") is None
     if taken:
-        raise ValueError(
-            f"data set file {path} gives the name {name!r}, which is another data set's; choose another name"
-        )
+        raise ValueError(f"data set file {path} has the name {name!r}, which another data set has; choose another name")
 
 
 def check_names(names: Sequence[str], key: str) -> None:
-    """Refuses names that are not registered.
+    """Check that names are registered.
 
     Args:
         names: data sets.
-        key: configuration key they come from, for the message.
+        key: configuration key of the names, for the message.
 
     Raises:
-        ValueError: naming the nearest registered name.
+        ValueError: a name is unknown; the message suggests the nearest registered name.
     """
     known = sorted(DatasetCatalog.list())
     for name in names:
@@ -263,22 +260,22 @@ def check_names(names: Sequence[str], key: str) -> None:
             nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
             raise ValueError(
                 f"{key} names the unknown data set {name!r}; did you mean {nearest[0]!r}? Describe your own in a file "
-                "and name it in DATASETS.CUSTOM or after --dataset (docs/custom_dataset.md)"
+                "and pass it in DATASETS.CUSTOM or with --dataset (docs/custom_dataset.md)"
             )
 
 
 def load_records(name: str) -> list[Record]:
-    """The records of a registered data set.
+    """Return the records of a registered data set.
 
     Args:
-        name: as registered.
+        name: registered name.
 
     Returns:
-        One record per image, not empty.
+        one record per image; not empty.
 
     Raises:
-        ValueError: if the name is unknown or the data set is empty.
-        FileNotFoundError: if its folders are missing or hold no pair of files.
+        ValueError: the name is unknown or the data set is empty.
+        FileNotFoundError: its folders are missing or contain no pair of files.
     """
     check_names([name], "DATASETS")
     records: list[Record] = DatasetCatalog.get(name)
@@ -286,7 +283,7 @@ def load_records(name: str) -> list[Record]:
         raise ValueError(f"data set {name!r} is empty; prepare it (see docs/datasets.md)")
     expected = MetadataCatalog.get(name).get("expected_images")
     if expected is not None and expected != len(records):
-        logger.warning("%s has %d images here, not %d: its figures are not those of the benchmark",
+        logger.warning("%s has %d images, not %d: the results are not those of the benchmark",
                        name, len(records), expected)  # fmt: skip
     metadata = MetadataCatalog.get(name)
     if name not in BENCHMARKS and metadata.get("files") is not None:  # registered by SAN
@@ -297,7 +294,7 @@ def load_records(name: str) -> list[Record]:
 
 @functools.cache  # once per run
 def _warn_of_masks(name: str, files: tuple[str, ...], ignore_label: int, mapping: LabelMapping | None) -> None:
-    """Warns where the first look at a data set's label maps finds masks of two values, one of which is ignored."""
+    """Warn if the first label maps of a data set are masks of two values, one of which is ignored."""
     if not comm.is_main_process():
         return
     values: set[int] = set()
@@ -305,32 +302,32 @@ def _warn_of_masks(name: str, files: tuple[str, ...], ignore_label: int, mapping
         try:
             values.update(count_values(read_label_map(file))[0].tolist())
         except (ValueError, OSError):
-            return  # whoever uses it reports it
+            return  # the code that uses the file reports it
     doubt = doubt_about_masks(values, ignore_label, mapping)
     if doubt:
-        logger.warning("%s: %s (%d label maps were looked at)", name, doubt, len(files))
+        logger.warning("%s: %s (%d label maps were inspected)", name, doubt, len(files))
 
 
 def pairing_of(name: str) -> Pairing:
-    """The files of a data set that SAN has registered: pairs, and what has no partner.
+    """Return the files of a data set that SAN has registered: pairs, and files without a partner.
 
     Raises:
-        ValueError: it is unknown, or registered by someone else.
-        FileNotFoundError: its folders are missing or hold no pair of files.
+        ValueError: it is unknown, or registered by another package.
+        FileNotFoundError: its folders are missing or contain no pair of files.
     """
     check_names([name], "the command line")
     files = MetadataCatalog.get(name).get("files")
     if files is None:
-        raise ValueError(f"data set {name!r} was not registered by SAN, which therefore does not know its folders")
+        raise ValueError(f"data set {name!r} was not registered by SAN, so its folders are unknown")
     pairing: Pairing = files()
     return pairing
 
 
 def metadata_of(name: str) -> Any:
-    """The metadata of a registered data set: at least stuff_classes and ignore_label.
+    """Return the metadata of a registered data set: at least stuff_classes and ignore_label.
 
     Raises:
-        ValueError: if it has no class names.
+        ValueError: it has no class names.
     """
     metadata = MetadataCatalog.get(name)
     if not metadata.get("stuff_classes"):
@@ -341,7 +338,7 @@ def metadata_of(name: str) -> Any:
 
 
 def class_texts(name: str) -> tuple[ClassText, ...]:
-    """What goes to the text encoder for each class of a registered data set: its texts, else the class names.
+    """Return the text encoder's input for each class of a registered data set: its texts, else its name.
 
     Raises:
         ValueError: it has no class names.
@@ -352,12 +349,12 @@ def class_texts(name: str) -> tuple[ClassText, ...]:
 
 
 def check_distinct_classes(name: str) -> None:
-    """Refuses a registered data set with two classes of one name: they would have one colour, and one text embedding.
+    """Check that the class names of a data set are distinct; equal names have equal colours and text embeddings.
 
-    Names are compared as CLIP's tokenizer does: letter case, blanks and look-alike characters make no difference.
+    Names are compared as by CLIP's tokenizer, which ignores case, blanks and differences of look-alike characters.
 
     Raises:
-        ValueError: naming them.
+        ValueError: names are repeated; the message lists them.
     """
     classes: list[str] = metadata_of(name).stuff_classes
     counts = Counter(map(text_key, classes))

@@ -1,9 +1,9 @@
-"""Training and evaluation batches.
+"""Loaders of training and evaluation batches.
 
-All randomness of training is a pure function of (seed, position in the sample stream): position p of the stream is
-one sample of the p // n-th shuffling of the n samples, its augmentation and its loss points are drawn from generators
-seeded by (seed, p). Batch i holds positions i * B .. i * B + B - 1. So neither the number of loading workers nor the
-number of processes nor an interruption changes what is trained on.
+All randomness of training is a pure function of (seed, position in the sample stream). Position p of the stream is one
+sample of shuffle p // n of the n samples; its augmentation and loss points are drawn from generators seeded by
+(seed, p). Batch i contains positions i * B .. i * B + B - 1. Therefore the number of workers, the number of processes
+and interruptions do not change the training data.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from san.d2.data.batches import BadSample, Batches, Sample, set_up_worker
 
 Record = dict[str, Any]
-"""One sample of a data set as registered: at least file_name and sem_seg_file_name."""
+"""One registered sample of a data set: at least file_name and sem_seg_file_name."""
 
 TrainMapping = Callable[[Record, np.random.Generator], Sample]
 EvalMapping = Callable[[Record], Sample]
@@ -31,14 +31,14 @@ _POINT_STREAM = 2
 _REPLACE_STREAM = 3
 
 RETRY_PAUSE = 0.1
-"""Seconds before a sample that could not be read is tried again: a network file system may only have stumbled."""
+"""Seconds before a failed sample is retried: errors of network file systems may be temporary."""
 
 MAX_REPLACEMENTS = 4
-"""Samples tried in the place of one that cannot be read. If none of them can be either, something greater is wrong."""
+"""Maximum number of samples tried instead of one that cannot be read."""
 
 
 def try_twice(load: Callable[[], Sample], file_name: str) -> Sample | BadSample:
-    """What `load` gives; where a file is at fault it is tried once more after `RETRY_PAUSE`."""
+    """Load a sample; for an error of a file, retry once after `RETRY_PAUSE`, then return the error."""
     for attempt in range(2):
         if attempt:
             time.sleep(RETRY_PAUSE)
@@ -51,21 +51,21 @@ def try_twice(load: Callable[[], Sample], file_name: str) -> Sample | BadSample:
 
 @functools.lru_cache(maxsize=4)
 def epoch_order(seed: int, epoch: int, size: int) -> np.ndarray:
-    """The order of samples in one pass over the data.
+    """Return the order of samples in one epoch.
 
     Args:
-        seed: of the run.
-        epoch: number of the pass, from 0.
+        seed: seed of the run.
+        epoch: index of the epoch, from 0.
         size: number of samples.
 
     Returns:
-        (size,) a permutation.
+        a permutation, (size,).
     """
     return np.random.default_rng((seed, _SHUFFLE_STREAM, epoch)).permutation(size)
 
 
 def point_seed(seed: int, position: int) -> int:
-    """The seed of the loss points of the sample at a position: 31 bits."""
+    """Return the seed of the loss points of the sample at a position: 31 bits."""
     return int(np.random.default_rng((seed, _POINT_STREAM, position)).integers(2**31 - 1))
 
 
@@ -74,8 +74,8 @@ class PositionDataset(Dataset[Any]):
 
     Args:
         records: the data set.
-        mapping: record and generator to sample.
-        seed: of the run, 0 or more.
+        mapping: (record, generator) -> sample.
+        seed: seed of the run, 0 or more.
     """
 
     def __init__(self, records: Sequence[Record], mapping: TrainMapping, seed: int) -> None:
@@ -84,10 +84,10 @@ class PositionDataset(Dataset[Any]):
         self.seed = seed
 
     def __getitem__(self, position: int) -> Sample | BadSample:
-        """The sample at a position.
+        """Return the sample at a position.
 
-        One that cannot be read is replaced by another, drawn from (seed, position); the sample then holds what was bad
-        under ``bad``. Where the replacements cannot be read either the result is a `BadSample`.
+        A sample that cannot be read is replaced by another, drawn from (seed, position), whose entry ``bad`` has the
+        errors. If the replacements cannot be read either, the result is a `BadSample`.
         """
         epoch, rank_in_epoch = divmod(position, len(self.records))
         index = int(epoch_order(self.seed, epoch, len(self.records))[rank_in_epoch])
@@ -103,7 +103,7 @@ class PositionDataset(Dataset[Any]):
         return bad[0]
 
     def _load(self, index: int, position: int) -> Sample | BadSample:
-        """A record, augmented as its position says."""
+        """Load a record with the augmentation of a position."""
         record = self.records[index]
 
         def load() -> Sample:
@@ -113,12 +113,12 @@ class PositionDataset(Dataset[Any]):
 
 
 class PositionSampler(Sampler[int]):
-    """The positions one process reads: rank, rank + world, rank + 2 * world, ... from a start to an end.
+    """The positions that one process reads: rank, rank + world, rank + 2 * world, ... from a start to an end.
 
     Args:
         start: first position of the stream, over all processes.
         end: position after the last.
-        rank: number of this process.
+        rank: rank of this process.
         world: number of processes.
     """
 
@@ -130,19 +130,19 @@ class PositionSampler(Sampler[int]):
         return iter(self.positions)
 
     def __len__(self) -> int:
-        """Number of positions left to this process."""
+        """Number of positions of this process."""
         return len(self.positions)
 
 
 class EvalDataset(Dataset[Any]):
-    """A data set in order, mapped; the error of a file that fails twice comes back as a `BadSample`."""
+    """A mapped data set in order; a file that fails twice yields a `BadSample`."""
 
     def __init__(self, records: Sequence[Record], mapping: EvalMapping) -> None:
         self.records = records
         self.mapping = mapping
 
     def __getitem__(self, index: int) -> Sample | BadSample:
-        """The sample of one record."""
+        """Return the sample of one record."""
         record = self.records[index]
         return try_twice(lambda: self.mapping(record), str(record["file_name"]))
 
@@ -152,25 +152,25 @@ class EvalDataset(Dataset[Any]):
 
 
 def as_list(batch: list[Any]) -> list[Any]:
-    """Collates nothing: images of a batch may differ in size."""
+    """Return a batch without collating it, as images may differ in size."""
     return batch
 
 
 @dataclass(frozen=True)
 class StreamConfig:
-    """Which part of the stream a process reads, and in what batches.
+    """The part of the stream that a process reads, and its batches.
 
     Attributes:
-        seed: of the run, 0 or more.
+        seed: seed of the run, 0 or more.
         batch_size: B, samples of one iteration over all processes and accumulation steps.
-        start_iter: first iteration to deliver.
+        start_iter: first iteration.
         max_iter: iteration after the last.
-        rank: number of this process.
+        rank: rank of this process.
         world: number of processes.
-        accumulation: steps into which an iteration is divided.
+        accumulation: number of accumulation steps per iteration.
 
     Raises:
-        ValueError: if the batch cannot be divided so.
+        ValueError: the batch cannot be divided evenly.
     """
 
     seed: int
@@ -182,7 +182,7 @@ class StreamConfig:
     accumulation: int = 1
 
     def __post_init__(self) -> None:
-        """Refuse batches that cannot be divided."""
+        """Check that the batch can be divided evenly."""
         parts = self.world * self.accumulation
         if self.batch_size < 1 or self.accumulation < 1 or self.batch_size % parts:
             raise ValueError(
@@ -205,14 +205,14 @@ def build_train_loader(
     pin_memory: bool = False,
     timeout: float = 0,
 ) -> Batches:
-    """The training batches of one process, one accumulation step each.
+    """Return the training batches of one process, one per accumulation step.
 
     Args:
         records: the data set, not empty.
-        mapping: record and generator to sample.
-        stream: which part of the stream.
-        num_workers: loading processes; 0 loads in this one.
-        pin_memory: for copies to a GPU.
+        mapping: (record, generator) -> sample.
+        stream: the part of the stream.
+        num_workers: number of loader workers; 0 loads in this process.
+        pin_memory: pin memory for copies to a GPU.
         timeout: see `Batches`.
 
     Returns:
@@ -243,19 +243,19 @@ def build_eval_loader(
     done: int = 0,
     timeout: float = 0,
 ) -> Batches:
-    """The images one process evaluates, one at a time: number rank, rank + world, ...
+    """Return the images that one process evaluates, one at a time: rank, rank + world, ...
 
     Args:
         records: the data set.
-        mapping: record to sample.
-        rank: number of this process.
+        mapping: record -> sample.
+        rank: rank of this process.
         world: number of processes.
-        num_workers: loading processes; 0 loads in this one.
-        done: images of this process that are left out, from the start.
+        num_workers: number of loader workers; 0 loads in this process.
+        done: number of first images of this process to skip.
         timeout: see `Batches`.
 
     Returns:
-        Batches of one sample.
+        batches of one sample.
     """
     loader = DataLoader(
         EvalDataset(records, mapping),

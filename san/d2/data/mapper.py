@@ -1,8 +1,8 @@
-"""From a data set's record to a sample the model takes: one for training, one for evaluation.
+"""Maps a data set's record to a sample for the model, for training and evaluation.
 
-A sample holds ``image`` (3, H, W) uint8 RGB, ``sem_seg`` (H, W) int32, ``file_name``, ``sem_seg_file_name``, ``height``
-and ``width`` of the file, ``dataset_name`` and ``ignore_label``; in training also ``classes`` (M,) int64, those
-present, and their number ``num_masks``.
+A sample contains ``image`` (3, H, W) uint8 RGB, ``sem_seg`` (H, W) int32, ``file_name``, ``sem_seg_file_name``,
+``height`` and ``width`` of the file, ``dataset_name`` and ``ignore_label``; in training also ``classes`` (M,) int64,
+the classes present, and ``num_masks``, their number.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from san.data.transforms import TrainAugmentation, resize_image, resize_short_si
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What a mapper must know of a data set.
+    """The properties of a data set that a mapper needs.
 
     Attributes:
-        name: as registered.
+        name: registered name.
         num_classes: C.
         ignore_label: value of pixels without a class.
-        label_mapping: from the pixel values of the files to class indices; None where they are class indices.
+        label_mapping: pixel values of the files -> class indices; None if they are class indices.
     """
 
     name: str
@@ -39,23 +39,23 @@ class DatasetInfo:
 
 
 def read_labels(record: Record, info: DatasetInfo) -> np.ndarray:
-    """The label map of a record, its values mapped where the data set says so, and checked.
+    """Read the label map of a record, map its values if the data set has a mapping, and check them.
 
     Args:
-        record: with ``sem_seg_file_name``.
+        record: has ``sem_seg_file_name``.
         info: the data set.
 
     Returns:
         (H, W) int32, class indices and the ignore label.
 
     Raises:
-        FileNotFoundError, ValueError: the file is missing, unreadable or holds illegal values.
+        FileNotFoundError, ValueError: the file is missing, unreadable or has illegal values.
     """
     return read_truth(record["sem_seg_file_name"], info.num_classes, info.ignore_label, info.label_mapping)
 
 
 def _sample(record: Record, info: DatasetInfo, image: np.ndarray, labels: np.ndarray, size: tuple[int, int]) -> Sample:
-    """A sample from an image (H, W, 3) and a label map (H', W'), with the size of the file."""
+    """Build a sample from an image (H, W, 3), a label map (H', W') and the size of the file."""
     return {
         "image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
         "sem_seg": torch.from_numpy(np.ascontiguousarray(labels)),
@@ -73,7 +73,7 @@ class TrainMapper:
 
     Args:
         info: the data set.
-        augmentation: the random changes, all drawn from the generator given with the record.
+        augmentation: random augmentation; its only source of randomness is the generator passed with the record.
     """
 
     def __init__(self, info: DatasetInfo, augmentation: TrainAugmentation) -> None:
@@ -81,10 +81,10 @@ class TrainMapper:
         self.augmentation = augmentation
 
     def __call__(self, record: Record, rng: np.random.Generator) -> Sample:
-        """The sample of a record.
+        """Return the sample of a record.
 
         Raises:
-            FileNotFoundError, ValueError: if a file is missing, unreadable, of another size or with illegal values.
+            FileNotFoundError, ValueError: a file is missing, unreadable, of another size or has illegal values.
         """
         image, labels = _read_pair(record, self.info)
         height, width = labels.shape
@@ -95,20 +95,20 @@ class TrainMapper:
 
 
 def _present(labels: np.ndarray, info: DatasetInfo) -> np.ndarray:
-    """The classes (M,) of a checked label map, in order; without sorting its pixels."""
-    lowest = min(info.ignore_label, 0)  # may be below 0, where nothing can be counted
+    """Return the classes (M,) of a checked label map, sorted; without sorting its pixels."""
+    lowest = min(info.ignore_label, 0)  # may be negative, which bincount cannot count
     seen = np.bincount((labels - lowest if lowest else labels).ravel(), minlength=info.ignore_label - lowest + 1)
     seen[info.ignore_label - lowest] = 0
     return np.flatnonzero(seen) + lowest
 
 
 class EvalMapper:
-    """Reads an image and resizes it; the label map keeps the file's size, at which is evaluated.
+    """Reads an image and resizes it; the label map keeps the file's size, at which results are evaluated.
 
     Args:
         info: the data set.
-        short_side: of the image after the resize, pixels.
-        max_size: of its long side, pixels.
+        short_side: short side of the resized image, in pixels.
+        max_size: maximum of its long side, in pixels.
     """
 
     def __init__(self, info: DatasetInfo, short_side: int = 640, max_size: int = 2560) -> None:
@@ -117,7 +117,7 @@ class EvalMapper:
         self.max_size = max_size
 
     def __call__(self, record: Record) -> Sample:
-        """The sample of a record; raises as `TrainMapper`."""
+        """Return the sample of a record; raises like `TrainMapper`."""
         image, labels = _read_pair(record, self.info)
         height, width = labels.shape
         resized = resize_image(image, resize_short_side(height, width, self.short_side, self.max_size))
@@ -125,12 +125,12 @@ class EvalMapper:
 
 
 def _read_pair(record: Record, info: DatasetInfo) -> tuple[np.ndarray, np.ndarray]:
-    """Image (H, W, 3) uint8 and label map (H, W) int32 of a record, of one size."""
+    """Read image (H, W, 3) uint8 and label map (H, W) int32 of a record, which must have the same size."""
     image, labels = read_image(record["file_name"]), read_labels(record, info)
     check_same_size(image, labels, f"image {record['file_name']}", f"label map {record['sem_seg_file_name']}")
     return image, labels
 
 
 def dataset_info(name: str, metadata: Any) -> DatasetInfo:
-    """What a mapper must know, from a registered data set's metadata."""
+    """Return the `DatasetInfo` of a registered data set's metadata."""
     return DatasetInfo(name, len(metadata.stuff_classes), metadata.ignore_label, metadata.get("label_mapping"))

@@ -1,4 +1,4 @@
-"""What a run trains on: the records of its sets, their augmentation, and the stream of batches."""
+"""Training data of a run: records, augmentation, and the stream of batches."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from san.data.transforms import TrainAugmentation
 
 
 def stream_config(cfg: CfgNode) -> StreamConfig:
-    """The whole stream of training samples of a run, as this process reads it; every process calls it."""
+    """Return the whole stream of training samples that this process reads; every process must call it."""
     return StreamConfig(
         seed=cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed(),
         batch_size=cfg.SOLVER.IMS_PER_BATCH,
@@ -29,7 +29,7 @@ def stream_config(cfg: CfgNode) -> StreamConfig:
 
 
 def train_batches(cfg: CfgNode, records: Sequence[Record], info: DatasetInfo, stream: StreamConfig) -> Batches:
-    """The batches of a part of the stream."""
+    """Return the batches of a part of the stream."""
     return build_train_loader(
         records,
         train_mapper(cfg, info),
@@ -41,31 +41,31 @@ def train_batches(cfg: CfgNode, records: Sequence[Record], info: DatasetInfo, st
 
 
 def train_mapper(cfg: CfgNode, info: DatasetInfo) -> TrainMapper:
-    """From a record of a training set to a sample, as a run augments it."""
+    """Return the mapper from records of a training set to augmented samples."""
     return TrainMapper(info, TrainAugmentation(augmentation_config(cfg, info.ignore_label)))
 
 
 def training_records(names: Sequence[str]) -> tuple[list[Record], DatasetInfo]:
-    """The records of all training sets together.
+    """Return the records of all training sets.
 
     Args:
-        names: DATASETS.TRAIN, of one vocabulary.
+        names: DATASETS.TRAIN, with one vocabulary.
 
     Returns:
-        Records, and what the mapper must know.
+        the records, and their `DatasetInfo`.
 
     Raises:
-        ValueError: if there is none, one is unknown, or their class names differ.
-        FileNotFoundError: if folders are missing or empty.
+        ValueError: `names` is empty, a name is unknown, or class names differ.
+        FileNotFoundError: folders are missing or empty.
     """
     if not names:
-        raise ValueError("DATASETS.TRAIN is empty; name a data set such as shapes_sem_seg_train")
+        raise ValueError("DATASETS.TRAIN is empty; set it to a data set such as shapes_sem_seg_train")
     check_names(names, "DATASETS.TRAIN")
     kinds = {(class_texts(name), dataset_info("", metadata_of(name))) for name in names}
     if len(kinds) > 1:
         raise ValueError(
-            f"DATASETS.TRAIN names sets of different classes, ignore labels or label mappings: {', '.join(names)}; "
-            "train on sets of one kind"
+            f"DATASETS.TRAIN has sets with different classes, ignore labels or label mappings: {', '.join(names)}; "
+            "use sets with equal ones"
         )
     records = [record for name in names for record in load_records(name)]
     return records, dataset_info(names[0], metadata_of(names[0]))

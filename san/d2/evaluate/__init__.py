@@ -1,1 +1,1 @@
-"""Evaluation: predicting, counting, resuming, and falling back when memory is short."""
+"""Evaluation: prediction, confusion matrix, resuming, and the fallback when GPU memory runs out."""

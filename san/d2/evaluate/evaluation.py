@@ -1,6 +1,6 @@
-"""Evaluation of a model on registered data sets: a thin evaluator over `san.evaluation`, and the loop that feeds it.
+"""Evaluates a model on registered data sets: an evaluator based on `san.evaluation`, and its loop.
 
-Workers evaluate every n-th image each; their counts are added up, so the result does not depend on their number.
+Each of n workers evaluates every n-th image. Their counts are summed, so the result does not depend on n.
 """
 
 from __future__ import annotations
@@ -46,17 +46,17 @@ from san.visualize import drawing, panels
 logger = logging.getLogger("san.d2.evaluation")
 
 SECONDS_BETWEEN_LINES = 10.0
-"""Between progress lines of an evaluation, where no progress bar can be drawn."""
+"""Interval of progress lines if no progress bar can be drawn."""
 
 
 @dataclass(frozen=True)
 class OutputConfig:
-    """What an evaluation writes beside its report.
+    """Options of the files that an evaluation writes.
 
     Attributes:
-        folder: where to write.
+        folder: folder to write to.
         num_panels: rows of ``panel.png``; 0 writes none.
-        label_maps: write every prediction to ``label_maps/``, in the sub-folders of the data set's label files; see
+        label_maps: write each prediction to ``label_maps/``, with the sub-folders of the data set's label files; see
             `san.evaluation.per_image.distinct_stems`.
         rle: write all predictions to ``sem_seg_predictions.json``.
         subset: which part of the data set is evaluated, such as "20 of 5000 images"; "" = all of it.
@@ -74,14 +74,14 @@ class OutputConfig:
 
 
 class SemSegEvaluator(DatasetEvaluator):
-    """Counts label maps against the truth and writes the report.
+    """Compares predicted label maps with the ground truth and writes the report.
 
     Args:
         name: the data set, registered with class names.
         output: what to write and where.
 
     Raises:
-        ValueError: if two classes have one name.
+        ValueError: two classes have the same name.
     """
 
     def __init__(self, name: str, output: OutputConfig) -> None:
@@ -98,17 +98,17 @@ class SemSegEvaluator(DatasetEvaluator):
         self.reset()
 
     def reset(self) -> None:
-        """Forgets everything counted."""
+        """Reset all counts."""
         self.matrix = ConfusionMatrix(len(self.classes), self.ignore_label)
         self.rle = RLEWriter(self.category_ids)
-        self.rows: list[tuple[str, np.ndarray, np.ndarray]] = []  # file, prediction, truth of a panel's row
+        self.rows: list[tuple[str, np.ndarray, np.ndarray]] = []  # file, prediction, truth of a row of the panel
         self._unwritten: list[str] = []
         self.oracle = OracleCounts(len(self.classes), self.ignore_label) if self.output.oracle else None
 
     def process(self, inputs: list[Sample], outputs: list[dict[str, Any]]) -> None:
-        """Counts a batch: samples with ``sem_seg``, predictions with ``sem_seg_labels``, both at the file's size."""
+        """Count a batch: samples with ``sem_seg``, predictions with ``sem_seg_labels``, both at the file's size."""
         for sample, output in zip(inputs, outputs, strict=True):
-            prediction = output["sem_seg_labels"].to(torch.int32).cpu().numpy()  # half as much to move
+            prediction = output["sem_seg_labels"].to(torch.int32).cpu().numpy()  # halves the transfer
             truth = np.asarray(sample["sem_seg"])
             self.matrix.update(prediction, truth, file_name=sample["file_name"])
             if self.oracle is not None:
@@ -126,10 +126,10 @@ class SemSegEvaluator(DatasetEvaluator):
         return pack_state(self.matrix, self.rle.entries, self.rows, self.oracle)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes up what `state_dict` gave; what was counted before is forgotten.
+        """Load the state of `state_dict`, replacing all counts.
 
         Raises:
-            ValueError: it is something else; nothing is counted then.
+        ValueError: it is not such a state; the counts are reset.
         """
         self.reset()
         counts, entries, rows = unpack_state(state, len(self.classes), self.ignore_label)
@@ -140,31 +140,31 @@ class SemSegEvaluator(DatasetEvaluator):
         self.rows = rows
 
     def _label_map_path(self, sample: Sample) -> Path:
-        """Where a prediction is written: under the name of its label file, below the data set's label folder."""
+        """Return the path of a prediction: that of its label file, relative to the data set's label folder."""
         image, label = sample["file_name"], sample["sem_seg_file_name"]
         stem = self._stems.get((image, label)) or distinct_stems([label], self.label_root)[0]
         return self.output.folder / LABEL_FOLDER / f"{stem}.png"
 
     @cached_property
     def _stems(self) -> dict[tuple[str, str], str]:
-        """What the label map of each pair of files is called; decided over the whole data set, as its readers do."""
+        """Names of the label maps by pair of files; they depend on the whole data set, as in their readers."""
         pairs = [(record["file_name"], record["sem_seg_file_name"]) for record in load_records(self.name)]
         labels = [label for _, label in pairs]
         return dict(zip(pairs, distinct_stems(labels, self.label_root or common_folder(labels)), strict=True))
 
     @cached_property
     def _image_ids(self) -> dict[str, str]:
-        """The ids of images whose file names alone would give several one id: their paths without the ending."""
+        """Image ids, for images whose file names are not unique: their paths without extension."""
         images = [record["file_name"] for record in load_records(self.name)]
         counts = Counter(map(default_image_id, images))
         stems = distinct_stems(images, common_folder(images))
         return {file: stem for file, stem in zip(images, stems, strict=True) if counts[default_image_id(file)] > 1}
 
     def evaluate(self) -> dict[str, Any] | None:
-        """Adds up the workers' counts and writes the files.
+        """Sum the counts of all workers and write the files.
 
         Returns:
-            On the main process ``{"sem_seg": metrics in percent}``, elsewhere None.
+            on the main process ``{"sem_seg": metrics in percent}``, elsewhere None.
         """
         shares = comm.gather((self.matrix.counts, self.rle.entries, self.oracle and self.oracle.counts))
         if not comm.is_main_process():
@@ -197,19 +197,19 @@ class SemSegEvaluator(DatasetEvaluator):
 
     @contextlib.contextmanager
     def _room_needed(self) -> Iterator[None]:
-        """Where the output is optional, a full disk in this block costs the file alone."""
+        """Context manager that skips a file if the disk is full and the output is optional."""
         try:
             yield
         except OSError as error:
             if not self.output.optional or error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             self._unwritten.append(str(error))
-            if len(self._unwritten) == 1:  # `evaluate` logs how many there were
+            if len(self._unwritten) == 1:  # `evaluate` logs the total
                 logger.warning("%s: a file of the evaluation could not be written (%s)", self.name, error)
 
 
 def metric_names(name: str) -> list[str]:
-    """The metrics that an evaluation on a registered data set gives."""
+    """Return the names of the metrics of an evaluation on a registered data set."""
     metadata = metadata_of(name)
     groups = [f"mIoU-{group}" for group in metadata.get("class_groups", {})]
     classes = [f"{kind}-{each}" for kind in ("IoU", "ACC") for each in metadata.stuff_classes]
@@ -217,15 +217,15 @@ def metric_names(name: str) -> list[str]:
 
 
 def progress(batches: Iterable[Any], total: int, title: str) -> Iterator[Any]:
-    """Passes batches on, with a progress bar and ETA: drawn on a terminal, as log lines every 10 s elsewhere.
+    """Iterate over batches with a progress bar on a terminal, or log lines with an ETA every 10 s elsewhere.
 
     Args:
-        batches: what to pass on.
+        batches: the batches.
         total: their number.
-        title: what is going on.
+        title: title of the progress bar.
 
     Yields:
-        The batches.
+        the batches.
     """
     if not comm.is_main_process():
         yield from batches
@@ -244,7 +244,7 @@ def progress(batches: Iterable[Any], total: int, title: str) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Puts a model into evaluation mode without gradients or the caller's autocast, and back."""
+    """Context manager: evaluation mode, no gradients, no autocast of the caller."""
     was_training = model.training
     model.eval()
     try:
@@ -263,25 +263,25 @@ def evaluate_dataset(
     *,
     training: bool = False,
 ) -> dict[str, float] | None:
-    """Evaluates a model on one data set, in float32.
+    """Evaluate a model on one data set, in float32.
 
     Args:
-        cfg: the run.
+        cfg: the configuration.
         model: a ``SAN``, not wrapped.
         name: a registered data set.
-        folder: where the report goes.
-        resuming: how counts are saved, so that a killed evaluation can resume; None saves nothing.
-        training: it is on the way of a training run, which a full disk must not end.
+        folder: folder of the report.
+        resuming: how counts are saved to resume a killed evaluation; None saves nothing.
+        training: the evaluation is part of a training run, which a full disk must not end.
 
     Returns:
-        On the main process the metrics in percent, elsewhere None.
+        on the main process the metrics in percent, elsewhere None.
 
     Raises:
-        san.d2.processes.stopping.StopRequested: a process was asked to stop; what was counted is kept.
+        san.d2.processes.stopping.StopRequested: a stop was requested; the counts are saved.
     """
     records, subset = eval_records(cfg, name)
     if subset:
-        logger.warning("%s: a quick look at %s (DATASETS.TEST_SUBSET), no figure of the benchmark", name, subset)
+        logger.warning("%s: evaluating only %s (DATASETS.TEST_SUBSET), not the full benchmark", name, subset)
     partial = None if resuming is None else resuming.saved_counts(cfg, model, name, records, folder)
     known = None if partial is None else partial.result()
     if known is not None:
@@ -303,7 +303,7 @@ def evaluate_dataset(
 
 
 def eval_records(cfg: CfgNode, name: str) -> tuple[list[Record], str]:
-    """The records of a data set that are evaluated, and which part of it they are; "" where they are all."""
+    """Return the evaluated records of a data set, and a text that describes a subset; "" for the whole set."""
     everything = load_records(name)
     records = evenly_spread(everything, cfg.DATASETS.TEST_SUBSET)
     return records, f"{len(records)} of {len(everything)} images" if len(records) < len(everything) else ""
@@ -318,13 +318,13 @@ def output_config(cfg: CfgNode, folder: Path, subset: str, *, optional: bool = F
 def _count(
     cfg: CfgNode, model: nn.Module, records: Sequence[Record], evaluator: SemSegEvaluator, partial: SavedCounts | None
 ) -> None:
-    """Counts this process's share of the images, or what is left of it, and keeps it from time to time."""
+    """Count the remaining images of this process, and save the counts periodically."""
     share = range(comm.get_rank(), len(records), comm.get_world_size())
     done = 0 if partial is None else partial.restore(evaluator, len(share))
     loader = eval_loader(cfg, evaluator.name, records, done)
     saved = time.monotonic()
     predict = OutOfMemoryFallback(model)
-    # asked to stop while it waits for an image: the others are told below, as each has images of its own
+    # a stop while waiting for an image: the other processes, which have other images, are notified below
     with evaluation_mode(model), contextlib.suppress(stopping.StopRequested):
         for batch in progress(loader, len(loader), f"evaluating {evaluator.name}"):
             evaluator.process(batch, predict(batch))
@@ -337,12 +337,12 @@ def _count(
     if partial is not None:
         partial.save(done, evaluator.state_dict())
     if stopping.requested_anywhere():
-        logger.warning("Asked to stop: the evaluation of %s is kept as far as it is.", evaluator.name)
+        logger.warning("Stop requested: the counts of the evaluation of %s so far are saved.", evaluator.name)
         raise stopping.StopRequested
 
 
 def eval_loader(cfg: CfgNode, name: str, records: Sequence[Record], done: int = 0) -> Batches:
-    """The images of this process, but for the first ones, which are done."""
+    """Return the images of this process, without the first `done` ones."""
     info = dataset_info(name, metadata_of(name))
     return build_eval_loader(
         records,
@@ -363,20 +363,20 @@ def evaluate(
     resume: bool = False,
     training: bool = False,
 ) -> OrderedDict[str, dict[str, float]]:
-    """Evaluates a model on all data sets of DATASETS.TEST, each with its own vocabulary.
+    """Evaluate a model on all data sets of DATASETS.TEST, each with its own vocabulary.
 
     Args:
-        cfg: the run; reports go to ``OUTPUT_DIR/inference/<data set>``.
+        cfg: the configuration; reports are written to ``OUTPUT_DIR/inference/<data set>``.
         model: a ``SAN``, not wrapped.
-        names: other data sets.
-        resume: go on with an evaluation of the same weights that was interrupted, if there is one.
-        training: it is on the way of a training run, which goes on without a report that finds no room on the disk.
+        names: data sets to use instead of DATASETS.TEST.
+        resume: resume an interrupted evaluation of the same weights, if there is one.
+        training: the evaluation is part of a training run, which continues without a report if the disk is full.
 
     Returns:
-        On the main process the metrics in percent by data set, elsewhere nothing.
+        on the main process the metrics in percent by data set, elsewhere an empty dict.
 
     Raises:
-        san.d2.processes.stopping.StopRequested: a process was asked to stop; what was counted is kept for `resume`.
+        san.d2.processes.stopping.StopRequested: a stop was requested; the counts are saved for `resume`.
     """
     results: OrderedDict[str, dict[str, float]] = OrderedDict()
     resuming = ResumeConfig(weights_digest(model), resume, cfg.TEST.PARTIAL_PERIOD)
@@ -394,5 +394,5 @@ def evaluate(
 
 
 def summary(results: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
-    """The metrics that are not per class, by data set: what curves are drawn of."""
+    """Return the metrics that are not per class, by data set, for curves."""
     return {name: {key: values[key] for key in summary_keys(values)} for name, values in results.items()}

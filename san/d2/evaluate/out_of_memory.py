@@ -1,4 +1,4 @@
-"""Predictions when the GPU runs out of memory: in smaller chunks, then on the CPU."""
+"""Fallback of predictions when the GPU runs out of memory: smaller chunks, then the CPU."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ class OutOfMemoryFallback:
         self._on_cpu: nn.Module | None = None
 
     def __call__(self, batch: list[Sample]) -> list[dict[str, Any]]:
-        """The model's predictions of a batch.
+        """Predict a batch.
 
         Raises:
-            torch.OutOfMemoryError: the CPU's copy of the model has no room either.
+            torch.OutOfMemoryError: a copy of the model on the CPU does not fit into memory either.
         """
         found = self._attempt(batch)
         if found is None and self._shrink is not None:
-            logger.warning("Out of GPU memory: predictions are made in chunks smaller by %d from now on.", SMALLER)
+            logger.warning("Out of GPU memory: predictions now use chunks that are smaller by a factor of %d.", SMALLER)
             self._shrink(SMALLER)
             self._shrink = None
             found = self._attempt(batch)
@@ -48,28 +48,28 @@ class OutOfMemoryFallback:
             return found
         if self._on_cpu is None:
             logger.warning(
-                "Out of GPU memory in smaller chunks too: images that do not fit are computed on the CPU, slowly. "
-                "Lower INPUT.MAX_SIZE_TEST, or use a GPU with more memory, to have all on the GPU."
+                "Out of GPU memory with smaller chunks too: images that do not fit are computed on the CPU, slowly. "
+                "To compute all on the GPU, lower INPUT.MAX_SIZE_TEST or use a GPU with more memory."
             )
             self._on_cpu = _copy_on_cpu(self.model)
         result: list[dict[str, Any]] = self._on_cpu(batch)
         return result
 
     def _attempt(self, batch: list[Sample]) -> list[dict[str, Any]] | None:
-        """The predictions, or None where memory did not suffice; what was allocated for them is given back then."""
+        """Predict a batch, or return None and free the memory if it runs out."""
         try:
             found: list[dict[str, Any]] = self.model(batch)
             return found
         except torch.cuda.OutOfMemoryError:
-            pass  # the error holds on to the tensors that were in the making until this block is left
+            pass  # the error references intermediate tensors until this block ends
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         return None
 
 
 def _copy_on_cpu(model: nn.Module) -> nn.Module:
-    """A copy on the CPU that needs no GPU memory in the making."""
+    """Copy a model to the CPU without using GPU memory."""
     on_cpu: dict[int, Any] = {id(buffer): buffer.to("cpu", copy=True) for buffer in model.buffers()}
     for parameter in model.parameters():
         on_cpu[id(parameter)] = nn.Parameter(parameter.detach().to("cpu", copy=True), parameter.requires_grad)
-    return copy.deepcopy(model, on_cpu)  # with these for their originals
+    return copy.deepcopy(model, on_cpu)  # maps each tensor to its copy

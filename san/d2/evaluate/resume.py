@@ -1,7 +1,7 @@
-"""Evaluations that can be resumed: each process saves its counts while an evaluation runs.
+"""Resumable evaluations: each process periodically saves its counts.
 
-``OUTPUT_DIR/inference/<data set>/partial`` has the counts of every process, and the metrics of a data set that is done.
-``--resume`` uses them if nothing that decides the numbers has changed. The end of the whole evaluation removes them.
+``OUTPUT_DIR/inference/<data set>/partial`` contains the counts of every process, and the metrics of a finished data
+set. ``--resume`` uses them if nothing that affects the result has changed. A complete evaluation deletes them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ RESULT = "finished.json"
 
 
 def weights_digest(model: nn.Module) -> str:
-    """The SHA-256 of a model's tensors and their names, in hexadecimal: which weights these are."""
+    """Return the SHA-256 of a model's tensors and their names, in hexadecimal."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -44,7 +44,7 @@ def weights_digest(model: nn.Module) -> str:
 
 @dataclass(frozen=True)
 class ResumeConfig:
-    """How the counts of an evaluation are saved and resumed from.
+    """How the counts of an evaluation are saved and loaded.
 
     Attributes:
         weights: `weights_digest` of the model.
@@ -59,17 +59,17 @@ class ResumeConfig:
     def saved_counts(
         self, cfg: CfgNode, model: nn.Module, name: str, records: Sequence[Record], folder: Path
     ) -> SavedCounts:
-        """The saved counts of this process and a data set.
+        """Return the saved counts of this process for a data set.
 
         Args:
-            cfg: the run.
-            model: what is evaluated.
+            cfg: the configuration.
+            model: the evaluated model.
             name: the data set.
-            records: what is evaluated of it.
-            folder: of its report.
+            records: its evaluated records.
+            folder: folder of its report.
         """
         names = "\n".join(str(record["file_name"]) for record in records)
-        files = hashlib.sha256(names.encode(errors="surrogateescape"))  # also of names that are not UTF-8
+        files = hashlib.sha256(names.encode(errors="surrogateescape"))  # names may not be UTF-8
         described = {
             "version": san.__version__,
             "weights": self.weights,
@@ -88,11 +88,11 @@ class ResumeConfig:
 
 @dataclass(frozen=True)
 class SavedCounts:
-    """What one process saves during the evaluation of one data set.
+    """The counts that one process saves during the evaluation of one data set.
 
     Attributes:
-        folder: of the files.
-        key: hash of everything that decides the numbers; counts saved under another one are not used.
+        folder: folder of the files.
+        key: hash of everything that affects the result; counts with another key are not used.
         resume: whether saved counts are used at all.
         period: seconds between two saves.
     """
@@ -108,7 +108,7 @@ class SavedCounts:
         return self.folder / f"process_{comm.get_rank()}.pth"
 
     def save(self, done: int, state: dict[str, Any]) -> None:
-        """Saves the state after `done` images of this process; logs a warning if the file cannot be written.
+        """Save the state after `done` images of this process; logs a warning if the file cannot be written.
 
         Args:
             done: number of images.
@@ -118,18 +118,18 @@ class SavedCounts:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_checkpoint({"key": self.key, "done": done, "state": state}, self.path)
         except OSError as error:
-            logger.warning("%s cannot be written (%s); the evaluation goes on", self.path, error.strerror or error)
+            logger.warning("%s cannot be written (%s); the evaluation continues", self.path, error.strerror or error)
 
     def load(self, num_images: int) -> tuple[int, dict[str, Any]] | None:
-        """What `save` kept, of the same evaluation; None where there is nothing to go on from.
+        """Load the saved counts of the same evaluation; None if there are none.
 
-        A file that is damaged or odd is reported and not used.
+        A damaged or invalid file is logged and not used.
 
         Args:
-            num_images: that this process evaluates.
+            num_images: number of images that this process evaluates.
 
         Returns:
-            The number of images that are done, and the state as the file has it: its values are not checked.
+            the number of completed images, and the state, whose values are not validated.
         """
         if not self.resume or not self.path.exists():
             return None
@@ -139,10 +139,10 @@ class SavedCounts:
         except ValueError as error:
             problem = str(error)
         if isinstance(found, dict) and found.get("key") != self.key:
-            logger.info("%s is of other weights, data or settings and is not used", self.path)
+            logger.info("%s belongs to other weights, data or settings and is not used", self.path)
             return None
         if not isinstance(found, dict) or not isinstance(found.get("state"), dict):
-            self.report(problem or "it holds no part of an evaluation")
+            self.report(problem or "it contains no counts of an evaluation")
             return None
         done = found.get("done")
         if type(done) is not int or not 0 <= done <= num_images:
@@ -151,11 +151,11 @@ class SavedCounts:
         return done, found["state"]
 
     def restore(self, evaluator: DatasetEvaluator, num_images: int) -> int:
-        """Gives an evaluator what an interrupted evaluation has kept; returns how many images are done.
+        """Restore the counts of an interrupted evaluation; returns the number of completed images.
 
         Args:
-            evaluator: with a ``load_state_dict`` that refuses an odd state with a ValueError, and a ``name``.
-            num_images: that this process evaluates.
+            evaluator: has a ``name``, and a ``load_state_dict`` that raises ValueError for an invalid state.
+            num_images: number of images that this process evaluates.
         """
         found = self.load(num_images)
         if found is None:
@@ -166,17 +166,17 @@ class SavedCounts:
         except ValueError as error:
             self.report(str(error))
             return 0
-        logger.info("%s: going on after %d images of this process", evaluator.name, done)
+        logger.info("%s: resuming after %d images of this process", evaluator.name, done)
         return done
 
     def report(self, problem: str) -> None:
-        """Logs that what was kept cannot be used."""
+        """Log that the saved counts cannot be used."""
         logger.warning(
             "%s cannot be used (%s): this process's part is evaluated again", self.path, one_line(problem, limit=300)
         )
 
     def save_result(self, values: dict[str, float]) -> None:
-        """Keeps the metrics of a data set that is done; for the main process."""
+        """Save the metrics of a finished data set; for the main process."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with replacing(self.folder / RESULT, durable=True) as file:
@@ -185,7 +185,7 @@ class SavedCounts:
             logger.warning("%s cannot be written (%s)", self.folder / RESULT, error.strerror or error)
 
     def result(self) -> dict[str, float] | None:
-        """What the main process kept with `save_result` of the same evaluation, or None; every process must call it."""
+        """Load the metrics of `save_result` of the same evaluation, or None; every process must call it."""
         found = None
         if self.resume and comm.is_main_process() and (self.folder / RESULT).exists():
             found = self._read_result(self.folder / RESULT)
@@ -193,26 +193,26 @@ class SavedCounts:
         return agreed
 
     def _read_result(self, path: Path) -> dict[str, float] | None:
-        """The metrics in a file of `save_result`; None where it is of another evaluation, or odd, which is logged."""
+        """Read a file of `save_result`; None if it belongs to another evaluation, or is invalid, which is logged."""
         try:
-            content = read_plain_file(path, "kept result")
+            content = read_plain_file(path, "saved result")
         except (ValueError, OSError) as error:
             content = one_line(error)
         if isinstance(content, dict) and content.get("key") != self.key:
             return None
         values = content.get("values") if isinstance(content, dict) else None
         if not isinstance(values, dict) or {type(each) for each in values.values()} != {float} or "mIoU" not in values:
-            reason = content if isinstance(content, str) else "it holds no metrics"
+            reason = content if isinstance(content, str) else "it contains no metrics"
             logger.warning("%s cannot be used (%s): the data set is evaluated again", path, reason)
             return None
         return values
 
 
 def forget(folders: Sequence[Path]) -> None:
-    """Removes what was kept of a whole evaluation that is complete; every process must call it.
+    """Delete the saved counts of a complete evaluation; every process must call it.
 
     Args:
-        folders: of the data sets' reports.
+        folders: folders of the data sets' reports.
     """
     comm.synchronize()
     if comm.get_local_rank() == 0:  # once on every machine

@@ -1,4 +1,4 @@
-"""This process's place in a job that torchrun, srun or another launcher has started, read from its environment."""
+"""Reads the rank of this process in a job started by torchrun, srun or another launcher from the environment."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 _FIRST_PORT, _NUM_PORTS = 15000, 15000
-"""Ports that the number of a Slurm job chooses from; below those that systems hand out themselves."""
+"""Ports from which the id of a Slurm job selects one; below the ephemeral ports of systems."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """One process of a job.
+    """The rank of one process in a job, and the address of the job.
 
     Attributes:
-        rank: its number among all, 0 .. world_size - 1.
+        rank: global rank, 0 .. world_size - 1.
         world_size: number of processes.
-        local_rank: its number among those of its machine.
-        local_world_size: number of processes of every machine.
-        address: of the machine of rank 0.
-        port: where rank 0 waits for the others.
+        local_rank: rank on this machine.
+        local_world_size: number of processes per machine.
+        address: address of the machine of rank 0.
+        port: port on which rank 0 listens.
         source: the launcher, for messages.
     """
 
@@ -35,19 +35,19 @@ class Place:
     source: str
 
     def as_variables(self) -> dict[str, str]:
-        """As PyTorch reads it from the environment."""
+        """Return the environment variables that PyTorch reads."""
         numbers = (self.rank, self.world_size, self.local_rank, self.local_world_size)
         return dict(zip(_VARIABLES, (*map(str, numbers), self.address, str(self.port)), strict=True))
 
 
 def find_place(environment: Mapping[str, str]) -> Place | None:
-    """The place that the environment gives this process; None where no launcher has started it.
+    """Return the rank of this process according to the environment; None if no launcher has started it.
 
-    RANK and WORLD_SIZE are torchrun's way; where others of its variables are missing, those of Slurm serve. Without
-    them a step of srun with several tasks is one job, a process per task.
+    torchrun sets RANK and WORLD_SIZE; if other variables of it are missing, those of Slurm are used. Without RANK and
+    WORLD_SIZE, an srun step with several tasks is one job with one process per task.
 
     Raises:
-        ValueError: a variable is missing or makes no sense.
+        ValueError: a variable is missing or invalid.
     """
     slurm = _slurm_variables(environment)
     if "RANK" not in environment and "WORLD_SIZE" not in environment:
@@ -68,11 +68,11 @@ def find_place(environment: Mapping[str, str]) -> Place | None:
     numbers = {key: _number(key, found[key]) for key in _VARIABLES if key != "MASTER_ADDR"}
     for rank, size in (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "LOCAL_WORLD_SIZE")):
         if not 0 <= numbers[rank] < numbers[size]:
-            raise ValueError(f"{rank} is {numbers[rank]} but {size} is {numbers[size]}; give 0 to {size} - 1")
+            raise ValueError(f"{rank} is {numbers[rank]} but {size} is {numbers[size]}; set it to 0 .. {size} - 1")
     if numbers["WORLD_SIZE"] % numbers["LOCAL_WORLD_SIZE"]:
         raise ValueError(
-            f"{numbers['WORLD_SIZE']} processes are not spread evenly over machines of {numbers['LOCAL_WORLD_SIZE']}; "
-            "give every machine the same number (srun --ntasks-per-node)"
+            f"{numbers['WORLD_SIZE']} processes are not a multiple of {numbers['LOCAL_WORLD_SIZE']} per machine; start "
+            "the same number on every machine (srun --ntasks-per-node)"
         )
     return Place(
         numbers["RANK"],
@@ -87,11 +87,11 @@ def find_place(environment: Mapping[str, str]) -> Place | None:
 
 _MEETING = ("MASTER_ADDR", "MASTER_PORT")
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", *_MEETING)
-"""What torchrun sets."""
+"""The variables that torchrun sets."""
 
 
 def _slurm_variables(environment: Mapping[str, str]) -> dict[str, str]:
-    """`_VARIABLES` as far as Slurm knows them; none outside a step of srun, or in one of a single task."""
+    """Return those of `_VARIABLES` that Slurm knows; none outside an srun step, or in one with a single task."""
     tasks = environment.get("SLURM_STEP_NUM_TASKS", environment.get("SLURM_NTASKS", "1"))
     if "SLURM_STEP_ID" not in environment or "SLURM_PROCID" not in environment or tasks == "1":
         return {}
@@ -105,7 +105,7 @@ def _slurm_variables(environment: Mapping[str, str]) -> dict[str, str]:
     elif re.fullmatch(r"\d+(\(x\d+\))?", spread):  # 4(x2): four tasks on each of two nodes
         found["LOCAL_WORLD_SIZE"] = spread.partition("(")[0]
     elif "," in spread:
-        raise ValueError(f"srun spreads its tasks unevenly over nodes ({spread}); give it --ntasks-per-node")
+        raise ValueError(f"srun spreads its tasks unevenly over nodes ({spread}); use srun --ntasks-per-node")
     listed = environment.get("SLURM_STEP_NODELIST", environment.get("SLURM_JOB_NODELIST", ""))
     if nodes == "1":
         found["MASTER_ADDR"] = "127.0.0.1"
@@ -118,33 +118,33 @@ def _slurm_variables(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def first_host(listed: str) -> str:
-    """The first of a list of hosts as Slurm writes it, such as ``node[03-07,12],gpu1``."""
+    """Return the first host of a Slurm host list such as ``node[03-07,12],gpu1``."""
     first = re.split(r",(?![^\[]*\])", listed)[0]
     return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", first)
 
 
 def _number(name: str, text: str) -> int:
-    """A variable's value."""
+    """Parse the value of a variable."""
     if not text.isdecimal() or len(text) > 9:
         raise ValueError(f"the environment variable {name} is {text[:80]!r}; set it to a number")
     return int(text)
 
 
 def check_meeting(url: str, *, machines: int, here: bool) -> None:
-    """Refuses a place at which processes cannot meet, before any of them waits there.
+    """Check that processes can connect at an address, before they wait for each other.
 
     Args:
         url: ``--dist-url``.
         machines: number of machines.
-        here: whether the process of rank 0, which waits for the others, is on this machine.
+        here: whether rank 0, which listens, is on this machine.
 
     Raises:
-        ValueError: it is no address, its host is unknown or not this machine, or its port is taken.
+        ValueError: it is not an address, its host is unknown or not this machine, or its port is in use.
     """
     if url == "auto":
         if machines > 1:
             raise ValueError(
-                f"--dist-url auto finds a port on one machine only, but there are {machines}; give "
+                f"--dist-url auto finds a port on one machine only, but there are {machines}; use "
                 "tcp://<first machine>:<free port>, the same on every machine"
             )
         return
@@ -154,20 +154,20 @@ def check_meeting(url: str, *, machines: int, here: bool) -> None:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
         fits = parts.scheme == "tcp" and parts.path in ("", "/")
-    except ValueError:  # a port that is none, or half of [::1]
+    except ValueError:  # an invalid port or host, such as half of [::1]
         host, port, fits = None, None, False
     if not fits or not host or not port:
         raise ValueError(
-            f"--dist-url is {url[:200]!r}; give tcp://<first machine>:<port>, a port of 1 to 65535, or auto on one "
+            f"--dist-url is {url[:200]!r}; use tcp://<first machine>:<port>, a port of 1 to 65535, or auto on one "
             "machine"
         )
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except OSError as error:
-        raise ValueError(f"--dist-url {url}: the machine {host} is unknown ({error.strerror or error})") from None
+        raise ValueError(f"--dist-url {url}: the host {host} is unknown ({error.strerror or error})") from None
     if not here:
         return
-    if machines > 1:  # which may reach this one under an address that it does not know itself
+    if machines > 1:  # others may reach this machine at an address that it does not know
         family, address = socket.AF_INET, ("", port)
     try:
         with socket.socket(family, socket.SOCK_STREAM) as probe:
@@ -176,6 +176,6 @@ def check_meeting(url: str, *, machines: int, here: bool) -> None:
     except OSError as error:
         free = "another free port, or auto" if machines == 1 else "another free port, the same on every machine"
         raise ValueError(
-            f"--dist-url {url}: this machine cannot wait there ({error.strerror or error}); is it the port of another "
-            f"run? Give {free}"
+            f"--dist-url {url}: this machine cannot listen there ({error.strerror or error}); does another run use "
+            f"this port? Use {free}"
         ) from None

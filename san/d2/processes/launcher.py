@@ -1,7 +1,7 @@
-"""From the command line to a run in one process or many: workers, logs, seeds.
+"""Starts a run in one process or many, and sets up logs and seeds.
 
-Workers are started by `launch` (``--num-gpus``, ``--num-machines``, ``--machine-rank``, ``--dist-url``), or by torchrun
-or srun, whose environment is recognised (`san.d2.processes.job`). On GPUs they talk over NCCL, on CPUs over Gloo.
+Workers are started by `launch` (``--num-gpus``, ``--num-machines``, ``--machine-rank``, ``--dist-url``), by torchrun
+or by srun (`san.d2.processes.job`). They communicate with NCCL on GPUs and with Gloo on CPUs.
 """
 
 from __future__ import annotations
@@ -34,26 +34,26 @@ from san.files import home_folder
 from san.redaction import RedactingFormatter
 
 WORKER_TIMEOUT = timedelta(minutes=30)
-"""How long a worker waits for another, however it was started; Detectron2's."""
+"""Timeout of a worker that waits for others; Detectron2's value."""
 
 logger = logging.getLogger("san.d2.launcher")
 
-_DROP_SECONDS = 0.2  # they take milliseconds
+_DROP_SECONDS = 0.2  # the threads need milliseconds
 
 
 def start_workers(main: Callable[..., None], cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Calls ``main(cfg, args)`` in every worker.
+    """Call ``main(cfg, args)`` in every worker.
 
     Args:
-        main: a function of a module, so that it can be sent to other processes.
-        cfg: the run.
-        args: the command line, with num_gpus, num_machines, machine_rank, dist_url.
+        main: a picklable function.
+        cfg: the configuration.
+        args: the parsed command line, with num_gpus, num_machines, machine_rank, dist_url.
 
     Raises:
-        ValueError: if there are fewer GPUs than asked for, the number of processes or machines is illegal, they cannot
-            meet at dist_url, a launcher's environment makes no sense, or MODEL.DEVICE names one GPU for several
+        ValueError: there are fewer GPUs than requested, the number of processes or machines is invalid, they cannot
+            connect at dist_url, a launcher's environment is invalid, or MODEL.DEVICE names one GPU for several
             processes.
-        torch.multiprocessing.ProcessExitedException: if a worker failed.
+        torch.multiprocessing.ProcessExitedException: a worker failed.
     """
     on_gpu = cfg.MODEL.DEVICE.startswith("cuda")
     _check_numbers(args)
@@ -72,7 +72,7 @@ def start_workers(main: Callable[..., None], cfg: CfgNode, args: argparse.Namesp
             "lower it, or set MODEL.DEVICE cpu to train with that many processes"
         )
     if not on_gpu and processes > 1:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # else the workers would be connected for GPUs
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # otherwise the workers would be connected with NCCL
     if processes > 1:
         check_meeting(args.dist_url, machines=args.num_machines, here=args.machine_rank == 0)
     workers = (args.num_gpus, args.num_machines, args.machine_rank, args.dist_url)
@@ -85,7 +85,7 @@ def start_workers(main: Callable[..., None], cfg: CfgNode, args: argparse.Namesp
 
 
 def _place(args: argparse.Namespace) -> Place | None:
-    """This process's place in a job that a launcher has started; None where the options start the processes."""
+    """Return the rank of this process in a launcher's job; None if the options start the processes."""
     place = find_place(os.environ)
     if place is None or place.source != "srun":
         return place
@@ -94,17 +94,17 @@ def _place(args: argparse.Namespace) -> Place | None:
     if args.num_gpus > 1:
         raise ValueError(
             f"--num-gpus is {args.num_gpus}, but srun has started {place.world_size} tasks, each of which would start "
-            "a run of its own; leave --num-gpus out for a process per task, or give --num-machines, --machine-rank "
+            "a separate run; omit --num-gpus for one process per task, or pass --num-machines, --machine-rank "
             '"$SLURM_NODEID" and --dist-url too, with one task per node'
         )
     return place
 
 
 def _work(main: Callable[..., None], cfg: CfgNode, args: argparse.Namespace) -> None:
-    """What a worker does. All take leave together; one that has failed leaves alone, and waits for nobody.
+    """Run a worker. All workers end together; a failed one ends without waiting for the others.
 
     Raises:
-        StopRequested: as `main` has, but after leaving: an error's trace holds all that its frames have held.
+        StopRequested: `main` raised it; raised again outside its traceback, which references all its objects.
     """
     stopped = False
     try:
@@ -117,28 +117,28 @@ def _work(main: Callable[..., None], cfg: CfgNode, args: argparse.Namespace) -> 
 
 
 def leave_groups() -> None:
-    """Ends the process groups, where there are several workers; threads that outlive them may abort the process."""
+    """Destroy the process groups, if any; threads that outlive them may abort the process."""
     if not (dist.is_available() and dist.is_initialized()):
         return
-    comm.synchronize()  # nobody leaves while another still talks to it
-    # Gloo's threads need the GIL to drop the tensors of finished exchanges; a group's end waits for them and holds it
+    comm.synchronize()  # no worker leaves while another still communicates with it
+    # Gloo's threads need the GIL to free tensors of finished exchanges, but destroying a group holds it and waits
     time.sleep(_DROP_SECONDS)
     forget_groups()
-    gc.collect()  # a trainer and its hooks hold each other, and with them the groups
+    gc.collect()  # a trainer and its hooks form a cycle that references the groups
     dist.destroy_process_group()
 
 
 def _tell_end(error: ProcessException, first_rank: int, folder: Path) -> None:
-    """Says which process ended the job: one that was killed could not.
+    """Log which process ended the job; a killed process cannot log it.
 
     Args:
-        error: of the first process that failed; the others have been ended since.
-        first_rank: of this machine's processes.
-        folder: of the run, to whose log it goes too, where it is there.
+        error: error of the first process that failed; the others have been ended.
+        first_rank: lowest rank on this machine.
+        folder: folder of the run; if it exists, the line is also written to its log.
     """
     how = "raised an error"
     if isinstance(error, ProcessExitedException):
-        if error.exit_code in (EXIT_CODE, INTERRUPTED):  # asked to, and it has said so
+        if error.exit_code in (EXIT_CODE, INTERRUPTED):  # requested, and already logged
             return
         how = f"was killed by {error.signal_name}" if error.signal_name else f"ended with status {error.exit_code}"
     rank = first_rank + error.error_index
@@ -148,29 +148,29 @@ def _tell_end(error: ProcessException, first_rank: int, folder: Path) -> None:
 
 
 def log_file(folder: Path, rank: int) -> Path:
-    """The log of a process."""
+    """Return the log file of a process."""
     return folder / (f"log.txt.rank{rank}" if rank else "log.txt")
 
 
 def _check_numbers(args: argparse.Namespace) -> None:
-    """Refuses numbers of processes and machines that start nothing, or machines that would not know each other."""
+    """Check the numbers of processes and machines."""
     if args.num_gpus < 0:
         raise ValueError(
-            f"--num-gpus is {args.num_gpus}; give the processes per machine, 0 or 1 for this process alone"
+            f"--num-gpus is {args.num_gpus}; set it to the processes per machine, 0 or 1 for this process only"
         )
     if args.num_machines < 1:
-        raise ValueError(f"--num-machines is {args.num_machines}; give 1 or more")
+        raise ValueError(f"--num-machines is {args.num_machines}; set it to 1 or more")
     if not 0 <= args.machine_rank < args.num_machines:
         raise ValueError(
             f"--machine-rank is {args.machine_rank} but --num-machines is {args.num_machines}; number the machines "
-            "from 0, which is the one that --dist-url names"
+            "from 0, the machine in --dist-url"
         )
     if args.num_gpus == 0 and args.num_machines > 1:
-        raise ValueError(f"--num-gpus is 0 with {args.num_machines} machines; give 1 or more processes per machine")
+        raise ValueError(f"--num-gpus is 0 with {args.num_machines} machines; use 1 or more processes per machine")
 
 
 def _check_device(device: str, processes: int) -> None:
-    """Refuses one numbered GPU for several processes."""
+    """Raise if one numbered GPU is set for several processes."""
     if processes > 1 and device.startswith("cuda:"):
         raise ValueError(
             f"MODEL.DEVICE is {device!r} but there are {processes} processes; set it to cuda, which gives every "
@@ -179,10 +179,10 @@ def _check_device(device: str, processes: int) -> None:
 
 
 def _join(place: Place, on_gpu: bool) -> None:
-    """Connects this process to the others of its job.
+    """Connect this process to the others of its job.
 
     Raises:
-        ValueError: there are GPUs, but fewer than processes on this machine; or the processes cannot meet.
+        ValueError: this machine has GPUs, but fewer than processes; or the processes cannot connect.
     """
     if on_gpu:
         count = torch.cuda.device_count()
@@ -191,21 +191,21 @@ def _join(place: Place, on_gpu: bool) -> None:
                 f"{place.source} has started {place.local_world_size} processes on this machine but PyTorch sees "
                 f"{count} GPUs; start one process per GPU, or set MODEL.DEVICE cpu"
             )
-        torch.cuda.set_device(place.local_rank if count > 1 else 0)  # Slurm may show each task a GPU of its own
+        torch.cuda.set_device(place.local_rank if count > 1 else 0)  # Slurm may show each task only one GPU
     os.environ.update(place.as_variables())
     try:
         dist.init_process_group("nccl" if on_gpu else "gloo", timeout=WORKER_TIMEOUT)
     except dist.DistError as error:
         raise ValueError(
-            f"process {place.rank} of {place.world_size} cannot meet the others at MASTER_ADDR {place.address}, "
+            f"process {place.rank} of {place.world_size} cannot connect to the others at MASTER_ADDR {place.address}, "
             f"MASTER_PORT {place.port} ({one_line(error, limit=300)}); set these variables to the machine of process 0 "
-            "and a free port of it, the same for all"
+            "and a free port of it, the same in all processes"
         ) from error
     comm.create_local_process_group(place.local_world_size)
 
 
 def setup_run(cfg: CfgNode) -> None:
-    """Logs, seeds and the folder of a run; every worker calls it once."""
+    """Set up logs, seeds and the folder of a run; every worker calls it once."""
     folder, rank = Path(cfg.OUTPUT_DIR), comm.get_rank()
     if comm.is_main_process():
         folder.mkdir(parents=True, exist_ok=True)
@@ -214,7 +214,7 @@ def setup_run(cfg: CfgNode) -> None:
     place_caches(folder)
     if cfg.MODEL.DEVICE.startswith("cuda:"):
         _check_device(cfg.MODEL.DEVICE, comm.get_world_size())
-        torch.cuda.set_device(cfg.MODEL.DEVICE)  # its name and memory are those logged
+        torch.cuda.set_device(cfg.MODEL.DEVICE)  # its name and memory are logged
     torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
     if cfg.DETERMINISTIC:
         be_deterministic(on_gpu=cfg.MODEL.DEVICE.startswith("cuda"))
@@ -235,10 +235,10 @@ def setup_run(cfg: CfgNode) -> None:
 
 
 def place_caches(folder: Path) -> None:
-    """Without a home folder, other packages' caches and settings go below a run's; iopath would make a folder ``~``.
+    """Without a home folder, set the caches and settings of other packages below a run; iopath would create ``~``.
 
     Args:
-        folder: of the run. Environment variables that are set already stay.
+        folder: folder of the run. Environment variables that are already set are kept.
     """
     if home_folder("~") is not None:
         return
@@ -247,7 +247,7 @@ def place_caches(folder: Path) -> None:
 
 
 def _setup_loggers(folder: Path, rank: int) -> None:
-    """Logs to the terminal and to the run's folder, and no longer to those of an earlier run of this process."""
+    """Log to the terminal and the run's folder, and no longer to the folder of an earlier run."""
     if hasattr(setup_logger, "cache_clear"):
         setup_logger.cache_clear()
     for name in ("fvcore", "detectron2", "san"):
@@ -259,26 +259,26 @@ def _setup_loggers(folder: Path, rank: int) -> None:
 
 
 def _endure(otherwise: Callable[[logging.LogRecord], None], record: logging.LogRecord) -> None:
-    """A log on a full disk lacks lines, which the terminal has; each would fill that with a stack trace."""
+    """Ignore lines that a full disk cannot store; the terminal has them, and would also get a traceback for each."""
     if not isinstance(sys.exc_info()[1], OSError):
         otherwise(record)
 
 
 def be_deterministic(*, on_gpu: bool) -> None:
-    """From now on this process computes with algorithms that give the same bits every time.
+    """Use deterministic algorithms in this process.
 
     Args:
-        on_gpu: where one has no such form (the gradient of point sampling has none on CUDA) PyTorch then warns and
-            names it; on a CPU it would be an error, and there is none.
+        on_gpu: only warn about operations without a deterministic algorithm (on CUDA, the gradient of point sampling);
+            on a CPU they raise, but there are none.
     """
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first product
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it once, at its first product
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
     torch.use_deterministic_algorithms(True, warn_only=on_gpu)
 
 
 def seed_all(seed: int) -> None:
-    """Seeds Python, NumPy and PyTorch; the weights drawn next are the same in every worker and every run."""
+    """Seed Python, NumPy and PyTorch, so that every worker and run draws the same weights."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)

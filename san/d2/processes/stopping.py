@@ -1,8 +1,8 @@
-"""Stopping when asked to: SIGTERM and SIGUSR1, as cluster schedulers send them before they take a machine away, Ctrl-C.
+"""Stops a run on Ctrl-C, and on SIGTERM and SIGUSR1, which cluster schedulers send before they reclaim a machine.
 
-The first SIGTERM or SIGUSR1 is noted, and the run saves and ends after what it is at; while it waits for data it stops
-waiting. The first Ctrl-C raises KeyboardInterrupt. A second signal, `AGAIN_AFTER` seconds later or more, ends the
-process and those that it has started at once, whatever its main thread waits for.
+On the first SIGTERM or SIGUSR1, the run saves and ends after the current step; a wait for data is interrupted. The
+first Ctrl-C raises KeyboardInterrupt. A second signal, at least `AGAIN_AFTER` seconds later, ends the process
+and its children at once, even if the main thread is blocked.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from types import FrameType
 from san.d2.api import comm
 
 EXIT_CODE = 75
-"""Of a run that was asked to stop and did: "temporary failure, try again", which --resume does (sysexits.h)."""
+"""Exit code after a requested stop: "temporary failure, try again" (sysexits.h), which --resume does."""
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 AGAIN_AFTER = 1.0
-"""Seconds. Signals that are closer together count as one: a launcher passes on what a scheduler has sent to all."""
+"""Seconds. Closer signals count as one: a launcher forwards a signal that a scheduler has sent to all processes."""
 
 PATIENCE = 3.0
-"""Seconds that a process which only waits for its workers gives them to end by a second signal, which they get too."""
+"""Seconds that the launching process gives its workers to end after a second signal, which they get too."""
 
 Handler = Callable[[int, FrameType | None], None]
 
-_asked: list[int] = []  # filled by the signal handler, which can do nothing else safely
+_asked: list[int] = []  # filled by the signal handler, which cannot safely do more
 _interrupted: list[int] = []  # the same for Ctrl-C
 _waiting: list[None] = []  # not empty while the main thread waits for data
 
 
 class StopRequested(SystemExit):
-    """The run was asked to stop, has saved what it had, and ends with `EXIT_CODE`."""
+    """A stop was requested and the run has saved its state; exits with `EXIT_CODE`."""
 
     def __init__(self) -> None:
         super().__init__(EXIT_CODE)
@@ -45,7 +45,7 @@ class StopRequested(SystemExit):
 
 @contextlib.contextmanager
 def listening() -> Iterator[None]:
-    """While this lasts, SIGTERM and SIGUSR1 are noted instead of ending the process; for a process's main thread."""
+    """Context manager that records SIGTERM and SIGUSR1 instead of ending the process; main thread only."""
     _forget()
     with _handling({**dict.fromkeys(SIGNALS, _note), signal.SIGINT: _interrupt}), ending_at_the_second(patience=0):
         try:
@@ -56,10 +56,10 @@ def listening() -> Iterator[None]:
 
 @contextlib.contextmanager
 def passing_on() -> Iterator[None]:
-    """While this lasts, a process that only waits for its workers sends them the signals it gets.
+    """Context manager that forwards signals to the workers; for a process that only waits for them.
 
     Raises:
-        KeyboardInterrupt: at the end, if Ctrl-C was among them.
+        KeyboardInterrupt: on exit, if Ctrl-C was one of them.
     """
     _forget()
     with _handling(dict.fromkeys((*SIGNALS, signal.SIGINT), _pass_on)), ending_at_the_second(patience=PATIENCE):
@@ -69,7 +69,7 @@ def passing_on() -> Iterator[None]:
 
 @contextlib.contextmanager
 def waiting() -> Iterator[None]:
-    """While this lasts, a request to stop raises `StopRequested` at once, and so does an earlier one."""
+    """Context manager in which a requested stop, also an earlier one, raises `StopRequested` at once."""
     _waiting.append(None)
     try:
         if requested():
@@ -80,29 +80,29 @@ def waiting() -> Iterator[None]:
 
 
 def requested() -> bool:
-    """Whether this process was asked to stop.
+    """Whether a stop of this process was requested.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C was pressed, and what ran then has lost the exception (torch.save does).
+        KeyboardInterrupt: Ctrl-C was pressed and the exception was lost, as in torch.save.
     """
     check_interrupted()
     return bool(_asked)
 
 
 def requested_anywhere() -> bool:
-    """Whether any worker was asked to stop; all get the same answer. Every worker must call it."""
+    """Whether a stop of any worker was requested; collective, every worker must call it."""
     return any(comm.all_gather(requested()))
 
 
 def check_interrupted() -> None:
-    """Raises KeyboardInterrupt if Ctrl-C was pressed."""
+    """Raise KeyboardInterrupt if Ctrl-C was pressed."""
     if _interrupted:
         raise KeyboardInterrupt
 
 
 def leave_to_main_process() -> None:
-    """For a loading worker: a signal to all processes is the main one's to answer; a second one counts."""
-    signal.set_wakeup_fd(-1)  # inherited; what is sent to this process is not sent to the main one
+    """Leave the first signal to the main process; for loader workers, which a second signal ends."""
+    signal.set_wakeup_fd(-1)  # inherited; signals to this process are not for the main one
     for number in SIGNALS:
         signal.signal(number, _ignore_once)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -110,13 +110,13 @@ def leave_to_main_process() -> None:
 
 @contextlib.contextmanager
 def ending_at_the_second(*, patience: float) -> Iterator[None]:
-    """While this lasts, a second signal ends this process and those it has started, with status 128 + its number.
+    """Context manager in which a second signal ends this process and its children, with status 128 + its number.
 
-    A thread does it, as the main thread may be inside a library's call, such as waiting for other processes, where
-    Python runs no signal handler.
+    A thread handles it, because Python runs no signal handler while the main thread is in a library call, such as
+    waiting for other processes.
 
     Args:
-        patience: seconds that the started processes have to end by themselves.
+        patience: seconds that the children have to end by themselves.
     """
     heard, told = os.pipe()
     os.set_blocking(told, False)
@@ -133,7 +133,7 @@ def ending_at_the_second(*, patience: float) -> Iterator[None]:
 
 
 def _end_at_the_second(heard: int, patience: float) -> None:
-    """Reads the numbers of the signals that this process gets."""
+    """Read the numbers of the signals that this process gets; end it on the second."""
     first: float | None = None
     while number := os.read(heard, 1):
         if number[0] not in (*SIGNALS, signal.SIGINT):
@@ -146,7 +146,7 @@ def _end_at_the_second(heard: int, patience: float) -> None:
 
 
 def _end_now(number: int, patience: float) -> None:
-    os.write(2, b"A second signal: ends at once, without saving.\n")
+    os.write(2, b"Second signal: exiting at once, without saving.\n")
     children = multiprocessing.active_children()
     end = time.monotonic() + patience
     for child in children:
@@ -158,7 +158,7 @@ def _end_now(number: int, patience: float) -> None:
 
 @contextlib.contextmanager
 def _handling(handlers: Mapping[signal.Signals, Handler]) -> Iterator[None]:
-    """While this lasts, signals go to functions; afterwards to what they went to before."""
+    """Context manager that sets signal handlers and restores the previous ones."""
     former = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
@@ -179,7 +179,7 @@ def _note(number: int, frame: FrameType | None) -> None:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    if not _interrupted:  # a launcher may pass on what the terminal has sent already
+    if not _interrupted:  # a launcher may forward what the terminal has already sent
         _interrupted.append(number)
         raise KeyboardInterrupt
 

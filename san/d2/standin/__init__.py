@@ -1,9 +1,9 @@
 """A pure-Python stand-in for the names of Detectron2 that `san.d2.api` serves, for machines without Detectron2.
 
 Same names, same behaviour, same files on disk, built on what Detectron2 itself is built on: fvcore, iopath, yacs,
-torch.distributed, TensorBoard. Each module says which module of Detectron2 it stands in for; nothing is here that SAN
-does not use. `tests/d2/test_parity.py` holds the two together where Detectron2 is installed. Where the stand-in differs
-on purpose, the module says so (YAML and checkpoints are only ever read as plain data).
+torch.distributed, TensorBoard. Each module names the module of Detectron2 that it replaces and contains only what SAN
+uses. `tests/d2/test_parity.py` compares the two if Detectron2 is installed. Intended differences are documented in
+the modules (YAML and checkpoints are only read as plain data).
 
 Source: docs/architecture.md#detectron2.
 """

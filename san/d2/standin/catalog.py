@@ -53,7 +53,7 @@ class _DatasetCatalog(UserDict):  # type: ignore[type-arg]
         return [*self.data]
 
     def remove(self, name: str) -> None:
-        """Forgets a data set; KeyError if there is none of that name."""
+        """Remove a data set; KeyError if the name is unknown."""
         self.pop(name)
 
     def __repr__(self) -> str:
@@ -63,7 +63,7 @@ class _DatasetCatalog(UserDict):  # type: ignore[type-arg]
 
 
 class Metadata(SimpleNamespace):
-    """Constant facts about one data set, as attributes, such as ``stuff_classes``.
+    """Constant metadata of one data set, as attributes, such as ``stuff_classes``.
 
     An attribute is set once; setting it again to something else is an AssertionError, reading an unknown one an
     AttributeError that lists the known ones.
@@ -128,11 +128,11 @@ class _MetadataCatalog(UserDict):  # type: ignore[type-arg]
         return metadata
 
     def list(self) -> list[str]:
-        """Names of all data sets something is known about."""
+        """Return the names of all data sets with metadata."""
         return [*self.data]
 
     def remove(self, name: str) -> None:
-        """Forgets what is known about a data set; KeyError if nothing is."""
+        """Remove the metadata of a data set; KeyError if there is none."""
         self.pop(name)
 
     def __repr__(self) -> str:
@@ -145,4 +145,4 @@ DatasetCatalog = _DatasetCatalog()
 """The process's data sets. Like Detectron2's, a registry filled on import or by the script."""
 
 MetadataCatalog = _MetadataCatalog()
-"""What is known about the process's data sets."""
+"""The metadata of the process's data sets."""

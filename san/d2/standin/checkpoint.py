@@ -1,8 +1,8 @@
 """Stands in for `detectron2.checkpoint`: checkpoint files, the same that Detectron2 writes and reads.
 
-fvcore's `Checkpointer` does the work: ``<name>.pth`` holds ``model``, one state per checkpointable, and what else is
-given on saving; the file ``last_checkpoint`` names the last one. Differences on purpose: files are only read as dense
-tensors and plain data, and the pickled formats of Detectron's model zoo are not read.
+Based on fvcore's `Checkpointer`: ``<name>.pth`` contains ``model``, one state per checkpointable, and the entries given
+on saving; the file ``last_checkpoint`` names the last one. Intended differences: files are only read as dense tensors
+and plain data, and the pickled formats of Detectron's model zoo are not read.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from san.d2.standin import comm
 
 
 class DetectionCheckpointer(Checkpointer):  # type: ignore[misc]
-    """Saves and loads a model together with what else makes up a run's state.
+    """Saves and loads a model together with the other state of a run.
 
     Args:
         model: its ``state_dict`` is the file's ``model``; unwrapped if it is distributed.
@@ -46,6 +46,6 @@ class DetectionCheckpointer(Checkpointer):  # type: ignore[misc]
             The file's dictionary, with key ``model``; a bare state dictionary is taken as the model's.
 
         Raises:
-            ValueError: it is damaged, or holds more than dense tensors and plain data.
+            ValueError: it is damaged, or contains other than dense tensors and plain data.
         """
         return load_checkpoint_file(filename, averaged=False)

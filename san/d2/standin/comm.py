@@ -1,7 +1,7 @@
-"""Stands in for `detectron2.utils.comm`: who this worker is, and what workers tell each other.
+"""Stands in for `detectron2.utils.comm`: ranks, and communication between workers.
 
-Every function also works in a single process without torch.distributed. Objects travel over a Gloo group, so that
-what is exchanged is not copied to a GPU.
+Every function also works in a single process without torch.distributed. Objects are sent over a Gloo group, so that
+they are not copied to a GPU.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ def _is_distributed() -> bool:
 
 
 def get_world_size() -> int:
-    """Number of workers on all machines together; 1 without torch.distributed."""
+    """Return the number of workers on all machines; 1 without torch.distributed."""
     return dist.get_world_size() if _is_distributed() else 1
 
 
 def get_rank() -> int:
-    """This worker's number among all, from 0."""
+    """Return this worker's global rank."""
     return dist.get_rank() if _is_distributed() else 0
 
 
 def create_local_process_group(num_workers_per_machine: int) -> None:
-    """Makes the group of the workers on this machine; `launch` does so, other starters must, on every worker.
+    """Create the group of the workers on this machine. `launch` calls it; other launchers must call it in each worker.
 
     Args:
         num_workers_per_machine: the same on every machine; ranks are numbered machine by machine.
 
     Raises:
-        AssertionError: if it was called before, or the number of workers is no multiple of it.
+        AssertionError: if it was called before, or the number of workers is not a multiple of it.
     """
     global _local_process_group
     assert _local_process_group is None, "create_local_process_group() was called before"
@@ -62,30 +62,30 @@ def create_local_process_group(num_workers_per_machine: int) -> None:
 
 
 def forget_groups() -> None:
-    """Lets go of all groups; for a worker that takes leave, as threads of a group live as long as someone holds it."""
+    """Drop all references to groups when a worker ends, as the threads of a group live as long as a reference."""
     global _local_process_group
     _local_process_group = None
     gloo_group.cache_clear()
 
 
 def get_local_process_group() -> dist.ProcessGroup:
-    """The group of the workers on this machine; AssertionError if nobody made it."""
+    """Return the group of the workers on this machine; AssertionError if it was not created."""
     assert _local_process_group is not None, _MISSING_LOCAL_GROUP
     return _local_process_group
 
 
 def get_local_rank() -> int:
-    """This worker's number among those on its machine, from 0."""
+    """Return this worker's rank on its machine."""
     return dist.get_rank(group=get_local_process_group()) if _is_distributed() else 0
 
 
 def is_main_process() -> bool:
-    """Whether this is worker 0, the one that writes files."""
+    """Whether this is worker 0, which writes files."""
     return get_rank() == 0
 
 
 def synchronize() -> None:
-    """Waits until every worker has called it."""
+    """Wait until every worker has called this function."""
     if get_world_size() == 1:
         return
     if dist.get_backend() == dist.Backend.NCCL:
@@ -96,7 +96,7 @@ def synchronize() -> None:
 
 @functools.lru_cache
 def gloo_group() -> dist.ProcessGroup | None:
-    """The group of all workers on Gloo, made once."""
+    """Return the Gloo group of all workers, created once."""
     if dist.get_backend() == dist.Backend.GLOO:
         return dist.group.WORLD
     group = dist.new_group(backend="gloo")
@@ -105,7 +105,7 @@ def gloo_group() -> dist.ProcessGroup | None:
 
 
 def all_gather(data: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
-    """Gives every worker what every worker has.
+    """Send an object of every worker to every worker.
 
     Args:
         data: any object that can be pickled.
@@ -126,7 +126,7 @@ def all_gather(data: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
 
 
 def gather(data: Any, dst: int = 0, group: dist.ProcessGroup | None = None) -> list[Any]:
-    """Gives one worker what every worker has.
+    """Send an object of every worker to one worker.
 
     Args:
         data: any object that can be pickled.
@@ -148,7 +148,7 @@ def gather(data: Any, dst: int = 0, group: dist.ProcessGroup | None = None) -> l
 
 
 def shared_random_seed() -> int:
-    """A random number, the same on every worker; all must call it.
+    """Return a random number that is the same in every worker; all must call it.
 
     Returns:
         A seed in 0..2^31 - 1, drawn by worker 0 from numpy's global generator.

@@ -1,7 +1,7 @@
 """Stands in for `detectron2.config`: the configuration tree and the defaults of the keys SAN reads.
 
 fvcore's `CfgNode` does the work: ``_BASE_`` files, ``merge_from_list``, type checks, freezing. Differences on purpose:
-YAML is read as plain data only (Detectron2 also runs Python tags unless told otherwise), and a file of another
+YAML is read as plain data only (Detectron2 also executes Python tags by default), and a file of another
 configuration version, or one that is not a table of keys, is a ValueError with a remedy.
 """
 
@@ -72,13 +72,13 @@ class CfgNode(_FvcoreCfgNode):  # type: ignore[misc]
 
         Args:
             cfg_filename: path of the file.
-            allow_unsafe: takes Detectron2's argument; Python tags are refused whatever it says.
+            allow_unsafe: accepted for compatibility; Python tags are always refused.
 
         Raises:
-            FileNotFoundError: if there is no such file.
+            FileNotFoundError: the file does not exist.
             ValueError: if the file is not plain YAML data, not a table of keys, of another version, or has a value of
                 another type than the key's.
-            KeyError: if it has a key that the tree has not.
+            KeyError: if it has a key that is not in the tree.
         """
         if not Path(cfg_filename).is_file():
             raise FileNotFoundError(f"config file '{cfg_filename}' does not exist; check --config-file")
@@ -106,12 +106,12 @@ class CfgNode(_FvcoreCfgNode):  # type: ignore[misc]
         self.merge_from_other_cfg(type(self)(loaded))
 
     def merge_from_other_cfg(self, cfg_other: Any) -> None:
-        """As fvcore's, with messages of bounded length: yacs writes whole values into them."""
+        """As fvcore's, with messages of limited length: yacs includes whole values."""
         with _short_messages():
             super().merge_from_other_cfg(cfg_other)
 
     def merge_from_list(self, cfg_list: list[Any]) -> None:
-        """As fvcore's, with messages of bounded length."""
+        """As fvcore's, with messages of limited length."""
         with _short_messages():
             super().merge_from_list(cfg_list)
 

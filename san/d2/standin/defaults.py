@@ -32,23 +32,23 @@ def default_argument_parser(epilog: str | None = None) -> argparse.ArgumentParse
         epilog=epilog or _EPILOG.format(script=sys.argv[0]), formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config-file", default="", metavar="FILE", help="path of the YAML configuration")
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR, if any")
+    parser.add_argument("--resume", action="store_true", help="resume from the last checkpoint in OUTPUT_DIR, if any")
     parser.add_argument("--eval-only", action="store_true", help="evaluate, without training")
     parser.add_argument("--num-gpus", type=int, default=1, help="number of GPUs, or of CPU workers, *per machine*")
     parser.add_argument("--num-machines", type=int, default=1, help="number of machines")
-    parser.add_argument("--machine-rank", type=int, default=0, help="this machine's number, from 0")
-    # Several users of one machine should not meet on one port; the same user gets the same one on every call.
+    parser.add_argument("--machine-rank", type=int, default=0, help="rank of this machine, from 0")
+    # The port depends on the user, so that several users of one machine do not use the same one.
     user = os.getuid() if hasattr(os, "getuid") else 1
     port = 2**15 + 2**14 + user % 2**14
     parser.add_argument(
         "--dist-url",
         default=f"tcp://127.0.0.1:{port}",
-        help="where workers meet: tcp://<first machine>:<port>, or auto on one machine",
+        help="address of the first worker: tcp://<first machine>:<port>, or auto on one machine",
     )
     parser.add_argument(
         "opts",
         default=None,
         nargs=argparse.REMAINDER,
-        help="changes of the configuration, pairs of PATH.KEY VALUE, at the end of the command",
+        help="configuration overrides, pairs of PATH.KEY VALUE, at the end of the command",
     )
     return parser

@@ -16,18 +16,18 @@ class DatasetEvaluator:
     """Base class of evaluators: `reset`, then `process` for every batch, then `evaluate`."""
 
     def reset(self) -> None:
-        """Starts anew."""
+        """Reset the results."""
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        """Takes in one batch.
+        """Process one batch.
 
         Args:
-            inputs: what the model was called with, one dictionary per image.
-            outputs: what it returned, one per image.
+            inputs: inputs of the model, one dictionary per image.
+            outputs: outputs of the model, one per image.
         """
 
     def evaluate(self) -> dict[str, Any] | None:
-        """Sums up.
+        """Compute the results.
 
         Returns:
             Task → metric → score; None on workers that have no result.
@@ -36,7 +36,7 @@ class DatasetEvaluator:
 
 
 def verify_results(cfg: CfgNode, results: Mapping[str, Mapping[str, float]]) -> bool:
-    """Checks results against ``TEST.EXPECTED_RESULTS``; ends the program with status 1 if one is missed.
+    """Check results against ``TEST.EXPECTED_RESULTS``; ends the program with status 1 if one is missed.
 
     Args:
         cfg: its ``TEST.EXPECTED_RESULTS`` lists (task, metric, value, tolerance).

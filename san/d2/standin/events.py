@@ -85,7 +85,7 @@ class EventStorage:
         return self._latest
 
     def latest_with_smoothing_hint(self, window_size: int = 20) -> dict[str, tuple[float, int]]:
-        """The last value of every scalar, smoothed where its hint says so.
+        """Return the last value of every scalar, smoothed if its hint is set.
 
         Args:
             window_size: iterations back from the scalar's last one, over whose values the median is taken.
@@ -138,18 +138,18 @@ class EventStorage:
 
 
 class EventWriter:
-    """Base class of what reads the open `EventStorage` now and then and writes it somewhere."""
+    """Base class of writers, which periodically write the scalars of the open `EventStorage`."""
 
     def write(self) -> None:
-        """Writes what came since the last call."""
+        """Write the scalars since the last call."""
         raise NotImplementedError
 
     def close(self) -> None:
-        """Ends writing; nothing by default."""
+        """Close the writer; does nothing by default."""
 
 
 class _ScalarFilter:
-    """Passes each scalar on once: those of iterations after the last that was passed."""
+    """Yields each scalar once: those of iterations after the last one yielded."""
 
     def __init__(self) -> None:
         self._last_iteration = -1
@@ -161,7 +161,7 @@ class _ScalarFilter:
 
 
 class TensorboardXWriter(EventWriter):
-    """Writes scalars as a TensorBoard event file, which is made on the first `write`.
+    """Writes scalars as a TensorBoard event file, which is created on the first `write`.
 
     Args:
         log_dir: folder of the event file.
@@ -176,7 +176,7 @@ class TensorboardXWriter(EventWriter):
         self._fresh = _ScalarFilter()
 
     def write(self) -> None:
-        """Writes what came since the last call."""
+        """Write the scalars since the last call."""
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter  # slow to import, and only worker 0 writes
 

@@ -20,12 +20,12 @@ __all__ = ["EvalHook", "IterationTimer", "LRScheduler", "PeriodicWriter"]
 
 
 class IterationTimer(HookBase):
-    """Puts ``time``, the seconds of an iteration without hooks, and logs a summary at the end.
+    """Records ``time``, the seconds of an iteration without hooks, and logs a summary at the end.
 
-    To be registered first.
+    Register it first.
 
     Args:
-        warmup_iter: iterations at the start that are not timed, the last of them excepted.
+        warmup_iter: number of first iterations that are not timed, except the last of them.
     """
 
     def __init__(self, warmup_iter: int = 3) -> None:
@@ -46,7 +46,7 @@ class IterationTimer(HookBase):
         self._total_timer.resume()
 
     def after_step(self) -> None:
-        """Puts the iteration's time; during the warm-up resets the clocks instead."""
+        """Record the iteration's time; during the warm-up, reset the clocks instead."""
         iterations_done = self.trainer.iter - self.trainer.start_iter + 1
         if iterations_done >= self._warmup_iter:
             self.trainer.storage.put_scalars(time=self._step_timer.seconds())
@@ -76,10 +76,10 @@ class IterationTimer(HookBase):
 
 
 class LRScheduler(HookBase):
-    """Puts ``lr`` and steps the learning rate schedule after every iteration.
+    """Records ``lr`` and steps the learning rate schedule after every iteration.
 
     Args:
-        optimizer: whose learning rate is put; the trainer's ``optimizer`` by default.
+        optimizer: optimizer whose learning rate is recorded; the trainer's ``optimizer`` by default.
         scheduler: of torch; the trainer's ``scheduler`` by default. Its state is the hook's state.
     """
 
@@ -98,13 +98,13 @@ class LRScheduler(HookBase):
         return self._scheduler or self.trainer.scheduler  # type: ignore[attr-defined]
 
     def before_train(self) -> None:
-        """Settles on the parameter group whose learning rate is put."""
+        """Select the parameter group whose learning rate is recorded."""
         self._optimizer = self._optimizer or self.trainer.optimizer  # type: ignore[attr-defined]
         self._group = self.get_best_param_group_id(self._optimizer)
 
     @staticmethod
     def get_best_param_group_id(optimizer: torch.optim.Optimizer) -> int:
-        """The parameter group that stands for the learning rate of all.
+        """Select the parameter group whose learning rate represents all.
 
         Args:
             optimizer: its groups.
@@ -122,7 +122,7 @@ class LRScheduler(HookBase):
         return rates.index(Counter(rates).most_common(1)[0][0])
 
     def after_step(self) -> None:
-        """Puts the learning rate of the iteration that was done, then steps the schedule."""
+        """Record the learning rate of the completed iteration, then step the schedule."""
         assert self._optimizer is not None
         rate = self._optimizer.param_groups[self._group]["lr"]
         self.trainer.storage.put_scalar("lr", rate, smoothing_hint=False)
@@ -134,13 +134,13 @@ class LRScheduler(HookBase):
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes up the schedule's state."""
+        """Load the schedule's state."""
         logging.getLogger(__name__).info("Loading scheduler from state_dict ...")
         self.scheduler.load_state_dict(state_dict)
 
 
 def _flatten(results: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Gives the leaves of nested mappings, the keys on the way joined by ``/``."""
+    """Yield the leaves of nested mappings, with the keys joined by ``/``."""
     for key, value in results.items():
         if isinstance(value, Mapping):
             yield from _flatten(value, f"{prefix}{key}/")
@@ -149,7 +149,7 @@ def _flatten(results: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str
 
 
 class EvalHook(HookBase):
-    """Evaluates periodically and at the end, and puts the results as scalars such as ``sem_seg/mIoU``.
+    """Evaluates periodically and at the end, and records the results as scalars such as ``sem_seg/mIoU``.
 
     Args:
         eval_period: iterations between evaluations; 0 only evaluates at the end.
@@ -165,7 +165,7 @@ class EvalHook(HookBase):
         self._eval_after_train = eval_after_train
 
     def _do_eval(self) -> None:
-        """Evaluates, puts the results, waits for all workers."""
+        """Evaluate, record the results, wait for all workers."""
         results = self._evaluate()
         if results:
             assert isinstance(results, dict), f"Eval function must return a dict. Got {results} instead."
@@ -181,19 +181,19 @@ class EvalHook(HookBase):
         comm.synchronize()  # evaluation takes longer on some workers
 
     def after_step(self) -> None:
-        """Evaluates where it is time, but for the last iteration, after which `after_train` does."""
+        """Evaluate periodically, except after the last iteration, after which `after_train` evaluates."""
         done = self.trainer.iter + 1
         if self._period > 0 and done % self._period == 0 and done != self.trainer.max_iter:
             self._do_eval()
 
     def after_train(self) -> None:
-        """Evaluates if training came to its end."""
+        """Evaluate if training is complete."""
         if self._eval_after_train and self.trainer.iter + 1 >= self.trainer.max_iter:
             self._do_eval()
 
 
 class PeriodicWriter(HookBase):
-    """Lets writers write periodically and at the end, after which it closes them.
+    """Calls writers periodically and at the end, and closes them.
 
     Args:
         writers: to be called in this order.
@@ -207,14 +207,14 @@ class PeriodicWriter(HookBase):
         self._period = period
 
     def after_step(self) -> None:
-        """Writes, where it is time, and after the last iteration."""
+        """Write periodically and after the last iteration."""
         done = self.trainer.iter + 1
         if done % self._period == 0 or done == self.trainer.max_iter:
             for writer in self._writers:
                 writer.write()
 
     def after_train(self) -> None:
-        """Writes what came since, such as the final evaluation, and closes."""
+        """Write the remaining scalars, such as those of the final evaluation, and close the writers."""
         for writer in self._writers:
             writer.write()
             writer.close()

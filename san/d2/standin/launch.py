@@ -19,15 +19,15 @@ from torch.multiprocessing.spawn import spawn
 from san.d2.standin import comm
 
 DEFAULT_TIMEOUT = timedelta(minutes=30)
-"""How long a worker waits for another."""
+"""Default timeout of a worker that waits for others."""
 
 
 @dataclass(frozen=True)
 class _Job:
-    """What every worker of this machine is told; the fields mean what `launch`'s arguments of these names mean.
+    """Arguments of every worker of this machine; the other fields are `launch`'s arguments of the same names.
 
     Attributes:
-        world_size: workers on all machines together.
+        world_size: number of workers on all machines.
     """
 
     main_func: Callable[..., Any]
@@ -40,7 +40,7 @@ class _Job:
 
 
 def _find_free_port() -> int:
-    """A free port of this machine; another program could still take it before we do."""
+    """Return a free port of this machine; another program may still take it first."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.bind(("", 0))
         port: int = probe.getsockname()[1]
@@ -56,16 +56,16 @@ def launch(
     args: tuple[Any, ...] = (),
     timeout: timedelta = DEFAULT_TIMEOUT,
 ) -> None:
-    """Runs a function in every worker of this machine; called once on every machine.
+    """Run a function in every worker of this machine; called once on every machine.
 
     Args:
         main_func: called as ``main_func(*args)``; with several workers it must be picklable.
         num_gpus_per_machine: workers per machine; without GPUs, processes. 0 calls the function in this process.
         num_machines: number of machines.
-        machine_rank: this machine's number, from 0.
-        dist_url: where workers meet, such as ``tcp://host:port``; ``auto`` finds a free port, on one machine only.
+        machine_rank: rank of this machine, from 0.
+        dist_url: address of worker 0, such as ``tcp://host:port``; ``auto`` finds a free port, on one machine only.
         args: the arguments.
-        timeout: how long a worker waits for another.
+        timeout: timeout of a worker that waits for others.
 
     Raises:
         ValueError: if ``dist_url`` is ``auto`` and there are several machines.
@@ -80,7 +80,7 @@ def launch(
         if num_machines != 1:
             raise ValueError(
                 f"--dist-url auto finds a port on one machine only, but there are {num_machines}; "
-                "give tcp://<first machine>:<free port>, the same on every machine"
+                "use tcp://<first machine>:<free port>, the same on every machine"
             )
         dist_url = f"tcp://127.0.0.1:{_find_free_port()}"
     if num_machines > 1 and dist_url is not None and dist_url.startswith("file://"):
@@ -92,12 +92,12 @@ def launch(
 
 
 def _run_worker(local_rank: int, job: _Job) -> None:
-    """What each started process does: join the others, take its GPU, run the function."""
+    """Run a worker: connect it to the others, select its GPU, call the function."""
     on_gpu = torch.cuda.is_available()
     if on_gpu and job.num_gpus_per_machine > torch.cuda.device_count():
         raise ValueError(
             f"--num-gpus is {job.num_gpus_per_machine}, but this machine has {torch.cuda.device_count()}; "
-            "give at most that"
+            "use at most that"
         )
     try:
         dist.init_process_group(
@@ -113,5 +113,5 @@ def _run_worker(local_rank: int, job: _Job) -> None:
     comm.create_local_process_group(job.num_gpus_per_machine)
     if on_gpu:
         torch.cuda.set_device(local_rank)
-    comm.synchronize()  # nobody starts before all have arrived
+    comm.synchronize()  # no worker starts before all are connected
     job.main_func(*job.args)

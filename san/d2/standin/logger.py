@@ -56,7 +56,7 @@ def setup_logger(
     name: str = "detectron2",
     abbrev_name: str | None = None,
 ) -> logging.Logger:
-    """Sends a logger's messages to the terminal and to a file; calling it again adds nothing twice.
+    """Send a logger's messages to the terminal and to a file; repeated calls add no further handlers.
 
     Args:
         output: a folder, in which ``log.txt`` is written, or a file that ends in ``.txt`` or ``.log``; None for no
@@ -64,7 +64,7 @@ def setup_logger(
         distributed_rank: this worker's number; only 0 writes to the terminal.
         color: whether the terminal shows colour (where it can).
         name: of the logger.
-        abbrev_name: what stands for the name on the terminal; ``""`` leaves it out. By default ``d2`` for
+        abbrev_name: abbreviation of the name on the terminal; ``""`` omits it. By default ``d2`` for
             ``detectron2``, and the name itself for others.
 
     Returns:

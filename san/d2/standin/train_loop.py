@@ -11,11 +11,11 @@ from san.d2.standin.events import EventStorage
 
 
 class HookBase:
-    """Base class of what a trainer calls around its iterations.
+    """Base class of hooks, which a trainer calls around its iterations.
 
     Order: ``before_train``; per iteration ``before_step``, the trainer's ``run_step`` (which may call
-    ``after_backward``), ``after_step``; ``after_train``, also when training fails. ``before_step`` must take next to no
-    time, so that iterations are timed well.
+    ``after_backward``), ``after_step``; ``after_train``, also when training fails. ``before_step`` must be fast,
+    so that iterations are timed accurately.
 
     Attributes:
         trainer: the trainer, set by `TrainerBase.register_hooks`; a weak reference.
@@ -33,13 +33,13 @@ class HookBase:
         """Called before each iteration."""
 
     def after_backward(self) -> None:
-        """Called after each backward pass, by trainers that say so."""
+        """Called after each backward pass, by trainers that support it."""
 
     def after_step(self) -> None:
         """Called after each iteration."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps of this hook; a hook that returns something also has a ``load_state_dict``."""
+        """Return the hook's state for checkpoints; a hook with a state also has a ``load_state_dict``."""
         return {}
 
 
@@ -61,10 +61,10 @@ class TrainerBase:
         self.storage: EventStorage
 
     def register_hooks(self, hooks: Iterable[HookBase | None]) -> None:
-        """Adds hooks, to be called in this order.
+        """Add hooks, which are called in this order.
 
         Args:
-            hooks: None is left out.
+            hooks: the hooks; None is skipped.
         """
         kept = [hook for hook in hooks if hook is not None]
         for hook in kept:
@@ -90,7 +90,7 @@ class TrainerBase:
                     self.before_step()
                     self.run_step()
                     self.after_step()
-                # Counts the iterations done, by which hooks know in after_train that training did not fail.
+                # iter is now max_iter, by which hooks know in after_train that training did not fail
                 self.iter += 1
             except Exception:
                 logger.exception("Exception during training:")
@@ -126,11 +126,11 @@ class TrainerBase:
             hook.after_step()
 
     def run_step(self) -> None:
-        """One iteration; a subclass says what it is."""
+        """Run one iteration; implemented by subclasses."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps.
+        """Return the state for checkpoints.
 
         Returns:
             ``iteration``, and ``hooks``: class name → state, for hooks that have one.
@@ -146,7 +146,7 @@ class TrainerBase:
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes up what `state_dict` gave; a state whose hook is not registered is left out with a warning.
+        """Load the state of `state_dict`; the state of a hook that is not registered is skipped with a warning.
 
         Args:
             state_dict: as returned by `state_dict`.

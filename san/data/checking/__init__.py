@@ -1,7 +1,7 @@
-"""Checking a data set on disk: every pair read, every file name looked at, one report; one bad file stops nothing.
+"""Checks a data set on disk: reads every pair, inspects every file name, and continues after a bad file.
 
-`check_pairs` reads, in any number of processes, `check_folders` looks at the names, `summarise` adds up to a
-`CheckReport`, and `san.data.checking.writing` makes text, CSV and JSON of it.
+`check_pairs` reads the pairs in any number of processes, `check_folders` checks the names, `summarise` builds a
+`CheckReport`, and `san.data.checking.writing` writes it as text, CSV and JSON.
 """
 
 from san.data.checking.benchmark import check_benchmark, make_target

@@ -1,4 +1,4 @@
-"""Names in a data set's folders: files that no other file belongs to, and names that are not told apart."""
+"""Checks the file names of a data set: files without a partner, and names that some systems do not distinguish."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Folder:
     """One side of a data set.
 
     Attributes:
-        path: searched with its sub-folders.
-        exts: endings of the files that are read, without the dot, compared exactly.
+        path: the folder, which is searched recursively.
+        exts: extensions of the files that are read, without the dot, compared exactly.
     """
 
     path: Path
@@ -27,13 +27,13 @@ class Folder:
 
     @property
     def endings(self) -> str:
-        """The endings, as shown."""
+        """The extensions for messages."""
         return " or ".join(f".{ext}" for ext in self.exts)
 
 
 @dataclass(frozen=True)
 class _File:
-    """A picture file: its path below the folder, its name without ending, and whether its ending is the one read."""
+    """An image file: its path below the folder, its stem, and whether its extension is one that is read."""
 
     path: Path
     stem: str
@@ -41,15 +41,15 @@ class _File:
 
 
 def check_folders(images: Folder, labels: Folder, *, shared_images: bool = True) -> list[Finding]:
-    """Label maps and images that have no partner, and names that differ only in case or ending.
+    """Find label maps and images without a partner, and names that differ only in case or extension.
 
-    A label map without an image is wrong. Files that are no pictures are left alone.
+    A label map without an image is an error. Files that are not images are ignored.
 
     Args:
         images: existing folder of images.
-        labels: existing folder of label maps; it may be the same one, or one below the other.
-        shared_images: several sets keep their images in that folder (VOC), so that images without a label map are
-            not wrong.
+        labels: existing folder of label maps; may be equal to, below or above the folder of images.
+        shared_images: the folder of images may also belong to other sets (VOC), so that images without a label map
+            are not errors.
     """
     image_files, skipped_images = _pictures(images, labels)
     label_files, skipped_labels = _pictures(labels, images)
@@ -63,11 +63,11 @@ def check_folders(images: Folder, labels: Folder, *, shared_images: bool = True)
         partner = any_image.get(file.stem.casefold())
         if file.is_read and file.stem not in image_stems:
             hint = f"; is it {partner.path}? Then rename that to {file.stem}.{images.exts[0]}" if partner else ""
-            message = f"there is no image {file.stem} with the ending {images.endings} in {images.path}{hint}"
+            message = f"there is no image {file.stem} with the extension {images.endings} in {images.path}{hint}"
             findings.append(Finding("label_without_image", message, str(file.path)))
         elif not file.is_read and partner and not {file.stem, partner.stem} & label_stems:
             message = (
-                f"belongs to {partner.path} but is not read, its ending is not exactly {labels.endings}: rename it"
+                f"belongs to {partner.path} but is not read, its extension is not exactly {labels.endings}: rename it"
             )
             findings.append(Finding("label_without_image", message, str(file.path)))
     findings += _unlabelled(image_stems - label_stems, len(image_stems), images.path, wrong=not shared_images)
@@ -75,7 +75,7 @@ def check_folders(images: Folder, labels: Folder, *, shared_images: bool = True)
 
 
 def _pictures(folder: Folder, other: Folder) -> tuple[list[_File], tuple[Skipped, ...]]:
-    """The picture files of one side, without those of the other where the folders overlap, and what is skipped."""
+    """Return the image files of one side, without those of the other if the folders overlap, and skipped files."""
     suffixes = [f".{ext}" for ext in folder.exts]
     lower = tuple(suffix.lower() for suffix in suffixes)
     shared = folder.path.resolve() == other.path.resolve()
@@ -96,7 +96,7 @@ def _pictures(folder: Folder, other: Folder) -> tuple[list[_File], tuple[Skipped
 
 
 def _duplicates(files: Iterable[_File]) -> list[Finding]:
-    """Names that are one up to case and ending: on some file systems, and for some readers, they are one file."""
+    """Find names that differ only in case or extension, which some file systems and readers do not distinguish."""
     groups: dict[str, list[_File]] = {}
     for file in files:
         groups.setdefault(file.stem.casefold(), []).append(file)

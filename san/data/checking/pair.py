@@ -1,4 +1,4 @@
-"""Reading one image and its label map, and saying what is wrong with them.  (H, W) label map, sizes (height, width)."""
+"""Reads one image and its label map, and reports their problems.  (H, W) label map, sizes (height, width)."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _NUM_SHOWN = 5
 
 @dataclass(frozen=True)
 class Finding:
-    """Something seen in a data set.
+    """One observation about a data set.
 
     Attributes:
         kind: a key of `san.data.checking.report.HEADLINES`.
         message: one line, without the file's name.
-        file: the file it is about; None for the data set as a whole.
-        wrong: False where it is worth knowing but may be as it should.
+        file: the file; None for the data set as a whole.
+        wrong: True for an error, False for a note.
     """
 
     kind: str
@@ -41,17 +41,17 @@ class Finding:
 
 @dataclass(frozen=True)
 class CheckTarget:
-    """What a data set is checked against.
+    """The expected properties of a data set.
 
     Attributes:
-        name: as registered.
+        name: registered name.
         classes: C names; a label map's value is an index into them.
         ignore_label: value of pixels without a class.
-        num_pairs: how many pairs the published set has; None where no such number is known.
-        absent: classes without a pixel in the published set; None where that is not known.
-        partial: the set is known to be a part of the published one: neither fewer pairs nor absent classes are wrong.
-        label_mapping: from the values of the label files to class indices; None where the files hold class indices.
-        shared_images: images without a label map are not wrong.
+        num_pairs: number of pairs of the published set; None if unknown.
+        absent: classes without a pixel in the published set; None if unknown.
+        partial: the set is a part of the published one: fewer pairs and absent classes are not errors.
+        label_mapping: values of the label files -> class indices; None if the files contain class indices.
+        shared_images: images without a label map are not errors.
     """
 
     name: str
@@ -66,13 +66,13 @@ class CheckTarget:
 
 @dataclass(frozen=True)
 class PairResult:
-    """What one image and its label map hold.
+    """Content of one image and its label map.
 
     Attributes:
         index: position in the records.
-        findings: what is wrong or worth knowing.
+        findings: errors and notes.
         size: (height, width) of the upright image; None if it cannot be read.
-        rotated: whether the image is turned upright by its EXIF orientation.
+        rotated: whether the image has an EXIF rotation.
         values: distinct values of the label map, ascending; empty if it cannot be read.
         counts: pixels of each value.
     """
@@ -86,12 +86,12 @@ class PairResult:
 
 
 def check_pair(index: int, record: ImagePair, target: CheckTarget) -> PairResult:
-    """Read one pair and say what is wrong with it; never raises for what a file holds.
+    """Read one pair and report its problems; never raises because of a file's content.
 
     Args:
         index: position in the records.
-        record: with ``file_name`` and ``sem_seg_file_name``.
-        target: what to check against.
+        record: has ``file_name`` and ``sem_seg_file_name``.
+        target: the expected properties.
     """
     image_file, label_file = str(record["file_name"]), str(record["sem_seg_file_name"])
     findings: list[Finding] = []
@@ -126,7 +126,7 @@ def check_pair(index: int, record: ImagePair, target: CheckTarget) -> PairResult
 
 
 def count_values(labels: Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """The distinct values of an integer array, ascending, and how often each occurs."""
+    """Return the distinct values of an integer array, ascending, and their counts."""
     flat = labels.ravel()
     if not flat.size or flat.min() < 0 or flat.max() >= _WIDEST_COUNT:
         values, counts = np.unique(flat, return_counts=True)
@@ -137,7 +137,7 @@ def count_values(labels: Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.i
 
 
 def _one_line(error: Exception, file: str) -> str:
-    """The error's text on one line, without the file's name, which is shown beside it."""
+    """Return the error's text on one line, without the file name, which is shown separately."""
     text = one_line(error)
     for prefix in (f"image {file} ", f"label map {file} "):
         text = text.removeprefix(prefix)
@@ -145,7 +145,7 @@ def _one_line(error: Exception, file: str) -> str:
 
 
 def _orientation(path: str) -> int:
-    """The EXIF orientation of an image, 1 for upright."""
+    """Return the EXIF orientation of an image, 1 for upright."""
     with open_image(path, f"image {path}") as image:
         return orientation(image)
 
@@ -162,20 +162,20 @@ def _by(size: Sequence[int]) -> str:
 
 
 def _type_findings(label_file: str, target: CheckTarget) -> list[Finding]:
-    """What the label file's kind alone tells."""
+    """Check the file type of a label map."""
     with open_image(label_file, f"label map {label_file}") as image:
         mode, kind = image.mode, image.format
     findings = []
     if kind in ("JPEG", "MPO"):
         findings.append(Finding("label_type", "is a JPEG, which changes values; save label maps as PNG", label_file))
     if needs_16_bits(len(target.classes), target.label_mapping) and not mode.startswith("I"):
-        message = f"has 8 bits (mode {mode}), which do not hold {len(target.classes)} classes; convert it again"
+        message = f"has 8 bits (mode {mode}), too few for {len(target.classes)} classes; convert it again"
         findings.append(Finding("label_type", message, label_file))
     return findings
 
 
 def _unmapped_findings(raw: Array, label_file: str, mapping: LabelMapping) -> list[Finding]:
-    """Values that are ignored because the mapping does not mention them."""
+    """Report values that are ignored because the mapping does not list them."""
     values = mapping.unmapped_values(raw) if mapping.unmapped == "ignore" else []
     if not values:
         return []
@@ -185,7 +185,7 @@ def _unmapped_findings(raw: Array, label_file: str, mapping: LabelMapping) -> li
 
 
 def _value_findings(values: Array, counts: Array, label_file: str, target: CheckTarget) -> list[Finding]:
-    """Values outside the label set, and label maps that label nothing."""
+    """Report values outside the label set, and label maps without a labelled pixel."""
     legal = (values >= 0) & (values < len(target.classes))
     wrong = ~legal & (values != target.ignore_label)
     if wrong.any():

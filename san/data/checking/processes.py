@@ -1,4 +1,4 @@
-"""Reading all pairs of a data set, in one process or several."""
+"""Reads all pairs of a data set, in one or several processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Adding up what was read of a data set: counts, findings and the per-class histogram.  C classes."""
+"""Summarises the check of a data set: counts, findings and the per-class histogram.  C classes."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ HEADLINES = {
     "repeated_file": "files that are in the data set more than once",
     "label_without_image": "label maps without an image",
     "image_without_label": "images without a label map",
-    "skipped_file": "files and folders that are not looked at",
+    "skipped_file": "files and folders that are skipped",
     "absent_class": "classes that never occur",
     "absent_as_published": "classes that never occur, as in the published set",
     "unexpected_class": "classes that occur but have no pixel in the published set",
     "rotated_image": "images with an EXIF rotation",
-    "unmapped_values": "label maps with values that label_mapping does not mention, ignored",
+    "unmapped_values": "label maps with values that label_mapping does not list, ignored",
     "nothing_labelled": "label maps without a labelled pixel",
 }
-"""What a kind of finding is called, in the order in which they are shown."""
+"""Headline of each kind of finding, in display order."""
 
 
 @dataclass(frozen=True)
 class CheckReport:
-    """A data set's findings and its histogram.
+    """The findings and the histogram of a data set.
 
     Attributes:
-        target: what it was checked against.
-        num_listed: pairs of the data set.
-        num_checked: pairs that were read.
-        findings: those of the set, then those of the files in the order of the records.
+        target: the expected properties.
+        num_listed: number of pairs of the data set.
+        num_checked: number of pairs that were read.
+        findings: findings about the set, then about the files in the order of the records.
         class_pixels: (C,) pixels of each class.
-        class_images: (C,) label maps that hold each class.
+        class_images: (C,) label maps that contain each class.
         ignored_pixels: pixels with the ignore label.
         outside_pixels: pixels whose value is neither a class nor the ignore label.
         smallest, largest: (height, width) of the images with the fewest and the most pixels; None if none was read.
@@ -66,11 +66,11 @@ class CheckReport:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong."""
+        """Whether there is no error."""
         return not any(finding.wrong for finding in self.findings)
 
     def kinds(self) -> list[tuple[str, bool, list[Finding]]]:
-        """The findings by kind: (kind, whether wrong, findings), what is wrong first, in the order of `HEADLINES`."""
+        """Return the findings as (kind, whether wrong, findings): errors first, in the order of `HEADLINES`."""
         order = list(HEADLINES)
         groups: dict[tuple[bool, int], list[Finding]] = {}
         for finding in self.findings:
@@ -78,7 +78,7 @@ class CheckReport:
         return [(order[index], not fine, groups[fine, index]) for fine, index in sorted(groups)]
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain data, for JSON."""
+        """Return the report as plain data, for JSON."""
         return {
             "data_set": self.target.name,
             "ok": self.ok,
@@ -110,12 +110,12 @@ def summarise(
     results: Iterable[PairResult],
     findings: Iterable[Finding] = (),
 ) -> CheckReport:
-    """Add up what was read.
+    """Build the report of the results.
 
     Args:
-        target: what the data set was checked against.
+        target: the expected properties.
         records: all pairs of the data set.
-        results: of `check_pairs`, in any order, each record at most once.
+        results: results of `check_pairs`, in any order, at most one per record.
         findings: about the data set's folders, from `san.data.checking.folders`.
     """
     num_classes = len(target.classes)
@@ -147,7 +147,7 @@ def summarise(
 
 
 def failed_report(target: CheckTarget, error: Exception, findings: Iterable[Finding] = ()) -> CheckReport:
-    """The report of a data set whose pairs cannot even be listed, with what else is known of its folders."""
+    """Build the report of a data set whose pairs cannot be listed, with the findings about its folders."""
     nothing = np.zeros(len(target.classes), np.int64)
     return CheckReport(target, 0, 0, (Finding("no_data", str(error)), *findings), nothing, nothing)
 
@@ -155,7 +155,7 @@ def failed_report(target: CheckTarget, error: Exception, findings: Iterable[Find
 def _count_findings(target: CheckTarget, num_listed: int) -> list[Finding]:
     if target.num_pairs is None or num_listed == target.num_pairs:
         return []
-    message = f"{num_listed:,} pairs, published are {target.num_pairs:,}"
+    message = f"{num_listed:,} pairs, but the published set has {target.num_pairs:,}"
     return [Finding("wrong_count", message, wrong=num_listed > target.num_pairs or not target.partial)]
 
 
@@ -169,9 +169,9 @@ def _repeat_findings(records: Sequence[ImagePair]) -> list[Finding]:
 
 
 def _absence_findings(target: CheckTarget, pixels: npt.NDArray[np.int64], *, whole: bool) -> list[Finding]:
-    """Classes that never occur, and those that occur against expectation.
+    """Report classes that never occur, and those that occur unexpectedly.
 
-    It is wrong only where it is known which classes the published set lacks, and all of the set was read.
+    They are errors only if the absent classes of the published set are known and the whole set was read.
     """
     findings = []
     expected = target.absent or frozenset()
@@ -188,13 +188,13 @@ def _absence_findings(target: CheckTarget, pixels: npt.NDArray[np.int64], *, who
 
 
 def _mask_findings(target: CheckTarget, pixels: npt.NDArray[np.int64], ignored: int) -> list[Finding]:
-    """Two-coloured masks where class indices belong; it may also be meant."""
+    """Report masks of two values instead of class indices, which may be intended."""
     values = [*np.flatnonzero(pixels).tolist(), *([target.ignore_label] if ignored else [])]
     doubt = doubt_about_masks(values, target.ignore_label, target.label_mapping)
     return [Finding("doubtful_masks", doubt, wrong=False)] if doubt else []
 
 
 def _extremes(sizes: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The sizes with the fewest and the most pixels, in this order."""
+    """Return the sizes with the fewest and the most pixels."""
     ordered = sorted(sizes, key=lambda size: (size[0] * size[1], size))
     return ordered if len(ordered) < 3 else [ordered[0], ordered[-1]]

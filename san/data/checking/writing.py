@@ -1,4 +1,4 @@
-"""A `CheckReport` as text for the terminal, as CSV and as JSON."""
+"""Writes a `CheckReport` as text for the terminal, CSV and JSON."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _ONCE = ("no_data", "wrong_count", "image_without_label")  # kinds of which ther
 
 
 def format_report(report: CheckReport, *, seconds: float | None = None, file: str | None = "report.json") -> str:
-    """What a person wants to see first: counts, then what is wrong, then what is worth knowing.
+    """Format a report: counts, then errors, then notes.
 
     Args:
-        report: of one data set.
-        seconds: how long the reading took.
-        file: where all findings are written; None where they are not, and more of them are shown here.
+        report: report of one data set.
+        seconds: duration of the check.
+        file: file that contains all findings; None if none is written, in which case more findings are listed here.
     """
     target = report.target
     published = "" if target.num_pairs is None else f" (published: {target.num_pairs:,})"
@@ -48,9 +48,9 @@ def format_report(report: CheckReport, *, seconds: float | None = None, file: st
 
 
 def format_classes(report: CheckReport) -> str:
-    """The per-class histogram as a table, most pixels first; of more than 60 classes the first 40 and the last 10.
+    """Format the per-class histogram, most pixels first; of more than 60 classes the first 40 and the last 10.
 
-    A bar's length is the class's pixels against those of the largest class. Classes that never occur are left out.
+    The length of a bar is relative to the largest class. Classes that never occur are omitted.
     """
     pixels = report.class_pixels
     order = [index for index in np.argsort(-pixels, kind="stable").tolist() if pixels[index]]
@@ -72,7 +72,7 @@ def format_classes(report: CheckReport) -> str:
 
 
 def write_classes(report: CheckReport, path: str | Path) -> None:
-    """Write the per-class histogram as CSV in the order of the classes; folders are made.
+    """Write the per-class histogram as CSV in the order of the classes; missing folders are created.
 
     Columns: index, class, pixels, share (of the labelled pixels, 0..1), images.
     """
@@ -87,7 +87,7 @@ def write_classes(report: CheckReport, path: str | Path) -> None:
 
 
 def write_check_report(report: CheckReport, path: str | Path) -> None:
-    """Write the whole report, every finding included; folders are made."""
+    """Write the whole report with every finding; missing folders are created."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(report.to_dict(), indent=1, ensure_ascii=False) + "\n")
 

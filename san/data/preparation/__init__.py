@@ -1,9 +1,9 @@
-"""From the publishers' downloads of the six benchmarks to the folders that `san.data.benchmarks` registers.
+"""Converts the publishers' downloads of the six benchmarks to the folders that `san.data.benchmarks` registers.
 
-`prepare(name, Options(root=...))` converts, `check` has `san.data.checking` read the result;
-`datasets/prepare_<name>.py` are their command lines.
-Each set's module finds its download (`sources`, `archives`) and lists one job a file (`plan`), which run in a few
-processes (`jobs`) and write each file whole or not at all (`files`).
+`prepare(name, Options(root=...))` converts, and `check` checks the result with `san.data.checking`;
+`datasets/prepare_<name>.py` are the command lines.
+The module of each set finds its download (`sources`, `archives`) and lists one job per file (`plan`). The jobs run in
+worker processes (`jobs`) and write each file atomically (`files`).
 """
 
 from san.data.preparation.engine import PREPARATIONS, SplitSummary, Summary, check, prepare

@@ -13,7 +13,7 @@ HOME = "ADEChallengeData2016"
 
 
 def part(splits: tuple[str, ...]) -> Part:
-    """Images and labels of the splits asked for."""
+    """Return the part of the download with the images and labels of the requested splits."""
     names = "|".join(FOLDERS[split] for split in splits)
     return Part(
         "ADE20K SceneParse150", (HOME, "."), f"annotations/{FOLDERS[splits[0]]}", (f"{HOME}.zip",), HOME,
@@ -23,7 +23,7 @@ def part(splits: tuple[str, ...]) -> Part:
 
 
 def plan(options: Options) -> list[SplitPlan]:
-    """Jobs for ADE20K-150.
+    """List the jobs for ADE20K-150.
 
     Raises:
         FileNotFoundError: the download is missing.

@@ -1,6 +1,6 @@
-"""ADE20K-847 (full release 2021_17_01): RGB-coded `_seg.png` files, found by index_ade20k.pkl; large images shrink.
+"""ADE20K-847 (full release 2021_17_01): RGB `_seg.png` files listed by index_ade20k.pkl; large images are shrunk.
 
-An object's number is (R // 10) * 256 + G; the table of 847 numbers belongs to this release only.
+The number of an object is (R // 10) * 256 + G; the table of 847 numbers is valid for this release only.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ REGISTERED = {"train": "ade20k_full_sem_seg_train", "val": "ade20k_full_sem_seg_
 FOLDERS = {"train": "training", "val": "validation"}
 RELEASE = "ADE20K_2021_17_01"
 SHORT_SIDE = 512
-_IMAGE_BYTES, _LABEL_BYTES = 90_000, 30_000  # means after the resize
+_IMAGE_BYTES, _LABEL_BYTES = 90_000, 30_000  # mean sizes after the resize
 
 
 def part(splits: tuple[str, ...]) -> Part:
-    """The index, and images and `_seg.png` files of the splits asked for; parts and instance masks stay packed."""
+    """Return the part with the index, images and `_seg.png` files of the splits; other masks are not unpacked."""
     names = "|".join(FOLDERS[split] for split in splits)
     return Part(
-        f"ADE20K release 2021_17_01 with {RELEASE}/index_ade20k.pkl (earlier releases number objects otherwise)",
+        f"ADE20K release 2021_17_01 with {RELEASE}/index_ade20k.pkl (earlier releases number objects differently)",
         (RELEASE, "."), "index_ade20k.pkl", (f"*{RELEASE}*.zip",), RELEASE,
         rf"(?:.*/)?{RELEASE}/(index_ade20k\.pkl|images/ADE/(?:{names})/(?:.+/)?ADE_[^/]+(?:\.jpg|_seg\.png))",
         f"the zip with {RELEASE} in its name from the ADE20K site, after registration",
@@ -44,22 +44,22 @@ def part(splits: tuple[str, ...]) -> Part:
 
 @dataclass(frozen=True)
 class IndexEntry:
-    """One image of the index: its path below the release folder, without ending."""
+    """One image of the index: its path below the release folder, without file extension."""
 
     path: PurePosixPath
 
     @property
     def split(self) -> str:
-        """Training also holds names such as ADE_frame_00000001, so whatever is not "val" trains."""
+        """The split; names without "val" are training images, for instance ADE_frame_00000001."""
         return "val" if self.path.name.split("_")[1] == "val" else "train"
 
 
 def plan(options: Options) -> list[SplitPlan]:
-    """Jobs for ADE20K-847.
+    """List the jobs for ADE20K-847.
 
     Raises:
         FileNotFoundError: the download is missing.
-        ValueError: the index is damaged, unsafe or of another release; or the archive is damaged or refused.
+        ValueError: the index is damaged, unsafe or from another release; or the archive is damaged or refused.
     """
     raw = find_part(part(options.splits), options)
     entries = read_index(raw / "index_ade20k.pkl")
@@ -81,20 +81,23 @@ def plan(options: Options) -> list[SplitPlan]:
 
 
 def read_index(path: Path) -> list[IndexEntry]:
-    """The images of index_ade20k.pkl, sorted by name.
+    """Return the images of index_ade20k.pkl, sorted by name.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: the pickle is damaged or unsafe, of another release, or its paths lead elsewhere.
+        FileNotFoundError: the file does not exist.
+        ValueError: the pickle is damaged, unsafe or from another release, or a path is not one of ADE20K's.
     """
     index: Any = load_plain_pickle(path)
     missing = {"filename", "folder", "objectnames"} - (index.keys() if isinstance(index, dict) else set())
     if missing:
-        raise ValueError(f"{path} lacks {', '.join(sorted(missing))}; take index_ade20k.pkl of {RELEASE}")
+        raise ValueError(f"{path} lacks {', '.join(sorted(missing))}; use index_ade20k.pkl of {RELEASE}")
     _check_names([str(name) for name in index["objectnames"]], path)
     names, folders = list(map(str, index["filename"])), list(map(str, index["folder"]))
     if len(names) != len(folders) or len(set(names)) != len(names):
-        raise ValueError(f"{path} has {len(names)} file names, some twice, and {len(folders)} folders; unpack it again")
+        raise ValueError(
+            f"{path} has {len(names)} file names, {len(set(names))} of them distinct, and {len(folders)} folders, but "
+            "needs one folder per distinct name; unpack it again"
+        )
     return sorted((_entry(*pair, path) for pair in zip(folders, names, strict=True)), key=lambda e: e.path.name)
 
 
@@ -102,26 +105,26 @@ def _entry(folder: str, name: str, path: Path) -> IndexEntry:
     parts = PurePosixPath(folder).parts
     if parts[:1] != (RELEASE,):
         raise ValueError(
-            f"{path} puts {name} into {folder!r}, which does not start with {RELEASE}: it is of another release, whose "
-            f"objects are numbered otherwise; take {RELEASE}"
+            f"{path} puts {name} into {folder!r}, which does not start with {RELEASE}: it is from another release, "
+            f"whose objects are numbered differently; use {RELEASE}"
         )
     if ".." in parts or "/" in name or not (name.startswith("ADE_") and name.endswith(".jpg")):
         raise ValueError(
-            f"{path} names the image {folder}/{name}, which is none of ADE20K's; take {RELEASE}'s own index"
+            f"{path} lists the image {folder}/{name}, which is not an image of ADE20K; use the index of {RELEASE}"
         )
     return IndexEntry(PurePosixPath(*parts[1:], name.removesuffix(".jpg")))
 
 
 def _check_names(objects: list[str], path: Path) -> None:
-    """The 847 numbers must stand for the 847 names; other releases have other orders."""
+    """Check that the 847 numbers belong to the 847 names; other releases number objects differently."""
     labels = load_label_set("ade20k_847")
     pairs = zip(labels.raw_values, labels.classes, strict=True)
     wrong = [(n, name) for n, name in pairs if n > len(objects) or _first(objects[n - 1]) != _first(name)]
-    if len(wrong) > 0.1 * labels.num_classes:  # spelling may differ here and there
+    if len(wrong) > 0.1 * labels.num_classes:  # the spelling of some names differs
         number, name = wrong[0]
         found = objects[number - 1] if number <= len(objects) else "missing"
         raise ValueError(
-            f"{path} has {len(objects)} objects and number {number} is {found!r}, which should be {name!r}: it is of "
+            f"{path} has {len(objects)} objects and number {number} is {found!r} but must be {name!r}: it is from "
             f"another release, whose objects are numbered otherwise; take {RELEASE}"
         )
 
@@ -131,17 +134,17 @@ def _first(name: str) -> str:
 
 
 def decode_numbers(colors: Array) -> Array:
-    """Object numbers of a `_seg.png`: (H, W, 3) uint8 -> (H, W) uint16, 0 = not annotated."""
+    """Return the object numbers of a `_seg.png`: (H, W, 3) uint8 -> (H, W) uint16, 0 = not annotated."""
     red, green = colors[..., 0].astype(np.uint16), colors[..., 1].astype(np.uint16)  # 25 * 256 overflows uint8
     return np.asarray(red // 10 * 256 + green)
 
 
 def convert_labels(source: Path, image: Path, path: Path) -> None:
-    """Write the class indices of one `_seg.png`, shrunk by nearest neighbour as its image is.
+    """Write the class indices of one `_seg.png`, shrunk to its image's size with nearest neighbour.
 
     Raises:
         FileNotFoundError: source or image do not exist.
-        ValueError: they are damaged, differ in size, or the labels are no RGB.
+        ValueError: they are damaged, differ in size, or the labels are not RGB.
     """
     values = class_table("ade20k_847")[decode_numbers(read_colors(source))]
     values = fit_to_image(values, image, source)
@@ -150,7 +153,7 @@ def convert_labels(source: Path, image: Path, path: Path) -> None:
 
 
 def convert_image(source: Path, path: Path) -> None:
-    """Write one image again as the published conversion does: upright, the short side at most 512, Pillow's JPEG.
+    """Write one image as the published conversion does: upright, short side at most 512, Pillow's JPEG.
 
     Raises:
         FileNotFoundError: the image does not exist.
@@ -161,7 +164,7 @@ def convert_image(source: Path, path: Path) -> None:
     if size != (picture.height, picture.width):
         picture = Image.fromarray(resize_bilinear(np.asarray(picture), size))
     buffer = BytesIO()
-    Image.fromarray(np.asarray(picture)).save(buffer, "JPEG")  # a fresh image carries no EXIF data along
+    Image.fromarray(np.asarray(picture)).save(buffer, "JPEG")  # a new image has no EXIF data
     write_bytes(path, buffer.getvalue())
 
 

@@ -1,4 +1,4 @@
-"""Unpacks the needed part of a zip or tar file: resumable, each file whole or absent, nothing outside the folder."""
+"""Unpacks the needed members of a zip or tar file: resumable, atomic per file, never outside the target folder."""
 
 from __future__ import annotations
 
@@ -48,24 +48,24 @@ _DAMAGED = (
 )
 _CHUNK = 1 << 20
 _MAX_HEADERS = 1 << 16
-"""Bytes of a tar member's further headers; paths and attributes take 10,000 at most."""
+"""Bytes of a tar member's extended headers; paths and attributes need at most 10,000."""
 _MAX_MEMBERS = 1_500_000
-"""Members of an archive; ADE20K's full set has the most, one for every object."""
+"""Members of an archive; ADE20K's full set has the most, one per object."""
 _ENDS = ("EOFHeaderError", "EmptyHeaderError")
-"""What tarfile calls a block of zeros, and the end of the file, where a header could be."""
+"""Errors of tarfile for a block of zeros and for the end of the file, which both end an archive."""
 _HEADERS = (*tarfile.GNU_TYPES[:2], tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
 
 
 @dataclass(frozen=True)
 class Member:
-    """One regular file of an archive that is needed.
+    """One regular file to unpack from an archive.
 
     Attributes:
-        name: in the archive.
-        target: where it goes below the home folder.
-        size: bytes when unpacked.
-        position: bytes of the archive up to its end, for the progress bar.
-        open: gives its content.
+        name: name in the archive.
+        target: path below the home folder.
+        size: unpacked size in bytes.
+        position: offset of the member's end in the archive, in bytes, for the progress bar.
+        open: opens its content.
     """
 
     name: str
@@ -76,23 +76,23 @@ class Member:
 
 
 def unpack(archive: Path, home: Path, pattern: str, *, note: Path, progress: bool = False) -> None:
-    """Unpack the members that match a pattern; files that are there already in full size stay.
+    """Unpack the members that match a pattern. Files that exist with the right size are kept.
 
     Args:
         archive: a .zip, .tar, .tar.gz or .tgz file.
-        home: folder to fill.
+        home: folder to unpack to.
         pattern: regular expression for the whole member name; its first group is the path below `home`.
-        note: file that is there from the first file unpacked to the last, so that a stopped unpacking is known.
-        progress: show a bar.
+        note: file that exists while the archive is being unpacked, so that an interrupted run is detected.
+        progress: show a progress bar.
 
     Raises:
-        ValueError: the archive is damaged, or has more headers or members than any data set; a member's name is
-            absolute, leads out with `..` or can be no path, or a needed member is a link, a device, or a file where
-            another needs a folder; nothing matches; or the disk is too small. The archive is named, and the member.
+        ValueError: the archive is damaged or too large in headers or members; a member's name is absolute, contains
+            `..` or is not a valid path; a needed member is a link, a device, or a file where another member needs a
+            folder; no member matches; or the disk is too small. The message names the archive and the member.
     """
     remove_partial_files([home])
     num_bytes, member = archive.stat().st_size, None
-    logger.info("unpacking what is needed of %s (%s) to %s", archive, readable_bytes(num_bytes), home)
+    logger.info("unpacking the needed files of %s (%s) to %s", archive, readable_bytes(num_bytes), home)
     try:
         with (
             tqdm(total=num_bytes, unit="B", unit_scale=True, desc=archive.name, disable=_bar(progress)) as bar,
@@ -106,19 +106,19 @@ def unpack(archive: Path, home: Path, pattern: str, *, note: Path, progress: boo
         reason = one_line(error, limit=300)
         raise ValueError(f"archive {archive} is damaged or incomplete{where} ({reason}); download it again") from error
     if member is None:
-        raise ValueError(f"archive {archive} holds none of the files wanted ({pattern}); it is not the one named so")
+        raise ValueError(f"archive {archive} contains no file that matches {pattern}; download the published archive")
     note.unlink(missing_ok=True)
 
 
 def _bar(progress: bool) -> bool | None:
-    return None if progress else True  # None: shown on a terminal only
+    return None if progress else True  # None: tqdm shows the bar only on a terminal
 
 
 def _place(archive: Path, member: Member, target: Path, note: Path) -> None:
-    """Writes a member unless it is there already.
+    """Write a member unless it exists.
 
     Raises:
-        ValueError: a folder is where the file should be, or a file where its folder should be; or the name is too long.
+        ValueError: the target is a folder, a parent of the target is a file, or the name is too long.
     """
     try:
         if target.is_file() and target.stat().st_size == member.size:
@@ -128,7 +128,7 @@ def _place(archive: Path, member: Member, target: Path, note: Path) -> None:
         write_atomically(target, lambda partial: _copy(member, partial))
     except OSError as error:
         if error.errno not in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP):
-            raise  # of the disk
+            raise  # an error of the disk
         reason = f"cannot be written to {excerpt(str(target))} ({error.strerror})"
         raise ValueError(_refusal(archive, member.name, reason)) from error
 
@@ -137,11 +137,11 @@ def _copy(member: Member, partial: Path) -> None:
     with member.open() as source, partial.open("wb") as target:
         shutil.copyfileobj(source, target, _CHUNK)
     if partial.stat().st_size != member.size:
-        raise EOFError(f"{member.target} ends early")
+        raise EOFError(f"{member.target} is truncated")
 
 
 class _TarInfo(tarfile.TarInfo):
-    """A member whose headers are of a sane size; tarfile would read any into memory, and keep those of a row."""
+    """A member with limited headers; tarfile would read headers of any size into memory."""
 
     def _proc_member(self, pack: _TarFile) -> _TarInfo:
         pack.count_header(self)
@@ -149,18 +149,18 @@ class _TarInfo(tarfile.TarInfo):
         return member
 
     def _block(self, count: int) -> int:
-        """Bytes that a content takes; with a negative one, tarfile would read all of the file, or one member for ever.
+        """Return the bytes that a content occupies.
 
-        Later releases take it for the archive's end.
+        A negative count makes tarfile read the whole file, loop forever, or (later releases) end the archive.
         """
         if count < 0:
-            raise tarfile.TarError("a negative size")
+            raise tarfile.TarError("a header has a negative size")
         size: int = super()._block(count)  # type: ignore[misc]
         return size
 
     @classmethod
     def fromtarfile(cls, pack: tarfile.TarFile) -> _TarInfo:
-        """The next member; a damaged header is an error, where tarfile would take it for the archive's end."""
+        """Return the next member. A damaged header raises; tarfile would treat it as the end of the archive."""
         try:
             member: _TarInfo = super().fromtarfile(pack)
         except tarfile.HeaderError as error:
@@ -170,57 +170,57 @@ class _TarInfo(tarfile.TarInfo):
         return member
 
     def _no_sparse_file(self, *_: object) -> tarfile.TarInfo:
-        """The list of its pieces could be of any length."""
-        raise tarfile.TarError("a sparse file, which no data set has")
+        """The list of a sparse file's pieces has no limit."""
+        raise tarfile.TarError("it has a sparse file, which no data set contains")
 
     _proc_sparse = _proc_gnusparse_00 = _proc_gnusparse_01 = _proc_gnusparse_10 = _no_sparse_file
 
 
 class _TarFile(tarfile.TarFile):
-    """An archive that is read as a stream: it remembers no members, and few bytes of headers."""
+    """An archive that is read as a stream: it keeps no list of members and limits the headers."""
 
     tarinfo = _TarInfo
-    _headers = 0  # bytes before the next member
-    _shared = 0  # bytes of headers that are for all further members
+    _headers = 0  # header bytes before the next member
+    _shared = 0  # bytes of global headers, which apply to all further members
 
     def count_header(self, header: tarfile.TarInfo) -> None:
-        """Called before a header's content is read.
+        """Count a header before its content is read.
 
         Raises:
-            tarfile.TarError: it would be too much.
+            tarfile.TarError: the headers exceed the limit.
         """
         self._headers = self._headers + header.size if header.type in _HEADERS else 0
         self._shared += header.size if header.type == tarfile.XGLTYPE else 0
         if max(self._headers, self._shared) > _MAX_HEADERS:
-            raise tarfile.TarError(f"headers of over {readable_bytes(_MAX_HEADERS)}")
+            raise tarfile.TarError(f"its headers exceed {readable_bytes(_MAX_HEADERS)}")
 
     def each_member(self) -> Iterator[tarfile.TarInfo]:
-        """The members in their order.
+        """Yield the members in order.
 
         Raises:
-            tarfile.TarError: there are too many.
+            tarfile.TarError: the archive has too many members.
         """
         number = 0
         while (info := self.next()) is not None:
-            self.members: list[tarfile.TarInfo] = []  # it would keep them all
+            self.members: list[tarfile.TarInfo] = []  # tarfile would keep them all
             number += 1
             if number > _MAX_MEMBERS:
-                raise tarfile.TarError(f"over {_MAX_MEMBERS:,} members")
+                raise tarfile.TarError(f"it has more than {_MAX_MEMBERS:,} members")
             yield info
 
 
 class _ZipMembers(list[zipfile.ZipInfo]):
-    """The members of a zip archive, few enough for the memory."""
+    """A list of zip members with a limited length."""
 
     def append(self, member: zipfile.ZipInfo) -> None:
-        """Called for each while the archive is opened."""
+        """Add a member; zipfile calls this while it opens the archive."""
         if len(self) >= _MAX_MEMBERS:
-            raise zipfile.BadZipFile(f"over {_MAX_MEMBERS:,} members")
+            raise zipfile.BadZipFile(f"it has more than {_MAX_MEMBERS:,} members")
         super().append(member)
 
 
 class _ZipFile(zipfile.ZipFile):
-    """An archive whose list of members is limited while it is read."""
+    """A zip archive with a limited number of members."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, _ZipMembers(value) if name == "filelist" else value)
@@ -228,7 +228,7 @@ class _ZipFile(zipfile.ZipFile):
 
 @contextmanager
 def _open(archive: Path, home: Path, pattern: re.Pattern[str]) -> Iterator[Iterator[Member]]:
-    """The needed members of either kind of archive."""
+    """Open a zip or tar archive and yield an iterator over its needed members."""
     if archive.name.endswith(".zip"):
         with _ZipFile(archive) as pack:
             yield _zip_members(archive, pack, home, pattern)
@@ -245,7 +245,7 @@ def _zip_members(archive: Path, pack: zipfile.ZipFile, home: Path, pattern: re.P
         target = _target(archive, info.orig_filename, pattern)
         if target is None or info.is_dir():
             continue
-        kind = info.external_attr >> 28  # file type bits of the Unix mode, where the packer stored one
+        kind = info.external_attr >> 28  # file type bits of the Unix mode, 0 if not stored
         if kind not in (0, 0o10):
             raise ValueError(_refusal(archive, info.filename, "is a link or a device"))
         chosen.append((info, target))
@@ -260,7 +260,7 @@ def _zip_members(archive: Path, pack: zipfile.ZipFile, home: Path, pattern: re.P
 def _zip_content(pack: zipfile.ZipFile, info: zipfile.ZipInfo) -> IO[bytes]:
     try:
         return pack.open(info)
-    except (OSError, ValueError) as error:  # it is said to lie before the file's beginning
+    except (OSError, ValueError) as error:  # its offset is negative
         raise zipfile.BadZipFile(str(error)) from error
 
 
@@ -274,7 +274,7 @@ def _tar_members(
         if not info.isfile():
             raise ValueError(_refusal(archive, info.name, "is a link or a device"))
         if not os.path.isfile(home / target):
-            check_disk_space(home, info.size)  # compressed zeros take no room in the archive
+            check_disk_space(home, info.size)  # the compressed size is not an estimate: zeros compress to nothing
         yield Member(info.name, target, info.size, file.tell(), lambda info=info: _tar_content(pack, info))  # type: ignore[misc]
 
 
@@ -285,10 +285,10 @@ def _tar_content(pack: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
 
 
 def _target(archive: Path, name: str, pattern: re.Pattern[str]) -> str | None:
-    """Path below the home folder of a needed member, None for others.
+    """Return the path of a needed member below the home folder, None for other members.
 
     Raises:
-        ValueError: the name leads out of the folder, needed or not: no publisher's archive has such a one.
+        ValueError: the name, needed or not, leads out of the folder; published archives have no such member.
     """
     if "\0" in name:
         raise ValueError(_refusal(archive, name, "has a zero byte in its name"))
@@ -302,4 +302,4 @@ def _target(archive: Path, name: str, pattern: re.Pattern[str]) -> str | None:
 
 
 def _refusal(archive: Path, name: str, why: str) -> str:
-    return f"archive {archive} is refused: its member {excerpt(name)} {why}; take the publisher's own archive"
+    return f"archive {archive} is refused: its member {excerpt(name)} {why}; use the published archive"

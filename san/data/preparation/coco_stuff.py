@@ -11,7 +11,7 @@ REGISTERED = {"train": "coco_2017_train_stuff_sem_seg", "val": "coco_2017_test_s
 
 
 def images_part(split: str) -> Part:
-    """The images of a split."""
+    """Return the part of the download with the images of a split."""
     folder = f"{split}2017"
     return Part(
         f"COCO images {folder}", (f"coco/{folder}", folder), "", (f"{folder}.zip",), f"coco/{folder}",
@@ -20,7 +20,7 @@ def images_part(split: str) -> Part:
 
 
 def labels_part(splits: tuple[str, ...]) -> Part:
-    """The label PNGs of the splits asked for."""
+    """Return the part of the download with the label PNGs of the requested splits."""
     names = "|".join(f"{split}2017" for split in splits)
     home, archive = "coco/stuffthingmaps", "stuffthingmaps_trainval2017.zip"
     return Part(
@@ -30,7 +30,7 @@ def labels_part(splits: tuple[str, ...]) -> Part:
 
 
 def plan(options: Options) -> list[SplitPlan]:
-    """Jobs for COCO-Stuff.
+    """List the jobs for COCO-Stuff.
 
     Raises:
         FileNotFoundError: a part of the download is missing.

@@ -1,4 +1,4 @@
-"""Raw label files as pixel values, pixel values as class indices, class indices as label files."""
+"""Reads raw label files, maps their pixel values to class indices, and writes label files."""
 
 from __future__ import annotations
 
@@ -21,70 +21,70 @@ _DOWNLOADED = ImageLimits(damage_remedy="unpack the download again")
 
 
 def read_indices(path: Path) -> Array:
-    """Pixel values of a one-channel 8-bit label PNG; of a palette image the indices, not the colours.
+    """Read the pixel values of a one-channel 8-bit label PNG. For a palette image they are the indices.
 
     Returns:
         (H, W) uint8.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: the file is damaged, no PNG, or has colours.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is damaged, not a PNG, or has colours.
     """
     image = _open_png(path)
     if image.mode not in ("L", "P"):
         raise ValueError(
             f"label file {path} has mode {image.mode} but must be an 8-bit PNG of indices (mode L or P): it was "
-            "converted to colours or to another type; take the publisher's own file"
+            "converted to colours or to another type; use the published file"
         )
     return np.asarray(decode(image, f"label file {path}", _DOWNLOADED))
 
 
 def read_colors(path: Path) -> Array:
-    """Pixels of an RGB label PNG, (H, W, 3) uint8.
+    """Read the pixels of an RGB label PNG, (H, W, 3) uint8.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: the file is damaged, no PNG, or not RGB.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is damaged, not a PNG, or not RGB.
     """
     image = _open_png(path)
     if image.mode != "RGB":
         raise ValueError(
-            f"label file {path} has mode {image.mode} but its red and green channels hold the object's number (mode "
-            "RGB): it was converted; take the publisher's own file"
+            f"label file {path} has mode {image.mode} but must have mode RGB, because red and green encode the object "
+            "number: it was converted; use the published file"
         )
     return np.asarray(decode(image, f"label file {path}", _DOWNLOADED))
 
 
 def _open_png(path: Path) -> Image.Image:
-    """A label file, which must be a PNG whatever its name says: a JPEG's pixels are near their values, not equal."""
+    """Open a label file, which must be a PNG regardless of its name: JPEG does not preserve pixel values."""
     image = open_image(path, f"label file {path}", _DOWNLOADED)
     if image.format != "PNG":
         raise ValueError(
-            f"label file {path} is a {image.format} but must be a PNG: it was converted, which may change values; take "
-            "the publisher's own file"
+            f"label file {path} is a {image.format} but must be a PNG: it was converted, which may change values; use "
+            "the published file"
         )
     return image
 
 
 def check_raw_values(values: Array, legal: frozenset[int], path: Path, remedy: str) -> None:
-    """Refuse raw values that the publisher's files never hold: another release, or a converted file.
+    """Refuse raw values that published files never contain: they come from another release or a converted file.
 
     Raises:
-        ValueError: names the file, the values and the remedy.
+        ValueError: a value is not legal; the message names the file, the values and the remedy.
     """
     present = np.flatnonzero(np.bincount(values.ravel(), minlength=1))
     wrong = [int(value) for value in present if int(value) not in legal]
     if wrong:
         shown = ", ".join(map(str, wrong[:5])) + (f" and {len(wrong) - 5} more" if wrong[5:] else "")
-        raise ValueError(f"label file {path} holds the value {shown}, which this set's raw labels never do; {remedy}")
+        raise ValueError(f"label file {path} holds the value {shown}, but this set's raw labels never do; {remedy}")
 
 
 @cache
 def class_table(label_set: str) -> Array:
-    """Raw value -> class index, every value without a class -> the ignore label.
+    """Return a table from raw values to class indices; values without a class map to the ignore label.
 
     Returns:
-        (65536,) of the label set's own type, uint8 or uint16.
+        (65536,) of the label set's type, uint8 or uint16.
     """
     labels = load_label_set(label_set)
     table = np.full(1 << 16, labels.ignore_label, np.dtype(labels.label_dtype))
@@ -94,9 +94,9 @@ def class_table(label_set: str) -> Array:
 
 
 def fit_to_image(values: Array, image_path: Path, label_path: Path) -> Array:
-    """A label map as it lies on its image after the image's EXIF rotation.
+    """Rotate a label map as its image's EXIF tag says.
 
-    The published label files carry no rotation and lie on the stored pixels, so they are turned with the image.
+    The published label files have no EXIF tag and match the stored pixels, so they are rotated with the image.
 
     Raises:
         FileNotFoundError: the image does not exist.
@@ -108,16 +108,16 @@ def fit_to_image(values: Array, image_path: Path, label_path: Path) -> Array:
     if values.shape != stored:
         raise ValueError(
             f"label file {label_path} is {values.shape[0]}x{values.shape[1]} (height x width) but image {image_path} "
-            f"is {stored[0]}x{stored[1]}: they are not of the same release; unpack both downloads again"
+            f"is {stored[0]}x{stored[1]}: they are from different releases; unpack both downloads again"
         )
     return turn_upright(values, tag)
 
 
 def write_labels(path: Path, values: Array) -> None:
-    """Write a label map atomically: uint8 as PNG, uint16 as losslessly compressed TIFF of 16 bits.
+    """Write a label map atomically: uint8 as PNG, uint16 as losslessly compressed 16-bit TIFF.
 
     Raises:
-        ValueError: type and file ending do not belong together.
+        ValueError: the file extension does not match the type.
     """
     form = {(".png", "uint8"): ("PNG", {}), (".tif", "uint16"): ("TIFF", {"compression": "tiff_adobe_deflate"})}
     key = path.suffix, str(values.dtype)
@@ -130,10 +130,10 @@ def write_labels(path: Path, values: Array) -> None:
 
 
 def read_upright(path: Path) -> Image.Image:
-    """A picture turned upright by its EXIF tag, grey as mode L, everything else as RGB.
+    """Read an image, upright by its EXIF tag: grey as mode L, everything else as RGB.
 
     Raises:
-        FileNotFoundError: no such file.
+        FileNotFoundError: the file does not exist.
         ValueError: the file is damaged.
     """
     source = f"image {path}"

@@ -1,4 +1,4 @@
-"""Prepares a set: finds the download, makes what is missing, counts; or only has it checked."""
+"""Prepares a data set from its download, or checks a prepared one."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ PREPARATIONS: dict[str, Preparation] = {
     "ade20k": ADE20K,
     "ade20k_full": ADE20K_FULL,
 }
-"""The six sets by the name of their script, `datasets/prepare_<name>.py`."""
+"""The six sets, keyed by the name of their script, `datasets/prepare_<name>.py`."""
 
 
 @dataclass
 class SplitSummary:
-    """What a run did for one registered split.
+    """Result of a preparation for one registered split.
 
     Attributes:
         registered: the split's name.
         expected: the published number of images.
-        labels: label files there now.
-        written: files made by this run, images and labels.
-        present: files that were there before.
-        problems: why the split is not good; empty when it is.
-        notes: what is worth knowing but fine.
+        labels: number of label files now.
+        written: images and labels that this run wrote.
+        present: files that existed before.
+        problems: errors found; empty if the split is complete.
+        notes: remarks that are not errors.
     """
 
     registered: str
@@ -57,13 +57,13 @@ class SplitSummary:
 
     @property
     def good(self) -> bool:
-        """Nothing is wrong."""
+        """Whether the split has no problem."""
         return not self.problems
 
 
 @dataclass(frozen=True)
 class Summary:
-    """All splits of a run."""
+    """Results of all splits of a run."""
 
     title: str
     root: Path
@@ -71,15 +71,15 @@ class Summary:
 
     @property
     def good(self) -> bool:
-        """Nothing is wrong with any split."""
+        """Whether no split has a problem."""
         return all(split.good for split in self.splits)
 
 
 def preparation(name: str) -> Preparation:
-    """A set by name.
+    """Return the preparation of a set.
 
     Raises:
-        ValueError: no such set.
+        ValueError: the name is unknown.
     """
     if name not in PREPARATIONS:
         raise ValueError(f"unknown set {name!r}; the sets are {', '.join(PREPARATIONS)}")
@@ -87,19 +87,19 @@ def preparation(name: str) -> Preparation:
 
 
 def prepare(name: str, options: Options) -> Summary:
-    """Prepare a set: what is there already stays, what is missing is made.
+    """Prepare a set. Existing files are kept, missing ones are written.
 
     Args:
         name: key of `PREPARATIONS`.
-        options: where from, where to, how.
+        options: source, destination and processing options.
 
     Returns:
-        counts and problems; `Summary.good` tells whether the set is complete.
+        counts and problems; `Summary.good` is whether the set is complete.
 
     Raises:
         FileNotFoundError: a part of the download is missing.
-        ValueError: the download is not the one this set needs, the disk is too small, or another run is at work.
-        OSError: writing failed.
+        ValueError: the download is not the one this set needs, the disk is too small, or another run is active.
+        OSError: a file cannot be written.
     """
     chosen = preparation(name)
     options.root.mkdir(parents=True, exist_ok=True)
@@ -116,11 +116,11 @@ def prepare(name: str, options: Options) -> Summary:
 
 
 def check(name: str, options: Options) -> list[CheckReport]:
-    """Read everything a set's registration will read, and change nothing.
+    """Read every file that the set's registration reads, and change nothing.
 
     Args:
         name: key of `PREPARATIONS`.
-        options: the root, workers and splits; `raw` and `link` are not looked at.
+        options: root, workers and splits; `raw` and `link` are ignored.
 
     Returns:
         a report for each split.
@@ -145,7 +145,7 @@ def _run(plan: SplitPlan, missing: list[FileJob], options: Options) -> SplitSumm
 
 
 def _judge_count(summary: SplitSummary, problems: list[str], options: Options) -> None:
-    """Fewer files than published are a problem, unless a part is meant."""
+    """Report a count that differs from the published one: as a problem, or as a note with `options.partial`."""
     if summary.labels != summary.expected:
         problems = [*problems, f"{summary.labels:,} labels, but the published set has {summary.expected:,}"]
     if options.partial:
@@ -155,11 +155,11 @@ def _judge_count(summary: SplitSummary, problems: list[str], options: Options) -
 
 
 def _check_folders(folders: Iterable[Path]) -> None:
-    """Refuse to write below what is a file."""
+    """Raise if a folder to write to, or one of its parents, is a file."""
     for folder in folders:
         existing = next(path for path in (folder, *folder.parents) if path.exists())
         if not existing.is_dir():
-            raise ValueError(f"{existing} is a file but a folder must be there; remove or rename it")
+            raise ValueError(f"{existing} is a file but must be a folder; remove or rename it")
 
 
 def _missing(jobs: Iterable[FileJob]) -> list[FileJob]:
@@ -175,7 +175,7 @@ def _missing(jobs: Iterable[FileJob]) -> list[FileJob]:
 
 
 def existing_files(folder: Path, suffix: str) -> set[str]:
-    """Names of the files in a folder that are not empty; an empty one was not written here and is made again."""
+    """Return the names of the non-empty files in a folder; an empty file counts as missing and is rewritten."""
     if not folder.is_dir():
         return set()
     with os.scandir(folder) as entries:

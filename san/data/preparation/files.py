@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, one run at a time under a root, and enough room before anything is written."""
+"""Atomic writes, a lock against concurrent runs below one root, and a check of the free disk space."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from san.files import PARTIAL, replacing
 logger = logging.getLogger(__name__)
 
 STATE_FOLDER = ".preparation"
-"""Folder under the root for the lock and the notes on unpacked archives."""
+"""Folder below the root for the lock and the notes on unpacked archives."""
 
-_SPARE_BYTES = 64 << 20  # a file system filled to the last byte hurts others
+_SPARE_BYTES = 64 << 20  # leave some space to other programs
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill an empty temporary file beside `path`, then give it the name `path`.
+    """Let `write` fill an empty temporary file beside `path`, then rename it to `path`.
 
-    A process killed at any moment leaves the old file or the new one; what may stay behind is the temporary file, which
-    `remove_partial_files` clears away. The data is not forced to the disk (that costs several milliseconds a file):
-    after a power failure, `--check` tells which files suffered.
+    A process killed at any moment leaves the old file or the new one, and possibly the temporary file, which
+    `remove_partial_files` deletes. The data is not synced to the disk, which would cost several milliseconds per file:
+    after a power failure, `--check` reports the damaged files.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path, keep_ending=False) as partial:  # one that is left is no label or image to anyone
+    with replacing(path, keep_ending=False) as partial:  # a leftover does not count as a label or image
         write(partial)
 
 
@@ -37,46 +37,46 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def place_file(source: Path, path: Path, *, link: bool) -> None:
-    """Copy a file byte by byte, or make a symbolic link to it, atomically."""
+    """Copy a file, or make a symbolic link to it, atomically."""
 
     def make_link(partial: Path) -> None:
-        partial.unlink()  # the empty file in its place
+        partial.unlink()  # the empty temporary file
         partial.symlink_to(source.resolve())
 
     write_atomically(path, make_link if link else lambda partial: shutil.copyfile(source, partial))
 
 
 def remove_partial_files(folders: Iterable[Path]) -> int:
-    """Delete the temporary files that a killed run left in these folders and below; returns how many."""
+    """Delete the temporary files that a killed run left below these folders; returns their number."""
     found = {path for folder in folders if folder.is_dir() for path in folder.rglob(f".*{PARTIAL}")}
     for path in found:
         path.unlink(missing_ok=True)
     if found:
-        logger.info("removed %d half-written temporary files of an earlier run", len(found))
+        logger.info("removed %d incomplete temporary files of an earlier run", len(found))
     return len(found)
 
 
 def check_disk_space(folder: Path, needed: int) -> None:
-    """Refuse to start what would fill the disk.
+    """Raise if the disk has too little free space.
 
     Args:
-        folder: where files will be written; need not exist yet.
+        folder: folder to write to; it need not exist.
         needed: estimated bytes to write.
 
     Raises:
-        ValueError: names the folder, the bytes needed and the bytes free.
+        ValueError: the disk is too small; the message names the folder, the bytes needed and the bytes free.
     """
     existing = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
     free = shutil.disk_usage(existing).free
     if needed and needed + _SPARE_BYTES > free:
         raise ValueError(
-            f"{folder} needs about {readable_bytes(needed)} but the disk has {readable_bytes(free)} free: free some, "
-            "give another --root, or --link instead of copies of the images"
+            f"{folder} needs about {readable_bytes(needed)} but the disk has {readable_bytes(free)} free: free some "
+            "space, use another --root, or use --link instead of copying the images"
         )
 
 
 def readable_bytes(count: float) -> str:
-    """A byte count for people, in units of 1000."""
+    """Format a byte count in units of 1000."""
     for unit in ("bytes", "kB", "MB"):
         if count < 1000:
             return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
@@ -86,10 +86,10 @@ def readable_bytes(count: float) -> str:
 
 @contextmanager
 def only_run(root: Path) -> Iterator[None]:
-    """Hold the root's lock; it goes with the process, however that ends.
+    """Hold the root's lock; the system releases it when the process ends.
 
     Raises:
-        ValueError: another run holds it.
+        ValueError: another run holds the lock.
     """
     folder = root / STATE_FOLDER
     folder.mkdir(parents=True, exist_ok=True)
@@ -98,6 +98,6 @@ def only_run(root: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ValueError(
-                f"another preparation is writing below {root}; wait until it ends, or give another --root"
+                f"another preparation is writing below {root}; wait until it ends, or use another --root"
             ) from error
         yield

@@ -1,4 +1,4 @@
-"""Makes many files in a few processes, and gathers what went wrong."""
+"""Writes many files in worker processes, and collects the failures."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from san.data.pool import run_in_processes
 
 @dataclass(frozen=True)
 class FileJob:
-    """One file to make.
+    """One file to write.
 
     Attributes:
         path: the file.
-        work: called with `path`; pickled to a worker, so it is a module's function or a partial of one.
-        num_bytes: estimate of what it writes.
+        work: called with `path`; must be picklable (a module's function or a partial of one).
+        num_bytes: estimated size of the file it writes.
     """
 
     path: Path
@@ -29,21 +29,21 @@ class FileJob:
 def run_jobs(
     jobs: Sequence[FileJob], *, workers: int, progress: bool, title: str, max_failures: int = 50
 ) -> tuple[int, list[str]]:
-    """Do all jobs; those whose input is at fault are reported, the others go on.
+    """Run all jobs. A job with invalid input is reported and the others continue.
 
     Args:
-        jobs: in the order to do them.
-        workers: processes; 1 stays in this process.
-        progress: show a bar on a terminal.
-        title: the bar's.
-        max_failures: after so many the rest is not tried.
+        jobs: jobs in the order to run.
+        workers: number of worker processes; 1 runs in this process.
+        progress: show a progress bar on a terminal.
+        title: title of the progress bar.
+        max_failures: stop after this number of failures.
 
     Returns:
-        how many jobs succeeded, and one line for each that failed.
+        the number of jobs that succeeded, and one line per failed job.
 
     Raises:
         RuntimeError: no worker process can be started.
-        OSError: writing failed, for instance on a full disk.
+        OSError: a file cannot be written, for instance because the disk is full.
     """
     done, failures = 0, []
     results = run_in_processes(_failure, jobs, workers=workers, lost=_lost)
@@ -55,7 +55,7 @@ def run_jobs(
                 continue
             failures.append(failure)
             if len(failures) >= max_failures:
-                failures.append(f"stopped after {len(failures)} failures; {len(jobs) - bar.n} files were not tried")
+                failures.append(f"stopped after {len(failures)} failures; {len(jobs) - bar.n} files were skipped")
                 break
     return done, failures
 
@@ -70,4 +70,4 @@ def _failure(job: FileJob) -> str | None:
 
 
 def _lost(job: FileJob) -> str:
-    return f"{job.path}: the process that worked on it died (out of memory?); repeat the command with --workers 1"
+    return f"{job.path}: the worker process died (out of memory?); repeat the command with --workers 1"

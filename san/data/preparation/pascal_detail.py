@@ -1,4 +1,4 @@
-"""Reads trainval_merged.json (PASCAL in Detail): splits of both PASCAL Context sets, masks of the 59 classes."""
+"""Reads trainval_merged.json (PASCAL in Detail): the splits of both PASCAL Context sets, and masks of 59 classes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ IMAGES = Part(
 )  # fmt: skip
 
 Mask = tuple[int, dict[str, Any]]
-"""Category id, and the COCO RLE ("size", "counts")."""
+"""Category id and COCO RLE ("size", "counts")."""
 
 
 @dataclass
@@ -27,9 +27,9 @@ class DetailImage:
     """One image of the file.
 
     Attributes:
-        stem: file name without ending.
+        stem: file name without extension.
         phase: "train", "val" or "test".
-        masks: in the file's order, which is the painting order; empty where masks were not asked for.
+        masks: masks in the file's order, which is the painting order; empty if not requested.
     """
 
     stem: str
@@ -38,26 +38,26 @@ class DetailImage:
 
 
 def find_detail(options: Options) -> Path:
-    """Where trainval_merged.json lies.
+    """Return the path of trainval_merged.json.
 
     Raises:
-        FileNotFoundError: nowhere.
+        FileNotFoundError: the file is not found.
     """
     places = ("", "VOC2010/", "VOCdevkit/VOC2010/", "pcontext/", "trainval/")
     names = tuple(f"{place}{JSON_NAME}" for place in places)
-    return need_file(JSON_NAME, names, options, f"{JSON_NAME} of PASCAL in Detail, which holds the splits")
+    return need_file(JSON_NAME, names, options, f"{JSON_NAME} of PASCAL in Detail, which contains the splits")
 
 
 @dataclass
 class ImageFiles:
-    """The images of a split: those whose file is there, and a line on the others."""
+    """The images of a split whose file exists, and a problem line about the others."""
 
     found: list[tuple[DetailImage, Path]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
 
 def image_folder(options: Options) -> Path:
-    """The folder of VOC 2010's images, unpacked if they come as an archive.
+    """Return the folder of VOC 2010's images, after unpacking their archive if one is found.
 
     Raises:
         FileNotFoundError: VOC 2010 is missing.
@@ -67,10 +67,10 @@ def image_folder(options: Options) -> Path:
 
 
 def image_files(images: list[DetailImage], split: str, folder: Path) -> ImageFiles:
-    """The images of one split with their files in the folder.
+    """Return the images of one split with their files in the folder.
 
     Raises:
-        FileNotFoundError: the folder holds no image.
+        FileNotFoundError: the folder contains no image.
     """
     there = files_by_stem(folder, ".jpg")
     wanted = [image for image in images if image.phase == split]
@@ -79,23 +79,23 @@ def image_files(images: list[DetailImage], split: str, folder: Path) -> ImageFil
     if missing:
         shown = ", ".join(missing[:3]) + (", …" if missing[3:] else "")
         result.problems.append(
-            f"{len(missing)} images of the {split} split are not in {folder}: {shown}; take the images of VOC 2010, "
-            "not 2012, and unpack them whole"
+            f"{len(missing)} images of the {split} split are not in {folder}: {shown}; use the images of VOC 2010, "
+            "not 2012, and unpack all of them"
         )
     return result
 
 
 def read_detail(path: Path, *, with_masks: bool) -> list[DetailImage]:
-    """The images of the file and, if asked for, their masks; all else is dropped while reading.
+    """Read the images and, if requested, their masks; everything else is dropped while reading.
 
     Raises:
-        ValueError: the file is damaged, lacks what is needed, or numbers the categories otherwise.
+        ValueError: the file is damaged, lacks a needed entry, or numbers the categories differently.
     """
     try:
         with path.open(encoding="utf-8") as file:
             content = json.load(file, object_hook=_keep_masks if with_masks else _keep_no_masks)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no whole JSON file ({error}); download it again") from error
+        raise ValueError(f"{path} cannot be read as JSON ({error}); download it again") from error
     needed = {"images", "annos_segmentation", "categories"} if with_masks else {"images"}
     missing = needed - (content.keys() if isinstance(content, dict) else set())
     if missing:
@@ -111,7 +111,7 @@ def read_detail(path: Path, *, with_masks: bool) -> list[DetailImage]:
 
 
 def _keep_masks(record: dict[str, Any]) -> Any:
-    """Called for each JSON object, innermost first: an annotation shrinks to what is needed, parts and boxes go."""
+    """Reduce an annotation to its mask. Called for each JSON object, innermost first."""
     if "segmentation" in record and "image_id" in record:
         return record["image_id"], record.get("category_id"), record["segmentation"]
     needed = ("counts", "file_name", "images", "name")
@@ -130,23 +130,23 @@ def _image(record: Any, path: Path) -> tuple[int, DetailImage]:
     match = re.fullmatch(r"(\d{4})_(\d{6})\.jpg", name)
     if not match or int(match[1] + match[2]) != number:
         raise ValueError(
-            f"{path} has an image {name!r} with id {number}, but VOC 2010's images are called 2008_000002.jpg and have "
-            f"the id 2008000002; it is not PASCAL in Detail's {JSON_NAME}"
+            f"{path} has an image {name!r} with id {number}, but VOC 2010's images have names such as 2008_000002.jpg "
+            f"and ids such as 2008000002; it is not PASCAL in Detail's {JSON_NAME}"
         )
     return number, DetailImage(name.removesuffix(".jpg"), phase)
 
 
 def _check_categories(categories: list[Any], path: Path) -> None:
-    """The 59 ids must stand for the 59 names: files that number otherwise exist, and would give nonsense silently."""
+    """Check that the 59 ids belong to the 59 names: other ids would silently give wrong labels."""
     labels = load_label_set("pascal_context_59")
     names = {int(c["category_id"]): _plain(c["name"]) for c in categories if c and "category_id" in c}
     expected = {number: _plain(name) for number, name in zip(labels.raw_values, labels.classes, strict=True)}
     same = sum(names.get(number) == name for number, name in expected.items())
-    if names and same < 0.75 * len(expected):  # a few are spelt differently ("table", "bedcloth")
+    if names and same < 0.75 * len(expected):  # the spelling of some differs ("table", "bedcloth")
         example = next(number for number, name in expected.items() if names.get(number) != name)
         raise ValueError(
-            f"{path} calls category {example} {names.get(example)!r}, which should be {expected[example]!r}: its ids "
-            f"are not those of the 459-class list; take PASCAL in Detail's {JSON_NAME}"
+            f"{path} names category {example} {names.get(example)!r} but it must be {expected[example]!r}: its ids "
+            f"are not those of the 459-class list; use PASCAL in Detail's {JSON_NAME}"
         )
 
 
@@ -156,7 +156,7 @@ def _plain(name: str) -> str:
 
 def _add_masks(images: dict[int, DetailImage], annotations: list[Any], path: Path) -> None:
     if not annotations:
-        raise ValueError(f"{path} holds no mask (annos_segmentation is empty); take the whole {JSON_NAME}")
+        raise ValueError(f"{path} contains no mask (annos_segmentation is empty); use the complete {JSON_NAME}")
     highest = load_label_set("pascal_context_459").num_classes
     for annotation in annotations:
         try:
@@ -166,7 +166,7 @@ def _add_masks(images: dict[int, DetailImage], annotations: list[Any], path: Pat
             raise ValueError(f"{path} has a mask without image or category ({error}); download it again") from error
         if not legal or not isinstance(segmentation, dict) or not {"size", "counts"} <= segmentation.keys():
             raise ValueError(
-                f"{path} has a mask of image {image.stem} with category {category} that is no RLE of a category "
-                f"1..{highest}; take PASCAL in Detail's {JSON_NAME}"
+                f"{path} has a mask of image {image.stem} with category {category} that is not an RLE of a category "
+                f"1..{highest}; use PASCAL in Detail's {JSON_NAME}"
             )
         image.masks.append((category, segmentation))

@@ -1,4 +1,4 @@
-"""PASCAL Context with 59 classes: RLE masks of trainval_merged.json painted one over the other, VOC 2010's images."""
+"""PASCAL Context with 59 classes: RLE masks of trainval_merged.json, painted in order, and images of VOC 2010."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ REGISTERED = {"train": "pcontext_sem_seg_train", "val": "pcontext_sem_seg_val"}
 
 
 def plan(options: Options) -> list[SplitPlan]:
-    """Jobs for PC-59.
+    """List the jobs for PC-59.
 
     Raises:
         FileNotFoundError: a part of the download is missing.
-        ValueError: trainval_merged.json or the archive is damaged or not the one named so.
+        ValueError: trainval_merged.json or the archive is damaged or not the published one.
         MissingExtraError: pycocotools is not installed.
     """
     require_extra("train", "preparing pcontext", "pycocotools")
@@ -42,15 +42,15 @@ def plan(options: Options) -> list[SplitPlan]:
 
 
 def write_masks(masks: tuple[Mask, ...], image: Path, detail: Path, path: Path) -> None:
-    """Paint an image's masks and write the class indices; pixels without one of the 59 classes are ignored.
+    """Paint an image's masks and write the class indices; pixels without one of the 59 classes get the ignore label.
 
     Raises:
         FileNotFoundError: the image does not exist.
-        ValueError: a mask is damaged, or not of the image's size.
+        ValueError: a mask is damaged, or has another size than the image.
     """
-    source = detail / image.stem  # a name for messages: there is no file for each image
+    source = detail / image.stem  # for messages only: no such file exists
     if not masks:
-        raise ValueError(f"{detail} holds no mask of image {image.stem}; download it again")
+        raise ValueError(f"{detail} contains no mask of image {image.stem}; download it again")
     values = np.zeros(tuple(masks[0][1]["size"]), np.uint16)
     for category, segmentation in masks:
         values[_decode(segmentation, values.shape, source)] = category
@@ -58,16 +58,16 @@ def write_masks(masks: tuple[Mask, ...], image: Path, detail: Path, path: Path) 
 
 
 def _decode(segmentation: dict[str, Any], shape: tuple[int, ...], source: Path) -> Array:
-    """One mask, (H, W) bool; both forms of RLE occur, a string and a list of run lengths."""
+    """Decode one mask to (H, W) bool; the RLE is a string or a list of run lengths."""
     from pycocotools import mask as coco_rle
 
     size, counts = list(segmentation["size"]), segmentation["counts"]
     try:
         if tuple(size) != shape:
-            raise ValueError(f"its size is {size}, other masks of the image have {list(shape)}")
+            raise ValueError(f"its size is {size} but other masks of the image have {list(shape)}")
         if isinstance(counts, list):
             if sum(counts) != shape[0] * shape[1]:
-                raise ValueError(f"its runs make {sum(counts)} pixels of {shape[0] * shape[1]}")
+                raise ValueError(f"its runs cover {sum(counts)} pixels but must cover {shape[0] * shape[1]}")
             segmentation = coco_rle.frPyObjects(segmentation, *shape)
         mask = coco_rle.decode(segmentation)
     except (ValueError, TypeError) as error:

@@ -1,4 +1,4 @@
-"""PASCAL Context with 459 classes: `LabelMap` of one .mat file per image (uint16, class + 1), VOC 2010's images."""
+"""PASCAL Context with 459 classes: `LabelMap` of one .mat file per image (uint16, class + 1), images of VOC 2010."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ LABELS = Part(
 
 
 def plan(options: Options) -> list[SplitPlan]:
-    """Jobs for PC-459.
+    """List the jobs for PC-459.
 
     Raises:
         FileNotFoundError: a part of the download is missing.
-        ValueError: trainval_merged.json or an archive is damaged or not the one named so.
+        ValueError: trainval_merged.json or an archive is damaged or not the published one.
         MissingExtraError: scipy is not installed.
     """
     require_extra("train", "preparing pcontext_full", "scipy")
@@ -54,16 +54,16 @@ def convert_mat(source: Path, image: Path, path: Path) -> None:
         ValueError: they are damaged or differ in size, or the labels are not uint16 ids of 0..459.
     """
     values = read_mat(source)
-    check_raw_values(values, frozenset(range(460)), source, "take trainval.tar.gz of PASCAL-Context (ids 0..459)")
+    check_raw_values(values, frozenset(range(460)), source, "use trainval.tar.gz of PASCAL-Context (ids 0..459)")
     write_labels(path, fit_to_image(class_table("pascal_context_459")[values], image, source))
 
 
 def read_mat(path: Path) -> Array:
-    """`LabelMap` of a .mat file, (H, W) uint16.
+    """Read `LabelMap` of a .mat file, (H, W) uint16.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: the file is damaged, lacks `LabelMap`, or holds another type.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is damaged, lacks `LabelMap`, or contains another type.
     """
     import scipy.io
 
@@ -77,8 +77,8 @@ def read_mat(path: Path) -> Array:
     if values is None or values.ndim != 2 or values.dtype != np.uint16:
         found = "no LabelMap" if values is None else f"a LabelMap of {values.dtype} in {values.ndim} dimensions"
         raise ValueError(
-            f"label file {path} holds {found} but must hold a LabelMap of uint16 in 2 dimensions (459 ids do not fit "
-            "in 8 bits); take the publisher's own file"
+            f"label file {path} contains {found} but must contain a LabelMap of uint16 in 2 dimensions (459 ids do not "
+            "fit in 8 bits); use the published file"
         )
     return np.asarray(values)
 

@@ -1,4 +1,4 @@
-"""What a set's module hands to the engine: the jobs of each split, and helpers to make them."""
+"""The plan of a preparation, which lists the jobs of each split, and helpers to build it."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class SplitPlan:
     Attributes:
         benchmark: names, folders, and the published count.
         images, labels: one job per file.
-        problems: what is wrong with the download as a whole (files without a partner, wrong lists).
-        notes: what is worth knowing but fine.
+        problems: errors of the download as a whole (files without a partner, wrong lists).
+        notes: remarks that are not errors.
     """
 
     benchmark: Benchmark
@@ -38,9 +38,9 @@ class Preparation:
     """How one set is prepared.
 
     Attributes:
-        title: name for people.
-        registered: registered name of each split.
-        plan: finds (and unpacks) the download and lists the jobs of the splits asked for.
+        title: readable name.
+        registered: split -> registered name.
+        plan: finds and unpacks the download, and lists the jobs of the requested splits.
     """
 
     title: str
@@ -48,7 +48,7 @@ class Preparation:
     plan: Callable[[Options], list[SplitPlan]]
 
     def benchmarks(self, splits: Iterable[str]) -> list[Benchmark]:
-        """The table's rows of some splits."""
+        """Return the registered benchmarks of some splits."""
         return [BENCHMARKS[self.registered[split]] for split in splits]
 
 
@@ -59,12 +59,12 @@ def plan_pairs(
     *,
     label_bytes: Callable[[str], int],
 ) -> SplitPlan:
-    """Jobs that put images where the registration reads them, and make a label of each.
+    """Return the jobs that copy or link each image to its registered folder and write its label.
 
     Args:
         benchmark: the split.
-        options: root and whether to link.
-        pairs: stem -> image file of the download, and what makes the label.
+        options: root, and whether to link.
+        pairs: stem -> image file of the download, and function that writes the label.
         label_bytes: stem -> estimated size of its label file.
 
     Returns:
@@ -82,7 +82,7 @@ def plan_pairs(
 
 
 def file_size(path: Path) -> int:
-    """Bytes of a file; 0 where it has vanished, which the job that reads it will report."""
+    """Return the size of a file in bytes, or 0 if it no longer exists, which the job that reads it reports."""
     try:
         return path.stat().st_size
     except OSError:
@@ -90,7 +90,7 @@ def file_size(path: Path) -> int:
 
 
 def place_image(source: Path, path: Path, *, link: bool) -> None:
-    """Copy or link one image, unread.
+    """Copy or link one image without reading it.
 
     Raises:
         FileNotFoundError: the image does not exist.

@@ -1,4 +1,4 @@
-"""Conversions of one-channel label PNGs by a table: COCO-Stuff, VOC, ADE20K-150."""
+"""Converts one-channel label PNGs with a table: COCO-Stuff, VOC, ADE20K-150."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from san.data.preparation.encoding import check_raw_values, class_table, fit_to_
 from san.data.preparation.plan import MakeLabel, SplitPlan, file_size, plan_pairs
 from san.data.preparation.sources import Options
 
-# Raw values that the publishers' files hold though they stand for no class; anything else betrays another file.
+# Raw values of published files that are not a class. Other values show that the file is not the published one.
 _LEGAL_BESIDES: dict[str, frozenset[int]] = {
     "coco_stuff_171": frozenset((*range(182), 255)),
     "voc_20": frozenset((0, 255)),
     "ade20k_150": frozenset((0,)),
 }
 _REMEDY = {
-    "coco_stuff_171": "take stuffthingmaps_trainval2017.zip (values 0..181 and 255), not the COCO site's stuff "
+    "coco_stuff_171": "use stuffthingmaps_trainval2017.zip (values 0..181 and 255), not the COCO site's stuff "
     "annotations or an already converted folder",
-    "voc_20": "take the PNG files as published (indices 0..20 and 255); they were converted to grey levels",
-    "ade20k_150": "take annotations/ of ADEChallengeData2016.zip (values 0..150), not an already converted folder",
+    "voc_20": "use the published PNG files (indices 0..20 and 255); they were converted to grey levels",
+    "ade20k_150": "use annotations/ of ADEChallengeData2016.zip (values 0..150), not an already converted folder",
 }
 
 
@@ -32,7 +32,7 @@ def convert_png(source: Path, image: Path, label_set: str, path: Path) -> None:
 
     Args:
         source: the published label file.
-        image: its image, for size and EXIF rotation.
+        image: its image, for the size and EXIF rotation.
         label_set: key of `load_label_set`.
         path: label file to write.
 
@@ -47,7 +47,7 @@ def convert_png(source: Path, image: Path, label_set: str, path: Path) -> None:
 
 
 def plan_png_split(benchmark: Benchmark, options: Options, image_folder: Path, label_folder: Path) -> SplitPlan:
-    """Jobs of a split whose images and label PNGs lie in two folders under equal names.
+    """List the jobs of a split whose images and label PNGs have equal names in two folders.
 
     Raises:
         FileNotFoundError: a folder is missing or empty.

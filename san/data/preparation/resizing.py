@@ -1,6 +1,6 @@
-"""The resize of the published ADE20K-847 conversion: OpenCV's bilinear and nearest arithmetic, written in NumPy.
+"""The resize of the published ADE20K-847 conversion: OpenCV's bilinear and nearest arithmetic in NumPy.
 
-Pillow's resize widens its filter when shrinking and PyTorch rounds elsewhere, so neither gives the published images.
+Pillow's resize widens its filter when shrinking and PyTorch rounds differently, so neither gives the published images.
 Legend: sizes are (height, width) in pixels.
 """
 
@@ -13,11 +13,11 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 
-_COEFFICIENT_BITS = 11  # OpenCV's weights are whole numbers of 1/2048
+_COEFFICIENT_BITS = 11  # OpenCV's weights are multiples of 1/2048
 
 
 def shrunk_size(height: int, width: int, short_side: int) -> tuple[int, int]:
-    """Size with the shorter side reduced to `short_side`; a size that is no larger stays.
+    """Return the size with the shorter side reduced to `short_side`; smaller sizes are unchanged.
 
     Returns:
         (height, width); the longer side is `round(longer / shorter * short_side)`.
@@ -30,11 +30,11 @@ def shrunk_size(height: int, width: int, short_side: int) -> tuple[int, int]:
 
 
 def resize_nearest(labels: Array, size: tuple[int, int]) -> Array:
-    """The pixel at floor(x * old / new), as OpenCV's INTER_NEAREST takes it.
+    """Resize with OpenCV's INTER_NEAREST: take the pixel at floor(x * old / new).
 
     Args:
         labels: (H, W) of any type.
-        size: of the result.
+        size: size of the result.
     """
     rows, columns = (
         np.minimum(np.floor(np.arange(new) * _scale(old, new)).astype(np.intp), old - 1)
@@ -45,14 +45,14 @@ def resize_nearest(labels: Array, size: tuple[int, int]) -> Array:
 
 
 def resize_bilinear(image: Array, size: tuple[int, int]) -> Array:
-    """OpenCV's INTER_LINEAR on 8 bits, bit for bit.
+    """Resize as OpenCV's 8-bit INTER_LINEAR does, bit for bit.
 
-    Pixel centres at half, two neighbours a side whatever the scale (no antialias), weights rounded to 1/2048, sums
-    shifted and rounded as OpenCV does.
+    Pixel centres are at half integers; two neighbours per axis at any scale (no antialias); weights are rounded to
+    1/2048, sums shifted and rounded as in OpenCV.
 
     Args:
         image: (H, W) or (H, W, channels) uint8.
-        size: of the result.
+        size: size of the result.
 
     Returns:
         uint8 of that size.
@@ -65,7 +65,7 @@ def resize_bilinear(image: Array, size: tuple[int, int]) -> Array:
     left, right, to_left, to_right = _taps(image.shape[1], size[1])
     upper, lower, to_upper, to_lower = _taps(image.shape[0], size[0])
     channels = image.size // (image.shape[0] * image.shape[1])
-    used, where = np.unique(np.concatenate([upper, lower]), return_inverse=True)  # rows between them are never read
+    used, where = np.unique(np.concatenate([upper, lower]), return_inverse=True)  # other rows are not read
     rows = image.reshape(image.shape[0], -1)[used]  # (rows, W * channels)
     across = _columns(rows, left, channels) * np.repeat(to_left, channels)
     across += _columns(rows, right, channels) * np.repeat(to_right, channels)
@@ -79,14 +79,14 @@ def resize_bilinear(image: Array, size: tuple[int, int]) -> Array:
 
 
 def _columns(rows: Array, columns: Array, channels: int) -> Array:
-    """All channels of some columns of (rows, W * channels), as int32."""
+    """Select all channels of some columns of (rows, W * channels), as int32."""
     index = (columns[:, None] * channels + np.arange(channels)).ravel()
     picked: Array = rows.take(index, axis=1, mode="clip").astype(np.int32)
     return picked
 
 
 def _taps(old: int, new: int) -> tuple[Array, Array, Array, Array]:
-    """Of each new pixel the two old ones it lies between, and their weights in 1/2048 (int32)."""
+    """Return the two old pixels on either side of each new one, and their weights in 1/2048 (int32)."""
     position = ((np.arange(new) + 0.5) * _scale(old, new) - 0.5).astype(np.float32)
     first = np.floor(position).astype(np.int32)
     fraction = position - first.astype(np.float32)

@@ -14,21 +14,21 @@ from san.data.preparation.files import STATE_FOLDER
 
 logger = logging.getLogger(__name__)
 
-_UNDER_WAY = ".unpacking"  # ends the name of the note that is there while an archive is being unpacked
+_UNDER_WAY = ".unpacking"  # of the note that exists while an archive is being unpacked
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a preparation is asked to do.
+    """Options of a preparation.
 
     Attributes:
-        root: the datasets root, which is written to.
-        raw: files and folders of the download, looked into before the root.
-        workers: processes that convert; 1 converts in this one.
+        root: root of the prepared data sets.
+        raw: files and folders of the download, searched before the root.
+        workers: number of worker processes; 1 converts in this process.
         splits: "train", "val" or both.
         link: make symbolic links to images instead of copies.
-        partial: fewer images than published are meant, no error.
-        progress: show bars on a terminal.
+        partial: accept fewer images than published.
+        progress: show progress bars on a terminal.
     """
 
     root: Path
@@ -46,7 +46,7 @@ class Options:
         if wrong or not self.splits:
             raise ValueError(f"splits is {self.splits} but must be train, val or both")
         if self.root.exists() and not self.root.is_dir():
-            raise ValueError(f"root {self.root} is no folder; correct --root")
+            raise ValueError(f"root {self.root} is not a folder; correct --root")
         for path in self.raw:
             if not path.exists():
                 raise FileNotFoundError(f"raw download {path} does not exist; correct --raw")
@@ -54,16 +54,16 @@ class Options:
 
 @dataclass(frozen=True)
 class Part:
-    """One piece of a download.
+    """One part of a download.
 
     Attributes:
         what: name for messages.
-        folders: where it may lie unpacked, relative to the root or to a raw folder; "." is that folder itself.
-        sign: path below such a folder that must exist, to know it by.
-        archives: file names of its archive; `*` stands for anything.
-        home: folder under the root that the archive is unpacked to.
-        pattern: the archive's needed members, see `unpack`.
-        source: where people get it.
+        folders: folders it may be unpacked to, relative to the root or a raw folder; "." is that folder itself.
+        sign: path below such a folder that identifies it.
+        archives: file names of its archive; `*` matches any characters.
+        home: folder below the root that the archive is unpacked to.
+        pattern: regular expression of the needed members, see `unpack`.
+        source: where to download it, for messages.
     """
 
     what: str
@@ -76,26 +76,26 @@ class Part:
 
 
 def find_part(part: Part, options: Options) -> Path:
-    """Folder of a part, its archive unpacked if there is one.
+    """Return the folder of a part, after unpacking its archive if one is found.
 
-    Raw folders come before the root, archives before folders.
+    Raw folders are searched before the root, archives before folders.
 
     Raises:
-        FileNotFoundError: the part is nowhere; says where it was looked for and where to get it.
-        ValueError: the archive is refused or damaged, or an unpacking stopped half-way and the archive is gone.
+        FileNotFoundError: the part is not found; the message names the paths searched and the source.
+        ValueError: the archive is refused or damaged, or unpacking was interrupted and the archive no longer exists.
     """
     found = find_part_if_any(part, options)
     if found is None:
         wanted = [*(str(Path(folder) / part.sign) for folder in part.folders), *part.archives]
         raise FileNotFoundError(
-            f"{part.what} not found: looked for {', '.join(wanted)} in {_shown(options)}; get {part.source} and give "
-            "its folder or file by --raw"
+            f"{part.what} not found: looked for {', '.join(wanted)} in {_shown(options)}; get {part.source} and "
+            "pass its folder or file with --raw"
         )
     return found
 
 
 def find_part_if_any(part: Part, options: Options) -> Path | None:
-    """Like `find_part`, but None where the part is nowhere."""
+    """Like `find_part`, but return None if the part is not found."""
     home = options.root / part.home
     for base in (*options.raw, options.root):
         for archive in _archives(part, base):
@@ -110,7 +110,7 @@ def find_part_if_any(part: Part, options: Options) -> Path | None:
 
 
 def find_file(what: str, names: tuple[str, ...], options: Options) -> Path | None:
-    """The first of some relative file names that exists in a raw folder, as a raw file, or under the root."""
+    """Return the first of some relative file names that exists in a raw folder, as a raw file, or below the root."""
     for base in (*options.raw, options.root):
         for name in names:
             path = base if base.is_file() and base.name == Path(name).name else base / name
@@ -121,37 +121,37 @@ def find_file(what: str, names: tuple[str, ...], options: Options) -> Path | Non
 
 
 def need_file(what: str, names: tuple[str, ...], options: Options, source: str) -> Path:
-    """Like `find_file`.
+    """Like `find_file`, but raise if the file is not found.
 
     Raises:
-        FileNotFoundError: the file is nowhere; says where it was looked for and where to get it.
+        FileNotFoundError: the file is not found; the message names the paths searched and the source.
     """
     path = find_file(what, names, options)
     if path is None:
         raise FileNotFoundError(
-            f"{what} not found: looked for {', '.join(names)} in {_shown(options)}; get {source} and give it by --raw"
+            f"{what} not found: looked for {', '.join(names)} in {_shown(options)}; get {source} and pass it with --raw"
         )
     return path
 
 
 def files_by_stem(folder: Path, suffix: str) -> dict[str, Path]:
-    """Files right in a folder by stem; what macOS adds (`._name`) is left out.
+    """Return the files of a folder, not of its subfolders, by stem. Hidden files (macOS's `._name`) are skipped.
 
     Raises:
-        FileNotFoundError: no such folder, or it holds no such file.
+        FileNotFoundError: the folder does not exist or contains no such file.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"folder {folder} does not exist; unpack the download again")
-    with os.scandir(folder) as entries:  # follows links: one that leads nowhere is no file
+    with os.scandir(folder) as entries:  # is_file follows links, so a broken link is skipped
         names = sorted(e.name for e in entries if e.name.endswith(suffix) and e.name[0] != "." and e.is_file())
     found = {name.removesuffix(suffix): folder / name for name in names}
     if not found:
-        raise FileNotFoundError(f"folder {folder} holds no *{suffix} file; unpack the download again")
+        raise FileNotFoundError(f"folder {folder} contains no *{suffix} file; unpack the download again")
     return found
 
 
 def _archives(part: Part, base: Path) -> Iterator[Path]:
-    """The part's archives in a raw folder or in the set's folder below it; or the raw file itself if it is one."""
+    """Yield the part's archives in a raw folder or the set's folder below it, or the raw file itself if it is one."""
     for name in part.archives:
         if base.is_file():
             yield from [base] if fnmatch(base.name, name) else []
@@ -167,7 +167,7 @@ def _refuse_interrupted(part: Part, options: Options, folder: Path) -> None:
         for note in (options.root / STATE_FOLDER).glob(f"{name}{_UNDER_WAY}"):
             archive = note.name.removesuffix(_UNDER_WAY)
             raise ValueError(
-                f"unpacking {archive} to {folder} was interrupted: give {archive} again by --raw to finish it; or, if "
+                f"unpacking {archive} to {folder} was interrupted: pass {archive} with --raw to finish it; or, if "
                 f"the folder is complete, delete {note}"
             )
 

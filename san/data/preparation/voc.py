@@ -1,6 +1,6 @@
 """PASCAL VOC 2012 with the augmented training list: label PNGs of indices, 0 = background, 255 = border.
 
-The training labels come from SegmentationClassAug; the official SegmentationClass may stand in for validation images.
+Training labels come from SegmentationClassAug; validation labels may come from the official SegmentationClass.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ _OFFICIAL = ("VOC2012/ImageSets/Segmentation", "VOCdevkit/VOC2012/ImageSets/Segm
 
 
 def plan(options: Options) -> list[SplitPlan]:
-    """Jobs for VOC; also writes `train.txt` and `val.txt` to ROOT/VOC2012 where they are missing.
+    """List the jobs for VOC; also writes `train.txt` and `val.txt` to ROOT/VOC2012 if they are missing.
 
     Raises:
         FileNotFoundError: a part of the download, or the list of a split, is missing.
-        ValueError: a list is the wrong one, or an archive is damaged or refused.
+        ValueError: a list is not the published one, or an archive is damaged or refused.
     """
     devkit = find_part(DEVKIT, options)
     find_augmented = find_part if "train" in options.splits else find_part_if_any
@@ -49,7 +49,7 @@ def plan(options: Options) -> list[SplitPlan]:
     common = set(stems.get("train", ())) & set(stems.get("val", ()))
     if common:
         raise ValueError(
-            f"{len(common)} ids stand in both the training and the validation list, such as {min(common)}: the "
+            f"{len(common)} ids are in both the training and the validation list, such as {min(common)}: the "
             "training list must be trainaug, which is disjoint from val; replace it"
         )
     plans = []
@@ -79,8 +79,8 @@ def _plan_split(split: str, stems: list[str], devkit: Path, augmented: Path | No
     if missing:
         shown = ", ".join(missing[:3]) + (", …" if missing[3:] else "")
         result.problems.append(
-            f"{len(missing)} files of the list are missing: {shown}; take SegmentationClassAug.zip whole, not a folder "
-            "made from SBD's .mat files, and unpack VOC 2012 again"
+            f"{len(missing)} files of the list are missing: {shown}; use the complete SegmentationClassAug.zip, not a "
+            "folder made from SBD's .mat files, and unpack VOC 2012 again"
         )
     return result
 
@@ -90,7 +90,7 @@ def _find_list(split: str, options: Options) -> Path:
     if split == "val":
         names += [f"{place}/val.txt" for place in _OFFICIAL]
         return need_file("VOC's list val.txt", tuple(names), options, "ImageSets/Segmentation/val.txt of VOC 2012")
-    names += [f"{place}/trainaug.txt" for place in _OFFICIAL]  # their train.txt is the short official list
+    names += [f"{place}/trainaug.txt" for place in _OFFICIAL]  # train.txt in these folders is the short official list
     return need_file(
         "VOC's augmented training list", tuple(names), options,
         "the list of 10,582 ids (trainaug.txt) that goes with SegmentationClassAug",
@@ -98,17 +98,17 @@ def _find_list(split: str, options: Options) -> Path:
 
 
 def _read_list(path: Path) -> list[str]:
-    """Ids of a list, which holds an id or an image path first on each line."""
+    """Read the ids of a list, each line of which starts with an id or an image path."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise ValueError(f"list {path} is no UTF-8 text ({error.reason}); save it as UTF-8") from None
+        raise ValueError(f"list {path} is not UTF-8 text ({error.reason}); save it as UTF-8") from None
     stems = [Path(line.split()[0]).stem for line in lines if line.strip()]
     if not stems or len(set(stems)) != len(stems):
-        raise ValueError(f"list {path} is empty or names an image twice; take the published list")
+        raise ValueError(f"list {path} is empty or names an image twice; use the published list")
     if path.name.startswith("train") and len(stems) == OFFICIAL_TRAIN:
         raise ValueError(
-            f"list {path} holds the {OFFICIAL_TRAIN} ids of the official training list, but the augmented one of "
+            f"list {path} contains the {OFFICIAL_TRAIN} ids of the official training list, but the augmented one of "
             "10,582 ids (trainaug.txt) is needed; replace it"
         )
     return stems

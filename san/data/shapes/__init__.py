@@ -1,1 +1,1 @@
-"""Shapes: a small open-vocabulary world made by code, the benchmark that needs no download (docs/shapes.md)."""
+"""Shapes: a small synthetic open-vocabulary benchmark that needs no download (docs/shapes.md)."""

@@ -14,16 +14,16 @@ def main(argv: list[str] | None = None) -> int:
     redact_terminal()
     default = ShapesSizes()
     parser = argparse.ArgumentParser(prog="python -m san.data.shapes", description=__doc__)
-    parser.add_argument("--root", default="datasets", help="data sets' folder; ROOT/shapes is made (default: datasets)")
+    parser.add_argument(
+        "--root", default="datasets", help="folder of the data sets; writes ROOT/shapes (default: datasets)"
+    )
     parser.add_argument(
         "--num-train", type=int, default=default.num_train, help="training images (default: %(default)s)"
     )
     parser.add_argument(
         "--num-val", type=int, default=default.num_val, help="images per validation split (default: %(default)s)"
     )
-    parser.add_argument(
-        "--seed", type=int, default=default.seed, help="another seed, other images (default: %(default)s)"
-    )
+    parser.add_argument("--seed", type=int, default=default.seed, help="seed of the images (default: %(default)s)")
     parser.add_argument("--overwrite", action="store_true", help="replace a benchmark of other sizes or seed")
     args = parser.parse_args(argv)
     try:

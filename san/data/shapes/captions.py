@@ -1,8 +1,7 @@
-"""Sentences about scenes: what the small CLIP learns language from.
+"""Captions of scenes, from which the small CLIP learns language.
 
-A caption names some or all of what is in a picture, never where. `facts` says what holds for a picture,
-so that the contrastive training can count every true pair of a batch as a positive one, not only the pair a caption
-was written for.
+A caption names some or all things in a picture, but no positions. `facts` lists what is true of a picture, so that the
+contrastive training can use every true pair of a batch as a positive, not only the pair that a caption was written for.
 """
 
 from __future__ import annotations
@@ -35,9 +34,8 @@ NAME_TEMPLATES: tuple[str, ...] = (
     "a picture of the {}",
     "an image with a {}.",
 )
-"""Sentences about one name: the 14 ViLD templates (what the classifier asks with) and a few plainer ones. The words
-small,
-medium and large carry no meaning here, as in the templates' use."""
+"""Sentences about one name: the 14 ViLD templates, which the classifier uses, and a few simpler ones. As in the
+classifier, the words small, medium and large have no meaning."""
 
 SCENE_TEMPLATES: tuple[str, ...] = (
     "{}",
@@ -52,18 +50,18 @@ SCENE_TEMPLATES: tuple[str, ...] = (
 
 @dataclass(frozen=True)
 class Caption:
-    """A sentence and what it states to be in the picture: names, or a shape without its colour."""
+    """A sentence and the facts it states: names, or a shape without its colour."""
 
     text: str
     names: frozenset[str]
 
 
 def join_names(things: Sequence[str], ground: str | None) -> str:
-    """A phrase such as "a red star, a blue ring and a white bar on dotted ground".
+    """Join names to a phrase such as "a red star, a blue ring and a white bar on dotted ground".
 
     Args:
-        things: thing names in the order to say them; may be empty when there is a ground.
-        ground: name of the ground, or None to leave it out.
+        things: thing names in order; may be empty if there is a ground.
+        ground: name of the ground, or None to omit it.
     """
     phrases = [f"a {name}" for name in things]
     phrase = " and ".join([", ".join(phrases[:-1]), phrases[-1]]) if len(phrases) > 1 else "".join(phrases)
@@ -76,9 +74,9 @@ def write_caption(rng: np.random.Generator, names: Sequence[str], *, single: flo
     """Write one caption of a picture.
 
     Args:
-        rng: the only source of chance.
-        names: what the picture holds (things in any order and one ground), e.g. `Scene.names`.
-        single: chance that the caption states a single name; else it lists one or more things, with or without the
+        rng: the only source of randomness.
+        names: names in the picture (things in any order and one ground), e.g. `Scene.names`.
+        single: probability that the caption states a single name; else it lists one or more things, with or without the
             ground.
     """
     things = [name for name in names if name not in GROUNDS]
@@ -95,7 +93,7 @@ def write_caption(rng: np.random.Generator, names: Sequence[str], *, single: flo
 
 
 def sibling_captions(caption: Caption) -> list[Caption]:
-    """Hard negatives: a single-name caption's sentence with the shape (or the ground) exchanged for each other one."""
+    """Return hard negatives: a single-name caption with its shape (or ground) replaced by each of the others."""
     if len(caption.names) != 1:
         return []
     name = next(iter(caption.names))
@@ -110,10 +108,10 @@ def sibling_captions(caption: Caption) -> list[Caption]:
 
 
 def word_caption(rng: np.random.Generator, names: Sequence[str], *, ground: bool) -> Caption | None:
-    """A caption that states one shape without its colour ("a photo of a star"), or the ground.
+    """Write a caption that states one shape without its colour ("a photo of a star"), or the ground.
 
     Returns:
-        None where the picture has no such thing.
+        the caption; None if the picture has no such thing.
     """
     pool = [name if ground else name.split()[1] for name in names if (name in GROUNDS) == ground]
     if not pool:
@@ -123,6 +121,6 @@ def word_caption(rng: np.random.Generator, names: Sequence[str], *, ground: bool
 
 
 def facts(names: Iterable[str]) -> frozenset[str]:
-    """All that captions may state of a picture with these names: the names, and the shapes among them."""
+    """Return all facts of a picture with these names: the names, and the shapes among them."""
     names = list(names)
     return frozenset(names) | {name.split()[1] for name in names if name not in GROUNDS}

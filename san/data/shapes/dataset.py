@@ -1,17 +1,16 @@
-"""The shapes benchmark on disk: the layout of the real sets, written by code, the same on every machine.
+"""Writes the shapes benchmark to disk, in the layout of the real sets; the files are the same on every machine.
 
 ``ROOT/shapes/images/<split>/00000.jpg`` and ``ROOT/shapes/annotations/<split>/00000.png`` (uint8, 255 ignored),
-beside a ``manifest.json`` that says what was written. The folder appears whole or not at all: it is made under
-another name and renamed at the end.
+beside a ``manifest.json`` that describes them. The folder is written atomically: under another name, then renamed.
 
-What may be read off the splits, all evaluated with the mixed vocabulary of 36 names (`world.NAMES`):
+The splits, all evaluated with the mixed vocabulary of 36 names (`world.NAMES`):
 
 - ``val_seen``: scenes of seen things; every pixel is labelled. Its mIoU is over the 28 classes that had masks in
   training.
-- ``val_novel``: scenes of novel things only; the grounds' pixels are ignored, so that its mIoU is over the 8 novel
-  classes and nothing else.
+- ``val_novel``: scenes of novel things only; the grounds' pixels are ignored, so that its mIoU is over only the 8
+  novel classes.
 - ``val_mixed``: seen and novel things together, every pixel labelled. The mean of its per-class IoUs over `NOVEL` is
-  the strictest figure, since it also counts what is wrongly called novel on seen things and grounds.
+  the strictest metric, because it also counts seen things and grounds that are wrongly classified as novel.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ from san.data.shapes.world import GROUNDS, NAMES, NOVEL, NUM_TRAIN_CLASSES, SEEN
 IGNORE_LABEL = 255
 FOLDER = "shapes"
 FORMAT = 1
-"""Raise it whenever other pixels or labels come out of the same sizes and seed."""
+"""Increase it when the same sizes and seed give other pixels or labels."""
 _JPEG_QUALITY = 95
 
 
@@ -47,10 +46,10 @@ class ShapesSplit:
     Attributes:
         name: registered name.
         folder: folder under ``images`` and ``annotations``.
-        things: what its scenes are drawn from.
+        things: the things in its scenes.
         classes: its vocabulary; a label map's value is an index into it.
-        num_images: how many there are by default.
-        required: every scene holds at least one of these.
+        num_images: default number of images.
+        required: every scene contains at least one of these.
         ignored: names whose pixels are ignored.
     """
 
@@ -73,12 +72,12 @@ SHAPES_SPLITS: tuple[ShapesSplit, ...] = (
 
 @dataclass(frozen=True)
 class ShapesSizes:
-    """How much of the world is written, and which.
+    """Number of images and seed of the benchmark.
 
     Attributes:
-        num_train: images of the training split.
-        num_val: images of each of the three validation splits.
-        seed: another seed, other images.
+        num_train: number of training images.
+        num_val: number of images of each of the three validation splits.
+        seed: seed of the images.
     """
 
     num_train: int = SHAPES_SPLITS[0].num_images
@@ -95,7 +94,7 @@ class ShapesSizes:
                 raise ValueError(f"{key} is {value}; set it to {least} or more")
 
     def count(self, split: ShapesSplit) -> int:
-        """Images of a split."""
+        """Return the number of images of a split."""
         return self.num_train if split.folder == "train" else self.num_val
 
 
@@ -134,15 +133,15 @@ BENCHMARKS: dict[str, Benchmark] = {
 def split_images(
     split: ShapesSplit, seed: int, indices: Sequence[int]
 ) -> tuple[np.ndarray[tuple[int, ...], np.dtype[np.uint8]], np.ndarray[tuple[int, ...], np.dtype[np.uint8]]]:
-    """Images and label maps of a split, by index.
+    """Render images and label maps of a split.
 
     Args:
         split: one of `SHAPES_SPLITS`.
-        seed: of the whole benchmark.
-        indices: N image numbers.
+        seed: seed of the whole benchmark.
+        indices: N image indices.
 
     Returns:
-        Images (N, S, S, 3) and label maps (N, S, S), uint8.
+        images (N, S, S, 3) and label maps (N, S, S), uint8.
     """
     stream = seed * len(SHAPES_SPLITS) + [other.folder for other in SHAPES_SPLITS].index(split.folder)
     images, labels = render([scene_at(stream, i, split.things, required=split.required) for i in indices])
@@ -152,18 +151,18 @@ def split_images(
 
 
 def write_shapes(root: str | Path, sizes: ShapesSizes | None = None, *, overwrite: bool = False) -> Path:
-    """Write the benchmark under ``root`` unless it is there already.
+    """Write the benchmark below ``root`` unless it exists.
 
     Args:
-        root: the data sets' folder; ``shapes`` is made in it.
-        sizes: how many images, and the seed; None takes whatever is there already, else the default sizes.
+        root: folder of the data sets; the benchmark is written to ``shapes`` in it.
+        sizes: number of images and seed; None accepts an existing benchmark, else uses the default.
         overwrite: replace a benchmark of other sizes or seed.
 
     Returns:
-        The folder ``root/shapes``.
+        the folder ``root/shapes``.
 
     Raises:
-        ValueError: the folder holds something else than what was asked for, and ``overwrite`` is False.
+        ValueError: the folder contains another benchmark or other files, and ``overwrite`` is False.
     """
     root = Path(root)
     target = root / FOLDER
@@ -194,12 +193,12 @@ def write_shapes(root: str | Path, sizes: ShapesSizes | None = None, *, overwrit
 
 
 def ensure_written(root: str | Path) -> Path:
-    """`write_shapes` with whatever sizes are there already, else the default ones."""
+    """Run `write_shapes` with the existing sizes, else the default ones."""
     return write_shapes(root)
 
 
 def _read_manifest(target: Path) -> dict[str, int] | None:
-    """What a folder says it holds; None where it says nothing."""
+    """Read the manifest of a folder; None if it has none."""
     try:
         record = read_plain_file(target / "manifest.json", "manifest")
     except (OSError, ValueError):
@@ -208,7 +207,7 @@ def _read_manifest(target: Path) -> dict[str, int] | None:
 
 
 def _is_written(target: Path, manifest: dict[str, int], *, overwrite: bool) -> bool:
-    """Whether the folder holds exactly this; raises where it holds something else that may not be replaced."""
+    """Whether the folder matches the manifest; raises if it differs and may not be replaced."""
     if not target.exists():
         return False
     found = _read_manifest(target)
@@ -217,7 +216,7 @@ def _is_written(target: Path, manifest: dict[str, int], *, overwrite: bool) -> b
     if overwrite:
         return False
     raise ValueError(
-        f"{str(target)!r} holds {found or 'no shapes benchmark (no manifest.json)'}, not {manifest}; "
+        f"{str(target)!r} contains {found or 'no shapes benchmark (no manifest.json)'}, not {manifest}; "
         "move it away, choose another root, or pass overwrite=True (--overwrite)"
     )
 

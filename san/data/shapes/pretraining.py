@@ -1,9 +1,8 @@
-"""What the small CLIP learns from: banks of pictures, batches of captions, and how well it has learnt.
+"""Training data of the small CLIP: banks of pictures and batches of captions; and its zero-shot accuracy.
 
 Legend: N pictures, M captions, F facts (`FACTS`), S picture size, (h, w) CLIP grid.
-Pictures are rendered at half the scenes' size, which is what SAN's CLIP sees of a scene at an input scale of 0.5.
-Nothing here gives a mask to the training: a picture comes with the set of what is in it, a caption with the set of
-what it states.
+Pictures are rendered at half the scenes' size, as SAN's CLIP sees a scene at an input scale of 0.5. Training gets no
+masks: a picture has the set of its facts, a caption the set of facts that it states.
 """
 
 from __future__ import annotations
@@ -26,11 +25,11 @@ _FACT_INDEX = {fact: index for index, fact in enumerate(FACTS)}
 
 @dataclass(frozen=True)
 class Bank:
-    """Pictures rendered once, to be drawn from many times.
+    """Pictures that are rendered once and sampled many times.
 
     Attributes:
         images: (N, S, S, 3) uint8.
-        names: what each picture holds: its things and its ground.
+        names: names in each picture: its things and its ground.
         holds: (N, F) bool, the facts that are true of each picture.
     """
 
@@ -41,13 +40,13 @@ class Bank:
 
 @dataclass(frozen=True)
 class CaptionStyle:
-    """How a batch of captions is written.
+    """Probabilities of the kinds of captions in a batch.
 
     Attributes:
-        single: chance that a picture's caption states a single name.
-        shape_words: chance of a further caption that states a shape alone ("a photo of a star").
-        grounds: chance of a further caption that states the ground alone.
-        siblings: chance of each hard negative of a single-name caption.
+        single: probability that a picture's caption states a single name.
+        shape_words: probability of a further caption that states only a shape ("a photo of a star").
+        grounds: probability of a further caption that states only the ground.
+        siblings: probability of each hard negative of a single-name caption.
     """
 
     single: float = 0.6
@@ -69,12 +68,12 @@ def _bank(images: NDArray[np.uint8], scenes: Sequence[Scene]) -> Bank:
 
 
 def picture_bank(seed: int, count: int, style: SceneStyle, size: int = PICTURE_SIZE) -> Bank:
-    """``count`` pictures of whole scenes with all things, novel ones too.
+    """Render ``count`` pictures of whole scenes with all things, including novel ones.
 
     Args:
-        seed: of the stream of scenes.
+        seed: seed of the stream of scenes.
         count: N.
-        style: how many things, and their sizes.
+        style: number and sizes of things.
         size: S.
     """
     scenes = [scene_at(seed, index, THINGS, style) for index in range(count)]
@@ -82,7 +81,7 @@ def picture_bank(seed: int, count: int, style: SceneStyle, size: int = PICTURE_S
 
 
 def crop_bank(seed: int, count: int) -> Bank:
-    """``count`` small pictures (CROP_SIZE) framed around one thing: a quarter of the work, and no empty corners."""
+    """Render ``count`` small pictures (CROP_SIZE) framed around one thing, at a quarter of the cost."""
     style = SceneStyle(num_things=(1, 1), thing_size=(32.0, 76.0))
     scenes = [scene_at(seed, index, THINGS, style) for index in range(count)]
     wide = _chunks(scenes, PICTURE_SIZE)
@@ -96,12 +95,12 @@ def crop_bank(seed: int, count: int) -> Bank:
 
 
 def write_captions(rng: np.random.Generator, names: Sequence[Sequence[str]], style: CaptionStyle) -> list[Caption]:
-    """M distinct captions for a batch of pictures, hard negatives among them.
+    """Write M distinct captions for a batch of pictures, including hard negatives.
 
     Args:
-        rng: the only source of chance.
-        names: what each picture holds.
-        style: which captions to write.
+        rng: the only source of randomness.
+        names: names in each picture.
+        style: probabilities of the kinds of captions.
     """
     captions: dict[str, Caption] = {}
     for held in names:
@@ -119,7 +118,7 @@ def write_captions(rng: np.random.Generator, names: Sequence[Sequence[str]], sty
 
 
 def true_pairs(holds: NDArray[np.bool_], captions: Sequence[Caption]) -> NDArray[np.bool_]:
-    """Which captions are true of which pictures: (N, F) facts and M captions to (N, M)."""
+    """Return which captions are true of which pictures: (N, F) facts and M captions -> (N, M)."""
     states = np.zeros((len(captions), len(FACTS)), dtype=np.float32)
     for row, caption in zip(states, captions, strict=True):
         row[[_FACT_INDEX[fact] for fact in caption.names]] = 1
@@ -128,7 +127,7 @@ def true_pairs(holds: NDArray[np.bool_], captions: Sequence[Caption]) -> NDArray
 
 
 def turned(rng: np.random.Generator, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """A batch turned by a random multiple of 90 degrees and perhaps mirrored; no name depends on either."""
+    """Rotate a batch by a random multiple of 90 degrees and randomly mirror it; names do not depend on either."""
     images = np.rot90(images, int(rng.integers(4)), (1, 2))
     if rng.random() < 0.5:
         images = images[:, :, ::-1]
@@ -142,12 +141,12 @@ def zero_shot(
     seed: int = 900,
     count: int = 600,
 ) -> dict[str, float]:
-    """Zero-shot accuracy on fresh pictures with one thing of any name, in percent.
+    """Compute the zero-shot accuracy on new pictures with one thing of any name, in percent.
 
     Args:
-        embed_images: (N, S, S, 3) uint8 to unit-length embeddings (N, E).
+        embed_images: (N, S, S, 3) uint8 -> unit-length embeddings (N, E).
         text_embed: (36, E) unit-length embeddings of `world.NAMES`.
-        seed: of the stream of scenes; training uses others.
+        seed: seed of the stream of scenes; training uses others.
         count: N.
 
     Returns:

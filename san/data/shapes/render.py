@@ -1,4 +1,4 @@
-"""Scenes to pixels: a batch of `Scene` records becomes images and label maps, vectorised over images and pixels.
+"""Renders a batch of `Scene` records to images and label maps, vectorised over images and pixels.
 
 Legend: N scenes, S rendered size (S x S pixels stand for SCENE_SIZE x SCENE_SIZE scene pixels), T painting slots.
 """
@@ -25,7 +25,7 @@ STAR_INNER = 0.42
 
 
 def render(scenes: Sequence[Scene], size: int = SCENE_SIZE) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Paint scenes.
+    """Render scenes.
 
     Args:
         scenes: N scenes.
@@ -33,7 +33,7 @@ def render(scenes: Sequence[Scene], size: int = SCENE_SIZE) -> tuple[NDArray[np.
             after averaging blocks of pixels (what CLIP sees at an input scale of 0.5 is ``size=SCENE_SIZE // 2``).
 
     Returns:
-        Images (N, S, S, 3) uint8 RGB, and label maps (N, S, S) uint8 whose values index ``world.NAMES``.
+        images (N, S, S, 3) uint8 RGB, and label maps (N, S, S) uint8 whose values index ``world.NAMES``.
     """
     count, step = len(scenes), SCENE_SIZE / size
     grid = (np.arange(size, dtype=np.float32) + 0.5) * np.float32(step)
@@ -51,13 +51,13 @@ def render(scenes: Sequence[Scene], size: int = SCENE_SIZE) -> tuple[NDArray[np.
 
 
 def _turned(grid_y: Array, grid_x: Array, angle: float) -> tuple[Array, Array]:
-    """Coordinates along two axes turned by ``angle``; (rows, columns) each."""
+    """Return coordinates along two axes rotated by ``angle``; (rows, columns) each."""
     cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
     return cos * grid_x[None] + sin * grid_y[:, None], cos * grid_y[:, None] - sin * grid_x[None]
 
 
 def _ground(ground: Ground, grid: Array, step: float) -> Array:
-    """Colours of a ground, (S, S, 3)."""
+    """Return the colours of a ground, (S, S, 3)."""
     first, second = (np.asarray(colour, dtype=np.float32) for colour in ground.colours)
     if ground.name == "plain ground":
         middle: Array = np.broadcast_to((first + second) / 2, (len(grid), len(grid), 3)).astype(np.float32)
@@ -82,7 +82,7 @@ def _ground(ground: Ground, grid: Array, step: float) -> Array:
 
 
 def _inside(shape: str, u: Array, v: Array) -> Array:
-    """How far inside a shape of radius 1 each point (u, v) is: positive inside, in units of the radius."""
+    """Return the signed distance of points (u, v) to the edge of a shape of radius 1: positive inside."""
     inside: Array
     if shape == "square":
         inside = np.float32(SQUARE_HALF) - np.maximum(np.abs(u), np.abs(v))
@@ -99,7 +99,7 @@ def _inside(shape: str, u: Array, v: Array) -> Array:
 
 
 def _inside_star(u: Array, v: Array) -> Array:
-    """`_inside` of a five-armed star: signed distance to the edge between a tip and the inner corner beside it."""
+    """Return `_inside` of a five-armed star: signed distance to the edge between a tip and an inner corner."""
     fifth = np.float32(2 * np.pi / 5)
     theta = np.arctan2(v, u) / fifth
     theta = np.abs(theta - np.rint(theta)) * fifth  # folded to one half of one arm, 0 at the tip
@@ -112,7 +112,7 @@ def _inside_star(u: Array, v: Array) -> Array:
 
 
 def _paint(image: Array, labels: NDArray[np.uint8], thing: Thing, grid: Array, step: float) -> None:
-    """Paint one thing over ``image`` (S, S, 3) and ``labels`` (S, S), in place, inside its bounding box only."""
+    """Paint one thing on ``image`` (S, S, 3) and ``labels`` (S, S), in place, only within its bounding box."""
     reach = max(thing.radius) * 1.2 + step
     (y0, y1), (x0, x1) = (
         (max(0, int((c - reach) / step)), min(len(grid), int((c + reach) / step) + 1)) for c in thing.centre
@@ -133,7 +133,7 @@ def _paint(image: Array, labels: NDArray[np.uint8], thing: Thing, grid: Array, s
 
 
 def _light_and_noise(image: Array, scene: Scene, size: int) -> None:
-    """Uneven light, then pixel noise, in place on (S, S, 3)."""
+    """Add uneven light, then pixel noise, to (S, S, 3) in place."""
     gain, slope_y, slope_x = (np.float32(value) for value in scene.light)
     ramp = np.linspace(-0.5, 0.5, size, dtype=np.float32)
     image *= (gain * (1 + slope_y * ramp[:, None] + slope_x * ramp[None]))[..., None]
@@ -142,7 +142,7 @@ def _light_and_noise(image: Array, scene: Scene, size: int) -> None:
 
 
 def _blur(image: Array, weight: Array) -> Array:
-    """Three-tap blur along both axes of (N, S, S, 3), with each image's own weight of a neighbour."""
+    """Blur (N, S, S, 3) with three taps along both axes, with one neighbour weight per image."""
     side = weight[:, None, None, None]
     for axis in (1, 2):
         pad = [(0, 0)] * 4

@@ -1,12 +1,11 @@
-"""The shapes world: which classes there are, and how one scene of it is drawn by chance.
+"""The shapes world: its classes, and the random generation of scenes.
 
-A *thing* is a colour times a shape ("red star"); a *ground* is a texture that fills what no thing covers
-("striped ground").
-A scene is a small record of numbers (`Scene`), drawn from ``numpy.random.default_rng((seed, index))`` alone, so that
-image ``index`` of a split is the same on every machine and whatever was drawn before it. `san.data.shapes.render`
-turns scenes into pixels and label maps, `san.data.shapes.captions` into sentences.
+A *thing* is a combination of a colour and a shape ("red star"); a *ground* is a background texture ("striped ground").
+A scene is a small record of numbers (`Scene`) that depends only on ``numpy.random.default_rng((seed, index))``, so that
+image ``index`` of a split is the same on every machine and in any order. `san.data.shapes.render` renders scenes to
+images and label maps, `san.data.shapes.captions` describes them.
 
-All lengths are in scene pixels: a scene is `SCENE_SIZE` x `SCENE_SIZE`, whatever resolution it is rendered at.
+All lengths are in scene pixels: a scene is `SCENE_SIZE` x `SCENE_SIZE`, at any resolution of the rendering.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ COLOURS: dict[str, tuple[float, float, float]] = {
     "white": (0.96, 0.96, 0.96),
     "black": (0.05, 0.05, 0.05),
 }
-"""Mean RGB of each colour word, 0..1; every thing has its own shade of it."""
+"""Mean RGB of each colour word, 0..1; each thing has a random shade of it."""
 
 SHAPES: tuple[str, ...] = ("star", "ring", "square", "bar")
 GROUNDS: tuple[str, ...] = ("plain ground", "striped ground", "dotted ground", "checked ground")
@@ -53,11 +52,10 @@ class SceneStyle:
     """Ranges from which scenes are drawn.
 
     Attributes:
-        num_things: fewest and most things in a scene (both included).
-        thing_size: smallest and largest diameter of a thing, in scene pixels.
-        margin: how far a thing's centre stays inside the scene, as a share of its diameter (0.5: never cut by the
-            border).
-        spread: smallest distance of two things' centres, as a share of the mean of their diameters.
+        num_things: minimum and maximum number of things in a scene.
+        thing_size: minimum and maximum diameter of a thing, in scene pixels.
+        margin: minimum distance of a thing's centre from the border, as a share of its diameter (0.5: never cut off).
+        spread: minimum distance of the centres of two things, as a share of the mean of their diameters.
     """
 
     num_things: tuple[int, int] = (2, 4)
@@ -97,7 +95,7 @@ class Ground:
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything that decides an image. ``things`` are in painting order: later ones cover earlier ones."""
+    """All parameters of an image. ``things`` are in painting order: later ones cover earlier ones."""
 
     ground: Ground
     things: tuple[Thing, ...]
@@ -108,12 +106,12 @@ class Scene:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of what the scene holds: its things in painting order, then its ground."""
+        """Names of the things in painting order, then of the ground."""
         return (*(thing.name for thing in self.things), self.ground.name)
 
 
 def class_index(name: str) -> int:
-    """Label-map value of a name.
+    """Return the label-map value of a name.
 
     Raises:
         ValueError: the world has no such name.
@@ -133,16 +131,16 @@ def draw_scene(
     """Draw one scene.
 
     Args:
-        rng: the only source of chance.
+        rng: the only source of randomness.
         things: names to draw things from; no name occurs twice in a scene.
         style: ranges of counts and sizes; the default is that of the data sets.
-        required: the scene holds at least one of these names, when given (a subset of ``things``).
+        required: if given (a subset of ``things``), the scene contains at least one of these names.
 
     Returns:
-        A scene whose every thing shows at least its centre's neighbourhood (centres keep a distance), over one ground.
+        a scene of things on one ground; the centre of each thing is visible, because centres keep a distance.
 
     Raises:
-        ValueError: more things are asked for than there are names.
+        ValueError: there are fewer names than things.
     """
     style = style or SceneStyle()
     low, high = style.num_things
@@ -173,12 +171,12 @@ def scene_at(
     *,
     required: Sequence[str] = (),
 ) -> Scene:
-    """Scene ``index`` of the endless stream ``seed``: the same one wherever and whenever it is asked for."""
+    """Return scene ``index`` of the infinite stream ``seed``; deterministic."""
     return draw_scene(np.random.default_rng((seed, index)), things, style, required=required)
 
 
 def _draw_thing(rng: np.random.Generator, name: str, style: SceneStyle, others: Sequence[Thing]) -> Thing:
-    """One thing, its centre away from the others' as far as a few tries find room."""
+    """Draw one thing whose centre keeps a distance from the others, if a few tries find room."""
     diameter = float(rng.uniform(*style.thing_size))
     low, high = style.margin * diameter, SCENE_SIZE - style.margin * diameter
     candidates = rng.uniform(low, high, size=(12, 2))
@@ -205,7 +203,7 @@ def _draw_thing(rng: np.random.Generator, name: str, style: SceneStyle, others: 
 
 
 def _draw_ground(rng: np.random.Generator) -> Ground:
-    """One ground: two shades of a greyish colour, far from every thing's colour."""
+    """Draw one ground: two shades of a greyish colour, far from the colours of things."""
     name = GROUNDS[int(rng.integers(len(GROUNDS)))]
     base = rng.uniform(0.40, 0.62) + rng.normal(0.0, 0.03, 3)
     step = rng.uniform(0.07, 0.11) + rng.normal(0.0, 0.012, 3)

@@ -69,7 +69,7 @@ def test_label_of_another_size_than_its_image(name, tmp_path):
     image = some(tree, "*.jpg")
     Image.new("RGB", (9, 7)).save(image)
     problem = only_problem(run(tree, tmp_path))
-    assert str(image) in problem and "is 7x9: they are not of the same release" in problem
+    assert str(image) in problem and "is 7x9: they are from different releases" in problem
 
 
 @pytest.mark.parametrize("name", ["coco_stuff", "voc", "ade20k"])
@@ -127,9 +127,9 @@ def test_voc_labels_turned_grey(tmp_path):
     ("name", "value", "remedy"),
     [
         ("coco_stuff", 183, "not the COCO site's stuff annotations"),
-        ("coco_stuff", 182, "take stuffthingmaps_trainval2017.zip"),
+        ("coco_stuff", 182, "use stuffthingmaps_trainval2017.zip"),
         ("ade20k", 255, "not an already converted folder"),
-        ("ade20k", 151, "take annotations/ of ADEChallengeData2016.zip"),
+        ("ade20k", 151, "use annotations/ of ADEChallengeData2016.zip"),
     ],
 )
 def test_labels_of_another_release(name, value, remedy, tmp_path):
@@ -145,7 +145,7 @@ def test_ade_full_labels_turned_to_one_channel(tmp_path):
     tree = make_raw_tree("ade20k_full", tmp_path / "raw")
     broken = some(tree, "*_seg.png")
     Image.open(broken).convert("P").save(broken)
-    assert f"{broken} has mode P but its red and green channels hold" in only_problem(run(tree, tmp_path))
+    assert f"{broken} has mode P but must have mode RGB" in only_problem(run(tree, tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_mat_files_of_another_kind(content, found, tmp_path):
     tree = make_raw_tree("pcontext_full", tmp_path / "raw")
     broken = some(tree, "*.mat")
     scipy.io.savemat(broken, content)
-    assert f"{broken} holds {found} " in only_problem(run(tree, tmp_path))
+    assert f"{broken} contains {found} " in only_problem(run(tree, tmp_path))
 
 
 def test_mat_file_with_an_id_outside_the_table(tmp_path):
@@ -180,7 +180,7 @@ def test_mat_file_with_an_id_outside_the_table(tmp_path):
         (lambda c: c.pop("images"), "lacks .*images"),
         (lambda c: c["images"][0].pop("phase"), "has an image without 'phase'"),
         (lambda c: c["images"][0].update(image_id=7), r"'2007_000003.jpg' with id 7, but VOC 2010's images"),
-        (lambda c: c["images"][0].update(file_name="../../2007_000003.jpg"), "VOC 2010's images are called"),
+        (lambda c: c["images"][0].update(file_name="../../2007_000003.jpg"), "VOC 2010's images have names such as"),
     ],
     ids=["no images", "no phase", "id", "path"],
 )
@@ -204,9 +204,9 @@ def _renumber(content) -> None:
     ("change", "message"),
     [
         (_renumber, "its ids are not those of the 459-class list"),
-        (lambda c: c.update(annos_segmentation=[]), "holds no mask"),
-        (lambda c: c["annos_segmentation"][0].update(category_id=460), "category 460 that is no RLE of a category"),
-        (lambda c: c["annos_segmentation"][0].update(segmentation=[[1, 2, 3, 4]]), "that is no RLE"),
+        (lambda c: c.update(annos_segmentation=[]), "contains no mask"),
+        (lambda c: c["annos_segmentation"][0].update(category_id=460), "category 460 that is not an RLE of a category"),
+        (lambda c: c["annos_segmentation"][0].update(segmentation=[[1, 2, 3, 4]]), "that is not an RLE"),
         (lambda c: c["annos_segmentation"][0].update(image_id=5), "a mask without image"),
     ],
     ids=["other order", "no masks", "other id", "polygon", "no image"],
@@ -222,7 +222,7 @@ def test_masks_of_another_kind(change, message, tmp_path):
     ("segmentation", "message"),
     [
         ({"size": [4, 4], "counts": [16]}, "its size is"),
-        ({"counts": [5]}, "its runs make 5 pixels"),
+        ({"counts": [5]}, "its runs cover 5 pixels but must cover"),
     ],
     ids=["size", "runs"],
 )
@@ -236,7 +236,7 @@ def test_a_damaged_mask_is_named(segmentation, message, tmp_path):
 def test_truncated_detail_file(tmp_path):
     tree = make_raw_tree("pcontext", tmp_path / "raw")
     truncate(tree.raw / "trainval_merged.json")
-    with pytest.raises(ValueError, match=r"trainval_merged.json is no whole JSON file .*download it again"):
+    with pytest.raises(ValueError, match=r"trainval_merged.json cannot be read as JSON .*download it again"):
         run(tree, tmp_path)
 
 
@@ -246,7 +246,7 @@ MISSING = {
     "pcontext": ("trainval_merged.json", "trainval_merged.json not found"),
     "pcontext_full": ("trainval_merged.json", "trainval_merged.json not found"),
     "ade20k": ("ADEChallengeData2016/annotations/*/*", "ADEChallengeData2016.zip"),
-    "ade20k_full": ("ADE20K_2021_17_01/index_ade20k.pkl", "earlier releases number objects otherwise"),
+    "ade20k_full": ("ADE20K_2021_17_01/index_ade20k.pkl", "earlier releases number objects differently"),
 }
 
 
@@ -258,7 +258,7 @@ def test_missing_part_is_named_with_its_source(name, tmp_path):
         path.unlink()
         if not list(path.parent.iterdir()) and path.parent != tree.raw:
             path.parent.rmdir()
-    with pytest.raises(FileNotFoundError, match=f"{message}.* by --raw|{message}.*unpack"):
+    with pytest.raises(FileNotFoundError, match=f"{message}.* with --raw|{message}.*unpack"):
         run(tree, tmp_path)
 
 
@@ -274,14 +274,14 @@ def test_missing_files_are_counted(tmp_path):
 def test_voc_without_the_validation_list(tmp_path):
     tree = make_raw_tree("voc", tmp_path / "raw")
     some(tree, "val.txt").unlink()
-    with pytest.raises(FileNotFoundError, match=r"VOC's list val.txt not found.* by --raw"):
+    with pytest.raises(FileNotFoundError, match=r"VOC's list val.txt not found.* with --raw"):
         run(tree, tmp_path)
 
 
 def test_voc_official_list_is_not_the_augmented_one(tmp_path):
     tree = make_raw_tree("voc", tmp_path / "raw")
     (tree.raw / "trainaug.txt").write_text("".join(f"2007_{i:06d}\n" for i in range(1464)))
-    with pytest.raises(ValueError, match=r"trainaug.txt holds the 1464 ids of the official training list"):
+    with pytest.raises(ValueError, match=r"trainaug.txt contains the 1464 ids of the official training list"):
         run(tree, tmp_path)
 
 
@@ -292,7 +292,7 @@ def test_voc_list_as_windows_saves_it(tmp_path):
     path.write_text(text, encoding="utf-8-sig")
     assert run(tree, tmp_path).good
     path.write_text(text, encoding="utf-16")
-    with pytest.raises(ValueError, match=r"list .*trainaug.txt is no UTF-8 text .*; save it as UTF-8"):
+    with pytest.raises(ValueError, match=r"list .*trainaug.txt is not UTF-8 text .*; save it as UTF-8"):
         run(tree, tmp_path)
 
 
@@ -307,7 +307,7 @@ def test_voc_lists_that_overlap(tmp_path):
     tree = make_raw_tree("voc", tmp_path / "raw")
     with (tree.raw / "trainaug.txt").open("a") as file:
         file.write("2009_000001\n")
-    with pytest.raises(ValueError, match=r"1 ids stand in both .* such as 2009_000001"):
+    with pytest.raises(ValueError, match=r"1 ids are in both .* such as 2009_000001"):
         run(tree, tmp_path)
 
 
@@ -328,9 +328,9 @@ def test_voc_labels_made_from_sbd_lack_official_ids(tmp_path):
     [
         ({"objectnames": [f"object {i}" for i in range(3000)]}, "has 3000 objects and number 2978 is 'object 2977'"),
         ({"folder": ["ADE20K_2016_07_26/images/training"] * 2}, "does not start with ADE20K_2021_17_01"),
-        ({"folder": ["ADE20K_2021_17_01/../../etc"] * 2}, "none of ADE20K's"),
-        ({"filename": ["ADE_val_1.jpg", "../../x.jpg"]}, "none of ADE20K's"),
-        ({"filename": ["ADE_val_1.jpg"] * 2}, "2 file names, some twice"),
+        ({"folder": ["ADE20K_2021_17_01/../../etc"] * 2}, "not an image of ADE20K"),
+        ({"filename": ["ADE_val_1.jpg", "../../x.jpg"]}, "not an image of ADE20K"),
+        ({"filename": ["ADE_val_1.jpg"] * 2}, "2 file names, 1 of them distinct"),
     ],
     ids=["other objects", "release 2016", "folder leads out", "name leads out", "twice"],
 )
@@ -354,7 +354,7 @@ def test_malicious_ade_index_is_refused_and_does_nothing(tmp_path):
     tree = make_raw_tree("ade20k_full", tmp_path / "raw")
     index = tree.raw / "ADE20K_2021_17_01/index_ade20k.pkl"
     index.write_bytes(pickle.dumps({"filename": [], "folder": [], "objectnames": _Evil(tmp_path / "ran")}))
-    with pytest.raises(ValueError, match=r"index_ade20k.pkl is refused: it asks for posix.mkdir"):
+    with pytest.raises(ValueError, match=r"index_ade20k.pkl is refused: it refers to posix.mkdir"):
         run(tree, tmp_path)
     assert not (tmp_path / "ran").exists()
 
@@ -391,7 +391,7 @@ def test_a_file_where_a_folder_must_be(tmp_path):
     blocked = tmp_path / "root/ADEChallengeData2016/annotations_detectron2"
     blocked.parent.mkdir(parents=True)
     blocked.touch()
-    with pytest.raises(ValueError, match=r"annotations_detectron2 is a file but a folder must be there; remove"):
+    with pytest.raises(ValueError, match=r"annotations_detectron2 is a file but must be a folder; remove"):
         run(tree, tmp_path)
 
 
@@ -409,7 +409,7 @@ def test_options_are_checked(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"raw download .*absent does not exist; correct --raw"):
         Options(root=tmp_path, raw=(tmp_path / "absent",))
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match=r"root .*file is no folder; correct --root"):
+    with pytest.raises(ValueError, match=r"root .*file is not a folder; correct --root"):
         Options(root=tmp_path / "file")
     with pytest.raises(ValueError, match="unknown set 'coco'; the sets are coco_stuff"):
         prepare("coco", Options(root=tmp_path))

@@ -75,7 +75,7 @@ def test_everything_else_is_refused(evil, asks_for, place, tmp_path):
         value = np.empty(1, dtype=object)
         value[0] = evil
     path = write(tmp_path / "index.pkl", value)
-    with pytest.raises(ValueError, match=f"index.pkl is refused: it asks for .*({asks_for}|_builtin)"):
+    with pytest.raises(ValueError, match=f"index.pkl is refused: it refers to .*({asks_for}|_builtin)"):
         load_plain_pickle(path)
     assert not marker.exists()
 
@@ -114,18 +114,21 @@ STATE = (3, "|", None, ("a",), {}, 8, 1, 0)
     ("content", "message"),
     [
         # a type whose field lies about holding objects: its bytes would be taken for addresses
-        (opcodes(DTYPE, ("V8", False, True), b"R", STATE, b"b"), "refused: it describes an array of type 'V8'"),
-        (opcodes(DTYPE, ("f8", False, True), b"R", STATE, b"b"), "refused: .* a type with parts"),
-        (opcodes(DTYPE, ("f8,O", False, True), b"R"), "refused: it describes an array of type"),
-        (opcodes(DTYPE, ({"names": ["a"], "formats": ["O"]},), b"R"), "refused: it describes an array of type"),
-        (opcodes(DTYPE, ("U0",), b"R"), "without any bytes"),
+        (opcodes(DTYPE, ("V8", False, True), b"R", STATE, b"b"), "refused: it contains an array of type 'V8'"),
+        (opcodes(DTYPE, ("f8", False, True), b"R", STATE, b"b"), "refused: .* an array whose type has fields"),
+        (opcodes(DTYPE, ("f8,O", False, True), b"R"), "refused: it contains an array of type"),
+        (opcodes(DTYPE, ({"names": ["a"], "formats": ["O"]},), b"R"), "refused: it contains an array of type"),
+        (opcodes(DTYPE, ("U0",), b"R"), "an item size of 0"),
         # a terabyte for nothing
         (opcodes(b"cnumpy\nndarray\n", ((1 << 40,),), b"R"), "cannot be read"),
         (opcodes(b"cnumpy\nndarray\n", ((4,), "O"), b"\x81"), "cannot be read"),
         (b"\x80\x04\x8e" + (1 << 45).to_bytes(8, "little") + b"x.", "cannot be read"),
         # room for two thousand million values, 16 GB, to remember one
-        (b"\x80\x02Nr\xff\xff\xff\x7f.", "refused: it numbers a value 2,147,483,647 where 0"),
-        (opcodes(b"c_codecs\nencode\n", (None, {"__defaults__": ("a",)}), b"b"), "refused: it sets '__defaults__'"),
+        (b"\x80\x02Nr\xff\xff\xff\x7f.", "refused: it uses memo index 2,147,483,647 where 0"),
+        (
+            opcodes(b"c_codecs\nencode\n", (None, {"__defaults__": ("a",)}), b"b"),
+            "refused: it sets the attribute '__defaults__'",
+        ),
         (opcodes(b"c_codecs\nencode\n", {"a": 1}, b"b"), "cannot be read"),
         (opcodes(b"cbuiltins\nset\n", (None, {"add": 1}), b"b"), "cannot be read"),
     ],
