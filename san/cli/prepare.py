@@ -70,10 +70,10 @@ def run(args: argparse.Namespace) -> int:
         ValueError, OSError: the download is missing or damaged, or the root cannot be written.
     """
     from san.data.checking import format_report
-    from san.data.preparation import Options, check, prepare
+    from san.data.preparation import PreparationOptions, check, prepare
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    options = Options(
+    options = PreparationOptions(
         root=args.root,
         raw=tuple(args.raw),
         workers=args.workers,

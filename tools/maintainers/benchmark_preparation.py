@@ -32,7 +32,7 @@ from pycocotools import mask as coco_rle
 
 from san.cli.main import guarded
 from san.data.label_sets import load_label_set
-from san.data.preparation import PREPARATIONS, Options, prepare
+from san.data.preparation import PREPARATIONS, PreparationOptions, prepare
 
 SIZES = {  # height, width, classes in an image
     "coco_stuff": (480, 640, 12),
@@ -181,7 +181,7 @@ def cpu_seconds() -> float:
 def timed_run(name: str, raw: Path, workers: int) -> tuple[float, float, int, int]:
     """Time a run in an empty root; returns seconds, CPU seconds of all processes, labels, and their bytes."""
     with tempfile.TemporaryDirectory() as root:
-        options = Options(root=Path(root), raw=(raw,), workers=workers, splits=("val",), partial=True)
+        options = PreparationOptions(root=Path(root), raw=(raw,), workers=workers, splits=("val",), partial=True)
         start, start_cpu = time.perf_counter(), cpu_seconds()
         summary = prepare(name, options)
         seconds, cpu = time.perf_counter() - start, cpu_seconds() - start_cpu

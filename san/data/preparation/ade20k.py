@@ -5,24 +5,24 @@ from __future__ import annotations
 from san.data.benchmarks import BENCHMARKS
 from san.data.preparation.plan import Preparation, SplitPlan
 from san.data.preparation.png_labels import plan_png_split
-from san.data.preparation.sources import Options, Part, find_part
+from san.data.preparation.sources import DownloadPart, PreparationOptions, find_part
 
 REGISTERED = {"train": "ade20k_sem_seg_train", "val": "ade20k_sem_seg_val"}
 FOLDERS = {"train": "training", "val": "validation"}
 HOME = "ADEChallengeData2016"
 
 
-def part(splits: tuple[str, ...]) -> Part:
+def part(splits: tuple[str, ...]) -> DownloadPart:
     """Return the part of the download with the images and labels of the requested splits."""
     names = "|".join(FOLDERS[split] for split in splits)
-    return Part(
+    return DownloadPart(
         "ADE20K SceneParse150", (HOME, "."), f"annotations/{FOLDERS[splits[0]]}", (f"{HOME}.zip",), HOME,
         rf"(?:.*/)?{HOME}/(images/(?:{names})/[^/]+\.jpg|annotations/(?:{names})/[^/]+\.png|objectInfo150\.txt)",
         f"{HOME}.zip from the SceneParse150 page",
     )  # fmt: skip
 
 
-def plan(options: Options) -> list[SplitPlan]:
+def plan(options: PreparationOptions) -> list[SplitPlan]:
     """List the jobs for ADE20K-150.
 
     Raises:

@@ -21,7 +21,7 @@ from san.data.preparation.files import write_bytes
 from san.data.preparation.jobs import FileJob
 from san.data.preparation.plan import Preparation, SplitPlan
 from san.data.preparation.resizing import resize_bilinear, resize_nearest, shrunk_size
-from san.data.preparation.sources import Options, Part, find_part
+from san.data.preparation.sources import DownloadPart, PreparationOptions, find_part
 from san.data.preparation.unpickling import load_plain_pickle
 
 REGISTERED = {"train": "ade20k_full_sem_seg_train", "val": "ade20k_full_sem_seg_val"}
@@ -31,10 +31,10 @@ SHORT_SIDE = 512
 _IMAGE_BYTES, _LABEL_BYTES = 90_000, 30_000  # mean sizes after the resize
 
 
-def part(splits: tuple[str, ...]) -> Part:
+def part(splits: tuple[str, ...]) -> DownloadPart:
     """Return the part with the index, images and `_seg.png` files of the splits; other masks are not unpacked."""
     names = "|".join(FOLDERS[split] for split in splits)
-    return Part(
+    return DownloadPart(
         f"ADE20K release 2021_17_01 with {RELEASE}/index_ade20k.pkl (earlier releases number objects differently)",
         (RELEASE, "."), "index_ade20k.pkl", (f"*{RELEASE}*.zip",), RELEASE,
         rf"(?:.*/)?{RELEASE}/(index_ade20k\.pkl|images/ADE/(?:{names})/(?:.+/)?ADE_[^/]+(?:\.jpg|_seg\.png))",
@@ -54,7 +54,7 @@ class IndexEntry:
         return "val" if self.path.name.split("_")[1] == "val" else "train"
 
 
-def plan(options: Options) -> list[SplitPlan]:
+def plan(options: PreparationOptions) -> list[SplitPlan]:
     """List the jobs for ADE20K-847.
 
     Raises:

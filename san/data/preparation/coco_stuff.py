@@ -5,31 +5,31 @@ from __future__ import annotations
 from san.data.benchmarks import BENCHMARKS
 from san.data.preparation.plan import Preparation, SplitPlan
 from san.data.preparation.png_labels import plan_png_split
-from san.data.preparation.sources import Options, Part, find_part
+from san.data.preparation.sources import DownloadPart, PreparationOptions, find_part
 
 REGISTERED = {"train": "coco_2017_train_stuff_sem_seg", "val": "coco_2017_test_stuff_sem_seg"}
 
 
-def images_part(split: str) -> Part:
+def images_part(split: str) -> DownloadPart:
     """Return the part of the download with the images of a split."""
     folder = f"{split}2017"
-    return Part(
+    return DownloadPart(
         f"COCO images {folder}", (f"coco/{folder}", folder), "", (f"{folder}.zip",), f"coco/{folder}",
         rf"(?:.*/)?{folder}/([^/]+\.jpg)", f"{folder}.zip from cocodataset.org",
     )  # fmt: skip
 
 
-def labels_part(splits: tuple[str, ...]) -> Part:
+def labels_part(splits: tuple[str, ...]) -> DownloadPart:
     """Return the part of the download with the label PNGs of the requested splits."""
     names = "|".join(f"{split}2017" for split in splits)
     home, archive = "coco/stuffthingmaps", "stuffthingmaps_trainval2017.zip"
-    return Part(
+    return DownloadPart(
         "COCO-Stuff label maps", (home, "stuffthingmaps"), f"{splits[0]}2017", (archive,), home,
         rf"(?:.*/)?((?:{names})/[^/]+\.png)", f"{archive} from github.com/nightrome/cocostuff",
     )  # fmt: skip
 
 
-def plan(options: Options) -> list[SplitPlan]:
+def plan(options: PreparationOptions) -> list[SplitPlan]:
     """List the jobs for COCO-Stuff.
 
     Raises:

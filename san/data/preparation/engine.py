@@ -17,7 +17,7 @@ from san.data.preparation.jobs import FileJob, run_jobs
 from san.data.preparation.pcontext import PCONTEXT
 from san.data.preparation.pcontext_full import PCONTEXT_FULL
 from san.data.preparation.plan import Preparation, SplitPlan
-from san.data.preparation.sources import Options
+from san.data.preparation.sources import PreparationOptions
 from san.data.preparation.voc import VOC
 
 logger = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ def preparation(name: str) -> Preparation:
     return PREPARATIONS[name]
 
 
-def prepare(name: str, options: Options) -> Summary:
+def prepare(name: str, options: PreparationOptions) -> Summary:
     """Prepare a set. Existing files are kept, missing ones are written.
 
     Args:
@@ -115,7 +115,7 @@ def prepare(name: str, options: Options) -> Summary:
         )
 
 
-def check(name: str, options: Options) -> list[CheckReport]:
+def check(name: str, options: PreparationOptions) -> list[CheckReport]:
     """Read every file that the set's registration reads, and change nothing.
 
     Args:
@@ -131,7 +131,7 @@ def check(name: str, options: Options) -> list[CheckReport]:
     ]
 
 
-def _run(plan: SplitPlan, missing: list[FileJob], options: Options) -> SplitSummary:
+def _run(plan: SplitPlan, missing: list[FileJob], options: PreparationOptions) -> SplitSummary:
     benchmark = plan.benchmark
     summary = SplitSummary(benchmark.name, benchmark.num_images, notes=plan.notes)
     written, failures = run_jobs(missing, workers=options.workers, progress=options.progress, title=benchmark.name)
@@ -144,7 +144,7 @@ def _run(plan: SplitPlan, missing: list[FileJob], options: Options) -> SplitSumm
     return summary
 
 
-def _judge_count(summary: SplitSummary, problems: list[str], options: Options) -> None:
+def _judge_count(summary: SplitSummary, problems: list[str], options: PreparationOptions) -> None:
     """Report a count that differs from the published one: as a problem, or as a note with `options.partial`."""
     if summary.labels != summary.expected:
         problems = [*problems, f"{summary.labels:,} labels, but the published set has {summary.expected:,}"]

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from san.data.label_sets import load_label_set
-from san.data.preparation.sources import Options, Part, files_by_stem, find_part, need_file
+from san.data.preparation.sources import DownloadPart, PreparationOptions, files_by_stem, find_part, need_file
 
 JSON_NAME = "trainval_merged.json"
-IMAGES = Part(
+IMAGES = DownloadPart(
     "VOC 2010 images", ("VOC2010", "VOCdevkit/VOC2010", "."), "JPEGImages", ("VOCtrainval_03-May-2010.tar",),
     "VOC2010", r"(?:.*/)?VOC2010/(JPEGImages/[^/]+\.jpg)",
     "VOCtrainval_03-May-2010.tar from the PASCAL VOC 2010 page",
@@ -37,7 +37,7 @@ class DetailImage:
     masks: list[Mask] = field(default_factory=list)
 
 
-def find_detail(options: Options) -> Path:
+def find_detail(options: PreparationOptions) -> Path:
     """Return the path of trainval_merged.json.
 
     Raises:
@@ -56,7 +56,7 @@ class ImageFiles:
     problems: list[str] = field(default_factory=list)
 
 
-def image_folder(options: Options) -> Path:
+def image_folder(options: PreparationOptions) -> Path:
     """Return the folder of VOC 2010's images, after unpacking their archive if one is found.
 
     Raises:

@@ -12,13 +12,13 @@ from san.data.benchmarks import BENCHMARKS
 from san.data.preparation.encoding import Array, class_table, fit_to_image, write_labels
 from san.data.preparation.pascal_detail import Mask, find_detail, image_files, image_folder, read_detail
 from san.data.preparation.plan import MakeLabel, Preparation, SplitPlan, plan_pairs
-from san.data.preparation.sources import Options
+from san.data.preparation.sources import PreparationOptions
 from san.errors import require_extra
 
 REGISTERED = {"train": "pcontext_sem_seg_train", "val": "pcontext_sem_seg_val"}
 
 
-def plan(options: Options) -> list[SplitPlan]:
+def plan(options: PreparationOptions) -> list[SplitPlan]:
     """List the jobs for PC-59.
 
     Raises:

@@ -13,18 +13,18 @@ from san.data.benchmarks import BENCHMARKS
 from san.data.preparation.encoding import Array, check_raw_values, class_table, fit_to_image, write_labels
 from san.data.preparation.pascal_detail import find_detail, image_files, image_folder, read_detail
 from san.data.preparation.plan import MakeLabel, Preparation, SplitPlan, plan_pairs
-from san.data.preparation.sources import Options, Part, find_part
+from san.data.preparation.sources import DownloadPart, PreparationOptions, find_part
 from san.errors import require_extra
 
 REGISTERED = {"train": "pcontext_full_sem_seg_train", "val": "pcontext_full_sem_seg_val"}
-LABELS = Part(
+LABELS = DownloadPart(
     "PASCAL Context label maps", ("trainval", "pcontext_full/trainval", "VOC2010/trainval"), "", ("trainval.tar.gz",),
     "pcontext_full/trainval", r"(?:.*/)?trainval/([^/]+\.mat)",
     "trainval.tar.gz from the PASCAL-Context page",
 )  # fmt: skip
 
 
-def plan(options: Options) -> list[SplitPlan]:
+def plan(options: PreparationOptions) -> list[SplitPlan]:
     """List the jobs for PC-459.
 
     Raises:

@@ -10,7 +10,7 @@ from pathlib import Path
 from san.data.benchmarks import BENCHMARKS, Benchmark
 from san.data.preparation.files import place_file
 from san.data.preparation.jobs import FileJob
-from san.data.preparation.sources import Options
+from san.data.preparation.sources import PreparationOptions
 
 MakeLabel = Callable[[Path], None]
 
@@ -45,7 +45,7 @@ class Preparation:
 
     title: str
     registered: Mapping[str, str]
-    plan: Callable[[Options], list[SplitPlan]]
+    plan: Callable[[PreparationOptions], list[SplitPlan]]
 
     def benchmarks(self, splits: Iterable[str]) -> list[Benchmark]:
         """Return the registered benchmarks of some splits."""
@@ -54,7 +54,7 @@ class Preparation:
 
 def plan_pairs(
     benchmark: Benchmark,
-    options: Options,
+    options: PreparationOptions,
     pairs: Mapping[str, tuple[Path, MakeLabel]],
     *,
     label_bytes: Callable[[str], int],

@@ -11,7 +11,7 @@ from san.data.label_sets import load_label_set
 from san.data.pairing import pair_files
 from san.data.preparation.encoding import check_raw_values, class_table, fit_to_image, read_indices, write_labels
 from san.data.preparation.plan import MakeLabel, SplitPlan, file_size, plan_pairs
-from san.data.preparation.sources import Options
+from san.data.preparation.sources import PreparationOptions
 
 # Raw values of published files that are not a class. Other values show that the file is not the published one.
 _LEGAL_BESIDES: dict[str, frozenset[int]] = {
@@ -46,7 +46,9 @@ def convert_png(source: Path, image: Path, label_set: str, path: Path) -> None:
     write_labels(path, fit_to_image(class_table(label_set)[values], image, source))
 
 
-def plan_png_split(benchmark: Benchmark, options: Options, image_folder: Path, label_folder: Path) -> SplitPlan:
+def plan_png_split(
+    benchmark: Benchmark, options: PreparationOptions, image_folder: Path, label_folder: Path
+) -> SplitPlan:
     """List the jobs of a split whose images and label PNGs have equal names in two folders.
 
     Raises:

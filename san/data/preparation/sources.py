@@ -18,7 +18,7 @@ _UNDER_WAY = ".unpacking"  # of the note that exists while an archive is being u
 
 
 @dataclass(frozen=True)
-class Options:
+class PreparationOptions:
     """Options of a preparation.
 
     Attributes:
@@ -53,7 +53,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Part:
+class DownloadPart:
     """One part of a download.
 
     Attributes:
@@ -75,7 +75,7 @@ class Part:
     source: str
 
 
-def find_part(part: Part, options: Options) -> Path:
+def find_part(part: DownloadPart, options: PreparationOptions) -> Path:
     """Return the folder of a part, after unpacking its archive if one is found.
 
     Raw folders are searched before the root, archives before folders.
@@ -94,7 +94,7 @@ def find_part(part: Part, options: Options) -> Path:
     return found
 
 
-def find_part_if_any(part: Part, options: Options) -> Path | None:
+def find_part_if_any(part: DownloadPart, options: PreparationOptions) -> Path | None:
     """Like `find_part`, but return None if the part is not found."""
     home = options.root / part.home
     for base in (*options.raw, options.root):
@@ -109,7 +109,7 @@ def find_part_if_any(part: Part, options: Options) -> Path | None:
     return None
 
 
-def find_file(what: str, names: tuple[str, ...], options: Options) -> Path | None:
+def find_file(what: str, names: tuple[str, ...], options: PreparationOptions) -> Path | None:
     """Return the first of some relative file names that exists in a raw folder, as a raw file, or below the root."""
     for base in (*options.raw, options.root):
         for name in names:
@@ -120,7 +120,7 @@ def find_file(what: str, names: tuple[str, ...], options: Options) -> Path | Non
     return None
 
 
-def need_file(what: str, names: tuple[str, ...], options: Options, source: str) -> Path:
+def need_file(what: str, names: tuple[str, ...], options: PreparationOptions, source: str) -> Path:
     """Like `find_file`, but raise if the file is not found.
 
     Raises:
@@ -150,7 +150,7 @@ def files_by_stem(folder: Path, suffix: str) -> dict[str, Path]:
     return found
 
 
-def _archives(part: Part, base: Path) -> Iterator[Path]:
+def _archives(part: DownloadPart, base: Path) -> Iterator[Path]:
     """Yield the part's archives in a raw folder or the set's folder below it, or the raw file itself if it is one."""
     for name in part.archives:
         if base.is_file():
@@ -160,7 +160,7 @@ def _archives(part: Part, base: Path) -> Iterator[Path]:
                 yield from (path for path in sorted(folder.glob(name)) if path.is_file())
 
 
-def _refuse_interrupted(part: Part, options: Options, folder: Path) -> None:
+def _refuse_interrupted(part: DownloadPart, options: PreparationOptions, folder: Path) -> None:
     if folder.resolve() != (options.root / part.home).resolve():
         return
     for name in part.archives:
@@ -172,5 +172,5 @@ def _refuse_interrupted(part: Part, options: Options, folder: Path) -> None:
             )
 
 
-def _shown(options: Options) -> str:
+def _shown(options: PreparationOptions) -> str:
     return ", ".join(map(str, (*options.raw, options.root)))

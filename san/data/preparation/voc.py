@@ -13,17 +13,17 @@ from san.data.benchmarks import BENCHMARKS
 from san.data.preparation.files import write_bytes
 from san.data.preparation.plan import MakeLabel, Preparation, SplitPlan, plan_pairs
 from san.data.preparation.png_labels import convert_png
-from san.data.preparation.sources import Options, Part, find_part, find_part_if_any, need_file
+from san.data.preparation.sources import DownloadPart, PreparationOptions, find_part, find_part_if_any, need_file
 
 REGISTERED = {"train": "voc_sem_seg_train", "val": "voc_sem_seg_val"}
 OFFICIAL_TRAIN = 1_464
 
-DEVKIT = Part(
+DEVKIT = DownloadPart(
     "VOC 2012", ("VOC2012", "VOCdevkit/VOC2012", "."), "JPEGImages", ("VOCtrainval_11-May-2012.tar",), "VOC2012",
     r"(?:.*/)?VOC2012/(JPEGImages/[^/]+\.jpg|ImageSets/Segmentation/[^/]+\.txt|SegmentationClass/[^/]+\.png)",
     "VOCtrainval_11-May-2012.tar from the PASCAL VOC 2012 page",
 )  # fmt: skip
-AUGMENTED = Part(
+AUGMENTED = DownloadPart(
     "SegmentationClassAug",
     tuple(f"{base}SegmentationClassAug" for base in ("VOC2012/", "VOCdevkit/VOC2012/", "")), "",
     ("SegmentationClassAug.zip",), "VOC2012/SegmentationClassAug", r"(?:.*/)?SegmentationClassAug/([^/]+\.png)",
@@ -35,7 +35,7 @@ _PLACES = ("VOC2012", "VOCdevkit/VOC2012", "", "SegmentationClassAug", "VOC2012/
 _OFFICIAL = ("VOC2012/ImageSets/Segmentation", "VOCdevkit/VOC2012/ImageSets/Segmentation", "ImageSets/Segmentation")
 
 
-def plan(options: Options) -> list[SplitPlan]:
+def plan(options: PreparationOptions) -> list[SplitPlan]:
     """List the jobs for VOC; also writes `train.txt` and `val.txt` to ROOT/VOC2012 if they are missing.
 
     Raises:
@@ -59,7 +59,9 @@ def plan(options: Options) -> list[SplitPlan]:
     return plans
 
 
-def _plan_split(split: str, stems: list[str], devkit: Path, augmented: Path | None, options: Options) -> SplitPlan:
+def _plan_split(
+    split: str, stems: list[str], devkit: Path, augmented: Path | None, options: PreparationOptions
+) -> SplitPlan:
     official, stand_ins, missing = devkit / "SegmentationClass", 0, []
     pairs: dict[str, tuple[Path, MakeLabel]] = {}
     for stem in stems:
@@ -85,7 +87,7 @@ def _plan_split(split: str, stems: list[str], devkit: Path, augmented: Path | No
     return result
 
 
-def _find_list(split: str, options: Options) -> Path:
+def _find_list(split: str, options: PreparationOptions) -> Path:
     names = [f"{place}/{name}".lstrip("/") for name in _NAMES[split] for place in _PLACES]
     if split == "val":
         names += [f"{place}/val.txt" for place in _OFFICIAL]

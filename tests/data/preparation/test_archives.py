@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from san.data.preparation import Options, files, prepare
+from san.data.preparation import PreparationOptions, files, prepare
 from san.data.preparation import archives as archives_module
 from san.data.preparation.archives import unpack
 from tests.data.raw_trees import make_raw_tree
@@ -119,7 +119,7 @@ def test_a_small_disk_is_refused_before_anything_is_written(archives, tmp_path, 
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr(files.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(ValueError, match=r"root.* needs about .* but the disk has 1.0 kB free: free some"):
-        prepare("ade20k", Options(root=tmp_path / "root", raw=(tree.raw,), partial=True))
+        prepare("ade20k", PreparationOptions(root=tmp_path / "root", raw=(tree.raw,), partial=True))
     assert not [name for name in everything(tmp_path / "root") if name.endswith(("png", "jpg"))]
 
 

@@ -15,13 +15,15 @@ from PIL import Image
 
 from san.data.benchmarks import BENCHMARKS
 from san.data.label_sets import load_label_set
-from san.data.preparation import Options, Summary, check, prepare
+from san.data.preparation import PreparationOptions, Summary, check, prepare
 from san.data.preparation.plan import place_image, plan_pairs
 from tests.data.raw_trees import RawTree, make_raw_tree, write_ade_index, write_png
 
 
 def run(tree: RawTree, tmp_path: Path, **changes) -> Summary:
-    return prepare(tree.name, Options(**{"root": tmp_path / "root", "raw": (tree.raw,), "partial": True} | changes))
+    return prepare(
+        tree.name, PreparationOptions(**{"root": tmp_path / "root", "raw": (tree.raw,), "partial": True} | changes)
+    )
 
 
 def only_problem(summary: Summary) -> str:
@@ -109,7 +111,10 @@ def test_an_image_that_vanishes_is_named_and_the_others_are_made(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"image .*gone.jpg does not exist; unpack the download again"):
         place_image(gone, tmp_path / "copy.jpg", link=False)
     plan = plan_pairs(
-        BENCHMARKS["pcontext_sem_seg_val"], Options(root=tmp_path), {"gone": (gone, Path.touch)}, label_bytes=len
+        BENCHMARKS["pcontext_sem_seg_val"],
+        PreparationOptions(root=tmp_path),
+        {"gone": (gone, Path.touch)},
+        label_bytes=len,
     )
     assert [job.num_bytes for job in plan.images] == [0]
 
@@ -374,7 +379,7 @@ def test_check_finds_what_is_wrong_and_changes_nothing(tmp_path):
     picture = sorted(images.iterdir())[4]
     truncate(picture)
     before = {path: path.read_bytes() for path in (tmp_path / "root").rglob("*") if path.is_file()}
-    train, val = check("pcontext_full", Options(root=tmp_path / "root", partial=True))
+    train, val = check("pcontext_full", PreparationOptions(root=tmp_path / "root", partial=True))
     expected = {
         cut: "cannot be read", narrow: "has 8 bits (mode L)", odd: "459 (1 px); allowed are 0..458",
         small: "label map is 3x2", picture: "cannot be read",
@@ -396,20 +401,20 @@ def test_a_file_where_a_folder_must_be(tmp_path):
 
 
 def test_check_of_nothing(tmp_path):
-    train, val = check("voc", Options(root=tmp_path / "nowhere", partial=True))
+    train, val = check("voc", PreparationOptions(root=tmp_path / "nowhere", partial=True))
     assert "does not exist; prepare the set" in train.findings[0].message and not val.ok
     assert not (tmp_path / "nowhere").exists()
 
 
 def test_options_are_checked(tmp_path):
     with pytest.raises(ValueError, match="workers is 0 but must be at least 1"):
-        Options(root=tmp_path, workers=0)
+        PreparationOptions(root=tmp_path, workers=0)
     with pytest.raises(ValueError, match="splits is"):
-        Options(root=tmp_path, splits=("test",))
+        PreparationOptions(root=tmp_path, splits=("test",))
     with pytest.raises(FileNotFoundError, match=r"raw download .*absent does not exist; correct --raw"):
-        Options(root=tmp_path, raw=(tmp_path / "absent",))
+        PreparationOptions(root=tmp_path, raw=(tmp_path / "absent",))
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=r"root .*file is not a folder; correct --root"):
-        Options(root=tmp_path / "file")
+        PreparationOptions(root=tmp_path / "file")
     with pytest.raises(ValueError, match="unknown set 'coco'; the sets are coco_stuff"):
-        prepare("coco", Options(root=tmp_path))
+        prepare("coco", PreparationOptions(root=tmp_path))

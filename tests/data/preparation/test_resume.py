@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from san.data.preparation import Options, check, prepare
+from san.data.preparation import PreparationOptions, check, prepare
 from san.data.preparation.files import STATE_FOLDER, only_run, place_file, remove_partial_files, write_atomically
 from san.data.preparation.jobs import FileJob, run_jobs
 from tests.data.raw_trees import Sizes, make_raw_tree
@@ -46,7 +46,7 @@ def files(root: Path) -> dict[str, bytes]:
 def test_killed_in_the_middle(name, workers, ending, repo, tmp_path):
     """SIGKILL after the first files; then the second run gives the bytes of an uninterrupted one."""
     tree = make_raw_tree(name, tmp_path / "raw", archives=name == "voc", sizes=Sizes(36, 24, 120, 160))
-    prepare(name, Options(root=tmp_path / "whole", raw=(tree.raw,), partial=True))
+    prepare(name, PreparationOptions(root=tmp_path / "whole", raw=(tree.raw,), partial=True))
     whole, root = files(tmp_path / "whole"), tmp_path / "killed"
 
     process = start(repo, name, "--root", root, "--raw", tree.raw, "--partial", "--workers", workers)
@@ -64,7 +64,7 @@ def test_killed_in_the_middle(name, workers, ending, repo, tmp_path):
 
     assert start(repo, name, "--root", root, "--raw", tree.raw, "--partial", "--workers", 1).wait() == 0
     assert files(root) == whole
-    assert all(report.ok for report in check(name, Options(root=root, partial=True)))
+    assert all(report.ok for report in check(name, PreparationOptions(root=root, partial=True)))
 
 
 def test_killed_while_a_file_is_being_written(repo, tmp_path):
@@ -111,7 +111,7 @@ def test_a_file_is_placed_as_a_link_or_a_copy(tmp_path, link):
 
 def test_prepare_clears_temporary_files_of_a_killed_run(tmp_path):
     tree = make_raw_tree("voc", tmp_path / "raw")
-    options = Options(root=tmp_path / "root", raw=(tree.raw,), partial=True)
+    options = PreparationOptions(root=tmp_path / "root", raw=(tree.raw,), partial=True)
     prepare("voc", options)
     whole = files(options.root)
     for folder in ("annotations_detectron2/val", "JPEGImages", "."):
@@ -124,7 +124,7 @@ def test_unpacking_goes_on_after_a_kill(tmp_path, monkeypatch):
     """Stopped after a few members; without the archive the half-filled folder is refused, with it completed."""
     tree = make_raw_tree("ade20k", tmp_path / "raw", archives=True)
     root, count = tmp_path / "root", 0
-    options = Options(root=root, raw=(tree.raw,), partial=True)
+    options = PreparationOptions(root=root, raw=(tree.raw,), partial=True)
     from san.data.preparation import archives
 
     def stop(member, partial, copy=archives._copy):
@@ -142,9 +142,9 @@ def test_unpacking_goes_on_after_a_kill(tmp_path, monkeypatch):
     annotations = root / "ADEChallengeData2016/annotations/training"
     annotations.mkdir(parents=True, exist_ok=True)
     with pytest.raises(ValueError, match=r"unpacking ADEChallengeData2016.zip .* was interrupted: pass .* with --raw"):
-        prepare("ade20k", Options(root=root, partial=True))
+        prepare("ade20k", PreparationOptions(root=root, partial=True))
     prepare("ade20k", options)
-    prepare("ade20k", Options(root=tmp_path / "whole", raw=(tree.raw,), partial=True))
+    prepare("ade20k", PreparationOptions(root=tmp_path / "whole", raw=(tree.raw,), partial=True))
     assert files(root) == files(tmp_path / "whole")
 
 
@@ -154,14 +154,14 @@ def test_a_shorter_file_of_an_archive_is_unpacked_again(tmp_path):
     image = root / "coco/train2017/000000000009.jpg"
     image.parent.mkdir(parents=True)
     image.write_bytes(b"\xff\xd8half")
-    assert prepare("coco_stuff", Options(root=root, raw=(tree.raw,), partial=True)).good
+    assert prepare("coco_stuff", PreparationOptions(root=root, raw=(tree.raw,), partial=True)).good
     assert image.stat().st_size > 100
 
 
 def test_what_was_deleted_after_the_unpacking_is_unpacked_again(tmp_path):
     """An image found damaged, or the download's folders, which may be deleted when all is converted."""
     tree = make_raw_tree("ade20k", tmp_path / "raw", archives=True)
-    options = Options(root=tmp_path / "root", raw=(tree.raw,), partial=True)
+    options = PreparationOptions(root=tmp_path / "root", raw=(tree.raw,), partial=True)
     assert prepare("ade20k", options).good
     whole, home = files(options.root), options.root / "ADEChallengeData2016"
     (home / "images/training/ADE_train_00000001.jpg").unlink()
@@ -176,13 +176,13 @@ def test_the_ade20k_archive_may_have_a_name_of_its_own(tmp_path):
     tree = make_raw_tree("ade20k_full", tmp_path / "raw", archives=True)
     archive = tree.raw / "ADE20K_2021_17_01.zip"
     archive = archive.rename(archive.with_name("0123abc_ADE20K_2021_17_01 (1).zip"))
-    assert prepare("ade20k_full", Options(root=tmp_path / "root", raw=(archive,), partial=True)).good
-    assert prepare("ade20k_full", Options(root=tmp_path / "other", raw=(tree.raw,), partial=True)).good
+    assert prepare("ade20k_full", PreparationOptions(root=tmp_path / "root", raw=(archive,), partial=True)).good
+    assert prepare("ade20k_full", PreparationOptions(root=tmp_path / "other", raw=(tree.raw,), partial=True)).good
 
 
 def test_two_runs_at_once_are_refused(tmp_path):
     tree = make_raw_tree("voc", tmp_path / "raw")
-    options = Options(root=tmp_path / "root", raw=(tree.raw,), partial=True)
+    options = PreparationOptions(root=tmp_path / "root", raw=(tree.raw,), partial=True)
     with only_run(options.root), pytest.raises(ValueError, match="another preparation is writing below"):
         prepare("voc", options)
     assert prepare("voc", options).good

@@ -10,12 +10,12 @@ from PIL import Image, ImageOps
 
 from san.data.benchmarks import BENCHMARKS
 from san.data.pairing import pair_files
-from san.data.preparation import PREPARATIONS, Options, check, prepare
+from san.data.preparation import PREPARATIONS, PreparationOptions, check, prepare
 from tests.data.raw_trees import MAKERS, RawTree, Sizes, make_raw_tree
 
 
-def options(tree: RawTree, root: Path, **changes) -> Options:
-    return Options(**{"root": root, "raw": (tree.raw,), "partial": True} | changes)
+def options(tree: RawTree, root: Path, **changes) -> PreparationOptions:
+    return PreparationOptions(**{"root": root, "raw": (tree.raw,), "partial": True} | changes)
 
 
 def label_file(root: Path, registered: str, stem: str) -> Path:
@@ -71,18 +71,18 @@ def test_download_becomes_the_registered_layout(name, archives, tmp_path):
 def test_download_may_lie_in_its_place_under_the_root(name, tmp_path):
     tree = make_raw_tree(name, tmp_path)
     images = {path: path.stat().st_ino for path in tmp_path.rglob("*.jpg")}
-    assert prepare(name, Options(root=tmp_path, partial=True)).good
+    assert prepare(name, PreparationOptions(root=tmp_path, partial=True)).good
     assert_exact(tree, tmp_path)
     assert {path: path.stat().st_ino for path in tmp_path.rglob("*.jpg")} == images, "no image is copied or moved"
 
 
 def test_archives_may_lie_under_the_root_or_be_named_one_by_one(tmp_path):
     tree = make_raw_tree("voc", tmp_path / "root", archives=True)
-    assert prepare("voc", Options(root=tree.raw, partial=True)).good
+    assert prepare("voc", PreparationOptions(root=tree.raw, partial=True)).good
     assert_exact(tree, tree.raw)
 
     files = tuple(sorted(path for path in tree.raw.iterdir() if path.is_file()))
-    assert prepare("voc", Options(root=tmp_path / "other", raw=files, partial=True)).good
+    assert prepare("voc", PreparationOptions(root=tmp_path / "other", raw=files, partial=True)).good
     assert_exact(tree, tmp_path / "other")
 
 
@@ -165,12 +165,12 @@ def test_count_below_the_published_one_is_a_problem_unless_a_part_is_meant(tmp_p
         ["5 labels, but the published set has 20,210"],
         ["4 labels, but the published set has 2,000"],
     ]
-    whole = check("ade20k", Options(root=tmp_path / "root"))
+    whole = check("ade20k", PreparationOptions(root=tmp_path / "root"))
     assert [kind for report in whole for kind, wrong, _ in report.kinds() if wrong] == [
         "wrong_count",
         "absent_class",
     ] * 2
-    assert all(report.ok for report in check("ade20k", Options(root=tmp_path / "root", partial=True)))
+    assert all(report.ok for report in check("ade20k", PreparationOptions(root=tmp_path / "root", partial=True)))
 
 
 def test_files_of_no_image_are_reported(tmp_path):
