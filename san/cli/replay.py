@@ -30,7 +30,7 @@ from san.record import parse_json
 
 if TYPE_CHECKING:
     from san.d2.api import CfgNode
-    from san.d2.data.batches import Sample
+    from san.d2.data.batches import BatchSample
     from san.d2.data.loaders import PositionDataset
     from san.d2.train.iteration import Stepper
 
@@ -137,14 +137,14 @@ class Replay:
                     print(f"    position {sample['position']} {sample['file_name']}: {self._measure([sample])[0]}")
         return finite
 
-    def _sample(self, position: int) -> Sample:
+    def _sample(self, position: int) -> BatchSample:
         sample = self.dataset[position]
         if not isinstance(sample, dict):
             raise sample.error(sample.message)
         sample.pop("bad", None)
         return sample
 
-    def _measure(self, samples: Sequence[Sample]) -> tuple[str, bool]:
+    def _measure(self, samples: Sequence[BatchSample]) -> tuple[str, bool]:
         """Losses and gradient norm in words, and whether all are finite."""
         import torch
 

@@ -21,7 +21,7 @@ from torch.utils.data._utils.signal_handling import _remove_worker_pids  # type:
 from san.d2.processes import stopping
 from san.errors import one_line
 
-Sample = dict[str, Any]
+BatchSample = dict[str, Any]
 """One sample in the model's input format."""
 
 WARN_AFTER = 60.0
@@ -73,7 +73,7 @@ class Batches:
         """Number of batches."""
         return len(self.loader)
 
-    def __iter__(self) -> Iterator[list[Sample]]:
+    def __iter__(self) -> Iterator[list[BatchSample]]:
         """Yields lists of samples.
 
         Raises:
@@ -97,7 +97,7 @@ class Batches:
             watch.stop()
             end()
 
-    def _next(self, source: Iterator[list[Sample]], watch: _Watch) -> list[Sample] | None:
+    def _next(self, source: Iterator[list[BatchSample]], watch: _Watch) -> list[BatchSample] | None:
         """Return the next batch, or None after the last."""
         start = watch.since = time.monotonic()
         try:

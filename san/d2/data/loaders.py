@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from san.d2.data.batches import BadSample, Batches, Sample, set_up_worker
+from san.d2.data.batches import BadSample, Batches, BatchSample, set_up_worker
 
 Record = dict[str, Any]
 """One registered sample of a data set: at least file_name and sem_seg_file_name."""
 
-TrainMapping = Callable[[Record, np.random.Generator], Sample]
-EvalMapping = Callable[[Record], Sample]
+TrainMapping = Callable[[Record, np.random.Generator], BatchSample]
+EvalMapping = Callable[[Record], BatchSample]
 
 _SHUFFLE_STREAM = 0
 _AUGMENT_STREAM = 1
@@ -37,7 +37,7 @@ MAX_REPLACEMENTS = 4
 """Maximum number of samples tried instead of one that cannot be read."""
 
 
-def try_twice(load: Callable[[], Sample], file_name: str) -> Sample | BadSample:
+def try_twice(load: Callable[[], BatchSample], file_name: str) -> BatchSample | BadSample:
     """Load a sample; for an error of a file, retry once after `RETRY_PAUSE`, then return the error."""
     for attempt in range(2):
         if attempt:
@@ -83,7 +83,7 @@ class PositionDataset(Dataset[Any]):
         self.mapping = mapping
         self.seed = seed
 
-    def __getitem__(self, position: int) -> Sample | BadSample:
+    def __getitem__(self, position: int) -> BatchSample | BadSample:
         """Return the sample at a position.
 
         A sample that cannot be read is replaced by another, drawn from (seed, position), whose entry ``bad`` has the
@@ -102,11 +102,11 @@ class PositionDataset(Dataset[Any]):
             index = int(draw.integers(len(self.records)))
         return bad[0]
 
-    def _load(self, index: int, position: int) -> Sample | BadSample:
+    def _load(self, index: int, position: int) -> BatchSample | BadSample:
         """Load a record with the augmentation of a position."""
         record = self.records[index]
 
-        def load() -> Sample:
+        def load() -> BatchSample:
             return self.mapping(record, np.random.default_rng((self.seed, _AUGMENT_STREAM, position)))
 
         return try_twice(load, str(record["file_name"]))
@@ -141,7 +141,7 @@ class EvalDataset(Dataset[Any]):
         self.records = records
         self.mapping = mapping
 
-    def __getitem__(self, index: int) -> Sample | BadSample:
+    def __getitem__(self, index: int) -> BatchSample | BadSample:
         """Return the sample of one record."""
         record = self.records[index]
         return try_twice(lambda: self.mapping(record), str(record["file_name"]))

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from san.d2.data.batches import Sample
+from san.d2.data.batches import BatchSample
 from san.d2.data.loaders import Record
 from san.data.image_files import check_same_size, read_image
 from san.data.label_mapping import LabelMapping
@@ -54,7 +54,9 @@ def read_labels(record: Record, info: DatasetInfo) -> np.ndarray:
     return read_truth(record["sem_seg_file_name"], info.num_classes, info.ignore_label, info.label_mapping)
 
 
-def _sample(record: Record, info: DatasetInfo, image: np.ndarray, labels: np.ndarray, size: tuple[int, int]) -> Sample:
+def _sample(
+    record: Record, info: DatasetInfo, image: np.ndarray, labels: np.ndarray, size: tuple[int, int]
+) -> BatchSample:
     """Build a sample from an image (H, W, 3), a label map (H', W') and the size of the file."""
     return {
         "image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
@@ -80,7 +82,7 @@ class TrainMapper:
         self.info = info
         self.augmentation = augmentation
 
-    def __call__(self, record: Record, rng: np.random.Generator) -> Sample:
+    def __call__(self, record: Record, rng: np.random.Generator) -> BatchSample:
         """Return the sample of a record.
 
         Raises:
@@ -116,7 +118,7 @@ class EvalMapper:
         self.short_side = short_side
         self.max_size = max_size
 
-    def __call__(self, record: Record) -> Sample:
+    def __call__(self, record: Record) -> BatchSample:
         """Return the sample of a record; raises like `TrainMapper`."""
         image, labels = _read_pair(record, self.info)
         height, width = labels.shape

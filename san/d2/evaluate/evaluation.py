@@ -23,7 +23,7 @@ from torch import nn
 from tqdm import tqdm
 
 from san.d2.api import CfgNode, DatasetEvaluator, comm
-from san.d2.data.batches import Batches, Sample
+from san.d2.data.batches import Batches, BatchSample
 from san.d2.data.datasets import check_distinct_classes, load_records, metadata_of
 from san.d2.data.loaders import Record, build_eval_loader
 from san.d2.data.mapper import EvalMapper, dataset_info
@@ -105,7 +105,7 @@ class SemSegEvaluator(DatasetEvaluator):
         self._unwritten: list[str] = []
         self.oracle = OracleCounts(len(self.classes), self.ignore_label) if self.output.oracle else None
 
-    def process(self, inputs: list[Sample], outputs: list[dict[str, Any]]) -> None:
+    def process(self, inputs: list[BatchSample], outputs: list[dict[str, Any]]) -> None:
         """Count a batch: samples with ``sem_seg``, predictions with ``sem_seg_labels``, both at the file's size."""
         for sample, output in zip(inputs, outputs, strict=True):
             prediction = output["sem_seg_labels"].to(torch.int32).cpu().numpy()  # halves the transfer
@@ -139,7 +139,7 @@ class SemSegEvaluator(DatasetEvaluator):
         self.rle.merge(entries)
         self.rows = rows
 
-    def _label_map_path(self, sample: Sample) -> Path:
+    def _label_map_path(self, sample: BatchSample) -> Path:
         """Return the path of a prediction: that of its label file, relative to the data set's label folder."""
         image, label = sample["file_name"], sample["sem_seg_file_name"]
         stem = self._stems.get((image, label)) or distinct_stems([label], self.label_root)[0]

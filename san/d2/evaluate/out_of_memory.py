@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from san.d2.data.batches import Sample
+from san.d2.data.batches import BatchSample
 
 logger = logging.getLogger("san.d2.memory")
 
@@ -32,7 +32,7 @@ class OutOfMemoryFallback:
         self._shrink = getattr(model, "shrink_bands", None)  # a model of a user's own may have none
         self._on_cpu: nn.Module | None = None
 
-    def __call__(self, batch: list[Sample]) -> list[dict[str, Any]]:
+    def __call__(self, batch: list[BatchSample]) -> list[dict[str, Any]]:
         """Predict a batch.
 
         Raises:
@@ -55,7 +55,7 @@ class OutOfMemoryFallback:
         result: list[dict[str, Any]] = self._on_cpu(batch)
         return result
 
-    def _attempt(self, batch: list[Sample]) -> list[dict[str, Any]] | None:
+    def _attempt(self, batch: list[BatchSample]) -> list[dict[str, Any]] | None:
         """Predict a batch, or return None and free the memory if it runs out."""
         try:
             found: list[dict[str, Any]] = self.model(batch)

@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from san.clip.weights import listed
 from san.d2.api import comm
-from san.d2.data.batches import Sample
+from san.d2.data.batches import BatchSample
 from san.d2.solver import SolverConfig, clip_gradient
 from san.d2.train.weight_average import WeightAverage
 from san.losses.terms import Normalisers, average_counts, count_batch
@@ -172,7 +172,7 @@ class Stepper:
         self._checked = False
 
     def run(
-        self, batches: Sequence[list[Sample]], iteration: int, before_update: Callable[[], None] = lambda: None
+        self, batches: Sequence[list[BatchSample]], iteration: int, before_update: Callable[[], None] = lambda: None
     ) -> PendingLosses:
         """Updates the weights once, unless a loss or the gradient is not finite on any process.
 
@@ -238,7 +238,7 @@ class Stepper:
             )
         logger.warning("%s; they stay as they are", found)
 
-    def _normalisers(self, batches: Sequence[list[Sample]]) -> Normalisers:
+    def _normalisers(self, batches: Sequence[list[BatchSample]]) -> Normalisers:
         """Counts of the iteration, over all processes, without waiting for the device."""
         config = self.config
         counts = (sample["num_masks"] for batch in batches for sample in batch)
@@ -246,7 +246,7 @@ class Stepper:
         masks, class_weight, images = map(sum, zip(*everyone, strict=True))
         return average_counts(masks, class_weight, images, len(everyone))
 
-    def _forward(self, batch: list[Sample], norm: Normalisers, iteration: int) -> dict[str, Tensor]:
+    def _forward(self, batch: list[BatchSample], norm: Normalisers, iteration: int) -> dict[str, Tensor]:
         """Losses of one accumulation step; an error on one process is raised on all."""
         problem = ""
         losses: dict[str, Tensor] = {}
@@ -311,7 +311,7 @@ class Stepper:
         self.scaler.update(scale)
         return scale
 
-    def losses(self, batch: list[Sample], norm: Normalisers | None = None) -> dict[str, Tensor]:
+    def losses(self, batch: list[BatchSample], norm: Normalisers | None = None) -> dict[str, Tensor]:
         """The model's losses of a batch, in the run's precision; without `norm` divided by the batch's own counts."""
         dtype = self.config.amp_dtype
         with torch.autocast(self.config.device, dtype or torch.bfloat16, enabled=dtype is not None):

@@ -13,7 +13,7 @@ from torch import nn
 from san.d2.api import comm, get_event_storage
 from san.d2.checkpoints.checkpointer import write_checkpoint
 from san.d2.data.bad_data import MAX_NAMED_FILES, write_json
-from san.d2.data.batches import Sample
+from san.d2.data.batches import BatchSample
 from san.d2.train.iteration import NonFiniteError, PendingLosses
 
 logger = logging.getLogger("san.d2.iteration_log")
@@ -22,7 +22,7 @@ StepSource = dict[str, list[Any]]
 """Where the samples of an accumulation step come from; see `sources_of`."""
 
 
-def sources_of(batches: Iterable[list[Sample]]) -> list[StepSource]:
+def sources_of(batches: Iterable[list[BatchSample]]) -> list[StepSource]:
     """What a dump says of batches, one per accumulation step: ``positions`` in the stream, and ``files``."""
     return [
         {"positions": [s.get("position") for s in batch], "files": [str(s.get("file_name")) for s in batch]}

@@ -31,7 +31,7 @@ from san.d2.checkpoints.trainer_state import (
 from san.d2.config.checks import AMP_DTYPES
 from san.d2.config.keys import solver_config
 from san.d2.data.bad_data import BadData
-from san.d2.data.batches import Batches, Sample
+from san.d2.data.batches import Batches, BatchSample
 from san.d2.data.datasets import check_distinct_classes, check_names, load_records
 from san.d2.data.train_data import stream_config, train_batches, training_records
 from san.d2.evaluate.evaluation import evaluate, summary
@@ -101,7 +101,7 @@ class Trainer(TrainerBase):
         self.resumed = False
         self._evaluated = False
         self._loader: Batches | None = None
-        self._batches: Iterator[list[Sample]] = iter(())
+        self._batches: Iterator[list[BatchSample]] = iter(())
         self.register_hooks(self.build_hooks())
         trained = sum(p.numel() for p in self.san.parameters() if p.requires_grad)
         logger.info("%d images of %s; %d parameters trained", len(self.records), self.info.name, trained)
@@ -200,7 +200,7 @@ class Trainer(TrainerBase):
             finally:
                 self._batches = iter(())  # ends the loading processes
 
-    def _next_batches(self) -> list[list[Sample]]:
+    def _next_batches(self) -> list[list[BatchSample]]:
         """The batches of an iteration, one per accumulation step; every process calls it.
 
         Raises:
@@ -209,7 +209,7 @@ class Trainer(TrainerBase):
             ValueError: too many samples cannot be read.
         """
         assert self._loader is not None
-        batches: list[list[Sample]] = []
+        batches: list[list[BatchSample]] = []
         with contextlib.suppress(stopping.StopRequested):  # the others do not know yet
             batches = [next(self._batches) for _ in range(self.stream.accumulation)]
         heard = comm.all_gather((stopping.requested(), self._loader.take_replaced()))
