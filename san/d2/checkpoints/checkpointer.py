@@ -132,7 +132,7 @@ class SANCheckpointer(DetectionCheckpointer):
                 try:
                     check(checkpoint.get(key))
                 except ValueError as error:
-                    raise ValueError(f"training cannot go on from checkpoint {self._source}: {error}") from error
+                    raise ValueError(f"training cannot resume from checkpoint {self._source}: {error}") from error
         goes_on = "trainer" in (self.loaded if self._asked is None else self._asked)
         self.model.load_state_dict(checkpoint if goes_on else with_average(checkpoint, self._source))
 
