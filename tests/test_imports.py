@@ -40,6 +40,9 @@ ROOMS: dict[str, set[str]] = {
     "predictor": {
         "model", "clip", "checkpoint", "data", "postprocess", "visualize", "hub", "segmentation", "vocabulary",
     },
+    "video": {
+        "model", "clip", "data", "postprocess", "segmentation", "predictor", "vocabulary", "evaluation", "visualize",
+    },
     "d2": {
         "allocator", "files", "clip", "model", "losses", "data", "visualize", "postprocess", "evaluation", "checkpoint",
         "predictor", "segmentation", "vocabulary", "hub", "part", "user_modules",

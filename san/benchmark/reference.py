@@ -46,10 +46,12 @@ class PlainSAN(SANModel):
         with PlainAttention():
             return super().propose(images)
 
-    def _recognise(self, clip: ShallowFeatures, biases: list[Tensor]) -> tuple[Tensor, ...]:
+    def _recognise(
+        self, clip: ShallowFeatures, biases: list[Tensor], sls_share: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
         """Embeddings (B, Q, E) per bias, one pass of CLIP's deep blocks for each."""
         recognise = super()._recognise
-        return tuple(embed for bias in biases for embed in recognise(clip, [bias]))
+        return tuple(embed for bias in biases for embed in recognise(clip, [bias], sls_share))
 
 
 class PlainAttention(TorchFunctionMode):

@@ -22,7 +22,7 @@ from san.clip.tokenizer import Tokenizer
 from san.clip.visual import DeepClip, ShallowClip, ShallowFeatures
 from san.errors import brief_repr
 from san.model.config import SANConfig, check_against, resolve
-from san.model.parts import BIAS_HEADS, MASK_HEADS, SCORERS, SLS_INITS
+from san.model.parts import BIAS_HEADS, MASK_HEADS, SCORERS, SLS_INITS, SideFeatures
 from san.model.side_adapter import SideAdapter
 
 
@@ -164,16 +164,32 @@ class SANModel(nn.Module):
 
     def propose(self, images: Tensor) -> list[MaskProposals]:
         """All that depends on the images (B, 3, H, W) alone, per supervised block; in evaluation the last one only."""
+        return self.propose_from(*self.features(images))
+
+    def features(self, images: Tensor) -> tuple[ShallowFeatures, list[SideFeatures]]:
+        """What shallow CLIP and the side network make of images (B, 3, H, W), the latter per supervised block."""
         # the scale factor, not a size, decides the sampling grid (guarded by tests/test_golden.py)
         clip_images = F.interpolate(
             images, scale_factor=self.config.clip.input_scale, mode="bilinear", align_corners=False, antialias=False
         )
         clip = self.shallow_clip(clip_images)
         blocks = self.config.side_adapter.supervised_blocks
-        side = self.side_adapter(images, clip, blocks if self.training else blocks[-1:])
+        return clip, self.side_adapter(images, clip, blocks if self.training else blocks[-1:])
+
+    def propose_from(
+        self, clip: ShallowFeatures, side: list[SideFeatures], sls_share: Tensor | None = None
+    ) -> list[MaskProposals]:
+        """`propose`, of the `features` of images.
+
+        Args:
+            clip: of shallow CLIP; only the last block's are used.
+            side: per supervised block. Its queries may be others, also in number, than the side network made.
+            sls_share: (P, Q), for queries (B, P, S) that are others: an [SLS] token starts as this mean of those that
+                the model's own Q queries have.
+        """
         masks = [self.mask_head(features) for features in side]
         biases = [self.bias_head(features, mask) for features, mask in zip(side, masks, strict=True)]
-        embeds = self._recognise(clip, biases)
+        embeds = self._recognise(clip, biases, sls_share)
         logits = [mask.logits for mask in masks]
         return [MaskProposals(*parts) for parts in zip(logits, biases, embeds, strict=True)]
 
@@ -182,13 +198,17 @@ class SANModel(nn.Module):
         class_logits = self.scorer(proposals.sls_embed, text_embed, self.text_classifier)
         return SANOutput(proposals.mask_logits, class_logits, proposals.attn_bias, proposals.sls_embed)
 
-    def _recognise(self, clip: ShallowFeatures, biases: list[Tensor]) -> tuple[Tensor, ...]:
+    def _recognise(
+        self, clip: ShallowFeatures, biases: list[Tensor], sls_share: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
         """Embeddings (B, Q, E) per bias (B, L, N, Q, h_s, w_s).
 
         [SLS] tokens do not see each other, so those of all supervised blocks go through CLIP's deep blocks in one pass.
         """
         class_token = clip.class_tokens[-1]
         sls = self.sls_init(class_token)
+        if sls_share is not None:
+            sls = sls_share.to(sls.dtype) @ sls  # (B, P, D)
         on_grid = torch.cat([self.bias_head.to_grid(bias, clip.grid) for bias in biases], dim=3)
         embed = self.deep_clip(class_token, clip.patch_tokens[-1], sls.repeat(1, len(biases), 1), on_grid)
         return tuple(embed.split(sls.shape[1], dim=1))
