@@ -30,7 +30,7 @@ DISTRIBUTIONS = {
     "PIL": "Pillow", "yaml": "PyYAML", "open_clip": "open_clip_torch", "fastapi": "gradio", "uvicorn": "gradio",
 }  # fmt: skip
 CHECKED_ROOMS = {"d2": "train", "visualize": "train", "demo": "demo"}  # by api.py, new_figure and build_app
-EXTRA_OF = {"demo": "demo"}  # all other commands need "train"
+EXTRA_OF = {"demo": "demo", "video": "video"}  # all other commands need "train"
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +138,17 @@ def test_the_distributions_hold_the_package_and_nothing_else(built, wheel):
 def test_a_base_installation_has_no_package_of_an_extra(base_environment):
     packages = {path.name for path in base_environment.iterdir()}
     assert {"san", "torch", "open_clip", "PIL"} <= packages
-    assert not packages & {"fvcore", "iopath", "matplotlib", "pycocotools", "scipy", "tensorboard", "wandb", "gradio"}
+    assert not packages & {
+        "fvcore",
+        "iopath",
+        "matplotlib",
+        "pycocotools",
+        "scipy",
+        "tensorboard",
+        "wandb",
+        "gradio",
+        "av",
+    }
 
 
 def test_a_base_installation_predicts_and_helps(answers):
@@ -157,7 +167,7 @@ def test_what_needs_an_extra_names_it_in_one_line(answers):
 
 def test_every_imported_package_is_declared_where_it_is_needed(requires):
     """Also those that another package brings; and what `require_extra` checks is in the extra that it names."""
-    declared: dict[str, set[str]] = {"": set(), "train": set(), "demo": set()}
+    declared: dict[str, set[str]] = {"": set(), "train": set(), "demo": set(), "video": set()}
     for requirement in map(Requirement, requires):
         for extra, names in declared.items():
             if requirement.marker is None or (extra and requirement.marker.evaluate({"extra": extra})):

@@ -67,6 +67,7 @@ DOORS = {
     "open_clip": "san/clip/open_clip_adapter.py",
     "ftfy": "san/clip/vocabulary.py",
     "regex": "san/clip/vocabulary.py",
+    "av": "san/video/files.py",
 }
 # Packages that only one room may import, and then in few files.
 GUESTS = {

@@ -11,6 +11,9 @@ from pathlib import Path
 from san.data.image_files import UNREAD_ENDINGS, image_endings
 from san.data.listing import Skipped, describe_skipped, list_files
 
+VIDEO_ENDINGS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
+"""Of files that are no pictures, though some reader of Pillow's might be tried on them."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -45,7 +48,7 @@ def find_jobs(inputs: Sequence[Path], out: Path, *, recursive: bool = False) -> 
 
     Raises:
         FileNotFoundError: an input does not exist.
-        ValueError: a folder holds no image, or is `out` itself.
+        ValueError: a folder holds no image, or is `out` itself; or a file is a video.
     """
     jobs: list[Job] = []
     skipped: list[Skipped] = []
@@ -63,6 +66,8 @@ def find_jobs(inputs: Sequence[Path], out: Path, *, recursive: bool = False) -> 
             jobs += [Job(path, out / path.relative_to(given).with_suffix("")) for path in found]
             skipped += left_out
         elif os.path.lexists(given):
+            if _ending(given.name) in VIDEO_ENDINGS:
+                raise ValueError(f"{str(given)!r} is a video; use `san video`, which takes the same words and models")
             jobs.append(Job(given, out / given.stem))
         else:
             raise FileNotFoundError(f"no image or folder at {str(given)!r}; check the path")

@@ -23,6 +23,7 @@ DONE, ERROR, USAGE = 0, 1, 2
 
 COMMANDS = {
     "predict": "masks for words: pictures or whole folders of them",
+    "video": "the same for the frames of videos",
     "demo": "the same as a page in the browser",
     "models": "what there is, its size and licence, and whether it is on this machine",
     "train": "train a model, and evaluate it",

@@ -41,6 +41,13 @@ def path_option(text: str) -> Path:
     return Path(place_option(text))
 
 
+def positive_option(text: str) -> int:
+    """An option's value that is a number of things."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of 1 or more")
+    return int(text)
+
+
 def png_option(text: str) -> Path:
     """`path_option` of a picture that matplotlib draws."""
     path = path_option(text)

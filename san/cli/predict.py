@@ -27,7 +27,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from san.cli.jobs import Job, find_jobs, prepare_output, refuse_collisions, unfinished
-from san.cli.options import add_model_options, add_word_options, load_predictor, parse_words, path_option, read_words
+from san.cli.options import (
+    add_model_options,
+    add_word_options,
+    load_predictor,
+    parse_words,
+    path_option,
+    positive_option,
+    read_words,
+)
 from san.cli.pipeline import Line, run_line, write_results
 from san.data.listing import describe_skipped
 from san.errors import one_line, printable
@@ -47,23 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "images", nargs="+", type=path_option, metavar="IMAGE_OR_FOLDER", help="pictures, folders of them"
     )
-    words = parser.add_argument_group("words (one of --vocab, --vocab-file, --label-set, --dataset)")
-    add_word_options(words)
-    words.add_argument("--label-set", metavar="NAME", help="all classes of a label set, such as ade20k_150")
-    words.add_argument("--dataset", type=path_option, metavar="FILE", help="the classes of a data set's YAML file")
-    words.add_argument(
-        "--context",
-        metavar="NAME_OR_WORDS",
-        help="label set or words that compete for pixels too, unless already among the classes; shown as what they are",
-    )
-    words.add_argument("--none-of-these", action="store_true", help="pixels that fit no class are left without one")
-    words.add_argument(
-        "--threshold",
-        type=float,
-        default=0.0,
-        metavar="SCORE",
-        help="so are pixels whose best score is below this; around 1 where the model is sure (default: %(default)s)",
-    )
+    add_vocabulary_options(parser)
     add_model_options(parser)
     output = parser.add_argument_group("results")
     output.add_argument(
@@ -83,14 +75,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     work = parser.add_argument_group("work")
     work.add_argument("--recursive", action="store_true", help="take sub-folders too; --out gets the same ones")
     work.add_argument(
-        "--batch-size", type=_positive, default=1, metavar="N", help="pictures per pass (default: %(default)s)"
+        "--batch-size", type=positive_option, default=1, metavar="N", help="pictures per pass (default: %(default)s)"
     )
     work.add_argument(
         "--workers",
-        type=_positive,
+        type=positive_option,
         default=2,
         metavar="N",
         help="threads that read, and as many that write (default: %(default)s)",
+    )
+
+
+def add_vocabulary_options(parser: argparse.ArgumentParser) -> None:
+    """The words, and which pixels have none of them: what `read_vocabulary` reads, --none-of-these and --threshold."""
+    words = parser.add_argument_group("words (one of --vocab, --vocab-file, --label-set, --dataset)")
+    add_word_options(words)
+    words.add_argument("--label-set", metavar="NAME", help="all classes of a label set, such as ade20k_150")
+    words.add_argument("--dataset", type=path_option, metavar="FILE", help="the classes of a data set's YAML file")
+    words.add_argument(
+        "--context",
+        metavar="NAME_OR_WORDS",
+        help="label set or words that compete for pixels too, unless already among the classes; shown as what they are",
+    )
+    words.add_argument("--none-of-these", action="store_true", help="pixels that fit no class are left without one")
+    words.add_argument(
+        "--threshold",
+        type=float,
+        default=0.0,
+        metavar="SCORE",
+        help="so are pixels whose best score is below this; around 1 where the model is sure (default: %(default)s)",
     )
 
 
@@ -214,9 +227,3 @@ def _formats(text: str) -> tuple[str, ...]:
     if unknown:
         raise argparse.ArgumentTypeError(f"no format {unknown[0]!r}; choose of {', '.join(FORMATS)}")
     return names
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of 1 or more")
-    return int(text)

@@ -1,0 +1,390 @@
+"""Video files: frames decoded in the background, and an overlay encoded beside a copy of the sound.
+
+The one file that imports PyAV, FFmpeg's binding. (H, W) frame, upright.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections import deque
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from san.data.image_files import MAX_PIXELS
+from san.errors import require_extra
+from san.files import replacing
+
+Item = TypeVar("Item")
+
+ENCODERS = ("libx264", "libopenh264")
+MP4_SOUND = ("aac", "ac3", "alac", "eac3", "flac", "mp3", "opus")
+"""Codecs of sound that an MP4 file may hold; sound of others is copied into a Matroska file."""
+
+_AHEAD = 16  # frames decoded before they are asked for
+_BT709 = 1  # FFmpeg's number of the colour space, primaries and curve of HD video
+_LIMITED = 1  # and of the range 16..235
+_NO_OTHER_FILES = {"protocol_whitelist": "none"}  # a playlist in disguise opens nothing, here or on the network
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What a file says of its video.
+
+    Attributes:
+        size: (H, W) in pixels, upright.
+        rate: frames per second on average.
+        time_base: the unit of `VideoFrame.time`, in seconds.
+        num_frames: about how many there are; None where the file does not say.
+        sound: codecs of the audio streams.
+        pixel_aspect: width over height of a pixel.
+    """
+
+    size: tuple[int, int]
+    rate: Fraction
+    time_base: Fraction
+    num_frames: int | None
+    sound: tuple[str, ...]
+    pixel_aspect: Fraction = Fraction(1)
+
+    @property
+    def ending(self) -> str:
+        """Of a file that can hold this video's sound."""
+        return ".mp4" if set(self.sound) <= set(MP4_SOUND) else ".mkv"
+
+
+@dataclass(frozen=True, eq=False)
+class VideoFrame:
+    """One frame: pixels (H, W, 3) uint8 RGB, and the time at which it is shown, in `VideoInfo.time_base`."""
+
+    pixels: npt.NDArray[np.uint8]
+    time: int
+
+
+class VideoReader:
+    """The first video stream of a file, frame by frame.
+
+    Packets that cannot be decoded are left out. Reading ends where nothing more can be read, or where the frames change
+    their size.
+
+    Args:
+        path: the file, of any format that FFmpeg reads.
+        max_pixels: larger frames are refused; None takes any.
+
+    Attributes:
+        info: what the file says.
+        problems: what could not be read, in words; complete once all frames are read.
+
+    Raises:
+        MissingExtraError: PyAV is not installed.
+        ValueError: it is no video, has no frame, or its frames are too large.
+        OSError: the file cannot be opened.
+    """
+
+    def __init__(self, path: str | Path, *, max_pixels: int | None = MAX_PIXELS) -> None:
+        self.path = Path(path)
+        self.problems: list[str] = []
+        self._av = _import_av()
+        self._file = open(path, "rb")  # noqa: SIM115, closed by close
+        try:
+            self._container = _open_container(self._av, self._file, self.path)
+            self._stream = self._video_stream(max_pixels)
+            self._decoded = self._decode()
+            self._first = next(self._decoded, None)
+            if self._first is None:
+                reason = f" ({self.problems[0]})" if self.problems else ""
+                raise ValueError(f"{str(path)!r} holds no video frame that can be read{reason}; give another video")
+            self.info = self._describe(self._first)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> VideoReader:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the file."""
+        if hasattr(self, "_container"):
+            self._container.close()
+        self._file.close()
+
+    def frames(self) -> Generator[VideoFrame, None, None]:
+        """The frames in order, decoded ahead in a thread; to be called once."""
+        return in_background(self._upright(), _AHEAD)
+
+    def _upright(self) -> Iterator[VideoFrame]:
+        last = None
+        number = 0
+        frame = self._first
+        self._first = None
+        step = max(1, round(1 / (self.info.rate * self.info.time_base)))
+        while frame is not None:
+            if self._has_changed(frame, number):
+                return
+            time = frame.pts if frame.pts is not None else (0 if last is None else last + step)
+            time = time if last is None else max(time, last + 1)
+            pixels = frame.to_ndarray(format="rgb24")
+            yield VideoFrame(np.ascontiguousarray(np.rot90(pixels, _quarter_turns(frame))), time)
+            last, number = time, number + 1
+            frame = next(self._decoded, None)
+        if self._num_packets < self._stream.frames:
+            self.problems.append(
+                f"the file ends after {self._num_packets} of the {self._stream.frames} frames that it says it has"
+            )
+        elif not self._stream.frames and (rest := self._promised() - (last or 0) * float(self.info.time_base)) > 1:
+            self.problems.append(f"the file ends {rest:.2f} s before the end that it says it has")
+
+    def _promised(self) -> float:
+        """When the video ends, in seconds, as far as a file that does not count frames says it; else 0."""
+        if "DURATION" in self._stream.metadata:  # Matroska
+            hours, minutes, seconds = self._stream.metadata["DURATION"].split(":")
+            return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
+        alone = len(self._container.streams) == 1 and self._container.duration
+        return self._container.duration / self._av.time_base if alone else 0.0
+
+    def _has_changed(self, frame: Any, number: int) -> bool:
+        """Whether a frame has another size than the first; notes that."""
+        height, width = _upright_size(frame)
+        if (height, width) == self.info.size:
+            return False
+        self.problems.append(
+            f"frame {number}{_at(frame.time)} has {width} x {height} pixels, those before it {self.info.size[1]} x "
+            f"{self.info.size[0]}; the rest is left out: cut the video into parts of one size"
+        )
+        return True
+
+    def _decode(self) -> Iterator[Any]:
+        """PyAV's frames; what cannot be decoded is noted."""
+        self._num_packets = 0
+        missing, damaged = _Places("packets that cannot be decoded and are left out"), _Places("damaged frames")
+        packets = self._container.demux(self._stream)
+        while True:
+            try:
+                packet = next(packets, None)
+            except (self._av.FFmpegError, OSError) as error:
+                self.problems.append(f"nothing can be read after {self._num_packets} packets: {_reason(error)}")
+                break
+            if packet is None:
+                break
+            self._num_packets += packet.size > 0
+            try:
+                frames = packet.decode()
+            except self._av.FFmpegError:
+                missing.add(None if packet.pts is None else float(packet.pts * packet.time_base))
+                continue
+            for frame in frames:
+                if frame.is_corrupt:
+                    damaged.add(frame.time)
+                yield frame
+        self.problems += [each.text() for each in (missing, damaged) if each.count]
+
+    def _video_stream(self, max_pixels: int | None) -> Any:
+        if not self._container.streams.video:
+            raise ValueError(f"{str(self.path)!r} holds no video; give a file with a video stream")
+        stream = self._container.streams.video[0]
+        stream.thread_type = "AUTO"
+        height, width = stream.codec_context.height, stream.codec_context.width
+        if max_pixels is not None and height * width > max_pixels:
+            raise ValueError(
+                f"the frames of {str(self.path)!r} have {width} x {height} pixels, at most {max_pixels:,} are read; "
+                "make it smaller"
+            )
+        return stream
+
+    def _describe(self, first: Any) -> VideoInfo:
+        stream = self._stream
+        rate = stream.average_rate or stream.guessed_rate or Fraction(25)
+        time_base = stream.time_base or 1 / rate
+        num_frames = stream.frames or None
+        if num_frames is None and stream.duration:
+            num_frames = round(stream.duration * time_base * rate)
+        elif num_frames is None and self._container.duration:
+            num_frames = round(Fraction(self._container.duration, self._av.time_base) * rate)
+        aspect = stream.sample_aspect_ratio or Fraction(1)
+        return VideoInfo(
+            size=_upright_size(first),
+            rate=rate,
+            time_base=time_base,
+            num_frames=num_frames,
+            sound=tuple(each.codec_context.codec.canonical_name for each in self._container.streams.audio),
+            pixel_aspect=1 / aspect if _quarter_turns(first) % 2 else aspect,
+        )
+
+
+class VideoWriter:
+    """An H.264 file with the sound of another, which is copied as it is.
+
+    Leaving the context finishes the file, also after an error: what was written can be played. A file without a frame
+    does not appear. Frames of an odd height or width get a row or column more, as H.264's usual form needs even ones.
+
+    Args:
+        path: the file, ending in `VideoInfo.ending`; one that is there is replaced.
+        info: of the video that it is made of.
+        sound_of: the file whose sound is copied, up to the last frame's end where the video was not read to its own.
+
+    Attributes:
+        problems: what of the sound could not be copied, in words; complete once the context is left.
+    """
+
+    def __init__(self, path: Path, info: VideoInfo, sound_of: Path) -> None:
+        self.problems: list[str] = []
+        self._av = _import_av()
+        self._path, self._info, self._sound_of = path, info, sound_of
+        self._num_frames, self._end = 0, Fraction(0)
+        self.whole = False
+        """Set to true when all frames are written: the sound is then copied to its end."""
+
+    def __enter__(self) -> VideoWriter:
+        self._stack = contextlib.ExitStack()
+        try:
+            partial = self._stack.enter_context(replacing(self._path))
+            self._container = self._stack.enter_context(self._av.open(str(partial), "w"))
+            self._stream = self._video_stream()
+            self._sound = self._copied_sound()
+            self._stack.callback(self._sound.close)
+            self._next_sound = next(self._sound, None)  # the streams are made before the first frame
+        except BaseException as error:
+            self._stack.__exit__(type(error), error, error.__traceback__)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._num_frames:
+            missing = error or ValueError("no frame")
+            with contextlib.suppress(Exception):
+                self._stack.__exit__(type(missing), missing, None)
+            return
+        with self._stack:
+            self._container.mux(self._stream.encode(None))
+            self._copy_sound(None if self.whole else self._end)
+
+    def write(self, frame: VideoFrame) -> None:
+        """The next frame; its time is later than that of the one before."""
+        info = self._info
+        height, width = frame.pixels.shape[:2]
+        even = np.pad(frame.pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+        picture = self._av.VideoFrame.from_ndarray(even, format="rgb24")
+        picture = picture.reformat(format="yuv420p", dst_colorspace="ITU709")
+        picture.pts, picture.time_base = frame.time, info.time_base
+        self._container.mux(self._stream.encode(picture))
+        self._num_frames += 1
+        self._end = frame.time * info.time_base + 1 / info.rate
+        self._copy_sound(self._end)
+
+    def _video_stream(self) -> Any:
+        for name in ENCODERS:
+            with contextlib.suppress(self._av.FFmpegError, ValueError):
+                stream = self._container.add_stream(name, rate=self._info.rate)
+                break
+        else:
+            raise ValueError(f"this PyAV has no H.264 encoder ({', '.join(ENCODERS)}); install it with pip install av")
+        height, width = self._info.size
+        stream.height, stream.width = height + height % 2, width + width % 2
+        stream.pix_fmt = "yuv420p"
+        context = stream.codec_context
+        context.time_base = self._info.time_base
+        context.sample_aspect_ratio = self._info.pixel_aspect
+        context.colorspace = context.color_primaries = context.color_trc = _BT709
+        context.color_range = _LIMITED
+        if name == "libx264":
+            stream.options = {"crf": "20", "preset": "veryfast"}
+        return stream
+
+    def _copied_sound(self) -> Generator[Fraction, None, None]:
+        """Copies packet by packet; yields the time of the next one before it is copied, first of all 0."""
+        if not self._info.sound:
+            return
+        with open(self._sound_of, "rb") as file, _open_container(self._av, file, self._sound_of) as source:
+            streams = {each.index: self._container.add_stream_from_template(each) for each in source.streams.audio}
+            yield Fraction(0)
+            for packet in source.demux(*source.streams.audio):
+                if packet.dts is None:
+                    continue  # ends a stream
+                yield packet.dts * packet.time_base
+                packet.stream = streams[packet.stream.index]
+                self._container.mux(packet)
+
+    def _copy_sound(self, until: Fraction | None) -> None:
+        """Copies what begins before a time, or all."""
+        while self._next_sound is not None and (until is None or self._next_sound < until):
+            try:
+                self._next_sound = next(self._sound, None)
+            except (self._av.FFmpegError, OSError, ValueError) as error:
+                self.problems.append(f"the sound cannot be copied further: {_reason(error)}")
+                self._next_sound = None
+
+
+class _Places:
+    """A number of things, and the times of the first and the last."""
+
+    def __init__(self, what: str) -> None:
+        self.what, self.count = what, 0
+        self.times: list[float] = []
+
+    def add(self, time: float | None) -> None:
+        self.count += 1
+        if time is not None:
+            self.times = [min([time, *self.times]), max([time, *self.times])]
+
+    def text(self) -> str:
+        where = f", from {self.times[0]:.2f} s to {self.times[1]:.2f} s" if self.times else ""
+        return f"{self.what}: {self.count}{where}"
+
+
+def in_background(items: Iterator[Item], ahead: int) -> Generator[Item, None, None]:
+    """The items of an iterator, which runs in a thread of its own and is so many items ahead at most."""
+    end: Any = object()
+    with contextlib.ExitStack() as stack:
+        pool = ThreadPoolExecutor(1, thread_name_prefix="san-decode")
+        stack.callback(pool.shutdown, wait=True, cancel_futures=True)
+        waiting = deque(pool.submit(next, items, end) for _ in range(ahead))
+        while (item := waiting.popleft().result()) is not end:
+            waiting.append(pool.submit(next, items, end))
+            yield item
+
+
+def _import_av() -> Any:
+    require_extra("video", "reading and writing videos", "av")
+    return importlib.import_module("av")
+
+
+def _open_container(av: Any, file: Any, path: Path) -> Any:
+    try:
+        return av.open(file, options=_NO_OTHER_FILES)
+    except (av.FFmpegError, ValueError, OSError) as error:
+        raise ValueError(
+            f"{str(path)!r} cannot be read as a video ({_reason(error)}); give a file that FFmpeg reads"
+        ) from error
+
+
+def _quarter_turns(frame: Any) -> int:
+    """How often a frame must be turned counter-clockwise by 90 degrees to be upright."""
+    return int(round(frame.rotation / 90) % 4)
+
+
+def _upright_size(frame: Any) -> tuple[int, int]:
+    """(H, W)."""
+    size = (frame.height, frame.width)
+    return size[::-1] if _quarter_turns(frame) % 2 else size
+
+
+def _reason(error: BaseException) -> str:
+    """An error's text, without FFmpeg's number."""
+    return getattr(error, "strerror", None) or str(error)
+
+
+def _at(time: float | None) -> str:
+    return "" if time is None else f" ({time:.2f} s)"

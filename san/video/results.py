@@ -1,0 +1,153 @@
+"""What a segmented video leaves behind: an overlay video, a label map per frame, and a record; made in the background.
+
+(H, W) frame.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from san.files import replacing, write_text
+from san.segmentation import Segmentation
+from san.video.files import VideoFrame, VideoInfo, VideoWriter
+from san.visualize import overlay
+from san.visualize.palette import palette
+from san.vocabulary import Vocabulary
+
+VIDEO_FORMATS = ("overlay", "labels", "json")
+"""What can be written: ``_overlay.mp4`` (or ``.mkv``), ``_labels/000000.png`` and so on, ``.json``."""
+
+
+class VideoResults:
+    """Writes results frame by frame: pictures are made in some threads, and encoded in one more.
+
+    Leaving the context finishes the files, also after an error: what was added before is kept.
+
+    Args:
+        stem: how the files' names begin, with the folder.
+        formats: of `VIDEO_FORMATS`.
+        source: the video file.
+        info: of it.
+        vocabulary: the classes.
+        workers: threads that make pictures.
+        tags: write names of classes into the overlay.
+
+    Attributes:
+        num_frames: added so far.
+        problems: what could not be read or written, in words; the record names them.
+        settings: plain data about how the results were made, for the record.
+    """
+
+    def __init__(
+        self,
+        stem: Path,
+        formats: tuple[str, ...],
+        source: Path,
+        info: VideoInfo,
+        vocabulary: Vocabulary,
+        *,
+        workers: int = 2,
+        tags: bool = False,
+    ) -> None:
+        self.num_frames = 0
+        self.problems: list[str] = []
+        self.settings: Mapping[str, Any] = {}
+        self._stem, self._formats, self._source, self._info = stem, formats, source, info
+        self._vocabulary, self._workers, self._tags = vocabulary, workers, tags
+        self._counts = np.zeros(len(vocabulary) + 1, np.int64)  # pixels per class, and of none
+        self._waiting: deque[Future[None]] = deque()
+        self._writer: VideoWriter | None = None
+
+    def __enter__(self) -> VideoResults:
+        self._stack = ExitStack()
+        with ExitStack() as stack:
+            if "labels" in self._formats:
+                self._label_file(0).parent.mkdir(parents=True, exist_ok=True)
+                for old in self._label_file(0).parent.glob("[0-9]" * 6 + "*.png"):  # of a longer video, perhaps
+                    old.unlink()
+            if "overlay" in self._formats:
+                target = self._stem.with_name(f"{self._stem.name}_overlay{self._info.ending}")
+                self._writer = stack.enter_context(VideoWriter(target, self._info, self._source))
+            self._encoder = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="san-encode"))
+            self._painters = stack.enter_context(ThreadPoolExecutor(self._workers, thread_name_prefix="san-paint"))
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            while self._waiting:
+                self._waiting.popleft().result()
+            if self._writer is not None:
+                self._writer.whole = error is None and not self.problems
+        except BaseException as late:
+            self._stack.__exit__(type(late), late, late.__traceback__)
+            raise
+        self._stack.__exit__(kind, error, trace)
+        if self._writer is not None:
+            self.problems += self._writer.problems
+        if "json" in self._formats and self.num_frames:
+            self._write_record([*self.problems, *([str(error) or type(error).__name__] if error else [])])
+
+    def add(self, result: Segmentation, time: int) -> None:
+        """The next frame's result, and its time.
+
+        Raises:
+            OSError: an earlier one could not be written.
+        """
+        while len(self._waiting) >= 4 * self._workers or (self._waiting and self._waiting[0].done()):
+            self._waiting.popleft().result()
+        self._counts += np.bincount(result.labels.ravel() % len(self._counts), minlength=len(self._counts))
+        painted = self._painters.submit(self._paint, result, self.num_frames)
+        self._waiting.append(self._encoder.submit(self._encode, painted, time))
+        self.num_frames += 1
+
+    def _paint(self, result: Segmentation, number: int) -> npt.NDArray[np.uint8] | None:
+        if "labels" in self._formats:
+            with replacing(self._label_file(number)) as file:
+                result.label_image().save(file, "PNG")
+        if self._writer is None:
+            return None
+        return overlay(result.image, result.labels, result.names, tags=self._tags)
+
+    def _encode(self, painted: Future[npt.NDArray[np.uint8] | None], time: int) -> None:
+        picture = painted.result()
+        if self._writer is not None and picture is not None:
+            self._writer.write(VideoFrame(picture, time))
+
+    def _label_file(self, number: int) -> Path:
+        return self._stem.with_name(f"{self._stem.name}_labels") / f"{number:06d}.png"
+
+    def _write_record(self, problems: list[str]) -> None:
+        height, width = self._info.size
+        shares = (self._counts / max(1, self._counts.sum())).tolist()
+        colors = palette(self._vocabulary.names).tolist()
+        record = {
+            "video": str(self._source),
+            "height": height,
+            "width": width,
+            "frames": self.num_frames,
+            "frames_per_second": float(Fraction(self._info.rate)),
+            "settings": dict(self.settings),
+            "problems": problems,
+            "classes": [
+                {"index": index, "name": each.name, "color": colors[index], "share": shares[index]}
+                for index, each in enumerate(self._vocabulary.classes)
+            ],
+            "none_share": shares[-1],
+        }
+        path = self._stem.with_name(f"{self._stem.name}.json")
+        with replacing(path) as file:
+            write_text(file, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
