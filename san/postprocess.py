@@ -2,6 +2,9 @@
 
 Legend: Q queries, C classes, (h_s, w_s) side grid, (H, W) requested output; a band is a run of output rows.
 
+A result may come from several predictions of an image: of several scales, mirror images or models, each a `View`. The
+mean of their scores is one sum over the queries of all of them, so it is made band by band like that of one.
+
 Both resizes of docs/method.md#7.1 are linear and act on rows and columns separately, so each axis is one small matrix,
 and any block of the output can be made alone: memory stays bounded whatever the output size, its sides and the
 vocabulary.
@@ -9,13 +12,16 @@ vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from san.errors import brief_repr
 from san.torch_defaults import torch_defaults
 
 _BLOCK_SIDE = 8192  # output pixels along each side of a block, which is made band by band
@@ -50,7 +56,27 @@ class Geometry:
             raise ValueError(f"image_size {self.image_size} and output_size {self.output_size} must be positive")
 
 
-@torch_defaults()
+@dataclass(frozen=True, eq=False)
+class View:
+    """One prediction of an image: by one model, at one scale, of the image or of its mirror image.
+
+    Attributes:
+        mask_logits: (Q, h_s, w_s), before the sigmoid.
+        class_logits: (Q, C+1), the last column "no object".
+        geometry: sizes of the network's input, of the image in it, and of the result.
+        mirrored: whether left and right were exchanged in the network's input; the result is turned back.
+        weight: of this view in the mean over several, 0 or more.
+    """
+
+    mask_logits: Tensor
+    class_logits: Tensor
+    geometry: Geometry
+    mirrored: bool = False
+    weight: float = 1.0
+
+    __repr__ = brief_repr
+
+
 def semantic_scores(mask_logits: Tensor, class_logits: Tensor, geometry: Geometry, *, shrink: int = 1) -> Tensor:
     """Score of every class at every pixel: sum over queries of softmax(class) * sigmoid(mask), background dropped.
 
@@ -66,48 +92,58 @@ def semantic_scores(mask_logits: Tensor, class_logits: Tensor, geometry: Geometr
     Raises:
         ValueError: shapes that do not fit each other.
     """
-    class_probs = _class_probs(mask_logits, class_logits)[:, :-1]  # (Q, C)
-    num_rows = _rows_of_band(_BAND_VALUES // shrink, class_probs, geometry)
-    scores = torch.empty(class_probs.shape[1], *geometry.output_size, device=mask_logits.device)
-    for rows, columns, mask_probs in mask_bands(mask_logits, geometry, num_rows):
+    return mean_scores([View(mask_logits, class_logits, geometry)], shrink=shrink)
+
+
+def semantic_labels(mask_logits: Tensor, class_logits: Tensor, geometry: Geometry, *, shrink: int = 1) -> Tensor:
+    """Class (H, W) int64 of every pixel: the argmax of `semantic_scores`, without ever holding C x H x W scores.
+
+    Of equal scores the first class wins, as in `torch.argmax`.
+    """
+    return mean_labels([View(mask_logits, class_logits, geometry)], shrink=shrink)[0]
+
+
+@torch_defaults()
+def mean_scores(views: Sequence[View], *, shrink: int = 1) -> Tensor:
+    """The weighted mean of the `semantic_scores` of several views of one image.
+
+    Args:
+        views: at least one; all with the same classes and output size.
+        shrink: factor by which the bands are lower than usual, where memory is short.
+
+    Returns:
+        (C, H, W) float32.
+
+    Raises:
+        ValueError: no view, shapes that do not fit each other, or weights that have no mean.
+    """
+    class_probs = _class_probs(views)[:, :-1]  # (Q, C)
+    num_rows = _rows_of_band(_BAND_VALUES // shrink, class_probs, views)
+    scores = torch.empty(class_probs.shape[1], *views[0].geometry.output_size, device=class_probs.device)
+    for rows, columns, mask_probs in mask_bands(views, num_rows):
         scores[:, rows, columns] = torch.einsum("qc,qhw->chw", class_probs, mask_probs)
     return scores
 
 
-def semantic_labels(mask_logits: Tensor, class_logits: Tensor, geometry: Geometry, *, shrink: int = 1) -> Tensor:
-    """Class of every pixel: the argmax of `semantic_scores`, without ever holding C x H x W scores.
-
-    Args:
-        mask_logits: (Q, h_s, w_s), before the sigmoid.
-        class_logits: (Q, C+1), the last column "no object".
-        geometry: sizes of the network's input, of the image in it, and of the result.
-        shrink: factor by which the bands are lower than usual, where memory is short.
-
-    Returns:
-        (H, W) int64; of equal scores the first class wins, as in `torch.argmax`.
-
-    Raises:
-        ValueError: shapes that do not fit each other.
-    """
-    return labels_and_scores(mask_logits, class_logits, geometry, shrink=shrink)[0]
+def labels_and_scores(
+    mask_logits: Tensor, class_logits: Tensor, geometry: Geometry, **options: Any
+) -> tuple[Tensor, Tensor]:
+    """The `mean_labels` of one prediction, whose arguments are those of `semantic_scores` and further of that."""
+    return mean_labels([View(mask_logits, class_logits, geometry)], **options)
 
 
 @torch_defaults()
-def labels_and_scores(
-    mask_logits: Tensor,
-    class_logits: Tensor,
-    geometry: Geometry,
+def mean_labels(
+    views: Sequence[View],
     *,
     threshold: float = 0.0,
     none_of_these: bool = False,
     shrink: int = 1,
 ) -> tuple[Tensor, Tensor]:
-    """Class of every pixel as `semantic_labels` gives it, or -1 for "none of these", and the score of the best class.
+    """The class with the highest of the `mean_scores` at every pixel, or -1 for "none of these", and its score.
 
     Args:
-        mask_logits: (Q, h_s, w_s), before the sigmoid.
-        class_logits: (Q, C+1), the last column "no object".
-        geometry: sizes of the network's input, of the image in it, and of the result.
+        views: at least one; all with the same classes and output size.
         threshold: a pixel whose best score is below it is none of the classes.
         none_of_these: "no object" takes part as if it were a class: where its score exceeds that of every class, a
             pixel is none of them.
@@ -117,17 +153,18 @@ def labels_and_scores(
         labels (H, W) int64, and (H, W) float32, the best class's score, also where the label is -1.
 
     Raises:
-        ValueError: shapes that do not fit each other.
+        ValueError: no view, shapes that do not fit each other, or weights that have no mean.
     """
-    class_probs = _class_probs(mask_logits, class_logits).t().contiguous()  # (C+1, Q)
+    class_probs = _class_probs(views).t().contiguous()  # (C+1, Q)
     class_probs, no_object = class_probs[:-1], class_probs[-1]
-    on_cpu, num_queries = mask_logits.device.type == "cpu", class_probs.shape[1]
+    on_cpu, num_queries = class_probs.device.type == "cpu", class_probs.shape[1]
     prune = on_cpu and len(class_probs) > min(_FEW_CLASSES, 1.5 * num_queries)
     band_values = (min(_BAND_VALUES, _CACHED_VALUES) if on_cpu else _BAND_VALUES) // shrink
-    num_rows = _TILE * _TILE_ROWS if prune else _rows_of_band(band_values, class_probs, geometry)
-    labels = torch.empty(geometry.output_size, dtype=torch.int64, device=mask_logits.device)
-    best = torch.empty(geometry.output_size, device=mask_logits.device)
-    for rows, columns, mask_probs in mask_bands(mask_logits, geometry, num_rows):
+    num_rows = _TILE * _TILE_ROWS if prune else _rows_of_band(band_values, class_probs, views)
+    output_size = views[0].geometry.output_size
+    labels = torch.empty(output_size, dtype=torch.int64, device=class_probs.device)
+    best = torch.empty(output_size, device=class_probs.device)
+    for rows, columns, mask_probs in mask_bands(views, num_rows):
         pixels = mask_probs.flatten(1)  # (Q, rows * W)
         if prune:
             score, label = _best_of_tiles(class_probs, mask_probs, band_values)
@@ -141,9 +178,15 @@ def labels_and_scores(
     return labels, best
 
 
-def _rows_of_band(max_values: int, class_probs: Tensor, geometry: Geometry) -> int:
+def _rows_of_band(max_values: int, class_probs: Tensor, views: Sequence[View]) -> int:
     """How high a band is, whose mask probabilities and scores are about `max_values`."""
-    return max(1, max_values // (sum(class_probs.shape) * min(geometry.output_size[1], _BLOCK_SIDE)))
+    width = min(views[0].geometry.output_size[1], _block_width(views))
+    return max(1, max_values // (sum(class_probs.shape) * width))
+
+
+def _block_width(views: Sequence[View]) -> int:
+    """Columns of a block: the fewer, the more views have their masks in it."""
+    return max(1, _BLOCK_SIDE // len(views))
 
 
 def _best_class(class_probs: Tensor, pixels: Tensor, max_values: int) -> tuple[Tensor, Tensor]:
@@ -256,38 +299,67 @@ def resized_masks(mask_logits: Tensor, geometry: Geometry) -> Tensor:
     return rows @ mask_logits.float() @ columns.T
 
 
-def _class_probs(mask_logits: Tensor, class_logits: Tensor) -> Tensor:
-    """(Q, C+1) float32."""
-    if mask_logits.ndim != 3 or class_logits.ndim != 2 or len(mask_logits) != len(class_logits):
-        raise ValueError(
-            f"mask_logits {tuple(mask_logits.shape)} and class_logits {tuple(class_logits.shape)} must be "
-            "(Q, h_s, w_s) and (Q, C+1) of one image; take one image of the batch"
-        )
-    if class_logits.shape[1] < 2:
-        raise ValueError("class_logits has no class but the background; give at least one class name")
-    return class_logits.float().softmax(dim=-1)
+def _class_probs(views: Sequence[View]) -> Tensor:
+    """(Q, C+1) float32 of the queries of all views, those of a view times its share of the weights."""
+    if not views:
+        raise ValueError("there is no view to make a result of; give at least one")
+    total = sum(view.weight for view in views)
+    if not (all(view.weight >= 0 for view in views) and 0 < total < math.inf):
+        raise ValueError(f"the weights are {[view.weight for view in views]}; give numbers of 0 or more, not all 0")
+    for view in views:
+        masks, classes = tuple(view.mask_logits.shape), tuple(view.class_logits.shape)
+        if len(masks) != 3 or len(classes) != 2 or masks[0] != classes[0]:
+            raise ValueError(
+                f"mask_logits {masks} and class_logits {classes} must be (Q, h_s, w_s) and (Q, C+1) of one image; take "
+                "one image of the batch"
+            )
+        if classes[1] < 2:
+            raise ValueError("class_logits has no class but the background; give at least one class name")
+        if classes[1] != views[0].class_logits.shape[1]:
+            found = sorted({each.class_logits.shape[1] - 1 for each in views})
+            raise ValueError(f"views have {found} classes; give all of them one vocabulary")
+        if view.geometry.output_size != views[0].geometry.output_size:
+            sizes = [each.geometry.output_size for each in views]
+            raise ValueError(f"views have the output sizes {sizes}; give all of them one")
+    probs = [view.class_logits.float().softmax(dim=-1) for view in views]
+    if len(probs) == 1:
+        return probs[0]
+    return torch.cat([each * (view.weight / total) for view, each in zip(views, probs, strict=True)])
 
 
-def mask_bands(mask_logits: Tensor, geometry: Geometry, num_rows: int) -> Iterator[tuple[slice, slice, Tensor]]:
+def mask_bands(views: Sequence[View], num_rows: int) -> Iterator[tuple[slice, slice, Tensor]]:
     """Output rows and columns of one band after the other, and its mask probabilities (Q, rows, columns).
 
     Args:
-        mask_logits: (Q, h_s, w_s).
-        geometry: as of `semantic_scores`.
+        views: of one image; Q are the queries of all of them.
         num_rows: the height of a band; those at the end of a block may be lower.
     """
-    height, width = _axes(mask_logits, geometry)
-    for columns in _parts(0, width[-1], _BLOCK_SIDE):
-        across = mask_logits.float() @ _resize_matrix(*width, columns, mask_logits.device).T  # (Q, h_s, columns)
-        for block in _parts(0, height[-1], _BLOCK_SIDE):
-            down = _resize_matrix(*height, block, mask_logits.device)  # (rows, h_s)
+    for columns in _parts(0, views[0].geometry.output_size[1], _block_width(views)):
+        across = [view.mask_logits.float() @ _column_matrix(view, columns).T for view in views]  # (Q, h_s, columns)
+        for block in _parts(0, views[0].geometry.output_size[0], _BLOCK_SIDE):
+            down = [_resize_matrix(*next(_axes(v.mask_logits, v.geometry)), block, v.mask_logits.device) for v in views]
             for rows in _parts(block.start, block.stop, num_rows):
-                band = down[rows.start - block.start : rows.stop - block.start]
-                sources = slice(None)
-                if band.device.type == "cpu":  # elsewhere the host would wait for the answer
-                    nearby = band.any(dim=0).nonzero()  # few of h_s rows
-                    sources = slice(int(nearby[0]), int(nearby[-1]) + 1)
-                yield rows, columns, (band[:, sources] @ across[:, sources]).sigmoid_()
+                inside = slice(rows.start - block.start, rows.stop - block.start)
+                bands = [_mask_band(matrix[inside], part) for matrix, part in zip(down, across, strict=True)]
+                yield rows, columns, bands[0] if len(bands) == 1 else torch.cat(bands)
+
+
+def _mask_band(rows: Tensor, across: Tensor) -> Tensor:
+    """Mask probabilities (Q, rows, columns) of a matrix (rows, h_s) and masks resized to columns (Q, h_s, columns)."""
+    sources = slice(None)
+    if rows.device.type == "cpu":  # elsewhere the host would wait for the answer
+        nearby = rows.any(dim=0).nonzero()  # few of h_s rows
+        sources = slice(int(nearby[0]), int(nearby[-1]) + 1)
+    return (rows[:, sources] @ across[:, sources]).sigmoid_()
+
+
+def _column_matrix(view: View, columns: slice) -> Tensor:
+    """(columns, w_s): the resize along the width, of a mirrored view with left and right exchanged again."""
+    _, axis = _axes(view.mask_logits, view.geometry)
+    if not view.mirrored:
+        return _resize_matrix(*axis, columns, view.mask_logits.device)
+    there = slice(axis[-1] - columns.stop, axis[-1] - columns.start)
+    return _resize_matrix(*axis, there, view.mask_logits.device).flip(0)
 
 
 def _parts(start: int, stop: int, length: int) -> Iterator[slice]:

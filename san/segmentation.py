@@ -24,7 +24,7 @@ from san.errors import brief_repr, printable
 from san.evaluation.predictions import default_image_id, rle_entries
 from san.files import FORMATS, write_text, write_together
 from san.model.san import MaskProposals
-from san.postprocess import Geometry, resized_masks, semantic_scores
+from san.postprocess import Geometry, View, mean_scores, resized_masks
 from san.visualize import overlay, panel
 from san.visualize.palette import short_name
 from san.visualize.panel import preview
@@ -43,6 +43,9 @@ class EncodedImage:
         proposals: what the network proposes, B = 1, float32.
         geometry: the image's sizes; those of the result are (H, W).
         source: what messages call the image.
+        mirrored: whether the network saw it with left and right exchanged.
+        others: the same image at further scales or mirrored, as the same model encoded it, without attention biases.
+        members: the image as each model of an ensemble encoded it; none for one model.
     """
 
     pixels: npt.NDArray[np.uint8]
@@ -50,27 +53,39 @@ class EncodedImage:
     geometry: Geometry
     source: str = "the image"
     _weights_id: str = field(repr=False, default="")  # of the model that made it
+    mirrored: bool = False
+    others: tuple[EncodedImage, ...] = field(repr=False, default=())
+    members: tuple[EncodedImage, ...] = field(repr=False, default=())
 
     __repr__ = brief_repr
 
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """What a label map was made from.
+    """What a label map was made from: one view of the image, and where several were averaged, the others.
 
     Attributes:
         mask_logits: (Q, h_s, w_s), before the sigmoid.
         class_logits: (Q, C + 1), "no object" last.
         attn_bias: (L, N, Q, h_s, w_s), before pooling to the CLIP grid.
         geometry: the image's sizes.
+        weight: of this view among all.
+        others: further scales, mirror images or models.
     """
 
     mask_logits: Tensor
     class_logits: Tensor
     attn_bias: Tensor
     geometry: Geometry
+    weight: float = 1.0
+    others: tuple[View, ...] = field(repr=False, default=())
 
     __repr__ = brief_repr
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        """All that scores are the mean of."""
+        return (View(self.mask_logits, self.class_logits, self.geometry, weight=self.weight), *self.others)
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,8 +204,7 @@ class Segmentation:
         Raises:
             ValueError: the label map came without evidence.
         """
-        evidence = self._evidence()
-        return semantic_scores(evidence.mask_logits, evidence.class_logits, evidence.geometry).cpu().numpy()
+        return mean_scores(self._evidence().views).cpu().numpy()
 
     def mask(self, name: str) -> npt.NDArray[np.bool_]:
         """(H, W), true where the label is this class.
@@ -205,6 +219,8 @@ class Segmentation:
 
     def mask_proposals(self, limit: int | None = None) -> tuple[ProposedMask, ...]:
         """The masks behind the label map: first those of a class, then those of "no object", the surest first.
+
+        Where several scales, mirror images or models were averaged, those of the first one.
 
         Args:
             limit: so many at most; all by default. A mask is brought to the image's size only when asked for.

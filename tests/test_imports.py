@@ -37,15 +37,18 @@ ROOMS: dict[str, set[str]] = {
     "vocabulary": {"clip", "data"},
     "segmentation": {"model", "data", "postprocess", "visualize", "evaluation", "vocabulary"},
     "hub": {"model", "clip", "checkpoint", "data"},
+    "segmenter": {"clip", "data", "postprocess", "segmentation", "vocabulary"},
+    "ensemble": {"clip", "data", "hub", "postprocess", "segmentation", "segmenter"},
     "predictor": {
         "model", "clip", "checkpoint", "data", "postprocess", "visualize", "hub", "segmentation", "vocabulary",
+        "segmenter", "ensemble",
     },
     "video": {
         "model", "clip", "data", "postprocess", "segmentation", "predictor", "vocabulary", "evaluation", "visualize",
     },
     "d2": {
         "allocator", "files", "clip", "model", "losses", "data", "visualize", "postprocess", "evaluation", "checkpoint",
-        "predictor", "segmentation", "vocabulary", "hub", "part", "user_modules",
+        "predictor", "segmentation", "vocabulary", "hub", "part", "user_modules", "segmenter", "ensemble",
     },
     "": {"clip", "model", "checkpoint", "data", "predictor", "segmentation", "vocabulary", "hub"},  # the public API
 }  # fmt: skip

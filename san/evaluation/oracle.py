@@ -18,7 +18,7 @@ from torch import Tensor
 
 from san.data.label_sets import check_label_values
 from san.evaluation.confusion import ConfusionMatrix
-from san.postprocess import Geometry, mask_bands, semantic_labels
+from san.postprocess import Geometry, View, mask_bands, semantic_labels
 from san.torch_defaults import torch_defaults
 
 Counts = npt.NDArray[np.int64]
@@ -179,9 +179,9 @@ def overlaps(proposals: Proposals, segments: Tensor, num_segments: int) -> tuple
     num_rows = max(1, _BAND_VALUES // proposals.shrink // (values_per_pixel * min(width, _MAX_WIDTH)))
     soft = torch.zeros(num_queries, num_segments, dtype=torch.float64)
     hard = torch.zeros_like(soft)
-    device = proposals.mask_logits.device
+    device, view = proposals.mask_logits.device, View(proposals.mask_logits, proposals.class_logits, proposals.geometry)
     indices = torch.arange(num_segments, device=device)
-    for rows, columns, mask_probs in mask_bands(proposals.mask_logits, proposals.geometry, num_rows):
+    for rows, columns, mask_probs in mask_bands([view], num_rows):
         inside = segments[rows, columns].to(device).reshape(-1, 1) == indices  # (pixels, P)
         pixels, members = mask_probs.flatten(1), inside.float()
         soft += (pixels @ members).cpu()

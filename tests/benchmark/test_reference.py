@@ -23,7 +23,7 @@ from san.losses import LabelMapTarget, LossConfig, SetCriterion, Target
 from san.model.build import build_san
 from san.model.config import variant
 from san.model.san import SANModel
-from san.postprocess import Geometry, semantic_labels, semantic_scores
+from san.postprocess import Geometry, View, semantic_labels, semantic_scores
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
@@ -147,7 +147,7 @@ def test_classes_that_cannot_win_are_left_out(monkeypatch, seed):
     """Where things meet many can, elsewhere few; sizes that tiles do not divide."""
     masks, classes = drawn_scene(30, (20, 28), 500, seed=seed, num_things=6)
     geometry = Geometry((320, 448), (300, 437), (301, 405))
-    ((_, _, band), *_) = postprocess.mask_bands(masks, geometry, 32)
+    ((_, _, band), *_) = postprocess.mask_bands([View(masks, classes, geometry)], 32)
     class_probs = classes.softmax(dim=-1)[:, :-1].t()
     possible = postprocess._possible_winners(band, class_probs)
     assert possible.shape == (500, 2, 26)
