@@ -5,6 +5,8 @@ Examples:
   san eval --config-file configs/san_clip_vit_b16_coco.yaml --weights san_vit_b_16 --data-root /data
   san eval --config-file configs/san_clip_vit_b16_coco.yaml --weights my_san/ --subset 50 DATASETS.TEST voc_sem_seg_val
   san eval --config-file configs/shapes/san_shapes.yaml --weights shapes --oracle
+  san eval --config-file configs/shapes/san_shapes.yaml --weights shapes TEST.AUG.ENABLED True
+  san eval --config-file configs/shapes/san_shapes.yaml --weights ensemble.yaml
   san eval --config-file output/my_run/config.yaml --weights output/my_run/model_final.pth --dataset my_data/set.yaml
 
 The same as `san train --eval-only`, but that with --resume the named weights are evaluated too, not a later checkpoint.
@@ -27,8 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--weights",
         type=place_option,
         metavar="MODEL",
-        help="a checkpoint file, a folder of a training run or of save_pretrained, or a name of `san models` (default: "
-        "MODEL.WEIGHTS)",
+        help="a checkpoint file, a folder of a training run or of save_pretrained, a name of `san models`, or a YAML "
+        "file that lists an ensemble (default: MODEL.WEIGHTS)",
     )
     parser.add_argument(
         "--subset", type=int, metavar="N", help="evaluate N images of each set only, spread evenly; the report says so"

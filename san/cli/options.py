@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from san.errors import excerpt
 from san.files import expand_home
@@ -16,11 +15,9 @@ from san.files import expand_home
 if TYPE_CHECKING:
     from san.d2.api import CfgNode
     from san.model.config import SANConfig
-    from san.model.san import SANModel
     from san.predictor import Predictor
+    from san.segmenter import Segmenter
     from san.vocabulary import Vocabulary
-
-logger = logging.getLogger(__name__)
 
 RUN_CONFIG = "config.yaml"
 """What a training run calls its configuration."""
@@ -192,29 +189,87 @@ def add_cache_option(parser: argparse._ActionsContainer) -> None:
     )
 
 
+def add_averaging_options(parser: argparse.ArgumentParser) -> None:
+    """--scales and --flip: what `load_segmenter` reads beside the model."""
+    group = parser.add_argument_group("averages of several predictions")
+    group.add_argument(
+        "--scales",
+        type=_sides,
+        default=(),
+        metavar="LIST",
+        help="short sides of the image in the network, pixels, whose scores are averaged, such as 480,640,800 "
+        "(default: the one the model was trained for)",
+    )
+    group.add_argument("--flip", action="store_true", help="average with the scores of the mirror image")
+
+
+def _sides(text: str) -> tuple[int, ...]:
+    sides = [side.strip() for side in text.split(",")]
+    if not all(side.isdecimal() and 1 <= int(side) <= 8192 for side in sides) or len({*sides}) < len(sides):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of different sizes of 1 to 8192, such as 480,640,800")
+    return tuple(map(int, sides))
+
+
+def load_segmenter(args: argparse.Namespace) -> Segmenter:
+    """The predictor that the options of `add_model_options` and `add_averaging_options` describe, or the ensemble.
+
+    Raises:
+        ValueError, FileNotFoundError: see `load_predictor` and `san.ensemble.read_ensemble`.
+    """
+    from san.ensemble import is_ensemble_file, load_ensemble
+
+    if not is_ensemble_file(args.model):
+        return load_predictor(args)
+    given = {"--config": args.config, "--scales": args.scales, "--flip": args.flip, "--revision": args.revision}
+    for option, value in given.items():
+        if value:
+            raise ValueError(
+                f"{option} is of one model, but --model {args.model} lists several; write config, short_sides and flip "
+                "into that file"
+            )
+    return load_ensemble(
+        args.model,
+        lambda each: _predictor(args, each.model, each.config, short_sides=each.short_sides, flip=each.flip),
+    )
+
+
 def load_predictor(args: argparse.Namespace) -> Predictor:
     """The predictor that the options of `add_model_options` describe.
 
     Raises:
         ValueError, FileNotFoundError: see `san.hub.load_pretrained` and `san.predictor.Predictor`.
     """
+    from san.ensemble import is_ensemble_file
+
+    if is_ensemble_file(args.model):
+        raise ValueError(f"--model {args.model} lists an ensemble, for `san predict` and `san eval`; give one model")
+    scales, flip = getattr(args, "scales", ()), getattr(args, "flip", False)
+    return _predictor(args, args.model, args.config, short_sides=scales, flip=flip)
+
+
+def _predictor(
+    args: argparse.Namespace, name: str, config: str | None, *, short_sides: Sequence[int], flip: bool
+) -> Predictor:
+    """A predictor of one model, with all other options of the command line."""
     from san.clip.text_cache import resolve_folder
     from san.model.config import SANConfig
     from san.predictor import Predictor
 
-    options = {"device": args.device, "dtype": args.dtype, "compiled": args.compile}
+    options: dict[str, Any] = {"device": args.device, "dtype": args.dtype, "compiled": args.compile, "flip": flip}
     if getattr(args, "variant", None) is not None:
         from san.model.build import build_san
 
         untrained = build_san(untrained_config(args))
-        return Predictor(untrained, short_side=untrained.config.side_adapter.image_size, **options)
-    source, config = find_model(args.model, args.config, args.imports)
-    if config is None or isinstance(config, (str, SANConfig)):
+        return Predictor(untrained, short_sides=(untrained.config.side_adapter.image_size,), **options)
+    source, found = find_model(name, config, args.imports)
+    if found is None or isinstance(found, (str, SANConfig)):
         remote = {"cache_dir": args.cache_dir, "revision": args.revision, "local_files_only": args.offline}
-        predictor = Predictor.from_pretrained(source, config, **options, **remote)
+        predictor = Predictor.from_pretrained(source, found, short_sides=short_sides, **options, **remote)
     else:
-        model = _inner_model(config, source)
-        predictor = Predictor(model, short_side=model.config.side_adapter.image_size, **options)
+        from san.d2.sources import load_source
+
+        model = load_source(source, found)
+        predictor = Predictor(model, short_sides=short_sides or (model.config.side_adapter.image_size,), **options)
     predictor.text_cache = resolve_folder(args.text_cache, os.environ.get("SAN_CACHE"))
     return predictor
 
@@ -244,48 +299,11 @@ def untrained_config(args: argparse.Namespace) -> SANConfig:
 def find_model(
     model: str, config: str | None = None, imports: Sequence[str] = ()
 ) -> tuple[str, str | SANConfig | CfgNode | None]:
-    """What --model, --config and --import mean to `san.hub.load_pretrained`.
-
-    Args:
-        model: --model; of a training run's folder its last checkpoint and its configuration are taken.
-        config: --config, a variant's name or a YAML file.
-        imports: --import, modules to import.
-
-    Returns:
-        A checkpoint and the model it belongs to; the configuration where that is a meta-architecture of the user's.
-
-    Raises:
-        ValueError, FileNotFoundError: a run's folder holds no checkpoint, or a configuration is wrong.
-    """
+    """What --model, --config and --import mean; see `san.d2.sources.resolve_source`, which runs and YAML files need."""
     folder = Path(model)
-    if (folder / RUN_CONFIG).is_file() and not (folder / "config.json").exists():
-        from san.d2.checkpoints.checkpointer import weights_file
+    is_run = (folder / RUN_CONFIG).is_file() and not (folder / "config.json").exists()
+    if not is_run and (config is None or Path(config).suffix not in (".yaml", ".yml")):
+        return model, config
+    from san.d2.sources import resolve_source
 
-        return weights_file(model), _config_of(config or str(folder / RUN_CONFIG), imports)
-    return model, None if config is None else _config_of(config, imports)
-
-
-def _config_of(config: str, imports: Sequence[str]) -> str | SANConfig | CfgNode:
-    """A variant's name as it is, a YAML file as the model that it describes."""
-    if Path(config).suffix not in (".yaml", ".yml"):
-        return config
-    from san.d2.config.keys import load_config, san_config
-
-    cfg = load_config(config, ["MODEL.DEVICE", "cpu"], imports=imports)  # the run's own device may not be here
-    return san_config(cfg) if cfg.MODEL.META_ARCHITECTURE == "SAN" else cfg
-
-
-def _inner_model(cfg: CfgNode, checkpoint: str) -> SANModel:
-    """The SAN in a meta-architecture of the user's, with the weights of a checkpoint."""
-    from san.d2 import SAN
-    from san.d2.run import load_model
-
-    cfg.MODEL.WEIGHTS = checkpoint
-    model = load_model(cfg)
-    if not isinstance(model, SAN):
-        raise ValueError(
-            f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} is no subclass of san.d2.SAN, whose model predicts"
-        )
-    if type(model).forward is not SAN.forward:
-        logger.warning("Predicting with the SAN in %s, without what its forward adds.", type(model).__name__)
-    return model.model
+    return resolve_source(model, config, imports)

@@ -5,6 +5,8 @@ Examples:
   san predict photos/ --recursive --vocab "cat; dog; sofa|couch" --context coco_stuff_171 --out masks
   san predict photos/ --vocab-file names.txt --none-of-these --format labels,json --overwrite
   san predict scan.png --label-set ade20k_150 --model my_san/ --device cuda --dtype bfloat16
+  san predict street.jpg --vocab "car, road" --model san_vit_b_16 --scales 480,640,800 --flip
+  san predict street.jpg --vocab "car, road" --model ensemble.yaml
 
 A comma, a semicolon or a line's end separates classes, | the synonyms of one; a file has one class a line. Of a picture
 DIR/street.jpg come, below --out, street_overlay.png (class colours over the picture), street_labels.png (class
@@ -28,9 +30,10 @@ from typing import TYPE_CHECKING, Any
 
 from san.cli.jobs import Job, find_jobs, prepare_output, refuse_collisions, unfinished
 from san.cli.options import (
+    add_averaging_options,
     add_model_options,
     add_word_options,
-    load_predictor,
+    load_segmenter,
     parse_words,
     path_option,
     positive_option,
@@ -42,7 +45,7 @@ from san.errors import one_line, printable
 from san.files import FORMATS
 
 if TYPE_CHECKING:
-    from san.predictor import Predictor
+    from san.segmenter import Segmenter
     from san.vocabulary import Vocabulary
 
 SOME_PASSED_OVER = 3
@@ -57,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_vocabulary_options(parser)
     add_model_options(parser)
+    add_averaging_options(parser)
     output = parser.add_argument_group("results")
     output.add_argument(
         "--out", type=path_option, default=Path("predictions"), metavar="DIR", help="default: %(default)s"
@@ -126,7 +130,7 @@ def run(args: argparse.Namespace) -> int:
     for line in describe_skipped(skipped):
         print(f"left out: {line}", file=sys.stderr)
     if jobs:
-        num_failed = _Run(args, jobs, load_predictor(args), vocabulary).run()
+        num_failed = _Run(args, jobs, load_segmenter(args), vocabulary).run()
     else:
         num_failed = 0
         print(f"all {total} pictures have their results in {args.out}", file=sys.stderr)
@@ -158,7 +162,7 @@ def read_vocabulary(args: argparse.Namespace) -> Vocabulary:
 class _Run:
     """One run of the command: the model, the progress bar, and the count of what was passed over."""
 
-    def __init__(self, args: argparse.Namespace, jobs: list[Job], predictor: Predictor, vocabulary: Vocabulary) -> None:
+    def __init__(self, args: argparse.Namespace, jobs: list[Job], predictor: Segmenter, vocabulary: Vocabulary) -> None:
         from tqdm import tqdm
 
         self.args, self.jobs, self.predictor, self.vocabulary = args, jobs, predictor, vocabulary

@@ -96,8 +96,8 @@ def prepare_replay(cfg: CfgNode, seed: int) -> tuple[PositionDataset, Stepper]:
     from san.d2.data.datasets import register_custom_files, register_datasets
     from san.d2.data.loaders import PositionDataset
     from san.d2.data.train_data import train_mapper, training_records
-    from san.d2.run import load_model
     from san.d2.solver import build_optimizer
+    from san.d2.sources import load_model
     from san.d2.train.iteration import Stepper
     from san.d2.train.trainer import step_config
 

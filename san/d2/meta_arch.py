@@ -131,26 +131,21 @@ class SAN(nn.Module):
                 return self._losses(images, batched_inputs, norm)
             return self._predict(images, batched_inputs)
 
-    def _classes(self, sample: dict[str, Any]) -> tuple[str | ClassText, ...]:
+    def vocabulary_of(self, sample: dict[str, Any]) -> tuple[str | ClassText, ...]:
         """The vocabulary of a sample."""
         if self.vocabulary is not None and not self.training:
             return self.vocabulary
         dataset = self._dataset(sample)
         if dataset is None:
             raise ValueError("no vocabulary: give samples a dataset_name, or call set_vocabulary with class names")
-        return self._classes_of(dataset)
-
-    @staticmethod
-    def _classes_of(dataset: str) -> tuple[str | ClassText, ...]:
-        metadata = metadata_of(dataset)
-        return tuple(metadata.get("class_texts") or metadata.stuff_classes)
+        return classes_of_dataset(dataset)
 
     def _dataset(self, sample: dict[str, Any]) -> str | None:
         """The data set a sample says it is of, else the one trained on, unless it may be another."""
         if sample.get("dataset_name") or self.training:
             return sample.get("dataset_name") or self.train_dataset
         known = [name for name in self.datasets if MetadataCatalog.get(name).get("stuff_classes")]
-        if len({self._classes_of(name) for name in known}) > 1:
+        if len({classes_of_dataset(name) for name in known}) > 1:
             raise ValueError(
                 f"a sample has no dataset_name, and {', '.join(known)} have different class names; give records a "
                 "dataset_name, or call set_vocabulary with class names"
@@ -167,8 +162,8 @@ class SAN(nn.Module):
 
     def _losses(self, images: Tensor, samples: list[dict[str, Any]], norm: Normalisers | None) -> dict[str, Tensor]:
         """The criterion's weighted losses of a batch of one vocabulary."""
-        classes = self._classes(samples[0])
-        if any(self._classes(sample) != classes for sample in samples[1:]):
+        classes = self.vocabulary_of(samples[0])
+        if any(self.vocabulary_of(sample) != classes for sample in samples[1:]):
             raise ValueError("training samples of one batch have different class names; train on one vocabulary")
         text_embed = self.model.text_classifier.embed(classes)
         outputs = self.model(images, text_embed).as_dict() | {"text_embed": text_embed}
@@ -191,7 +186,7 @@ class SAN(nn.Module):
         """Predictions of a batch; images of one vocabulary go through the network together."""
         groups: dict[tuple[str | ClassText, ...], list[int]] = {}
         for index, sample in enumerate(samples):
-            groups.setdefault(self._classes(sample), []).append(index)
+            groups.setdefault(self.vocabulary_of(sample), []).append(index)
         results: list[Mapping[str, Any]] = [{} for _ in samples]
         height, width = images.shape[-2:]
         non_finite: list[Tensor] = []
@@ -219,6 +214,12 @@ class SAN(nn.Module):
             return Prediction(labels, partial(semantic_scores, *parts, shrink=self._band_shrink), more)
         scores = semantic_scores(*parts, shrink=self._band_shrink)
         return {"sem_seg_labels": scores.argmax(dim=0), "sem_seg": scores, **more}
+
+
+def classes_of_dataset(name: str) -> tuple[str | ClassText, ...]:
+    """The vocabulary of a registered data set."""
+    metadata = metadata_of(name)
+    return tuple(metadata.get("class_texts") or metadata.stuff_classes)
 
 
 class Prediction(Mapping[str, Any]):

@@ -8,16 +8,19 @@ from pathlib import Path
 
 from torch import nn
 
-from san.d2.api import CfgNode, build_model, comm, verify_results
-from san.d2.checkpoints.checkpointer import SANCheckpointer, run_of, starting_weights
+from san.d2.api import CfgNode, comm, verify_results
+from san.d2.checkpoints.checkpointer import run_of, starting_weights
 from san.d2.checkpoints.run_folder import check_kinds, check_weights_stay, make_folder, occupied, write_config
 from san.d2.config.world_size import scale_to_processes
 from san.d2.data.datasets import prepare_datasets
+from san.d2.evaluate.averaging import FOLDER, SUFFIX, augmented, check_averaging, side_by_side
 from san.d2.evaluate.evaluation import evaluate, metric_names, summary
 from san.d2.processes import stopping
 from san.d2.processes.launcher import setup_run
-from san.d2.train.across_processes import check_same_settings, check_same_weights, from_main, load_everywhere
+from san.d2.sources import load_ensemble_model, load_model
+from san.d2.train.across_processes import check_same_settings, from_main
 from san.d2.train.trainer import Trainer
+from san.ensemble import is_ensemble_file
 from san.errors import USER_ERRORS, one_line
 from san.user_modules import import_modules
 
@@ -84,6 +87,7 @@ def _run(cfg: CfgNode, *, eval_only: bool, resume: bool, latest: bool) -> dict[s
     given, folder = cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR
     cfg.MODEL.WEIGHTS = from_main(lambda: starting_weights(given, folder, resume=latest))
     cfg.freeze()
+    check_averaging(cfg, training=not eval_only)
     prepare_datasets(cfg, training=not eval_only)
     check_expected(cfg)
     if eval_only:
@@ -92,7 +96,7 @@ def _run(cfg: CfgNode, *, eval_only: bool, resume: bool, latest: bool) -> dict[s
         trainer = Trainer(cfg, from_main(lambda: run_of(folder) if resume else ""))
         trainer.resume_or_load(resume=resume)
         trainer.train()
-        results = trainer.results
+        results = with_augmentation(cfg, trainer.san, trainer.results)
     missed = comm.is_main_process() and not as_expected(cfg, results)
     if comm.all_gather(missed)[0]:  # all together
         raise SystemExit(1)
@@ -116,22 +120,36 @@ def evaluate_only(cfg: CfgNode, *, resume: bool = False) -> dict[str, dict[str, 
             "--eval-only needs weights: set MODEL.WEIGHTS to a checkpoint, or give --resume to take the latest one of "
             f"OUTPUT_DIR {cfg.OUTPUT_DIR}"
         )
-    model = load_model(cfg)
+    model = load_ensemble_model(cfg) if is_ensemble_file(cfg.MODEL.WEIGHTS) else load_model(cfg)
     if comm.is_main_process():
         write_config(Path(cfg.OUTPUT_DIR) / "inference", cfg)
-    return evaluate(cfg, model, resume=resume)
+    return with_augmentation(cfg, model, evaluate(cfg, model, resume=resume), resume=resume)
 
 
-def load_model(cfg: CfgNode) -> nn.Module:
-    """MODEL.META_ARCHITECTURE with the weights of MODEL.WEIGHTS; every process must call it.
+def with_augmentation(
+    cfg: CfgNode, model: nn.Module, plain: dict[str, dict[str, float]], *, resume: bool = False
+) -> dict[str, dict[str, float]]:
+    """Where TEST.AUG.ENABLED is set, evaluates once more, averaged over scales and mirror images.
 
-    Raises:
-        ValueError, FileNotFoundError: the configuration or the checkpoint cannot serve.
+    Reports go to ``OUTPUT_DIR/inference_TTA/<data set>``, both figures to ``side_by_side.csv`` beside them.
+
+    Args:
+        cfg: the run.
+        model: what was evaluated.
+        plain: what `evaluate` gave of it.
+        resume: see `evaluate`.
+
+    Returns:
+        The plain metrics, and further ones under the data sets' names with "_TTA" at the end.
     """
-    model: nn.Module = build_model(cfg)
-    load_everywhere(SANCheckpointer(model, ""), cfg.MODEL.WEIGHTS)
-    check_same_weights(model)
-    return model
+    if not cfg.TEST.AUG.ENABLED or not comm.all_gather(bool(plain))[0]:
+        return plain
+    sides = ", ".join(map(str, cfg.TEST.AUG.MIN_SIZES))
+    logger.info("TEST.AUG: evaluating again at short sides %s%s", sides, ", and mirrored" if cfg.TEST.AUG.FLIP else "")
+    found = evaluate(cfg, augmented(cfg, model), resume=resume, folder=FOLDER)
+    if found:
+        logger.info("with and without TEST.AUG:\n%s", side_by_side(Path(cfg.OUTPUT_DIR) / FOLDER, plain, found))
+    return {**plain, **{name + SUFFIX: values for name, values in found.items()}}
 
 
 def check_expected(cfg: CfgNode) -> None:
@@ -143,6 +161,7 @@ def check_expected(cfg: CfgNode) -> None:
     """
     names = list(dict.fromkeys(cfg.DATASETS.TEST))
     alias = {"sem_seg": names[0]} if len(names) == 1 else {}
+    alias |= {name + SUFFIX: name for name in names if cfg.TEST.AUG.ENABLED}
     for entry in cfg.TEST.EXPECTED_RESULTS:
         dataset = alias.get(entry[0], entry[0])
         if dataset not in names or entry[1] not in metric_names(dataset):
@@ -173,7 +192,8 @@ def as_expected(cfg: CfgNode, results: dict[str, dict[str, float]]) -> bool:
     expected = cfg.TEST.EXPECTED_RESULTS
     if not expected:
         return True
-    full = results | {"sem_seg": next(iter(results.values()))} if len(results) == 1 else results
+    names = {*cfg.DATASETS.TEST}
+    full = results | {"sem_seg": results[cfg.DATASETS.TEST[0]]} if len(names) == 1 else results
     shown = {name: values for name, values in summary(full).items() if any(name == entry[0] for entry in expected)}
     for name, metric, *_ in expected:
         shown[name][metric] = full[name][metric]

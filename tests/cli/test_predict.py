@@ -40,7 +40,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """Loading the model fails the test."""
-    monkeypatch.setattr(predict, "load_predictor", lambda args: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(predict, "load_segmenter", lambda args: pytest.fail("the model was loaded"))
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def predictor() -> Predictor:
 @pytest.fixture
 def loaded(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
     """The model is loaded once for all tests."""
-    monkeypatch.setattr(predict, "load_predictor", lambda args: predictor)
+    monkeypatch.setattr(predict, "load_segmenter", lambda args: predictor)
 
 
 def files(folder: Path) -> list[str]:
@@ -289,3 +289,23 @@ def test_ctrl_c_leaves_whole_files_only(images: Path, tmp_path: Path) -> None:
             json.loads((out / name).read_text())
         else:
             Image.open(out / name).load()
+
+
+def test_scales_and_ensembles(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """--scales and --flip, and a file that lists the same twice, give what `Predictor` gives with them."""
+    command = ["predict", str(images / "a.png"), "--vocab", WORDS, "--format", "labels", "--overwrite", "--quiet"]
+    averaged = Predictor.from_pretrained("shapes", short_sides=(112, 128), flip=True)
+    expected = averaged.predict(images / "a.png", WORDS).labels
+    assert main([*command, "--out", str(tmp_path), "--scales", "112,128", "--flip"]) == 0
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "a_labels.png")), expected)
+    assert not np.array_equal(Predictor.from_pretrained("shapes").predict(images / "a.png", WORDS).labels, expected)
+    listed = "{model: shapes, short_sides: [112, 128], flip: true}"
+    (tmp_path / "e.yaml").write_text(f"models: [{listed}, {listed}]")
+    ensemble = [*command, "--out", str(tmp_path / "e"), "--model", str(tmp_path / "e.yaml")]
+    assert main(ensemble) == 0
+    assert np.mean(np.asarray(Image.open(tmp_path / "e/a_labels.png")) == expected) > 0.999
+    capsys.readouterr()
+    assert main([*ensemble, "--flip"]) == 1
+    assert "--flip is of one model, but --model" in capsys.readouterr().err
+    for wrong in ("0", "128,128", "128;96", ""):
+        assert main([*command, "--scales", wrong]) == 2

@@ -84,7 +84,7 @@ def test_a_predictor_names_the_image(value: float, part: str, tmp_path: Path) ->
 def test_the_command_passes_the_image_over(
     spoiled: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(predict, "load_predictor", lambda args: spoiled)
+    monkeypatch.setattr(predict, "load_segmenter", lambda args: spoiled)
     (tmp_path / "in").mkdir()
     for name, pixels in (("a", GREY), ("b", WHITE), ("c", GREY)):
         Image.fromarray(pixels).save(tmp_path / "in" / f"{name}.png")

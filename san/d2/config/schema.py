@@ -10,14 +10,14 @@ import dataclasses
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from san.clip.arch import IMAGE_SIZE
 from san.d2.solver import SolverConfig
 from san.data.transforms import AugmentationConfig
 from san.losses.config import LossConfig
 from san.model.config import AttnBiasConfig, ClipConfig, HeadConfig, SANConfig, SideAdapterConfig
-from san.record import Constraint, Options, option
+from san.record import Constraint, FieldError, Options, option
 from san.registry import PartConfig
 
 _PATH: dict[str, Any] = {"is_path": True}
@@ -172,6 +172,28 @@ class TestOptions(Options):
 
 
 @dataclass(frozen=True)
+class TestAugOptions(Options):
+    """TEST.AUG."""
+
+    PLACE: ClassVar[str] = "test_aug."
+    enabled: bool = option(
+        False, "evaluate once more, class scores averaged over sizes and mirror images, and compare the figures"
+    )
+    min_sizes: tuple[int, ...] = option(
+        (320, 480, 640, 800, 960, 1120), "short sides that are averaged over, pixels", **IMAGE_SIZE
+    )
+    max_size: int = option(4000, "largest long side then, pixels", least=1, most=10**6)
+    flip: bool = option(True, "whether mirror images are averaged over too")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.min_sizes or len({*self.min_sizes}) < len(self.min_sizes):
+            raise FieldError(
+                f"test_aug.min_sizes is {list(self.min_sizes)}; give one side or more, each once", "test_aug.min_sizes"
+            )
+
+
+@dataclass(frozen=True)
 class WandbOptions(Options):
     """WANDB."""
 
@@ -233,6 +255,7 @@ SECTIONS: tuple[Section, ...] = (
     Section("SOLVER.EMA.", EMAOptions),
     Section("SOLVER.EARLY_STOP.", EarlyStopOptions),
     Section("TEST.", TestOptions),
+    Section("TEST.AUG.", TestAugOptions),
     Section("WANDB.", WandbOptions),
 )
 

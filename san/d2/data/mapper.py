@@ -109,11 +109,11 @@ class EvalMapper:
 
     Args:
         info: the data set.
-        short_side: short side of the resized image, in pixels.
+        short_side: short side of the resized image, in pixels; None keeps the image as it is.
         max_size: maximum of its long side, in pixels.
     """
 
-    def __init__(self, info: DatasetInfo, short_side: int = 640, max_size: int = 2560) -> None:
+    def __init__(self, info: DatasetInfo, short_side: int | None = 640, max_size: int = 2560) -> None:
         self.info = info
         self.short_side = short_side
         self.max_size = max_size
@@ -122,8 +122,9 @@ class EvalMapper:
         """Return the sample of a record; raises like `TrainMapper`."""
         image, labels = _read_pair(record, self.info)
         height, width = labels.shape
-        resized = resize_image(image, resize_short_side(height, width, self.short_side, self.max_size))
-        return _sample(record, self.info, resized, labels, (height, width))
+        if self.short_side is not None:
+            image = resize_image(image, resize_short_side(height, width, self.short_side, self.max_size))
+        return _sample(record, self.info, image, labels, (height, width))
 
 
 def _read_pair(record: Record, info: DatasetInfo) -> tuple[np.ndarray, np.ndarray]:

@@ -27,6 +27,7 @@ from san.d2.data.batches import Batches, BatchSample
 from san.d2.data.datasets import check_distinct_classes, load_records, metadata_of
 from san.d2.data.loaders import Record, build_eval_loader
 from san.d2.data.mapper import EvalMapper, dataset_info
+from san.d2.evaluate.averaging import SegmenterModel
 from san.d2.evaluate.out_of_memory import OutOfMemoryFallback
 from san.d2.evaluate.resume import ResumeConfig, SavedCounts, forget, weights_digest
 from san.d2.evaluate.state import pack_state, unpack_oracle, unpack_state
@@ -321,7 +322,7 @@ def _count(
     """Count the remaining images of this process, and save the counts periodically."""
     share = range(comm.get_rank(), len(records), comm.get_world_size())
     done = 0 if partial is None else partial.restore(evaluator, len(share))
-    loader = eval_loader(cfg, evaluator.name, records, done)
+    loader = eval_loader(cfg, evaluator.name, records, done, resized=not isinstance(model, SegmenterModel))
     saved = time.monotonic()
     predict = OutOfMemoryFallback(model)
     # a stop while waiting for an image: the other processes, which have other images, are notified below
@@ -341,12 +342,12 @@ def _count(
         raise stopping.StopRequested
 
 
-def eval_loader(cfg: CfgNode, name: str, records: Sequence[Record], done: int = 0) -> Batches:
-    """Return the images of this process, without the first `done` ones."""
+def eval_loader(cfg: CfgNode, name: str, records: Sequence[Record], done: int = 0, *, resized: bool = True) -> Batches:
+    """Return the images of this process, without the first `done` ones; without `resized` at their files' sizes."""
     info = dataset_info(name, metadata_of(name))
     return build_eval_loader(
         records,
-        EvalMapper(info, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST),
+        EvalMapper(info, cfg.INPUT.MIN_SIZE_TEST if resized else None, cfg.INPUT.MAX_SIZE_TEST),
         rank=comm.get_rank(),
         world=comm.get_world_size(),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
@@ -362,15 +363,17 @@ def evaluate(
     *,
     resume: bool = False,
     training: bool = False,
+    folder: str = "inference",
 ) -> OrderedDict[str, dict[str, float]]:
     """Evaluate a model on all data sets of DATASETS.TEST, each with its own vocabulary.
 
     Args:
         cfg: the configuration; reports are written to ``OUTPUT_DIR/inference/<data set>``.
-        model: a ``SAN``, not wrapped.
+        model: a ``SAN``, not wrapped, or a `SegmenterModel`.
         names: data sets to use instead of DATASETS.TEST.
         resume: resume an interrupted evaluation of the same weights, if there is one.
         training: the evaluation is part of a training run, which continues without a report if the disk is full.
+        folder: name of the folder instead of ``inference``.
 
     Returns:
         on the main process the metrics in percent by data set, elsewhere an empty dict.
@@ -380,9 +383,9 @@ def evaluate(
     """
     results: OrderedDict[str, dict[str, float]] = OrderedDict()
     resuming = ResumeConfig(weights_digest(model), resume, cfg.TEST.PARTIAL_PERIOD)
-    folders = {name: Path(cfg.OUTPUT_DIR) / "inference" / name for name in names or cfg.DATASETS.TEST}
-    for name, folder in folders.items():
-        values = evaluate_dataset(cfg, model, name, folder, resuming, training=training)
+    folders = {name: Path(cfg.OUTPUT_DIR) / folder / name for name in names or cfg.DATASETS.TEST}
+    for name, place in folders.items():
+        values = evaluate_dataset(cfg, model, name, place, resuming, training=training)
         if values is not None:
             results[name] = values
     forget([*folders.values()])

@@ -82,6 +82,8 @@ class ResumeConfig:
             "precision": cfg.FLOAT32_PRECISION,
             "outputs": [cfg.TEST.NUM_PANELS, cfg.TEST.SAVE_LABEL_MAPS, cfg.TEST.SAVE_RLE, cfg.TEST.ORACLE],
         }
+        if hasattr(model, "description"):  # of what averages; INPUT decides nothing then
+            described["sizes"] = model.description
         key = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()
         return SavedCounts(folder / FOLDER, key, self.resume, self.period)
 

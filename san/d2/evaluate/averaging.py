@@ -1,0 +1,181 @@
+"""Evaluation of what averages scores: a model over scales and mirror images (TEST.AUG), or an ensemble.
+
+With TEST.AUG.ENABLED every data set is evaluated twice, plainly and so, and `side_by_side` compares the figures.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from san.clip.vocabulary import ClassText
+from san.d2.api import META_ARCH_REGISTRY, CfgNode
+from san.d2.config.keys import text_cache_folder
+from san.d2.data.batches import Sample
+from san.d2.meta_arch import SAN, Prediction
+from san.ensemble import Ensemble, is_ensemble_file
+from san.evaluation.report import summary_keys
+from san.files import write_text
+from san.postprocess import have_non_finite, mean_labels, mean_scores, refuse_non_finite
+from san.predictor import Predictor
+from san.segmenter import Segmenter
+
+logger = logging.getLogger("san.d2.evaluation")
+
+SUFFIX = "_TTA"
+"""Of a data set's name, for the metrics with TEST.AUG; Detectron2's projects have the same."""
+
+FOLDER = "inference_TTA"
+"""Below OUTPUT_DIR: the reports with TEST.AUG."""
+
+TABLE = "side_by_side.csv"
+
+
+class SegmenterModel(nn.Module):
+    """A segmenter as evaluations call a model: lists of samples to predictions. It cannot be trained.
+
+    Args:
+        segmenter: a `Predictor` or an `Ensemble`; its models are this module's.
+        classes: the vocabulary of a sample.
+    """
+
+    def __init__(self, segmenter: Segmenter, classes: Callable[[Sample], tuple[str | ClassText, ...]]) -> None:
+        super().__init__()
+        self.segmenter, self.classes = segmenter, classes
+        self.models = nn.ModuleList(each.model for each in _predictors(segmenter))
+        self._band_shrink = 1
+        self.eval()
+
+    @property
+    def description(self) -> list[str]:
+        """All that decides the numbers beside the weights."""
+        return [repr(self.segmenter), *(str(each.max_size) for each in _predictors(self.segmenter))]
+
+    def shrink_bands(self, factor: int) -> None:
+        """Makes post-processing hold less at once by this factor from now on, where memory is short."""
+        self._band_shrink = factor
+
+    def forward(self, batched_inputs: list[Sample]) -> list[Mapping[str, Tensor]]:
+        """One mapping per sample, as those of `SAN.forward` in evaluation.
+
+        Args:
+            batched_inputs: samples with ``image`` (3, H, W) uint8 RGB at the file's size, which is resized here;
+                optionally ``height`` and ``width`` of the result.
+
+        Raises:
+            ValueError: an image's outputs are NaN or infinite.
+        """
+        return [self._predict(sample) for sample in batched_inputs]
+
+    def _predict(self, sample: Sample) -> Mapping[str, Tensor]:
+        encoded = self.segmenter.encode(sample["image"], layout="CHW")
+        height, width = encoded.pixels.shape[:2]
+        size = (int(sample.get("height") or height), int(sample.get("width") or width))
+        found = self.segmenter.evidence(encoded, self.classes(sample)).views
+        views = [replace(view, geometry=replace(view.geometry, output_size=size)) for view in found]
+        non_finite = torch.cat([have_non_finite(view.mask_logits[None], view.class_logits[None]) for view in views])
+        labels = mean_labels(views, shrink=self._band_shrink)[0]
+        refuse_non_finite(non_finite, [str(sample.get("file_name", "an image"))] * len(views))
+        return Prediction(labels, partial(mean_scores, views, shrink=self._band_shrink))
+
+
+def _predictors(segmenter: Segmenter) -> list[Predictor]:
+    """All that one is made of, in order."""
+    if isinstance(segmenter, Ensemble):
+        return [each for member in segmenter.members for each in _predictors(member)]
+    if not isinstance(segmenter, Predictor):
+        raise ValueError(f"{type(segmenter).__name__} is neither a Predictor nor an Ensemble of them")
+    return [segmenter]
+
+
+def inner_san(model: nn.Module) -> SAN:
+    """A meta-architecture whose inner model is to predict; one with a forward of its own is warned about.
+
+    Raises:
+        ValueError: it is no `SAN`.
+    """
+    name = type(model).__name__
+    if not isinstance(model, SAN):
+        raise ValueError(f"MODEL.META_ARCHITECTURE {name} is no subclass of san.d2.SAN, whose model predicts")
+    if type(model).forward is not SAN.forward:
+        logger.warning("Predicting with the SAN in %s, without what its forward adds.", name)
+    return model
+
+
+def augmented(cfg: CfgNode, model: nn.Module) -> SegmenterModel:
+    """A model that averages over TEST.AUG's scales and mirror images, with the weights of the given one.
+
+    Raises:
+        ValueError: see `inner_san`.
+    """
+    san, options = inner_san(model), cfg.TEST.AUG
+    predictor = Predictor(
+        san.model,
+        short_sides=tuple(options.MIN_SIZES),
+        max_size=options.MAX_SIZE,
+        flip=options.FLIP,
+        device=san.device,
+        max_pixels=None,
+    )
+    predictor.text_cache = text_cache_folder(cfg)
+    return SegmenterModel(predictor, san.vocabulary_of)
+
+
+def check_averaging(cfg: CfgNode, *, training: bool) -> None:
+    """Refuses what cannot be averaged, before any work.
+
+    Raises:
+        ValueError: an ensemble is to be trained, or is augmented as a whole; or TEST.AUG meets a foreign model.
+    """
+    ensemble, weights = is_ensemble_file(cfg.MODEL.WEIGHTS), cfg.MODEL.WEIGHTS
+    if ensemble and training:
+        raise ValueError(f"MODEL.WEIGHTS {weights} lists an ensemble, which can be evaluated but not trained")
+    if not cfg.TEST.AUG.ENABLED:
+        return
+    if ensemble:
+        raise ValueError(
+            f"TEST.AUG.ENABLED is set, but MODEL.WEIGHTS {weights} lists an ensemble, whose models have sizes of their "
+            "own; write short_sides and flip into that file"
+        )
+    kind = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
+    if not (isinstance(kind, type) and issubclass(kind, SAN)):
+        raise ValueError(
+            f"TEST.AUG.ENABLED is set, but MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} is no subclass of "
+            "san.d2.SAN; set it to False"
+        )
+
+
+def side_by_side(
+    folder: Path, plain: Mapping[str, Mapping[str, float]], augmented: Mapping[str, Mapping[str, float]]
+) -> str:
+    """Writes the summary metrics with and without TEST.AUG to ``side_by_side.csv``.
+
+    Args:
+        folder: where to.
+        plain: metrics in percent by data set.
+        augmented: the same with TEST.AUG.
+
+    Returns:
+        The table as text.
+    """
+    rows: list[tuple[Any, ...]] = [("data set", "metric", "plain", "TEST.AUG", "difference")]
+    for name, values in augmented.items():
+        for key in summary_keys(values):
+            before = plain[name][key]
+            rows.append((name, key, f"{before:.2f}", f"{values[key]:.2f}", f"{values[key] - before:+.2f}"))
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / TABLE, text.getvalue())
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    shown = [" | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join(shown)
