@@ -285,9 +285,12 @@ def untrained_config(args: argparse.Namespace) -> SANConfig:
 
     if args.config is not None:
         raise ValueError("--config goes with a checkpoint file; give --variant alone")
-    config = _config_of(args.variant, args.imports)
-    if isinstance(config, str):
-        return variant(config, pretrained=None)
+    if Path(args.variant).suffix not in (".yaml", ".yml"):
+        return variant(args.variant, pretrained=None)
+    from san.d2.sources import model_config_of
+
+    config = model_config_of(args.variant, args.imports)
+    assert not isinstance(config, str)
     if not isinstance(config, SANConfig):
         raise ValueError(
             f"{args.variant} sets MODEL.META_ARCHITECTURE to {config.MODEL.META_ARCHITECTURE}, which --variant cannot "

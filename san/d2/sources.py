@@ -11,7 +11,7 @@ from torch import nn
 from san.d2.api import CfgNode, build_model
 from san.d2.checkpoints.checkpointer import SANCheckpointer, weights_file
 from san.d2.config.keys import load_config, san_config, text_cache_folder
-from san.d2.data.batches import Sample
+from san.d2.data.batches import BatchSample
 from san.d2.evaluate.averaging import SegmenterModel, inner_san
 from san.d2.meta_arch import classes_of_dataset
 from san.d2.train.across_processes import check_same_weights, load_everywhere
@@ -57,11 +57,11 @@ def resolve_source(
     """
     folder = Path(model)
     if (folder / RUN_CONFIG).is_file() and not (folder / CONFIG_FILE).exists():
-        return weights_file(model), _config_of(config or str(folder / RUN_CONFIG), imports)
-    return model, None if config is None else _config_of(config, imports)
+        return weights_file(model), model_config_of(config or str(folder / RUN_CONFIG), imports)
+    return model, None if config is None else model_config_of(config, imports)
 
 
-def _config_of(config: str, imports: Sequence[str]) -> str | SANConfig | CfgNode:
+def model_config_of(config: str, imports: Sequence[str]) -> str | SANConfig | CfgNode:
     """A variant's name as it is, a YAML file as the model that it describes."""
     if Path(config).suffix not in (".yaml", ".yml"):
         return config
@@ -103,5 +103,5 @@ def load_ensemble_model(cfg: CfgNode) -> SegmenterModel:
     return model
 
 
-def _classes(sample: Sample) -> tuple[Any, ...]:
+def _classes(sample: BatchSample) -> tuple[Any, ...]:
     return classes_of_dataset(sample["dataset_name"])

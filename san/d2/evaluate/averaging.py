@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from san.clip.vocabulary import ClassText
 from san.d2.api import META_ARCH_REGISTRY, CfgNode
 from san.d2.config.keys import text_cache_folder
-from san.d2.data.batches import Sample
+from san.d2.data.batches import BatchSample
 from san.d2.meta_arch import SAN, Prediction
 from san.ensemble import Ensemble, is_ensemble_file
 from san.evaluation.report import summary_keys
@@ -48,7 +48,7 @@ class SegmenterModel(nn.Module):
         classes: the vocabulary of a sample.
     """
 
-    def __init__(self, segmenter: Segmenter, classes: Callable[[Sample], tuple[str | ClassText, ...]]) -> None:
+    def __init__(self, segmenter: Segmenter, classes: Callable[[BatchSample], tuple[str | ClassText, ...]]) -> None:
         super().__init__()
         self.segmenter, self.classes = segmenter, classes
         self.models = nn.ModuleList(each.model for each in _predictors(segmenter))
@@ -64,7 +64,7 @@ class SegmenterModel(nn.Module):
         """Makes post-processing hold less at once by this factor from now on, where memory is short."""
         self._band_shrink = factor
 
-    def forward(self, batched_inputs: list[Sample]) -> list[Mapping[str, Tensor]]:
+    def forward(self, batched_inputs: list[BatchSample]) -> list[Mapping[str, Tensor]]:
         """One mapping per sample, as those of `SAN.forward` in evaluation.
 
         Args:
@@ -76,7 +76,7 @@ class SegmenterModel(nn.Module):
         """
         return [self._predict(sample) for sample in batched_inputs]
 
-    def _predict(self, sample: Sample) -> Mapping[str, Tensor]:
+    def _predict(self, sample: BatchSample) -> Mapping[str, Tensor]:
         encoded = self.segmenter.encode(sample["image"], layout="CHW")
         height, width = encoded.pixels.shape[:2]
         size = (int(sample.get("height") or height), int(sample.get("width") or width))
