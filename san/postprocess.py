@@ -160,7 +160,7 @@ def mean_labels(
     on_cpu, num_queries = class_probs.device.type == "cpu", class_probs.shape[1]
     prune = on_cpu and len(class_probs) > min(_FEW_CLASSES, 1.5 * num_queries)
     band_values = (min(_BAND_VALUES, _CACHED_VALUES) if on_cpu else _BAND_VALUES) // shrink
-    num_rows = _TILE * _TILE_ROWS if prune else _rows_of_band(band_values, class_probs, views)
+    num_rows = _TILE * max(1, _TILE_ROWS // len(views)) if prune else _rows_of_band(band_values, class_probs, views)
     output_size = views[0].geometry.output_size
     labels = torch.empty(output_size, dtype=torch.int64, device=class_probs.device)
     best = torch.empty(output_size, device=class_probs.device)

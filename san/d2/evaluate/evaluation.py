@@ -391,8 +391,7 @@ def evaluate(
     forget([*folders.values()])
     if len(results) > 1:
         part = f" (subsets of {cfg.DATASETS.TEST_SUBSET} images)" if cfg.DATASETS.TEST_SUBSET else ""
-        figures = ", ".join(f"{name} {values['mIoU']:.2f}" for name, values in results.items())
-        logger.info("mIoU%s: %s", part, figures)
+        logger.info("mIoU%s: %s", part, ", ".join(f"{name} {each['mIoU']:.2f}" for name, each in results.items()))
     return results
 
 
