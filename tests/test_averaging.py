@@ -240,7 +240,7 @@ def test_files_that_list_no_ensemble(tmp_path: Path, text: str, message: str) ->
 
 def test_a_missing_member_is_named(tmp_path: Path) -> None:
     (tmp_path / "e.yaml").write_text("models: [{model: shapes}, {model: gone.pth, config: tiny}]")
-    with pytest.raises(FileNotFoundError, match=r"e.yaml, models\[1\] \('gone.pth'\): no model 'gone.pth'"):
+    with pytest.raises(FileNotFoundError, match=r"e.yaml, models\[1\] \('gone.pth'\): unknown model 'gone.pth'"):
         Predictor.ensemble(tmp_path / "e.yaml")
     with pytest.raises(FileNotFoundError, match="does not exist"):
         Predictor.ensemble(tmp_path / "none.yaml")

@@ -75,7 +75,7 @@ class YouTubeVIS:
         self.path = Path(annotations)
         if not self.path.is_file():
             raise FileNotFoundError(
-                f"no annotations at {str(annotations)!r}; see docs/video.md#youtube-vis for the layout"
+                f"no annotations at {str(annotations)!r}; see docs/video.md#youtube_vis for the layout"
             )
         check_file_size(self.path, _MAX_BYTES)
         try:

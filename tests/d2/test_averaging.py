@@ -104,7 +104,7 @@ def test_what_cannot_be_averaged_is_refused_before_any_work(data: Path, tmp_path
     with pytest.raises(ValueError, match=r"TEST.AUG.MIN_SIZES is \[\]; give one side or more"):
         load_config(CONFIG, ["TEST.AUG.MIN_SIZES", "[]"])
     path.write_text("models: [{model: gone.pth, config: tiny}]")
-    with pytest.raises(FileNotFoundError, match=r"e.yaml, models\[0\] \('gone.pth'\): no model"):
+    with pytest.raises(FileNotFoundError, match=r"e.yaml, models\[0\] \('gone.pth'\): unknown model"):
         run(load_config(CONFIG, options), eval_only=True)
 
 
