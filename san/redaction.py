@@ -24,11 +24,11 @@ _SECRET_NAME = re.compile(
     r"TOKEN|SECRET|PASSW|PASSPHRASE|CREDENTIAL|BEARER|COOKIE|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY|_(KEY|PASS|PWD|PAT|AUTH)$",
     re.IGNORECASE,
 )
-_SHORTEST = 8
+_MIN_LENGTH = 8
 """Shorter values of such variables ("1", "true") are not secrets; masking them would make logs unreadable."""
 
 _ADDRESS = re.compile(r"(?<=[A-Za-z0-9]:/)(/?)(\S+)")  # pathlib reduces "//" of a URL to "/"
-_FILE_OF_ADDRESS = re.compile(r"(\.\w{1,11})([?#]\S+)")  # "x.pth?token=abc", in a progress bar or a cache
+_FILE_WITH_QUERY = re.compile(r"(\.\w{1,11})([?#]\S+)")  # "x.pth?token=abc", in a progress bar or a cache
 _VALUE_IN_QUERY = re.compile(r"(?<=[?&#])([\w.~%+\[\]-]+=)([^\s&#]+)")
 _CLOSING = "\"'`)]}>,.;:"
 """Characters that may follow a URL in a sentence."""
@@ -50,7 +50,7 @@ def redact(text: str, secrets: Iterable[str] = ()) -> str:
             text = re.sub(r"\s+".join(map(re.escape, words)), MASK, text)
     if ":/" in text:
         text = _ADDRESS.sub(_redact_address, text)
-    text = _FILE_OF_ADDRESS.sub(_redact_address, text)
+    text = _FILE_WITH_QUERY.sub(_redact_address, text)
     if "=" in text:
         text = _VALUE_IN_QUERY.sub(_redact_value, text)
     return text
@@ -132,7 +132,7 @@ def redact_terminal() -> None:
 
 
 def _environment_secrets() -> list[str]:
-    return [value for name, value in os.environ.items() if _is_secret(name) and len(value) >= _SHORTEST]
+    return [value for name, value in os.environ.items() if _is_secret(name) and len(value) >= _MIN_LENGTH]
 
 
 @functools.lru_cache(maxsize=4096)
@@ -146,7 +146,7 @@ def _forms_of(secrets: frozenset[str]) -> list[list[str]]:
     forms: set[str] = set()
     for secret in secrets:
         lines = secret.splitlines()  # a private key has several lines, each of which may be prefixed
-        for part in lines if min(map(len, lines), default=0) >= _SHORTEST else [secret]:
+        for part in lines if min(map(len, lines), default=0) >= _MIN_LENGTH else [secret]:
             forms |= _forms(part)
     return [form.split() for form in sorted(forms, key=len, reverse=True) if form.strip()]
 

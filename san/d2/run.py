@@ -69,7 +69,7 @@ def run(
         try:
             if not eval_only:
                 cfg = scale_to_processes(cfg, comm.get_world_size())
-            with stopping.listening():
+            with stopping.recording_signals():
                 latest = resume and not (eval_only and keep_weights and cfg.MODEL.WEIGHTS)
                 return _run(cfg, eval_only=eval_only, resume=resume, latest=latest)
         except Exception as error:

@@ -27,7 +27,7 @@ __all__ = [
     "save_pretrained",
 ]
 
-_HOMES = {
+_MODULES = {
     "load_pretrained": "san.hub.loading",
     "push_to_hub": "san.hub.loading",
     "save_pretrained": "san.hub.folder",
@@ -36,8 +36,8 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     """Import a public name from its module."""
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module san.hub has no attribute {name!r}; it has {', '.join(__all__)}")
     from importlib import import_module
 
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_MODULES[name]), name)

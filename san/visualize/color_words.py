@@ -33,7 +33,7 @@ COLOR_WORDS = {
 }
 """Red, green and blue of each colour word."""
 
-_SAME = {
+_SYNONYMS = {
     "crimson": "red",
     "scarlet": "red",
     "maroon": "red",
@@ -49,9 +49,9 @@ _SAME = {
     "silver": "grey",
 }
 _SHADES = {"dark": -1, "deep": -1, "light": 1, "pale": 1}
-_PATTERN = re.compile(rf"(?:\b({'|'.join(_SHADES)})[\s-]+)?\b({'|'.join([*COLOR_WORDS, *_SAME])})\b")
+_PATTERN = re.compile(rf"(?:\b({'|'.join(_SHADES)})[\s-]+)?\b({'|'.join([*COLOR_WORDS, *_SYNONYMS])})\b")
 _WEIGHTS = np.array([0.5, 1, 1])  # lightness matters less than hue
-_REACH, _GREY_REACH = 0.07, 0.045  # maximum distances in Oklab with these weights
+_MAX_DISTANCE, _MAX_GREY_DISTANCE = 0.07, 0.045  # maximum distances in Oklab with these weights
 
 
 def color_word(key: str) -> tuple[str, int] | None:
@@ -60,10 +60,10 @@ def color_word(key: str) -> tuple[str, int] | None:
     if found is None:
         return None
     word = found[2]
-    return _SAME.get(word, word), _SHADES.get(found[1] or "", 0)
+    return _SYNONYMS.get(word, word), _SHADES.get(found[1] or "", 0)
 
 
-def is_called(points: npt.NDArray[Any], word: str, shade: int = 0) -> npt.NDArray[np.bool_]:
+def matches_word(points: npt.NDArray[Any], word: str, shade: int = 0) -> npt.NDArray[np.bool_]:
     """Return which colours (N, 3) of Oklab match a colour word, (N,) bool.
 
     Args:
@@ -74,10 +74,10 @@ def is_called(points: npt.NDArray[Any], word: str, shade: int = 0) -> npt.NDArra
     words, own = _anchors(), list(COLOR_WORDS).index(word)
     steps = points[:, None] - words  # (N, words, 3)
     nearest = np.linalg.norm(steps, axis=-1).argmin(axis=1)
-    reach = _GREY_REACH if np.hypot(*words[own, 1:]) < _GREY_REACH else _REACH
+    reach = _MAX_GREY_DISTANCE if np.hypot(*words[own, 1:]) < _MAX_GREY_DISTANCE else _MAX_DISTANCE
     near = np.linalg.norm(steps[:, own] * _WEIGHTS, axis=-1) < reach
-    called: npt.NDArray[np.bool_] = (nearest == own) & near & (shade * steps[:, own, 0] >= 0)
-    return called
+    matches: npt.NDArray[np.bool_] = (nearest == own) & near & (shade * steps[:, own, 0] >= 0)
+    return matches
 
 
 @cache

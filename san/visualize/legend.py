@@ -57,10 +57,10 @@ def legend(
         squares, texts, remarks = [*squares, None], [*texts, ""], [*remarks, f"+{left_out} more"]
     if no_class:
         squares, texts, remarks = [*squares, _hatched()], [*texts, NO_CLASS], [*remarks, ""]
-    return _drawn(squares, texts, remarks, width)
+    return _draw_entries(squares, texts, remarks, width)
 
 
-def _drawn(
+def _draw_entries(
     squares: Sequence[Image.Image | None], texts: Sequence[str], remarks: Sequence[str], width: int
 ) -> Image.Image:
     """Draw the entries, each a square, a text and a remark, column by column."""

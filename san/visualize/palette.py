@@ -17,10 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from san.errors import printable
-from san.visualize.color_words import COLOR_WORDS, color_word, is_called
+from san.visualize.color_words import COLOR_WORDS, color_word, matches_word
 from san.visualize.oklab import color_grid, oklab, srgb
 
-APART = {32: 0.08, 128: 0.05, 1000: 0.025}
+MIN_DISTANCE = {32: 0.08, 128: 0.05, 1000: 0.025}
 """Vocabulary size -> minimum distance of its colours in Oklab; 0.02 is about the smallest visible difference.
 
 A name with a colour word keeps to that colour: thirty red things are as far apart as reds can be. Beyond 1,000 names
@@ -44,11 +44,11 @@ def class_color(name: str) -> tuple[int, int, int]:
     """
     key = color_key(name)
     known = _known_colors().get(key)
-    return _drawn(key) if known is None else known
+    return _generated_color(key) if known is None else known
 
 
 def palette(names: Sequence[str]) -> npt.NDArray[np.uint8]:
-    """Return the colours of the C names of a vocabulary, at least `APART` apart, independent of their order.
+    """Return the colours of the C names of a vocabulary, at least `MIN_DISTANCE` apart, independent of their order.
 
     A name keeps its own colour (`class_color`) unless a name of higher priority has a similar one: then it gets the
     nearest free colour. Known names have the highest priority, then names with a colour word. So the rest of the
@@ -69,7 +69,7 @@ def color_key(name: str) -> str:
 def may_have(word: tuple[str, int] | None, points: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     """Return which colours (N, 3) of Oklab a name may have, (N,) bool: those of its `color_word`, else any visible."""
     if word is not None:
-        return is_called(points, *word)
+        return matches_word(points, *word)
     chroma = np.hypot(points[:, 1], points[:, 2])
     lightness: npt.NDArray[Any] = points[:, 0]
     seen: npt.NDArray[np.bool_] = (lightness > _LIGHTNESS[0]) & (lightness < _LIGHTNESS[1]) & (chroma > _MIN_CHROMA)
@@ -79,16 +79,16 @@ def may_have(word: tuple[str, int] | None, points: npt.NDArray[Any]) -> npt.NDAr
 @lru_cache(maxsize=32)
 def _palette(names: tuple[str, ...]) -> npt.NDArray[np.uint8]:
     keys = [color_key(name) for name in names]
-    order = sorted(set(keys), key=_rank)
+    order = sorted(set(keys), key=_priority)
     colors = np.array([class_color(key) for key in order], np.uint8).reshape(-1, 3)
-    apart = next((least for most, least in APART.items() if len(order) <= most), None)
+    apart = next((least for most, least in MIN_DISTANCE.items() if len(order) <= most), None)
     if apart is not None and len(order) > 1:
-        _set_apart(order, colors, apart)
+        _separate(order, colors, apart)
     place = {key: index for index, key in enumerate(order)}
     return colors[[place[key] for key in keys]]
 
 
-def _set_apart(keys: Sequence[str], colors: npt.NDArray[np.uint8], apart: float) -> None:
+def _separate(keys: Sequence[str], colors: npt.NDArray[np.uint8], apart: float) -> None:
     """Change the colours (C, 3) of names that are closer than `apart` to an earlier one."""
     points = oklab(colors)
     grid, grid_points = _grid()
@@ -99,7 +99,7 @@ def _set_apart(keys: Sequence[str], colors: npt.NDArray[np.uint8], apart: float)
             for point in points[known:index]:
                 np.minimum(room, np.linalg.norm(grid_points - point, axis=1), out=room)
             known = index
-            choice = _allowed(color_word(key))
+            choice = _candidates(color_word(key))
             free = choice[room[choice] >= apart]
             if len(free):
                 best = free[np.linalg.norm(grid_points[free] - points[index], axis=1).argmin()]
@@ -108,7 +108,7 @@ def _set_apart(keys: Sequence[str], colors: npt.NDArray[np.uint8], apart: float)
             colors[index], points[index] = grid[best], grid_points[best]
 
 
-def _rank(key: str) -> tuple[bool, bool, bytes]:
+def _priority(key: str) -> tuple[bool, bool, bytes]:
     """Return the sort key of a name's priority, which does not depend on the vocabulary."""
     return key not in _known_colors(), color_word(key) is None, _digest(key)
 
@@ -120,7 +120,7 @@ def _grid() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float64]]:
 
 
 @cache
-def _allowed(word: tuple[str, int] | None) -> npt.NDArray[np.intp]:
+def _candidates(word: tuple[str, int] | None) -> npt.NDArray[np.intp]:
     """Return the grid indices of the colours that a name with this colour word, or without one, may have."""
     return np.flatnonzero(may_have(word, _grid()[1]))
 
@@ -136,12 +136,12 @@ def _digest(key: str) -> bytes:
     return hashlib.blake2b(key.encode(errors="surrogatepass"), digest_size=4, salt=_SALT).digest()
 
 
-def _drawn(key: str) -> tuple[int, int, int]:
+def _generated_color(key: str) -> tuple[int, int, int]:
     """Return the colour of a name that has no entry in the table."""
     digest = _digest(key)
     word = color_word(key)
     if word is not None:  # among the nearest to the word's colour, or the darkest or lightest
-        (color, shade), (grid, points), choice = word, _grid(), _allowed(word)
+        (color, shade), (grid, points), choice = word, _grid(), _candidates(word)
         distance = np.linalg.norm(points[choice] - oklab(np.array([COLOR_WORDS[color]])), axis=1)
         order = np.argsort(-shade * points[choice, 0] if shade else distance, kind="stable")
         nearest = choice[order[: max(1, len(choice) // 6)]]

@@ -30,7 +30,7 @@ _FONT_SIZE = 15
 _WIDE = 1.5  # wider pictures (width over height) are stacked
 _ERRORS = "errors"  # heading of the error map, with a key to its colours
 _MIN_SHARE = 0.002  # of the pixels, to get a line in the legend
-_LEAST_TOLD = 0.0005  # of the pixels, to be counted in the legend's "+n more"
+_MIN_COUNTED = 0.0005  # of the pixels, to be counted in the legend's "+n more"
 _MAX_LEGEND, _MAX_ROWS = 60, 20  # entries and lines of a legend below panels
 _MIN_HEADED = 200  # width of a column with a heading, pixels
 _MIN_WIDTH = 360  # width of a picture with a legend, pixels: fits a name
@@ -128,7 +128,7 @@ def contact_sheet(
     lines = [_Line(cells[i : i + num_columns]) for i in range(0, len(cells), num_columns)]
     order = [int(i) for i in np.argsort(-counts, kind="stable") if counts[i] > 0]
     notes = [_percent(counts[i] / len(cells)) for i in order]
-    no_class = len(cells) - counts.sum() >= _LEAST_TOLD * len(cells)
+    no_class = len(cells) - counts.sum() >= _MIN_COUNTED * len(cells)
     canvas = _sheet(lines, _Legend([names[i] for i in order], palette(names)[order], notes, no_class=bool(no_class)))
     if path is not None:
         save_picture(canvas, path)
@@ -297,13 +297,13 @@ def _sheet_cell(title: str, image: Array, labels: Array, names: Sequence[str]) -
     assert shown is not None
     heading = _FONT_SIZE + 9
     cell = Image.new("RGB", (2 * size[0] + 4, heading + size[1]), PAPER)
-    ImageDraw.Draw(cell).text((0, heading / 2), _fitted(title, cell.width), INK, font(_FONT_SIZE - 1), anchor="lm")
+    ImageDraw.Draw(cell).text((0, heading / 2), _shortened(title, cell.width), INK, font(_FONT_SIZE - 1), anchor="lm")
     cell.paste(Image.fromarray(pixels), (0, heading))
     cell.paste(_coloured(pixels, shown, names), (size[0] + 4, heading))
     return cell
 
 
-def _fitted(text: str, width: int) -> str:
+def _shortened(text: str, width: int) -> str:
     """Shorten a text to one line of a width, in the middle: the ends of a path matter most."""
     text, letters = " ".join(text.split()), font(_FONT_SIZE - 1)
     if letters.getlength(text) <= width:
@@ -343,8 +343,8 @@ def _legend_of(samples: Sequence[Sample], names: Sequence[str]) -> _Legend:
     larger = np.maximum(truth, prediction)
     order = [int(i) for i in np.argsort(-(truth + prediction), kind="stable") if larger[i] >= least]
     notes = [_note(truth[i], judged[i]) for i in order]
-    num_more = int((larger >= _LEAST_TOLD * len(samples)).sum()) - len(order)
-    no_class = num_maps - truth.sum() - prediction.sum() >= _LEAST_TOLD * len(samples)
+    num_more = int((larger >= _MIN_COUNTED * len(samples)).sum()) - len(order)
+    no_class = num_maps - truth.sum() - prediction.sum() >= _MIN_COUNTED * len(samples)
     return _Legend([names[i] for i in order], palette(names)[order], notes, num_more, bool(no_class))
 
 

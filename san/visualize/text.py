@@ -1,7 +1,7 @@
 """Draws text on pictures: the font, and class names on label maps that are readable and hide no object.
 
 A name is drawn on an opaque plate, for contrast on any background. The plate is on the segment if most of it stays
-visible, else beside it with a connecting line; without room for either, the name is only in the legend.
+visible, else beside it with a connecting line; without space for either, the name is only in the legend.
 """
 
 from __future__ import annotations
@@ -102,22 +102,22 @@ def place_tags(labels: Array, names: Sequence[str]) -> list[Tag]:
         names: C class names.
 
     Returns:
-        at most one tag per class, largest classes first. Classes without room or of few pixels have none.
+        at most one tag per class, largest classes first. Classes without space or of few pixels have none.
     """
     known = (labels >= 0) & (labels < len(names))
     areas = np.bincount(labels[known].astype(np.int64), minlength=len(names))
-    room = _Room(labels, areas)
+    space = _FreeSpace(labels, areas)
     tags = []
     for label in np.argsort(-areas, kind="stable")[:_MAX_TAGS].tolist():
         if areas[label] < _MIN_AREA:
             break
-        tag = room.take(label, short_name(names[label]))
+        tag = space.take(label, short_name(names[label]))
         if tag is not None:
             tags.append(tag)
     return tags
 
 
-class _Room:
+class _FreeSpace:
     """The free space of a label map of (H, W) shown pixels."""
 
     def __init__(self, labels: Array, areas: Array) -> None:
@@ -127,17 +127,17 @@ class _Room:
         self.taken: list[Box] = []
 
     def take(self, label: int, name: str) -> Tag | None:
-        """Reserve the best free position for a class's name; None if there is no room."""
+        """Reserve the best free position for a class's name; None if there is no space."""
         _, top, _, bottom = font(_FONT_SIZE).getbbox(f"{name}Ág", anchor="ls")
         width = round(font(_FONT_SIZE).getlength(name)) + 2 * _PAD_X
         height = round(bottom - top) + 2 * _PAD_Y
         mask = self.labels == label
         x, y, side = largest_square(mask)
-        if side >= height and self._try(box := self._inside(x, y, width, height)):
+        if side >= height and self._reserve(box := self._inside(x, y, width, height)):
             return Tag(name, label, box, None)
         anchor = (min(int(x), mask.shape[1] - 1), min(int(y), mask.shape[0] - 1))
         for box in self._around(mask, anchor, width, height):
-            if not mask[box[1] : box[3], box[0] : box[2]].any() and self._try(box):
+            if not mask[box[1] : box[3], box[0] : box[2]].any() and self._reserve(box):
                 return Tag(name, label, box, anchor)
         return None
 
@@ -157,7 +157,7 @@ class _Room:
                 y = anchor[1] + dy * (distance + height / 2)
                 yield self._inside(x, y, width, height)
 
-    def _try(self, box: Box) -> bool:
+    def _reserve(self, box: Box) -> bool:
         """Reserve a box if it is free and hides little of each class below it; return whether it is reserved."""
         left, top, right, bottom = box
         rows, columns = self.labels.shape

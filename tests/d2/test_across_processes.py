@@ -72,7 +72,7 @@ def outcomes(folder: str) -> None:
 
     from san.d2.api import comm
     from san.d2.config.keys import load_config
-    from san.d2.processes.launcher import leave_groups
+    from san.d2.processes.launcher import destroy_groups
     from san.d2.train.across_processes import check_same_settings, check_same_weights, from_main
 
     found = []
@@ -101,7 +101,7 @@ def outcomes(folder: str) -> None:
     cfg.SOLVER.MAX_ITER = 8 + rank
     heard(lambda: check_same_settings(cfg, {"--resume": True}))
     Path(folder, f"{rank}.json").write_text(json.dumps(found))
-    leave_groups()
+    destroy_groups()
 
 
 @pytest.mark.parametrize("engine", ENGINES)

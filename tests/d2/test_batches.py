@@ -72,7 +72,7 @@ def test_a_batch_that_cannot_be_sent_is_an_error() -> None:
 
 def test_waiting_has_a_limit(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(batches, "WARN_AFTER", 0.2)
-    monkeypatch.setattr(batches, "LOOK_EVERY", 0.1)
+    monkeypatch.setattr(batches, "POLL_INTERVAL", 0.1)
     with pytest.raises(TimeoutError, match=r"no batch arrived from the 2 .*DATALOADER.TIMEOUT 0.5.*NUM_WORKERS 0"):
         list(build_eval_loader(RECORDS, stopped, num_workers=2, timeout=0.5))
     assert "DATALOADER.TIMEOUT is 0.5 s" in caplog.text
@@ -91,14 +91,14 @@ def test_waiting_for_a_tensors_memory_has_a_limit() -> None:
 
 @pytest.mark.parametrize(("number", "error"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
 def test_a_signal_ends_the_waiting(number: int, error: type[BaseException]) -> None:
-    with stopping.listening():
+    with stopping.recording_signals():
         threading.Timer(0.3, os.kill, (os.getpid(), number)).start()
         with pytest.raises(error):
             next(iter(build_eval_loader(RECORDS, stopped, num_workers=1)))
 
 
 def test_a_loader_outside_a_run_knows_nothing_of_an_earlier_ones_signals() -> None:
-    with stopping.listening():
+    with stopping.recording_signals():
         os.kill(os.getpid(), signal.SIGTERM)
         assert stopping.requested()
     assert len(list(build_eval_loader(RECORDS, dict))) == 8

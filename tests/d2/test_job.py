@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from san.d2.processes import launcher
-from san.d2.processes.job import Place, find_place, first_host
+from san.d2.processes.job import JobRank, find_rank, first_host
 from tests.d2.conftest import as_arguments
 
 REPO = Path(__file__).resolve().parents[2]
@@ -43,8 +43,8 @@ def without(environment: dict[str, str], *names: str) -> dict[str, str]:
 
 
 def test_torchrun() -> None:
-    place = find_place(TORCHRUN)
-    assert place == Place(2, 4, 0, 2, "first", 29500, "the launcher")
+    place = find_rank(TORCHRUN)
+    assert place == JobRank(2, 4, 0, 2, "first", 29500, "the launcher")
     assert place.as_variables() == TORCHRUN
 
 
@@ -58,37 +58,37 @@ def test_torchrun() -> None:
     ],
 )
 def test_alone(environment: dict[str, str]) -> None:
-    assert find_place(environment) is None
+    assert find_rank(environment) is None
 
 
 def test_srun() -> None:
-    place = find_place(STEP)
-    assert place == Place(3, 4, 1, 2, "gpu07", 15000 + 1234 + 2 * 997, "srun")
-    assert find_place(STEP | {"MASTER_ADDR": "other", "MASTER_PORT": "7"}) == Place(3, 4, 1, 2, "other", 7, "srun")
+    place = find_rank(STEP)
+    assert place == JobRank(3, 4, 1, 2, "gpu07", 15000 + 1234 + 2 * 997, "srun")
+    assert find_rank(STEP | {"MASTER_ADDR": "other", "MASTER_PORT": "7"}) == JobRank(3, 4, 1, 2, "other", 7, "srun")
 
 
 def test_srun_on_one_machine_needs_no_name() -> None:
-    place = find_place(without(STEP, "SLURM_STEP_TASKS_PER_NODE") | {"SLURM_STEP_NUM_NODES": "1", "SLURM_LOCALID": "3"})
+    place = find_rank(without(STEP, "SLURM_STEP_TASKS_PER_NODE") | {"SLURM_STEP_NUM_NODES": "1", "SLURM_LOCALID": "3"})
     assert place is not None and (place.local_rank, place.local_world_size, place.address) == (3, 4, "127.0.0.1")
 
 
 def test_older_names_of_slurm() -> None:
     environment = without(STEP, *(key for key in STEP if "STEP_N" in key or "STEP_T" in key))
     environment |= {"SLURM_NNODES": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_JOB_NODELIST": "a1-[3-4],b"}
-    place = find_place(environment)
+    place = find_rank(environment)
     assert place is not None and (place.world_size, place.local_world_size, place.address) == (4, 2, "a1-3")
 
 
 def test_a_launcher_under_slurm_is_completed() -> None:
     """As scripts do that export RANK and WORLD_SIZE of Slurm's."""
-    place = find_place(STEP | {"RANK": "3", "WORLD_SIZE": "4"})
+    place = find_rank(STEP | {"RANK": "3", "WORLD_SIZE": "4"})
     assert place is not None and (place.rank, place.local_rank, place.local_world_size) == (3, 1, 2)
 
 
 @pytest.mark.parametrize("missing", TORCHRUN)
 def test_a_missing_variable_is_named(missing: str) -> None:
     with pytest.raises(ValueError, match=f"but not {missing}; start with torchrun or srun, set {missing}, or unset"):
-        find_place(without(TORCHRUN, missing))
+        find_rank(without(TORCHRUN, missing))
 
 
 @pytest.mark.parametrize(
@@ -103,12 +103,12 @@ def test_a_missing_variable_is_named(missing: str) -> None:
 )
 def test_variables_that_make_no_sense(changes: dict[str, str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        find_place(TORCHRUN | changes)
+        find_rank(TORCHRUN | changes)
 
 
 def test_uneven_tasks_are_refused() -> None:
     with pytest.raises(ValueError, match=r"unevenly over nodes \(3,1\)"):
-        find_place(STEP | {"SLURM_STEP_TASKS_PER_NODE": "3,1"})
+        find_rank(STEP | {"SLURM_STEP_TASKS_PER_NODE": "3,1"})
 
 
 @pytest.mark.parametrize(

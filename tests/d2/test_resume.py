@@ -163,7 +163,7 @@ def test_files_that_do_not_fit_on_the_disk_are_two_lines(
     evaluator.rows = []
     with caplog.at_level(logging.WARNING):
         for _ in range(20):
-            with evaluator._room_needed():
+            with evaluator._optional_file():
                 raise OSError(errno.ENOSPC, "No space left on device")
         evaluator.evaluate()
     first, last = (record.getMessage() for record in caplog.records)

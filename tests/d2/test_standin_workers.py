@@ -46,7 +46,7 @@ def talk(engine: str, folder: str) -> None:
     }
     threads = Path("/proc/self/task")
     before = {thread: (thread / "comm").read_text() for thread in threads.iterdir()}
-    launcher.leave_groups()
+    launcher.destroy_groups()
     after = set(threads.iterdir())
     heard["threads ended"] = len(after) < len(before)
     # older releases of torch give Gloo's threads no name

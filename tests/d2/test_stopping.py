@@ -21,7 +21,7 @@ def handlers() -> list[object]:
     return [signal.getsignal(number) for number in stopping.SIGNALS]
 
 
-@pytest.mark.parametrize("answering", [stopping.listening, stopping.passing_on])
+@pytest.mark.parametrize("answering", [stopping.recording_signals, stopping.forwarding_signals])
 def test_handlers_come_back(answering):
     before, during = handlers(), []
 
@@ -38,11 +38,11 @@ def test_handlers_come_back(answering):
 
 def test_what_is_heard_counts_until_the_next_time():
     for number in stopping.SIGNALS:
-        with stopping.listening():
+        with stopping.recording_signals():
             assert not stopping.requested()
             os.kill(os.getpid(), number)
             assert stopping.requested()
-    with stopping.listening():
+    with stopping.recording_signals():
         assert not stopping.requested()
 
 
@@ -70,11 +70,11 @@ def signals() -> None:
         os.kill(os.getpid(), sent)
 
 
-@pytest.mark.parametrize("answering", [stopping.listening, stopping.passing_on])
+@pytest.mark.parametrize("answering", [stopping.recording_signals, stopping.forwarding_signals])
 @pytest.mark.parametrize("action", [blocked, deaf])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_second_signal_ends_the_process(answering, action, number, monkeypatch):
-    monkeypatch.setattr(stopping, "AGAIN_AFTER", 0.1)
+    monkeypatch.setattr(stopping, "SECOND_SIGNAL_AFTER", 0.1)
     monkeypatch.setitem(globals(), "sent", number)
 
     def run() -> None:
@@ -88,7 +88,7 @@ def test_signals_close_together_count_as_one():
     """A launcher passes on what a scheduler has sent to all processes."""
 
     def run() -> None:
-        with stopping.listening():
+        with stopping.recording_signals():
             for _ in range(3):
                 os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(0.3)
@@ -99,7 +99,7 @@ def test_signals_close_together_count_as_one():
 
 def test_an_interrupt_that_was_lost_is_raised_again():
     def check() -> None:
-        with stopping.listening():
+        with stopping.recording_signals():
             with contextlib.suppress(KeyboardInterrupt):
                 os.kill(os.getpid(), signal.SIGINT)
             stopping.requested()
@@ -110,6 +110,6 @@ def test_an_interrupt_that_was_lost_is_raised_again():
 
 def test_ctrl_c_in_a_checkpoints_write_is_no_full_disk(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpointer._ErrorRecorder, "write", lambda self, data: os.kill(os.getpid(), signal.SIGINT))
-    with stopping.listening(), pytest.raises(KeyboardInterrupt):
+    with stopping.recording_signals(), pytest.raises(KeyboardInterrupt):
         checkpointer.write_checkpoint({"model": {}}, tmp_path / "model.pth")
     assert not list(tmp_path.iterdir())

@@ -266,7 +266,7 @@ def _late(rank: int, port: int, cfg: Any) -> None:
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     comm.create_local_process_group(2)
     run(cfg)
-    launcher.leave_groups()
+    launcher.destroy_groups()
 
 
 def test_processes_hear_late_of_bad_updates_and_go_on(make_cfg: MakeCfg) -> None:

@@ -13,7 +13,7 @@ from san.data.shapes.world import COLOURS, NAMES, THINGS
 from san.visualize import class_color, palette
 from san.visualize.color_words import COLOR_WORDS, color_word
 from san.visualize.oklab import oklab
-from san.visualize.palette import APART
+from san.visualize.palette import MIN_DISTANCE
 
 KNOWN = [name for each in LABEL_SETS for name in load_label_set(each).classes]
 WORDS = sorted({name for name in KNOWN if name.isalpha() and name.islower()})
@@ -50,9 +50,9 @@ def test_any_words_are_apart() -> None:
     generator = random.Random(0)
     least = [least_distance(generator.sample(WORDS, 8)) for _ in range(700)]
     least += [least_distance(generator.sample([*WORDS, "a green hat", "red wine"], 8)) for _ in range(300)]
-    assert min(least) >= APART[32] == 0.08
-    for size in APART:
-        assert least_distance(generator.sample(sorted(set(KNOWN)), size)) >= APART[size]
+    assert min(least) >= MIN_DISTANCE[32] == 0.08
+    for size in MIN_DISTANCE:
+        assert least_distance(generator.sample(sorted(set(KNOWN)), size)) >= MIN_DISTANCE[size]
     assert len(palette([f"word {index}" for index in range(5000)])) == 5000
 
 

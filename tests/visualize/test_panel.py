@@ -10,7 +10,7 @@ from PIL import Image
 from san.data.label_sets import load_label_set
 from san.visualize import Sample, class_color, contact_sheet, error_map, legend, overlay, palette, panel
 from san.visualize.overlay import RIGHT_COLOR, WRONG_COLOR
-from san.visualize.panel import _fitted, _shown_size, save_picture, thumbnails
+from san.visualize.panel import _shortened, _shown_size, save_picture, thumbnails
 
 NAMES = ["red star", "blue ring", "striped ground"]
 
@@ -96,9 +96,9 @@ def test_contact_sheet_of_nothing_but_ignored() -> None:
 
 def test_long_titles_keep_both_ends() -> None:
     title = "train/" + "x" * 300 + "/0001.jpg"
-    assert _fitted(title, 200).startswith("train/")
-    assert _fitted(title, 200).endswith("0001.jpg")
-    assert _fitted("two\nlines", 200) == "two lines"
+    assert _shortened(title, 200).startswith("train/")
+    assert _shortened(title, 200).endswith("0001.jpg")
+    assert _shortened("two\nlines", 200) == "two lines"
 
 
 def test_legend_is_cut_off() -> None:

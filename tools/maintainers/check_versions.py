@@ -36,7 +36,7 @@ SHOWN = ("torch", "torchvision", "timm", "open_clip_torch", "pillow", "numpy")
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RowResult:
     """Result of the tests in one environment: versions, pytest's last line, and its exit code."""
 
     row: str
@@ -100,10 +100,10 @@ class Environment:
         return kept | {"VIRTUAL_ENV": str(self.folder), "PATH": path}
 
 
-def check_row(row: str, args: argparse.Namespace) -> list[Outcome]:
+def check_row(row: str, args: argparse.Namespace) -> list[RowResult]:
     """Create the environment of a row and run the tests, without Detectron2 and, if given, with it."""
     environment = Environment(args.folder.resolve() / row, args.python)
-    outcomes = []
+    results = []
     for detectron2 in (False, True)[: 2 if args.detectron2 else 1]:
         versions = ("-",) * len(SHOWN)
         try:
@@ -117,17 +117,17 @@ def check_row(row: str, args: argparse.Namespace) -> list[Outcome]:
             result, code = environment.test(args.pytest)
         except subprocess.CalledProcessError as error:
             result, code = f"not installed: exit code {error.returncode}", 1
-        outcomes.append(Outcome(row, detectron2, versions, result, code))
+        results.append(RowResult(row, detectron2, versions, result, code))
         if code and versions[0] == "-":
             break
-    return outcomes
+    return results
 
 
-def table(outcomes: Sequence[Outcome]) -> str:
+def table(results: Sequence[RowResult]) -> str:
     """Format the results as a Markdown table."""
     heads = ["row", "Detectron2", *SHOWN, "tests"]
     lines = [heads, ["---"] * len(heads)]
-    lines += [[each.row, "yes" if each.detectron2 else "no", *each.versions, each.result] for each in outcomes]
+    lines += [[each.row, "yes" if each.detectron2 else "no", *each.versions, each.result] for each in results]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -142,9 +142,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("pytest", nargs="*", metavar="-- ARGUMENT", help="arguments of pytest")
     args = parser.parse_args(arguments)
-    outcomes = [outcome for row in args.rows for outcome in check_row(row, args)]
-    print(table(outcomes))
-    return int(any(outcome.code for outcome in outcomes))
+    results = [result for row in args.rows for result in check_row(row, args)]
+    print(table(results))
+    return int(any(result.code for result in results))
 
 
 if __name__ == "__main__":

@@ -90,7 +90,7 @@ def architecture(width: int, depth: int, vocab_size: int) -> ClipArch:
 
 
 @torch.no_grad()
-def start_local(visual: Any) -> None:
+def init_local_attention(visual: Any) -> None:
     """Initialize positions with sines and cosines, and queries equal to keys: near, similar patches attend mutually."""
     width, grid = visual.positional_embedding.shape[1], PICTURE_SIZE // PATCH_SIZE
     frequency = 100.0 ** -(torch.arange(width // 4) / (width // 4))
@@ -245,7 +245,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     arch = architecture(args.width, args.depth, len(ids) + 1)
     model: Any = build_trainable_clip(arch)
     nn.init.constant_(model.logit_scale, math.log(START_SCALE))
-    start_local(model.visual)
+    init_local_attention(model.visual)
     towers = Towers(model, arch, ids, compiled=args.compile)
     decayed = [p for p in model.parameters() if p.ndim >= 2]
     others = [p for p in model.parameters() if p.ndim < 2]

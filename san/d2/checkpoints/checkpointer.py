@@ -21,7 +21,7 @@ from san.errors import excerpt, one_line
 from san.files import replacing, sha256_of
 from san.hub.remote import CONFIG_FILE, WEIGHTS_FILE
 
-SUM = ".sha256"
+_SUM_SUFFIX = ".sha256"
 """Suffix of the file beside a checkpoint that contains its SHA-256, in the format of sha256sum."""
 
 _SUM_LENGTH = 200  # maximum number of characters read
@@ -44,7 +44,7 @@ class SANCheckpointer(DetectionCheckpointer):
     """Id of the run, written into checkpoints; "" writes none."""
 
     _source = ""
-    _asked: Sequence[str] | None = None
+    _requested: Sequence[str] | None = None
 
     loaded: Mapping[str, Any] = {}
     """States of further objects that the latest `load` found, by name; on the CPU."""
@@ -108,7 +108,7 @@ class SANCheckpointer(DetectionCheckpointer):
             ValueError: it cannot be downloaded, is not a checkpoint, or does not fit the model or a named object.
         """
         path = weights_file(path)
-        self._source, self._asked = path, checkpointables
+        self._source, self._requested = path, checkpointables
         try:
             content: dict[str, Any] = super().load(path, checkpointables)
         except (OSError, HTTPException, AssertionError) as error:  # AssertionError: unknown URL scheme
@@ -126,14 +126,14 @@ class SANCheckpointer(DetectionCheckpointer):
     def _load_model(self, checkpoint: Any) -> None:
         """Load the model from the whole content, because a slim file also has a note about its CLIP."""
         self.loaded = {key: checkpoint[key] for key in self.checkpointables if key in checkpoint}
-        for key in self.loaded if self._asked is None else self._asked:
+        for key in self.loaded if self._requested is None else self._requested:
             check = getattr(self.checkpointables[key], "check_state_dict", None)
             if check is not None:
                 try:
                     check(checkpoint.get(key))
                 except ValueError as error:
                     raise ValueError(f"training cannot resume from checkpoint {self._source}: {error}") from error
-        goes_on = "trainer" in (self.loaded if self._asked is None else self._asked)
+        goes_on = "trainer" in (self.loaded if self._requested is None else self._requested)
         self.model.load_state_dict(checkpoint if goes_on else with_average(checkpoint, self._source))
 
 
@@ -143,7 +143,7 @@ def write_checkpoint(content: dict[str, Any], path: Path) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    sum_file = path.with_name(path.name + SUM)
+    sum_file = path.with_name(path.name + _SUM_SUFFIX)
     with replacing(path, durable=True) as partial:
         with open(partial, "wb") as file:  # given a path, torch would store it in the file
             recorder = _ErrorRecorder(file)
@@ -180,7 +180,7 @@ class _ErrorRecorder:
 def remove_checkpoint(path: Path) -> None:
     """Remove a checkpoint and its SHA-256."""
     path.unlink(missing_ok=True)
-    path.with_name(path.name + SUM).unlink(missing_ok=True)
+    path.with_name(path.name + _SUM_SUFFIX).unlink(missing_ok=True)
 
 
 def latest_checkpoint(folder: str | Path) -> Path | None:
@@ -200,12 +200,12 @@ def latest_checkpoint(folder: str | Path) -> Path | None:
         ValueError: there are checkpoints, but no undamaged one of this run.
     """
     folder = Path(folder)
-    named, problems = _tagged(folder)
+    named, problems = _named_checkpoint(folder)
     others = [path for path in folder.glob("model_*.pth") if path.stem != "model_best" and path != named]
     if named is None and not others:
         return None
     run = recorded_run(folder)
-    for path in [*([named] if named else []), *sorted(others, key=_age, reverse=True)]:
+    for path in [*([named] if named else []), *sorted(others, key=_age_key, reverse=True)]:
         problem = damage_of(path)
         identity = None if problem else identity_of(path)
         if identity is not None:
@@ -223,7 +223,7 @@ def latest_checkpoint(folder: str | Path) -> Path | None:
     )
 
 
-def _tagged(folder: Path) -> tuple[Path | None, list[str]]:
+def _named_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
     """Return the checkpoint that ``last_checkpoint`` names, or None and the problem of that file."""
     tag = folder / LAST
     if not tag.is_file():
@@ -266,7 +266,7 @@ def _known_identity(path: Path, modified: int, size: int) -> Identity:
     return Identity(run if isinstance(run, str) else None, iteration if type(iteration) is int else None)
 
 
-def _age(path: Path) -> tuple[float, bool, str]:
+def _age_key(path: Path) -> tuple[float, bool, str]:
     """Return the key that sorts checkpoints of a run by iteration, and those without one by name."""
     identity = identity_of(path)
     number = path.stem.removeprefix("model_")
@@ -279,7 +279,7 @@ def damage_of(path: Path) -> str | None:
     """Describe the damage of a checkpoint file; None if it is undamaged."""
     if not path.is_file():
         return f"checkpoint {path} does not exist"
-    sum_file = path.with_name(path.name + SUM)
+    sum_file = path.with_name(path.name + _SUM_SUFFIX)
     if sum_file.is_file():
         with open(sum_file, encoding="utf-8", errors="replace") as opened:
             wanted = opened.read(_SUM_LENGTH).split(" ", 1)[0]

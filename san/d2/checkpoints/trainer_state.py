@@ -123,7 +123,7 @@ def _check_groups(
         raise ValueError("the tensors of its parameter groups are not numbered consecutively")
     own = [len(group["params"]) for group in optimizer.param_groups]
     changed = [key for key in GROUPING if key in before and before[key] != now[key]]
-    if sizes == own and _divides_alike(before, now):
+    if sizes == own and _same_grouping(before, now):
         return
     reason = "; ".join(f"{key} was {excerpt(before[key])} and is {now[key]} now" for key in changed)
     raise ValueError(
@@ -132,7 +132,7 @@ def _check_groups(
     )
 
 
-def _divides_alike(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+def _same_grouping(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
     """Whether the same weight decays are equal in both runs, so that each group has the same tensors."""
     if not all(key in before for key in GROUPING):
         return True  # earlier versions did not save them

@@ -27,7 +27,7 @@ BatchSample = dict[str, Any]
 WARN_AFTER = 60.0
 """Interval, in seconds, of warnings while waiting for a batch."""
 
-LOOK_EVERY = 0.5
+POLL_INTERVAL = 0.5
 """Seconds between checks of how long the main process has waited."""
 
 logger = logging.getLogger("san.d2.batches")
@@ -142,7 +142,7 @@ class _Watch:
 
     def _run(self) -> None:
         warned = 0
-        while not self._done.wait(LOOK_EVERY):
+        while not self._done.wait(POLL_INTERVAL):
             since = self.since
             waited = 0.0 if since is None else time.monotonic() - since
             if 0 < self.limit <= waited:
@@ -173,7 +173,7 @@ def set_up_worker(_: int) -> None:
     """Set up a loader worker: one thread, as there are many workers, and signals are left to the main process."""
     torch.set_num_threads(1)
     _prctl_pr_set_pdeathsig(signal.SIGKILL)  # end with the main process, even if it is killed
-    stopping.leave_to_main_process()
+    stopping.ignore_first_signal()
     multiprocessing.queues.Queue._on_queue_feeder_error = _send_error  # type: ignore[attr-defined]
 
 

@@ -37,7 +37,7 @@ logger = logging.getLogger("san.d2.datasets")
 ROOT_VARIABLE = "DETECTRON2_DATASETS"
 DEFAULT_ROOT = "datasets"
 
-_NUM_LOOKED_AT = 8  # label maps of a data set that are inspected before it is used
+_NUM_INSPECTED = 8  # label maps of a data set that are inspected before it is used
 
 
 def datasets_root(root: str | Path | None = None) -> Path:
@@ -287,7 +287,7 @@ def load_records(name: str) -> list[Record]:
                        name, len(records), expected)  # fmt: skip
     metadata = MetadataCatalog.get(name)
     if name not in BENCHMARKS and metadata.get("files") is not None:  # registered by SAN
-        files = tuple(record["sem_seg_file_name"] for record in evenly_spread(records, _NUM_LOOKED_AT))
+        files = tuple(record["sem_seg_file_name"] for record in evenly_spread(records, _NUM_INSPECTED))
         _warn_of_masks(name, files, metadata.ignore_label, metadata.get("label_mapping"))
     return records
 

@@ -37,7 +37,7 @@ MAX_REPLACEMENTS = 4
 """Maximum number of samples tried instead of one that cannot be read."""
 
 
-def try_twice(load: Callable[[], BatchSample], file_name: str) -> BatchSample | BadSample:
+def load_with_retry(load: Callable[[], BatchSample], file_name: str) -> BatchSample | BadSample:
     """Load a sample; for an error of a file, retry once after `RETRY_PAUSE`, then return the error."""
     for attempt in range(2):
         if attempt:
@@ -109,7 +109,7 @@ class PositionDataset(Dataset[Any]):
         def load() -> BatchSample:
             return self.mapping(record, np.random.default_rng((self.seed, _AUGMENT_STREAM, position)))
 
-        return try_twice(load, str(record["file_name"]))
+        return load_with_retry(load, str(record["file_name"]))
 
 
 class PositionSampler(Sampler[int]):
@@ -144,7 +144,7 @@ class EvalDataset(Dataset[Any]):
     def __getitem__(self, index: int) -> BatchSample | BadSample:
         """Return the sample of one record."""
         record = self.records[index]
-        return try_twice(lambda: self.mapping(record), str(record["file_name"]))
+        return load_with_retry(lambda: self.mapping(record), str(record["file_name"]))
 
     def __len__(self) -> int:
         """Number of records."""

@@ -117,7 +117,7 @@ class SemSegEvaluator(DatasetEvaluator):
             if len(self.rows) < self.output.num_panels and comm.is_main_process():
                 self.rows.append((str(sample["file_name"]), prediction, truth))
             if self.output.label_maps:
-                with self._room_needed():
+                with self._optional_file():
                     write_label_map(self._label_map_path(sample), prediction)
             if self.output.rle:
                 self.rle.update(prediction, sample["file_name"], self._image_ids.get(sample["file_name"]))
@@ -179,17 +179,17 @@ class SemSegEvaluator(DatasetEvaluator):
         subset = self.output.subset
         title = f"{self.name}, {subset}" if subset else self.name
         heading = f"IoU per class, {title}"
-        with self._room_needed():
+        with self._optional_file():
             write_report(folder, self.matrix, self.classes, groups=self.groups, title=heading, subset=subset)
         if self.oracle is not None:
-            with self._room_needed():
+            with self._optional_file():
                 figures = write_oracle_report(folder, self.matrix, self.oracle, self.classes, title, self.groups)
                 logger.info("%s: %s", self.name, format_oracle(figures))
         if self.output.rle:
-            with self._room_needed():
+            with self._optional_file():
                 self.rle.write(folder / RLE_FILE)
         if self.rows:
-            with self._room_needed(), drawing(folder / "panel.png"):
+            with self._optional_file(), drawing(folder / "panel.png"):
                 rows = [PanelRow(read_image(file), prediction, truth) for file, prediction, truth in self.rows]
                 panels(rows, self.classes, folder / "panel.png")
         if len(self._unwritten) > 1:
@@ -197,7 +197,7 @@ class SemSegEvaluator(DatasetEvaluator):
         return {"sem_seg": metrics(self.matrix, self.classes, self.groups)}
 
     @contextlib.contextmanager
-    def _room_needed(self) -> Iterator[None]:
+    def _optional_file(self) -> Iterator[None]:
         """Context manager that skips a file if the disk is full and the output is optional."""
         try:
             yield

@@ -13,7 +13,7 @@ _FIRST_PORT, _NUM_PORTS = 15000, 15000
 
 
 @dataclass(frozen=True)
-class Place:
+class JobRank:
     """The rank of one process in a job, and the address of the job.
 
     Attributes:
@@ -40,7 +40,7 @@ class Place:
         return dict(zip(_VARIABLES, (*map(str, numbers), self.address, str(self.port)), strict=True))
 
 
-def find_place(environment: Mapping[str, str]) -> Place | None:
+def find_rank(environment: Mapping[str, str]) -> JobRank | None:
     """Return the rank of this process according to the environment; None if no launcher has started it.
 
     torchrun sets RANK and WORLD_SIZE; if other variables of it are missing, those of Slurm are used. Without RANK and
@@ -53,7 +53,7 @@ def find_place(environment: Mapping[str, str]) -> Place | None:
     if "RANK" not in environment and "WORLD_SIZE" not in environment:
         if not slurm:
             return None
-        found, source = slurm | {key: environment[key] for key in _MEETING if key in environment}, "srun"
+        found, source = slurm | {key: environment[key] for key in _ADDRESS_VARIABLES if key in environment}, "srun"
     else:
         if "RANK" not in environment and environment["WORLD_SIZE"] == "1":
             return None
@@ -74,7 +74,7 @@ def find_place(environment: Mapping[str, str]) -> Place | None:
             f"{numbers['WORLD_SIZE']} processes are not a multiple of {numbers['LOCAL_WORLD_SIZE']} per machine; start "
             "the same number on every machine (srun --ntasks-per-node)"
         )
-    return Place(
+    return JobRank(
         numbers["RANK"],
         numbers["WORLD_SIZE"],
         numbers["LOCAL_RANK"],
@@ -85,8 +85,8 @@ def find_place(environment: Mapping[str, str]) -> Place | None:
     )
 
 
-_MEETING = ("MASTER_ADDR", "MASTER_PORT")
-_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", *_MEETING)
+_ADDRESS_VARIABLES = ("MASTER_ADDR", "MASTER_PORT")
+_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", *_ADDRESS_VARIABLES)
 """The variables that torchrun sets."""
 
 
@@ -130,7 +130,7 @@ def _number(name: str, text: str) -> int:
     return int(text)
 
 
-def check_meeting(url: str, *, machines: int, here: bool) -> None:
+def check_dist_url(url: str, *, machines: int, here: bool) -> None:
     """Check that processes can connect at an address, before they wait for each other.
 
     Args:

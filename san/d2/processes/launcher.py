@@ -27,8 +27,8 @@ from torch.multiprocessing.spawn import ProcessException, ProcessExitedException
 
 from san.allocator import keep_large_buffers
 from san.d2.api import CfgNode, comm, forget_groups, launch, log_backend, setup_logger
-from san.d2.processes.job import Place, check_meeting, find_place
-from san.d2.processes.stopping import EXIT_CODE, StopRequested, ending_at_the_second, passing_on
+from san.d2.processes.job import JobRank, check_dist_url, find_rank
+from san.d2.processes.stopping import EXIT_CODE, StopRequested, exiting_on_second_signal, forwarding_signals
 from san.errors import INTERRUPTED, one_line
 from san.files import home_folder
 from san.redaction import RedactingFormatter
@@ -57,11 +57,11 @@ def start_workers(main: Callable[..., None], cfg: CfgNode, args: argparse.Namesp
     """
     on_gpu = cfg.MODEL.DEVICE.startswith("cuda")
     _check_numbers(args)
-    place = _place(args)
-    if place is not None:
-        _check_device(cfg.MODEL.DEVICE, place.world_size)
-        with ending_at_the_second(patience=0):
-            _join(place, on_gpu)
+    job = _launcher_rank(args)
+    if job is not None:
+        _check_device(cfg.MODEL.DEVICE, job.world_size)
+        with exiting_on_second_signal(grace=0):
+            _init_group(job, on_gpu)
         _work(main, cfg, args)
         return
     processes = args.num_gpus * args.num_machines
@@ -74,30 +74,30 @@ def start_workers(main: Callable[..., None], cfg: CfgNode, args: argparse.Namesp
     if not on_gpu and processes > 1:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # otherwise the workers would be connected with NCCL
     if processes > 1:
-        check_meeting(args.dist_url, machines=args.num_machines, here=args.machine_rank == 0)
+        check_dist_url(args.dist_url, machines=args.num_machines, here=args.machine_rank == 0)
     workers = (args.num_gpus, args.num_machines, args.machine_rank, args.dist_url)
     try:
-        with passing_on() if processes > 1 else contextlib.nullcontext():
+        with forwarding_signals() if processes > 1 else contextlib.nullcontext():
             launch(_work, *workers, args=(main, cfg, args), timeout=WORKER_TIMEOUT)
     except ProcessException as error:
-        _tell_end(error, args.machine_rank * args.num_gpus, Path(cfg.OUTPUT_DIR))
+        _log_failed_process(error, args.machine_rank * args.num_gpus, Path(cfg.OUTPUT_DIR))
         raise
 
 
-def _place(args: argparse.Namespace) -> Place | None:
+def _launcher_rank(args: argparse.Namespace) -> JobRank | None:
     """Return the rank of this process in a launcher's job; None if the options start the processes."""
-    place = find_place(os.environ)
-    if place is None or place.source != "srun":
-        return place
+    job = find_rank(os.environ)
+    if job is None or job.source != "srun":
+        return job
     if args.num_machines > 1:
         return None
     if args.num_gpus > 1:
         raise ValueError(
-            f"--num-gpus is {args.num_gpus}, but srun has started {place.world_size} tasks, each of which would start "
+            f"--num-gpus is {args.num_gpus}, but srun has started {job.world_size} tasks, each of which would start "
             "a separate run; omit --num-gpus for one process per task, or pass --num-machines, --machine-rank "
             '"$SLURM_NODEID" and --dist-url too, with one task per node'
         )
-    return place
+    return job
 
 
 def _work(main: Callable[..., None], cfg: CfgNode, args: argparse.Namespace) -> None:
@@ -111,12 +111,12 @@ def _work(main: Callable[..., None], cfg: CfgNode, args: argparse.Namespace) -> 
         main(cfg, args)
     except StopRequested:  # raised by all
         stopped = True
-    leave_groups()
+    destroy_groups()
     if stopped:
         raise StopRequested
 
 
-def leave_groups() -> None:
+def destroy_groups() -> None:
     """Destroy the process groups, if any; threads that outlive them may abort the process."""
     if not (dist.is_available() and dist.is_initialized()):
         return
@@ -128,7 +128,7 @@ def leave_groups() -> None:
     dist.destroy_process_group()
 
 
-def _tell_end(error: ProcessException, first_rank: int, folder: Path) -> None:
+def _log_failed_process(error: ProcessException, first_rank: int, folder: Path) -> None:
     """Log which process ended the job; a killed process cannot log it.
 
     Args:
@@ -178,7 +178,7 @@ def _check_device(device: str, processes: int) -> None:
         )
 
 
-def _join(place: Place, on_gpu: bool) -> None:
+def _init_group(job: JobRank, on_gpu: bool) -> None:
     """Connect this process to the others of its job.
 
     Raises:
@@ -186,22 +186,22 @@ def _join(place: Place, on_gpu: bool) -> None:
     """
     if on_gpu:
         count = torch.cuda.device_count()
-        if count > 1 and count < place.local_world_size:
+        if count > 1 and count < job.local_world_size:
             raise ValueError(
-                f"{place.source} has started {place.local_world_size} processes on this machine but PyTorch sees "
+                f"{job.source} has started {job.local_world_size} processes on this machine but PyTorch sees "
                 f"{count} GPUs; start one process per GPU, or set MODEL.DEVICE cpu"
             )
-        torch.cuda.set_device(place.local_rank if count > 1 else 0)  # Slurm may show each task only one GPU
-    os.environ.update(place.as_variables())
+        torch.cuda.set_device(job.local_rank if count > 1 else 0)  # Slurm may show each task only one GPU
+    os.environ.update(job.as_variables())
     try:
         dist.init_process_group("nccl" if on_gpu else "gloo", timeout=WORKER_TIMEOUT)
     except dist.DistError as error:
         raise ValueError(
-            f"process {place.rank} of {place.world_size} cannot connect to the others at MASTER_ADDR {place.address}, "
-            f"MASTER_PORT {place.port} ({one_line(error, limit=300)}); set these variables to the machine of process 0 "
+            f"process {job.rank} of {job.world_size} cannot connect to the others at MASTER_ADDR {job.address}, "
+            f"MASTER_PORT {job.port} ({one_line(error, limit=300)}); set these variables to the machine of process 0 "
             "and a free port of it, the same in all processes"
         ) from error
-    comm.create_local_process_group(place.local_world_size)
+    comm.create_local_process_group(job.local_world_size)
 
 
 def setup_run(cfg: CfgNode) -> None:
@@ -255,10 +255,10 @@ def _setup_loggers(folder: Path, rank: int) -> None:
         setup_logger(str(folder), distributed_rank=rank, name=name)
         for handler in logging.getLogger(name).handlers:
             handler.setFormatter(RedactingFormatter(handler.formatter))
-            handler.handleError = functools.partial(_endure, handler.handleError)  # type: ignore[method-assign]
+            handler.handleError = functools.partial(_handle_log_error, handler.handleError)  # type: ignore[method-assign]
 
 
-def _endure(otherwise: Callable[[logging.LogRecord], None], record: logging.LogRecord) -> None:
+def _handle_log_error(otherwise: Callable[[logging.LogRecord], None], record: logging.LogRecord) -> None:
     """Ignore lines that a full disk cannot store; the terminal has them, and would also get a traceback for each."""
     if not isinstance(sys.exc_info()[1], OSError):
         otherwise(record)

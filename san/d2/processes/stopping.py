@@ -1,7 +1,7 @@
 """Stops a run on Ctrl-C, and on SIGTERM and SIGUSR1, which cluster schedulers send before they reclaim a machine.
 
 On the first SIGTERM or SIGUSR1, the run saves and ends after the current step; a wait for data is interrupted. The
-first Ctrl-C raises KeyboardInterrupt. A second signal, at least `AGAIN_AFTER` seconds later, ends the process
+first Ctrl-C raises KeyboardInterrupt. A second signal, at least `SECOND_SIGNAL_AFTER` seconds later, ends the process
 and its children at once, even if the main thread is blocked.
 """
 
@@ -23,15 +23,15 @@ EXIT_CODE = 75
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
-AGAIN_AFTER = 1.0
+SECOND_SIGNAL_AFTER = 1.0
 """Seconds. Closer signals count as one: a launcher forwards a signal that a scheduler has sent to all processes."""
 
-PATIENCE = 3.0
+GRACE_SECONDS = 3.0
 """Seconds that the launching process gives its workers to end after a second signal, which they get too."""
 
 Handler = Callable[[int, FrameType | None], None]
 
-_asked: list[int] = []  # filled by the signal handler, which cannot safely do more
+_stop_signals: list[int] = []  # filled by the signal handler, which cannot safely do more
 _interrupted: list[int] = []  # the same for Ctrl-C
 _waiting: list[None] = []  # not empty while the main thread waits for data
 
@@ -44,25 +44,25 @@ class StopRequested(SystemExit):
 
 
 @contextlib.contextmanager
-def listening() -> Iterator[None]:
+def recording_signals() -> Iterator[None]:
     """Context manager that records SIGTERM and SIGUSR1 instead of ending the process; main thread only."""
-    _forget()
-    with _handling({**dict.fromkeys(SIGNALS, _note), signal.SIGINT: _interrupt}), ending_at_the_second(patience=0):
+    _clear()
+    with _handlers({**dict.fromkeys(SIGNALS, _record), signal.SIGINT: _interrupt}), exiting_on_second_signal(grace=0):
         try:
             yield
         finally:
-            _forget()
+            _clear()
 
 
 @contextlib.contextmanager
-def passing_on() -> Iterator[None]:
+def forwarding_signals() -> Iterator[None]:
     """Context manager that forwards signals to the workers; for a process that only waits for them.
 
     Raises:
         KeyboardInterrupt: on exit, if Ctrl-C was one of them.
     """
-    _forget()
-    with _handling(dict.fromkeys((*SIGNALS, signal.SIGINT), _pass_on)), ending_at_the_second(patience=PATIENCE):
+    _clear()
+    with _handlers(dict.fromkeys((*SIGNALS, signal.SIGINT), _forward)), exiting_on_second_signal(grace=GRACE_SECONDS):
         yield
     check_interrupted()
 
@@ -86,7 +86,7 @@ def requested() -> bool:
         KeyboardInterrupt: Ctrl-C was pressed and the exception was lost, as in torch.save.
     """
     check_interrupted()
-    return bool(_asked)
+    return bool(_stop_signals)
 
 
 def requested_anywhere() -> bool:
@@ -100,7 +100,7 @@ def check_interrupted() -> None:
         raise KeyboardInterrupt
 
 
-def leave_to_main_process() -> None:
+def ignore_first_signal() -> None:
     """Leave the first signal to the main process; for loader workers, which a second signal ends."""
     signal.set_wakeup_fd(-1)  # inherited; signals to this process are not for the main one
     for number in SIGNALS:
@@ -109,46 +109,46 @@ def leave_to_main_process() -> None:
 
 
 @contextlib.contextmanager
-def ending_at_the_second(*, patience: float) -> Iterator[None]:
+def exiting_on_second_signal(*, grace: float) -> Iterator[None]:
     """Context manager in which a second signal ends this process and its children, with status 128 + its number.
 
     A thread handles it, because Python runs no signal handler while the main thread is in a library call, such as
     waiting for other processes.
 
     Args:
-        patience: seconds that the children have to end by themselves.
+        grace: seconds that the children have to end by themselves.
     """
-    heard, told = os.pipe()
-    os.set_blocking(told, False)
-    former = signal.set_wakeup_fd(told, warn_on_full_buffer=False)
-    thread = threading.Thread(target=_end_at_the_second, args=(heard, patience), daemon=True)
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    former = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    thread = threading.Thread(target=_watch_signals, args=(reader, grace), daemon=True)
     thread.start()
     try:
         yield
     finally:
         signal.set_wakeup_fd(former)
-        os.close(told)  # ends the thread
+        os.close(writer)  # ends the thread
         thread.join()
-        os.close(heard)
+        os.close(reader)
 
 
-def _end_at_the_second(heard: int, patience: float) -> None:
+def _watch_signals(reader: int, grace: float) -> None:
     """Read the numbers of the signals that this process gets; end it on the second."""
     first: float | None = None
-    while number := os.read(heard, 1):
+    while number := os.read(reader, 1):
         if number[0] not in (*SIGNALS, signal.SIGINT):
             continue
         now = time.monotonic()
         if first is None:
             first = now
-        elif now - first >= AGAIN_AFTER:
-            _end_now(number[0], patience)
+        elif now - first >= SECOND_SIGNAL_AFTER:
+            _exit_now(number[0], grace)
 
 
-def _end_now(number: int, patience: float) -> None:
+def _exit_now(number: int, grace: float) -> None:
     os.write(2, b"Second signal: exiting at once, without saving.\n")
     children = multiprocessing.active_children()
-    end = time.monotonic() + patience
+    end = time.monotonic() + grace
     for child in children:
         child.join(max(0.0, end - time.monotonic()))
     for child in children:
@@ -157,7 +157,7 @@ def _end_now(number: int, patience: float) -> None:
 
 
 @contextlib.contextmanager
-def _handling(handlers: Mapping[signal.Signals, Handler]) -> Iterator[None]:
+def _handlers(handlers: Mapping[signal.Signals, Handler]) -> Iterator[None]:
     """Context manager that sets signal handlers and restores the previous ones."""
     former = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
@@ -167,13 +167,13 @@ def _handling(handlers: Mapping[signal.Signals, Handler]) -> Iterator[None]:
             signal.signal(number, previous)
 
 
-def _forget() -> None:
-    for noted in (_asked, _interrupted, _waiting):
-        noted.clear()
+def _clear() -> None:
+    for signals in (_stop_signals, _interrupted, _waiting):
+        signals.clear()
 
 
-def _note(number: int, frame: FrameType | None) -> None:
-    _asked.append(number)
+def _record(number: int, frame: FrameType | None) -> None:
+    _stop_signals.append(number)
     if _waiting:
         raise StopRequested
 
@@ -184,7 +184,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
 
-def _pass_on(number: int, frame: FrameType | None) -> None:
+def _forward(number: int, frame: FrameType | None) -> None:
     if number == signal.SIGINT:
         _interrupted.append(number)
     for child in multiprocessing.active_children():

@@ -119,7 +119,7 @@ def _check_names(objects: list[str], path: Path) -> None:
     """Check that the 847 numbers belong to the 847 names; other releases number objects differently."""
     labels = load_label_set("ade20k_847")
     pairs = zip(labels.raw_values, labels.classes, strict=True)
-    wrong = [(n, name) for n, name in pairs if n > len(objects) or _first(objects[n - 1]) != _first(name)]
+    wrong = [(n, name) for n, name in pairs if n > len(objects) or _first_name(objects[n - 1]) != _first_name(name)]
     if len(wrong) > 0.1 * labels.num_classes:  # the spelling of some names differs
         number, name = wrong[0]
         found = objects[number - 1] if number <= len(objects) else "missing"
@@ -129,7 +129,7 @@ def _check_names(objects: list[str], path: Path) -> None:
         )
 
 
-def _first(name: str) -> str:
+def _first_name(name: str) -> str:
     return name.split(",")[0].strip().lower()
 
 

@@ -51,9 +51,9 @@ _MAX_HEADERS = 1 << 16
 """Bytes of a tar member's extended headers; paths and attributes need at most 10,000."""
 _MAX_MEMBERS = 1_500_000
 """Members of an archive; ADE20K's full set has the most, one per object."""
-_ENDS = ("EOFHeaderError", "EmptyHeaderError")
+_END_ERRORS = ("EOFHeaderError", "EmptyHeaderError")
 """Errors of tarfile for a block of zeros and for the end of the file, which both end an archive."""
-_HEADERS = (*tarfile.GNU_TYPES[:2], tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
+_EXTENDED_HEADERS = (*tarfile.GNU_TYPES[:2], tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
 
 
 @dataclass(frozen=True)
@@ -95,11 +95,11 @@ def unpack(archive: Path, home: Path, pattern: str, *, note: Path, progress: boo
     logger.info("unpacking the needed files of %s (%s) to %s", archive, readable_bytes(num_bytes), home)
     try:
         with (
-            tqdm(total=num_bytes, unit="B", unit_scale=True, desc=archive.name, disable=_bar(progress)) as bar,
+            tqdm(total=num_bytes, unit="B", unit_scale=True, desc=archive.name, disable=_disable_bar(progress)) as bar,
             _open(archive, home, re.compile(pattern)) as members,
         ):
             for member in members:
-                _place(archive, member, home / member.target, note)
+                _write_member(archive, member, home / member.target, note)
                 bar.update(member.position - bar.n)
     except _DAMAGED as error:
         where = f" near its member {excerpt(member.name)}" if member else ""
@@ -110,11 +110,11 @@ def unpack(archive: Path, home: Path, pattern: str, *, note: Path, progress: boo
     note.unlink(missing_ok=True)
 
 
-def _bar(progress: bool) -> bool | None:
+def _disable_bar(progress: bool) -> bool | None:
     return None if progress else True  # None: tqdm shows the bar only on a terminal
 
 
-def _place(archive: Path, member: Member, target: Path, note: Path) -> None:
+def _write_member(archive: Path, member: Member, target: Path, note: Path) -> None:
     """Write a member unless it exists.
 
     Raises:
@@ -164,16 +164,16 @@ class _TarInfo(tarfile.TarInfo):
         try:
             member: _TarInfo = super().fromtarfile(pack)
         except tarfile.HeaderError as error:
-            if type(error).__name__ not in _ENDS:
+            if type(error).__name__ not in _END_ERRORS:
                 raise tarfile.TarError(f"a header is damaged: {error}") from error
             raise
         return member
 
-    def _no_sparse_file(self, *_: object) -> tarfile.TarInfo:
+    def _refuse_sparse_file(self, *_: object) -> tarfile.TarInfo:
         """The list of a sparse file's pieces has no limit."""
         raise tarfile.TarError("it has a sparse file, which no data set contains")
 
-    _proc_sparse = _proc_gnusparse_00 = _proc_gnusparse_01 = _proc_gnusparse_10 = _no_sparse_file
+    _proc_sparse = _proc_gnusparse_00 = _proc_gnusparse_01 = _proc_gnusparse_10 = _refuse_sparse_file
 
 
 class _TarFile(tarfile.TarFile):
@@ -181,7 +181,7 @@ class _TarFile(tarfile.TarFile):
 
     tarinfo = _TarInfo
     _headers = 0  # header bytes before the next member
-    _shared = 0  # bytes of global headers, which apply to all further members
+    _global_headers = 0  # bytes of global headers, which apply to all further members
 
     def count_header(self, header: tarfile.TarInfo) -> None:
         """Count a header before its content is read.
@@ -189,9 +189,9 @@ class _TarFile(tarfile.TarFile):
         Raises:
             tarfile.TarError: the headers exceed the limit.
         """
-        self._headers = self._headers + header.size if header.type in _HEADERS else 0
-        self._shared += header.size if header.type == tarfile.XGLTYPE else 0
-        if max(self._headers, self._shared) > _MAX_HEADERS:
+        self._headers = self._headers + header.size if header.type in _EXTENDED_HEADERS else 0
+        self._global_headers += header.size if header.type == tarfile.XGLTYPE else 0
+        if max(self._headers, self._global_headers) > _MAX_HEADERS:
             raise tarfile.TarError(f"its headers exceed {readable_bytes(_MAX_HEADERS)}")
 
     def each_member(self) -> Iterator[tarfile.TarInfo]:

@@ -140,11 +140,11 @@ def _run(plan: SplitPlan, missing: list[FileJob], options: PreparationOptions) -
     there = existing_files(label_dir, f".{benchmark.label_ext}")
     summary.labels = len(there)
     summary.problems += failures + _surplus(there, (job.path.name for job in plan.labels), label_dir)
-    _judge_count(summary, plan.problems, options)
+    _compare_count(summary, plan.problems, options)
     return summary
 
 
-def _judge_count(summary: SplitSummary, problems: list[str], options: PreparationOptions) -> None:
+def _compare_count(summary: SplitSummary, problems: list[str], options: PreparationOptions) -> None:
     """Report a count that differs from the published one: as a problem, or as a note with `options.partial`."""
     if summary.labels != summary.expected:
         problems = [*problems, f"{summary.labels:,} labels, but the published set has {summary.expected:,}"]

@@ -14,7 +14,7 @@ from san.data.preparation.plan import MakeLabel, SplitPlan, file_size, plan_pair
 from san.data.preparation.sources import PreparationOptions
 
 # Raw values of published files that are not a class. Other values show that the file is not the published one.
-_LEGAL_BESIDES: dict[str, frozenset[int]] = {
+_LEGAL_WITHOUT_CLASS: dict[str, frozenset[int]] = {
     "coco_stuff_171": frozenset((*range(182), 255)),
     "voc_20": frozenset((0, 255)),
     "ade20k_150": frozenset((0,)),
@@ -41,7 +41,7 @@ def convert_png(source: Path, image: Path, label_set: str, path: Path) -> None:
         ValueError: they are damaged, differ in size, or the labels are not the published ones.
     """
     values = read_indices(source)
-    legal = _LEGAL_BESIDES[label_set] | frozenset(load_label_set(label_set).raw_values)
+    legal = _LEGAL_WITHOUT_CLASS[label_set] | frozenset(load_label_set(label_set).raw_values)
     check_raw_values(values, legal, source, _REMEDY[label_set])
     write_labels(path, fit_to_image(class_table(label_set)[values], image, source))
 

@@ -14,7 +14,7 @@ from san.data.preparation.files import STATE_FOLDER
 
 logger = logging.getLogger(__name__)
 
-_UNDER_WAY = ".unpacking"  # of the note that exists while an archive is being unpacked
+_NOTE_SUFFIX = ".unpacking"  # of the note that exists while an archive is being unpacked
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def find_part(part: DownloadPart, options: PreparationOptions) -> Path:
     if found is None:
         wanted = [*(str(Path(folder) / part.sign) for folder in part.folders), *part.archives]
         raise FileNotFoundError(
-            f"{part.what} not found: looked for {', '.join(wanted)} in {_shown(options)}; get {part.source} and "
+            f"{part.what} not found: looked for {', '.join(wanted)} in {_searched(options)}; get {part.source} and "
             "pass its folder or file with --raw"
         )
     return found
@@ -99,7 +99,7 @@ def find_part_if_any(part: DownloadPart, options: PreparationOptions) -> Path | 
     home = options.root / part.home
     for base in (*options.raw, options.root):
         for archive in _archives(part, base):
-            note = options.root / STATE_FOLDER / f"{archive.name}{_UNDER_WAY}"
+            note = options.root / STATE_FOLDER / f"{archive.name}{_NOTE_SUFFIX}"
             unpack(archive, home, part.pattern, note=note, progress=options.progress)
             return home
         for folder in part.folders:
@@ -129,7 +129,8 @@ def need_file(what: str, names: tuple[str, ...], options: PreparationOptions, so
     path = find_file(what, names, options)
     if path is None:
         raise FileNotFoundError(
-            f"{what} not found: looked for {', '.join(names)} in {_shown(options)}; get {source} and pass it with --raw"
+            f"{what} not found: looked for {', '.join(names)} in {_searched(options)}; get {source} and pass it with "
+            "--raw"
         )
     return path
 
@@ -164,13 +165,13 @@ def _refuse_interrupted(part: DownloadPart, options: PreparationOptions, folder:
     if folder.resolve() != (options.root / part.home).resolve():
         return
     for name in part.archives:
-        for note in (options.root / STATE_FOLDER).glob(f"{name}{_UNDER_WAY}"):
-            archive = note.name.removesuffix(_UNDER_WAY)
+        for note in (options.root / STATE_FOLDER).glob(f"{name}{_NOTE_SUFFIX}"):
+            archive = note.name.removesuffix(_NOTE_SUFFIX)
             raise ValueError(
                 f"unpacking {archive} to {folder} was interrupted: pass {archive} with --raw to finish it; or, if "
                 f"the folder is complete, delete {note}"
             )
 
 
-def _shown(options: PreparationOptions) -> str:
+def _searched(options: PreparationOptions) -> str:
     return ", ".join(map(str, (*options.raw, options.root)))

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-_CODE = re.compile(r"[|<>=]?([biufc]\d{1,2}|[SU]\d{1,6}|O8?|\?)")
+_TYPE_CODE = re.compile(r"[|<>=]?([biufc]\d{1,2}|[SU]\d{1,6}|O8?|\?)")
 """Accepted types: numbers, booleans, strings of fixed length and objects; no fields, dates or raw bytes."""
 
 
@@ -37,7 +37,7 @@ class _DType:
     """Replacement for `numpy.dtype`: a plain type and its byte order."""
 
     def __init__(self, code: str, *flags: bool) -> None:
-        if not isinstance(code, str) or not _CODE.fullmatch(code):
+        if not isinstance(code, str) or not _TYPE_CODE.fullmatch(code):
             raise UnsafePickleError(f"it contains an array of type {str(code)[:40]!r}")
         self.dtype = np.dtype(code)
         if not self.dtype.itemsize:
@@ -45,8 +45,8 @@ class _DType:
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         """Set the byte order; the other entries belong to types with fields or metadata, which are refused."""
-        order, parts = state[1], state[2:5]
-        if order not in ("<", ">", "=", "|") or any(part is not None for part in parts) or len(state) not in (8, 9):
+        order, fields = state[1], state[2:5]
+        if order not in ("<", ">", "=", "|") or any(part is not None for part in fields) or len(state) not in (8, 9):
             raise UnsafePickleError("it contains an array whose type has fields")
         self.dtype = self.dtype.newbyteorder(order)
 
@@ -182,15 +182,15 @@ def _check_memory(content: bytes) -> None:
 
     `pickletools` raises for an item that is longer than the file.
     """
-    remembered = -1
+    last_index = -1
     for opcode, argument, _ in pickletools.genops(content):
         if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT"):
             number = int(argument or 0)
-            if number > remembered + 1:
-                raise UnsafePickleError(f"it uses memo index {number:,} where {remembered + 1:,} is next")
-            remembered = max(remembered, number)
+            if number > last_index + 1:
+                raise UnsafePickleError(f"it uses memo index {number:,} where {last_index + 1:,} is next")
+            last_index = max(last_index, number)
         elif opcode.name == "MEMOIZE":
-            remembered += 1
+            last_index += 1
 
 
 def _as_numpy(content: Any) -> Any:

@@ -31,7 +31,7 @@ AUGMENTED = DownloadPart(
 )  # fmt: skip
 
 _NAMES = {"train": ("trainaug.txt", "train.txt"), "val": ("val.txt",)}
-_PLACES = ("VOC2012", "VOCdevkit/VOC2012", "", "SegmentationClassAug", "VOC2012/SegmentationClassAug")
+_LIST_FOLDERS = ("VOC2012", "VOCdevkit/VOC2012", "", "SegmentationClassAug", "VOC2012/SegmentationClassAug")
 _OFFICIAL = ("VOC2012/ImageSets/Segmentation", "VOCdevkit/VOC2012/ImageSets/Segmentation", "ImageSets/Segmentation")
 
 
@@ -62,21 +62,21 @@ def plan(options: PreparationOptions) -> list[SplitPlan]:
 def _plan_split(
     split: str, stems: list[str], devkit: Path, augmented: Path | None, options: PreparationOptions
 ) -> SplitPlan:
-    official, stand_ins, missing = devkit / "SegmentationClass", 0, []
+    official, official_labels, missing = devkit / "SegmentationClass", 0, []
     pairs: dict[str, tuple[Path, MakeLabel]] = {}
     for stem in stems:
         image, label = devkit / "JPEGImages" / f"{stem}.jpg", (augmented or official) / f"{stem}.png"
         if split == "val" and not label.is_file():
             label = official / f"{stem}.png"
-        stand_ins += label.parent == official
+        official_labels += label.parent == official
         if label.is_file() and image.is_file():
             pairs[stem] = image, partial(convert_png, label, image, "voc_20")
         else:
             missing.append(str(label if image.is_file() else image))
     result = plan_pairs(BENCHMARKS[REGISTERED[split]], options, pairs, label_bytes=lambda stem: 4000)
-    if stand_ins:
+    if official_labels:
         result.notes.append(
-            f"{stand_ins} labels from the official SegmentationClass, as SegmentationClassAug lacks them"
+            f"{official_labels} labels from the official SegmentationClass, as SegmentationClassAug lacks them"
         )
     if missing:
         shown = ", ".join(missing[:3]) + (", …" if missing[3:] else "")
@@ -88,11 +88,11 @@ def _plan_split(
 
 
 def _find_list(split: str, options: PreparationOptions) -> Path:
-    names = [f"{place}/{name}".lstrip("/") for name in _NAMES[split] for place in _PLACES]
+    names = [f"{folder}/{name}".lstrip("/") for name in _NAMES[split] for folder in _LIST_FOLDERS]
     if split == "val":
-        names += [f"{place}/val.txt" for place in _OFFICIAL]
+        names += [f"{folder}/val.txt" for folder in _OFFICIAL]
         return need_file("VOC's list val.txt", tuple(names), options, "ImageSets/Segmentation/val.txt of VOC 2012")
-    names += [f"{place}/trainaug.txt" for place in _OFFICIAL]  # train.txt in these folders is the short official list
+    names += [f"{folder}/trainaug.txt" for folder in _OFFICIAL]  # train.txt in these folders is the short official list
     return need_file(
         "VOC's augmented training list", tuple(names), options,
         "the list of 10,582 ids (trainaug.txt) that goes with SegmentationClassAug",
