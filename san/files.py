@@ -24,6 +24,10 @@ FORMATS = {
 }
 """What `san.segmentation.Segmentation.save` can write, and how the files' names end."""
 
+VIDEO_FORMATS = {"overlay": ("_overlay.mp4", "_overlay.mkv"), "labels": ("_labels",), "json": (".json",)}
+"""What `san.video.results.VideoResults` can write, and how the names may end: of one of two files, of a folder, of a
+file."""
+
 MAX_PATH = 4096
 """Maximum number of characters of a path on any system."""
 

@@ -33,6 +33,7 @@ from san.cli.options import (
     add_averaging_options,
     add_model_options,
     add_word_options,
+    formats_option,
     load_segmenter,
     parse_words,
     path_option,
@@ -67,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     output.add_argument(
         "--format",
-        type=_formats,
+        type=partial(formats_option, known=FORMATS),
         default=DEFAULT_FORMATS,
         metavar="LIST",
         help=f"some of {', '.join(FORMATS)} (default: %(default)s)",
@@ -223,11 +224,3 @@ class _Run:
         self.num_failed += 1
         self.bar.update()
         self.bar.write(f"passed over {printable(str(job.image))}: {one_line(error)}", file=sys.stderr)
-
-
-def _formats(text: str) -> tuple[str, ...]:
-    names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
-    unknown = [name for name in names if name not in FORMATS]
-    if unknown:
-        raise argparse.ArgumentTypeError(f"no format {unknown[0]!r}; choose of {', '.join(FORMATS)}")
-    return names

@@ -24,21 +24,20 @@ from collections import deque
 from collections.abc import Generator
 from contextlib import closing
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from san.cli.jobs import Job, prepare_output, refuse_collisions
-from san.cli.options import add_model_options, load_predictor, path_option, positive_option
+from san.cli.options import add_model_options, formats_option, load_predictor, path_option, positive_option
 from san.cli.predict import SOME_PASSED_OVER, add_vocabulary_options, read_vocabulary
 from san.errors import one_line, printable, require_extra
+from san.files import VIDEO_FORMATS
 
 if TYPE_CHECKING:
     from san.video.files import VideoReader
     from san.video.predictor import Frame, VideoOptions, VideoPredictor
     from san.vocabulary import Vocabulary
-
-FORMATS = ("overlay", "labels", "json")
-ENDINGS = {"overlay": ("_overlay.mp4", "_overlay.mkv"), "labels": ("_labels",), "json": (".json",)}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,8 +66,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     output.add_argument(
         "--format",
-        type=_video_formats,
-        default=",".join(FORMATS),
+        type=partial(formats_option, known=VIDEO_FORMATS),
+        default=",".join(VIDEO_FORMATS),
         metavar="LIST",
         help="some of %(default)s (default: all)",
     )
@@ -105,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
     missing = [str(job.image) for job in jobs if not job.image.is_file()]
     if missing:
         raise FileNotFoundError(f"no video at {missing[0]!r}; check the path")
-    refuse_collisions(jobs, [end for each in args.format for end in ENDINGS[each]], overwrite=args.overwrite)
+    refuse_collisions(jobs, [end for each in args.format for end in VIDEO_FORMATS[each]], overwrite=args.overwrite)
     if not args.threshold >= 0:
         raise ValueError(f"--threshold is {args.threshold}; give a score, 0 or more")
     vocabulary = read_vocabulary(args)
@@ -160,7 +159,7 @@ def _write_video(
                 bar.update()
             results.problems += reader.problems
         except ValueError as error:  # of this video; what is done stays
-            results.problems.append(one_line(error))
+            results.problems += [*reader.problems, one_line(error)]
         except KeyboardInterrupt:
             print(f"interrupted after {results.num_frames} frames of {job.image}, which are kept", file=sys.stderr)
             raise
@@ -177,11 +176,3 @@ def _pixels(reader: VideoReader, times: deque[int]) -> Generator[Frame, None, No
 
 def _settings(args: argparse.Namespace, options: VideoOptions) -> dict[str, object]:
     return {"model": args.model, "threshold": args.threshold, "none_of_these": args.none_of_these, **asdict(options)}
-
-
-def _video_formats(text: str) -> tuple[str, ...]:
-    names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
-    unknown = [name for name in names if name not in FORMATS]
-    if unknown:
-        raise argparse.ArgumentTypeError(f"no format {unknown[0]!r}; choose of {', '.join(FORMATS)}")
-    return names

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import re
 from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -70,7 +71,7 @@ class VideoFrame:
 
 
 class VideoReader:
-    """The first video stream of a file, frame by frame.
+    """The main video stream of a file, frame by frame.
 
     Packets that cannot be decoded are left out. Reading ends where nothing more can be read, or where the frames change
     their size.
@@ -147,9 +148,9 @@ class VideoReader:
 
     def _promised(self) -> float:
         """When the video ends, in seconds, as far as a file that does not count frames says it; else 0."""
-        if "DURATION" in self._stream.metadata:  # Matroska
-            hours, minutes, seconds = self._stream.metadata["DURATION"].split(":")
-            return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
+        found = re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)", self._stream.metadata.get("DURATION", ""))  # Matroska
+        if found:
+            return 3600 * int(found[1]) + 60 * int(found[2]) + float(found[3])
         alone = len(self._container.streams) == 1 and self._container.duration
         return self._container.duration / self._av.time_base if alone else 0.0
 
@@ -190,9 +191,9 @@ class VideoReader:
         self.problems += [each.text() for each in (missing, damaged) if each.count]
 
     def _video_stream(self, max_pixels: int | None) -> Any:
-        if not self._container.streams.video:
+        stream = self._container.streams.best("video")
+        if stream is None or stream.codec_context is None:
             raise ValueError(f"{str(self.path)!r} holds no video; give a file with a video stream")
-        stream = self._container.streams.video[0]
         stream.thread_type = "AUTO"
         height, width = stream.codec_context.height, stream.codec_context.width
         if max_pixels is not None and height * width > max_pixels:
@@ -217,7 +218,7 @@ class VideoReader:
             rate=rate,
             time_base=time_base,
             num_frames=num_frames,
-            sound=tuple(each.codec_context.codec.canonical_name for each in self._container.streams.audio),
+            sound=tuple(each.codec_context.codec.canonical_name for each in _sound_streams(self._container)),
             pixel_aspect=1 / aspect if _quarter_turns(first) % 2 else aspect,
         )
 
@@ -253,7 +254,7 @@ class VideoWriter:
             self._stream = self._video_stream()
             self._sound = self._copied_sound()
             self._stack.callback(self._sound.close)
-            self._next_sound = next(self._sound, None)  # the streams are made before the first frame
+            self._next_sound = self._step_sound()  # the streams are made before the first frame
         except BaseException as error:
             self._stack.__exit__(type(error), error, error.__traceback__)
             raise
@@ -308,9 +309,9 @@ class VideoWriter:
         if not self._info.sound:
             return
         with open(self._sound_of, "rb") as file, _open_container(self._av, file, self._sound_of) as source:
-            streams = {each.index: self._container.add_stream_from_template(each) for each in source.streams.audio}
+            streams = {each.index: self._container.add_stream_from_template(each) for each in _sound_streams(source)}
             yield Fraction(0)
-            for packet in source.demux(*source.streams.audio):
+            for packet in source.demux(*_sound_streams(source)):
                 if packet.dts is None:
                     continue  # ends a stream
                 yield packet.dts * packet.time_base
@@ -320,11 +321,15 @@ class VideoWriter:
     def _copy_sound(self, until: Fraction | None) -> None:
         """Copies what begins before a time, or all."""
         while self._next_sound is not None and (until is None or self._next_sound < until):
-            try:
-                self._next_sound = next(self._sound, None)
-            except (self._av.FFmpegError, OSError, ValueError) as error:
-                self.problems.append(f"the sound cannot be copied further: {_reason(error)}")
-                self._next_sound = None
+            self._next_sound = self._step_sound()
+
+    def _step_sound(self) -> Fraction | None:
+        """Copies the packet that waits; returns the time of the next."""
+        try:
+            return next(self._sound, None)
+        except (self._av.FFmpegError, OSError, ValueError) as error:
+            self.problems.append(f"the sound cannot be copied further: {_reason(error)}")
+            return None
 
 
 class _Places:
@@ -368,6 +373,11 @@ def _open_container(av: Any, file: Any, path: Path) -> Any:
         raise ValueError(
             f"{str(path)!r} cannot be read as a video ({_reason(error)}); give a file that FFmpeg reads"
         ) from error
+
+
+def _sound_streams(container: Any) -> list[Any]:
+    """Those of a codec that FFmpeg knows."""
+    return [each for each in container.streams.audio if each.codec_context is not None]
 
 
 def _quarter_turns(frame: Any) -> int:

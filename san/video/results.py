@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,9 +26,6 @@ from san.visualize import overlay
 from san.visualize.palette import palette
 from san.vocabulary import Vocabulary
 
-VIDEO_FORMATS = ("overlay", "labels", "json")
-"""What can be written: ``_overlay.mp4`` (or ``.mkv``), ``_labels/000000.png`` and so on, ``.json``."""
-
 
 class VideoResults:
     """Writes results frame by frame: pictures are made in some threads, and encoded in one more.
@@ -36,7 +34,7 @@ class VideoResults:
 
     Args:
         stem: how the files' names begin, with the folder.
-        formats: of `VIDEO_FORMATS`.
+        formats: of `san.files.VIDEO_FORMATS`.
         source: the video file.
         info: of it.
         vocabulary: the classes.
@@ -74,8 +72,9 @@ class VideoResults:
         with ExitStack() as stack:
             if "labels" in self._formats:
                 self._label_file(0).parent.mkdir(parents=True, exist_ok=True)
-                for old in self._label_file(0).parent.glob("[0-9]" * 6 + "*.png"):  # of a longer video, perhaps
-                    old.unlink()
+                for old in self._label_file(0).parent.iterdir():
+                    if re.fullmatch(r"\d{6,}\.png", old.name):  # of a longer video, perhaps
+                        old.unlink()
             if "overlay" in self._formats:
                 target = self._stem.with_name(f"{self._stem.name}_overlay{self._info.ending}")
                 self._writer = stack.enter_context(VideoWriter(target, self._info, self._source))

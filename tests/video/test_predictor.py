@@ -147,7 +147,7 @@ def test_frames_are_taken_as_they_are_needed_and_let_go() -> None:
     held = []
     for _ in range(30):
         next(results)
-        held.append(sum(isinstance(each, FrameFeatures) for each in gc.get_objects()))
+        held.append(sum(type(each) is FrameFeatures for each in gc.get_objects()))
     assert taken <= 30 + 8
     assert max(held) <= 8
 
