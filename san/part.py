@@ -18,6 +18,11 @@ class ParamRule(Options):
     lr_multiplier: float = option(1.0, "factor on the learning rate", least=0, most=1000)
     weight_decay: float | None = option(None, "AdamW's; empty: as without the rule", least=0, most=1000)
     frozen: bool | None = option(None, "True: not trained; False: trained, also where SAN freezes; empty: unchanged")
+    projections: str = option(
+        "",
+        "of a packed attention projection, such as CLIP's in_proj, the parts that train; empty: all",
+        choices=("", "q", "k", "v", "qk", "qv", "kv"),
+    )
 
 
 class Part(nn.Module):

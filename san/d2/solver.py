@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -25,6 +25,10 @@ EMBEDDING_LEAVES = (
     "positional_embedding",
 )
 """Last parts of the names of positional and query embeddings, which are not decayed."""
+
+
+PACKED = ("in_proj_weight", "in_proj_bias", "qkv.weight", "qkv.bias")
+"""Ends of the names of tensors that hold the projections to queries, keys and values, a third of the rows each."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ class SolverConfig(Options):
     param_rules: tuple[Mapping[str, Any], ...] = option(
         (),
         "rules for parameters, the later winning: mappings with MATCH (a pattern of names) and LR_MULTIPLIER, "
-        "WEIGHT_DECAY or FROZEN (docs/extend.md)",
+        "WEIGHT_DECAY, FROZEN or PROJECTIONS (docs/extend.md)",
     )
 
     def __post_init__(self) -> None:
@@ -98,7 +102,8 @@ def trained_parameters(model: nn.Module, config: SolverConfig) -> Iterator[Train
 
     Not decayed by default are the parameters of `nn.LayerNorm` modules, and positional and query embeddings. The
     channel norms in front of the fused CLIP features are decayed, as published: they are no `nn.LayerNorm` there.
-    Rules of parts (`Part.param_rules`) come next, those of the configuration last.
+    Rules of parts (`Part.param_rules`) come next, those of the configuration last. A tensor of which only some
+    projections train is not decayed.
 
     Args:
         model: its parameters with ``requires_grad``, each once.
@@ -121,18 +126,20 @@ def trained_parameters(model: nn.Module, config: SolverConfig) -> Iterator[Train
                 if fnmatch.fnmatchcase(name, rule.match):
                     decay = decay if rule.weight_decay is None else rule.weight_decay
                     multiplier = rule.lr_multiplier
+            if _projections_of(name, rules):
+                decay = 0.0  # decay would change the parts that do not train
             yield TrainedParameter(name, parameter, decay, multiplier)
 
 
 def apply_frozen(model: nn.Module, config: SolverConfig) -> None:
-    """Freezes and unfreezes parameters as the rules of parts and of the configuration say.
+    """Freezes and unfreezes parameters, or parts of them, as the rules of parts and of the configuration say.
 
     Raises:
-        ValueError: a rule matches no parameter, or trains the text tower, whose embeddings are
-            computed once.
+        ValueError: a rule matches no parameter, trains the text tower, whose embeddings are computed once, or names
+            projections of a tensor that is no packed projection.
     """
-    names = dict(model.named_parameters())
-    for rule in [*_rules_of_parts(model), *config.rules]:
+    names, rules = dict(model.named_parameters()), [*_rules_of_parts(model), *config.rules]
+    for rule in rules:
         found = fnmatch.filter(names, rule.match)
         if not found:
             raise ValueError(
@@ -148,12 +155,39 @@ def apply_frozen(model: nn.Module, config: SolverConfig) -> None:
         for name in found:
             if rule.frozen is not None:
                 names[name].requires_grad_(not rule.frozen)
+        odd = [name for name in found if rule.projections and not name.endswith(PACKED)]
+        if odd:
+            raise ValueError(
+                f"SOLVER.PARAM_RULES trains the projections {rule.projections!r} of {odd[0]} with {rule.match!r}, but "
+                f"only names that end in {', '.join(PACKED)} hold queries, keys and values; correct MATCH"
+            )
+    for name, parameter in names.items():
+        if parameter.requires_grad and (kept := _projections_of(name, rules)):
+            _train_projections(parameter, kept)
+
+
+def _projections_of(name: str, rules: Sequence[ParamRule]) -> str:
+    """Which projections of a tensor train, as the last rule that matches it says; "" for all of it."""
+    return next((rule.projections for rule in reversed(rules) if fnmatch.fnmatchcase(name, rule.match)), "")
+
+
+def _train_projections(parameter: nn.Parameter, kept: str) -> None:
+    """Zeroes the gradient of the other projections; AdamW without decay then leaves them as they are, to the bit."""
+
+    def without_others(gradient: torch.Tensor) -> torch.Tensor:
+        gradient = gradient.clone()
+        for letter, rows in zip("qkv", gradient.chunk(3), strict=True):
+            if letter not in kept:
+                rows.zero_()
+        return gradient
+
+    parameter.register_hook(without_others)
 
 
 def _rules_of_parts(model: nn.Module) -> list[ParamRule]:
     """The rules that parts bring, with patterns of full names."""
     return [
-        ParamRule(f"{name}.{rule.match}".lstrip("."), rule.lr_multiplier, rule.weight_decay, rule.frozen)
+        replace(rule, match=f"{name}.{rule.match}".lstrip("."))
         for name, module in model.named_modules()
         for rule in getattr(module, "param_rules", ())
     ]

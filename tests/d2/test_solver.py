@@ -178,6 +178,8 @@ def test_rules_set_rates_decays_and_what_is_trained() -> None:
         ({"MATCH": "*", "FROZEN": "yes"}, r"solver.param_rules\[0\].frozen is 'yes'; give bool"),
         ({"MATCH": "*", "LR_MULTIPLIER": float("nan")}, r"lr_multiplier is nan"),
         ({"MATCH": "*", "FROZEN": True}, "no trained parameter"),
+        ({"MATCH": "deep_clip*out_proj*", "PROJECTIONS": "qv"}, "'qv' of deep_clip.*out_proj.weight .*; correct MATCH"),
+        ({"MATCH": "*in_proj*", "PROJECTIONS": "vq"}, r"projections is 'vq'; set it to one of '', q, k, v, qk, qv, kv"),
     ],
 )
 def test_rules_that_do_not_fit_are_refused(rule: dict[str, object], message: str) -> None:
@@ -194,3 +196,29 @@ def test_a_part_brings_rules_for_its_own_parameters() -> None:
     rules = ({"MATCH": "*pixel_mlp*", "LR_MULTIPLIER": 1.0},)  # the configuration's win
     found = groups_of(model, SolverConfig(base_lr=0.1, param_rules=rules))
     assert found["mask_head.pixel_mlp.layers.0.weight"] == pytest.approx((0.1, 1e-4))
+
+
+@pytest.mark.parametrize("clip_norm", [0.01, 0.0])
+def test_only_the_named_projections_of_clip_train(clip_norm: float) -> None:
+    """Queries and values move, keys stay to the bit, also under weight decay and clipping."""
+    torch.manual_seed(0)
+    model = build_san(variant("tiny"))
+    rule = {"MATCH": "deep_clip.*.attn.in_proj_*", "FROZEN": False, "PROJECTIONS": "qv", "LR_MULTIPLIER": 0.1}
+    config = SolverConfig(base_lr=0.1, weight_decay=0.5, clip_norm=clip_norm, param_rules=(rule,))
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    optimizer = build_optimizer(model, config)
+    found = groups_of(model, config)
+    trained = {name for name in found if name.startswith("deep_clip.")}
+    assert trained == {"deep_clip.resblocks.0.attn.in_proj_weight", "deep_clip.resblocks.0.attn.in_proj_bias"}
+    assert all(found[name] == pytest.approx((0.01, 0.0)) for name in trained)
+    images, names = torch.randn(2, 3, 64, 64), torch.eye(3, model.arch.embed_dim)
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(images, names).class_logits.square().sum().backward()
+        clip_gradient(optimizer, config)
+        optimizer.step()
+    after = dict(model.named_parameters())
+    for name in trained:
+        moved = [not torch.equal(*pair) for pair in zip(before[name].chunk(3), after[name].chunk(3), strict=True)]
+        assert moved == [True, False, True], name
+    assert torch.equal(before["deep_clip.proj"], after["deep_clip.proj"])
