@@ -17,8 +17,24 @@ from san.model.layers import MLP
 from san.model.parts import BIAS_HEADS, BiasHead, MaskPrediction, SideFeatures
 
 
+class ScaledBiasHead(BiasHead):
+    """Base of heads whose biases get one learnt scale and offset (`learnt_scale`), or are held at zero (`enabled`)."""
+
+    def add_scale(self) -> None:
+        """Makes the parameters, where the configuration asks for them; the last statement of a constructor."""
+        if self.config.learnt_scale:
+            self.scale = nn.Parameter(torch.ones(1))
+            self.offset = nn.Parameter(torch.zeros(1))
+
+    def scaled(self, bias: Tensor) -> Tensor:
+        """Biases of any shape, scaled and shifted, or zero."""
+        if self.config.learnt_scale:
+            bias = bias * self.scale + self.offset
+        return bias if self.config.enabled else bias * 0  # a product: distributed training sees every weight used
+
+
 @BIAS_HEADS.register("mlp")
-class AttentionBiasHead(BiasHead):
+class AttentionBiasHead(ScaledBiasHead):
     """A patch MLP with one embedding per layer and head, multiplied with the query embedding.
 
     The MLP's last layer (W, b) is linear, so query . (W z + b) is computed as (query W) . z + query . b: the embeddings
@@ -31,9 +47,7 @@ class AttentionBiasHead(BiasHead):
         self.embed_channels = head.embed_channels
         out_dim = head.embed_channels * bias.num_heads * bias.num_layers
         self.attn_mlp = MLP(config.side_adapter.embed_dim, head.mlp_channels, out_dim, head.mlp_num_layers)
-        if bias.learnt_scale:
-            self.scale = nn.Parameter(torch.ones(1))
-            self.offset = nn.Parameter(torch.zeros(1))
+        self.add_scale()
 
     def forward(self, features: SideFeatures, masks: MaskPrediction) -> Tensor:
         """Biases (B, L, N, Q, h_s, w_s) from patch tokens and the mask head's query embeddings (B, Q, c)."""
@@ -45,6 +59,22 @@ class AttentionBiasHead(BiasHead):
         offsets = torch.einsum("bqc,kc->bkq", queries, last.bias.view(shape)).flatten(1, 2)  # (B, L N Q)
         bias: Tensor = torch.baddbmm(offsets.unsqueeze(2), weights, patches.transpose(1, 2))  # (B, L N Q, T_s)
         bias = bias.unflatten(1, (config.num_layers, config.num_heads, -1)).unflatten(4, features.grid)
-        if config.learnt_scale:
-            bias = bias * self.scale + self.offset
-        return bias if config.enabled else bias * 0  # a product, so that distributed training sees every weight used
+        return self.scaled(bias)
+
+
+@BIAS_HEADS.register("coupled")
+class CoupledBiasHead(ScaledBiasHead):
+    """One head for both: the mask logits are the biases of every layer and head, with the learnt scale and offset.
+
+    All of the mask head gets the gradient of recognition then (beside `AttentionBiasHead` its query MLP alone does),
+    and what the mask losses change in a mask, they change in what its [SLS] token looks at.
+    """
+
+    def __init__(self, options: Any, config: SANConfig) -> None:
+        super().__init__(options, config)
+        self.add_scale()
+
+    def forward(self, features: SideFeatures, masks: MaskPrediction) -> Tensor:
+        """Biases (B, L, N, Q, h_s, w_s), equal for all L and N."""
+        bias = self.scaled(masks.logits)[:, None, None]  # (B, 1, 1, Q, h_s, w_s)
+        return bias.expand(-1, self.config.num_layers, self.config.num_heads, -1, -1, -1)

@@ -158,6 +158,11 @@ class AttnBiasConfig(Options):
     enabled: bool = option(
         True, "False holds all biases at zero: every [SLS] token sees the whole image, and all masks get the same name"
     )
+    stop_gradient: bool = option(
+        False,
+        "True blocks the gradient of recognition in front of the bias head: it trains, the side network and the mask "
+        "head learn from the mask losses alone",
+    )
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from san.registry import PartConfig, Registry
 if TYPE_CHECKING:
     from san.clip.text_classifier import TextClassifier
 
-FUSIONS: Registry[type[Fusion]] = Registry("fusion", "fusion.name", "fusion.options.", own="san.model.side_adapter")
+FUSIONS: Registry[type[Fusion]] = Registry("fusion", "fusion.name", "fusion.options.", own="san.model.fusions")
 MASK_HEADS: Registry[type[MaskHead]] = Registry(
     "mask head", "mask_head.name", "mask_head.options.", own="san.model.heads"
 )
@@ -80,6 +80,10 @@ class SideFeatures:
     patch_tokens: Tensor
     grid: tuple[int, int]
 
+    def detach(self) -> SideFeatures:
+        """The same numbers, through which no gradient flows."""
+        return SideFeatures(self.queries.detach(), self.patch_tokens.detach(), self.grid)
+
 
 @dataclass(frozen=True)
 class MaskPrediction:
@@ -87,6 +91,10 @@ class MaskPrediction:
 
     logits: Tensor
     queries: Tensor
+
+    def detach(self) -> MaskPrediction:
+        """The same numbers, through which no gradient flows."""
+        return MaskPrediction(self.logits.detach(), self.queries.detach())
 
 
 class Fusion(Part):

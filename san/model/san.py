@@ -188,7 +188,10 @@ class SANModel(nn.Module):
                 the model's own Q queries have.
         """
         masks = [self.mask_head(features) for features in side]
-        biases = [self.bias_head(features, mask) for features, mask in zip(side, masks, strict=True)]
+        heads = [*zip(side, masks, strict=True)]
+        if self.config.attn_bias.stop_gradient:
+            heads = [(features.detach(), mask.detach()) for features, mask in heads]
+        biases = [self.bias_head(features, mask) for features, mask in heads]
         embeds = self._recognise(clip, biases, sls_share)
         logits = [mask.logits for mask in masks]
         return [MaskProposals(*parts) for parts in zip(logits, biases, embeds, strict=True)]

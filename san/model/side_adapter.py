@@ -6,39 +6,14 @@ Source: docs/method.md#3.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from san.clip.pos_embed import resize_pos_embed
 from san.clip.visual import ShallowFeatures
 from san.model.config import SANConfig
-from san.model.layers import ChannelNorm, SideBlock
-from san.model.parts import FUSIONS, Fusion, SideFeatures
-
-
-@FUSIONS.register("add")
-class AddFusion(Fusion):
-    """Adds a CLIP feature, brought to the side network's width and grid, as published."""
-
-    def __init__(self, options: Any, clip_width: int, embed_dim: int) -> None:
-        super().__init__(options, clip_width, embed_dim)
-        self.norm = ChannelNorm(clip_width)
-        self.proj = nn.Linear(clip_width, embed_dim)
-        nn.init.kaiming_uniform_(self.proj.weight, a=1)  # Caffe2's "Xavier", as published
-        nn.init.zeros_(self.proj.bias)
-
-    def forward(self, patches: Tensor, feature: Tensor, grid: tuple[int, int], side_grid: tuple[int, int]) -> Tensor:
-        """See `Fusion.forward`."""
-        return patches + self.aligned(feature, grid, side_grid)
-
-    def aligned(self, feature: Tensor, grid: tuple[int, int], side_grid: tuple[int, int]) -> Tensor:
-        """The CLIP feature (B, h * w, D) on `grid` as (B, T_s, S) on `side_grid`."""
-        x = self.proj(self.norm(feature)).transpose(1, 2).unflatten(2, grid)  # (B, S, h, w)
-        x = F.interpolate(x, size=side_grid, mode="bilinear", align_corners=False)
-        return x.flatten(2).transpose(1, 2)  # (B, T_s, S)
+from san.model.layers import SideBlock
+from san.model.parts import FUSIONS, SideFeatures
 
 
 class SideAdapter(nn.Module):

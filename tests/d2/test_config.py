@@ -57,6 +57,7 @@ CHANGES: dict[str, tuple[Callable[[Any], Any], str, Any]] = {
     "MODEL.ATTN_BIAS.POOLING": (san_config, "average", "average"),
     "MODEL.ATTN_BIAS.LEARNT_SCALE": (san_config, "False", False),
     "MODEL.ATTN_BIAS.ENABLED": (san_config, "False", False),
+    "MODEL.ATTN_BIAS.STOP_GRADIENT": (san_config, "True", True),
     "INPUT.MIN_SIZE_TRAIN": (augmentation_config, "(100,200)", (100, 200)),
     "INPUT.MAX_SIZE_TRAIN": (augmentation_config, "1000", 1000),
     "INPUT.CROP.SIZE": (augmentation_config, "320,320", None),

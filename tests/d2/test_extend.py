@@ -109,9 +109,9 @@ def test_a_run_has_the_parts_and_their_losses(folder: Path, trained: list[dict[s
     assert not torch.equal(gate, torch.full_like(gate, 0.5)) and (gate - 0.5).abs().max() < 0.1
     assert not any(key.startswith("model.bias_head.attn_mlp") for key in content["model"])
     assert content["parts"]["fusion.name"] == {
-        "name": "gated", "options": {"start": 0.5}, "module": PARTS, "version": 1,
+        "name": "channel_gate", "options": {"start": 0.5}, "module": PARTS, "version": 1,
     }  # fmt: skip
-    assert content["parts"]["bias_head.name"]["name"] == "coupled"
+    assert content["parts"]["bias_head.name"]["name"] == "masks_as_biases"
     assert (folder / "whole/inference/voc_sem_seg_val").is_dir()
 
 
@@ -144,7 +144,12 @@ def test_files_carry_the_parts(folder: Path, trained: list[dict[str, Any]]) -> N
     assert san(folder, "convert", "whole/model_final.pth", *options) == ""
     path = folder / "hub/config.json"
     config = json.loads(path.read_text())
-    assert config["model"]["fusion"] == {"name": "gated", "options": {"start": 0.5}, "module": PARTS, "version": 1}
+    assert config["model"]["fusion"] == {
+        "name": "channel_gate",
+        "options": {"start": 0.5},
+        "module": PARTS,
+        "version": 1,
+    }
 
     def predict(out: str, *model: str) -> list[str]:
         return ["predict", "picture.png", "--vocab", "cat", "--out", out, "--model", *model]
@@ -153,8 +158,10 @@ def test_files_carry_the_parts(folder: Path, trained: list[dict[str, Any]]) -> N
         found = fresh_san(folder, *predict(model, model))
         assert found.returncode == 1 and f"--import {PARTS}" in found.stderr and "Traceback" not in found.stderr
     error = san(folder, *predict("file", "whole/model_final.pth", "--config", "tiny"))
-    assert f"the fusion 'gated' of the module {PARTS}" in error and f"--import {PARTS}" in error
+    assert f"the fusion 'channel_gate' of the module {PARTS}" in error and f"--import {PARTS}" in error
     assert san(folder, *predict("third", "hub", "--import", PARTS)) == ""
     config["model"]["fusion"]["version"] = 2
     path.write_text(json.dumps(config))
-    assert "'gated' has version 1, but the file was written by version 2" in san(folder, *predict("fourth", "hub"))
+    assert "'channel_gate' has version 1, but the file was written by version 2" in san(
+        folder, *predict("fourth", "hub")
+    )

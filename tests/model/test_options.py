@@ -13,6 +13,7 @@ from san.clip.arch import TINY
 from san.model.build import build_san
 from san.model.config import SIDE_WIDTHS, SANConfig, unseen_pixels, unusual_depth, variant
 from san.predictor import Predictor
+from san.registry import PartConfig
 
 NAMES = ["cat", "dog", "grass"]
 
@@ -42,6 +43,12 @@ OPTIONS = {
     "nearest": tiny(attn_bias={"pooling": "nearest"}),
     "no learnt scale": tiny(attn_bias={"learnt_scale": False}),
     "biases held at zero": tiny(attn_bias={"enabled": False}),
+    "coupled head": replace(variant("tiny"), bias_head=PartConfig("coupled")),
+    "a shared coupled head": replace(tiny(attn_bias={"num_heads": 1}), bias_head=PartConfig("coupled")),
+    "blocked gradient": tiny(attn_bias={"stop_gradient": True}),
+    "coupled head, blocked gradient": replace(tiny(attn_bias={"stop_gradient": True}), bias_head=PartConfig("coupled")),
+    "gated fusion": replace(variant("tiny"), fusion=PartConfig("gated")),
+    "cross-attention fusion": replace(variant("tiny"), fusion=PartConfig("cross_attention", {"num_heads": 4})),
     "no fusion": tiny(side_adapter={"fusion": ()}),
     "fusion after the last block": tiny(side_adapter={"fusion": ((1, 8), (3, 0))}),
     "one CLIP feature twice": tiny(side_adapter={"fusion": ((1, 1), (1, 2))}),
@@ -88,6 +95,8 @@ SAME_FORWARD = {  # the tiny variant's own values, and options that change the t
     "frozen positions",
     "last block only",
     "three supervised blocks",
+    "blocked gradient",
+    "gated fusion",  # its gate starts at 1
 }
 
 
@@ -149,6 +158,10 @@ REFUSED = {
         "clip.sls_init is 'zero', .* choose one of class_token, learnt",
     ),
     "scale": (lambda: tiny(clip={"input_scale": 0.0}), "clip.input_scale is 0.0; set it above 0 and at most 2"),
+    "fusion heads": (
+        lambda: build_san(replace(variant("tiny"), fusion=PartConfig("cross_attention", {"num_heads": 5}))),
+        "144 is not a multiple of the 5 heads .*; set fusion.options.num_heads",
+    ),
     "heads": (lambda: tiny(side_adapter={"num_heads": 7}), "144 is not a multiple of its 7 heads"),
     "no heads": (lambda: tiny(side_adapter={"num_heads": 0}), "side_adapter.num_heads is 0; set it within 1..256"),
     "no patch": (lambda: tiny(side_adapter={"patch_size": 0}), "side_adapter.patch_size is 0"),
