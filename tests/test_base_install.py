@@ -167,7 +167,7 @@ def test_what_needs_an_extra_names_it_in_one_line(answers):
 
 def test_every_imported_package_is_declared_where_it_is_needed(requires):
     """Also those that another package brings; and what `require_extra` checks is in the extra that it names."""
-    declared: dict[str, set[str]] = {"": set(), "train": set(), "demo": set(), "video": set()}
+    declared: dict[str, set[str]] = {"": set(), "train": set(), "demo": set(), "slurm": set(), "video": set()}
     for requirement in map(Requirement, requires):
         for extra, names in declared.items():
             if requirement.marker is None or (extra and requirement.marker.evaluate({"extra": extra})):

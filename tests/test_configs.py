@@ -6,10 +6,15 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
-from san.d2.config.keys import load_config, san_config
+from san.clip.loader import load_clip
+from san.d2.config.keys import load_config, san_config, solver_config
+from san.d2.config.yaml_file import flatten
+from san.d2.solver import build_optimizer
 from san.data.benchmarks import BENCHMARKS
-from san.model.config import variant
+from san.model.build import freeze, outline
+from san.model.config import resolve, variant
 
 REPO = Path(__file__).resolve().parent.parent
 CONFIGS = REPO / "configs"
@@ -114,5 +119,30 @@ def test_every_configuration_loads_and_says_how_to_run_it(path: Path) -> None:
         assert "tools/train_net.py --config-file" in head(path)
         assert "hardware" in head(path)
     folder = path.relative_to(CONFIGS).parent
-    if folder.parts[:1] == ("eval",):
+    if folder.parts[:1] in (("eval",), ("ablations",)):
         assert Path("output") / folder / path.stem == Path(cfg.OUTPUT_DIR)
+
+
+ABLATIONS = CONFIGS / "ablations"
+ANSWERS = sorted(path.relative_to(ABLATIONS) for path in ABLATIONS.glob("*/*.yaml") if path.parent.name != "shapes")
+
+
+def test_every_ablation_has_a_twin_on_shapes() -> None:
+    assert len(ANSWERS) > 40
+    assert sorted(path.relative_to(ABLATIONS / "shapes") for path in (ABLATIONS / "shapes").glob("*/*.yaml")) == ANSWERS
+
+
+@pytest.mark.parametrize("answer", ANSWERS, ids=str)
+def test_twins_hold_one_difference_each_and_their_model_can_be_made(answer: Path) -> None:
+    """Of the same keys; checked against the CLIP, and rules of parameters match something."""
+    keys = []
+    for folder in (ABLATIONS, ABLATIONS / "shapes"):
+        content = yaml.safe_load((folder / answer).read_text(encoding="utf-8"))
+        assert content.pop("_BASE_") == "../base.yaml"
+        keys.append([key for key, _ in flatten(content)])
+        cfg = load_config(str(folder / answer), ["MODEL.DEVICE", "cpu"])
+        clip = load_clip(cfg.MODEL.CLIP.NAME, None, weights=False)
+        model = outline(resolve(san_config(cfg), clip.arch), clip)
+        freeze(model)
+        assert build_optimizer(model, solver_config(cfg)).param_groups
+    assert keys[0] == keys[1] and 2 <= len(keys[0]) <= 4  # with OUTPUT_DIR

@@ -82,6 +82,7 @@ GUESTS = {
     "iopath": "san/d2/",
     "yacs": "san/d2/",
     "scipy": "san/",
+    "submitit": "san/cli/",
     "pycocotools": ("san/data/preparation/", "tools/maintainers/"),
 }
 # Packages of several files, named.

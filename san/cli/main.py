@@ -28,6 +28,7 @@ COMMANDS = {
     "models": "what there is, its size and licence, and whether it is on this machine",
     "train": "train a model, and evaluate it",
     "eval": "evaluate a model on data sets",
+    "ablate": "train configurations with several seeds, and compare them in one table",
     "prepare": "a benchmark's folders from its publisher's download",
     "check": "read a data set whole and say what is wrong with it",
     "visualize": "pictures of an evaluation's results, the worst first",

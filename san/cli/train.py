@@ -65,13 +65,13 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "opts",
         nargs=argparse.REMAINDER,
-        action=_Overrides,
+        action=Overrides,
         metavar="KEY VALUE",
         help="changes of the configuration; KEY=VALUE too",
     )
 
 
-class _Overrides(argparse.Action):
+class Overrides(argparse.Action):
     """Splits what follows the first KEY into overrides and options, and has the parser read those."""
 
     def __call__(
@@ -81,6 +81,7 @@ class _Overrides(argparse.Action):
         values: Any,
         option_string: str | None = None,
     ) -> None:
+        """See `argparse.Action`."""
         given: list[str] = [*values]
         pairs: list[str] = []
         while given and not given[0].startswith("-"):

@@ -1,0 +1,306 @@
+"""What `san ablate` runs: one `san train` per configuration and seed, in a folder of its own, and what came of it."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from san.cli.options import RUN_CONFIG
+from san.data.metrics_lines import metrics_lines
+from san.errors import excerpt, one_line, require_extra
+
+if TYPE_CHECKING:
+    from san.d2.api import CfgNode
+
+METRICS, FINAL, LOG = "metrics.json", "model_final.pth", "ablate.log"
+STOPPED = 75
+"""Exit status of a run that was asked to stop and can be resumed."""
+
+_WITHOUT_EFFECT = ("OUTPUT_DIR", "DATASETS.ROOT", "DATALOADER.", "WANDB.", "MODEL.CLIP.TEXT_CACHE", "MODEL.DEVICE",
+                   "MODEL.WEIGHTS", "TEST.PARTIAL_PERIOD", "TEST.NUM_PANELS", "SOLVER.LOG_PERIOD",
+                   "SOLVER.CHECKPOINT_")  # fmt: skip
+"""Keys, or how they begin, in which a run may differ from the one that is asked for; a resumed run's MODEL.WEIGHTS is
+its own checkpoint."""
+
+
+@dataclass(frozen=True)
+class RunOptionsForAll:
+    """What all runs share.
+
+    Attributes:
+        out: folder of the runs' folders.
+        overrides: KEY VALUE pairs.
+        datasets: values of --dataset.
+        data_root: value of --data-root.
+        imports: values of --import.
+        num_gpus: value of --num-gpus.
+    """
+
+    out: Path
+    overrides: Sequence[str] = ()
+    datasets: Sequence[str] = ()
+    data_root: str = ""
+    imports: Sequence[str] = ()
+    num_gpus: int = 1
+
+    @property
+    def sources(self) -> dict[str, Any]:
+        """Further arguments of `san.d2.config.keys.load_config`."""
+        return {"data_root": self.data_root, "datasets": self.datasets, "imports": self.imports}
+
+
+@dataclass(frozen=True)
+class AblationRun:
+    """One training run.
+
+    Attributes:
+        name: of the configuration.
+        seed: SEED.
+        folder: OUTPUT_DIR.
+        command: that trains it, or goes on with it.
+        settings: the whole configuration that is asked for.
+        after: the run whose weights it starts from, where that is one of the list.
+    """
+
+    name: str
+    seed: int
+    folder: Path
+    command: tuple[str, ...]
+    settings: CfgNode = field(repr=False)
+    after: AblationRun | None = None
+
+    def final_metrics(self) -> dict[str, float] | None:
+        """The metrics of its last evaluation, as ``<data set>/<metric>``; None where the run is not finished."""
+        path = self.folder / METRICS
+        if not path.is_file() or not (self.folder / FINAL).is_file():
+            return None
+        end, names = self.settings.SOLVER.MAX_ITER, [f"{name}/mIoU" for name in self.settings.DATASETS.TEST]
+        rows = [row for _, row in metrics_lines(path) if row is not None and row["iteration"] >= end - 1]
+        found = next((row for row in reversed(rows) if all(name in row for name in names)), None)
+        return None if found is None else {name: value for name, value in found.items() if "/" in name}
+
+    def check_settings(self) -> None:
+        """Refuses to go on with, or to count, a run of other settings in the folder.
+
+        Raises:
+            ValueError: with the keys that differ.
+        """
+        from san.d2.config.keys import load_config
+        from san.d2.config.yaml_file import flatten
+
+        path = self.folder / RUN_CONFIG
+        if not path.is_file():
+            return
+        there = dict(flatten(load_config(str(path), ["MODEL.DEVICE", "cpu"])))
+        asked = dict(flatten(self.settings))
+        wrong = [
+            f"{key} is {excerpt(there.get(key))} there and {excerpt(asked.get(key))} here"
+            for key in dict.fromkeys([*asked, *there])
+            if not key.startswith(_WITHOUT_EFFECT) and _plain(there.get(key)) != _plain(asked.get(key))
+        ]
+        if wrong:
+            raise ValueError(
+                f"{self.folder} holds a run of other settings ({'; '.join(wrong[:3])}{'; ...' if wrong[3:] else ''}); "
+                "give another --out, or move it away"
+            )
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(each) for each in value] if isinstance(value, (list, tuple)) else value
+
+
+def configuration_name(path: Path) -> str:
+    """The last two parts of a path, such as fusion/none: also the folder of its runs, whatever else is in a list."""
+    return "/".join(path.resolve().with_suffix("").parts[-2:])
+
+
+def plan_ablation(configs: Sequence[Path], seeds: Sequence[int], common: RunOptionsForAll) -> list[AblationRun]:
+    """All runs, configuration by configuration, a run behind the one that it starts from.
+
+    A configuration starts from another of the list if its MODEL.WEIGHTS is a file in the other's OUTPUT_DIR: the run
+    then gets the file of the other's run with the same seed.
+
+    Raises:
+        ValueError, FileNotFoundError: a configuration cannot be read or is wrong, two have one name, or they start from
+            each other.
+    """
+    from san.d2.config.keys import load_config
+
+    names = {configuration_name(path): path for path in reversed(configs)}
+    for path in configs:
+        other = names[configuration_name(path)]
+        if other != path:
+            raise ValueError(
+                f"{other} and {path} would both be called {configuration_name(path)}; rename a file or its folder"
+            )
+    as_written = {
+        name: load_config(str(names[name]), ["MODEL.DEVICE", "cpu"], imports=common.imports) for name in names
+    }
+    folders = {Path(cfg.OUTPUT_DIR): name for name, cfg in as_written.items()}
+    runs: dict[tuple[str, int], AblationRun] = {}
+
+    def add(name: str, seed: int, waiting: tuple[str, ...] = ()) -> AblationRun:
+        if (name, seed) in runs:
+            return runs[name, seed]
+        if name in waiting:
+            raise ValueError(f"{' and '.join(waiting)} start from each other's weights; correct their MODEL.WEIGHTS")
+        weights = Path(as_written[name].MODEL.WEIGHTS)
+        source = folders.get(weights.parent) if as_written[name].MODEL.WEIGHTS else None
+        after = add(source, seed, (*waiting, name)) if source else None
+        folder = common.out / name / f"seed{seed}"
+        own = ["SEED", str(seed), "OUTPUT_DIR", str(folder)]
+        own += ["MODEL.WEIGHTS", str(after.folder / weights.name)] if after else []
+        settings = load_config(str(names[name]), [*common.overrides, *own], **common.sources)
+        if not settings.DATASETS.TEST:
+            raise ValueError(f"{names[name]}: DATASETS.TEST is empty, so nothing could be compared; name data sets")
+        settings.freeze()
+        runs[name, seed] = AblationRun(name, seed, folder, _command(names[name], common, own), settings, after)
+        return runs[name, seed]
+
+    for path in configs:
+        for seed in seeds:
+            add(configuration_name(path), seed)
+    return list(runs.values())
+
+
+def _command(config: Path, common: RunOptionsForAll, own: Sequence[str]) -> tuple[str, ...]:
+    options = ["--config-file", str(config), "--resume"]
+    options += ["--num-gpus", str(common.num_gpus)] if common.num_gpus != 1 else []
+    options += ["--data-root", common.data_root] if common.data_root else []
+    options += [part for each in common.datasets for part in ("--dataset", each)]
+    options += [part for each in common.imports for part in ("--import", each)]
+    return (sys.executable, "-m", "san", "train", *options, *common.overrides, *own)
+
+
+Execute = Callable[[Sequence[str], Path], int]
+"""Runs a command, its output added to a file; returns the exit status."""
+
+
+def run_serially(
+    runs: Sequence[AblationRun], say: Callable[[str], object], execute: Execute | None = None
+) -> dict[tuple[str, int], str]:
+    """Trains what is not finished, one after the other; a run that fails stops none but those that start from it.
+
+    Args:
+        runs: see `plan_ablation`.
+        say: is given a line at each start and end.
+        execute: runs a command; by default `run_command`.
+
+    Returns:
+        Why runs are not finished, by name and seed.
+    """
+    problems: dict[tuple[str, int], str] = {}
+    for number, run in enumerate(runs, start=1):
+        title = f"[{number}/{len(runs)}] {run.name}, seed {run.seed}"
+        problem = ""
+        try:
+            run.check_settings()
+            if run.final_metrics() is not None:
+                say(f"{title}: finished before")
+                continue
+            if run.after and (run.after.name, run.after.seed) in problems:
+                raise ValueError(f"not run, as {run.after.name}, whose weights it starts from, is not finished")
+            say(f"{title}: {'goes on' if (run.folder / METRICS).is_file() else 'starts'}; log: {run.folder / LOG}")
+            run.folder.mkdir(parents=True, exist_ok=True)
+            status = (execute or run_command)(run.command, run.folder / LOG)
+            if status == STOPPED:
+                problem = "was asked to stop; the same command goes on"
+            elif status or run.final_metrics() is None:
+                problem = f"failed with exit status {status} ({last_error(run.folder / LOG)})"
+        except (ValueError, OSError) as error:
+            problem = one_line(error)
+        if problem:
+            problems[run.name, run.seed] = problem
+        say(f"{title}: {problem or 'finished'}")
+    return problems
+
+
+def last_error(log: Path) -> str:
+    """The last line of a log that says what was wrong, or its last line."""
+    if not log.is_file():
+        return "no log"
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - 20_000))
+        lines = [line for line in file.read().decode("utf-8", "replace").splitlines() if line.strip()]
+    wrong = [line for line in lines if line.startswith("error:")]
+    return one_line((wrong or lines or ["empty log"])[-1].removeprefix("error: "), limit=300)
+
+
+def run_command(command: Sequence[str], log: Path) -> int:
+    """Runs a command to its end. Ctrl-C and SIGTERM reach it too, and are raised here once it has saved and ended.
+
+    Raises:
+        KeyboardInterrupt, SystemExit: this process was asked to stop.
+    """
+    with log.open("ab") as file, _sigterm_raises():
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+        try:
+            return process.wait()
+        except BaseException:
+            if process.poll() is None:
+                process.terminate()
+            process.wait()
+            raise
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(STOPPED)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _run_job(command: Sequence[str], log: Path) -> None:
+    """What a job does; it fails with its run, so that a scheduler does not start what depends on it."""
+    if status := run_command(command, log):
+        raise RuntimeError(f"exit status {status}: {last_error(log)}")
+
+
+def submit_jobs(
+    runs: Sequence[AblationRun], cluster: str, folder: Path, options: Mapping[str, Any]
+) -> dict[tuple[str, int], str]:
+    """Hands what is not finished to a scheduler through submitit, one job per run; returns job ids by name and seed.
+
+    Args:
+        runs: see `plan_ablation`.
+        cluster: slurm, or local for processes of this machine.
+        folder: of submitit's own files.
+        options: parameters of submitit's executor, such as slurm_partition.
+
+    Raises:
+        MissingExtraError: submitit is not installed.
+        ValueError, RuntimeError: a run of other settings is in a folder; the scheduler or an option cannot serve.
+    """
+    require_extra("slurm", "san ablate --submit", "submitit")
+    import submitit
+
+    for run in runs:
+        run.check_settings()
+    jobs: dict[tuple[str, int], str] = {}
+    for run in runs:
+        if run.final_metrics() is not None:
+            continue
+        executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
+        own: dict[str, Any] = {"name": f"{run.name}-{run.seed}".replace("/", "-"), **options}
+        earlier = jobs.get((run.after.name, run.after.seed)) if run.after else None
+        if earlier and cluster == "slurm":
+            more = own.get("slurm_additional_parameters", {})
+            own["slurm_additional_parameters"] = {**more, "dependency": f"afterok:{earlier}"}
+        elif earlier:
+            raise ValueError(f"{run.name} starts from a run of the list, which jobs of this machine do not wait for")
+        executor.update_parameters(**own)
+        run.folder.mkdir(parents=True, exist_ok=True)
+        jobs[run.name, run.seed] = executor.submit(_run_job, run.command, run.folder / LOG).job_id
+    return jobs
