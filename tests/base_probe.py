@@ -104,6 +104,7 @@ def beyond(repo: Path) -> dict[str, tuple[int, str]]:
     weights = str(Path(metadata.distribution("san-segmentation").locate_file("san/data/shapes/assets/san.pth")))
     commands = {
         "train": ["--config-file", config],
+        "ablate": [config],
         "eval": ["--config-file", config, "--weights", "shapes"],
         "prepare": ["pcontext", "--root", "."],
         "prepare full": ["pcontext_full", "--root", "."],

@@ -146,3 +146,32 @@ def test_twins_hold_one_difference_each_and_their_model_can_be_made(answer: Path
         freeze(model)
         assert build_optimizer(model, solver_config(cfg)).param_groups
     assert keys[0] == keys[1] and 2 <= len(keys[0]) <= 4  # with OUTPUT_DIR
+
+
+CLIP_TUNING = {
+    "last_block": (r"deep_clip\.resblocks\.2\.", ""),
+    "deep_blocks": (r"deep_clip\.", ""),
+    "queries_values": (r"(shallow|deep)_clip\..*in_proj_", "qv"),
+    "all": (r"(shallow|deep)_clip\.", ""),
+}
+
+
+@pytest.mark.parametrize("answer", CLIP_TUNING)
+@pytest.mark.parametrize("folder", [ABLATIONS, ABLATIONS / "shapes"], ids=["full", "shapes"])
+def test_how_much_of_clip_an_ablation_trains(folder: Path, answer: str) -> None:
+    """The named tensors, at a tenth of the rate, beside what the base trains at the full one."""
+    rates: dict[str, dict[str, float]] = {}
+    for path in (folder / "base.yaml", folder / f"clip_tuning/{answer}.yaml"):
+        cfg = load_config(str(path), ["MODEL.DEVICE", "cpu"])
+        model = outline(san_config(cfg), load_clip(cfg.MODEL.CLIP.NAME, None, weights=False))
+        freeze(model)
+        names = {id(each): name for name, each in model.named_parameters()}
+        groups = build_optimizer(model, solver_config(cfg)).param_groups
+        rates[path.stem] = {
+            names[id(each)]: group["lr"] / cfg.SOLVER.BASE_LR for group in groups for each in group["params"]
+        }
+    pattern, projections = CLIP_TUNING[answer]
+    tuned = {name for name, _ in model.named_parameters() if re.match(pattern, name)}
+    assert rates[answer].keys() == rates["base"].keys() | tuned
+    assert all(rate == pytest.approx(0.1 if name in tuned else 1.0) for name, rate in rates[answer].items())
+    assert all(rule.projections == projections for rule in solver_config(cfg).rules)
