@@ -11,7 +11,8 @@ FOLDERS = ("san", "tools", "datasets")
 
 UNPICKLERS = {"san/data/preparation/unpickling.py"}  # by an allow-list, see its tests
 SUBPROCESSES = {  # this Python, git, and uv with what the project asks for: no input in them
-    "san/benchmark/runner.py", "san/benchmark/machine.py", "tools/maintainers/check_versions.py",
+    "san/benchmark/runner.py", "san/benchmark/machine.py", "san/cli/ablation_runs.py",
+    "tools/maintainers/check_versions.py",
 }  # fmt: skip
 READERS = {"san/clip/weights_file.py", "san/d2/standin/checkpoint.py"}  # of weights: bounded by `check_pickle`
 SCRIPTS = {"san/clip/weights.py"}  # TorchScript of OpenAI's own files, known by their SHA-256

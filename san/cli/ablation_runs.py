@@ -92,13 +92,15 @@ class AblationRun:
         Raises:
             ValueError: with the keys that differ.
         """
-        from san.d2.config.keys import load_config
-        from san.d2.config.yaml_file import flatten
+        from san.d2.config.keys import san_cfg
+        from san.d2.config.yaml_file import flatten, merge_file
 
         path = self.folder / RUN_CONFIG
         if not path.is_file():
             return
-        there = dict(flatten(load_config(str(path), ["MODEL.DEVICE", "cpu"])))
+        content = san_cfg()
+        merge_file(content, str(path))  # imports nothing that it names
+        there = dict(flatten(content))
         asked = dict(flatten(self.settings))
         wrong = [
             f"{key} is {excerpt(there.get(key))} there and {excerpt(asked.get(key))} here"

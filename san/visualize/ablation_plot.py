@@ -64,5 +64,6 @@ def plot_ablation(columns: Mapping[str, Sequence[AblationBar]], path: str | Path
         axes.tick_params(axis="x", labelsize=7)
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_title(literal(metric), fontsize=7)
+        axes.set_xlabel("percent", fontsize=7)
     figure.suptitle(literal(title), fontsize=9)
     save_figure(figure, path)

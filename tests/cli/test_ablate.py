@@ -69,7 +69,8 @@ class FakeRuns:
 
         self.commands.append([*command])
         options = list(command[command.index("--resume") + 1 :])
-        cfg = load_config(option(command, "--config-file"), options)
+        imports = [options[at + 1] for at, each in enumerate(options) if each == "--import"]
+        cfg = load_config(option(command, "--config-file"), options[2 * len(imports) :], imports=imports)
         (log.parent / "config.yaml").write_text(cfg.dump())
         name = Path(option(command, "--config-file")).stem
         if status := self.failing.get((name, option(command, "SEED"))):
@@ -147,6 +148,16 @@ def test_a_run_of_other_settings_is_neither_counted_nor_gone_on_with(folder: Pat
     table = (folder / "out/ablation.md").read_text()
     assert "holds a run of other settings (SOLVER.BASE_LR is 0.001 there and 0.5 here); give another --out" in table
     assert "| q/base (base) | 0 | – |" in table
+
+
+def test_runs_with_parts_of_the_users_are_counted_too(folder: Path, fake: FakeRuns, monkeypatch: Any) -> None:
+    monkeypatch.syspath_prepend(folder)
+    (folder / "parts_to_ablate.py").touch()
+    command = ["ablate", "q/base.yaml", "--seeds", "0", "--import", "parts_to_ablate", "--out", "out"]
+    assert main(command) == 0 and main(command) == 0
+    assert len(fake.commands) == 1
+    assert main([*command[:4], *command[6:]]) == 1  # without --import it is another run
+    assert "MODEL.IMPORTS is ['parts_to_ablate'] there and [] here" in (folder / "out/ablation.md").read_text()
 
 
 def test_a_second_stage_gets_the_weights_of_its_seed(folder: Path, fake: FakeRuns) -> None:
