@@ -226,7 +226,6 @@ def write_table(
         )
     heading = f"Ablation, changes for all: {shlex.join(changes)}" if changes else "Ablation"
     table = ablation_markdown(results, base, metrics)
-    print(f"\n{table}")
     text = f"# {heading}\n\n{table}"
     write_together(
         {
@@ -242,4 +241,4 @@ def write_table(
             columns.setdefault(metric, []).append(bar)
     with drawing(out / "ablation.png"):
         plot_ablation(columns, out / "ablation.png", title=heading)
-    print(f"{out / 'ablation.md'}, ablation.csv, ablation.png")
+    print(f"\n{table}\n{out / 'ablation.md'}, ablation.csv, ablation.png")

@@ -120,7 +120,7 @@ def _plain(value: Any) -> Any:
 
 def configuration_name(path: Path) -> str:
     """The last two parts of a path, such as fusion/none: also the folder of its runs, whatever else is in a list."""
-    return "/".join(path.resolve().with_suffix("").parts[-2:])
+    return "/".join(path.resolve().with_suffix("").parts[1:][-2:])
 
 
 def plan_ablation(configs: Sequence[Path], seeds: Sequence[int], common: RunOptionsForAll) -> list[AblationRun]:
