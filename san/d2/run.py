@@ -96,7 +96,7 @@ def _run(cfg: CfgNode, *, eval_only: bool, resume: bool, latest: bool) -> dict[s
         trainer = Trainer(cfg, from_main(lambda: run_of(folder) if resume else ""))
         trainer.resume_or_load(resume=resume)
         trainer.train()
-        results = with_augmentation(cfg, trainer.san, trainer.results)
+        results = with_augmentation(cfg, trainer.san, trainer.results, training=True)
     missed = comm.is_main_process() and not as_expected(cfg, results)
     if comm.all_gather(missed)[0]:  # all together
         raise SystemExit(1)
@@ -127,7 +127,12 @@ def evaluate_only(cfg: CfgNode, *, resume: bool = False) -> dict[str, dict[str, 
 
 
 def with_augmentation(
-    cfg: CfgNode, model: nn.Module, plain: dict[str, dict[str, float]], *, resume: bool = False
+    cfg: CfgNode,
+    model: nn.Module,
+    plain: dict[str, dict[str, float]],
+    *,
+    resume: bool = False,
+    training: bool = False,
 ) -> dict[str, dict[str, float]]:
     """Where TEST.AUG.ENABLED is set, evaluates once more, averaged over scales and mirror images.
 
@@ -138,6 +143,7 @@ def with_augmentation(
         model: what was evaluated.
         plain: what `evaluate` gave of it.
         resume: see `evaluate`.
+        training: see `evaluate`.
 
     Returns:
         The plain metrics, and further ones under the data sets' names with "_TTA" at the end.
@@ -146,7 +152,7 @@ def with_augmentation(
         return plain
     sides = ", ".join(map(str, cfg.TEST.AUG.MIN_SIZES))
     logger.info("TEST.AUG: evaluating again at short sides %s%s", sides, ", and mirrored" if cfg.TEST.AUG.FLIP else "")
-    found = evaluate(cfg, augmented(cfg, model), resume=resume, folder=FOLDER)
+    found = evaluate(cfg, augmented(cfg, model), resume=resume, training=training, folder=FOLDER)
     if found:
         logger.info("with and without TEST.AUG:\n%s", side_by_side(Path(cfg.OUTPUT_DIR) / FOLDER, plain, found))
     return {**plain, **{name + SUFFIX: values for name, values in found.items()}}

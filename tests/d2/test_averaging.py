@@ -110,3 +110,13 @@ def test_what_cannot_be_averaged_is_refused_before_any_work(data: Path, tmp_path
 
 def test_nothing_is_switched_on_by_default() -> None:
     assert load_config(CONFIG, ["MODEL.DEVICE", "cpu"]).TEST.AUG.ENABLED is False
+
+
+def test_training_ends_with_both_figures(data: Path, tmp_path: Path) -> None:
+    """Evaluations on the way are plain."""
+    keys = {"DATASETS.ROOT": data, "DATASETS.TEST": [NAME], "MODEL.DEVICE": "cpu", "OUTPUT_DIR": tmp_path}
+    keys |= {"TEST.AUG.ENABLED": True, "TEST.AUG.MIN_SIZES": [128], "TEST.NUM_PANELS": 0, "TEST.EVAL_PERIOD": 1}
+    keys |= {"SOLVER.MAX_ITER": 2, "SOLVER.IMS_PER_BATCH": 2, "SOLVER.AMP.ENABLED": False, "DATASETS.TEST_SUBSET": 1}
+    assert set(run(load_config(CONFIG, as_arguments(keys)))) == {NAME, f"{NAME}_TTA"}
+    assert (tmp_path / "inference_TTA/side_by_side.csv").is_file()
+    assert "_TTA" not in (tmp_path / "metrics.json").read_text()

@@ -46,7 +46,12 @@ class SegmenterModel(nn.Module):
     Args:
         segmenter: a `Predictor` or an `Ensemble`; its models are this module's.
         classes: the vocabulary of a sample.
+
+    Attributes:
+        vocabulary: classes that stand for those of every sample, if there are any; resumed evaluations compare it.
     """
+
+    vocabulary: tuple[str | ClassText, ...] | None = None
 
     def __init__(self, segmenter: Segmenter, classes: Callable[[BatchSample], tuple[str | ClassText, ...]]) -> None:
         super().__init__()
@@ -127,7 +132,9 @@ def augmented(cfg: CfgNode, model: nn.Module) -> SegmenterModel:
         max_pixels=None,
     )
     predictor.text_cache = text_cache_folder(cfg)
-    return SegmenterModel(predictor, san.vocabulary_of)
+    wrapped = SegmenterModel(predictor, san.vocabulary_of)
+    wrapped.vocabulary = san.vocabulary
+    return wrapped
 
 
 def check_averaging(cfg: CfgNode, *, training: bool) -> None:
