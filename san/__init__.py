@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from san.data.shapes import clip as _shapes_clip  # noqa: F401  (a named CLIP, which every process is to know)
-
 if TYPE_CHECKING:
     from san.clip.vocabulary import ClassText
     from san.hub import load_pretrained, push_to_hub, save_pretrained

@@ -31,6 +31,7 @@ ROOMS: dict[str, set[str]] = {
     "registry": {"record"},
     "part": {"registry"},
     "user_modules": set(),
+    "named_clips": {"clip", "data"},
     "files": {"errors"},
     "torch_defaults": set(),
     "devices": set(),
