@@ -24,9 +24,9 @@ from san.benchmark.reference import PlainSAN
 from san.clip.loader import load_clip
 from san.model.build import build_san, freeze, outline
 from san.model.config import SANConfig, variant
+from san.model.fusions import AddFusion
 from san.model.parts import BIAS_HEADS, FUSIONS, BiasHead
 from san.model.san import SANModel
-from san.model.side_adapter import AddFusion
 
 PIECE = Workpiece(96, 64, 5)
 D, S, E, C, Q, HEADS = 96, 144, 64, 32, 10, 3  # of the tiny model: CLIP, side, joint and head channels

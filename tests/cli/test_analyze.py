@@ -72,7 +72,7 @@ def test_a_configuration_and_a_part_of_the_users_own(tmp_path, capsys, monkeypat
         (["--variant", "tiny", "--config", "tiny"], "give --variant alone"),
         (["--variant", "nowhere.yaml"], "nowhere.yaml"),
         (["--variant", "tiny", "--json", "."], "is a folder; give the name of a file"),
-        (["--model", "nowhere.pth"], "no model 'nowhere.pth'"),
+        (["--model", "nowhere.pth"], "unknown model 'nowhere.pth'"),
     ],
 )
 def test_what_is_refused(arguments, message, capsys):

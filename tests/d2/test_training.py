@@ -235,7 +235,7 @@ def test_missing_shapes_are_written(make_cfg: MakeCfg, tmp_path: Path, monkeypat
     from san.d2.data.datasets import prepare_shapes
 
     asked = []
-    monkeypatch.setattr("san.data.shapes.ensure_written", asked.append)
+    monkeypatch.setattr("san.data.shapes.dataset.ensure_written", asked.append)
     prepare_shapes(["voc_sem_seg_train"], tmp_path)
     assert asked == []
     prepare_shapes(["voc_sem_seg_train", "shapes_sem_seg_val_seen"], tmp_path)

@@ -54,6 +54,12 @@ _DEFAULTS: dict[str, Any] = {
         "CLIP_GRADIENTS": {"ENABLED": False, "CLIP_VALUE": 1.0},
     },
     "TEST": {
+        "AUG": {
+            "ENABLED": False,
+            "FLIP": True,
+            "MAX_SIZE": 4000,
+            "MIN_SIZES": (400, 500, 600, 700, 800, 900, 1000, 1100, 1200),
+        },
         "EVAL_PERIOD": 0,
         "EXPECTED_RESULTS": [],
     },
