@@ -109,10 +109,14 @@ def count_parameters(model: nn.Module) -> dict[str, tuple[int, int]]:
 
 
 def on_meta(model: SANModel) -> SANModel:
-    """A copy of a model that has shapes only, which takes no memory and no time to run."""
-    tensors = {id(each): torch.empty_like(each, device="meta") for each in model.buffers()}
+    """A copy of a model that has shapes only, which takes no memory and no time to run; in float32."""
+
+    def bare(value: Tensor) -> Tensor:
+        return torch.empty_like(value, device="meta", dtype=torch.float32 if value.is_floating_point() else None)
+
+    tensors = {id(each): bare(each) for each in model.buffers()}
     for each in model.parameters():
-        tensors[id(each)] = nn.Parameter(torch.empty_like(each, device="meta"), each.requires_grad)
+        tensors[id(each)] = nn.Parameter(bare(each), each.requires_grad)
     return copy.deepcopy(model, tensors)
 
 

@@ -152,7 +152,11 @@ def with_augmentation(
         return plain
     sides = ", ".join(map(str, cfg.TEST.AUG.MIN_SIZES))
     logger.info("TEST.AUG: evaluating again at short sides %s%s", sides, ", and mirrored" if cfg.TEST.AUG.FLIP else "")
-    found = evaluate(cfg, augmented(cfg, model), resume=resume, training=training, folder=FOLDER)
+    averaged = cfg.clone()
+    averaged.defrost()
+    averaged.TEST.ORACLE = False  # of the plain pass only: the proposals of several sizes have no common grid
+    averaged.freeze()
+    found = evaluate(averaged, augmented(cfg, model), resume=resume, training=training, folder=FOLDER)
     if found:
         logger.info("with and without TEST.AUG:\n%s", side_by_side(Path(cfg.OUTPUT_DIR) / FOLDER, plain, found))
     return {**plain, **{name + SUFFIX: values for name, values in found.items()}}

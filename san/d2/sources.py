@@ -83,6 +83,11 @@ def load_ensemble_model(cfg: CfgNode) -> SegmenterModel:
     Raises:
         ValueError, FileNotFoundError: the file, or one that it names, cannot serve.
     """
+    if cfg.TEST.ORACLE:
+        raise ValueError(
+            f"TEST.ORACLE analyses the proposals of one model, but MODEL.WEIGHTS {cfg.MODEL.WEIGHTS} lists an "
+            "ensemble; set TEST.ORACLE False, or evaluate one of its models"
+        )
 
     def load(member: EnsembleMember) -> Predictor:
         model = load_source(*resolve_source(member.model, member.config, cfg.MODEL.IMPORTS))

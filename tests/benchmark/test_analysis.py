@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -205,3 +206,9 @@ def test_names_to_embed(tiny):
     assert names_for(tiny, 848) is None
     with pytest.raises(ValueError, match="1 or more"):
         Workpiece(0, 1, 1)
+
+
+def test_rounded_weights_are_counted_alike(tiny):
+    """Prediction in bfloat16 rounds the weights."""
+    counts = count_multiply_adds(tiny, PIECE)
+    assert count_multiply_adds(copy.deepcopy(tiny).bfloat16(), PIECE) == counts

@@ -72,6 +72,20 @@ def test_both_figures_stand_side_by_side(evaluate: Callable[..., Any], data: Pat
     assert tuple(row.values()) == (NAME, "mIoU", *figures)
 
 
+def test_errors_are_analysed_of_the_plain_pass(evaluate: Callable[..., Any], data: Path, tmp_path: Path) -> None:
+    keys = {"TEST.AUG.ENABLED": True, "TEST.AUG.MIN_SIZES": [128], "TEST.EXPECTED_RESULTS": "[]", "TEST.ORACLE": True}
+    evaluate("both", SHAPES_CHECKPOINT, **keys)
+    assert (tmp_path / f"both/inference/{NAME}/oracle.json").exists()
+    assert (tmp_path / f"both/inference_TTA/{NAME}/metrics.json").exists()
+    assert not (tmp_path / f"both/inference_TTA/{NAME}/oracle.json").exists()
+    path = tmp_path / "e.yaml"
+    path.write_text("models: [{model: shapes}]")
+    given = {"DATASETS.ROOT": data, "DATASETS.TEST": [NAME], "MODEL.DEVICE": "cpu", "OUTPUT_DIR": tmp_path / "out"}
+    options = as_arguments(given | {"MODEL.WEIGHTS": path, "TEST.ORACLE": True})
+    with pytest.raises(ValueError, match=r"TEST.ORACLE analyses the proposals of one model.*lists an ensemble"):
+        run(load_config(CONFIG, options), eval_only=True)
+
+
 def test_expected_results_may_name_either_figure(data: Path, tmp_path: Path) -> None:
     keys = {"DATASETS.ROOT": data, "DATASETS.TEST": [NAME], "MODEL.DEVICE": "cpu", "OUTPUT_DIR": tmp_path / "out"}
     keys |= {"TEST.AUG.ENABLED": True, "TEST.AUG.MIN_SIZES": [128], "TEST.NUM_PANELS": 0, "DATASETS.TEST_SUBSET": 1}
