@@ -70,7 +70,9 @@ class Registry(Generic[Entry]):
 
         def add(entry: Class) -> Class:
             present = self._entries.get(name, entry)
-            again = isinstance(entry, type) and _full_name(present) == _full_name(entry)  # a module imported twice
+            again = hasattr(entry, "__qualname__") and _full_name(present) == _full_name(
+                entry
+            )  # a module imported twice
             if present is not entry and not again:
                 raise ValueError(f"the {self.kind} {name!r} is registered already, {present!r}; choose another name")
             self._entries[name] = entry  # type: ignore[assignment]
@@ -120,14 +122,14 @@ class Registry(Generic[Entry]):
         kind = options_class(self.get(part.name, part.module))
         return read_record(kind, dict(part.options), self.options_place.format(name=part.name))
 
-    def build(self, part: PartConfig, *args: Any, **kwargs: Any) -> Any:
+    def build(self, part: PartConfig, *args: Any) -> Any:
         """An instance of a part's entry: its class is called with the record of options and the arguments.
 
         Raises:
             ValueError: see `options`; or a file was written by another version of the part.
         """
         entry: Any = self.check_version(part)
-        return entry(self.options(part), *args, **kwargs)
+        return entry(self.options(part), *args)
 
     def check_version(self, part: PartConfig) -> Entry:
         """The entry of a part, if it is the one that a file was written by.

@@ -7,6 +7,7 @@ grid, (h_s, w_s) side grid, T_s = h_s * w_s. docs/extend.md shows how to add an 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import torch.nn.functional as F
@@ -36,6 +37,17 @@ SCORERS: Registry[type[Scorer]] = Registry(
 )
 
 
+REGISTRIES: dict[str, Registry[Any]] = {
+    "fusion": FUSIONS,
+    "mask_head": MASK_HEADS,
+    "bias_head": BIAS_HEADS,
+    "clip.sls_init": SLS_INITS,
+    "prompts": PROMPTS,
+    "scorer": SCORERS,
+}
+"""The registry of each part, by the dotted field of `SANConfig` that names the part."""
+
+
 def check_parts(config: SANConfig) -> None:
     """Refuses parts that are not registered, and options that they do not have.
 
@@ -48,28 +60,17 @@ def check_parts(config: SANConfig) -> None:
 
 def parts_of(config: SANConfig) -> list[tuple[Registry[Any], PartConfig]]:
     """The parts of a model, each with its registry."""
-    return [
-        (FUSIONS, config.fusion),
-        (MASK_HEADS, config.mask_head),
-        (BIAS_HEADS, config.bias_head),
-        (SLS_INITS, config.clip.sls_init),
-        (PROMPTS, config.prompts),
-        (SCORERS, config.scorer),
-    ]
+    return [(registry, attrgetter(field)(config)) for field, registry in REGISTRIES.items()]
 
 
 def describe_parts(config: SANConfig) -> SANConfig:
     """A model as a file should describe it, see `Registry.described`."""
-    clip = replace(config.clip, sls_init=SLS_INITS.described(config.clip.sls_init))
-    return replace(
-        config,
-        clip=clip,
-        fusion=FUSIONS.described(config.fusion),
-        mask_head=MASK_HEADS.described(config.mask_head),
-        bias_head=BIAS_HEADS.described(config.bias_head),
-        prompts=PROMPTS.described(config.prompts),
-        scorer=SCORERS.described(config.scorer),
-    )
+    for field, registry in REGISTRIES.items():
+        *path, leaf = field.split(".")
+        holder: Any = attrgetter(*path)(config) if path else config
+        described = replace(holder, **{leaf: registry.described(getattr(holder, leaf))})
+        config = replace(config, **{path[0]: described}) if path else described
+    return config
 
 
 @dataclass(frozen=True)

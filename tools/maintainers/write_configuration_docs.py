@@ -7,17 +7,13 @@ Example:
 from __future__ import annotations
 
 import argparse
-import types
-import typing
 from pathlib import Path
-from typing import Any
 
-from san.clip.templates import PROMPTS
+from san.d2.config.coerce import wanted
 from san.d2.config.schema import KEYS, Key
 from san.files import replacing
 from san.losses import TERMS
-from san.model.parts import BIAS_HEADS, FUSIONS, MASK_HEADS, SCORERS, SLS_INITS
-from san.registry import Registry
+from san.model.parts import REGISTRIES
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "configuration.md"
 HEAD = """# Configuration keys
@@ -37,15 +33,6 @@ san train --config-file configs/shapes/san_shapes_quick.yaml SOLVER.MAX_ITER 50 
 
 This page is generated from the dataclasses by `python tools/maintainers/write_configuration_docs.py`.
 """
-REGISTRIES: dict[str, Registry[Any]] = {
-    "MODEL.FUSION.NAME": FUSIONS,
-    "MODEL.MASK_HEAD.NAME": MASK_HEADS,
-    "MODEL.BIAS_HEAD.NAME": BIAS_HEADS,
-    "MODEL.CLIP.SLS_INIT": SLS_INITS,
-    "MODEL.PROMPTS.NAME": PROMPTS,
-    "MODEL.SCORER.NAME": SCORERS,
-    "MODEL.LOSS.TERMS": TERMS,
-}
 
 
 def page() -> str:
@@ -69,22 +56,11 @@ def _section(name: str) -> str:
 
 def _row(key: Key) -> str:
     legal = key.constraint.text()
-    if key.name in REGISTRIES:
-        legal = f"registered: {', '.join(REGISTRIES[key.name])}"
-    cells = (f"`{key.name}`", _type(key.hint), _default(key), legal, key.help)
+    for registry in (*REGISTRIES.values(), TERMS):
+        if registry.place == key.field:
+            legal = f"registered: {', '.join(registry)}"
+    cells = (f"`{key.name}`", wanted(key.hint).removeprefix("a "), _default(key), legal, key.help)
     return f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |\n"
-
-
-def _type(hint: Any) -> str:
-    """A type in words."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        return " or ".join(_type(each) for each in arguments if each is not type(None))
-    if origin is tuple:
-        length = "" if arguments[-1] is Ellipsis else f"{len(arguments)} "
-        return f"list of {length}{_type(arguments[0])}" if arguments[0] is not Any else "list"
-    name = getattr(origin or hint, "__name__", str(hint))
-    return {"Mapping": "mapping", "dict": "mapping"}.get(name, name)
 
 
 def _default(key: Key) -> str:

@@ -54,6 +54,8 @@ def wanted(hint: Any) -> str:
     if origin is tuple:
         count = "" if arguments[-1] is Ellipsis else f"{len(arguments)} "
         return f"a list of {count}{KINDS.get(arguments[0], 'mappings')}"
+    if hint is dict or origin in (dict, Mapping):
+        return "a mapping"
     return f"a {getattr(origin or hint, '__name__', hint)}"
 
 

@@ -18,34 +18,23 @@ from typing import Any, TypeVar
 
 import torch
 
-from san.clip.templates import PROMPTS
 from san.clip.text_cache import resolve_folder
 from san.d2.api import CfgNode, get_cfg
 from san.d2.config.checks import check_values
 from san.d2.config.coerce import coerce
 from san.d2.config.imports import import_configured
-from san.d2.config.schema import KEYS, SECTIONS, Section
+from san.d2.config.schema import KEYS, SECTIONS, Section, part_keys
 from san.d2.config.yaml_file import expand_paths, flatten, merge_file, merge_overrides, override_pairs, use_datasets
 from san.d2.solver import SolverConfig
 from san.data.transforms import AugmentationConfig
 from san.errors import excerpt
 from san.losses import TERMS, LossConfig
 from san.model.config import AttnBiasConfig, ClipConfig, HeadConfig, SANConfig, SideAdapterConfig
-from san.model.parts import BIAS_HEADS, FUSIONS, MASK_HEADS, SCORERS, SLS_INITS, check_parts
+from san.model.parts import REGISTRIES, check_parts
 from san.record import AUTO, FieldError, FieldFileError, Options
 from san.registry import PartConfig, Registry, options_class
 
 Record = TypeVar("Record", bound=Options)
-
-PARTS: dict[str, Registry[Any]] = {
-    "MODEL.FUSION": FUSIONS,
-    "MODEL.MASK_HEAD": MASK_HEADS,
-    "MODEL.BIAS_HEAD": BIAS_HEADS,
-    "MODEL.CLIP.SLS_INIT": SLS_INITS,
-    "MODEL.PROMPTS": PROMPTS,
-    "MODEL.SCORER": SCORERS,
-}
-"""Which registry the name under a key is of."""
 
 
 def add_san_config(cfg: CfgNode) -> None:
@@ -172,16 +161,21 @@ def _record(section: Section, cfg: CfgNode, **given: Any) -> Any:
     values = dict(given)
     for field, name in section:
         if field.name not in values:
-            value = _part(section, name, cfg) if isinstance(field.default, PartConfig) else _value(cfg, name)
+            value = (
+                _part(section.kind.PLACE + field.name, name, cfg)
+                if isinstance(field.default, PartConfig)
+                else _value(cfg, name)
+            )
             values[field.name] = tuple(value) if isinstance(value, list) else value
     return section.kind(**values)
 
 
-def _part(section: Section, name: str, cfg: CfgNode) -> PartConfig:
-    """A part and its options."""
-    keys = (name, f"{name}_OPTIONS") if section.kind is ClipConfig else (f"{name}.NAME", f"{name}.OPTIONS")
-    part = PartConfig(_value(cfg, keys[0]))
-    return PartConfig(part.name, _options(PARTS[name], part, _value(cfg, keys[1])))
+def _part(field: str, name: str, cfg: CfgNode) -> PartConfig:
+    """The part that a dotted field of the model names, and its options."""
+    registry = REGISTRIES[field]
+    name_key, options_key = part_keys(registry, name)
+    part = PartConfig(_value(cfg, name_key))
+    return PartConfig(part.name, _options(registry, part, _value(cfg, options_key)))
 
 
 def _options(registry: Registry[Any], part: PartConfig, node: Mapping[str, Any]) -> dict[str, Any]:

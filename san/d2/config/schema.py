@@ -17,8 +17,9 @@ from san.d2.solver import SolverConfig
 from san.data.transforms import AugmentationConfig
 from san.losses.config import LossConfig
 from san.model.config import AttnBiasConfig, ClipConfig, HeadConfig, SANConfig, SideAdapterConfig
+from san.model.parts import REGISTRIES
 from san.record import Constraint, FieldError, Options, option
-from san.registry import PartConfig
+from san.registry import PartConfig, Registry
 
 _PATH: dict[str, Any] = {"is_path": True}
 
@@ -308,6 +309,13 @@ _WRITE: dict[str, tuple[Any, Callable[[Any], Any]]] = {
 """Type and form in a configuration of keys whose values are another in the dataclass."""
 
 
+def part_keys(registry: Registry[Any], name: str) -> tuple[str, str]:
+    """The keys of a part's name and of its options; `name` is the key of the field that holds the part."""
+    if registry.place.endswith(".name"):
+        return f"{name}.NAME", f"{name}.OPTIONS"
+    return name, f"{name}_OPTIONS"
+
+
 def _keys_of(section: Section) -> Iterator[Key]:
     hints = typing.get_type_hints(section.kind)
     for each, name in section:
@@ -319,11 +327,11 @@ def _keys_of(section: Section) -> Iterator[Key]:
         about = (each.metadata["help"], each.metadata["constraint"], each.metadata.get("is_path", False))
         place = section.kind.PLACE + each.name
         if isinstance(default, PartConfig):
-            names = (name, name + "_OPTIONS") if section.kind is ClipConfig else (f"{name}.NAME", f"{name}.OPTIONS")
-            options_place = f"{place}.options" if section.kind is SANConfig else "clip.sls_init_options"
-            place = f"{place}.name" if section.kind is SANConfig else place
-            yield Key(names[0], default.name, str, *about, False, place)
-            yield Key(names[1], {}, dict, f"options of {name}", Constraint(), False, True, options_place)
+            registry = REGISTRIES[place]
+            name_key, options_key = part_keys(registry, name)
+            yield Key(name_key, default.name, str, *about, False, registry.place)
+            options_place = registry.options_place.removesuffix(".")
+            yield Key(options_key, {}, dict, f"options of {name}", Constraint(), False, True, options_place)
         else:
             yield Key(name, default, hint, *about, isinstance(default, dict), place)
 
