@@ -10,13 +10,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from san.clip.vocabulary import ClassText
     from san.hub import load_pretrained, push_to_hub, save_pretrained
+    from san.inference.predictor import Predictor
+    from san.inference.segmentation import EncodedImage, Segmentation
     from san.model.build import build_san
     from san.model.config import SANConfig, variant
-    from san.predictor import Predictor
-    from san.segmentation import EncodedImage, Segmentation
-    from san.vocabulary import Vocabulary
+    from san.vocabulary.classes import ClassText
+    from san.vocabulary.vocabulary import Vocabulary
 
 __version__ = "0.1.0"
 
@@ -36,11 +36,11 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Predictor": "san.predictor",
-    "ClassText": "san.clip.vocabulary",
-    "EncodedImage": "san.segmentation",
-    "Segmentation": "san.segmentation",
-    "Vocabulary": "san.vocabulary",
+    "Predictor": "san.inference.predictor",
+    "ClassText": "san.vocabulary.classes",
+    "EncodedImage": "san.inference.segmentation",
+    "Segmentation": "san.inference.segmentation",
+    "Vocabulary": "san.vocabulary.vocabulary",
     "load_pretrained": "san.hub",
     "push_to_hub": "san.hub",
     "save_pretrained": "san.hub",

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from san.clip.weights import check_finite, listed, misfits, weights_fingerprint
 from san.clip.weights_file import read_tensors
-from san.errors import excerpt
+from san.io.errors import excerpt
 from san.model.build import is_clip_tensor
 from san.model.parts import parts_of
 from san.model.san import SANModel

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from san.errors import brief_repr
+from san.io.errors import brief_repr
 from san.torch_defaults import torch_defaults
 
 _BLOCK_SIDE = 8192  # output pixels along each side of a block, which is made band by band

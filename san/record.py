@@ -15,7 +15,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
-from san.errors import excerpt
+from san.io.errors import excerpt
 
 Record = TypeVar("Record")
 

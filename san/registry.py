@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
-from san.errors import excerpt
+from san.io.errors import excerpt
 from san.record import FieldError, Options, option, read_record
 
 Entry = TypeVar("Entry")

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from san.errors import excerpt
+from san.io.errors import excerpt
 
 
 def import_modules(names: Sequence[str]) -> None:

@@ -57,8 +57,8 @@ def helps(repo: Path) -> dict[str, tuple[int, str]]:
 def predict() -> None:
     """The features of prediction, on a picture of two scenes."""
     from san import Predictor, Vocabulary, save_pretrained
-    from san.data.shapes.render import render
-    from san.data.shapes.world import NAMES, scene_at
+    from san.shapes.render import render
+    from san.shapes.world import NAMES, scene_at
 
     pictures, labels = render([scene_at(seed=5, index=1), scene_at(seed=5, index=2)])
     Image.fromarray(pictures[0]).save("scene.png")
@@ -101,7 +101,7 @@ def beyond(repo: Path) -> dict[str, tuple[int, str]]:
     Path("w.pth").touch()
     detail = {"images": [], "annos_segmentation": [], "annos_joint": [], "categories": []}
     Path("trainval_merged.json").write_text(json.dumps(detail), encoding="utf-8")
-    weights = str(Path(metadata.distribution("san-segmentation").locate_file("san/data/shapes/assets/san.pth")))
+    weights = str(Path(metadata.distribution("san-segmentation").locate_file("san/shapes/assets/san.pth")))
     commands = {
         "train": ["--config-file", config],
         "ablate": [config],

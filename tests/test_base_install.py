@@ -127,7 +127,7 @@ def test_the_distributions_hold_the_package_and_nothing_else(built, wheel):
     files = {path.relative_to(REPO) for path in (REPO / "san").rglob("*") if path.is_file()}
     expected = {path.as_posix() for path in files if "__pycache__" not in path.parts and path.suffix != ".md"}
     assert names == expected
-    assert {"san/data/shapes/assets/san.pth", "san/data/labels/coco_stuff_171.json"} <= names
+    assert {"san/shapes/assets/san.pth", "san/vocabulary/labels/coco_stuff_171.json"} <= names
     assert wheel.stat().st_size < 6e6
     with tarfile.open(next(built.glob("*.tar.gz"))) as archive:
         paths = {"/".join(member.name.split("/")[1:]) for member in archive if member.isfile()}

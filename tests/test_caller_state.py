@@ -13,11 +13,11 @@ import torch
 
 from san.clip.text_cache import TextCache
 from san.hub import load_pretrained, save_pretrained
+from san.inference.predictor import Predictor
+from san.inference.segmentation import Segmentation
 from san.model.build import build_san
 from san.model.config import variant
 from san.model.san import SANModel
-from san.predictor import Predictor
-from san.segmentation import Segmentation
 from san.torch_defaults import torch_defaults
 
 WORDS = "red star, blue ring, striped ground"

@@ -24,9 +24,9 @@ from san.d2.solver import build_optimizer
 from san.d2.train.iteration import StepConfig, Stepper
 from san.d2.train.weight_average import WeightAverage
 from san.evaluation.oracle import OracleCounts, Proposals
+from san.inference.predictor import Predictor
 from san.model.san import SANModel
 from san.postprocess import Geometry
-from san.predictor import Predictor
 from tests.d2.conftest import make_cfg, options, own_voc, shared_voc
 from tests.d2.test_review_cases import sample_of
 from tests.fake_gpu import FakeGPU
@@ -191,7 +191,7 @@ def test_a_predictor_waits_when_it_hands_out_the_result(
     shapes_model: SANModel, gpu: FakeGPU, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Once per array and for whether they are finite; not to encode the picture, nor to find known words."""
-    monkeypatch.setattr("san.predictor.checked_device", torch.device)
+    monkeypatch.setattr("san.inference.predictor.checked_device", torch.device)
     predictor = Predictor(shapes_model, short_side=128, device="cuda")
     predictor.text_cache = None
     picture = np.zeros((48, 64, 3), np.uint8)

@@ -22,7 +22,6 @@ import torch.nn.functional as F
 from san.checkpoint import load_weights, own_name, published_name, to_published, trained_names
 from san.clip.templates import load_templates
 from san.d2.solver import SolverConfig, build_optimizer, poly_factor
-from san.data.label_sets import load_label_set
 from san.data.targets import classes_present
 from san.data.transforms import resize_short_side
 from san.evaluation.confusion import ConfusionMatrix
@@ -32,6 +31,7 @@ from san.model.build import build_san
 from san.model.config import SANConfig, variant
 from san.model.san import SANModel, SANOutput
 from san.postprocess import Geometry, semantic_labels, semantic_scores
+from san.vocabulary.label_sets import load_label_set
 
 TOLERANCE = 1e-4
 TINY_CASES = ("tiny_square", "tiny_wide", "tiny_batch")

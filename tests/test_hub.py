@@ -31,19 +31,19 @@ from safetensors.torch import load_file, save_file
 from san.checkpoint import save_slim, to_published
 from san.clip import open_clip_adapter, text_cache
 from san.clip.loader import load_clip, save_clip_file
-from san.data.shapes.clip import CLIP_FILE
 from san.hub import MODELS, SHAPES_CHECKPOINT, find_here, load_pretrained, push_to_hub, save_pretrained
 from san.hub import remote as remote_module
 from san.hub.folder import describe, read_config
 from san.hub.locations import find_known
 from san.hub.remote import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
+from san.inference.predictor import Predictor
+from san.io.redaction import redact_home
 from san.model.build import build_san
 from san.model.config import HeadConfig, variant
 from san.model.heads import MaskHead
 from san.model.san import SANModel
-from san.predictor import Predictor
 from san.record import read_record
-from san.redaction import redact_home
+from san.shapes.clip import CLIP_FILE
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TOKEN = "hf_ThisIsSecret"

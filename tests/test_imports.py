@@ -16,61 +16,53 @@ SAN = REPO / "san"
 
 # What a room may import from san besides itself (docs/architecture.md).
 ROOMS: dict[str, set[str]] = {
-    "clip": set(),
+    "io": set(),
+    "vocabulary": set(),
+    "clip": {"vocabulary"},
     "model": {"clip", "part"},
     "losses": {"part"},
-    "data": {"clip"},
-    "visualize": {"data"},
+    "data": {"vocabulary"},
+    "shapes": {"clip", "data", "vocabulary"},
+    "preparation": {"data", "vocabulary"},
+    "visualize": {"data", "vocabulary"},
     "postprocess": set(),
-    "evaluation": {"data", "postprocess", "visualize"},
+    "evaluation": {"data", "postprocess", "visualize", "vocabulary"},
     "checkpoint": {"model", "clip"},
     "allocator": set(),
-    "redaction": set(),
-    "errors": set(),
     "record": set(),
     "registry": {"record"},
     "part": {"registry"},
     "user_modules": set(),
-    "named_clips": {"clip", "data"},
-    "files": {"errors"},
+    "named_clips": {"clip", "shapes"},
     "torch_defaults": set(),
     "devices": set(),
-    "vocabulary": {"clip", "data"},
-    "segmentation": {"model", "data", "postprocess", "visualize", "evaluation", "vocabulary"},
-    "hub": {"model", "clip", "checkpoint", "data"},
-    "segmenter": {"clip", "data", "postprocess", "segmentation", "vocabulary"},
-    "ensemble": {"clip", "data", "hub", "postprocess", "segmentation", "segmenter"},
-    "predictor": {
-        "model", "clip", "checkpoint", "data", "postprocess", "visualize", "hub", "segmentation", "vocabulary",
-        "segmenter", "ensemble",
+    "hub": {"model", "clip", "checkpoint", "data", "vocabulary"},
+    "inference": {
+        "model", "clip", "checkpoint", "data", "postprocess", "evaluation", "visualize", "vocabulary", "hub",
     },
-    "video": {
-        "model", "clip", "data", "postprocess", "segmentation", "predictor", "vocabulary", "evaluation", "visualize",
-    },
+    "video": {"model", "clip", "data", "postprocess", "inference", "vocabulary", "evaluation", "visualize"},
     "d2": {
-        "allocator", "files", "clip", "model", "losses", "data", "visualize", "postprocess", "evaluation", "checkpoint",
-        "predictor", "segmentation", "vocabulary", "hub", "part", "user_modules", "segmenter", "ensemble",
+        "allocator", "clip", "model", "losses", "data", "shapes", "visualize", "postprocess", "evaluation",
+        "checkpoint", "inference", "vocabulary", "hub", "part", "user_modules",
     },
-    "": {"clip", "model", "checkpoint", "data", "predictor", "segmentation", "vocabulary", "hub"},  # the public API
+    "": {"clip", "model", "checkpoint", "data", "inference", "vocabulary", "hub"},  # the public API
 }  # fmt: skip
 ROOMS["demo"] = set(ROOMS) - {"d2", ""}
 ROOMS["benchmark"] = set(ROOMS) - {"demo", ""}
 ROOMS["cli"] = set(ROOMS) - {""}
 ROOMS["__main__"] = {"cli"}
-_EVERYWHERE = {"errors", "files", "torch_defaults", "devices", "record", "registry"}
-for _room in set(ROOMS) - {"redaction", *_EVERYWHERE}:
+_EVERYWHERE = {"io", "torch_defaults", "devices", "record", "registry"}
+for _room in set(ROOMS) - {"io", *_EVERYWHERE}:
     ROOMS[_room] |= _EVERYWHERE
-for _room in set(ROOMS) - {"redaction"}:
-    ROOMS[_room] |= {"redaction"}
-ROOMS["record"] |= {"errors"}
-ROOMS["registry"] |= {"errors"}
+for _room in ("torch_defaults", "devices", "record", "registry"):
+    ROOMS[_room] |= {"io"}
 
 # Packages that only one file may import.
 DOORS = {
     "detectron2": "san/d2/api.py",
     "open_clip": "san/clip/open_clip_adapter.py",
-    "ftfy": "san/clip/vocabulary.py",
-    "regex": "san/clip/vocabulary.py",
+    "ftfy": "san/vocabulary/classes.py",
+    "regex": "san/vocabulary/classes.py",
     "av": "san/video/files.py",
 }
 # Packages that only one room may import, and then in few files.
@@ -84,7 +76,7 @@ GUESTS = {
     "yacs": "san/d2/",
     "scipy": "san/",
     "submitit": "san/cli/",
-    "pycocotools": ("san/data/preparation/", "tools/maintainers/"),
+    "pycocotools": ("san/preparation/", "tools/maintainers/"),
 }
 # Packages of several files, named.
 SHARED = {"huggingface_hub": {"san/clip/open_clip_adapter.py", "san/hub/remote.py"}}

@@ -9,7 +9,7 @@ import pytest
 
 FOLDERS = ("san", "tools", "datasets")
 
-UNPICKLERS = {"san/data/preparation/unpickling.py"}  # by an allow-list, see its tests
+UNPICKLERS = {"san/preparation/unpickling.py"}  # by an allow-list, see its tests
 SUBPROCESSES = {  # this Python, git, and uv with what the project asks for: no input in them
     "san/benchmark/runner.py", "san/benchmark/machine.py", "san/cli/ablation_runs.py",
     "tools/maintainers/check_versions.py",
@@ -24,7 +24,7 @@ NEVER = {
     "joblib.load", "torch.hub.load", "torch.package.PackageImporter", "pickle.load", "pickle.loads", "dill.load",
     "tempfile.mktemp", "shutil.unpack_archive",
 }  # fmt: skip
-"""yaml only by `san.data.plain_file.parse_yaml`, which bounds what a file may stand for."""
+"""yaml only by `san.io.plain_file.parse_yaml`, which bounds what a file may stand for."""
 
 SOURCES = sorted(path for folder in FOLDERS for path in (Path(__file__).parent.parent / folder).rglob("*.py"))
 

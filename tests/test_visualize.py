@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from san.data.label_sets import LABEL_SETS, load_label_set
 from san.visualize import Sample, class_color, legend, overlay, palette, panel, panels, plot_curves, plot_per_class
 from san.visualize.panel import _legend_of
 from san.visualize.plots import read_curves
 from san.visualize.text import largest_square
+from san.vocabulary.label_sets import LABEL_SETS, load_label_set
 
 NAMES = ["red star", "blue ring", "striped ground", "novel"]
 

@@ -23,13 +23,13 @@ from san.benchmark.reference import PlainSAN, plain_labels
 from san.benchmark.text import class_names, count_names
 from san.benchmark.workload import PartMarks, drawn_scene
 from san.clip.loader import LoadedClip
-from san.data.label_sets import LABEL_SETS, load_label_set
-from san.data.shapes.world import NAMES as SHAPES_NAMES
-from san.errors import one_line
+from san.io.errors import one_line
 from san.model.attention_bias import AttentionBiasHead
 from san.model.build import outline
 from san.model.san import SANModel
 from san.postprocess import Geometry, semantic_labels
+from san.shapes.world import NAMES as SHAPES_NAMES
+from san.vocabulary.label_sets import LABEL_SETS, load_label_set
 
 NETWORK = (
     "input", "shallow CLIP", "side network", "fusion", "mask head", "bias head", "deep CLIP", "classification",

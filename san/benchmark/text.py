@@ -11,8 +11,8 @@ from san.benchmark.clocks import Recorder
 from san.benchmark.reference import plain_text_embed
 from san.benchmark.workload import Workload, draw_model
 from san.clip.text_classifier import TextClassifier
-from san.data.label_sets import load_label_set
 from san.data.subset import evenly_spread
+from san.vocabulary.label_sets import load_label_set
 
 PLAIN_SAMPLE = 18
 """Classes that the plain path embeds: in 14 templates 252 prompts, of 256 that go through its text tower together."""

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 from san.cli.main import DONE, ERROR
 from san.cli.options import add_dataset_options, path_option
 from san.cli.train import Overrides
-from san.errors import excerpt
+from san.io.errors import excerpt
 
 if TYPE_CHECKING:
     from san.cli.ablation_runs import AblationRun
@@ -214,7 +214,7 @@ def write_table(
         ValueError: a run has no metric of such a name.
     """
     from san.evaluation.ablation import ablation_cell, ablation_csv, ablation_markdown
-    from san.files import write_text, write_together
+    from san.io.files import write_text, write_together
     from san.visualize import drawing
     from san.visualize.ablation_plot import AblationBar, plot_ablation
 

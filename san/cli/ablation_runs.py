@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from san.cli.options import RUN_CONFIG
 from san.data.metrics_lines import metrics_lines
-from san.errors import excerpt, one_line, require_extra
+from san.io.errors import excerpt, one_line, require_extra
 
 if TYPE_CHECKING:
     from san.d2.api import CfgNode

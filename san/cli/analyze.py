@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from san.cli.options import add_model_options, load_predictor, path_option, png_option, untrained_config
-from san.errors import require_extra
+from san.io.errors import require_extra
 
 if TYPE_CHECKING:
+    from san.inference.predictor import Predictor
     from san.model.san import SANModel
-    from san.predictor import Predictor
 
 _MOST_PIXELS = 16_384
 _Record = dict[str, Any]
@@ -209,7 +209,7 @@ def _notes(record: _Record) -> str:
 
 
 def _write_json(record: _Record, file: Path) -> None:
-    from san.files import replacing, write_text
+    from san.io.files import replacing, write_text
 
     file.parent.mkdir(parents=True, exist_ok=True)
     with replacing(file) as partial:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from san.cli.options import path_option
-from san.errors import require_extra
+from san.io.errors import require_extra
 
 if TYPE_CHECKING:
     from san.benchmark.cases import Case

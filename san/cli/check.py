@@ -40,8 +40,8 @@ from san.data.checking import (
     write_check_report,
     write_classes,
 )
-from san.data.image_files import read_image, read_label_map
 from san.data.subset import evenly_spread
+from san.io.image_files import read_image, read_label_map
 from san.visualize import contact_sheet, drawing, plot_pixel_histogram
 
 if TYPE_CHECKING:

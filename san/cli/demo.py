@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from san.cli.options import add_model_options, load_predictor, parse_words, place_option
 from san.demo.limits import Limits
-from san.errors import INTERRUPTED
+from san.io.errors import INTERRUPTED
 
 if TYPE_CHECKING:
     from san.demo.service import DemoService
@@ -133,10 +133,10 @@ def make_service(args: argparse.Namespace) -> DemoService:
     Raises:
         ValueError, FileNotFoundError: options that make no sense, a model or a picture that is not there.
     """
-    from san.data.shapes.world import NAMES
     from san.demo.examples import folder_examples, shapes_examples
     from san.demo.service import DemoService
-    from san.vocabulary import Vocabulary
+    from san.shapes.world import NAMES
+    from san.vocabulary.vocabulary import Vocabulary
 
     limits = Limits(**{field.name: getattr(args, field.name) for field in fields(Limits)})
     words = args.words if args.vocab_file is None else Vocabulary.from_file(args.vocab_file).as_text()

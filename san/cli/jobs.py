@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from san.data.image_files import UNREAD_ENDINGS, image_endings
-from san.data.listing import Skipped, describe_skipped, list_files
+from san.io.image_files import UNREAD_ENDINGS, image_endings
+from san.io.listing import Skipped, describe_skipped, list_files
 
 VIDEO_ENDINGS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
 """Of files that are no pictures, though some reader of Pillow's might be tried on them."""
@@ -44,7 +44,7 @@ def find_jobs(inputs: Sequence[Path], out: Path, *, recursive: bool = False) -> 
         recursive: take sub-folders too, and those that links lead to; their structure is kept below `out`.
 
     Returns:
-        The jobs, and what of the folders is left out, see `san.data.listing`.
+        The jobs, and what of the folders is left out, see `san.io.listing`.
 
     Raises:
         FileNotFoundError: an input does not exist.

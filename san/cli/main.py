@@ -15,8 +15,8 @@ from types import ModuleType
 
 import san
 from san.cli import streams
-from san.errors import INTERRUPTED, USER_ERRORS, one_line
-from san.redaction import redact_home
+from san.io.errors import INTERRUPTED, USER_ERRORS, one_line
+from san.io.redaction import redact_home
 from san.user_modules import import_modules
 
 DONE, ERROR, USAGE = 0, 1, 2

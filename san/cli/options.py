@@ -9,15 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from san.errors import excerpt
-from san.files import expand_home
+from san.io.errors import excerpt
+from san.io.files import expand_home
 
 if TYPE_CHECKING:
     from san.d2.api import CfgNode
+    from san.inference.predictor import Predictor
+    from san.inference.segmenter import Segmenter
     from san.model.config import SANConfig
-    from san.predictor import Predictor
-    from san.segmenter import Segmenter
-    from san.vocabulary import Vocabulary
+    from san.vocabulary.vocabulary import Vocabulary
 
 RUN_CONFIG = "config.yaml"
 """What a training run calls its configuration."""
@@ -134,7 +134,7 @@ def read_words(args: argparse.Namespace) -> Vocabulary:
     Raises:
         ValueError, FileNotFoundError: see `Vocabulary.parse` and `Vocabulary.from_file`; or a word is a file's name.
     """
-    from san.vocabulary import Vocabulary
+    from san.vocabulary.vocabulary import Vocabulary
 
     if args.vocab_file is not None:
         return Vocabulary.from_file(args.vocab_file)
@@ -151,9 +151,9 @@ def parse_words(text: str, option: str) -> Vocabulary:
     Raises:
         ValueError: it is blank, `Vocabulary.parse` refuses it, or a word is a file's name.
     """
-    from san.data.custom_classes import ENDINGS
-    from san.data.plain_file import is_file
-    from san.vocabulary import Vocabulary
+    from san.io.plain_file import is_file
+    from san.vocabulary.class_file import ENDINGS
+    from san.vocabulary.vocabulary import Vocabulary
 
     if not text.strip():
         raise ValueError(f'{option} is blank; give words, such as "cat, dog"')
@@ -223,9 +223,9 @@ def load_segmenter(args: argparse.Namespace) -> Segmenter:
     """The predictor that the options of `add_model_options` and `add_averaging_options` describe, or the ensemble.
 
     Raises:
-        ValueError, FileNotFoundError: see `load_predictor` and `san.ensemble.read_ensemble`.
+        ValueError, FileNotFoundError: see `load_predictor` and `san.inference.ensemble.read_ensemble`.
     """
-    from san.ensemble import is_ensemble_file, load_ensemble
+    from san.inference.ensemble import is_ensemble_file, load_ensemble
 
     if not is_ensemble_file(args.model):
         return load_predictor(args)
@@ -246,9 +246,9 @@ def load_predictor(args: argparse.Namespace) -> Predictor:
     """The predictor that the options of `add_model_options` describe.
 
     Raises:
-        ValueError, FileNotFoundError: see `san.hub.load_pretrained` and `san.predictor.Predictor`.
+        ValueError, FileNotFoundError: see `san.hub.load_pretrained` and `san.inference.predictor.Predictor`.
     """
-    from san.ensemble import is_ensemble_file
+    from san.inference.ensemble import is_ensemble_file
 
     if is_ensemble_file(args.model):
         raise ValueError(f"--model {args.model} lists an ensemble, for `san predict` and `san eval`; give one model")
@@ -261,8 +261,8 @@ def _predictor(
 ) -> Predictor:
     """A predictor of one model, with all other options of the command line."""
     from san.clip.text_cache import resolve_folder
+    from san.inference.predictor import Predictor
     from san.model.config import SANConfig
-    from san.predictor import Predictor
 
     options: dict[str, Any] = {"device": args.device, "dtype": args.dtype, "compiled": args.compile, "flip": flip}
     if getattr(args, "variant", None) is not None:

@@ -24,7 +24,7 @@ _OF_THE_NAME = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.EEXIST, er
 
 
 class Writable(Protocol):
-    """What a model gives for one image (`san.segmentation.Segmentation`)."""
+    """What a model gives for one image (`san.inference.segmentation.Segmentation`)."""
 
     def write(self, files: Mapping[str, Path], *, file_name: str = ...) -> None:
         """Writes the file of each format, all or none, with the image's name in it."""
@@ -128,7 +128,7 @@ def write_results(job: Job, result: Writable, endings: Mapping[str, str]) -> Non
     Args:
         job: where they belong.
         result: what to write.
-        endings: how a file's name ends, by format, as in `san.files.FORMATS`.
+        endings: how a file's name ends, by format, as in `san.io.files.FORMATS`.
 
     Raises:
         ValueError: it cannot be written, for what its file is called.

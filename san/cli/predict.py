@@ -41,13 +41,13 @@ from san.cli.options import (
     read_words,
 )
 from san.cli.pipeline import Line, run_line, write_results
-from san.data.listing import describe_skipped
-from san.errors import one_line, printable
-from san.files import FORMATS
+from san.io.errors import one_line, printable
+from san.io.files import FORMATS
+from san.io.listing import describe_skipped
 
 if TYPE_CHECKING:
-    from san.segmenter import Segmenter
-    from san.vocabulary import Vocabulary
+    from san.inference.segmenter import Segmenter
+    from san.vocabulary.vocabulary import Vocabulary
 
 SOME_PASSED_OVER = 3
 WORDS = ("--vocab", "--vocab-file", "--label-set", "--dataset")
@@ -145,7 +145,7 @@ def read_vocabulary(args: argparse.Namespace) -> Vocabulary:
         ValueError, FileNotFoundError: none or several are given, or one makes no sense.
     """
     from san.data.custom import load_custom_dataset
-    from san.vocabulary import Vocabulary
+    from san.vocabulary.vocabulary import Vocabulary
 
     given = [name for name in WORDS if getattr(args, name[2:].replace("-", "_")) is not None]
     if len(given) != 1:
@@ -172,7 +172,7 @@ class _Run:
 
     def run(self) -> int:
         """All images; returns how many were passed over."""
-        from san.data.image_files import read_image
+        from san.io.image_files import read_image
 
         line = Line(
             read=read_image,

@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING
 
 from san.cli.main import guarded
 from san.cli.options import path_option
-from san.errors import INTERRUPTED
+from san.io.errors import INTERRUPTED
 
 if TYPE_CHECKING:
-    from san.data.preparation import SplitSummary, Summary
+    from san.preparation import SplitSummary, Summary
 
 _MAX_LINES = 20
 _SETS = ("ade20k", "ade20k_full", "coco_stuff", "pcontext", "pcontext_full", "voc")
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
         ValueError, OSError: the download is missing or damaged, or the root cannot be written.
     """
     from san.data.checking import format_report
-    from san.data.preparation import PreparationOptions, check, prepare
+    from san.preparation import PreparationOptions, check, prepare
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     options = PreparationOptions(

@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 from san.cli.options import path_option
 from san.cli.train import add_overrides
-from san.data.plain_file import MAX_BYTES
-from san.files import check_file_size
+from san.io.files import check_file_size
+from san.io.plain_file import MAX_BYTES
 from san.record import parse_json
 
 if TYPE_CHECKING:

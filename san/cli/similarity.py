@@ -25,12 +25,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from san.cli.options import add_model_options, load_predictor, path_option, place_option, png_option
-from san.errors import excerpt, printable, require_extra
+from san.io.errors import excerpt, printable, require_extra
 
 if TYPE_CHECKING:
     from san.evaluation.similarity import SetSimilarity
     from san.model.san import SANModel
-    from san.vocabulary import Vocabulary
+    from san.vocabulary.vocabulary import Vocabulary
 
 _Record = dict[str, Any]
 
@@ -100,8 +100,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _sets(args: argparse.Namespace, iou: dict[str, float] | None) -> dict[str, Vocabulary]:
     """The sets to compare, by what they are called."""
-    from san.data.label_sets import LABEL_SETS
-    from san.vocabulary import Vocabulary
+    from san.vocabulary.label_sets import LABEL_SETS
+    from san.vocabulary.vocabulary import Vocabulary
 
     if iou is None:
         names = args.sets or [name for name in LABEL_SETS if name != args.to]
@@ -130,15 +130,15 @@ def _sets(args: argparse.Namespace, iou: dict[str, float] | None) -> dict[str, V
 
 def _read_set(text: str) -> Vocabulary:
     """A set as it is written on the command line."""
-    from san.data.custom_classes import ENDINGS
-    from san.vocabulary import Vocabulary
+    from san.vocabulary.class_file import ENDINGS
+    from san.vocabulary.vocabulary import Vocabulary
 
     return Vocabulary.from_file(text) if Path(text).suffix.lower() in ENDINGS else Vocabulary.parse(text)
 
 
 def _shown(text: str) -> str:
     """What a set is called: a file without its folder."""
-    from san.data.custom_classes import ENDINGS
+    from san.vocabulary.class_file import ENDINGS
 
     return Path(text).name if Path(text).suffix.lower() in ENDINGS else text
 
@@ -149,8 +149,8 @@ def _set_record(
     """One set's figures, as plain data."""
     from dataclasses import asdict
 
-    from san.clip.vocabulary import text_key
     from san.evaluation.similarity import correlate
+    from san.vocabulary.classes import text_key
 
     known = {text_key(each) for each in other.names}
     rows: list[_Record] = []
@@ -234,7 +234,7 @@ def _coefficients(found: _Record) -> str:
 
 def _write(record: _Record, args: argparse.Namespace) -> None:
     """The files that were asked for: all of them, or none."""
-    from san.files import write_text, write_together
+    from san.io.files import write_text, write_together
 
     writers: dict[Path, Callable[[Path], object]] = {}
     if args.csv is not None:

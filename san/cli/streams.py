@@ -8,7 +8,7 @@ import os
 import sys
 import warnings
 
-from san.redaction import redact_terminal
+from san.io.redaction import redact_terminal
 
 
 def set_up() -> None:

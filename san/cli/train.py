@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from san.cli.main import exit_on_user_error
 from san.cli.options import add_dataset_options
-from san.redaction import redact_terminal
+from san.io.redaction import redact_terminal
 
 if TYPE_CHECKING:
     from san.d2.api import CfgNode

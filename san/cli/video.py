@@ -31,13 +31,13 @@ from typing import TYPE_CHECKING
 from san.cli.jobs import Job, prepare_output, refuse_collisions
 from san.cli.options import add_model_options, formats_option, load_predictor, path_option, positive_option
 from san.cli.predict import SOME_PASSED_OVER, add_vocabulary_options, read_vocabulary
-from san.errors import one_line, printable, require_extra
-from san.files import VIDEO_FORMATS
+from san.io.errors import one_line, printable, require_extra
+from san.io.files import VIDEO_FORMATS
 
 if TYPE_CHECKING:
     from san.video.files import VideoReader
     from san.video.predictor import Frame, VideoOptions, VideoPredictor
-    from san.vocabulary import Vocabulary
+    from san.vocabulary.vocabulary import Vocabulary
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

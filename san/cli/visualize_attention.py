@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from san.cli.options import add_model_options, add_word_options, load_predictor, path_option, read_words
-from san.errors import printable, require_extra
+from san.io.errors import printable, require_extra
 from san.visualize.attention import AttentionView, attention_panel
 from san.visualize.palette import palette
 
 if TYPE_CHECKING:
-    from san.predictor import Predictor
-    from san.segmentation import ProposedMask, Segmentation
+    from san.inference.predictor import Predictor
+    from san.inference.segmentation import ProposedMask, Segmentation
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from san.data.image_files import check_same_size, read_image, read_label_map
 from san.data.label_mapping import LabelMapping
 from san.data.label_maps import read_truth
-from san.data.plain_file import read_plain_file
-from san.errors import one_line
 from san.evaluation.per_image import Entry, ImageScore, decode_entries, score_image
-from san.files import replacing
+from san.io.errors import one_line
+from san.io.files import replacing
+from san.io.image_files import check_same_size, read_image, read_label_map
+from san.io.plain_file import read_plain_file
 from san.record import read_record
 from san.visualize.panel import Sample, panel, save_picture, thumbnails
 from san.visualize.plots import drawing

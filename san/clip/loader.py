@@ -21,7 +21,7 @@ from san.clip.named import CLIPS
 from san.clip.tokenizer import BpeTokenizer, Tokenizer, fitting_tokenizer
 from san.clip.weights import read_clip_weights, weights_fingerprint
 from san.clip.weights_file import read_metadata, read_tensors
-from san.errors import one_line
+from san.io.errors import one_line
 from san.record import FieldError, FieldFileError, parse_json
 from san.torch_defaults import torch_defaults
 

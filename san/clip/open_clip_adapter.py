@@ -20,8 +20,8 @@ from urllib.request import getproxies
 from torch import nn
 
 from san.clip.arch import OPENAI_MEAN, OPENAI_STD, ClipArch
-from san.errors import excerpt, one_line
-from san.files import home_folder, user_path
+from san.io.errors import excerpt, one_line
+from san.io.files import home_folder, user_path
 from san.record import FieldError, FieldFileError
 
 _HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")

@@ -9,7 +9,7 @@ from functools import cache
 from importlib.resources import files
 
 from san.clip.prompts import Prompts
-from san.errors import excerpt
+from san.io.errors import excerpt
 from san.record import FieldError
 from san.registry import NoOptions, Registry
 

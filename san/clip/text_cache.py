@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from san.errors import one_line, printable
-from san.files import home_folder, replacing, user_path
+from san.io.errors import one_line, printable
+from san.io.files import home_folder, replacing, user_path
 
 logger = logging.getLogger(__name__)
 

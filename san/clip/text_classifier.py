@@ -17,9 +17,9 @@ from san.clip.prompts import Prompts
 from san.clip.text_embedder import TextEmbedder, TextEmbeddings
 from san.clip.text_tower import TextTower
 from san.clip.tokenizer import Tokenizer
-from san.clip.vocabulary import ClassText
-from san.errors import excerpt
+from san.io.errors import excerpt
 from san.torch_defaults import without_autocast
+from san.vocabulary.classes import ClassText
 
 logger = logging.getLogger(__name__)
 

@@ -23,9 +23,9 @@ from san.clip.prompts import Prompts
 from san.clip.text_cache import TextCache
 from san.clip.text_tower import TextTower
 from san.clip.tokenizer import CompactTokenizer, Tokenizer, tokenizer_identity
-from san.clip.vocabulary import ClassText
-from san.errors import brief_repr
+from san.io.errors import brief_repr
 from san.torch_defaults import torch_defaults
+from san.vocabulary.classes import ClassText
 
 _MAX_CACHED = 32_768  # embeddings kept in memory; at a width of 512 that is 64 MB
 _MORE_ON_GPU = 8  # times the tokens of a pass, where launching a pass takes longer than computing it

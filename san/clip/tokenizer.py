@@ -12,7 +12,7 @@ from torch import Tensor
 
 from san.clip.arch import TextArch
 from san.clip.open_clip_adapter import open_clip_version, open_tokenizer
-from san.errors import excerpt
+from san.io.errors import excerpt
 
 Tokenizer = Callable[[Sequence[str]], Tensor]
 """Texts to token ids (N, context_length), int64; the end-of-text token has the largest id of its row."""

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from san.clip.weights_file import DAMAGED, flaw_of, open_archive, read_tensors
-from san.errors import excerpt, one_line
-from san.files import sha256_of
+from san.io.errors import excerpt, one_line
+from san.io.files import sha256_of
 from san.torch_defaults import torch_defaults
 
 _MAX_SCRIPT = 4 << 30  # bytes; OpenAI's largest archive has 1.3 GB

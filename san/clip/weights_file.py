@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from san.clip.pickle_check import MAX_BYTES, check_pickle
-from san.errors import excerpt, one_line
+from san.io.errors import excerpt, one_line
 from san.torch_defaults import torch_defaults
 
 DAMAGED = (

@@ -32,7 +32,7 @@ from typing import Any, Literal
 
 import torch.distributed as dist
 
-from san.errors import require_extra
+from san.io.errors import require_extra
 
 Backend = Literal["detectron2", "standin"]
 """The two engines that can stand behind this module."""

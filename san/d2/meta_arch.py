@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from san.checkpoint import check_clip, fitting_tensors
-from san.clip.vocabulary import ClassText
 from san.clip.weights import check_finite
 from san.d2.api import META_ARCH_REGISTRY, CfgNode, MetadataCatalog
 from san.d2.checkpoints.checkpointer import slim_note
@@ -28,6 +27,7 @@ from san.losses import LabelMapTarget, Normalisers, SetCriterion
 from san.model.build import build_san, warn_of_unseen_pixels
 from san.model.san import SANOutput
 from san.postprocess import Geometry, have_non_finite, refuse_non_finite, semantic_labels, semantic_scores
+from san.vocabulary.classes import ClassText
 
 
 @META_ARCH_REGISTRY.register()

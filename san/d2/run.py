@@ -20,8 +20,8 @@ from san.d2.processes.launcher import setup_run
 from san.d2.sources import load_ensemble_model, load_model
 from san.d2.train.across_processes import check_same_settings, from_main
 from san.d2.train.trainer import Trainer
-from san.ensemble import is_ensemble_file
-from san.errors import USER_ERRORS, one_line
+from san.inference.ensemble import is_ensemble_file
+from san.io.errors import USER_ERRORS, one_line
 from san.user_modules import import_modules
 
 logger = logging.getLogger("san.d2.run")

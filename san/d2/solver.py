@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from san.errors import excerpt
+from san.io.errors import excerpt
 from san.part import ParamRule
 from san.record import FieldError, Options, option, read_record
 

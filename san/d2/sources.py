@@ -15,12 +15,12 @@ from san.d2.data.batches import BatchSample
 from san.d2.evaluate.averaging import SegmenterModel, inner_san
 from san.d2.meta_arch import classes_of_dataset
 from san.d2.train.across_processes import check_same_weights, load_everywhere
-from san.ensemble import EnsembleMember, load_ensemble
 from san.hub import load_pretrained
 from san.hub.remote import CONFIG_FILE
+from san.inference.ensemble import EnsembleMember, load_ensemble
+from san.inference.predictor import Predictor
 from san.model.config import SANConfig
 from san.model.san import SANModel
-from san.predictor import Predictor
 
 RUN_CONFIG = "config.yaml"
 """What a training run calls its configuration."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from san.data.label_sets import LabelSet, load_label_set
+from san.vocabulary.label_sets import LabelSet, load_label_set
 
 
 @dataclass(frozen=True)
@@ -79,4 +79,4 @@ _TABLE = (
 # fmt: on
 
 BENCHMARKS: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in _TABLE}
-"""The twelve real splits by registered name; the embedded `shapes_*` splits are registered by `san.data.shapes`."""
+"""The twelve real splits by registered name; the embedded `shapes_*` splits are registered by `san.shapes`."""

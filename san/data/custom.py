@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from san.clip.vocabulary import ClassText, text_key
-from san.data.custom_classes import parse_classes
 from san.data.label_mapping import MAX_VALUE, LabelMapping
 from san.data.pairing import Pairing, pair_files, read_pair_list
-from san.data.plain_file import check_keys, read_plain_file, user_path
-from san.errors import brief_repr, excerpt
+from san.io.errors import brief_repr, excerpt
+from san.io.plain_file import check_keys, read_plain_file, user_path
+from san.vocabulary.class_file import parse_classes
+from san.vocabulary.classes import ClassText, text_key
 
 SOURCE_KEYS = ("images", "labels", "list")
 """Where the files of a split are: two folders, or a list of pairs."""

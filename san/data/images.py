@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from san.data.image_files import MAX_PIXELS, ImageLimits, check_size, read_image, to_rgb
+from san.io.image_files import MAX_PIXELS, ImageLimits, check_size, read_image, to_rgb
 
 Layout = Literal["HWC", "CHW"]
 """The order of an image's axes: H height, W width, C channels."""
@@ -26,8 +26,8 @@ def image_pixels(
 
     Args:
         image: one of
-            - a file, see `san.data.image_files.read_image`;
-            - a Pillow image of any mode but floating point, see `san.data.image_files.to_rgb`;
+            - a file, see `san.io.image_files.read_image`;
+            - a Pillow image of any mode but floating point, see `san.io.image_files.to_rgb`;
             - an array of uint8, uint16 (65535 is white) or bool, with 1 to 4 channels (grey, grey with transparency,
               RGB, RGBA; transparency is dropped) or, grey, without a channel axis;
             - a tensor of uint8, bool or floating point in 0..1, with channels likewise.

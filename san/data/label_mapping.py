@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from san.errors import excerpt
+from san.io.errors import excerpt
 
 Array = npt.NDArray[Any]
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from san.data.image_files import read_label_map
 from san.data.label_mapping import LabelMapping
-from san.data.label_sets import check_label_values
+from san.io.image_files import read_label_map
+from san.vocabulary.label_sets import check_label_values
 
 Array = npt.NDArray[Any]
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from san.files import check_file_size
+from san.io.files import check_file_size
 
 MAX_LINE = 1_000_000
 """Characters of a line; that of an evaluation of 847 classes has 60,000."""

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from san.data.listing import Skipped, describe_skipped, list_files
-from san.data.plain_file import MAX_PATH, is_file, read_text
-from san.errors import excerpt
+from san.io.errors import excerpt
+from san.io.listing import Skipped, describe_skipped, list_files
+from san.io.plain_file import MAX_PATH, is_file, read_text
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class Pairing:
         labels_without_image: label files that no image file belongs to.
         duplicates: files that have the stem of another one of their kind, and so cannot be told apart.
         shared_images: whether images without a label are meant to be there.
-        skipped: files and folders that are no part of it, see `san.data.listing`.
+        skipped: files and folders that are no part of it, see `san.io.listing`.
     """
 
     pairs: tuple[Pair, ...]
@@ -78,7 +78,7 @@ def pair_files(
 ) -> Pairing:
     """Pair every label file with the image of the same stem, sub-folders included; never by position.
 
-    Links to folders are followed, hidden and system names are skipped, see `san.data.listing`.
+    Links to folders are followed, hidden and system names are skipped, see `san.io.listing`.
 
     Args:
         image_dir: existing folder of images.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from san.data.label_sets import check_label_values
+from san.vocabulary.label_sets import check_label_values
 
 
 def classes_present(label_map: Tensor, ignore_label: int, num_classes: int, *, source: str = "the label map") -> Tensor:

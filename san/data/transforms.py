@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from san.data.image_files import check_same_size
+from san.io.image_files import check_same_size
 from san.record import FieldError, Options, option
 
 Array = npt.NDArray[Any]

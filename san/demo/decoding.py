@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from san.data.image_files import read_image
 from san.demo.limits import Limits, Turns
-from san.errors import one_line
+from san.io.errors import one_line
+from san.io.image_files import read_image
 
 _ROOT = Path(__file__).resolve().parents[2]
 _START = "import sys; sys.path[0] = sys.argv[1]; from san.demo.decoding import serve; serve(sys.argv[2])"
@@ -53,7 +53,7 @@ class Decoder:
             await process.wait()
 
     async def read(self, content: bytes, visitor: str = "") -> npt.NDArray[np.uint8]:
-        """A picture's pixels, see `san.data.image_files.read_image`.
+        """A picture's pixels, see `san.io.image_files.read_image`.
 
         Args:
             content: the uploaded file.

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from san.data.image_files import ImageLimits, image_endings, read_image
-from san.data.listing import list_files
-from san.data.shapes.render import render
-from san.data.shapes.world import scene_at
 from san.demo.limits import Limits
+from san.io.image_files import ImageLimits, image_endings, read_image
+from san.io.listing import list_files
+from san.shapes.render import render
+from san.shapes.world import scene_at
 
 _SCENES = ((8, 35), (8, 3), (7, 34), (8, 12), (7, 22))
 """(seed, index) of scenes that the committed model segments well; docs/demo.md says that they are chosen."""

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from san.demo.decoding import Decoder
 from san.demo.limits import Limits, RateLimit, Turns, visitor_of
 from san.demo.mailbox import Mailbox
-from san.errors import excerpt
+from san.io.errors import excerpt
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]

@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, fields
 
-from san.data.image_files import ImageLimits
+from san.io.image_files import ImageLimits
 
 PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 """What is decoded; Pillow's other readers, some of which start programs, are never tried."""

@@ -14,7 +14,7 @@ from san.demo.connections import BoundedConnection
 from san.demo.guard import App, Guard, Receive, Scope, Send
 from san.demo.hosts import KnownHosts
 from san.demo.limits import Limits
-from san.errors import excerpt
+from san.io.errors import excerpt
 
 logger = logging.getLogger(__name__)
 

@@ -20,13 +20,13 @@ import numpy.typing as npt
 
 from san.demo.examples import Example
 from san.demo.limits import Limits
-from san.errors import one_line
-from san.vocabulary import Vocabulary
+from san.io.errors import one_line
+from san.vocabulary.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from san.clip.text_embedder import TextEmbeddings
-    from san.predictor import EncodedImage, Predictor
-    from san.segmentation import Segmentation
+    from san.inference.predictor import EncodedImage, Predictor
+    from san.inference.segmentation import Segmentation
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")

@@ -25,7 +25,7 @@ from san.visualize import palette
 
 if TYPE_CHECKING:
     from san.demo.service import Session
-    from san.segmentation import Segmentation
+    from san.inference.segmentation import Segmentation
 
 _SHOWN_SIDE = 1600  # long side of the picture as shown; the label map keeps all its pixels
 _LOSSLESS_PIXELS = 400_000

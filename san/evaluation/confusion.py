@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from san.data.label_sets import check_label_values
+from san.vocabulary.label_sets import check_label_values
 
 
 class ConfusionMatrix:

@@ -16,10 +16,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from san.data.label_sets import check_label_values
 from san.evaluation.confusion import ConfusionMatrix
 from san.postprocess import Geometry, View, mask_bands, semantic_labels
 from san.torch_defaults import torch_defaults
+from san.vocabulary.label_sets import check_label_values
 
 Counts = npt.NDArray[np.int64]
 

@@ -20,7 +20,7 @@ from san.evaluation.confusion import ConfusionMatrix
 from san.evaluation.metrics import metrics
 from san.evaluation.oracle import SEGMENT_COLUMNS, Counts, OracleCounts
 from san.evaluation.per_image import ORACLE_PAGE
-from san.files import write_text, write_together
+from san.io.files import write_text, write_together
 from san.visualize import drawing
 from san.visualize.confusion_plot import plot_confusions
 from san.visualize.error_page import ClassErrors, ErrorPage, render_error_page

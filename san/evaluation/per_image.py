@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from san.files import check_file_size
+from san.io.files import check_file_size
 
 Array = npt.NDArray[Any]
 Entry = dict[str, Any]

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from san.files import write_text
+from san.io.files import write_text
 
 _MAX_UINT8, _MAX_UINT16 = 255, 65535
 _MAX_DIGITS = 18  # so that an image id fits 64 bits

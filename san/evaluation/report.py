@@ -10,7 +10,7 @@ from pathlib import Path
 
 from san.evaluation.confusion import ConfusionMatrix
 from san.evaluation.metrics import metrics
-from san.files import write_text
+from san.io.files import write_text
 
 SUMMARY_KEYS = ("mIoU", "mIoU_detectron2_v0.6", "fwIoU", "mACC", "pACC", "zero_iou_share")
 """The metrics that are not per class, in display order."""

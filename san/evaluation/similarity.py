@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from san.errors import excerpt
+from san.io.errors import excerpt
 
 Floats = npt.NDArray[np.float64]
 _COLUMNS = ("class", "IoU")

@@ -112,7 +112,7 @@ def stable_pixels(labels: Array, sources: Array) -> Mask:
     Args:
         labels: (T, H, W) predicted.
         sources: (T, H, W), from where in the frame before a pixel's surface has come, as row * W + column; -1 where it
-            was not seen. See `san.data.shapes.clips.render_clip`.
+            was not seen. See `san.shapes.clips.render_clip`.
     """
     before = np.roll(labels, 1, axis=0).reshape(len(labels), -1)
     moved = np.take_along_axis(before, sources.reshape(len(labels), -1).clip(0), axis=1).reshape(labels.shape)

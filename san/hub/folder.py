@@ -21,10 +21,10 @@ from san.checkpoint import fitting_tensors, load_checkpoint_file, load_weights
 from san.clip.arch import ClipArch
 from san.clip.loader import LoadedClip
 from san.clip.tokenizer import BpeTokenizer, CompactTokenizer, fitting_tokenizer
-from san.errors import excerpt, one_line
-from san.files import write_together
 from san.hub.card import model_card
 from san.hub.remote import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
+from san.io.errors import excerpt, one_line
+from san.io.files import write_together
 from san.model.build import ModelClass, build_san, outline
 from san.model.config import SANConfig
 from san.model.parts import describe_parts

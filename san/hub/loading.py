@@ -10,11 +10,11 @@ from typing import Any
 
 from san.checkpoint import brings_clip, load_checkpoint_file, load_weights
 from san.clip.loader import load_clip
-from san.errors import excerpt
 from san.hub.folder import WEIGHTS_SUFFIXES, load_folder, read_config, save_pretrained
 from san.hub.locations import find_known
 from san.hub.remote import CONFIG_FILE, WEIGHTS_FILE, HubFile, fetch, hand_folder, upload_folder
 from san.hub.table import MODELS
+from san.io.errors import excerpt
 from san.model.build import ModelClass, build_san
 from san.model.config import VARIANTS, SANConfig, variant
 from san.model.san import SANModel

@@ -15,9 +15,9 @@ from pathlib import Path
 from urllib.parse import urlparse
 from urllib.request import getproxies
 
-from san.errors import one_line
-from san.files import home_folder, user_path
-from san.redaction import redact
+from san.io.errors import one_line
+from san.io.files import home_folder, user_path
+from san.io.redaction import redact
 
 logger = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-SHAPES_CHECKPOINT = Path(__file__).parent.parent / "data" / "shapes" / "assets" / "san.pth"
+SHAPES_CHECKPOINT = Path(__file__).parent.parent / "shapes" / "assets" / "san.pth"
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from san.errors import require_extra
+from san.io.errors import require_extra
 from san.losses.config import LossConfig
 
 

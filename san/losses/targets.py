@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from san.errors import brief_repr
+from san.io.errors import brief_repr
 from san.losses.point_sampling import sample_points
 
 

@@ -20,7 +20,7 @@ from san.clip.templates import PROMPTS, load_templates
 from san.clip.text_classifier import TextClassifier
 from san.clip.tokenizer import Tokenizer
 from san.clip.visual import DeepClip, ShallowClip, ShallowFeatures
-from san.errors import brief_repr
+from san.io.errors import brief_repr
 from san.model.config import SANConfig, check_against, resolve
 from san.model.parts import BIAS_HEADS, MASK_HEADS, SCORERS, SLS_INITS, SideFeatures
 from san.model.side_adapter import SideAdapter

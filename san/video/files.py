@@ -20,9 +20,9 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from san.data.image_files import MAX_PIXELS
-from san.errors import require_extra
-from san.files import replacing
+from san.io.errors import require_extra
+from san.io.files import replacing
+from san.io.image_files import MAX_PIXELS
 
 Item = TypeVar("Item")
 

@@ -19,16 +19,16 @@ from torch import Tensor
 from san.clip.visual import ShallowFeatures
 from san.data.images import image_pixels
 from san.data.transforms import resize_image, resize_short_side
+from san.inference.predictor import Predictor
+from san.inference.segmentation import Segmentation
 from san.model.parts import SideFeatures
 from san.model.san import SANModel
 from san.postprocess import Geometry, have_non_finite, labels_and_scores, refuse_non_finite
-from san.predictor import Predictor
 from san.record import FieldError, Options, option
-from san.segmentation import Segmentation
 from san.torch_defaults import torch_defaults
 from san.video.chunks import overlapping_chunks
 from san.video.clustering import kmeans
-from san.vocabulary import Vocabulary, VocabularyLike
+from san.vocabulary.vocabulary import Vocabulary, VocabularyLike
 
 Frame = npt.NDArray[np.uint8]
 

@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from san.files import replacing, write_text
-from san.segmentation import Segmentation
+from san.inference.segmentation import Segmentation
+from san.io.files import replacing, write_text
 from san.video.files import VideoFrame, VideoInfo, VideoWriter
 from san.visualize import overlay
 from san.visualize.palette import palette
-from san.vocabulary import Vocabulary
+from san.vocabulary.vocabulary import Vocabulary
 
 
 class VideoResults:
@@ -34,7 +34,7 @@ class VideoResults:
 
     Args:
         stem: how the files' names begin, with the folder.
-        formats: of `san.files.VIDEO_FORMATS`.
+        formats: of `san.io.files.VIDEO_FORMATS`.
         source: the video file.
         info: of it.
         vocabulary: the classes.

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from san.data.image_files import read_image
 from san.data.subset import evenly_spread
-from san.errors import excerpt
 from san.evaluation.per_image import decode_entries
 from san.evaluation.video import VideoScores
-from san.files import check_file_size
+from san.io.errors import excerpt
+from san.io.files import check_file_size
+from san.io.image_files import read_image
 from san.video.predictor import VideoPredictor
 
 YTVIS_SPLITS = {

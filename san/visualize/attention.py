@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from san.errors import brief_repr
+from san.io.errors import brief_repr
 from san.visualize.palette import class_color, short_name
 from san.visualize.plots import literal, new_figure, save_figure
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from san.errors import printable
+from san.io.errors import printable
 from san.visualize.color_words import COLOR_WORDS, color_word, matches_word
 from san.visualize.oklab import color_grid, oklab, srgb
 

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from san.errors import brief_repr
-from san.files import replacing
+from san.io.errors import brief_repr
+from san.io.files import replacing
 from san.visualize.legend import legend
 from san.visualize.overlay import RIGHT_COLOR, WRONG_COLOR, check_sizes, error_map, overlay
 from san.visualize.palette import palette

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from san.data.metrics_lines import metrics_lines
-from san.errors import excerpt, one_line, printable, require_extra
+from san.io.errors import excerpt, one_line, printable, require_extra
 from san.visualize.palette import short_name
 
 if TYPE_CHECKING:

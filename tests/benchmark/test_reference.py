@@ -18,12 +18,12 @@ from san.benchmark.reference import (
     plain_text_embed,
 )
 from san.benchmark.workload import drawn_scene
-from san.data.label_sets import load_label_set
 from san.losses import LabelMapTarget, LossConfig, SetCriterion, Target
 from san.model.build import build_san
 from san.model.config import variant
 from san.model.san import SANModel
 from san.postprocess import Geometry, View, semantic_labels, semantic_scores
+from san.vocabulary.label_sets import load_label_set
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 

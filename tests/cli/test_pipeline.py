@@ -16,8 +16,8 @@ from PIL import Image
 
 from san.cli.jobs import Job
 from san.cli.pipeline import Line, run_line, write_results
-from san.segmentation import Segmentation
-from san.vocabulary import Vocabulary
+from san.inference.segmentation import Segmentation
+from san.vocabulary.vocabulary import Vocabulary
 
 SECONDS = 20
 """How long a test waits for another thread before it fails."""
@@ -219,7 +219,7 @@ def test_files_appear_whole_and_together(tmp_path: Path, monkeypatch: pytest.Mon
         path.write_text(text[:9])
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr("san.segmentation._write_text", full)
+    monkeypatch.setattr("san.inference.segmentation._write_text", full)
     again = Job(Path("in/b.png"), tmp_path / "out" / "b")
     with pytest.raises(OSError, match=r"cannot write the results of 'in/b.png' to .*No space left") as caught:
         write_results(again, segmentation(), endings)

@@ -16,11 +16,11 @@ from PIL import Image
 
 from san.cli import predict
 from san.cli.main import main
-from san.data.shapes.dataset import SHAPES_SPLITS, split_images
-from san.files import FORMATS
-from san.predictor import Predictor
-from san.segmentation import Segmentation
-from san.vocabulary import Vocabulary
+from san.inference.predictor import Predictor
+from san.inference.segmentation import Segmentation
+from san.io.files import FORMATS
+from san.shapes.dataset import SHAPES_SPLITS, split_images
+from san.vocabulary.vocabulary import Vocabulary
 
 REPO = Path(__file__).resolve().parents[2]
 WORDS = "red star, blue ring; green square|green cross, striped ground"

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from san.cli.main import main
-from san.data.shapes.world import NAMES, SEEN
 from san.evaluation import ConfusionMatrix, write_report
+from san.shapes.world import NAMES, SEEN
 
 TWO = f"{SEEN[0]}, plain ground"
 

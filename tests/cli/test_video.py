@@ -19,10 +19,10 @@ from PIL import Image
 
 from san.cli import video
 from san.cli.main import main
-from san.data.shapes.clips import MotionStyle, clip_at, render_clip
+from san.inference.predictor import Predictor
 from san.model.build import build_san
 from san.model.config import variant
-from san.predictor import Predictor
+from san.shapes.clips import MotionStyle, clip_at, render_clip
 from san.video.files import VideoReader
 from san.video.predictor import VideoOptions, VideoPredictor
 from tests.video.conftest import damaged, moving_square, packets, write_video

@@ -12,9 +12,9 @@ from san.clip import prompt_passes
 from san.clip.prompt_passes import shared_lengths
 from san.clip.text_classifier import TextClassifier
 from san.clip.text_tower import TextTower
-from san.clip.vocabulary import ClassText
 from san.model.build import build_san
 from san.model.config import variant
+from san.vocabulary.classes import ClassText
 
 NAMES = ["cat", "a very long name of many words that takes many tokens " * 3, "road, route", "sky", "cat flap", "x"]
 ALWAYS, NEVER = 1, 10**9

@@ -15,10 +15,10 @@ from san.clip.templates import load_templates
 from san.clip.text_cache import TextCache
 from san.clip.text_classifier import TextClassifier
 from san.clip.text_tower import TextTower
-from san.clip.vocabulary import ClassText
 from san.hub import load_pretrained, save_pretrained
 from san.model.build import build_san
 from san.model.config import variant
+from san.vocabulary.classes import ClassText
 
 
 @pytest.fixture

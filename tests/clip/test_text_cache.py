@@ -16,10 +16,10 @@ from san.clip.loader import load_clip
 from san.clip.text_cache import TextCache, default_folder, resolve_folder
 from san.clip.text_classifier import TextClassifier
 from san.clip.text_tower import TextTower
-from san.clip.vocabulary import ClassText
-from san.files import replacing
+from san.io.files import replacing
 from san.model.build import build_san
 from san.model.config import SANConfig, variant
+from san.vocabulary.classes import ClassText
 
 
 def embeddings(*texts: str) -> dict[str, torch.Tensor]:

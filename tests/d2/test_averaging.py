@@ -15,10 +15,10 @@ from PIL import Image
 from san.cli.main import main
 from san.d2.config.keys import load_config
 from san.d2.run import run
-from san.data.shapes.dataset import ShapesSizes, write_shapes
 from san.evaluation import ConfusionMatrix, metrics
 from san.hub import SHAPES_CHECKPOINT
-from san.predictor import Predictor
+from san.inference.predictor import Predictor
+from san.shapes.dataset import ShapesSizes, write_shapes
 from tests.d2.conftest import as_arguments
 
 REPO = Path(__file__).resolve().parents[2]

@@ -26,7 +26,7 @@ from san.cli.main import main
 from san.d2.data.datasets import load_records, metadata_of, register_datasets
 from san.d2.evaluate.evaluation import evaluate_dataset
 from san.data.benchmarks import BENCHMARKS
-from san.data.image_files import read_image, read_label_map
+from san.io.image_files import read_image, read_label_map
 from tests.data.raw_trees import MAKERS, RawTree, Sizes, make_raw_tree
 
 REPO = Path(__file__).resolve().parents[2]

@@ -14,7 +14,6 @@ import pytest
 import yaml
 from PIL import Image
 
-from san.clip.vocabulary import ClassText
 from san.d2.api import DatasetCatalog, MetadataCatalog
 from san.d2.data.datasets import (
     class_texts,
@@ -27,6 +26,7 @@ from san.d2.data.datasets import (
     register_folder,
 )
 from san.data.benchmarks import BENCHMARKS
+from san.vocabulary.classes import ClassText
 from tests.d2.conftest import write_voc
 
 REPO = Path(__file__).resolve().parents[2]

@@ -14,9 +14,9 @@ from PIL import Image
 from san.cli import main as cli
 from san.d2.api import DatasetCatalog, MetadataCatalog, comm
 from san.d2.evaluate.evaluation import OutputConfig, SemSegEvaluator
-from san.data.shapes.dataset import ShapesSizes, write_shapes
 from san.evaluation.oracle import Proposals
 from san.postprocess import Geometry
+from san.shapes.dataset import ShapesSizes, write_shapes
 
 REPO = Path(__file__).resolve().parents[2]
 SET = "shapes_sem_seg_val_mixed"

@@ -22,8 +22,8 @@ from san.d2.config.schema import KEYS
 from san.d2.config.yaml_file import leaf_keys, warn_without_effect
 from san.d2.run import run
 from san.d2.solver import SolverConfig
-from san.data.shapes.dataset import ShapesSizes, write_shapes
 from san.hub import SHAPES_CHECKPOINT
+from san.shapes.dataset import ShapesSizes, write_shapes
 from tests.d2.conftest import as_arguments
 
 REPO = Path(__file__).resolve().parents[2]

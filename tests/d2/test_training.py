@@ -214,8 +214,8 @@ def test_root_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 
 def test_shapes_train_on_seen_and_are_tested_on_all_names(make_cfg: MakeCfg, tmp_path: Path) -> None:
-    from san.data.shapes.dataset import ShapesSizes, write_shapes
-    from san.data.shapes.world import NAMES
+    from san.shapes.dataset import ShapesSizes, write_shapes
+    from san.shapes.world import NAMES
 
     write_shapes(tmp_path / "data", ShapesSizes(num_train=4, num_val=2))
     cfg = make_cfg(
@@ -235,7 +235,7 @@ def test_missing_shapes_are_written(make_cfg: MakeCfg, tmp_path: Path, monkeypat
     from san.d2.data.datasets import prepare_shapes
 
     asked = []
-    monkeypatch.setattr("san.data.shapes.dataset.ensure_written", asked.append)
+    monkeypatch.setattr("san.shapes.dataset.ensure_written", asked.append)
     prepare_shapes(["voc_sem_seg_train"], tmp_path)
     assert asked == []
     prepare_shapes(["voc_sem_seg_train", "shapes_sem_seg_val_seen"], tmp_path)

@@ -24,7 +24,7 @@ import scipy.io
 from PIL import Image
 from pycocotools import mask as rle
 
-from san.data.label_sets import LabelSet, load_label_set
+from san.vocabulary.label_sets import LabelSet, load_label_set
 
 Labels = np.ndarray[Any, np.dtype[Any]]
 
@@ -37,7 +37,7 @@ class RawTree:
     """A fake download.
 
     Attributes:
-        name: the set, a key of `san.data.preparation.PREPARATIONS`.
+        name: the set, a key of `san.preparation.PREPARATIONS`.
         raw: the folder that holds the download; good for `--raw`, or itself as `--root`.
         expected: registered name -> stem -> (H, W) label map after the conversion, upright.
     """

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from san.data import pool
 from san.data.checking import (
     CheckReport,
     CheckTarget,
@@ -33,6 +32,7 @@ from san.data.checking import (
 from san.data.checking.report import HEADLINES
 from san.data.label_mapping import LabelMapping
 from san.data.pairing import pair_files
+from san.io import pool
 
 CLASSES = ("cat", "dog", "road, route")
 TARGET = CheckTarget("pets", CLASSES, num_pairs=3, absent=frozenset())

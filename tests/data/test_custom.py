@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from san.clip.vocabulary import ClassText
 from san.data.custom import KEYS, load_custom_dataset
+from san.vocabulary.classes import ClassText
 
 FULL: dict[str, Any] = {
     "name": "roofs",

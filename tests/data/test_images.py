@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from san.data.image_files import ImageLimits, read_image
 from san.data.images import image_pixels
+from san.io.image_files import ImageLimits, read_image
 
 
 def picture(height: int = 6, width: int = 9) -> np.ndarray:

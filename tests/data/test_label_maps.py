@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from san.data.checking import CheckTarget, check_pairs, summarise
-from san.data.image_files import read_label_map
 from san.data.label_mapping import LabelMapping
 from san.data.label_maps import doubt_about_masks, read_truth
+from san.io.image_files import read_label_map
 
 LABELS = np.array([[0, 1, 2], [3, 1, 0]], np.uint8)
 

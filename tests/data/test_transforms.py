@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from san.data.image_files import check_same_size, read_image, read_label_map
 from san.data.transforms import AugmentationConfig, TrainAugmentation, resize_image, resize_short_side
+from san.io.image_files import check_same_size, read_image, read_label_map
 
 NO_COLOR = {"color_prob": 0.0}
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from san.data.shapes.world import NAMES
 from san.demo.examples import shapes_examples
 from san.demo.guard import Guard
 from san.demo.limits import Limits
 from san.demo.service import DemoService
-from san.predictor import Predictor
+from san.inference.predictor import Predictor
+from san.shapes.world import NAMES
 
 LIMITS = Limits(max_bytes=300_000, max_pixels=400_000, max_characters=2000, requests_per_minute=2000, max_waiting=100)
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from san.data.shapes.world import NAMES
 from san.demo.service import Words
+from san.shapes.world import NAMES
 
 pytest.importorskip("gradio", reason="Gradio is not installed")
 pytest.importorskip("selenium", reason="selenium is not installed")

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from san.data.image_files import read_image
 from san.demo.limits import Limits
+from san.io.image_files import read_image
 
 LIMITS = Limits(max_bytes=100_000, max_pixels=50_000).of_pictures
 

@@ -16,14 +16,14 @@ from PIL import Image
 from san.cli import demo
 from san.cli.demo import make_service
 from san.cli.main import make_parser
-from san.data.shapes.world import NAMES
 from san.demo.examples import folder_examples, shapes_examples
 from san.demo.limits import Limits
 from san.demo.service import DemoService, Words, explain
 from san.demo.view import picture_view, result_view
-from san.segmentation import Segmentation
+from san.inference.segmentation import Segmentation
+from san.shapes.world import NAMES
 from san.visualize import palette
-from san.vocabulary import Vocabulary
+from san.vocabulary.vocabulary import Vocabulary
 
 LIMITS = Limits(max_classes=180, max_characters=300)
 

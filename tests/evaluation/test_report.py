@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from san.data.image_files import read_label_map
 from san.evaluation import (
     ConfusionMatrix,
     RLEWriter,
@@ -19,6 +18,7 @@ from san.evaluation import (
     write_label_map,
     write_report,
 )
+from san.io.image_files import read_label_map
 
 NAMES = ["road, route", "blaues Auto", "absent"]
 

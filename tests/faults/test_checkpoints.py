@@ -26,7 +26,7 @@ from san.d2.run import run
 from san.d2.train.checkpoint_hooks import CheckpointHook
 from san.d2.train.iteration import Stepper
 from san.d2.train.metrics_file import take_out
-from san.files import sha256_of
+from san.io.files import sha256_of
 from tests.d2.conftest import as_arguments
 from tests.faults.conftest import HANG, in_a_process, killed_after, rows, train_net, wait_for
 

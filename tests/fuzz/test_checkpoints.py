@@ -21,10 +21,10 @@ from san.checkpoint import load_checkpoint_file
 from san.clip.arch import ClipArch, TextArch, VisionArch
 from san.clip.loader import load_clip, save_clip_file
 from san.clip.weights import read_clip_weights
-from san.data.preparation.archives import unpack
-from san.data.preparation.unpickling import load_plain_pickle
 from san.hub import SHAPES_CHECKPOINT, load_pretrained, save_pretrained
 from san.hub.folder import read_config
+from san.preparation.archives import unpack
+from san.preparation.unpickling import load_plain_pickle
 from tests.fuzz.malformed import mutated
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(4, dtype=torch.int64)}
@@ -197,7 +197,7 @@ def test_archives_that_lead_elsewhere(members, message, tmp_path):
 @pytest.mark.parametrize("what", ["a member", "a header"])
 def test_a_small_archive_that_unpacks_to_a_full_disk(what, tmp_path, monkeypatch):
     """300 MB of zeros in 1 MB where the disk has 100 MB left; and a name of 300 MB, which would fill the memory."""
-    from san.data.preparation import files
+    from san.preparation import files
 
     usage = type("Usage", (), {"free": 100 << 20})
     monkeypatch.setattr(files.shutil, "disk_usage", lambda path: usage)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from san.d2.config.keys import san_cfg
 from san.d2.config.yaml_file import leaf_keys, merge_file, merge_overrides
 from san.data.custom import load_custom_dataset
-from san.data.plain_file import parse_yaml, read_plain_file
+from san.io.plain_file import parse_yaml, read_plain_file
 from tests.fuzz.malformed import mutated
 
 KEYS = leaf_keys(san_cfg())

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from san.data.image_files import read_image
+from san.io.image_files import read_image
 from tests.fuzz.malformed import good_images, malformed_images
 
 COUNT = 2000
@@ -20,7 +20,7 @@ SECONDS = 10
 READER = """
 import json, logging, resource, signal, sys, time, warnings
 from pathlib import Path
-from san.data.image_files import ImageLimits, read_image
+from san.io.image_files import ImageLimits, read_image
 from san.demo.limits import Limits
 
 warnings.simplefilter("ignore")

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
 
-from san.data.image_files import read_label_map
 from san.data.images import image_pixels
 from san.data.label_mapping import LabelMapping
 from san.evaluation.confusion import ConfusionMatrix
-from san.predictor import Predictor
+from san.inference.predictor import Predictor
+from san.io.image_files import read_label_map
 
 MODES = ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV", "I", "I;16", "I;16B", "F"]
 ANY_ARRAY = arrays.arrays(

@@ -7,9 +7,9 @@ from __future__ import annotations
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from san.clip.vocabulary import ClassText, text_key
-from san.data.label_sets import LABEL_SETS
-from san.vocabulary import Vocabulary
+from san.vocabulary.classes import ClassText, text_key
+from san.vocabulary.label_sets import LABEL_SETS
+from san.vocabulary.vocabulary import Vocabulary
 
 WORDS = st.text(max_size=10) | st.sampled_from(["cat", "dog|hound", "Cat ", "ade20k_150", "a,b", "{}", "ſ", "ß", "İ"])
 TEXT = st.lists(WORDS, max_size=6).map(", ".join) | st.text(max_size=40)

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from san.clip.arch import TINY
+from san.inference.predictor import Predictor
 from san.model.build import build_san
 from san.model.config import SIDE_WIDTHS, SANConfig, unseen_pixels, unusual_depth, variant
-from san.predictor import Predictor
 from san.registry import PartConfig
 
 NAMES = ["cat", "dog", "grass"]

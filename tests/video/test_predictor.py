@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from san.data.shapes.clips import MotionStyle, clip_at, render_clip
+from san.inference.predictor import Predictor
 from san.model.build import build_san
 from san.model.config import variant
 from san.model.san import MaskProposals, SANModel
 from san.postprocess import labels_and_scores
-from san.predictor import Predictor
 from san.record import FieldError
+from san.shapes.clips import MotionStyle, clip_at, render_clip
 from san.video.predictor import FrameFeatures, VideoOptions, VideoPredictor
 
 WORDS = "shapes_36"
@@ -105,7 +105,7 @@ def test_shared_queries_are_centres_and_classes_are_means_over_frames(shapes: Pr
 
 
 def shapes_names() -> list[str]:
-    from san.data.shapes.world import NAMES
+    from san.shapes.world import NAMES
 
     return list(NAMES)
 

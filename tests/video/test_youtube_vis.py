@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from san.data.shapes.clips import MotionStyle, clip_at, render_clip
-from san.data.shapes.world import NAMES
 from san.evaluation.predictions import rle_entries
-from san.predictor import Predictor
+from san.inference.predictor import Predictor
+from san.shapes.clips import MotionStyle, clip_at, render_clip
+from san.shapes.world import NAMES
 from san.video.predictor import VideoOptions, VideoPredictor
 from san.video.youtube_vis import YTVIS_SPLITS, YouTubeVIS, evaluate_videos
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from san.data.label_sets import LABEL_SETS, load_label_set
-from san.data.shapes.world import COLOURS, NAMES, THINGS
+from san.shapes.world import COLOURS, NAMES, THINGS
 from san.visualize import class_color, palette
 from san.visualize.color_words import COLOR_WORDS, color_word
 from san.visualize.oklab import oklab
 from san.visualize.palette import MIN_DISTANCE
+from san.vocabulary.label_sets import LABEL_SETS, load_label_set
 
 KNOWN = [name for each in LABEL_SETS for name in load_label_set(each).classes]
 WORDS = sorted({name for name in KNOWN if name.isalpha() and name.islower()})

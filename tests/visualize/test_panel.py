@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from san.data.label_sets import load_label_set
 from san.visualize import Sample, class_color, contact_sheet, error_map, legend, overlay, palette, panel
 from san.visualize.overlay import RIGHT_COLOR, WRONG_COLOR
 from san.visualize.panel import _shortened, _shown_size, save_picture, thumbnails
+from san.vocabulary.label_sets import load_label_set
 
 NAMES = ["red star", "blue ring", "striped ground"]
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from san.data.shapes.world import NAMES
+from san.shapes.world import NAMES
 from san.visualize import annotate, overlay
 from san.visualize.oklab import linear_light
 from san.visualize.text import MAX_COVERED, place_tags

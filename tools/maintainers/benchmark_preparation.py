@@ -31,8 +31,8 @@ from PIL import Image
 from pycocotools import mask as coco_rle
 
 from san.cli.main import guarded
-from san.data.label_sets import load_label_set
-from san.data.preparation import PREPARATIONS, PreparationOptions, prepare
+from san.preparation import PREPARATIONS, PreparationOptions, prepare
+from san.vocabulary.label_sets import load_label_set
 
 SIZES = {  # height, width, classes in an image
     "coco_stuff": (480, 640, 12),

@@ -25,10 +25,10 @@ from san.clip.loader import LoadedClip, load_clip
 from san.clip.templates import Templates, load_templates
 from san.clip.text_classifier import TextClassifier
 from san.clip.visual import DeepClip, ShallowClip
-from san.data.shapes.clip import CLIP_FILE
-from san.data.shapes.render import render
-from san.data.shapes.world import GROUNDS, NAMES, SCENE_SIZE, THINGS, SceneStyle, class_index, scene_at
 from san.model.build import clip_state_to_own
+from san.shapes.clip import CLIP_FILE
+from san.shapes.render import render
+from san.shapes.world import GROUNDS, NAMES, SCENE_SIZE, THINGS, SceneStyle, class_index, scene_at
 
 COVERED = 0.4
 """Share of a patch that a mask must cover for the [SLS] token to see it."""

@@ -19,10 +19,10 @@ import numpy as np
 
 from san.cli.main import guarded
 from san.cli.options import path_option
-from san.data.label_sets import LABEL_SETS, load_label_set
 from san.visualize.color_words import color_word
 from san.visualize.oklab import color_grid, oklab
 from san.visualize.palette import color_key, may_have
+from san.vocabulary.label_sets import LABEL_SETS, load_label_set
 
 STEP = 7  # of the colours to choose from, in red, green and blue
 

@@ -13,11 +13,11 @@ import time
 
 import numpy as np
 
-from san.data.shapes.clips import MotionStyle, clip_at, render_clip
-from san.data.shapes.world import GROUNDS, NAMES, NOVEL, SEEN, class_index
 from san.evaluation import ConfusionMatrix, metrics
 from san.evaluation.video import VideoScores, stable_pixels
-from san.predictor import Predictor
+from san.inference.predictor import Predictor
+from san.shapes.clips import MotionStyle, clip_at, render_clip
+from san.shapes.world import GROUNDS, NAMES, NOVEL, SEEN, class_index
 from san.video.predictor import VideoOptions, VideoPredictor
 
 SETTINGS = {

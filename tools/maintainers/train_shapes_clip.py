@@ -1,6 +1,6 @@
 """Train the small CLIP of the shapes benchmark contrastively, from captions only.
 
-    python tools/maintainers/train_shapes_clip.py --output san/data/shapes/assets/clip.safetensors
+    python tools/maintainers/train_shapes_clip.py --output san/shapes/assets/clip.safetensors
 
 It learns all names, including the novel ones, from pictures and captions, without masks. Every true pair of a batch is
 a positive, so two pictures of a red star are not negatives of each other's captions. The stages are a curriculum:
@@ -36,8 +36,8 @@ from san.clip.loader import save_clip_file
 from san.clip.open_clip_adapter import build_trainable_clip
 from san.clip.templates import load_templates
 from san.clip.tokenizer import compact_tokenizer, token_ids
-from san.data.shapes.captions import NAME_TEMPLATES, SCENE_TEMPLATES, join_names
-from san.data.shapes.pretraining import (
+from san.shapes.captions import NAME_TEMPLATES, SCENE_TEMPLATES, join_names
+from san.shapes.pretraining import (
     PICTURE_SIZE,
     Bank,
     CaptionStyle,
@@ -48,7 +48,7 @@ from san.data.shapes.pretraining import (
     write_captions,
     zero_shot,
 )
-from san.data.shapes.world import GROUNDS, NAMES, SceneStyle
+from san.shapes.world import GROUNDS, NAMES, SceneStyle
 
 PATCH_SIZE = 8
 CONTEXT_LENGTH = 32
@@ -155,7 +155,7 @@ class Towers:
 
     @torch.no_grad()
     def accuracy(self, count: int) -> dict[str, float]:
-        """Compute `san.data.shapes.pretraining.zero_shot` with the 14 ViLD templates as prompts."""
+        """Compute `san.shapes.pretraining.zero_shot` with the 14 ViLD templates as prompts."""
         prompts = load_templates("vild")
         text = F.normalize(self.texts([prompt.format(name) for name in NAMES for prompt in prompts]), dim=-1)
         classes = F.normalize(text.view(len(NAMES), len(prompts), -1).mean(dim=1), dim=-1)

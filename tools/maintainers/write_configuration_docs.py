@@ -11,7 +11,7 @@ from pathlib import Path
 
 from san.d2.config.coerce import wanted
 from san.d2.config.schema import KEYS, Key
-from san.files import replacing
+from san.io.files import replacing
 from san.losses import TERMS
 from san.model.parts import REGISTRIES
 

@@ -17,9 +17,9 @@ from san.clip.weights_file import read_tensors
 from san.d2.api import DetectionCheckpointer, comm
 from san.d2.checkpoints.run_folder import LAST, RECORD, recorded_run
 from san.d2.processes import stopping
-from san.errors import excerpt, one_line
-from san.files import replacing, sha256_of
 from san.hub.remote import CONFIG_FILE, WEIGHTS_FILE
+from san.io.errors import excerpt, one_line
+from san.io.files import replacing, sha256_of
 
 _SUM_SUFFIX = ".sha256"
 """Suffix of the file beside a checkpoint that contains its SHA-256, in the format of sha256sum."""

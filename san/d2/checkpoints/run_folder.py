@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from san.d2.api import CfgNode, forget_log_files
-from san.data.plain_file import read_plain_file
-from san.errors import excerpt, one_line, printable
-from san.files import replacing
+from san.io.errors import excerpt, one_line, printable
+from san.io.files import replacing
+from san.io.plain_file import read_plain_file
 
 CONFIG = "config.yaml"
 """The configuration of the run, written when training starts."""

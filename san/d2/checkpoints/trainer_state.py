@@ -18,7 +18,7 @@ from san.clip.weights import listed
 from san.clip.weights_file import flaw_of
 from san.d2.api import CfgNode, HookBase
 from san.d2.config.yaml_file import flatten
-from san.errors import excerpt
+from san.io.errors import excerpt
 
 GROUPING = (
     "SOLVER.WEIGHT_DECAY",

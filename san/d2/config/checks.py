@@ -10,7 +10,7 @@ import torch
 from san.d2.api import CfgNode
 from san.d2.config.imports import check_model_name
 from san.devices import checked_device
-from san.errors import excerpt
+from san.io.errors import excerpt
 
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 """Legal values of SOLVER.AMP.DTYPE."""

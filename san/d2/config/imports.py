@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from san.d2.api import META_ARCH_REGISTRY, CfgNode
-from san.errors import excerpt
+from san.io.errors import excerpt
 from san.user_modules import import_modules
 
 WEIGHTS = ("last_checkpoint", "*.pth", "*.pt", "*.bin", "*.safetensors")

@@ -27,7 +27,7 @@ from san.d2.config.schema import KEYS, SECTIONS, Section, part_keys
 from san.d2.config.yaml_file import expand_paths, flatten, merge_file, merge_overrides, override_pairs, use_datasets
 from san.d2.solver import SolverConfig
 from san.data.transforms import AugmentationConfig
-from san.errors import excerpt
+from san.io.errors import excerpt
 from san.losses import TERMS, LossConfig
 from san.model.config import AttnBiasConfig, ClipConfig, HeadConfig, SANConfig, SideAdapterConfig
 from san.model.parts import REGISTRIES, check_parts

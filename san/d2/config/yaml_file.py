@@ -14,9 +14,9 @@ from san.d2.config.coerce import coerce, parse
 from san.d2.config.foreign_keys import INSTEAD, foreign_name
 from san.d2.config.schema import KEYS
 from san.data.custom import load_custom_dataset
-from san.data.plain_file import is_file, parse_yaml, read_text, user_path
-from san.errors import excerpt, one_line, printable
-from san.files import expand_home
+from san.io.errors import excerpt, one_line, printable
+from san.io.files import expand_home
+from san.io.plain_file import is_file, parse_yaml, read_text, user_path
 from san.record import AUTO
 
 logger = logging.getLogger("san.d2.config")

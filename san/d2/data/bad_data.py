@@ -10,7 +10,7 @@ from typing import Any
 
 from san.d2.api import comm
 from san.d2.data.batches import BadSample
-from san.files import replacing, write_text
+from san.io.files import replacing, write_text
 
 logger = logging.getLogger("san.d2.bad_data")
 

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data._utils.signal_handling import _remove_worker_pids  # type: ignore[attr-defined]
 
 from san.d2.processes import stopping
-from san.errors import one_line
+from san.io.errors import one_line
 
 BatchSample = dict[str, Any]
 """One sample in the model's input format."""

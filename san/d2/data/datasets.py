@@ -19,18 +19,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from san.clip.vocabulary import ClassText, text_key
 from san.d2.api import CfgNode, DatasetCatalog, MetadataCatalog, comm
 from san.d2.data.loaders import Record
 from san.data.benchmarks import BENCHMARKS, Benchmark
 from san.data.checking.pair import count_values
 from san.data.custom import load_custom_dataset
-from san.data.image_files import read_label_map
 from san.data.label_mapping import LabelMapping
 from san.data.label_maps import doubt_about_masks
 from san.data.pairing import Pairing, pair_files
 from san.data.subset import evenly_spread
-from san.files import user_path
+from san.io.files import user_path
+from san.io.image_files import read_label_map
+from san.vocabulary.classes import ClassText, text_key
 
 logger = logging.getLogger("san.d2.datasets")
 
@@ -60,7 +60,7 @@ def register_datasets(root: str | Path | None = None) -> None:
 
 def shapes_benchmarks() -> dict[str, Benchmark]:
     """Return the splits of the shapes benchmark by registered name."""
-    from san.data.shapes.dataset import BENCHMARKS as SHAPES_BENCHMARKS
+    from san.shapes.dataset import BENCHMARKS as SHAPES_BENCHMARKS
 
     return SHAPES_BENCHMARKS
 
@@ -73,7 +73,7 @@ def prepare_shapes(names: Sequence[str], root: str | Path | None = None) -> None
         root: folder of the data sets, see `datasets_root`.
     """
     if any(name in shapes_benchmarks() for name in names):
-        from san.data.shapes.dataset import ensure_written
+        from san.shapes.dataset import ensure_written
 
         ensure_written(datasets_root(root))
 

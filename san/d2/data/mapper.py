@@ -15,10 +15,10 @@ import torch
 
 from san.d2.data.batches import BatchSample
 from san.d2.data.loaders import Record
-from san.data.image_files import check_same_size, read_image
 from san.data.label_mapping import LabelMapping
 from san.data.label_maps import read_truth
 from san.data.transforms import TrainAugmentation, resize_image, resize_short_side
+from san.io.image_files import check_same_size, read_image
 
 
 @dataclass(frozen=True)

@@ -17,17 +17,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from san.clip.vocabulary import ClassText
 from san.d2.api import META_ARCH_REGISTRY, CfgNode
 from san.d2.config.keys import text_cache_folder
 from san.d2.data.batches import BatchSample
 from san.d2.meta_arch import SAN, Prediction
-from san.ensemble import Ensemble, is_ensemble_file
 from san.evaluation.report import summary_keys
-from san.files import write_text
+from san.inference.ensemble import Ensemble, is_ensemble_file
+from san.inference.predictor import Predictor
+from san.inference.segmenter import Segmenter
+from san.io.files import write_text
 from san.postprocess import have_non_finite, mean_labels, mean_scores, refuse_non_finite
-from san.predictor import Predictor
-from san.segmenter import Segmenter
+from san.vocabulary.classes import ClassText
 
 logger = logging.getLogger("san.d2.evaluation")
 

@@ -32,7 +32,6 @@ from san.d2.evaluate.out_of_memory import OutOfMemoryFallback
 from san.d2.evaluate.resume import ResumeConfig, SavedCounts, forget, weights_digest
 from san.d2.evaluate.state import pack_state, unpack_oracle, unpack_state
 from san.d2.processes import stopping
-from san.data.image_files import read_image
 from san.data.subset import evenly_spread
 from san.evaluation import ConfusionMatrix, RLEWriter, format_summary, metrics, write_label_map, write_report
 from san.evaluation.oracle import OracleCounts, proposals_of
@@ -40,6 +39,7 @@ from san.evaluation.oracle_report import format_oracle, write_oracle_report
 from san.evaluation.per_image import LABEL_FOLDER, RLE_FILE, common_folder, distinct_stems
 from san.evaluation.predictions import default_image_id
 from san.evaluation.report import SUMMARY_KEYS, summary_keys
+from san.io.image_files import read_image
 from san.torch_defaults import torch_defaults
 from san.visualize import Sample as PanelRow
 from san.visualize import drawing, panels

@@ -23,9 +23,9 @@ from san.clip.weights_file import read_tensors
 from san.d2.api import CfgNode, DatasetEvaluator, comm
 from san.d2.checkpoints.checkpointer import damage_of, write_checkpoint
 from san.d2.data.loaders import Record
-from san.data.plain_file import read_plain_file
-from san.errors import one_line
-from san.files import replacing
+from san.io.errors import one_line
+from san.io.files import replacing
+from san.io.plain_file import read_plain_file
 
 logger = logging.getLogger("san.d2.evaluation")
 

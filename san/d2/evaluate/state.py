@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from san.data.plain_file import is_file
-from san.errors import excerpt
 from san.evaluation import ConfusionMatrix
 from san.evaluation.oracle import OracleCounts
+from san.io.errors import excerpt
+from san.io.plain_file import is_file
 from san.record import parse_json
 
 Row = tuple[str, np.ndarray, np.ndarray]  # file, prediction and truth of a panel

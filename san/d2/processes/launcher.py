@@ -29,9 +29,9 @@ from san.allocator import keep_large_buffers
 from san.d2.api import CfgNode, comm, forget_groups, launch, log_backend, setup_logger
 from san.d2.processes.job import JobRank, check_dist_url, find_rank
 from san.d2.processes.stopping import EXIT_CODE, StopRequested, exiting_on_second_signal, forwarding_signals
-from san.errors import INTERRUPTED, one_line
-from san.files import home_folder
-from san.redaction import RedactingFormatter
+from san.io.errors import INTERRUPTED, one_line
+from san.io.files import home_folder
+from san.io.redaction import RedactingFormatter
 
 WORKER_TIMEOUT = timedelta(minutes=30)
 """Timeout of a worker that waits for others; Detectron2's value."""

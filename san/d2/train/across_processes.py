@@ -17,7 +17,7 @@ from san.d2.checkpoints.checkpointer import SANCheckpointer
 from san.d2.config.schema import KEYS
 from san.d2.config.yaml_file import flatten
 from san.d2.evaluate.resume import weights_digest
-from san.errors import USER_ERRORS, one_line
+from san.io.errors import USER_ERRORS, one_line
 
 T = TypeVar("T")
 

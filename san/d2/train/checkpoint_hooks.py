@@ -18,7 +18,7 @@ from san.d2.checkpoints.checkpointer import (
     remove_checkpoint,
 )
 from san.d2.checkpoints.trainer_state import flat_state
-from san.files import PARTIAL
+from san.io.files import PARTIAL
 
 FINAL = "model_final"
 BEST = "model_best"

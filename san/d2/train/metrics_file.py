@@ -15,7 +15,7 @@ from pathlib import Path
 
 from san.d2.api import EventWriter, HookBase, get_event_storage
 from san.data.metrics_lines import metrics_lines
-from san.files import replacing
+from san.io.files import replacing
 
 NAME = "metrics.json"
 """Of the file, in OUTPUT_DIR."""

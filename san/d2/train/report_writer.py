@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from san.d2.api import EventWriter, get_event_storage
-from san.data.image_files import read_image
+from san.io.image_files import read_image
 
 COLUMNS = ("class", "label_pixels", "predicted_pixels", "IoU", "ACC")
 """Of per_class.csv that are shown."""

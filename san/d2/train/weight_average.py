@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from san.clip.weights import listed
 from san.clip.weights_file import flaw_of
-from san.errors import excerpt
+from san.io.errors import excerpt
 
 RAMP = 9.0
 """After n updates the decay is at most (1 + n) / (1 + RAMP + n), so that a short run forgets where it started."""

@@ -22,8 +22,8 @@ import torch
 from san.d2.api import CfgNode, EventStorage, EventWriter, TensorboardXWriter, get_event_storage
 from san.d2.train.metrics_file import MetricsFile, last_logged
 from san.d2.train.report_writer import COLUMNS, NewReports, Report, ReportWriter
-from san.errors import one_line, require_extra
-from san.redaction import redact, redact_home, without_folders
+from san.io.errors import one_line, require_extra
+from san.io.redaction import redact, redact_home, without_folders
 
 MIB = 1024**2
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from san.data.checking.pair import Finding
-from san.data.image_files import image_endings
-from san.data.listing import Skipped, list_files
+from san.io.image_files import image_endings
+from san.io.listing import Skipped, list_files
 
 _NUM_SHOWN = 3
 

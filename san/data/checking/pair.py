@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from san.data.image_files import open_image, orientation, read_image, read_label_map
 from san.data.label_mapping import LabelMapping
 from san.data.label_maps import needs_16_bits
-from san.errors import one_line
+from san.io.errors import one_line
+from san.io.image_files import open_image, orientation, read_image, read_label_map
 
 Array = npt.NDArray[Any]
 ImagePair = Mapping[str, Any]

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 
 from san.data.checking.pair import CheckTarget, Finding, ImagePair, PairResult, check_pair
-from san.data.pool import run_in_processes
+from san.io.pool import run_in_processes
 
 
 def check_pairs(

@@ -11,7 +11,7 @@ import numpy as np
 
 from san.data.checking.pair import Finding
 from san.data.checking.report import HEADLINES, CheckReport
-from san.files import write_text
+from san.io.files import write_text
 
 _MAX_ROWS = 60  # classes in the printed table; above, the most and the least frequent
 _HEAD, _TAIL = 40, 10

@@ -1,0 +1,1 @@
+"""Prediction with a trained model: the predictor, ensembles, and what they return. Import its modules by name."""

@@ -1,0 +1,394 @@
+"""What a predictor gives back: an image named pixel by pixel, what it was named by, and ways to show and keep it.
+
+Legend: (H, W) image, C classes, Q mask proposals, L bias layers, N bias heads, (h_s, w_s) side grid.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from san.evaluation.predictions import default_image_id, rle_entries
+from san.io.errors import brief_repr, printable
+from san.io.files import FORMATS, write_text, write_together
+from san.model.san import MaskProposals
+from san.postprocess import Geometry, View, mean_scores, resized_masks
+from san.visualize import overlay, panel
+from san.visualize.palette import short_name
+from san.visualize.panel import preview
+from san.vocabulary.vocabulary import Vocabulary
+
+NONE = -1
+"""The label of a pixel that is none of the classes."""
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedImage:
+    """All that a predictor knows of an image before it is given words; nothing in it changes afterwards.
+
+    Attributes:
+        pixels: (H, W, 3) uint8 RGB, upright, read-only.
+        proposals: what the network proposes, B = 1, float32.
+        geometry: the image's sizes; those of the result are (H, W).
+        source: what messages call the image.
+        mirrored: whether the network saw it with left and right exchanged.
+        others: the same image at further scales or mirrored, as the same model encoded it, without attention biases.
+        members: the image as each model of an ensemble encoded it; none for one model.
+    """
+
+    pixels: npt.NDArray[np.uint8]
+    proposals: MaskProposals
+    geometry: Geometry
+    source: str = "the image"
+    _weights_id: str = field(repr=False, default="")  # of the model that made it
+    mirrored: bool = False
+    others: tuple[EncodedImage, ...] = field(repr=False, default=())
+    members: tuple[EncodedImage, ...] = field(repr=False, default=())
+
+    __repr__ = brief_repr
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What a label map was made from: one view of the image, and where several were averaged, the others.
+
+    Attributes:
+        mask_logits: (Q, h_s, w_s), before the sigmoid.
+        class_logits: (Q, C + 1), "no object" last.
+        attn_bias: (L, N, Q, h_s, w_s), before pooling to the CLIP grid.
+        geometry: the image's sizes.
+        weight: of this view among all.
+        others: further scales, mirror images or models.
+    """
+
+    mask_logits: Tensor
+    class_logits: Tensor
+    attn_bias: Tensor
+    geometry: Geometry
+    weight: float = 1.0
+    others: tuple[View, ...] = field(repr=False, default=())
+
+    __repr__ = brief_repr
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        """All that scores are the mean of."""
+        return (View(self.mask_logits, self.class_logits, self.geometry, weight=self.weight), *self.others)
+
+
+@dataclass(frozen=True, eq=False)
+class ProposedMask:
+    """One mask that the model proposed, whatever became of it in the label map.
+
+    Attributes:
+        query: its number, 0..Q-1.
+        name: the class it most likely shows; None where "no object" is likelier than every class.
+        probability: of that class, or of "no object", 0..1.
+        evidence: what it is a part of.
+    """
+
+    query: int
+    name: str | None
+    probability: float
+    evidence: Evidence = field(repr=False)
+
+    __repr__ = brief_repr
+
+    def mask(self) -> npt.NDArray[np.bool_]:
+        """(H, W), true where the mask is likelier than not."""
+        return (self._logits() > 0).cpu().numpy()
+
+    def mask_probs(self) -> npt.NDArray[np.float32]:
+        """(H, W) float32, 0..1."""
+        return self._logits().sigmoid().cpu().numpy()
+
+    @property
+    def attn_bias(self) -> npt.NDArray[np.float32]:
+        """(L, N, h_s, w_s) float32: what was added to this [SLS] token's attention, per layer and head."""
+        return self.evidence.attn_bias[:, :, self.query].float().cpu().numpy()
+
+    @torch.inference_mode()
+    def _logits(self) -> Tensor:
+        """(H, W)."""
+        one = self.evidence.mask_logits[self.query : self.query + 1]
+        return resized_masks(one, self.evidence.geometry)[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """One image, named pixel by pixel.
+
+    Attributes:
+        image: (H, W, 3) uint8 RGB, upright; a copy of its own, which may be drawn on.
+        labels: (H, W) int64, indices into `names`; -1 for none of these.
+        vocabulary: the classes asked for, in their order.
+        best_scores: (H, W) float32, the score of the best class, also where the label is -1. A score is a sum over mask
+            proposals of class times mask probability: 0 or more, around 1 where one proposal is sure.
+        evidence: what scores and mask proposals are made from; None for a label map that came from elsewhere.
+    """
+
+    image: npt.NDArray[np.uint8]
+    labels: npt.NDArray[np.int64]
+    vocabulary: Vocabulary
+    best_scores: npt.NDArray[np.float32] | None = None
+    evidence: Evidence | None = None
+
+    def __repr__(self) -> str:
+        height, width = self.labels.shape
+        return f"Segmentation({height} x {width} pixels, {len(self.names)} classes: {self.summary()})"
+
+    def _repr_png_(self) -> bytes:
+        """What a notebook shows: names and colours over the image, and a legend; no side longer than 1024 pixels."""
+        file = io.BytesIO()
+        preview(self.image, self.labels, self.names).save(file, "PNG")
+        return file.getvalue()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the classes, in order."""
+        return self.vocabulary.names
+
+    def areas(self) -> dict[str, float]:
+        """Share of the image per class that has a pixel, largest first; pixels that are none of these have no entry."""
+        shares = self._counts / self.labels.size
+        return {self.names[i]: float(shares[i]) for i in np.argsort(-shares, kind="stable") if shares[i] > 0}
+
+    def none_area(self) -> float:
+        """Share of the image that is none of the classes."""
+        return float(np.mean(self.labels == NONE))
+
+    def summary(self, limit: int = 5) -> str:
+        """The largest classes and their shares of the image on one line: "sky 41.2%, road 20.0%, 3 more".
+
+        Args:
+            limit: so many classes at most.
+        """
+        areas = list(self.areas().items())
+        shown = [f"{printable(short_name(name))} {share:.1%}" for name, share in areas[:limit]]
+        if len(areas) > limit:
+            shown.append(f"{len(areas) - limit} more")
+        if self.none_area() > 0:
+            shown.append(f"none of these {self.none_area():.1%}")
+        return ", ".join(shown)
+
+    def confidences(self) -> dict[str, float]:
+        """Mean score of a class's pixels, for the classes and in the order of `areas`.
+
+        Raises:
+            ValueError: the label map came without scores.
+        """
+        if self.best_scores is None:
+            raise ValueError("this segmentation has no scores; take one that a Predictor made")
+        known = self.labels >= 0
+        weights = self.best_scores[known].astype(np.float64)
+        sums = np.bincount(self.labels[known], weights=weights, minlength=len(self.names))
+        index = {name: i for i, name in enumerate(self.names)}
+        return {name: float(sums[index[name]] / self._counts[index[name]]) for name in self.areas()}
+
+    @torch.inference_mode()
+    def scores(self) -> npt.NDArray[np.float32]:
+        """Score of every class at every pixel, (C, H, W) float32: 4·C·H·W bytes, made anew at each call.
+
+        Raises:
+            ValueError: the label map came without evidence.
+        """
+        return mean_scores(self._evidence().views).cpu().numpy()
+
+    def mask(self, name: str) -> npt.NDArray[np.bool_]:
+        """(H, W), true where the label is this class.
+
+        Raises:
+            ValueError: the vocabulary has no such name.
+        """
+        if name not in self.names:
+            raise ValueError(f"the vocabulary has no class {name!r}; it has {', '.join(self.names[:20])}")
+        found: npt.NDArray[np.bool_] = self.labels == self.names.index(name)
+        return found
+
+    def mask_proposals(self, limit: int | None = None) -> tuple[ProposedMask, ...]:
+        """The masks behind the label map: first those of a class, then those of "no object", the surest first.
+
+        Where several scales, mirror images or models were averaged, those of the first one.
+
+        Args:
+            limit: so many at most; all by default. A mask is brought to the image's size only when asked for.
+
+        Raises:
+            ValueError: `limit` is negative, or the label map came without evidence.
+        """
+        if limit is not None and limit < 0:
+            raise ValueError(f"limit is {limit}; give the number of masks, or None for all")
+        evidence = self._evidence()
+        probs, best = evidence.class_logits.float().softmax(dim=-1).max(dim=-1)  # (Q,), (Q,)
+        found = [
+            ProposedMask(query, self.names[label] if label < len(self.names) else None, probability, evidence)
+            for query, (label, probability) in enumerate(zip(best.tolist(), probs.tolist(), strict=True))
+        ]
+        return tuple(sorted(found, key=lambda mask: (mask.name is None, -mask.probability))[:limit])
+
+    def overlay(self, alpha: float = 0.7) -> Image.Image:
+        """The image under its class colours.
+
+        Args:
+            alpha: weight of the colour against the image, 0..1.
+        """
+        return Image.fromarray(overlay(self.image, self.labels, self.names, alpha=alpha))
+
+    def panel(self, path: str | Path | None = None) -> Image.Image:
+        """Image and labelled prediction over a legend; written to `path` if given."""
+        return panel(self.image, None, self.labels, self.names, path)
+
+    def to_coco_rle(self, file_name: str = "", *, image_id: int | str | None = None) -> list[dict[str, Any]]:
+        """One entry per class that has a pixel, in COCO's run-length code; ready for JSON and `COCO.loadRes`.
+
+        Each holds image_id, file_name, category_id (index into `names`), category_name, segmentation (size and counts,
+        as pycocotools decodes it), area in pixels and, where there are scores, score.
+
+        Args:
+            file_name: of the image.
+            image_id: of the image in a COCO data set. By default the file's name without folder and ending, as a number
+                where it is one: 139 for "val2017/000000000139.jpg", "street" for "street.jpg"; 0 without a file name.
+        """
+        scores = self.confidences() if self.best_scores is not None else {}
+        entries = [
+            entry for entry in rle_entries(self.labels, file_name, image_id=image_id) if entry["category_id"] != NONE
+        ]
+        for entry in entries:
+            name = self.names[entry["category_id"]]
+            entry |= {"category_name": name, "area": int(self._counts[entry["category_id"]])}
+            if name in scores:
+                entry["score"] = scores[name]
+        return entries
+
+    def to_dict(self, file_name: str = "", *, image_id: int | str | None = None) -> dict[str, Any]:
+        """What was found, ready for JSON: the image's id, file and size; per class name, area, share and confidence.
+
+        All classes are listed in the order of the vocabulary, also those without a pixel (confidence None).
+        `file_name` and `image_id` as in `to_coco_rle`.
+        """
+        scores = self.confidences() if self.best_scores is not None else {}
+        num_free = len(self.vocabulary.free)
+        classes = [
+            {
+                "index": index,
+                "name": each.name,
+                "synonyms": list(each.synonyms),
+                "prompts": list(each.prompts),
+                "context": index >= num_free,
+                "area": int(self._counts[index]),
+                "share": float(self._counts[index] / self.labels.size),
+                "confidence": scores.get(each.name),
+            }
+            for index, each in enumerate(self.vocabulary.classes)
+        ]
+        height, width = self.labels.shape
+        return {
+            "image_id": default_image_id(file_name) if image_id is None else image_id,
+            "file_name": file_name,
+            "height": height,
+            "width": width,
+            "none_share": self.none_area(),
+            "classes": classes,
+        }
+
+    def save(
+        self,
+        target: str | Path,
+        formats: Sequence[str] = ("overlay", "labels", "rle", "json"),
+        *,
+        file_name: str = "",
+        image_id: int | str | None = None,
+    ) -> dict[str, Path]:
+        """Writes files; either all of them appear, or none and older ones of the same names stay.
+
+        Args:
+            target: how the files' names begin: "out/street" gives out/street_overlay.png, out/street_labels.png,
+                out/street_rle.json and out/street.json. A folder (one that exists, or a name ending in a slash) takes
+                them under the name "segmentation". Folders are made.
+            formats: which of "overlay", "labels" (class indices, 8 bits with 255 for none of these where the indices
+                leave it free, else 16 bits with 65535), "rle", "json" and "panel".
+            file_name: of the image, noted in "rle" and "json".
+            image_id: noted there too; see `to_coco_rle`.
+
+        Returns:
+            The file of each format.
+
+        Raises:
+            ValueError: an unknown format, or nothing can be written there.
+        """
+        _check_formats(formats)
+        path = Path(target)
+        if path.is_dir() or str(target).endswith(("/", os.sep)):
+            path /= "segmentation"
+        files = {each: path.with_name(path.name + FORMATS[each]) for each in formats}
+        self.write(files, file_name=file_name, image_id=image_id)
+        return files
+
+    def write(self, files: Mapping[str, Path], *, file_name: str = "", image_id: int | str | None = None) -> None:
+        """Writes files of given names; either all of them appear, or none and older ones of the same names stay.
+
+        Args:
+            files: the file of each format, one of `FORMATS`; folders are made.
+            file_name: of the image, noted in "rle" and "json".
+            image_id: noted there too; see `to_coco_rle`.
+
+        Raises:
+            ValueError: an unknown format, one file for two formats, or a file that cannot be written.
+        """
+        _check_formats(files)
+        writers = {file: self._writer(each, file_name, image_id) for each, file in files.items()}
+        if len(writers) < len(files):
+            raise ValueError(f"two formats in one file of {', '.join(map(str, files.values()))}; give each its own")
+        try:
+            write_together(writers)
+        except OSError as error:
+            shown = ", ".join(str(file) for file in writers)
+            raise ValueError(f"cannot write {shown} ({error}); give a folder that can be written to") from error
+
+    def label_image(self) -> Image.Image:
+        """The label map as a grey picture: 8 bits up to 255 classes, with 255 for none, else 16 bits, with 65535."""
+        none, dtype = (255, np.uint8) if len(self.names) <= 255 else (65535, np.uint16)
+        return Image.fromarray(np.where(self.labels == NONE, none, self.labels).astype(dtype))
+
+    def _writer(self, kind: str, file_name: str, image_id: int | str | None) -> Callable[[Path], None]:
+        """What writes a format to a file."""
+        if kind in ("rle", "json"):
+            make = self.to_coco_rle if kind == "rle" else self.to_dict
+            content = make(file_name, image_id=image_id)
+            text = json.dumps(content, indent=1, ensure_ascii=False)
+            return partial(_write_text, text=text)
+        picture = {"overlay": self.overlay, "labels": self.label_image, "panel": self.panel}[kind]()
+        return lambda path: picture.save(path, "PNG")
+
+    @cached_property
+    def _counts(self) -> npt.NDArray[np.int64]:
+        """(C,) pixels per class."""
+        return np.bincount(self.labels[self.labels >= 0], minlength=len(self.names))
+
+    def _evidence(self) -> Evidence:
+        if self.evidence is None:
+            raise ValueError("this segmentation has a label map only; take one that a Predictor made")
+        return self.evidence
+
+
+def _write_text(path: Path, text: str) -> None:
+    write_text(path, text)
+
+
+def _check_formats(formats: Iterable[str]) -> None:
+    """Raises where something is no format, or a text stands in place of a list of them."""
+    unknown = [each for each in formats if each not in FORMATS]
+    if unknown or isinstance(formats, str):
+        raise ValueError(f"unknown formats {unknown or formats!r}; give a list of {', '.join(FORMATS)}")

@@ -1,0 +1,235 @@
+"""Writes the shapes benchmark to disk, in the layout of the real sets; the files are the same on every machine.
+
+``ROOT/shapes/images/<split>/00000.jpg`` and ``ROOT/shapes/annotations/<split>/00000.png`` (uint8, 255 ignored),
+beside a ``manifest.json`` that describes them. The folder is written atomically: under another name, then renamed.
+
+The splits, all evaluated with the mixed vocabulary of 36 names (`world.NAMES`):
+
+- ``val_seen``: scenes of seen things; every pixel is labelled. Its mIoU is over the 28 classes that had masks in
+  training.
+- ``val_novel``: scenes of novel things only; the grounds' pixels are ignored, so that its mIoU is over only the 8
+  novel classes.
+- ``val_mixed``: seen and novel things together, every pixel labelled. The mean of its per-class IoUs over `NOVEL` is
+  the strictest metric, because it also counts seen things and grounds that are wrongly classified as novel.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from san.data.benchmarks import Benchmark
+from san.io.plain_file import read_plain_file
+from san.shapes.render import render
+from san.shapes.world import GROUNDS, NAMES, NOVEL, NUM_TRAIN_CLASSES, SEEN, THINGS, class_index, scene_at
+from san.vocabulary.label_sets import LabelSet, load_label_set
+
+IGNORE_LABEL = 255
+FOLDER = "shapes"
+FORMAT = 1
+"""Increase it when the same sizes and seed give other pixels or labels."""
+_JPEG_QUALITY = 95
+
+
+@dataclass(frozen=True)
+class ShapesSplit:
+    """One split.
+
+    Attributes:
+        name: registered name.
+        folder: folder under ``images`` and ``annotations``.
+        things: the things in its scenes.
+        classes: its vocabulary; a label map's value is an index into it.
+        num_images: default number of images.
+        required: every scene contains at least one of these.
+        ignored: names whose pixels are ignored.
+    """
+
+    name: str
+    folder: str
+    things: tuple[str, ...]
+    classes: tuple[str, ...]
+    num_images: int
+    required: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+
+
+SHAPES_SPLITS: tuple[ShapesSplit, ...] = (
+    ShapesSplit("shapes_sem_seg_train", "train", SEEN, NAMES[:NUM_TRAIN_CLASSES], 4000),
+    ShapesSplit("shapes_sem_seg_val_seen", "val_seen", SEEN, NAMES, 200),
+    ShapesSplit("shapes_sem_seg_val_novel", "val_novel", NOVEL, NAMES, 200, ignored=GROUNDS),
+    ShapesSplit("shapes_sem_seg_val_mixed", "val_mixed", THINGS, NAMES, 200, required=NOVEL),
+)
+
+
+@dataclass(frozen=True)
+class ShapesSizes:
+    """Number of images and seed of the benchmark.
+
+    Attributes:
+        num_train: number of training images.
+        num_val: number of images of each of the three validation splits.
+        seed: seed of the images.
+    """
+
+    num_train: int = SHAPES_SPLITS[0].num_images
+    num_val: int = SHAPES_SPLITS[1].num_images
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for key, value, least in (
+            ("num_train", self.num_train, 1),
+            ("num_val", self.num_val, 1),
+            ("seed", self.seed, 0),
+        ):
+            if value < least:
+                raise ValueError(f"{key} is {value}; set it to {least} or more")
+
+    def count(self, split: ShapesSplit) -> int:
+        """Return the number of images of a split."""
+        return self.num_train if split.folder == "train" else self.num_val
+
+
+@dataclass(frozen=True)
+class ShapesBenchmark(Benchmark):
+    """A split of the shapes benchmark as `san.data.benchmarks` describes the real ones."""
+
+    classes: tuple[str, ...] = NAMES
+
+    @property
+    def labels(self) -> LabelSet:
+        """Class names, ignore label and encodings."""
+        return replace(
+            load_label_set("shapes_36"),
+            name=self.label_set,
+            classes=self.classes,
+            raw_values=tuple(range(len(self.classes))),
+            groups={"seen": SEEN, "novel": NOVEL, "grounds": GROUNDS},
+        )
+
+
+BENCHMARKS: dict[str, Benchmark] = {
+    split.name: ShapesBenchmark(
+        split.name,
+        "shapes_train" if split.classes != NAMES else "shapes",
+        f"{FOLDER}/images/{split.folder}",
+        f"{FOLDER}/annotations/{split.folder}",
+        split.num_images,
+        classes=split.classes,
+    )
+    for split in SHAPES_SPLITS
+}
+"""The four splits by registered name."""
+
+
+def split_images(
+    split: ShapesSplit, seed: int, indices: Sequence[int]
+) -> tuple[np.ndarray[tuple[int, ...], np.dtype[np.uint8]], np.ndarray[tuple[int, ...], np.dtype[np.uint8]]]:
+    """Render images and label maps of a split.
+
+    Args:
+        split: one of `SHAPES_SPLITS`.
+        seed: seed of the whole benchmark.
+        indices: N image indices.
+
+    Returns:
+        images (N, S, S, 3) and label maps (N, S, S), uint8.
+    """
+    stream = seed * len(SHAPES_SPLITS) + [other.folder for other in SHAPES_SPLITS].index(split.folder)
+    images, labels = render([scene_at(stream, i, split.things, required=split.required) for i in indices])
+    for name in split.ignored:
+        labels[labels == class_index(name)] = IGNORE_LABEL
+    return images, labels
+
+
+def write_shapes(root: str | Path, sizes: ShapesSizes | None = None, *, overwrite: bool = False) -> Path:
+    """Write the benchmark below ``root`` unless it exists.
+
+    Args:
+        root: folder of the data sets; the benchmark is written to ``shapes`` in it.
+        sizes: number of images and seed; None accepts an existing benchmark, else uses the default.
+        overwrite: replace a benchmark of other sizes or seed.
+
+    Returns:
+        the folder ``root/shapes``.
+
+    Raises:
+        ValueError: the folder contains another benchmark or other files, and ``overwrite`` is False.
+    """
+    root = Path(root)
+    target = root / FOLDER
+    found = _read_manifest(target)
+    if sizes is None and not overwrite and found is not None and found.get("format") == FORMAT:
+        return target
+    sizes = sizes or ShapesSizes()
+    manifest = {"format": FORMAT, **asdict(sizes)}
+    if _is_written(target, manifest, overwrite=overwrite):
+        return target
+    root.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{FOLDER}-", dir=root))
+    try:
+        for split in SHAPES_SPLITS:
+            _write_split(work, split, sizes)
+        (work / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+        work.chmod(0o755)
+        if overwrite and target.exists():
+            shutil.rmtree(target)
+        try:
+            os.rename(work, target)
+        except OSError:  # another process was faster
+            if not _is_written(target, manifest, overwrite=False):
+                raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return target
+
+
+def ensure_written(root: str | Path) -> Path:
+    """Run `write_shapes` with the existing sizes, else the default ones."""
+    return write_shapes(root)
+
+
+def _read_manifest(target: Path) -> dict[str, int] | None:
+    """Read the manifest of a folder; None if it has none."""
+    try:
+        record = read_plain_file(target / "manifest.json", "manifest")
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def _is_written(target: Path, manifest: dict[str, int], *, overwrite: bool) -> bool:
+    """Whether the folder matches the manifest; raises if it differs and may not be replaced."""
+    if not target.exists():
+        return False
+    found = _read_manifest(target)
+    if found == manifest:
+        return True
+    if overwrite:
+        return False
+    raise ValueError(
+        f"{str(target)!r} contains {found or 'no shapes benchmark (no manifest.json)'}, not {manifest}; "
+        "move it away, choose another root, or pass overwrite=True (--overwrite)"
+    )
+
+
+def _write_split(folder: Path, split: ShapesSplit, sizes: ShapesSizes, chunk: int = 64) -> None:
+    """Write one split's images and label maps."""
+    image_dir, label_dir = folder / "images" / split.folder, folder / "annotations" / split.folder
+    image_dir.mkdir(parents=True)
+    label_dir.mkdir(parents=True)
+    count = sizes.count(split)
+    for start in range(0, count, chunk):
+        indices = range(start, min(start + chunk, count))
+        for index, image, label in zip(indices, *split_images(split, sizes.seed, indices), strict=True):
+            picture = Image.fromarray(image)
+            picture.save(image_dir / f"{index:05d}.jpg", quality=_JPEG_QUALITY, subsampling=0)
+            Image.fromarray(label).save(label_dir / f"{index:05d}.png")

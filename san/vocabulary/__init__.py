@@ -1,0 +1,1 @@
+"""Class names, without PyTorch or Pillow: classes, the one grammar, files of classes, label sets."""

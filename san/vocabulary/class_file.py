@@ -1,0 +1,67 @@
+"""The classes of one's own data set: names with synonyms, written in its file or in a file of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from san.io.errors import excerpt
+from san.io.plain_file import read_plain_file, read_text, user_path
+from san.vocabulary.classes import ClassText, parse_class_list
+
+ENDINGS = (".txt", ".json", ".yaml", ".yml")
+"""Of files that list classes."""
+
+
+def parse_classes(content: Any, where: str, folder: Path) -> tuple[ClassText, ...]:
+    """The classes from what a data set file says under ``classes``.
+
+    Args:
+        content: a list of classes, each text (``|`` between synonyms, the first is the name) or a mapping with ``name``
+            and ``synonyms``; or the path of a file that holds such a list (.json, .yaml) or one class a line (.txt).
+        where: file and key, for messages.
+        folder: relative paths are relative to it.
+
+    Returns:
+        One entry per class, in class-index order.
+
+    Raises:
+        FileNotFoundError: the file named does not exist.
+        ValueError: there is none, one is malformed or blank, or two share a name or a text.
+    """
+    if isinstance(content, str):
+        path = folder / user_path(content, where)
+        content, where = read_class_file(path, "class file"), f"class file {path}"
+    if isinstance(content, Mapping) or not isinstance(content, Sequence) or not content:
+        raise ValueError(
+            f"{where} is {excerpt(content)}; give a list of class names, or the path of a .txt, .json or .yaml file"
+        )
+    return parse_class_list(content, where, kinds=("synonyms",))
+
+
+def read_class_file(path: Path, title: str) -> Any:
+    """What a file that lists classes holds: of a .txt file its lines, of another its plain data.
+
+    Args:
+        path: UTF-8 file; in a .txt file lines that are blank or begin with # are skipped.
+        title: what the file is, for messages, such as "class file".
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it has another ending or cannot be read; or it is a single line with commas, which in a .txt file
+            would be one class.
+    """
+    if path.is_dir():
+        raise ValueError(f"{title} {path} is a folder; give a file that ends in {', '.join(ENDINGS)}")
+    ending = path.suffix.lower()
+    if ending not in ENDINGS:
+        raise ValueError(f"{title} {path} ends in {path.suffix!r}; give a file that ends in {', '.join(ENDINGS)}")
+    if ending != ".txt":
+        return read_plain_file(path, title)
+    lines = [line for line in read_text(path, title).splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    if len(lines) == 1 and "," in lines[0]:
+        raise ValueError(
+            f"{title} {path} has one line, {excerpt(lines[0])}; write one class a line: a comma belongs to the name"
+        )
+    return lines

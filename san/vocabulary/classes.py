@@ -1,0 +1,245 @@
+"""A class as CLIP's text tower takes it, how people write one, and which texts are the same to CLIP."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import ftfy
+import regex
+
+from san.io.errors import excerpt
+
+KINDS = ("synonyms", "prompts")
+"""What a class written as a mapping may have besides its name."""
+
+MAX_CHARACTERS = 10_000
+"""Of one name or prompt; CLIP reads 77 tokens of it."""
+
+_COMMAS, _BARS = ",;，；、،؛", "|｜"  # also as they are written in Chinese, Japanese and Arabic
+
+_TOKENS = regex.compile(
+    r"<start_of_text>|<end_of_text>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+", regex.IGNORECASE
+)
+"""What CLIP's tokenizer cuts a text into before it joins bytes to pairs; tests compare it with the tokenizer."""
+
+_JOINED = r"[^\s\p{Latin}\p{Greek}\p{Cyrillic}\p{DI}]"
+_INVISIBLE = regex.compile(
+    rf"(?:(?<={_JOINED}\ufe0f?)[\u200c\u200d](?=\p{{DI}}*{_JOINED})"  # joiners inside Arabic and Indic words and emoji
+    rf"|(?<={_JOINED})[\u180b-\u180f\ufe00-\ufe0f\U000e0100-\U000e01ef]"  # the variant of the character before
+    r"|\U0001f3f4[\U000e0020-\U000e007f]+"  # the flags of England, Scotland and Wales
+    r")(*SKIP)(*FAIL)"  # all these change what is seen; what follows does not
+    r"|[[\p{DI}\p{Cc}\ufff9-\ufffb]--\s]",
+    regex.V1,
+)
+
+
+@dataclass(frozen=True)
+class ClassText:
+    """One class of a vocabulary.
+
+    Its embedding is the mean over its synonyms (each averaged over the prompt templates) or over its own prompts,
+    brought to unit length; of a single synonym it is that synonym's embedding itself. All texts are kept as
+    `clean_text` gives them.
+
+    Attributes:
+        name: what is shown.
+        synonyms: all texts that are put into the templates; without any, and without prompts, the name alone. Where
+            some are given, the name is embedded only if it is among them.
+        prompts: complete prompts that are embedded as they are, in place of synonyms and templates.
+
+    Raises:
+        ValueError: a text is blank, too long or stands twice, or both synonyms and prompts are given.
+    """
+
+    name: str
+    synonyms: tuple[str, ...] = ()
+    prompts: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        name = _checked(self.name, "the name of a class")
+        synonyms, prompts = _texts(self.synonyms, name, "synonyms"), _texts(self.prompts, name, "prompts")
+        if synonyms and prompts:
+            raise ValueError(
+                f"class {excerpt(name)} has both synonyms and prompts; give synonyms, which go into the prompt "
+                "templates, or prompts, which replace them"
+            )
+        unfilled = [prompt for prompt in prompts if "{}" in prompt]
+        if unfilled:
+            raise ValueError(
+                f"the prompt {excerpt(unfilled[0])} of class {excerpt(name)} holds {{}}, but a class's prompts go to "
+                "CLIP as they are; write the words out"
+            )
+        object.__setattr__(self, "name", name)
+        object.__setattr__(self, "synonyms", synonyms or (() if prompts else (name,)))
+        object.__setattr__(self, "prompts", prompts)
+
+
+def clean_text(text: str) -> str:
+    """A text without what nobody sees: byte order marks, zero-width and control characters, surplus blanks."""
+    return " ".join(_INVISIBLE.sub("", text).split())
+
+
+@lru_cache(maxsize=16_384)
+def text_key(text: str) -> str:
+    """Equal for two texts if and only if CLIP's tokenizer gives both the same ids.
+
+    Letter case, blanks, composed or decomposed accents, full-width letters, curly quotes and HTML entities make no
+    difference to it; "Straße" and "Strasse" are two texts.
+    """
+    cleaned = html.unescape(html.unescape(ftfy.fix_text(clean_text(text))))
+    return " ".join(_TOKENS.findall(" ".join(cleaned.split()).lower()))
+
+
+def split_text(text: str) -> list[str]:
+    """The pieces between commas, semicolons and line breaks that are not blank."""
+    return [piece for piece in re.split(f"[{_COMMAS}\n\r]", text) if clean_text(piece)]
+
+
+def parse_class(item: Any, kinds: Sequence[str] = KINDS) -> ClassText:
+    """A class from what people write for one.
+
+    Args:
+        item: text, with | between synonyms, of which the first is the name, and with commas as part of it; a
+            `ClassText`; or a mapping with "name" and either "synonyms" or "prompts".
+        kinds: those of `KINDS` that a mapping may have.
+
+    Raises:
+        ValueError: it is none of these, or `ClassText` refuses what it says.
+    """
+    if isinstance(item, ClassText):
+        return item
+    if isinstance(item, str):
+        words = re.split(f"[{_BARS}]", item)
+        if len(words) > 1 and not all(map(clean_text, words)):
+            raise ValueError(f"{excerpt(item.strip())} has a blank synonym; write words on both sides of every |")
+        return ClassText(words[0], tuple(words) if len(words) > 1 else ())
+    if isinstance(item, Mapping) and "name" in item:
+        return named_class(item["name"], {key: value for key, value in item.items() if key != "name"}, kinds)
+    raise ValueError(
+        f"a class is {excerpt(item)}; give text (in quotes where YAML reads it otherwise) or "
+        "{name: ..., synonyms: ...}"
+    )
+
+
+def named_class(name: Any, texts: Mapping[Any, Any], kinds: Sequence[str] = KINDS) -> ClassText:
+    """A class from its name and its texts by kind.
+
+    Args:
+        name: what is shown.
+        texts: "synonyms" (a list, or text with commas between them) or "prompts" (a list, or one text).
+        kinds: those of `KINDS` that there may be.
+
+    Raises:
+        ValueError: there is another kind, it holds no texts, or `ClassText` refuses them.
+    """
+    unknown = [key for key in texts if key not in kinds]
+    if unknown:
+        raise ValueError(
+            f"class {excerpt(name)} has the unknown key {excerpt(unknown[0])}; beside the name it may have "
+            f"{' or '.join(kinds)}"
+        )
+    lists = {}
+    for kind, value in texts.items():
+        if isinstance(value, str):
+            value = [value] if kind == "prompts" else re.split(f"[{_COMMAS}{_BARS}]", value)
+        if isinstance(value, Mapping) or not isinstance(value, Iterable) or not (value := tuple(value)):
+            raise ValueError(
+                f"the {kind} of class {excerpt(name)} are {excerpt(texts[kind])}; give text or a list of texts, or "
+                f"leave the {kind} out"
+            )
+        lists[kind] = value
+    return ClassText(name, **lists)
+
+
+def parse_class_list(items: Iterable[Any], where: str, kinds: Sequence[str] = KINDS) -> tuple[ClassText, ...]:
+    """The classes of a list, each as `parse_class` takes it, and no two the same.
+
+    Args:
+        items: at least one.
+        where: what the list is, such as its file and key, for messages.
+        kinds: those of `KINDS` that a mapping may have.
+
+    Raises:
+        ValueError: there is none, one cannot be parsed, or two are the same; names the place.
+    """
+    classes = []
+    for index, item in enumerate(items):
+        try:
+            classes.append(parse_class(item, kinds))
+        except ValueError as error:
+            raise ValueError(f"{where}[{index}]: {error}") from None
+    if not classes:
+        raise ValueError(f"{where} is empty; give at least one name")
+    check_distinct(classes, where)
+    return tuple(classes)
+
+
+def check_distinct(classes: Sequence[ClassText], where: str) -> None:
+    """Refuses two classes of one name, a text of one that belongs to another, and two with the same prompts.
+
+    Args:
+        classes: in the order of their indices.
+        where: what holds them, for messages.
+
+    Raises:
+        ValueError: names both classes.
+    """
+    owners: dict[object, int] = {}
+    for index, each in enumerate(classes):
+        for text in (each.name, *each.synonyms):
+            first = owners.setdefault(text_key(text), index)
+            if first != index and text_key(classes[first].name) == text_key(each.name):
+                written = "" if classes[first].name == each.name else f" (once as {excerpt(classes[first].name)})"
+                raise ValueError(
+                    f"{where} names the class {excerpt(each.name)} twice, at index {first} and {index}{written}; "
+                    "remove one: letter case, blanks and look-alike characters make no difference to CLIP"
+                )
+            if first != index:
+                raise ValueError(
+                    f"{where} gives the text {excerpt(text)} to both {excerpt(classes[first].name)} and "
+                    f"{excerpt(each.name)}; remove it from one"
+                )
+        first = owners.setdefault(frozenset(map(text_key, each.prompts)), index) if each.prompts else index
+        if first != index:
+            raise ValueError(
+                f"{where} gives {excerpt(classes[first].name)} and {excerpt(each.name)} the same prompts, so that the "
+                "second could never win; remove one"
+            )
+
+
+def _checked(text: Any, what: str) -> str:
+    """A text as it is kept."""
+    if not isinstance(text, str):
+        raise ValueError(f"{what} is {excerpt(text)} of type {type(text).__name__}; give text")
+    if len(text) > MAX_CHARACTERS:
+        raise ValueError(f"{what} has {len(text):,} characters, {excerpt(text)}; give at most {MAX_CHARACTERS:,}")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError(
+            f"{what} is {excerpt(text)}, of which a part was not read as UTF-8; save the file as UTF-8, or use a "
+            "terminal and locale of UTF-8"
+        )
+    cleaned = clean_text(text)
+    if not text_key(cleaned):
+        raise ValueError(f"{what} is {excerpt(text)}, which is blank; write it out or remove it")
+    return cleaned
+
+
+def _texts(texts: Sequence[str], name: str, kind: str) -> tuple[str, ...]:
+    """Texts as they are kept, none of them twice."""
+    if isinstance(texts, str):
+        raise ValueError(f"the {kind} of class {excerpt(name)} are one string, {excerpt(texts)}; give a list of texts")
+    found = tuple(_checked(text, f"one of the {kind} of class {excerpt(name)}") for text in texts)
+    seen: set[str] = set()
+    for text in found:
+        if text_key(text) in seen:
+            raise ValueError(
+                f"the {kind} of class {excerpt(name)} hold {excerpt(text)} twice; remove the repetition: letter case, "
+                "blanks and look-alike characters make no difference to CLIP"
+            )
+        seen.add(text_key(text))
+    return found

@@ -1,0 +1,107 @@
+"""Class names and label encodings of the six benchmarks and the shapes world, kept as JSON files in `labels/`.
+
+Legend: C classes; the class index of a name is its position in `LabelSet.classes`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from san.io.errors import brief_repr, excerpt
+
+LABEL_SETS = (
+    "coco_stuff_171",
+    "voc_20",
+    "pascal_context_59",
+    "pascal_context_459",
+    "ade20k_150",
+    "ade20k_847",
+    "shapes_36",
+)
+
+
+@dataclass(frozen=True)
+class LabelSet:
+    """Names and pixel values of one benchmark's classes.
+
+    Attributes:
+        name: file stem in `labels/`.
+        title: name for people.
+        classes: C names in class-index order, as they go to the text encoder; a name with commas goes in whole.
+        ignore_label: value of pixels without a class in the converted label maps.
+        label_dtype: "uint8" or "uint16", the pixel type of the converted label maps.
+        raw_values: value in the downloaded annotation that stands for each class; every other value becomes
+            `ignore_label`.
+        raw_values_are: where in the download those values are found.
+        num_thing_classes: the first so many classes are things; None where the benchmark makes no difference.
+        category_ids: COCO's category ids, which prediction files carry in place of class indices; None elsewhere.
+        official_numbers: PASCAL Context's own 1-based numbers of the 59 classes, a different order; None elsewhere.
+        absent_in_val: classes without a pixel in the validation images.
+        groups: names of classes whose mean IoU is reported beside that of all, by the name of the group.
+    """
+
+    name: str
+    title: str
+    classes: tuple[str, ...]
+    ignore_label: int
+    label_dtype: str
+    raw_values: tuple[int, ...]
+    raw_values_are: str
+    num_thing_classes: int | None = None
+    category_ids: tuple[int, ...] | None = None
+    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    official_numbers: tuple[int, ...] | None = None
+    absent_in_val: tuple[int, ...] = ()
+
+    __repr__ = brief_repr
+
+    @property
+    def num_classes(self) -> int:
+        """C, the number of classes."""
+        return len(self.classes)
+
+
+@cache
+def load_label_set(name: str) -> LabelSet:
+    """One of `LABEL_SETS` by name.
+
+    Raises:
+        ValueError: no such label set.
+    """
+    if name not in LABEL_SETS:
+        near = get_close_matches(name[:100], LABEL_SETS, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"unknown label set {excerpt(name)}; {hint}the label sets are {', '.join(LABEL_SETS)}")
+    record = json.loads((files("san.data") / "labels" / f"{name}.json").read_text(encoding="utf-8"))
+    fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in record.items()}
+    return LabelSet(name=name, **fields)
+
+
+def check_label_values(
+    values: Iterable[int], num_classes: int, ignore_label: int | None, *, source: str = "the label map"
+) -> None:
+    """Refuse values that are neither a class index nor the ignore label.
+
+    Args:
+        values: the distinct values seen.
+        num_classes: C; 0..C-1 are legal.
+        ignore_label: also legal; None where nothing may be ignored, as in predictions.
+        source: file name, or what else to call the place where the values were seen.
+
+    Raises:
+        ValueError: names the source, the values, and what is legal.
+    """
+    wrong = sorted(v for v in map(int, values) if not 0 <= v < num_classes and v != ignore_label)
+    if wrong:
+        shown = ", ".join(map(str, wrong[:5])) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else "")
+        legal = f"0..{num_classes - 1}" + ("" if ignore_label is None else f" and the ignore label {ignore_label}")
+        raise ValueError(
+            f"{source} holds the value {shown} but only {legal} are legal: convert the labels to class indices "
+            "(see docs/datasets.md), or correct the dataset's class list or ignore label"
+        )

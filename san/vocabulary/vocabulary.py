@@ -1,0 +1,207 @@
+"""Vocabularies: what people write or choose, turned into the classes that pixels are given.
+
+Order is kept and nothing is dropped or added silently: what makes no sense is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Union
+
+from san.io.errors import excerpt
+from san.io.plain_file import user_path
+from san.vocabulary.class_file import read_class_file
+from san.vocabulary.classes import (
+    ClassText,
+    check_distinct,
+    clean_text,
+    named_class,
+    parse_class,
+    parse_class_list,
+    split_text,
+    text_key,
+)
+from san.vocabulary.label_sets import LABEL_SETS, load_label_set
+
+VocabularyLike = Union["Vocabulary", str, Path, Iterable[Any], Mapping[str, Any]]
+"""What `Vocabulary.parse` takes."""
+
+_SHOWN = 5  # names in a vocabulary's repr
+_MAX_NAME = 100  # characters of what may be the name of one
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The classes an image is segmented into.
+
+    Attributes:
+        classes: in the order asked for; a label map holds indices into it.
+        num_context: the last so many classes are context: they compete for pixels and are shown as what they are, but
+            were not among the words asked for.
+
+    Raises:
+        ValueError: there is no class, or two have the same name, a text in common, or the same prompts. What makes no
+            difference to CLIP makes none here: see `san.vocabulary.classes.text_key`.
+    """
+
+    classes: tuple[ClassText, ...]
+    num_context: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "classes", tuple(self.classes))
+        if not self.classes:
+            raise ValueError("the vocabulary is empty; give at least one name")
+        if not 0 <= self.num_context < len(self.classes):
+            raise ValueError(
+                f"num_context is {self.num_context} of {len(self.classes)} classes; at least one class must be free"
+            )
+        check_distinct(self.classes, "the vocabulary")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names shown, in order."""
+        return tuple(each.name for each in self.classes)
+
+    @property
+    def free(self) -> tuple[ClassText, ...]:
+        """The classes asked for, without the context."""
+        return self.classes[: len(self.classes) - self.num_context]
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+    def __repr__(self) -> str:
+        shown = [excerpt(each.name, limit=30) for each in self.classes[:_SHOWN]]
+        more = ["..."] if len(self) > _SHOWN else []
+        context = f", {self.num_context} of them context" if self.num_context else ""
+        return f"Vocabulary({len(self)} classes{context}: {', '.join(shown + more)})"
+
+    @staticmethod
+    def parse(spec: VocabularyLike) -> Vocabulary:
+        """A vocabulary from what people write.
+
+        Args:
+            spec: one of
+                - text: "cat, dog; sofa|couch". Commas, semicolons and line breaks separate classes, | the synonyms of
+                  one; the first is shown. Blank pieces, as after a trailing comma, are skipped. A single word in
+                  the form of a label set's name ("ade20k_150") or nearly so is one, refused if there is none;
+                - a list, each entry text (| between synonyms; a comma belongs to the name), a `ClassText`, or
+                  {"name": ..., "synonyms": ...} or {"name": ..., "prompts": ...}; synonyms are a list, or text with
+                  commas between them;
+                - a mapping from name to its prompt or list of prompts, or to {"synonyms": ...} or {"prompts": ...}, or
+                  None for the templates;
+                - a `Path`: see `from_file`;
+                - a `Vocabulary`, which comes back as it is.
+
+        Raises:
+            ValueError: it is empty, a name in a list is blank, two classes are the same, or there is no such label set.
+            FileNotFoundError: there is no such file.
+        """
+        if isinstance(spec, Vocabulary):
+            return spec
+        if isinstance(spec, Path):
+            return Vocabulary.from_file(spec)
+        if isinstance(spec, str):
+            word = clean_text(spec) if len(spec) <= _MAX_NAME else ""
+            if _means_label_set(word):
+                return Vocabulary.label_set(word)
+            classes = parse_class_list(split_text(spec), "the vocabulary")
+            sets = [each.name for each in classes if each.name in LABEL_SETS]
+            if sets:
+                raise ValueError(f"the label set {sets[0]!r} stands among words; give it alone, or as their context")
+            return Vocabulary(classes)
+        if isinstance(spec, Mapping):
+            return Vocabulary(tuple(_from_pair(name, value) for name, value in spec.items()))
+        if isinstance(spec, ClassText) or not isinstance(spec, Iterable):
+            raise ValueError(
+                f"the vocabulary is {excerpt(spec)}; give text such as 'cat, dog', a list of names or a mapping"
+            )
+        return Vocabulary(parse_class_list(spec, "the vocabulary"))
+
+    @staticmethod
+    def from_file(path: str | Path) -> Vocabulary:
+        """The classes that a file lists.
+
+        Args:
+            path: UTF-8; .txt with one class a line, | between its synonyms, where lines that are blank or begin with #
+                are skipped; or .json, .yaml or .yml with a list or a mapping as `parse` takes them.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it has another ending, cannot be read, or `parse` refuses what it holds.
+        """
+        path = user_path(str(path), "the path of a vocabulary file")
+        content, where = read_class_file(path, "vocabulary file"), f"vocabulary file {path}"
+        if isinstance(content, list):
+            return Vocabulary(parse_class_list(content, where))
+        try:
+            return Vocabulary.parse(content)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+
+    @staticmethod
+    def label_set(name: str) -> Vocabulary:
+        """All classes of one of `LABEL_SETS`; a name with commas is one text.
+
+        Raises:
+            ValueError: there is no such label set.
+        """
+        return Vocabulary(tuple(ClassText(each) for each in load_label_set(name).classes))
+
+    def as_text(self) -> str:
+        """This vocabulary as one text, which `parse` reads as the same classes.
+
+        Raises:
+            ValueError: a class cannot be written so: it has prompts, a comma, or a name that is not its first synonym.
+        """
+        texts = ["|".join(each.synonyms) for each in self.classes]
+        for each, text in zip(self.classes, texts, strict=True):
+            if split_text(text) != [text] or parse_class(text) != each:
+                raise ValueError(
+                    f"the class {excerpt(each.name)} cannot be written in one line of words: it has prompts, a comma, "
+                    "or a name that is not its first synonym; change it"
+                )
+        return ", ".join(texts)
+
+    def with_context(self, context: VocabularyLike) -> Vocabulary:
+        """This vocabulary followed by classes that compete for pixels though nobody asked for them.
+
+        Without context every pixel must get one of the words, however poorly they fit. A context class is left out
+        where one of its texts (its name, a synonym, or a part between the commas of a label set's name such as
+        "painting, picture") is already among the words.
+
+        Args:
+            context: a label set's name, or anything else that `parse` takes.
+
+        Raises:
+            ValueError: there is a context already, or the context makes no sense on its own.
+        """
+        if self.num_context:
+            raise ValueError(f"the vocabulary already has a context of {self.num_context} classes; give one context")
+        words = {text_key(text) for each in self.classes for text in (each.name, *each.synonyms)}
+        added = tuple(each for each in Vocabulary.parse(context).classes if not words & _context_keys(each))
+        return Vocabulary(self.classes + added, num_context=len(added))
+
+
+def _means_label_set(word: str) -> bool:
+    """Whether a text is a label set's name or looks like a slip in one, as no word of a language does."""
+    in_form = re.fullmatch(r"[A-Za-z][A-Za-z0-9]*(_[A-Za-z0-9]+)*_\d+", word)  # "ade20k_150"
+    slip = re.fullmatch(r"\w*[\d_][\w-]*", word) and get_close_matches(word, LABEL_SETS, n=1, cutoff=0.8)
+    return word in LABEL_SETS or bool(in_form or slip)
+
+
+def _context_keys(context_class: ClassText) -> set[str]:
+    """The texts by which a context class may already be among the words."""
+    texts = (context_class.name, *context_class.synonyms)
+    return {text_key(part) for text in texts for part in (text, *text.split(","))}
+
+
+def _from_pair(name: Any, value: Any) -> ClassText:
+    """A name and its prompts, or its synonyms or prompts by kind."""
+    if value is None:
+        return parse_class(name)
+    return named_class(name, value if isinstance(value, Mapping) else {"prompts": value})
