@@ -78,7 +78,7 @@ def load_label_set(name: str) -> LabelSet:
         near = get_close_matches(name[:100], LABEL_SETS, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ValueError(f"unknown label set {excerpt(name)}; {hint}the label sets are {', '.join(LABEL_SETS)}")
-    record = json.loads((files("san.data") / "labels" / f"{name}.json").read_text(encoding="utf-8"))
+    record = json.loads((files("san.vocabulary") / "labels" / f"{name}.json").read_text(encoding="utf-8"))
     fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in record.items()}
     return LabelSet(name=name, **fields)
 
