@@ -56,7 +56,7 @@ def learnt_context_prompts(options: NoOptions, templates: Sequence[str]) -> Temp
 
     A learnt offset, zero at first, is added to the embedding of each of their tokens. All names share it.
 
-    Source: CoOp, arXiv 2109.01134, with unified context.
+    Source: docs/extend.md#prompts; CoOp, arXiv 2109.01134, with a context that all names share.
 
     Raises:
         FieldError: a template has no word in front of the name, or the name continues its last word.
