@@ -21,29 +21,12 @@ from san.clip.weights import check_finite, listed, misfits, weights_fingerprint
 from san.clip.weights_file import read_tensors
 from san.io.errors import excerpt
 from san.model.build import is_clip_tensor
+from san.model.names import naming_of
 from san.model.parts import parts_of
 from san.model.san import SANModel
 from san.record import FieldError, read_record
 from san.registry import PartConfig
 
-# published prefix -> own prefix; the first match is used, in either direction
-_RENAMES = (
-    ("side_adapter_network.vit_model.patch_embed.proj.", "side_adapter.patch_embed."),
-    ("side_adapter_network.vit_model.", "side_adapter."),
-    ("side_adapter_network.query_", "side_adapter.query_"),
-    ("side_adapter_network.fusion_layers.layer_", "side_adapter.fusions."),
-    ("side_adapter_network.mask_decoder.query_mlp.", "mask_head.query_mlp."),
-    ("side_adapter_network.mask_decoder.pix_mlp.", "mask_head.pixel_mlp."),
-    ("side_adapter_network.mask_decoder.attn_mlp.", "bias_head.attn_mlp."),
-    ("side_adapter_network.mask_decoder.bias_scaling.weight", "bias_head.scale"),
-    ("side_adapter_network.mask_decoder.bias_scaling.bias", "bias_head.offset"),
-    ("clip_visual_extractor.", "shallow_clip."),
-    ("clip_rec_head.", "deep_clip."),
-    ("ov_classifier.bg_embed", "text_classifier.no_object_embed"),
-    ("ov_classifier.", "text_classifier."),
-)
-_DERIVED = ("ov_classifier.attn_mask", "criterion.empty_weight")  # computed here: not read, not required
-_LEADING_ONE = ("side_adapter.pos_embed", "side_adapter.query_embed", "side_adapter.query_pos_embed", "bias_head.scale")
 _WRAPPERS = r"^(module\.|_orig_mod\.)+"  # of DistributedDataParallel and torch.compile
 _SLIM = "trained tensors only"
 _NOTE = ("format", "clip", "clip_fingerprint")
@@ -51,77 +34,12 @@ _NOTE = ("format", "clip", "clip_fingerprint")
 logger = logging.getLogger(__name__)
 
 
-def own_name(published: str) -> str:
-    """Return our name of a published tensor; other names are returned unchanged."""
-    for theirs, ours in _RENAMES:
-        if published.startswith(theirs):
-            name = ours + published.removeprefix(theirs)
-            if ours == "side_adapter.fusions.":
-                name = name.replace(".input_proj.0.", ".norm.").replace(".input_proj.1.", ".proj.")
-            return name
-    return published
-
-
-def published_name(own: str) -> str:
-    """Return the published name of one of our tensors; other names are returned unchanged."""
-    if re.match(r"side_adapter\.fusions\.\d+\.", own):
-        own = own.replace(".norm.", ".input_proj.0.").replace(".proj.", ".input_proj.1.")
-    for theirs, ours in sorted(_RENAMES, key=lambda pair: -len(pair[1])):
-        if own.startswith(ours):
-            return theirs + own.removeprefix(ours)
-    return own
-
-
-def from_published(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Convert published names and shapes to ours; leading dimensions of 1 and those of 1x1 kernels are removed."""
-    own = {}
-    for key, value in state_dict.items():
-        if key in _DERIVED:
-            continue
-        name = own_name(key)
-        if _is_pointwise(name) and value.ndim > 1:
-            value = value.flatten(1)
-        own[name] = value.squeeze(0) if name in _LEADING_ONE else value
-    return own
-
-
-def to_published(state_dict: Mapping[str, Tensor], *, num_classes: int = 171) -> dict[str, Tensor]:
-    """Convert our names and shapes to the published ones, with the two derived tensors that the published code expects.
-
-    Args:
-        state_dict: the full state of a model whose [SLS] tokens start from the class token.
-        num_classes: classes the model was trained on.
-    """
-    published = {}
-    for name, value in state_dict.items():
-        if _is_pointwise(name):
-            value = value[:, :, None, None]
-        elif name in _LEADING_ONE:
-            value = value[None]
-        published[published_name(name)] = value
-    length = state_dict["text_classifier.positional_embedding"].shape[0]
-    published["ov_classifier.attn_mask"] = torch.full((length, length), float("-inf")).triu(1)
-    published["criterion.empty_weight"] = torch.cat([torch.ones(num_classes), torch.tensor([0.1])])
-    return published
-
-
-def _is_pointwise(name: str) -> bool:
-    """Whether a weight is a 1x1 convolution in the published model and a linear layer in ours."""
-    patterns = (
-        r"(mask_head\.pixel_mlp|bias_head\.attn_mlp)\.layers\.\d+\.weight|side_adapter\.fusions\.\d+\.proj\.weight"
-    )
-    return re.fullmatch(patterns, name) is not None
-
-
-def is_published(state_dict: Mapping[str, Any]) -> bool:
-    """Whether tensors have published names."""
-    return any(key.startswith("side_adapter_network.") for key in state_dict)
-
-
 def brings_clip(state_dict: Mapping[str, Any]) -> bool:
     """Whether tensors, with any loadable names, include those of the frozen CLIP."""
-    names = (own_name(re.sub(_WRAPPERS, "", key)).removeprefix("model.") for key in state_dict)
-    return any(name.startswith("deep_clip.") for name in names)
+    names = [re.sub(_WRAPPERS, "", key) for key in state_dict]
+    naming = naming_of(names)
+    own = [naming.own_name(name) for name in names] if naming else [name.removeprefix("model.") for name in names]
+    return any(name.startswith("deep_clip.") for name in own)
 
 
 def load_checkpoint_file(path: str | Path, *, averaged: bool = True) -> dict[str, Any]:
@@ -139,11 +57,14 @@ def load_checkpoint_file(path: str | Path, *, averaged: bool = True) -> dict[str
         ValueError: it is damaged, contains other than tensors and plain data, or contains no tensors.
     """
     loaded = read_tensors(Path(path))
-    content: dict[str, Any] = loaded if isinstance(loaded, dict) and "model" in loaded else {"model": loaded}
+    content: dict[str, Any] = loaded if isinstance(loaded, dict) else {"model": loaded}
+    if "model" not in content:
+        content = {"model": content.get("state_dict", content)}  # mmsegmentation's files have a "state_dict"
     tensors = content["model"]
     if not isinstance(tensors, dict) or not tensors or not all(isinstance(v, Tensor) for v in tensors.values()):
         raise ValueError(
-            f"{str(path)!r} contains no dictionary of tensors, neither bare nor under 'model'; use a SAN checkpoint"
+            f"{str(path)!r} contains no dictionary of tensors, neither bare nor under 'model' or "
+            "'state_dict'; use a SAN checkpoint"
         )
     odd = [key for key in tensors if not isinstance(key, str)]
     if odd:
@@ -272,6 +193,19 @@ def fitting_tensors(
     return found
 
 
+def fits(model: SANModel, content: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint has just the tensors of a model, or just those that are trained in it, in its shapes.
+
+    Args:
+        model: not changed, may be on the meta device.
+        content: see `fitting_tensors`.
+    """
+    wanted: dict[str, Tensor] = model.state_dict()
+    found = _under_names_of(wanted, content["model"], "")
+    trained = trained_names(model)
+    return not misfits(found, wanted) or not misfits(found, {name: wanted[name] for name in wanted if name in trained})
+
+
 def part_note(model: nn.Module) -> dict[str, Any]:
     """What a checkpoint says of the parts of its model that are not SAN's own: an entry "parts", or nothing.
 
@@ -325,7 +259,8 @@ def _under_names_of(wanted: Container[str], state: Mapping[str, Any], inner: str
             raise ValueError(f"a checkpoint must contain tensors by name, but {excerpt(key)} is {excerpt(value)}")
     if all(re.match(_WRAPPERS, key) for key in state):
         state = {re.sub(_WRAPPERS, "", key): value for key, value in state.items()}
-    own = from_published(state) if is_published(state) else state
+    naming = naming_of(state)
+    own = naming.to_own(state) if naming else state
     # our files had this name before [SLS] initialisations were parts
     own = {re.sub(r"\bsls_embed$", "sls_init.embed", key): value for key, value in own.items()}
     found = {}

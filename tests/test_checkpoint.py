@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,19 +12,15 @@ from typing import Any
 import pytest
 import torch
 
-from san.checkpoint import (
-    from_published,
-    load_checkpoint_file,
-    load_weights,
-    own_name,
-    published_name,
-    save_slim,
-    to_published,
-    trained_names,
-)
-from san.model.build import build_san
+from san.checkpoint import load_checkpoint_file, load_weights, save_slim, trained_names
+from san.clip.loader import load_clip
+from san.hub.loading import recognised_variant
+from san.model.build import build_san, outline
 from san.model.config import variant
+from san.model.names import MMSEGMENTATION, NAMINGS, PUBLISHED, Naming, to_published
 from san.model.san import SANModel
+
+GOLDEN = Path(__file__).parent / "golden"
 
 
 def make(seed: int, **clip: object) -> SANModel:
@@ -32,22 +29,64 @@ def make(seed: int, **clip: object) -> SANModel:
     return build_san(replace(config, clip=replace(config.clip, **clip)))
 
 
-def test_names_go_both_ways() -> None:
+@pytest.mark.parametrize("naming", NAMINGS.values(), ids=NAMINGS)
+def test_names_go_both_ways(naming: Naming) -> None:
     for name in make(0).state_dict():
-        assert own_name(published_name(name)) == name
-        assert published_name(name) != name
+        assert naming.own_name(naming.name_of(name)) == name
+        assert naming.name_of(name) != name
 
 
 def test_published_round_trip(tmp_path: Path) -> None:
     source, target = make(0), make(1)
     published = to_published(source.state_dict())
     assert published["side_adapter_network.mask_decoder.pix_mlp.layers.0.weight"].ndim == 4
-    assert set(from_published(published)) == set(source.state_dict())
+    assert set(PUBLISHED.to_own(published)) == set(source.state_dict())
     for content in ({"model": published, "iteration": 59999}, published):
         torch.save(content, tmp_path / "san.pth")
         load_weights(target, tmp_path / "san.pth")
         for name, value in source.state_dict().items():
             torch.testing.assert_close(target.state_dict()[name], value, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["vit_b16", "vit_l14_336"])
+def test_names_and_shapes_of_mmsegmentation(name: str) -> None:
+    """Those of its files, and what the published files call the same tensors."""
+    theirs = json.loads((GOLDEN / "mmseg_keys.json").read_text())[name]
+    config = variant(name)
+    own = outline(config, load_clip(config.clip.name, config.clip.pretrained, weights=False)).state_dict()
+    found = MMSEGMENTATION.from_own(own)
+    assert {key: list(value.shape) for key, value in found.items()} == {key: e["shape"] for key, e in theirs.items()}
+    back = MMSEGMENTATION.to_own(found)
+    assert {key: value.shape for key, value in back.items()} == {key: value.shape for key, value in own.items()}
+    assert all(PUBLISHED.own_name(e["published"]) == MMSEGMENTATION.own_name(key) for key, e in theirs.items())
+
+
+def test_a_file_of_mmsegmentation_loads_bit_for_bit(tmp_path: Path) -> None:
+    source, target = make(0), make(1)
+    state = MMSEGMENTATION.from_own(source.state_dict())
+    assert torch.equal(state["decode_head.rec_with_attnbias.proj.weight"], source.deep_clip.proj.t())
+    assert state["image_encoder.cls_token"].shape == (1, 1, source.arch.vision.width)
+    torch.save({"meta": {"dataset_meta": {"classes": ["a"]}}, "state_dict": state}, tmp_path / "mmseg.pth")
+    load_weights(target, tmp_path / "mmseg.pth")
+    torch.testing.assert_close(target.state_dict(), source.state_dict(), atol=0, rtol=0)
+    del state["decode_head.side_adapter_network.conv_clips.1.0.bias"]
+    with pytest.raises(ValueError, match=r"side_adapter.fusions.1.norm.bias: missing"):
+        load_weights(target, {"model": state})
+
+
+def test_a_checkpoint_is_recognised_by_its_tensors(tmp_path: Path) -> None:
+    model = make(0)
+    save_slim(model, tmp_path / "slim.pth")
+    state = model.state_dict()
+    for content in (
+        {"model": state},
+        {"model": to_published(state)},
+        {"model": MMSEGMENTATION.from_own(state)},
+        load_checkpoint_file(tmp_path / "slim.pth"),
+    ):
+        assert recognised_variant(content) == "tiny"
+    assert recognised_variant({"model": state | {"more": torch.zeros(1)}}) is None
+    assert recognised_variant({"model": {key: value for key, value in state.items() if "norm" not in key}}) is None
 
 
 def test_own_names_round_trip(tmp_path: Path) -> None:

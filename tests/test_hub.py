@@ -28,7 +28,7 @@ from huggingface_hub import errors
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from san.checkpoint import save_slim, to_published
+from san.checkpoint import save_slim
 from san.clip import open_clip_adapter, text_cache
 from san.clip.loader import load_clip, save_clip_file
 from san.hub import MODELS, SHAPES_CHECKPOINT, find_here, load_pretrained, push_to_hub, save_pretrained
@@ -41,6 +41,7 @@ from san.io.redaction import redact_home
 from san.model.build import build_san
 from san.model.config import HeadConfig, variant
 from san.model.heads import MaskHead
+from san.model.names import to_published
 from san.model.san import SANModel
 from san.record import read_record
 from san.shapes.clip import CLIP_FILE
@@ -419,16 +420,20 @@ def test_a_full_disk_leaves_what_was_there(folder: Path, monkeypatch: pytest.Mon
 # --- files
 
 
-def test_a_bare_file_needs_its_config(tmp_path: Path) -> None:
+def test_a_bare_file_has_the_tensors_of_a_variant_or_needs_its_config(tmp_path: Path) -> None:
     model = make()
     torch.save({"model": to_published(model.state_dict())}, tmp_path / "a.pth")
     save_file({key: value.contiguous() for key, value in model.state_dict().items()}, tmp_path / "b.safetensors")
     save_slim(model, tmp_path / "c.pth")
+    torch.save({"model": model.state_dict() | {"more": torch.zeros(1)}}, tmp_path / "d.pth")
+    with pytest.raises(
+        ValueError, match=r"d.pth' has no configuration.*of no known model; pass config: one of vit_b16"
+    ):
+        load_pretrained(tmp_path / "d.pth")
     for name in ("a.pth", "b.safetensors"):
         assert_same(load_pretrained(tmp_path / name, "tiny"), model)
         assert_same(load_pretrained(str(tmp_path / name), variant("tiny")), model)
-        with pytest.raises(ValueError, match=rf"{name}' has no configuration; pass config: one of vit_b16"):
-            load_pretrained(tmp_path / name)
+        assert_same(load_pretrained(tmp_path / name), model)  # recognised by its tensors
         with pytest.raises(ValueError, match=rf"{name}': .*does not fit this model"):
             load_pretrained(tmp_path / name, "shapes")
     with pytest.raises(ValueError, match=r"c.pth': .*trained with the frozen CLIP 'tiny None'"):  # drawn anew each time

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from san.checkpoint import is_published, load_checkpoint_file, trained_names
+from san.checkpoint import load_checkpoint_file, trained_names
 from san.cli.main import main
 from san.model.build import build_san
 from san.model.config import variant
+from san.model.names import NAMINGS, naming_of
 
 TOOLS = sorted((Path(__file__).resolve().parent.parent / "tools").rglob("*.py"))
 
@@ -58,15 +59,15 @@ def tiny_run(tmp_path: Path) -> tuple[Path, Path]:
     return checkpoint, config
 
 
-@pytest.mark.parametrize("form", ["published", "own"])
+@pytest.mark.parametrize("form", ["published", "mmsegmentation", "own"])
 def test_convert_to_a_whole_checkpoint_and_back(tiny_run: tuple[Path, Path], tmp_path: Path, form: str) -> None:
     checkpoint, config = tiny_run
     assert (
         main(["convert", str(checkpoint), "--config-file", str(config), "--to", form, "--out", str(tmp_path / "a.pth")])
         == 0
     )
-    assert is_published(load_checkpoint_file(tmp_path / "a.pth")["model"]) == (form == "published")
-    again = [str(tmp_path / "a.pth"), "--config-file", str(config), "--to", "own", "--out", str(tmp_path / "b.pth")]
+    assert naming_of(load_checkpoint_file(tmp_path / "a.pth")["model"]) is NAMINGS.get(form)
+    again = [str(tmp_path / "a.pth"), "--to", "own", "--out", str(tmp_path / "b.pth")]  # recognised
     assert main(["convert", *again]) == 0
     back, before = load_checkpoint_file(tmp_path / "b.pth")["model"], load_checkpoint_file(checkpoint)["model"]
     torch.testing.assert_close(dict(back), dict(before), atol=0, rtol=0)

@@ -1,26 +1,41 @@
 r"""Converts a checkpoint to another form, without optimiser and schedule.
 
-Example:
+Examples:
   san convert output/shapes/model_final.pth --config-file configs/shapes/san_shapes.yaml --to slim --half --out san.pth
+  san convert san-vit-b16_from_mmsegmentation.pth --to published --out san_vit_b_16.pth
 
-published   all tensors under the names and shapes of the authors' .pth files
-own         all tensors under this project's names
-slim        the trained tensors alone, a few MB; loads beside the same frozen CLIP, and is refused beside another
-folder      model.safetensors with all tensors, config.json and a model card: what `load_pretrained` and the hub take
+published       all tensors under the names and shapes of the authors' .pth files
+mmsegmentation  all tensors under the names and shapes of mmsegmentation's SAN, in a "state_dict"
+own             all tensors under this project's names
+slim            the trained tensors alone, a few MB; loads beside the same frozen CLIP, and is refused beside another
+folder          model.safetensors with all tensors, config.json and a model card, for `load_pretrained` and the hub
+
+Without --config-file, the checkpoint must have the tensors of a known model. See docs/checkpoints.md.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 from san.cli.options import path_option
+
+if TYPE_CHECKING:
+    from san.model.config import SANConfig
+
+
+FORMS = ("published", "mmsegmentation", "own", "slim", "folder")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
-    parser.add_argument("checkpoint", type=path_option, metavar="FILE", help="any SAN checkpoint, published or own")
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="the configuration it was trained with")
-    parser.add_argument("--to", required=True, choices=("published", "own", "slim", "folder"), help="the form to write")
+    parser.add_argument(
+        "checkpoint", type=path_option, metavar="FILE", help="any SAN checkpoint, published, mmsegmentation's or own"
+    )
+    parser.add_argument("--config-file", metavar="FILE", help="the configuration it was trained with")
+    parser.add_argument("--to", required=True, choices=FORMS, help="the form to write")
     parser.add_argument("--out", required=True, type=path_option, help="the .pth file, or the folder, to write")
     parser.add_argument("--half", action="store_true", help="in half precision, at half the size (slim and folder)")
     parser.add_argument("--no-ema", action="store_true", help="the trained weights, not their average (SOLVER.EMA)")
@@ -35,10 +50,10 @@ def run(args: argparse.Namespace) -> int:
     """
     import torch
 
-    from san.checkpoint import brings_clip, load_checkpoint_file, load_weights, save_slim, to_published
-    from san.d2.config.keys import load_config, naming_keys, san_config
+    from san.checkpoint import brings_clip, load_checkpoint_file, load_weights, save_slim
     from san.hub import save_pretrained
     from san.model.build import build_san
+    from san.model.names import MMSEGMENTATION, to_published
 
     if args.out.exists():
         raise ValueError(f"{args.out} exists; remove it or choose another --out")
@@ -46,9 +61,9 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--half goes with --to slim and folder, not with {args.to}, which is exact")
     content = load_checkpoint_file(args.checkpoint, averaged=not args.no_ema)
     content.pop("ema", None)
-    cfg = load_config(args.config_file, imports=args.imports)
-    with naming_keys():
-        model = build_san(san_config(cfg), clip_weights=not brings_clip(content["model"]))
+    config, naming = _config(args, content)
+    with naming:
+        model = build_san(config, clip_weights=not brings_clip(content["model"]))
         load_weights(model, content)
     if args.to == "folder":
         save_pretrained(model, args.out, half=args.half)
@@ -58,9 +73,30 @@ def run(args: argparse.Namespace) -> int:
             save_slim(model, args.out, half=args.half)
         else:
             state = model.state_dict()
-            if args.to == "published":
-                state = to_published(state, num_classes=args.num_classes)
-            torch.save({"model": state}, args.out)
+            if args.to == "mmsegmentation":
+                torch.save({"meta": {}, "state_dict": MMSEGMENTATION.from_own(state)}, args.out)
+            else:
+                state = to_published(state, num_classes=args.num_classes) if args.to == "published" else state
+                torch.save({"model": state}, args.out)
     files = list(args.out.iterdir()) if args.out.is_dir() else [args.out]
     print(f"{args.out}: {sum(file.stat().st_size for file in files) / 1e6:.1f} MB")
     return 0
+
+
+def _config(args: argparse.Namespace, content: Mapping[str, Any]) -> tuple[SANConfig, AbstractContextManager[Any]]:
+    """The model's configuration, and the context in which errors name the keys of its file."""
+    from san.hub.loading import recognised_variant
+    from san.model.config import VARIANTS, variant
+
+    if args.config_file is not None:
+        from san.d2.config.keys import load_config, naming_keys, san_config
+
+        return san_config(load_config(args.config_file, imports=args.imports)), naming_keys()
+    name = recognised_variant(content)
+    if name is None:
+        raise ValueError(
+            f"{str(args.checkpoint)!r} has the tensors of no known model ({', '.join(VARIANTS)}); give --config-file, "
+            "the configuration it was trained with"
+        )
+    print(f"{args.checkpoint}: recognised as {name}")
+    return variant(name), nullcontext()

@@ -116,10 +116,10 @@ def load_clip(
             name, tag, cache_dir=cache_dir, local_files_only=local_files_only
         )
     assert file is not None
-    state_dict, openai = read_clip_weights(file, trusted_scripts=open_clip_adapter.openai_hashes)
+    state_dict, quick_gelu = read_clip_weights(file, trusted_scripts=open_clip_adapter.openai_hashes)
     if not tag:
-        arch = replace(arch, quick_gelu=arch.quick_gelu or openai)
-        if not arch.quick_gelu and not own:
+        arch = replace(arch, quick_gelu=arch.quick_gelu or bool(quick_gelu))
+        if quick_gelu is None and not arch.quick_gelu and not own:
             logger.warning(
                 "%s does not say how it was trained: taken as %s with plain GELU. If these are OpenAI's weights, every "
                 "number would be off: set clip.pretrained to openai:%s",

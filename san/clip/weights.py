@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from san.clip.hugging_face import from_hugging_face, has_quick_gelu, is_hugging_face
 from san.clip.weights_file import DAMAGED, flaw_of, open_archive, read_tensors
 from san.io.errors import excerpt, one_line
 from san.io.files import sha256_of
@@ -20,11 +21,16 @@ _FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.fl
 """Number types that a tensor of weights may be converted from and to."""
 
 
-def read_clip_weights(path: Path, *, trusted_scripts: Callable[[], Container[str]]) -> tuple[dict[str, Tensor], bool]:
-    """CLIP weights, as precise as the file has them, under open_clip's names; and whether the file is OpenAI's own.
+def read_clip_weights(
+    path: Path, *, trusted_scripts: Callable[[], Container[str]]
+) -> tuple[dict[str, Tensor], bool | None]:
+    """CLIP weights, as precise as the file has them, under open_clip's names; and whether they need QuickGELU.
+
+    OpenAI's own file says so, as does the config.json beside one of transformers; None where nothing does.
 
     Args:
-        path: a weights file; OpenAI published TorchScript archives, which hold code beside the weights.
+        path: a weights file of open_clip or transformers' `CLIPModel`; OpenAI published TorchScript archives, which
+            hold code beside the weights.
         trusted_scripts: gives the SHA-256 of the archives that may be opened.
 
     Raises:
@@ -39,13 +45,16 @@ def read_clip_weights(path: Path, *, trusted_scripts: Callable[[], Container[str
         for key, value in state.items()
         if isinstance(key, str) and isinstance(value, Tensor)
     }
+    quick_gelu = True if "input_resolution" in state else None  # OpenAI's own
+    if is_hugging_face(state):
+        state, quick_gelu = from_hugging_face(state), has_quick_gelu(path)
     if "visual.class_embedding" not in state:
         raise ValueError(
-            f"{str(path)!r} holds no class-token ViT CLIP in open_clip's naming; give a file that open_clip reads"
+            f"{str(path)!r} holds no class-token ViT CLIP; give a file that open_clip reads, or the weights of "
+            "transformers' CLIPModel"
         )
-    openai = "input_resolution" in state
     keep = {key: value for key, value in state.items() if value.is_floating_point() and not key.endswith("attn_mask")}
-    return keep, openai
+    return keep, quick_gelu
 
 
 def _is_script(path: Path) -> bool:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import difflib
 import re
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from san.checkpoint import brings_clip, load_checkpoint_file, load_weights
+from san.checkpoint import brings_clip, fits, load_checkpoint_file, load_weights
 from san.clip.loader import load_clip
 from san.hub.folder import WEIGHTS_SUFFIXES, load_folder, read_config, save_pretrained
 from san.hub.locations import find_known
 from san.hub.remote import CONFIG_FILE, WEIGHTS_FILE, HubFile, fetch, hand_folder, upload_folder
 from san.hub.table import MODELS
 from san.io.errors import excerpt
-from san.model.build import ModelClass, build_san
+from san.model.build import ModelClass, build_san, freeze, outline
 from san.model.config import VARIANTS, SANConfig, variant
 from san.model.san import SANModel
 
@@ -35,10 +36,11 @@ def load_pretrained(
 
     Args:
         source: a name of `MODELS` ("shapes", "san_vit_b_16", "san_vit_large_14"); a checkpoint file (.pth or
-            .safetensors, with published or own names); a folder written by `save_pretrained`; or a repository
-            "owner/name" of the hub with such files. A name takes precedence over a file or folder of the same name:
-            use "./shapes" for the latter.
-        config: model of a bare checkpoint file: the name of a variant, or a configuration.
+            .safetensors, with published, mmsegmentation's or own names); a folder written by `save_pretrained`; or a
+            repository "owner/name" of the hub with such files. A name takes precedence over a file or folder of the
+            same name: use "./shapes" for the latter.
+        config: model of a bare checkpoint file: the name of a variant, or a configuration; by default the variant that
+            has its tensors.
         revision: branch, tag or commit of a repository.
         cache_dir: replaces the caches of huggingface_hub and open_clip, and ~/.cache/san/models for files downloaded
             manually.
@@ -146,18 +148,20 @@ def _load_file(
     cache_dir: str | Path | None,
     local_files_only: bool,
 ) -> SANModel:
-    """Load a model from a checkpoint file; published files are recognized by their names.
+    """Load a model from a checkpoint file; without a configuration, it is recognized by its name or its tensors.
 
     The file may need CLIP's weights, to which `revision` does not apply.
     """
     if config is None:
         config = next((known.variant for known in MODELS.values() if known.repo_id and known.file == path.name), None)
+    content = load_checkpoint_file(path)
+    config = config or recognised_variant(content)
     if config is None:
         raise ValueError(
-            f"{str(path)!r} has no configuration; pass config: one of {', '.join(VARIANTS)}, or a SANConfig"
+            f"{str(path)!r} has no configuration, and its tensors are of no known model; pass config: one of "
+            f"{', '.join(VARIANTS)}, or a SANConfig"
         )
     resolved = variant(config) if isinstance(config, str) else config
-    content = load_checkpoint_file(path)
     clip = load_clip(
         resolved.clip.name,
         resolved.clip.pretrained,
@@ -171,6 +175,24 @@ def _load_file(
     except ValueError as error:
         raise ValueError(f"{str(path)!r}: {error}") from error
     return model
+
+
+def recognised_variant(content: Mapping[str, Any]) -> str | None:
+    """The variant whose tensors a checkpoint has, by names and shapes; None if it is none, or several.
+
+    What leaves no trace in the tensors, such as templates or CLIP's input scale, is taken from the variant.
+
+    Args:
+        content: as `load_checkpoint_file` gives it.
+    """
+    found = []
+    for name in VARIANTS:
+        config = variant(name)
+        model = outline(config, load_clip(config.clip.name, config.clip.pretrained, weights=False))
+        freeze(model)  # a slim file has the tensors that are trained
+        if fits(model, content):
+            found.append(name)
+    return found[0] if len(found) == 1 else None
 
 
 def _fetch_folder(repo_id: str, *, revision: str | None, cache_dir: str | Path | None, local_files_only: bool) -> Path:

@@ -13,12 +13,13 @@ import torch
 from fvcore.common.checkpoint import Checkpointer
 from torch import nn
 
-from san.checkpoint import load_checkpoint_file, load_weights, save_slim, to_published
+from san.checkpoint import load_checkpoint_file, load_weights, save_slim
 from san.d2 import SAN, SANCheckpointer
 from san.d2.api import BACKEND, DetectionCheckpointer, build_model
 from san.d2.checkpoints.checkpointer import weights_file
 from san.d2.config.keys import load_config
 from san.hub import SHAPES_CHECKPOINT, save_pretrained
+from san.model.names import to_published
 
 REPO = Path(__file__).resolve().parents[2]
 

@@ -14,12 +14,12 @@ import pytest
 import torch
 from PIL import Image
 
-from san.checkpoint import to_published
 from san.clip.text_cache import default_folder
 from san.inference.predictor import Predictor
 from san.inference.segmentation import Segmentation
 from san.model.build import build_san
 from san.model.config import variant
+from san.model.names import to_published
 from san.postprocess import Geometry, semantic_labels, semantic_scores
 from san.shapes.render import render
 from san.shapes.world import NAMES, scene_at
