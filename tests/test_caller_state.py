@@ -87,7 +87,7 @@ def predictor() -> Predictor:
 
 @pytest.fixture(scope="module")
 def expected(predictor: Predictor) -> list[Any]:
-    predictor.text_cache = None
+    predictor.set_text_cache(None)
     return numbers(predictor)
 
 
@@ -123,12 +123,12 @@ def test_the_text_cache_holds_the_same(state: Any, predictor: Predictor, tmp_pat
     entries = []
     for name, place in (("inside", state), ("outside", torch.no_grad)):
         classifier.embedder.forget()
-        classifier.embedder.disk_cache = tmp_path / name
+        classifier.embedder.use_disk_cache(tmp_path / name)
         with place():
             classifier.embed(["cat", "dog"])
         (folder,) = (tmp_path / name).iterdir()
         entries.append((folder.name, TextCache(tmp_path / name, folder.name).load(["t:cat", "t:dog"])))
-    classifier.embedder.disk_cache = None
+    classifier.embedder.use_disk_cache(None)
     assert entries[0][0] == entries[1][0]
     assert entries[0][1].keys() == {"t:cat", "t:dog"}
     assert all(torch.equal(value, entries[1][1][text]) for text, value in entries[0][1].items())
@@ -138,13 +138,13 @@ def test_products_of_lower_precision_have_their_own_embeddings(predictor: Predic
     """In memory and on disk: what such a program has embedded serves no exact one."""
     classifier = predictor.model.text_classifier
     classifier.embedder.forget()
-    classifier.embedder.disk_cache = tmp_path
+    classifier.embedder.use_disk_cache(tmp_path)
     exact = classifier.embed(["cat"])
     with restored(torch.set_float32_matmul_precision, "medium", "highest"):
         assert classifier.embed(["cat"]) is not exact
     assert len(list(tmp_path.iterdir())) == 2
     assert torch.equal(classifier.embed(["cat"]), exact)
-    classifier.embedder.disk_cache = None
+    classifier.embedder.use_disk_cache(None)
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -153,7 +153,7 @@ def test_a_model_made_in_inference_mode_predicts(expected: list[Any]) -> None:
         twin = SANModel(variant("tiny"), drawn().arch, drawn().text_classifier.embedder.tokenizer)
         twin.load_state_dict(drawn().state_dict())
     predictor = Predictor(twin, short_side=96)
-    predictor.text_cache = None
+    predictor.set_text_cache(None)
     assert_same(numbers(predictor), expected)
 
 

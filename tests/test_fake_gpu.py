@@ -193,7 +193,7 @@ def test_a_predictor_waits_when_it_hands_out_the_result(
     """Once per array and for whether they are finite; not to encode the picture, nor to find known words."""
     monkeypatch.setattr("san.inference.predictor.checked_device", torch.device)
     predictor = Predictor(shapes_model, short_side=128, device="cuda")
-    predictor.text_cache = None
+    predictor.set_text_cache(None)
     picture = np.zeros((48, 64, 3), np.uint8)
     predictor.predict(picture, "red star, plain ground")
     gpu.waits.clear()

@@ -207,10 +207,11 @@ def measure_time(
             recorder.mark(TEXT_TOWER)
 
         embedder = model.text_classifier.embedder
-        kept, embedder.disk_cache = embedder.disk_cache, None
+        folder = embedder.disk_cache
+        embedder.use_disk_cache(None)
         model.text_classifier.embed(names[:1])  # loads the tokenizer
         text_seconds = _once(embed, device)[TEXT_TOWER]
-        embedder.disk_cache = kept
+        embedder.use_disk_cache(folder)
     wholes = [sum(parts.values()) for parts in rounds]
     lower, median, upper = statistics.quantiles(wholes, n=4, method="inclusive") if runs > 1 else wholes * 3
     parts = {part: statistics.median(parts[part] for parts in rounds) for part in rounds[0]}

@@ -264,7 +264,13 @@ def _predictor(
     from san.inference.predictor import Predictor
     from san.model.config import SANConfig
 
-    options: dict[str, Any] = {"device": args.device, "dtype": args.dtype, "compiled": args.compile, "flip": flip}
+    options: dict[str, Any] = {
+        "device": args.device,
+        "dtype": args.dtype,
+        "compiled": args.compile,
+        "flip": flip,
+        "text_cache": resolve_folder(args.text_cache, os.environ.get("SAN_CACHE")),
+    }
     if getattr(args, "variant", None) is not None:
         from san.model.build import build_san
 
@@ -273,14 +279,11 @@ def _predictor(
     source, found = find_model(name, config, args.imports)
     if found is None or isinstance(found, (str, SANConfig)):
         remote = {"cache_dir": args.cache_dir, "revision": args.revision, "local_files_only": args.offline}
-        predictor = Predictor.from_pretrained(source, found, short_sides=short_sides, **options, **remote)
-    else:
-        from san.d2.sources import load_source
+        return Predictor.from_pretrained(source, found, short_sides=short_sides, **options, **remote)
+    from san.d2.sources import load_source
 
-        model = load_source(source, found)
-        predictor = Predictor(model, short_sides=short_sides or (model.config.side_adapter.image_size,), **options)
-    predictor.text_cache = resolve_folder(args.text_cache, os.environ.get("SAN_CACHE"))
-    return predictor
+    model = load_source(source, found)
+    return Predictor(model, short_sides=short_sides or (model.config.side_adapter.image_size,), **options)
 
 
 def untrained_config(args: argparse.Namespace) -> SANConfig:

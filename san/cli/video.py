@@ -143,9 +143,15 @@ def _write_video(
     start = time.perf_counter()
     times: deque[int] = deque()
     results = VideoResults(
-        job.stem, args.format, job.image, reader.info, vocabulary, workers=args.workers, tags=args.tags
+        job.stem,
+        args.format,
+        job.image,
+        reader.info,
+        vocabulary,
+        workers=args.workers,
+        tags=args.tags,
+        settings=_settings(args, predictor.options),
     )
-    results.settings = _settings(args, predictor.options)
     disable = True if args.quiet else None  # None: if a terminal
     with (
         tqdm(total=reader.info.num_frames, unit="frame", desc=job.image.name, disable=disable) as bar,
@@ -157,9 +163,9 @@ def _write_video(
             for result in found:
                 results.add(result, times.popleft())
                 bar.update()
-            results.problems += reader.problems
+            results.report(reader.problems)
         except ValueError as error:  # of this video; what is done stays
-            results.problems += [*reader.problems, one_line(error)]
+            results.report([*reader.problems, one_line(error)])
         except KeyboardInterrupt:
             print(f"interrupted after {results.num_frames} frames of {job.image}, which are kept", file=sys.stderr)
             raise

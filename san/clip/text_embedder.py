@@ -61,12 +61,12 @@ class TextEmbedder:
         tokens_per_pass: how many tokens go through the tower together on a CPU, about; on a GPU 8 times as many.
 
     Attributes:
-        disk_cache: folder in which embeddings are kept from one run to the next; None keeps them in memory only.
+        disk_cache: folder that keeps embeddings between runs; None keeps them in memory only. See `use_disk_cache`.
     """
 
     def __init__(self, tokenizer: Tokenizer, prompts: Prompts, *, tokens_per_pass: int = 1024) -> None:
         self.tokenizer, self.prompts, self.tokens_per_pass = tokenizer, prompts, tokens_per_pass
-        self.disk_cache: str | Path | None = None
+        self.disk_cache: Path | None = None
         self._start_empty()
 
     def _start_empty(self) -> None:
@@ -84,6 +84,10 @@ class TextEmbedder:
         """Restores a copy."""
         self.__dict__.update(state)
         self._start_empty()
+
+    def use_disk_cache(self, folder: str | Path | None) -> None:
+        """Keeps embeddings in a folder from now on; None keeps them in memory only."""
+        self.disk_cache = None if folder is None else Path(folder)
 
     def embed(self, tower: TextTower, classes: Sequence[str | ClassText], *, store: bool = True) -> TextEmbeddings:
         """Text embeddings of unit length, averaged over prompts and synonyms.
@@ -191,8 +195,8 @@ class TextEmbedder:
         """The cache on disk, if there is to be one; a model on the meta device has no values to keep."""
         if self.disk_cache is None or tower.device.type == "meta":
             return None
-        if self._store is None or self._store.root != Path(self.disk_cache):
-            self._store = TextCache(Path(self.disk_cache), self.fingerprint(tower), width=tower.arch.embed_dim)
+        if self._store is None or self._store.root != self.disk_cache:
+            self._store = TextCache(self.disk_cache, self.fingerprint(tower), width=tower.arch.embed_dim)
         return self._store
 
     def _drop_stale_cache(self, tower: TextTower) -> None:

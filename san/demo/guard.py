@@ -68,13 +68,13 @@ class Guard:
         app: what answers the requests that are let through.
         limits: sizes and rates.
         functions: what the page may ask for: by number, a check of its inputs that raises ValueError.
+        first: the result that the page opens with.
         root_path: the folder under which a proxy serves the page, such as /demo; "" for none.
         frame_ancestors: sites whose pages may show this one in a frame, such as https://huggingface.co.
 
     Attributes:
         pictures: uploaded, by the names that the page got for them.
         results: for the page to fetch.
-        first: the result that the page opens with.
 
     Raises:
         ValueError: the root path or one of the sites is none.
@@ -86,17 +86,17 @@ class Guard:
         limits: Limits,
         functions: Mapping[int, Check] | None = None,
         *,
+        first: bytes = b"{}",
         root_path: str = "",
         frame_ancestors: Iterable[str] = (),
     ) -> None:
-        self._app, self._limits = app, limits
+        self._app, self._limits, self._first = app, limits, first
         self._functions = {} if functions is None else functions
         if not _ROOT_PATH.fullmatch(root_path):
             raise ValueError(f"--root-path is {excerpt(root_path)} but must be a path such as /demo, without http://")
         self._root_path, self._headers = root_path.rstrip("/"), _headers(frame_ancestors)
         self.pictures: Mailbox[npt.NDArray[np.uint8]] = Mailbox(8 * 3 * limits.max_pixels)
         self.results: Mailbox[bytes] = Mailbox(_MAX_RESULT_BYTES)
-        self.first = b"{}"
         self._decoder = Decoder(limits)
         self._rate = RateLimit(limits.requests_per_minute)
         self._awaited: OrderedDict[str, None] = OrderedDict()  # sessions that asked, and have not come for the answer
@@ -150,7 +150,7 @@ class Guard:
             await answer(send, 200, {"name": "SAN"})
         elif path.startswith(RESULT):
             name = path.removeprefix(RESULT)
-            content = self.first if name == "first" else self.results.take(name)
+            content = self._first if name == "first" else self.results.take(name)
             if content is None:
                 raise Refusal(404, "The result is no longer there; press Segment again.")
             await answer(send, 200, content)

@@ -59,7 +59,14 @@ def build_app(
 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     functions: dict[int, Check] = {}
-    guard = Guard(app, service.limits, functions, root_path=root_path, frame_ancestors=frame_ancestors)
+    guard = Guard(
+        app,
+        service.limits,
+        functions,
+        first=_first_result(service),
+        root_path=root_path,
+        frame_ancestors=frame_ancestors,
+    )
     blocks = _build_blocks(gr, service, texts or Texts(), guard)
     functions |= {number: _input_check(gr, function.inputs) for number, function in blocks.fns.items()}
     blocks.state_session_capacity = service.limits.max_visitors
@@ -105,11 +112,14 @@ def _input_check(gr: Any, inputs: list[Any]) -> Check:
     return check
 
 
+def _first_result(service: DemoService) -> bytes:
+    """The first example with its words, as the page shows it."""
+    session = service.open_example(0)
+    result, seconds, _ = service.segment(session, Words(service.examples[0].words))
+    return picture_view(session, result, seconds).encode()
+
+
 def _build_blocks(gr: Any, service: DemoService, texts: Texts, guard: Guard) -> Any:
-    first = service.open_example(0)
-    words_at_first = Words(service.examples[0].words)
-    result, seconds, _ = service.segment(first, words_at_first)
-    guard.first = picture_view(first, result, seconds).encode()
     with gr.Blocks(title=texts.title, analytics_enabled=False, fill_width=True) as blocks:
         gr.HTML(f'<div class="san-head"><h1>{html.escape(texts.title)}</h1><p>{html.escape(texts.about)}</p></div>')
         # None until a visitor chooses a picture: the first example, which all share.
@@ -123,7 +133,7 @@ def _build_blocks(gr: Any, service: DemoService, texts: Texts, guard: Guard) -> 
                     apply_default_css=False,
                     elem_id="san-picker",
                 )
-                asked = _words_inputs(gr, service, texts, words_at_first)
+                asked = _words_inputs(gr, service, texts, Words(service.examples[0].words))
             with gr.Column(scale=7, min_width=290):
                 viewer = gr.HTML(
                     result_address("first"),

@@ -80,13 +80,13 @@ class Ensemble(Segmenter):
 
     @property
     def text_cache(self) -> Path | None:
-        """Of the first model; setting it sets that of all."""
+        """That of the first model."""
         return self.members[0].text_cache
 
-    @text_cache.setter
-    def text_cache(self, folder: str | Path | None) -> None:
+    def set_text_cache(self, folder: str | Path | None) -> None:
+        """Sets that of all models."""
         for member in self.members:
-            member.text_cache = folder
+            member.set_text_cache(folder)
 
     def encode_batch(
         self, images: Sequence[ImageLike], *, layout: Layout | None = None, batch_size: int = 4

@@ -60,9 +60,8 @@ class Predictor(Segmenter):
         max_pixels: a larger image is refused; None takes any.
         compiled: the network goes through torch.compile; the first image of each size takes a minute or more, and a C++
             compiler is needed.
-
-    Attributes:
-        text_cache: folder that keeps text embeddings from one run to the next; None keeps them in memory only.
+        text_cache: folder that keeps text embeddings between runs; "auto" is ``~/.cache/san/text``; None keeps them in
+            memory only.
 
     Raises:
         ValueError: there is no such device or number type, or a short side is none.
@@ -82,6 +81,7 @@ class Predictor(Segmenter):
         dtype: str | torch.dtype = "float32",
         max_pixels: int | None = MAX_PIXELS,
         compiled: bool = False,
+        text_cache: str | Path | None = "auto",
     ) -> None:
         """Takes the model over."""
         self.dtype = _checked_dtype(dtype)
@@ -94,7 +94,7 @@ class Predictor(Segmenter):
         if compiled:
             self.model.image_side.compile()
         self.max_size, self.max_pixels = max_size, max_pixels
-        self.text_cache = resolve_folder("auto")
+        self.set_text_cache(resolve_folder(text_cache))
 
     @classmethod
     def from_pretrained(
@@ -110,6 +110,7 @@ class Predictor(Segmenter):
         compiled: bool = False,
         short_sides: Sequence[int] = (),
         flip: bool = False,
+        text_cache: str | Path | None = "auto",
     ) -> Predictor:
         """A predictor with weights.
 
@@ -125,6 +126,7 @@ class Predictor(Segmenter):
             compiled: the network goes through torch.compile.
             short_sides: of the image in the network, see `Predictor`; the one the model was trained for by default.
             flip: see `Predictor`.
+            text_cache: see `Predictor`.
 
         Raises:
             ValueError, FileNotFoundError: there is no such file, or it does not fit.
@@ -137,7 +139,15 @@ class Predictor(Segmenter):
             source, config, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only
         )
         sides = short_sides or (model.config.side_adapter.image_size,)
-        return cls(model, short_sides=sides, flip=flip, device=device, dtype=dtype, compiled=compiled)
+        return cls(
+            model,
+            short_sides=sides,
+            flip=flip,
+            device=device,
+            dtype=dtype,
+            compiled=compiled,
+            text_cache=text_cache,
+        )
 
     @classmethod
     def ensemble(
@@ -192,13 +202,12 @@ class Predictor(Segmenter):
 
     @property
     def text_cache(self) -> Path | None:
-        """Folder that keeps text embeddings from one run to the next; None keeps them in memory only."""
-        folder = self.model.text_classifier.embedder.disk_cache
-        return None if folder is None else Path(folder)
+        """See `Segmenter.text_cache`."""
+        return self.model.text_classifier.embedder.disk_cache
 
-    @text_cache.setter
-    def text_cache(self, folder: str | Path | None) -> None:
-        self.model.text_classifier.embedder.disk_cache = folder
+    def set_text_cache(self, folder: str | Path | None) -> None:
+        """See `Segmenter.set_text_cache`."""
+        self.model.text_classifier.embedder.use_disk_cache(folder)
 
     @torch_defaults()
     @torch.inference_mode()

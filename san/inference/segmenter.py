@@ -32,7 +32,6 @@ class Segmenter(ABC):
 
     Attributes:
         max_pixels: a larger image is refused; None takes any.
-        text_cache: folder that keeps text embeddings from one run to the next; None keeps them in memory only.
     """
 
     max_pixels: int | None
@@ -46,11 +45,11 @@ class Segmenter(ABC):
     @property
     @abstractmethod
     def text_cache(self) -> Path | None:
-        """Folder that keeps text embeddings from one run to the next; None keeps them in memory only."""
+        """Folder that keeps text embeddings between runs; None keeps them in memory only."""
 
-    @text_cache.setter
     @abstractmethod
-    def text_cache(self, folder: str | Path | None) -> None: ...
+    def set_text_cache(self, folder: str | Path | None) -> None:
+        """Keeps text embeddings in a folder from now on; None keeps them in memory only."""
 
     @abstractmethod
     def encode_batch(

@@ -61,10 +61,11 @@ def plan_png_split(
         image, label = Path(pair["file_name"]), Path(pair["sem_seg_file_name"])
         pairs[image.stem] = image, partial(convert_png, label, image, benchmark.label_set)
         sizes[image.stem] = file_size(label)
-    plan = plan_pairs(benchmark, options, pairs, label_bytes=sizes.__getitem__)
-    plan.problems += _lonely("label files without an image", pairing.labels_without_image)
-    plan.problems += _lonely("images without a label file", pairing.images_without_label)
-    return plan
+    problems = [
+        *_lonely("label files without an image", pairing.labels_without_image),
+        *_lonely("images without a label file", pairing.images_without_label),
+    ]
+    return plan_pairs(benchmark, options, pairs, label_bytes=sizes.__getitem__, problems=problems)
 
 
 def _lonely(what: str, files: Sequence[str]) -> list[str]:

@@ -243,8 +243,7 @@ class VideoWriter:
         self._av = _import_av()
         self._path, self._info, self._sound_of = path, info, sound_of
         self._num_frames, self._end = 0, Fraction(0)
-        self.whole = False
-        """Set to true when all frames are written: the sound is then copied to its end."""
+        self._is_whole = False
 
     def __enter__(self) -> VideoWriter:
         self._stack = contextlib.ExitStack()
@@ -270,7 +269,7 @@ class VideoWriter:
             return
         with self._stack:
             self._container.mux(self._stream.encode(None))
-            self._copy_sound(None if self.whole else self._end)
+            self._copy_sound(None if self._is_whole else self._end)
 
     def write(self, frame: VideoFrame) -> None:
         """The next frame; its time is later than that of the one before."""
@@ -284,6 +283,10 @@ class VideoWriter:
         self._num_frames += 1
         self._end = frame.time * info.time_base + 1 / info.rate
         self._copy_sound(self._end)
+
+    def copy_all_sound(self) -> None:
+        """Says that all frames are written: leaving the context then copies the sound to its end."""
+        self._is_whole = True
 
     def _video_stream(self) -> Any:
         for name in ENCODERS:

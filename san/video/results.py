@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from fractions import Fraction
@@ -40,11 +40,11 @@ class VideoResults:
         vocabulary: the classes.
         workers: threads that make pictures.
         tags: write names of classes into the overlay.
+        settings: plain data about how the results were made, for the record.
 
     Attributes:
         num_frames: added so far.
         problems: what could not be read or written, in words; the record names them.
-        settings: plain data about how the results were made, for the record.
     """
 
     def __init__(
@@ -57,10 +57,11 @@ class VideoResults:
         *,
         workers: int = 2,
         tags: bool = False,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         self.num_frames = 0
         self.problems: list[str] = []
-        self.settings: Mapping[str, Any] = {}
+        self._settings = dict(settings or {})
         self._stem, self._formats, self._source, self._info = stem, formats, source, info
         self._vocabulary, self._workers, self._tags = vocabulary, workers, tags
         self._counts = np.zeros(len(vocabulary) + 1, np.int64)  # pixels per class, and of none
@@ -89,8 +90,8 @@ class VideoResults:
         try:
             while self._waiting:
                 self._waiting.popleft().result()
-            if self._writer is not None:
-                self._writer.whole = error is None and not self.problems
+            if self._writer is not None and error is None and not self.problems:
+                self._writer.copy_all_sound()
         except BaseException as late:
             self._stack.__exit__(type(late), late, late.__traceback__)
             raise
@@ -99,6 +100,10 @@ class VideoResults:
             self.problems += self._writer.problems
         if "json" in self._formats and self.num_frames:
             self._write_record([*self.problems, *([str(error) or type(error).__name__] if error else [])])
+
+    def report(self, problems: Iterable[str]) -> None:
+        """Adds problems that the record names."""
+        self.problems += problems
 
     def add(self, result: Segmentation, time: int) -> None:
         """The next frame's result, and its time.
@@ -139,7 +144,7 @@ class VideoResults:
             "width": width,
             "frames": self.num_frames,
             "frames_per_second": float(Fraction(self._info.rate)),
-            "settings": dict(self.settings),
+            "settings": self._settings,
             "problems": problems,
             "classes": [
                 {"index": index, "name": each.name, "color": colors[index], "share": shares[index]}

@@ -151,7 +151,7 @@ def test_remarks_are_data(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_words_that_are_not_to_be_kept(classifier: TextClassifier, tmp_path: Path) -> None:
-    classifier.embedder.disk_cache = tmp_path / "words"
+    classifier.embedder.use_disk_cache(tmp_path / "words")
     private = classifier.embedder.embed(classifier, ["cat"], store=False)
     assert not (tmp_path / "words").exists()
     assert torch.equal(classifier.embed(["cat", "dog"])[:1], private.vectors)

@@ -221,7 +221,7 @@ def classifier(
     """A fresh one, as in a new process, and the numbers of prompts that go into its text tower."""
     fresh = build_san(config or variant("tiny")).text_classifier
     fresh.load_state_dict(weights)
-    fresh.embedder.disk_cache = folder
+    fresh.embedder.use_disk_cache(folder)
     passes: list[int] = []
     original = fresh.embedder._encode_prompts
 
@@ -288,7 +288,7 @@ def test_words_the_small_clip_never_met_are_told_in_every_run(tmp_path: Path, ca
     for _ in range(2):
         clip = load_clip("shapes", "shapes")
         classifier = build_san(variant("shapes"), clip=clip).text_classifier
-        classifier.embedder.disk_cache = tmp_path
+        classifier.embedder.use_disk_cache(tmp_path)
         caplog.clear()
         classifier.embed(["red zebra"])
         assert caplog.text.count("'zebra'") == 1

@@ -31,8 +31,7 @@ MakeCfg = Callable[..., Any]
 
 def save(folder: Path, name: str, iteration: int, run_id: str = "") -> Path:
     """A checkpoint of a tiny module in a run's folder."""
-    checkpointer = SANCheckpointer(nn.Linear(2, 2), str(folder))
-    checkpointer.run_id = run_id
+    checkpointer = SANCheckpointer(nn.Linear(2, 2), str(folder), run_id=run_id)
     checkpointer.save(name, iteration=iteration)
     return folder / f"{name}.pth"
 
@@ -214,8 +213,7 @@ def test_checkpoints_without_an_id_are_those_of_a_run_without_one(tmp_path: Path
 
 def test_only_own_checkpoints_are_removed(tmp_path: Path) -> None:
     old, foreign = save(tmp_path, "model_0000019", 19, "old"), save(tmp_path, "model_0000099", 99)
-    checkpointer = SANCheckpointer(nn.Linear(2, 2), str(tmp_path))
-    checkpointer.run_id = "new"
+    checkpointer = SANCheckpointer(nn.Linear(2, 2), str(tmp_path), run_id="new")
     hook = CheckpointHook(checkpointer, period=2, keep=1)
     hook.trainer = type("Trainer", (), {"iter": 0, "start_iter": 0, "max_iter": 6})()  # type: ignore[assignment]
     for hook.trainer.iter in range(6):

@@ -103,7 +103,8 @@ def test_a_long_request_is_given_up(service, monkeypatch):
 
 def test_words_reach_neither_disk_nor_log(service, tmp_path, caplog):
     predictor = service._predictor
-    before, predictor.text_cache = predictor.text_cache, tmp_path / "cache"
+    before = predictor.text_cache
+    predictor.set_text_cache(tmp_path / "cache")
     try:
         with caplog.at_level(logging.INFO):
             service.segment(service.open_example(0), Words("my secret teapot, red star", "shapes_36"))
@@ -114,7 +115,7 @@ def test_words_reach_neither_disk_nor_log(service, tmp_path, caplog):
         service._predictor.segment("my other teapot, red star", encoded=service.open_example(0).encoded)
         assert "'teapot'" in caplog.text, "whoever is no visitor is warned"
     finally:
-        predictor.text_cache = before
+        predictor.set_text_cache(before)
 
 
 def test_remarks(service):

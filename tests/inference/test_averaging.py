@@ -184,7 +184,7 @@ def test_a_model_with_itself_is_the_model(shapes: Predictor, scene: np.ndarray, 
     )
     ensemble, expected = Predictor.ensemble(tmp_path / "twice.yaml"), shapes.predict(scene, WORDS)
     assert ensemble.weights == (0.5, 1.0)
-    ensemble.text_cache = None
+    ensemble.set_text_cache(None)
     ensemble.set_image(scene)
     for found in (ensemble.segment(WORDS), *ensemble.predict_batch([scene], WORDS)):
         assert np.array_equal(found.labels, expected.labels)

@@ -345,14 +345,14 @@ def test_cuda_gives_mostly_the_same_labels(
 def test_words_are_kept_on_disk_and_need_not_be(predictor: Predictor, tmp_path: Path) -> None:
     assert predictor.text_cache == default_folder()
     try:
-        predictor.text_cache = tmp_path / "words"
+        predictor.set_text_cache(tmp_path / "words")
         predictor.predict(picture(), ["never said before"])
         assert len(list((tmp_path / "words").rglob("*.safetensors"))) == 1
-        predictor.text_cache = None
+        predictor.set_text_cache(None)
         predictor.predict(picture(), ["never said before either"])
         assert len(list((tmp_path / "words").rglob("*.safetensors"))) == 1
     finally:
-        predictor.text_cache = default_folder()
+        predictor.set_text_cache(default_folder())
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 700), (3000, 2), (33, 31)])

@@ -71,7 +71,7 @@ def test_dynamic_pooling_is_adaptive_pooling(length: int, size: int) -> None:
 
 def test_the_meta_device_and_the_counters(tmp_path: Path) -> None:
     model = settings("vit_b16")
-    model.text_classifier.embedder.disk_cache = tmp_path  # for the model that has values
+    model.text_classifier.embedder.use_disk_cache(tmp_path)  # for the model that has values
     counts = []
     for each in (model, copy.deepcopy(model).to("meta")):
         images, text_embed = each.stack([torch.zeros(3, 90, 120)]), each.text_classifier.embed(["cat", "dog"])

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import torch
+from torch import nn
 
 from san.checkpoint import brings_clip, load_checkpoint_file, part_note, with_average
 from san.clip.weights_file import read_tensors
@@ -35,19 +36,26 @@ class SANCheckpointer(DetectionCheckpointer):
     Files are ``model_0004999.pth`` ... ``model_final.pth`` with the keys model, trainer, iteration and run, the run's
     id; ``last_checkpoint`` names the latest, and beside each lies its SHA-256. With SOLVER.EMA there is also ema: the
     averaged weights, which are loaded as the model's unless training goes on (a trainer is loaded too).
+
+    Args:
+        model: see Detectron2's ``DetectionCheckpointer``.
+        save_dir: likewise; the run's OUTPUT_DIR.
+        run_id: id of the run, written into checkpoints; "" writes none.
+        **checkpointables: further objects that are saved and loaded, by name.
     """
 
     failure = ""
     """Error of the latest `save`; "" if it succeeded."""
-
-    run_id = ""
-    """Id of the run, written into checkpoints; "" writes none."""
 
     _source = ""
     _requested: Sequence[str] | None = None
 
     loaded: Mapping[str, Any] = {}
     """States of further objects that the latest `load` found, by name; on the CPU."""
+
+    def __init__(self, model: nn.Module, save_dir: str = "", *, run_id: str = "", **checkpointables: Any) -> None:
+        super().__init__(model, save_dir, **checkpointables)
+        self._run_id = run_id
 
     def save(self, name: str, *, latest: bool = True, **extra: Any) -> bool:
         """Write a checkpoint. A killed process or a full disk leaves earlier ones unchanged.
@@ -64,7 +72,7 @@ class SANCheckpointer(DetectionCheckpointer):
             return True
         content = {"model": self.model.state_dict()} | part_note(self.model)
         content |= {key: each.state_dict() for key, each in self.checkpointables.items()} | extra
-        content |= {"run": self.run_id} if self.run_id else {}
+        content |= {"run": self._run_id} if self._run_id else {}
         path = Path(self.save_dir) / f"{name}.pth"
         try:
             write_checkpoint(content, path)

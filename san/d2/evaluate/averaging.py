@@ -46,16 +46,18 @@ class SegmenterModel(nn.Module):
     Args:
         segmenter: a `Predictor` or an `Ensemble`; its models are this module's.
         classes: the vocabulary of a sample.
-
-    Attributes:
-        vocabulary: classes that stand for those of every sample, if there are any; resumed evaluations compare it.
+        vocabulary: the classes of every sample, if they have the same; resumed evaluations compare them.
     """
 
-    vocabulary: tuple[str | ClassText, ...] | None = None
-
-    def __init__(self, segmenter: Segmenter, classes: Callable[[BatchSample], tuple[str | ClassText, ...]]) -> None:
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        classes: Callable[[BatchSample], tuple[str | ClassText, ...]],
+        *,
+        vocabulary: tuple[str | ClassText, ...] | None = None,
+    ) -> None:
         super().__init__()
-        self.segmenter, self.classes = segmenter, classes
+        self.segmenter, self.classes, self.vocabulary = segmenter, classes, vocabulary
         self.models = nn.ModuleList(each.model for each in _predictors(segmenter))
         self._band_shrink = 1
         self.eval()
@@ -130,11 +132,9 @@ def augmented(cfg: CfgNode, model: nn.Module) -> SegmenterModel:
         flip=options.FLIP,
         device=san.device,
         max_pixels=None,
+        text_cache=text_cache_folder(cfg),
     )
-    predictor.text_cache = text_cache_folder(cfg)
-    wrapped = SegmenterModel(predictor, san.vocabulary_of)
-    wrapped.vocabulary = san.vocabulary
-    return wrapped
+    return SegmenterModel(predictor, san.vocabulary_of, vocabulary=san.vocabulary)
 
 
 def check_averaging(cfg: CfgNode, *, training: bool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,15 +38,15 @@ class IterationLog:
     Args:
         model: whose weights are written when training stops; not wrapped.
         max_skipped: so many skipped updates in a row stop training.
-        seed: of the sample stream.
         folder: OUTPUT_DIR.
+        seed: returns the seed of the sample stream, which a resumed run may change.
     """
 
-    def __init__(self, model: nn.Module, max_skipped: int, seed: int, folder: Path) -> None:
+    def __init__(self, model: nn.Module, max_skipped: int, folder: Path, *, seed: Callable[[], int]) -> None:
         self.model = model
         self.max_skipped = max_skipped
-        self.seed = seed
         self.folder = folder
+        self.seed = seed
         self.num_skipped = 0
         self._in_a_row: list[dict[str, Any]] = []
         self._pending: tuple[PendingLosses, Sequence[StepSource], float] | None = None
@@ -156,7 +156,7 @@ class IterationLog:
             write_checkpoint({"model": self.model.state_dict(), "iteration": iteration}, weights)
         except OSError as error:
             logger.warning("%s cannot be written (%s); replay with MODEL.WEIGHTS of a checkpoint", weights, error)
-        write_json(path, {"seed": self.seed, "weights": weights.name, "iterations": self._in_a_row})
+        write_json(path, {"seed": self.seed(), "weights": weights.name, "iterations": self._in_a_row})
         return path
 
 
