@@ -14,7 +14,7 @@ import os
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -23,18 +23,16 @@ from san.d2.api import CfgNode, get_cfg
 from san.d2.config.checks import check_values
 from san.d2.config.coerce import coerce
 from san.d2.config.imports import import_configured
-from san.d2.config.schema import KEYS, SECTIONS, Section, part_keys
+from san.d2.config.schema import FORMS, KEYS, SECTIONS, Section, part_keys
 from san.d2.config.yaml_file import expand_paths, flatten, merge_file, merge_overrides, override_pairs, use_datasets
 from san.d2.solver import SolverConfig
 from san.data.transforms import AugmentationConfig
 from san.io.errors import excerpt
 from san.losses import TERMS, LossConfig
-from san.model.config import AttnBiasConfig, ClipConfig, HeadConfig, SANConfig, SideAdapterConfig
+from san.model.config import SANConfig
 from san.model.parts import REGISTRIES, check_parts
-from san.record import AUTO, FieldError, FieldFileError, Options
+from san.record import FieldError, FieldFileError, Options
 from san.registry import PartConfig, Registry, options_class
-
-Record = TypeVar("Record", bound=Options)
 
 
 def add_san_config(cfg: CfgNode) -> None:
@@ -115,10 +113,10 @@ def check_config(cfg: CfgNode) -> None:
     Raises:
         ValueError: with the key, the value seen and the values accepted.
     """
-    model = (SANConfig, ClipConfig, SideAdapterConfig, HeadConfig, AttnBiasConfig, LossConfig)
+    checked_below = (SANConfig, *_section(SANConfig).nested.values(), LossConfig)
     with naming_keys():
         for section in SECTIONS:
-            if section.kind not in model:
+            if section.kind not in checked_below:
                 _record(section, cfg)
     check_values(cfg)
     san_config(cfg)
@@ -157,16 +155,17 @@ def _value(cfg: CfgNode, name: str) -> Any:
 
 
 def _record(section: Section, cfg: CfgNode, **given: Any) -> Any:
-    """The dataclass of a section from its keys; lists become tuples."""
-    values = dict(given)
+    """The dataclass of a section from its keys, with nested dataclasses; lists become tuples."""
+    values = {name: _record(_section(kind), cfg) for name, kind in section.nested.items()} | given
     for field, name in section:
-        if field.name not in values:
-            value = (
-                _part(section.kind.PLACE + field.name, name, cfg)
-                if isinstance(field.default, PartConfig)
-                else _value(cfg, name)
-            )
-            values[field.name] = tuple(value) if isinstance(value, list) else value
+        if field.name in values:
+            continue
+        if isinstance(field.default, PartConfig):
+            values[field.name] = _part(section.kind.PLACE + field.name, name, cfg)
+            continue
+        value = _value(cfg, name)
+        value = FORMS[name].read(value) if name in FORMS else value
+        values[field.name] = tuple(value) if isinstance(value, list) else value
     return section.kind(**values)
 
 
@@ -193,34 +192,14 @@ def _options(registry: Registry[Any], part: PartConfig, node: Mapping[str, Any])
     return found
 
 
-def _fusion(pairs: Any) -> Any:
-    """MODEL.SIDE_ADAPTER.FUSION as pairs of numbers, or AUTO."""
-    if list(pairs) == [AUTO]:
-        return AUTO
-    try:
-        return tuple((int(feature), int(block)) for feature, block in (pair.split("->") for pair in pairs))
-    except (ValueError, AttributeError):
-        raise ValueError(
-            f"MODEL.SIDE_ADAPTER.FUSION is {excerpt(pairs)}; write each pair as 'CLIP feature->side block', such as "
-            "'3->1', or auto"
-        ) from None
-
-
-def _section(kind: type[Record]) -> Section:
+def _section(kind: type[Options]) -> Section:
     return next(section for section in SECTIONS if section.kind is kind)
 
 
 def san_config(cfg: CfgNode) -> SANConfig:
     """The model's dataclass; raises ValueError where keys do not fit each other, or a part is not registered."""
     with naming_keys():
-        config: SANConfig = _record(
-            _section(SANConfig),
-            cfg,
-            clip=_record(_section(ClipConfig), cfg, pretrained=cfg.MODEL.CLIP.PRETRAINED or None),
-            side_adapter=_record(_section(SideAdapterConfig), cfg, fusion=_fusion(cfg.MODEL.SIDE_ADAPTER.FUSION)),
-            head=_record(_section(HeadConfig), cfg),
-            attn_bias=_record(_section(AttnBiasConfig), cfg),
-        )
+        config: SANConfig = _record(_section(SANConfig), cfg)
         check_parts(config)
         return config
 
