@@ -55,7 +55,7 @@ class SANCheckpointer(DetectionCheckpointer):
 
     def __init__(self, model: nn.Module, save_dir: str = "", *, run_id: str = "", **checkpointables: Any) -> None:
         super().__init__(model, save_dir, **checkpointables)
-        self._run_id = run_id
+        self.run_id = run_id
 
     def save(self, name: str, *, latest: bool = True, **extra: Any) -> bool:
         """Write a checkpoint. A killed process or a full disk leaves earlier ones unchanged.
@@ -72,7 +72,7 @@ class SANCheckpointer(DetectionCheckpointer):
             return True
         content = {"model": self.model.state_dict()} | part_note(self.model)
         content |= {key: each.state_dict() for key, each in self.checkpointables.items()} | extra
-        content |= {"run": self._run_id} if self._run_id else {}
+        content |= {"run": self.run_id} if self.run_id else {}
         path = Path(self.save_dir) / f"{name}.pth"
         try:
             write_checkpoint(content, path)
