@@ -14,6 +14,7 @@ import os
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -94,15 +95,17 @@ def load_config(
         FileNotFoundError: if the file, or one it is based on, does not exist.
         ValueError: if it is no YAML, a key is unknown, or a value does not fit.
     """
-    cfg = san_cfg()
-    files = merge_file(cfg, path) if path else []
+    cfg, option_texts = san_cfg(), dict[str, Any]()
+    files = merge_file(cfg, path, option_texts) if path else []
     if data_root:
         cfg.DATASETS.ROOT = data_root
     use_datasets(cfg, datasets)
     pairs = override_pairs(overrides or [])
-    merge_overrides(cfg, pairs)
+    merge_overrides(cfg, pairs, option_texts)
     expand_paths(cfg)
     import_configured(cfg, [] if "MODEL.IMPORTS" in dict(pairs) else files, imports)
+    with naming_keys():
+        _set_option_types(cfg, option_texts)
     check_config(cfg)
     return cfg
 
@@ -177,15 +180,44 @@ def _part(field: str, name: str, cfg: CfgNode) -> PartConfig:
     return PartConfig(part.name, _options(registry, part, _value(cfg, options_key)))
 
 
-def _options(registry: Registry[Any], part: PartConfig, node: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a part as its dataclass has them."""
+def _set_option_types(cfg: CfgNode, option_texts: Mapping[str, Any]) -> None:
+    """Gives options that were read from text the types that their parts declare: "007" of a text stays "007"."""
+    for section in SECTIONS:
+        for field, name in section:
+            if isinstance(field.default, PartConfig):
+                registry = REGISTRIES[section.kind.PLACE + field.name]
+                name_key, options_key = part_keys(registry, name)
+                _set_types(cfg, options_key, registry, _value(cfg, name_key), option_texts)
+    for term in cfg.MODEL.LOSS.OPTIONS:
+        _set_types(cfg, f"MODEL.LOSS.OPTIONS.{term}", TERMS, str(term).lower(), option_texts)
+
+
+def _set_types(cfg: CfgNode, table: str, registry: Registry[Any], part: str, option_texts: Mapping[str, Any]) -> None:
+    texts = {key.removeprefix(f"{table}."): raw for key, raw in option_texts.items() if key.startswith(f"{table}.")}
+    if texts:
+        node = _value(cfg, table)
+        typed = _options(registry, PartConfig(part), node, texts)
+        for name in texts:
+            if name in node:
+                node[name] = typed[name.lower()]
+
+
+def _options(
+    registry: Registry[Any], part: PartConfig, node: Mapping[str, Any], texts: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, Any]:
+    """The options of a part as its dataclass has them; `texts` has those that the user wrote, as written."""
     hints = typing.get_type_hints(options_class(registry.get(part.name)))
+    if not isinstance(node, Mapping):
+        place = registry.options_place.format(name=part.name).removesuffix(".")
+        raise FieldError(f"{place} is {excerpt(node)}; give its options, such as {place}.NAME VALUE", place)
     found = {}
     for name, value in node.items():
-        field = str(name).lower()
+        field, raw = str(name).lower(), texts.get(name, value)
         place = registry.options_place.format(name=part.name) + field
+        if hints.get(field) is str and raw == "None":
+            value = raw  # on the command line, where it is None for all other types
         try:
-            found[field] = coerce(value, value, hints[field]) if field in hints else value
+            found[field] = coerce(value, raw, hints[field]) if field in hints else value
         except TypeError as error:
             kind = type(value).__name__
             raise FieldError(f"{place} is {excerpt(value)}, of type {kind}; give {error}", place) from None

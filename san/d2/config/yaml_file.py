@@ -34,7 +34,7 @@ MAX_VALUES = 20_000
 """Values of a configuration file: one that a run wrote holds some hundreds."""
 
 
-def merge_file(cfg: CfgNode, path: str) -> list[Path]:
+def merge_file(cfg: CfgNode, path: str, option_texts: dict[str, Any] | None = None) -> list[Path]:
     """Reads a YAML file, and those it is based on, into a configuration.
 
     Of a record that Detectron2 dumped, which holds all of its keys, those that SAN does not read are passed over.
@@ -42,6 +42,7 @@ def merge_file(cfg: CfgNode, path: str) -> list[Path]:
     Args:
         cfg: changed in place; its keys are the legal ones.
         path: plain YAML; ``_BASE_`` names a file, relative to it, to start from.
+        option_texts: gets the options of parts that were set, as the user wrote them, by key.
 
     Returns:
         The files read.
@@ -60,7 +61,7 @@ def merge_file(cfg: CfgNode, path: str) -> list[Path]:
             warn_without_effect(content)
             content = _without_foreign(content)
         for key, value in flatten(content):
-            _set(cfg, key, value, texts.get(key, value), source=str(source))
+            _set(cfg, key, value, texts.get(key, value), source=str(source), option_texts=option_texts)
     return files
 
 
@@ -86,18 +87,21 @@ def override_pairs(overrides: Sequence[str]) -> list[tuple[str, str]]:
     return pairs
 
 
-def merge_overrides(cfg: CfgNode, overrides: Sequence[tuple[str, str]]) -> None:
+def merge_overrides(
+    cfg: CfgNode, overrides: Sequence[tuple[str, str]], option_texts: dict[str, Any] | None = None
+) -> None:
     """Sets keys of the command line.
 
     Args:
         cfg: changed in place.
         overrides: pairs of key and value.
+        option_texts: see `merge_file`.
 
     Raises:
         ValueError: if a key is unknown, or a value does not fit.
     """
     for key, text in overrides:
-        _set(cfg, key, parse(text), text, source="the command line")
+        _set(cfg, key, parse(text), text, source="the command line", option_texts=option_texts)
 
 
 def expand_paths(cfg: CfgNode) -> None:
@@ -220,7 +224,9 @@ def leaf_keys(cfg: CfgNode, prefix: str = "") -> list[str]:
     return [key for key, _ in flatten(cfg, prefix)]
 
 
-def _set(cfg: CfgNode, key: str, value: Any, raw: Any, *, source: str) -> None:
+def _set(
+    cfg: CfgNode, key: str, value: Any, raw: Any, *, source: str, option_texts: dict[str, Any] | None = None
+) -> None:
     """Sets one dotted key to a value of the type it has; raw is the value with every scalar as the user wrote it."""
     node, leaf = _node_of(cfg, key), key.rpartition(".")[2]
     if node is None:
@@ -238,7 +244,10 @@ def _set(cfg: CfgNode, key: str, value: Any, raw: Any, *, source: str) -> None:
             f"{key} in {source} is {excerpt(value)}, of {size:,} characters or elements; give {MAX_TEXT} at most"
         )
     if leaf not in node or (key not in KEYS and any(key.startswith(f"{table}.") for table in TABLES)):
-        node[leaf] = list(value) if isinstance(value, tuple) else value  # an option of a part, which knows its type
+        # an option of a part, which declares its type and may not be imported yet
+        node[leaf] = list(value) if isinstance(value, tuple) else value
+        if option_texts is not None:
+            option_texts[key] = raw
         return
     present, known = node[leaf], KEYS.get(key)
     try:
