@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from san.clip.weights import check_finite, listed, misfits, weights_fingerprint
+from san.clip.weights import check_finite, listed_tensors, misfits, weights_fingerprint
 from san.clip.weights_file import read_tensors
 from san.io.errors import excerpt
 from san.model.build import is_clip_tensor
@@ -183,8 +183,8 @@ def with_average(content: Mapping[str, Any], label: str) -> dict[str, Any]:
         ]
     if odd:
         raise ValueError(
-            f"{label} has averaged weights ('ema') that do not fit its weights: {listed(odd)}; `san convert --no-ema` "
-            "takes the weights alone"
+            f"{label} has averaged weights ('ema') that do not fit its weights: {listed_tensors(odd)}; "
+            "`san convert --no-ema` takes the weights alone"
         )
     merged = OrderedDict({**tensors, **averages})
     merged._metadata = getattr(tensors, "_metadata", {})  # type: ignore[attr-defined]
@@ -263,7 +263,7 @@ def fitting_tensors(
             remedy += " (it leaves CLIP's weights to clip.pretrained)"
         if any(name not in found and not name.startswith(inner) for name in wanted):
             remedy += f", or list modules that are not in it in {type(model).__name__}.fresh_modules"
-        message = f"{label} does not fit this model; {remedy}. {len(wrong)} tensors differ: {listed(wrong)}"
+        message = f"{label} does not fit this model; {remedy}. {len(wrong)} tensors differ: {listed_tensors(wrong)}"
         raise FieldError(message, "clip.pretrained")
     return found
 

@@ -23,11 +23,11 @@ NUM_IMAGES = 16
 SAMPLES_PER_RUN = 32
 
 
-def write_images(folder: Path, num_images: int = NUM_IMAGES) -> list[Record]:
+def write_images(folder: Path) -> list[Record]:
     """640x480 and 480x640 JPEGs of about 140 kB, smooth colours with noise, and label maps of rectangles."""
     rng = np.random.default_rng(0)
     records: list[Record] = []
-    for index in range(num_images):
+    for index in range(NUM_IMAGES):
         height, width = (480, 640) if index % 3 else (640, 480)
         smooth = Image.fromarray(rng.integers(0, 256, (30, 40, 3), np.uint8)).resize(
             (width, height), Image.Resampling.BICUBIC

@@ -133,12 +133,12 @@ def plain_labels(mask_logits: Tensor, class_logits: Tensor, geometry: Geometry) 
 
 
 @torch.no_grad()
-def plain_text_embed(classifier: TextClassifier, names: Sequence[str], *, chunk_size: int = 256) -> Tensor:
+def plain_text_embed(classifier: TextClassifier, names: Sequence[str]) -> Tensor:
     """Text embeddings (C, E) of names, each prompt at CLIP's full length, no cache."""
     prompts = [prompt for name in names for prompt in classifier.embedder.prompts(name)]
     tokens = classifier.embedder.tokenizer(prompts).to(classifier.device)  # (N, 77)
     with PlainAttention():
-        passes = [classifier.encode_text(part).float() for part in tokens.split(chunk_size)]
+        passes = [classifier.encode_text(part).float() for part in tokens.split(256)]
     embeds = F.normalize(torch.cat(passes), dim=-1)  # (N, E)
     return F.normalize(embeds.view(len(names), -1, embeds.shape[1]).mean(dim=1), dim=-1)
 

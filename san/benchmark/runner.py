@@ -18,16 +18,18 @@ from san.benchmark.measure import Settings
 
 REPO = Path(__file__).resolve().parent.parent.parent
 
+_TIMEOUT = 3600
+"""Seconds that a process may take."""
+
 _EXCEPTION = re.compile(r"^[\w.]*(Error|Exception|Interrupt)\b")
 
 
-def run_cases(cases: Iterable[Case], settings: Settings, *, timeout: float = 3600) -> Iterator[dict[str, Any]]:
+def run_cases(cases: Iterable[Case], settings: Settings) -> Iterator[dict[str, Any]]:
     """Measures cases one after the other.
 
     Args:
         cases: what to measure.
         settings: how.
-        timeout: seconds that a process may take.
 
     Yields:
         Per case what `measure` returns, with the plain path's own peak memory; where that path failed, without it and
@@ -35,29 +37,29 @@ def run_cases(cases: Iterable[Case], settings: Settings, *, timeout: float = 360
     """
     for case in cases:
         try:
-            record = _measured(case, settings, timeout)
+            record = _measured(case, settings)
         except RuntimeError as error:
             record = {"case": case.to_dict(), "error": str(error)}
         yield record
 
 
-def _measured(case: Case, settings: Settings, timeout: float) -> dict[str, Any]:
+def _measured(case: Case, settings: Settings) -> dict[str, Any]:
     """The record of a case; the plain path may fail, as it needs more memory."""
     job = {"case": case.to_dict(), "settings": settings.to_dict()}
     failure = {}
     if settings.plain:
         try:
-            record = _in_process(job, timeout)
+            record = _in_process(job)
             if "plain" in record:
-                record["plain"] |= _in_process(job | {"memory_of_plain": True}, timeout)
+                record["plain"] |= _in_process(job | {"memory_of_plain": True})
             return record
         except RuntimeError as error:
             failure = {"plain_error": str(error)}
             job["settings"] = replace(settings, plain=False).to_dict()
-    return _in_process(job, timeout) | failure
+    return _in_process(job) | failure
 
 
-def _in_process(job: dict[str, Any], timeout: float) -> dict[str, Any]:
+def _in_process(job: dict[str, Any]) -> dict[str, Any]:
     """What a worker writes for a job.
 
     Raises:
@@ -68,9 +70,9 @@ def _in_process(job: dict[str, Any], timeout: float) -> dict[str, Any]:
         job_file.write_text(json.dumps(job), encoding="utf-8")
         command = [sys.executable, "-m", "san.benchmark.worker", str(job_file), str(result_file)]
         try:
-            done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=timeout, check=False)
+            done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=_TIMEOUT, check=False)
         except subprocess.TimeoutExpired as error:
-            raise RuntimeError(f"took more than {timeout:.0f} s") from error
+            raise RuntimeError(f"took more than {_TIMEOUT} s") from error
         if done.returncode != 0:
             raise RuntimeError(_why(done.returncode, done.stderr))
         result: dict[str, Any] = json.loads(result_file.read_text(encoding="utf-8"))

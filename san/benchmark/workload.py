@@ -91,10 +91,10 @@ def drawn_images(case: Case, device: torch.device) -> list[Tensor]:
     return [torch.randint(0, 256, sizes, dtype=torch.uint8, generator=generator).to(device) for _ in range(case.batch)]
 
 
-def drawn_label_map(case: Case, size: tuple[int, int], *, seed: int, num_present: int = 12) -> Tensor:
-    """A label map (H, W) int64 of blocks: at most `num_present` classes, about one block in thirty ignored (-1)."""
+def drawn_label_map(case: Case, size: tuple[int, int], *, seed: int) -> Tensor:
+    """A label map (H, W) int64 of blocks: at most 12 classes, about one block in thirty ignored (-1)."""
     generator = torch.manual_seed(seed)
-    present = torch.randperm(case.classes, generator=generator)[:num_present]
+    present = torch.randperm(case.classes, generator=generator)[:12]
     blocks = present[torch.randint(0, len(present), (8, 8), generator=generator)]
     blocks[torch.rand(8, 8, generator=generator) < 1 / 30] = -1
     return F.interpolate(blocks[None, None].double(), size=size, mode="nearest")[0, 0].long()

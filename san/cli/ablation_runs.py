@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from san.cli.options import RUN_CONFIG
 from san.data.metrics_lines import metrics_lines
-from san.io.errors import excerpt, one_line, require_extra
+from san.io.errors import excerpt, listed, one_line, require_extra
 
 if TYPE_CHECKING:
     from san.d2.api import CfgNode
@@ -93,7 +93,7 @@ class AblationRun:
             ValueError: with the keys that differ.
         """
         from san.d2.config.keys import san_cfg
-        from san.d2.config.yaml_file import flatten, merge_file
+        from san.d2.config.yaml_file import flatten, merge_file, plain_value
 
         path = self.folder / RUN_CONFIG
         if not path.is_file():
@@ -105,17 +105,13 @@ class AblationRun:
         wrong = [
             f"{key} is {excerpt(there.get(key))} there and {excerpt(asked.get(key))} here"
             for key in dict.fromkeys([*asked, *there])
-            if not key.startswith(_WITHOUT_EFFECT) and _plain(there.get(key)) != _plain(asked.get(key))
+            if not key.startswith(_WITHOUT_EFFECT) and plain_value(there.get(key)) != plain_value(asked.get(key))
         ]
         if wrong:
             raise ValueError(
-                f"{self.folder} holds a run of other settings ({'; '.join(wrong[:3])}{'; ...' if wrong[3:] else ''}); "
+                f"{self.folder} holds a run of other settings ({listed(wrong, separator='; ')}); "
                 "give another --out, or move it away"
             )
-
-
-def _plain(value: Any) -> Any:
-    return [_plain(each) for each in value] if isinstance(value, (list, tuple)) else value
 
 
 def configuration_name(path: Path) -> str:
@@ -181,19 +177,12 @@ def _command(config: Path, common: RunOptionsForAll, own: Sequence[str]) -> tupl
     return (sys.executable, "-m", "san", "train", *options, *common.overrides, *own)
 
 
-Execute = Callable[[Sequence[str], Path], int]
-"""Runs a command, its output added to a file; returns the exit status."""
-
-
-def run_serially(
-    runs: Sequence[AblationRun], say: Callable[[str], object], execute: Execute | None = None
-) -> dict[tuple[str, int], str]:
+def run_serially(runs: Sequence[AblationRun], say: Callable[[str], object]) -> dict[tuple[str, int], str]:
     """Trains what is not finished, one after the other; a run that fails stops none but those that start from it.
 
     Args:
         runs: see `plan_ablation`.
         say: is given a line at each start and end.
-        execute: runs a command; by default `run_command`.
 
     Returns:
         Why runs are not finished, by name and seed.
@@ -211,7 +200,7 @@ def run_serially(
                 raise ValueError(f"not run, as {run.after.name}, whose weights it starts from, is not finished")
             say(f"{title}: {'goes on' if (run.folder / METRICS).is_file() else 'starts'}; log: {run.folder / LOG}")
             run.folder.mkdir(parents=True, exist_ok=True)
-            status = (execute or run_command)(run.command, run.folder / LOG)
+            status = run_command(run.command, run.folder / LOG)
             if status == STOPPED:
                 problem = "was asked to stop; the same command goes on"
             elif status or run.final_metrics() is None:

@@ -17,7 +17,7 @@ from san.clip.prompts import Prompts
 from san.clip.text_embedder import TextEmbedder, TextEmbeddings
 from san.clip.text_tower import TextTower
 from san.clip.tokenizer import Tokenizer
-from san.io.errors import excerpt
+from san.io.errors import excerpt, listed
 from san.torch_defaults import without_autocast
 from san.vocabulary.classes import ClassText
 
@@ -72,9 +72,8 @@ class TextClassifier(TextTower):
             self._logged.clear()
         self._logged.update(unknown, cut)
         if unknown:
-            shown = ", ".join(map(excerpt, unknown[:_MAX_SHOWN]))
-            more = f" and {len(unknown) - _MAX_SHOWN} more" if len(unknown) > _MAX_SHOWN else ""
-            logger.warning("the small CLIP has never met %s%s: embeddings of it mean little", shown, more)
+            shown = listed(map(excerpt, unknown), _MAX_SHOWN)
+            logger.warning("the small CLIP has never met %s: embeddings of it mean little", shown)
         if cut:
             more = f" (and {len(cut) - 1} more such names)" if len(cut) > 1 else ""
             logger.warning("%s%s", text.cut[cut[0]], more)

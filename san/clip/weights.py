@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from san.clip.weights_file import DAMAGED, flaw_of, open_archive, read_tensors
-from san.io.errors import excerpt, one_line
+from san.io.errors import excerpt, listed, one_line
 from san.io.files import sha256_of
 from san.torch_defaults import torch_defaults
 
 _MAX_SCRIPT = 4 << 30  # bytes; OpenAI's largest archive has 1.3 GB
-_MOST_SHOWN = 40
 _FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.float8_e4m3fn, torch.float8_e5m2}
 """Number types that a tensor of weights may be converted from and to."""
 
@@ -93,10 +92,9 @@ def misfits(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[s
     return lines
 
 
-def listed(lines: list[str]) -> str:
-    """The first lines in one, and how many more there are."""
-    more = f"; and {len(lines) - _MOST_SHOWN} more" if len(lines) > _MOST_SHOWN else ""
-    return "; ".join(lines[:_MOST_SHOWN]) + more
+def listed_tensors(lines: Iterable[str]) -> str:
+    """What is wrong with tensors, a line each, in one text."""
+    return listed(lines, 40, "; ")
 
 
 @torch_defaults()
@@ -119,8 +117,8 @@ def check_finite(tensors: Mapping[str, Tensor], label: str) -> None:
                 lines.append(f"{_shown(key)} ({count:,} of {value.numel():,})")
     if lines:
         raise ValueError(
-            f"{label} holds NaN or infinite weights in {len(lines)} of {len(tensors)} tensors: {listed(lines)}; "
-            "use a file from before the training broke down, or download it again"
+            f"{label} holds NaN or infinite weights in {len(lines)} of {len(tensors)} tensors: "
+            f"{listed_tensors(lines)}; use a file from before the training broke down, or download it again"
         )
 
 

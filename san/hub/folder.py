@@ -23,7 +23,7 @@ from san.clip.loader import LoadedClip
 from san.clip.tokenizer import BpeTokenizer, CompactTokenizer, fitting_tokenizer
 from san.hub.card import model_card
 from san.hub.remote import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
-from san.io.errors import excerpt, one_line
+from san.io.errors import excerpt, listed, one_line
 from san.io.files import write_together
 from san.model.build import ModelClass, build_san, outline
 from san.model.config import SANConfig
@@ -210,9 +210,8 @@ def _full_name(kind: Any) -> str:
 
 def _listed(parts: tuple[tuple[str, str], ...]) -> str:
     """Format parts for a message."""
-    shown = [f"{one_line(name, limit=100) or 'the model'} of {one_line(kind, limit=100)}" for name, kind in parts[:10]]
-    more = f" and {len(parts) - 10} more" if len(parts) > 10 else ""
-    return ", ".join(shown) + more or "no custom parts"
+    shown = [f"{one_line(name, limit=100) or 'the model'} of {one_line(kind, limit=100)}" for name, kind in parts]
+    return listed(shown, 10) or "no custom parts"
 
 
 def read_config(folder: Path) -> FolderConfig:

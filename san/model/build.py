@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from san.clip.arch import ClipArch
 from san.clip.loader import LoadedClip, load_clip
 from san.clip.tokenizer import Tokenizer
-from san.clip.weights import check_finite, listed, misfits
+from san.clip.weights import check_finite, listed_tensors, misfits
 from san.model.config import SANConfig, resolve, unseen_pixels, unusual_depth
 from san.model.san import SANModel
 from san.record import FieldError
@@ -133,7 +133,7 @@ def _check_clip_weights(model: SANModel, own: Mapping[str, Tensor]) -> None:
     if wrong:
         raise FieldError(
             f"the weights {clip.pretrained!r} do not fit CLIP {clip.name!r}; set clip.name to the model they "
-            f"belong to. {len(wrong)} tensors differ: {listed(sorted(wrong))}",
+            f"belong to. {len(wrong)} tensors differ: {listed_tensors(sorted(wrong))}",
             "clip.name",
         )
     check_finite(own, f"the file of CLIP weights {clip.pretrained!r}")

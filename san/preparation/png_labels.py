@@ -8,6 +8,7 @@ from pathlib import Path
 
 from san.data.benchmarks import Benchmark
 from san.data.pairing import pair_files
+from san.io.errors import listed
 from san.preparation.encoding import check_raw_values, class_table, fit_to_image, read_indices, write_labels
 from san.preparation.plan import MakeLabel, SplitPlan, file_size, plan_pairs
 from san.preparation.sources import PreparationOptions
@@ -69,7 +70,4 @@ def plan_png_split(
 
 
 def _lonely(what: str, files: Sequence[str]) -> list[str]:
-    if not files:
-        return []
-    shown = ", ".join(files[:3]) + (", …" if len(files) > 3 else "")
-    return [f"{len(files)} {what}: {shown}; unpack both downloads again"]
+    return [f"{len(files)} {what}: {listed(files)}; unpack both downloads again"] if files else []

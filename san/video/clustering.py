@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+_MAX_ITERATIONS = 100
+
 
 @dataclass(frozen=True)
 class Clusters:
@@ -21,7 +23,7 @@ class Clusters:
     labels: Tensor
 
 
-def kmeans(points: Tensor, count: int, *, seed: int = 0, max_iterations: int = 100) -> Clusters:
+def kmeans(points: Tensor, count: int, *, seed: int = 0) -> Clusters:
     """Lloyd's algorithm from the centres that k-means++ draws, until no point changes its centre.
 
     It runs in float64 on the CPU: the result depends on the points and the seed alone.
@@ -30,7 +32,6 @@ def kmeans(points: Tensor, count: int, *, seed: int = 0, max_iterations: int = 1
         points: (N, S), finite.
         count: of centres. There are fewer where there are fewer distinct points.
         seed: of the draws.
-        max_iterations: of Lloyd's algorithm.
 
     Raises:
         ValueError: there is no point, or `count` is not positive.
@@ -41,7 +42,7 @@ def kmeans(points: Tensor, count: int, *, seed: int = 0, max_iterations: int = 1
     points = points - (middle := points.mean(dim=0))  # differences of large numbers would lose digits
     centres = _first_centres(points, count, torch.Generator().manual_seed(seed))
     labels = torch.full((len(points),), -1)
-    for _ in range(max_iterations):
+    for _ in range(_MAX_ITERATIONS):
         distances, nearest = _distances(points, centres).min(dim=1)
         _fill_empty(distances, nearest, len(centres))
         if torch.equal(nearest, labels):

@@ -125,10 +125,8 @@ class VideoReader:
         return in_background(self._upright(), _AHEAD)
 
     def _upright(self) -> Iterator[VideoFrame]:
-        last = None
-        number = 0
-        frame = self._first
-        self._first = None
+        last, number = None, 0
+        frame, self._first = self._first, None
         step = max(1, round(1 / (self.info.rate * self.info.time_base)))
         while frame is not None:
             if self._has_changed(frame, number):
@@ -339,8 +337,7 @@ class _Places:
     """A number of things, and the times of the first and the last."""
 
     def __init__(self, what: str) -> None:
-        self.what, self.count = what, 0
-        self.times: list[float] = []
+        self.what, self.count, self.times = what, 0, list[float]()
 
     def add(self, time: float | None) -> None:
         self.count += 1

@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from san.io.errors import MAX_LINE, MissingExtraError, brief_repr, excerpt, one_line, printable, require_extra
+from san.io.errors import MAX_LINE, MissingExtraError, brief_repr, excerpt, listed, one_line, printable, require_extra
+
+
+def test_the_first_items_are_listed() -> None:
+    assert listed([]) == ""
+    assert listed([1, 2, 3]) == "1, 2, 3"
+    assert listed(range(2004)) == "0, 1, 2 and 2,001 more"
+    assert listed("abc", 2, "; ") == "a; b; and 1 more"
 
 
 def test_a_message_is_one_line_of_bounded_length() -> None:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from san.d2.api import CfgNode, forget_log_files
-from san.io.errors import excerpt, one_line, printable
+from san.io.errors import excerpt, listed, one_line, printable
 from san.io.files import replacing
 from san.io.plain_file import read_plain_file
 
@@ -65,7 +65,7 @@ def occupied(folder: Path, *, resume: bool, move_aside: bool) -> Iterator[None]:
         if not resume and (found := traces_of_run(folder)):
             if not move_aside:
                 raise ValueError(
-                    f"OUTPUT_DIR {folder} already has a run ({', '.join(found[:3])}{', ...' if found[3:] else ''}); "
+                    f"OUTPUT_DIR {folder} already has a run ({listed(found)}); "
                     "resume it with --resume, move it aside with --move-aside, or use another OUTPUT_DIR"
                 )
             logger.warning("The run in %s was moved to %s", folder, move_run(folder))

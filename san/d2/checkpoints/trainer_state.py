@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from san.clip.weights import listed
+from san.clip.weights import listed_tensors
 from san.clip.weights_file import flaw_of
 from san.d2.api import CfgNode, HookBase
 from san.d2.config.yaml_file import flatten
@@ -228,7 +228,7 @@ def check_finite_run(model: nn.Module, optimizer: torch.optim.Optimizer, iterati
     if wrong:
         raise FloatingPointError(
             f"after iteration {iteration} {len(wrong)} of {len(floats)} trained tensors and moments are NaN or "
-            f"infinite ({listed(wrong)}); no checkpoint of them is written, earlier ones are unchanged; lower "
+            f"infinite ({listed_tensors(wrong)}); no checkpoint of them is written, earlier ones are unchanged; lower "
             "SOLVER.BASE_LR, then resume from an earlier checkpoint with --resume, or start a new run"
         )
 

@@ -25,7 +25,15 @@ from san.d2.config.checks import check_values
 from san.d2.config.coerce import coerce
 from san.d2.config.imports import import_configured
 from san.d2.config.schema import FORMS, KEYS, SECTIONS, Section, part_keys
-from san.d2.config.yaml_file import expand_paths, flatten, merge_file, merge_overrides, override_pairs, use_datasets
+from san.d2.config.yaml_file import (
+    expand_paths,
+    flatten,
+    merge_file,
+    merge_overrides,
+    override_pairs,
+    plain_value,
+    use_datasets,
+)
 from san.d2.solver import SolverConfig
 from san.data.transforms import AugmentationConfig
 from san.io.errors import excerpt
@@ -57,7 +65,7 @@ def san_cfg() -> CfgNode:
 def _add_keys(cfg: CfgNode, engine: Mapping[str, Any]) -> None:
     """Sets every key to its default, but those whose default is the engine's: the user may have changed them."""
     for key in KEYS.values():
-        if key.name in engine and _plain(engine[key.name]) == _plain(key.default):
+        if key.name in engine and plain_value(engine[key.name]) == plain_value(key.default):
             continue
         *sections, leaf = key.name.split(".")
         node = cfg
@@ -65,10 +73,6 @@ def _add_keys(cfg: CfgNode, engine: Mapping[str, Any]) -> None:
             node = node.setdefault(section, CfgNode())
         node[leaf] = CfgNode(new_allowed=True) if key.is_table else copy.copy(key.default)
     cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
 
 
 def load_config(

@@ -200,7 +200,7 @@ def warn_without_effect(content: Mapping[str, Any], *sections: str) -> None:
     defaults, changed = dict(flatten(get_cfg())), []
     for key, value in flatten({section: content[section] for section in sections or content if section in content}):
         name = foreign_name(key)
-        if name is None or key not in defaults or _plain(value) == _plain(defaults[key]):
+        if name is None or key not in defaults or plain_value(value) == plain_value(defaults[key]):
             continue
         instead = INSTEAD[name]
         if instead is not None:
@@ -209,9 +209,9 @@ def warn_without_effect(content: Mapping[str, Any], *sections: str) -> None:
         _warn_once(f"Keys of Detectron2 that have no effect on SAN are set: {', '.join(changed)}")
 
 
-def _plain(value: Any) -> Any:
+def plain_value(value: Any) -> Any:
     """A value as YAML gives it back."""
-    return [_plain(each) for each in value] if isinstance(value, (list, tuple)) else value
+    return [plain_value(each) for each in value] if isinstance(value, (list, tuple)) else value
 
 
 @functools.cache
@@ -219,9 +219,9 @@ def _warn_once(message: str) -> None:
     logger.warning(message)
 
 
-def leaf_keys(cfg: CfgNode, prefix: str = "") -> list[str]:
+def leaf_keys(cfg: CfgNode) -> list[str]:
     """All dotted keys of a configuration that hold a value."""
-    return [key for key, _ in flatten(cfg, prefix)]
+    return [key for key, _ in flatten(cfg)]
 
 
 def _set(

@@ -15,6 +15,7 @@ from san.d2.checkpoints.checkpointer import write_checkpoint
 from san.d2.data.bad_data import MAX_NAMED_FILES, write_json
 from san.d2.data.batches import BatchSample
 from san.d2.train.iteration import NonFiniteError, PendingLosses
+from san.io.errors import listed
 
 logger = logging.getLogger("san.d2.iteration_log")
 
@@ -105,8 +106,8 @@ class IterationLog:
         self._in_a_row.append({"iteration": iteration, "processes": everyone})
         problems = "; ".join(dict.fromkeys(each["problem"] for each in everyone))
         files = [file for each in everyone for step in each["steps"] for file in step["files"]]
-        named = ", ".join(files[:MAX_NAMED_FILES]) + (", ..." if len(files) > MAX_NAMED_FILES else "")
-        what, count = f"iteration {iteration}, images {named}: {problems}", len(self._in_a_row)
+        what = f"iteration {iteration}, images {listed(files, MAX_NAMED_FILES)}: {problems}"
+        count = len(self._in_a_row)
         if count >= self.max_skipped:
             raise FloatingPointError(
                 f"{what}. {count} updates in a row (SOLVER.MAX_NONFINITE) were left out and training stops, "

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from san.clip.weights import listed
+from san.clip.weights import listed_tensors
 from san.clip.weights_file import flaw_of
 from san.io.errors import excerpt
 
@@ -128,6 +128,6 @@ class WeightAverage:
                 wrong.append(f"{name} is NaN or infinite")
         if wrong:
             raise ValueError(
-                f"its averaged weights (ema) are not those of this run's trained tensors: {listed(wrong)}; set "
+                f"its averaged weights (ema) are not those of this run's trained tensors: {listed_tensors(wrong)}; set "
                 "SOLVER.EMA.ENABLED to False to go on without them"
             )
