@@ -166,7 +166,7 @@ def with_average(content: Mapping[str, Any], label: str) -> dict[str, Any]:
         The content without "ema".
 
     Raises:
-        ValueError: the averages are no tensors of the model.
+        ValueError: the averages are not tensors of the model.
     """
     if "ema" not in content:
         return {**content}

@@ -382,7 +382,7 @@ def test_damaged_folders(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"model.safetensors.*side_adapter.query_embed: missing"):
         load_pretrained(folder)
     (folder / "model.safetensors").write_bytes(b"\x08")
-    with pytest.raises(ValueError, match=r"model.safetensors.* is no readable weights file"):
+    with pytest.raises(ValueError, match=r"model.safetensors.* cannot be read as a weights file"):
         load_pretrained(folder)
     (folder / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config.json.* is not valid JSON"):
@@ -631,7 +631,7 @@ def test_cache_dir_is_for_the_weights_of_clip_too(
     save_slim(make(), tmp_path / "slim.pth")
     given: dict[str, Any] = {"config": variant("vit_b16", pretrained="some_tag"), "cache_dir": tmp_path / "cache"}
     for offline in (False, True):
-        with pytest.raises(ValueError, match=rf"{tmp_path}/cache/models--me--tiny/.* holds no class-token ViT CLIP"):
+        with pytest.raises(ValueError, match=rf"{tmp_path}/cache/models--me--tiny/.* contains no class-token ViT CLIP"):
             load_pretrained(tmp_path / "slim.pth", local_files_only=offline, **given)
         assert hub.asked, "nothing was downloaded"
         count = len(hub.asked)

@@ -1,4 +1,7 @@
-"""Inference and evaluation: images to label maps, and counting those.  Q queries, C classes, (H, W) output."""
+"""Workloads of inference and evaluation: images to label maps, and their confusion matrix.
+
+Q queries, C classes, (H, W) output.
+"""
 
 from __future__ import annotations
 
@@ -25,13 +28,13 @@ from san.model.san import SANModel
 from san.postprocess import Geometry, semantic_labels
 
 IGNORED = 65535
-"""Label of pixels that count nowhere."""
+"""Label of ignored pixels."""
 
 
 def make_workload(case: Case, device: torch.device, *, plain: bool) -> Workload:
-    """Images and text embedding are there; a run ends with the label maps on the device, or counted.
+    """Set up inference or evaluation; images and text embeddings exist, label maps stay on the device.
 
-    The network computes its class logits, and the label maps are made of a drawn scene's in their place.
+    The network computes class logits, but the label maps are made from those of a synthetic scene.
 
     The parts are "input" (normalising, padding, CLIP's smaller copy), "shallow CLIP", "side network", "heads" (masks
     and attention biases), "recognition" (CLIP's deep blocks) and "output" (class logits and label map), compiled
@@ -69,7 +72,7 @@ def make_workload(case: Case, device: torch.device, *, plain: bool) -> Workload:
 
 
 def count_run(case: Case, recorder: Recorder, *, plain: bool) -> None:
-    """The network and the label map without numbers, for counting; class logits take next to nothing."""
+    """Run network and label map without values, for counting; class logits are negligible."""
     meta = torch.device("meta")
     model = draw_model(case, meta, PlainSAN if plain else SANModel).eval()
     labels = plain_labels if plain else semantic_labels
@@ -84,13 +87,13 @@ def count_run(case: Case, recorder: Recorder, *, plain: bool) -> None:
 
 
 def geometry(case: Case, batch: torch.Tensor) -> Geometry:
-    """Sizes of the images of a padded batch (B, 3, H, W) and of their label maps."""
+    """Return the sizes of the images of a padded batch (B, 3, H, W) and of their label maps."""
     height, width = batch.shape[2:]
     return Geometry((height, width), (case.height, case.width), (case.out_height, case.out_width))
 
 
 class _Counts:
-    """What an evaluation does with a label map."""
+    """Return the function that an evaluation applies to label maps."""
 
     def __init__(self, case: Case) -> None:
         truth = drawn_label_map(case, (case.out_height, case.out_width), seed=3)

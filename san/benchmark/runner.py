@@ -1,4 +1,4 @@
-"""Case after case, each in a fresh process, so that memory is its own and nothing is warm from another's."""
+"""Runs each case in a new process, so that memory and caches do not affect each other."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from san.benchmark.measure import Settings
 REPO = Path(__file__).resolve().parent.parent.parent
 
 _TIMEOUT = 3600
-"""Seconds that a process may take."""
+"""Time limit of a process, seconds."""
 
 _EXCEPTION = re.compile(r"^[\w.]*(Error|Exception|Interrupt)\b")
 
 
 def run_cases(cases: Iterable[Case], settings: Settings) -> Iterator[dict[str, Any]]:
-    """Measures cases one after the other.
+    """Measure cases one after the other.
 
     Args:
         cases: what to measure.
-        settings: how.
+        settings: of the measurement.
 
     Yields:
-        Per case what `measure` returns, with the plain path's own peak memory; where that path failed, without it and
-        with "plain_error"; {"case", "error"} where the case failed. An error is one line. The other cases go on.
+        per case the result of `measure`, with the peak memory of the plain path, or with "plain_error" if that path
+        failed; {"case", "error"} if the case failed. An error is one line; the other cases continue.
     """
     for case in cases:
         try:
@@ -44,7 +44,7 @@ def run_cases(cases: Iterable[Case], settings: Settings) -> Iterator[dict[str, A
 
 
 def _measured(case: Case, settings: Settings) -> dict[str, Any]:
-    """The record of a case; the plain path may fail, as it needs more memory."""
+    """Return the record of a case; the plain path may fail, as it needs more memory."""
     job = {"case": case.to_dict(), "settings": settings.to_dict()}
     failure = {}
     if settings.plain:
@@ -60,7 +60,7 @@ def _measured(case: Case, settings: Settings) -> dict[str, Any]:
 
 
 def _in_process(job: dict[str, Any]) -> dict[str, Any]:
-    """What a worker writes for a job.
+    """Run a job in a worker, and return its record.
 
     Raises:
         RuntimeError: it failed or took too long.
@@ -80,7 +80,7 @@ def _in_process(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _why(code: int, stderr: str) -> str:
-    """One line on a process that failed: its exception's first line, or the last that it wrote."""
+    """Describe a failed process in one line: the first line of its exception, or its last line."""
     if code < 0:
         hint = ", as the system does when memory is used up" if -code == signal.SIGKILL else ""
         return f"ended by {signal.Signals(-code).name}{hint}"

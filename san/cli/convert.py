@@ -1,12 +1,12 @@
-r"""Converts a checkpoint to another form, without optimiser and schedule.
+r"""Convert a checkpoint to another format, without optimiser and schedule.
 
 Example:
   san convert output/shapes/model_final.pth --config-file configs/shapes/san_shapes.yaml --to slim --half --out san.pth
 
 published   all tensors under the names and shapes of the authors' .pth files
 own         all tensors under this project's names
-slim        the trained tensors alone, a few MB; loads beside the same frozen CLIP, and is refused beside another
-folder      model.safetensors with all tensors, config.json and a model card: what `load_pretrained` and the hub take
+slim        the trained tensors only, a few MB; loads only with the same frozen CLIP
+folder      model.safetensors with all tensors, config.json and a model card, for `load_pretrained` and the hub
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from san.cli.options import path_option
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the command's options."""
+    """Add the command's options."""
     parser.add_argument("checkpoint", type=path_option, metavar="FILE", help="any SAN checkpoint, published or own")
     parser.add_argument("--config-file", required=True, metavar="FILE", help="the configuration it was trained with")
     parser.add_argument("--to", required=True, choices=("published", "own", "slim", "folder"), help="the form to write")
@@ -28,10 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Reads the checkpoint, checks it against the model, and writes; returns the exit code.
+    """Read the checkpoint, check it against the model, and write; return the exit code.
 
     Raises:
-        ValueError, OSError: the output exists, or configuration and checkpoint do not fit together.
+        ValueError, OSError: the output exists, or configuration and checkpoint do not fit.
     """
     import torch
 

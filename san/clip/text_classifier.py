@@ -23,12 +23,12 @@ from san.vocabulary.classes import ClassText
 
 logger = logging.getLogger(__name__)
 
-_MAX_LOGGED = 32_768  # remarks remembered, so that each is logged once
+_MAX_LOGGED = 32_768  # remembered remarks, each of which is logged once
 _MAX_SHOWN = 10  # words in one warning
 
 
 class TextClassifier(TextTower):
-    """CLIP's frozen text tower with a learnt embedding for "no object".
+    """CLIP's frozen text tower, with a learnt embedding for "no object".
 
     Args:
         arch: the CLIP's architecture.
@@ -36,19 +36,19 @@ class TextClassifier(TextTower):
         prompts: names to prompts.
 
     Attributes:
-        embedder: names to embeddings, with the memory of them and the remarks on them.
+        embedder: names to embeddings, with caches and remarks.
     """
 
     def __init__(self, arch: ClipArch, tokenizer: Tokenizer, prompts: Prompts) -> None:
         super().__init__(arch)
         self.logit_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
         self.no_object_embed = nn.Parameter(torch.randn(1, arch.embed_dim) * arch.embed_dim**-0.5)
-        nn.init.normal_(self.token_embedding.weight, std=0.02)  # last: what a seed draws depends on the order
+        nn.init.normal_(self.token_embedding.weight, std=0.02)  # last: random numbers depend on the order
         self.embedder = TextEmbedder(tokenizer, prompts)
         self._logged: set[str] = set()
 
     def embed(self, classes: Sequence[str | ClassText]) -> Tensor:
-        """Text embeddings (C, E), see `TextEmbedder.embed`, whose remarks are logged, each once."""
+        """Return text embeddings (C, E), see `TextEmbedder.embed`; logs each remark once."""
         text = self.embedder.embed(self, classes)
         self._log_remarks(text)
         return text.vectors
@@ -56,7 +56,7 @@ class TextClassifier(TextTower):
     def logits(self, sls_embed: Tensor, text_embed: Tensor) -> Tensor:
         """Class logits (B, Q, C + 1), "no object" last, of unit-length [SLS] embeddings (B, Q, E) for names (C, E).
 
-        In float32 also under autocast: half precision would be off by up to 0.3 at the scale of trained weights.
+        Computed in float32 also under autocast: half precision has errors of up to 0.3 at the trained logit scale.
         """
         with without_autocast(sls_embed.device):
             no_object = F.normalize(self.no_object_embed.float(), dim=-1)
@@ -65,7 +65,7 @@ class TextClassifier(TextTower):
         return logits
 
     def _log_remarks(self, text: TextEmbeddings) -> None:
-        """One warning for the unknown words and one for the texts that are cut, of those not logged before."""
+        """Log one warning for new unknown words, and one for new texts that are cut."""
         unknown = [word for word in text.unknown if word not in self._logged]
         cut = [name for name in text.cut if name not in self._logged]
         if len(self._logged) > _MAX_LOGGED:
@@ -73,7 +73,7 @@ class TextClassifier(TextTower):
         self._logged.update(unknown, cut)
         if unknown:
             shown = listed(map(excerpt, unknown), _MAX_SHOWN)
-            logger.warning("the small CLIP has never met %s: embeddings of it mean little", shown)
+            logger.warning("the small CLIP does not know %s: their embeddings mean little", shown)
         if cut:
             more = f" (and {len(cut) - 1} more such names)" if len(cut) > 1 else ""
             logger.warning("%s%s", text.cut[cut[0]], more)

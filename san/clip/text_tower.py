@@ -15,7 +15,7 @@ from san.clip.blocks import Block
 
 
 class Transformer(nn.Module):
-    """Causal blocks in a row."""
+    """A sequence of causal blocks."""
 
     def __init__(self, arch: ClipArch) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class Transformer(nn.Module):
 
 
 class TextTower(nn.Module):
-    """The text side of a CLIP, under open_clip's names.
+    """The text side of a CLIP, with open_clip's names.
 
     Args:
         arch: the CLIP's architecture.
@@ -54,13 +54,13 @@ class TextTower(nn.Module):
         return self.text_projection.device
 
     def encode_text(self, tokens: Tensor) -> Tensor:
-        """Embeddings (N, E), not normalised, of token ids (N, T); read at end-of-text, the largest id of a row."""
+        """Return embeddings (N, E), not normalised, of token ids (N, T), read at end-of-text (the largest id)."""
         tokens_embed = self.token_embedding(tokens) + self.positional_embedding[: tokens.shape[1]]
         x: Tensor = self.ln_final(self.transformer(tokens_embed))
         end = x[torch.arange(len(x), device=x.device), tokens.argmax(dim=-1)]  # (N, D)
         return end @ self.text_projection
 
     def tower_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """All that an embedding depends on, by name; nothing that a subclass adds."""
+        """Yield the parameters that an embedding depends on, without those of a subclass."""
         parts = ("token_embedding", "positional_embedding", "transformer", "ln_final", "text_projection")
         return ((name, value) for name, value in self.named_parameters() if name.split(".")[0] in parts)

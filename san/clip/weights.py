@@ -1,4 +1,4 @@
-"""Weights of a CLIP from a file, and what all weights are looked at for before a model takes them."""
+"""Reads CLIP weights from a file, and checks weights before a model loads them."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ _FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.fl
 
 
 def read_clip_weights(path: Path, *, trusted_scripts: Callable[[], Container[str]]) -> tuple[dict[str, Tensor], bool]:
-    """CLIP weights, as precise as the file has them, under open_clip's names; and whether the file is OpenAI's own.
+    """Read CLIP weights in the file's precision, with open_clip's names, and whether the file is OpenAI's.
 
     Args:
-        path: a weights file; OpenAI published TorchScript archives, which hold code beside the weights.
-        trusted_scripts: gives the SHA-256 of the archives that may be opened.
+        path: a weights file; OpenAI's TorchScript archives also contain code.
+        trusted_scripts: returns the SHA-256 of archives that may be opened.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is damaged, no CLIP, or a TorchScript archive other than the trusted ones.
+        FileNotFoundError: the file does not exist.
+        ValueError: it is damaged, not a CLIP, or a TorchScript archive that is not trusted.
     """
     loaded = _read_script(path, trusted_scripts()) if _is_script(path) else read_tensors(path)
     state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else loaded
@@ -40,7 +40,7 @@ def read_clip_weights(path: Path, *, trusted_scripts: Callable[[], Container[str
     }
     if "visual.class_embedding" not in state:
         raise ValueError(
-            f"{str(path)!r} holds no class-token ViT CLIP in open_clip's naming; give a file that open_clip reads"
+            f"{str(path)!r} contains no class-token ViT CLIP with open_clip's names; give a file that open_clip reads"
         )
     openai = "input_resolution" in state
     keep = {key: value for key, value in state.items() if value.is_floating_point() and not key.endswith("attn_mask")}
@@ -63,7 +63,7 @@ def _read_script(path: Path, trusted: Container[str]) -> Mapping[str, Tensor]:
     digest = sha256_of(path) if path.stat().st_size <= _MAX_SCRIPT else "not computed: it is too large"
     if digest not in trusted:
         raise ValueError(
-            f"{str(path)!r} is a TorchScript archive, which can run code, and none that OpenAI published (SHA-256 "
+            f"{str(path)!r} is a TorchScript archive, which can run code, and is not one of OpenAI's (SHA-256 "
             f"{digest}); save its state_dict as a .safetensors file and give that"
         )
     state: Mapping[str, Tensor] = torch.jit.load(path, map_location="cpu").state_dict()
@@ -71,7 +71,7 @@ def _read_script(path: Path, trusted: Container[str]) -> Mapping[str, Tensor]:
 
 
 def misfits(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
-    """What keeps tensors from being loaded into a model's, a line each: nothing is copied to find out.
+    """Return why tensors cannot be loaded into a model, a line each, without copying anything.
 
     Args:
         found: tensors by name.
@@ -93,20 +93,20 @@ def misfits(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[s
 
 
 def listed_tensors(lines: Iterable[str]) -> str:
-    """What is wrong with tensors, a line each, in one text."""
+    """Join the lines about tensors into one text."""
     return listed(lines, 40, "; ")
 
 
 @torch_defaults()
 def check_finite(tensors: Mapping[str, Tensor], label: str) -> None:
-    """Refuses weights that are NaN or infinite, or would be in single precision.
+    """Refuse weights that are NaN or infinite, or would be in single precision.
 
     Args:
-        tensors: by name; complex ones are not looked at.
-        label: where they are from, for the message.
+        tensors: by name; complex ones are not checked.
+        label: their source, for the message.
 
     Raises:
-        ValueError: with the tensors, and how many of their values it is.
+        ValueError: names the tensors and the number of such values.
     """
     lines = []
     for key, value in tensors.items():
@@ -118,17 +118,17 @@ def check_finite(tensors: Mapping[str, Tensor], label: str) -> None:
     if lines:
         raise ValueError(
             f"{label} holds NaN or infinite weights in {len(lines)} of {len(tensors)} tensors: "
-            f"{listed_tensors(lines)}; use a file from before the training broke down, or download it again"
+            f"{listed_tensors(lines)}; use a file from before training diverged, or download it again"
         )
 
 
 def _shown(key: str) -> str:
-    """A name out of a file as a message can show it."""
+    """Return a name from a file, safe for a message."""
     return one_line(key, limit=100) or excerpt(key)
 
 
 def weights_fingerprint(state_dict: Mapping[str, Tensor]) -> str:
-    """A short hash of names, shapes and a sample of every tensor's values."""
+    """Return a short hash of names, shapes and a sample of every tensor's values."""
     digest = hashlib.sha256()
     for key in sorted(state_dict):
         value = state_dict[key].detach().flatten()

@@ -33,7 +33,7 @@ class Pairing:
         labels_without_image: label files that no image file belongs to.
         duplicates: files that have the stem of another one of their kind, and so cannot be told apart.
         shared_images: whether images without a label are meant to be there.
-        skipped: files and folders that are no part of it, see `san.io.listing`.
+        skipped: files and folders that are not part of it, see `san.io.listing`.
     """
 
     pairs: tuple[Pair, ...]
@@ -129,7 +129,7 @@ def read_pair_list(path: str | Path) -> Pairing:
 
     Raises:
         FileNotFoundError: the list, or a file that it names, is missing.
-        ValueError: the list is no text or empty, a line has not two columns, or an image is listed twice.
+        ValueError: the list is not text or empty, a line has not two columns, or an image is listed twice.
     """
     path = Path(path)
     pairs: list[Pair] = []

@@ -1,4 +1,4 @@
-"""What a segmented video leaves behind: an overlay video, a label map per frame, and a record; made in the background.
+"""Writes the results of a video in the background: an overlay video, label maps, and a record.
 
 (H, W) frame.
 """
@@ -28,22 +28,22 @@ from san.vocabulary.vocabulary import Vocabulary
 
 
 class VideoResults:
-    """Writes results frame by frame: pictures are made in some threads, and encoded in one more.
+    """Writes results frame by frame; threads draw the pictures, and one more encodes them.
 
-    Leaving the context finishes the files, also after an error: what was added before is kept.
+    Leaving the context finishes the files, also after an error, with the results so far.
 
     Args:
-        stem: how the files' names begin, with the folder.
-        formats: of `san.io.files.VIDEO_FORMATS`.
+        stem: folder and beginning of the file names.
+        formats: some of `san.io.files.VIDEO_FORMATS`.
         source: the video file.
-        info: of it.
+        info: its properties.
         vocabulary: the classes.
-        workers: threads that make pictures.
+        workers: number of threads that draw.
         tags: write names of classes into the overlay.
         settings: plain data about how the results were made, for the record.
 
     Attributes:
-        num_frames: added so far.
+        num_frames: number of frames added so far.
         problems: what could not be read or written, in words; the record names them.
     """
 
@@ -64,7 +64,7 @@ class VideoResults:
         self._settings = dict(settings or {})
         self._stem, self._formats, self._source, self._info = stem, formats, source, info
         self._vocabulary, self._workers, self._tags = vocabulary, workers, tags
-        self._counts = np.zeros(len(vocabulary) + 1, np.int64)  # pixels per class, and of none
+        self._counts = np.zeros(len(vocabulary) + 1, np.int64)  # pixels per class, and without a class
         self._waiting: deque[Future[None]] = deque()
         self._writer: VideoWriter | None = None
 
@@ -74,7 +74,7 @@ class VideoResults:
             if "labels" in self._formats:
                 self._label_file(0).parent.mkdir(parents=True, exist_ok=True)
                 for old in self._label_file(0).parent.iterdir():
-                    if re.fullmatch(r"\d{6,}\.png", old.name):  # of a longer video, perhaps
+                    if re.fullmatch(r"\d{6,}\.png", old.name):  # perhaps from an earlier, longer video
                         old.unlink()
             if "overlay" in self._formats:
                 target = self._stem.with_name(f"{self._stem.name}_overlay{self._info.ending}")
@@ -102,11 +102,11 @@ class VideoResults:
             self._write_record([*self.problems, *([str(error) or type(error).__name__] if error else [])])
 
     def report(self, problems: Iterable[str]) -> None:
-        """Adds problems that the record names."""
+        """Add problems, which the record lists."""
         self.problems += problems
 
     def add(self, result: Segmentation, time: int) -> None:
-        """The next frame's result, and its time.
+        """Add the result and the time of the next frame.
 
         Raises:
             OSError: an earlier one could not be written.

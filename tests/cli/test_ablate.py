@@ -137,7 +137,7 @@ def test_another_base_and_an_unknown_metric(folder: Path, fake: FakeRuns, capsys
     assert fake.done == [("base", "0"), ("few", "0")]
     assert "| q/few | 1 | 40.0 | -10.0 |" in capsys.readouterr().out
     assert main([*command, "--metric", "mIoU"]) == 1
-    assert "--metric 'mIoU' is no metric of these runs; there are voc_sem_seg_val/mIoU" in capsys.readouterr().err
+    assert "--metric 'mIoU' is not a metric of these runs; there are voc_sem_seg_val/mIoU" in capsys.readouterr().err
 
 
 def test_a_run_of_other_settings_is_neither_counted_nor_gone_on_with(folder: Path, fake: FakeRuns) -> None:
@@ -146,7 +146,7 @@ def test_a_run_of_other_settings_is_neither_counted_nor_gone_on_with(folder: Pat
     assert main([*command, "SOLVER.BASE_LR", "0.5", "MODEL.DEVICE", "cpu"]) == 1
     assert len(fake.commands) == 2
     table = (folder / "out/ablation.md").read_text()
-    assert "holds a run of other settings (SOLVER.BASE_LR is 0.001 there and 0.5 here); give another --out" in table
+    assert "contains a run with other settings (SOLVER.BASE_LR is 0.001 there and 0.5 here); give" in table
     assert "| q/base (base) | 0 | – |" in table
 
 
@@ -182,7 +182,7 @@ def test_a_second_stage_gets_the_weights_of_its_seed(folder: Path, fake: FakeRun
         (["q/base.yaml", "SOLVER.MAXITER", "3"], "did you mean SOLVER.MAX_ITER"),
         (["q/base.yaml", "DATASETS.TEST", "[]"], "q/base.yaml: DATASETS.TEST is empty"),
         (["q/base.yaml", "copy/q/base.yaml"], "q/base.yaml and copy/q/base.yaml would both be called q/base"),
-        (["q/base.yaml", "--job", "gpu"], "--job 'gpu' is no KEY=VALUE"),
+        (["q/base.yaml", "--job", "gpu"], "--job 'gpu' is not KEY=VALUE"),
     ],
 )
 def test_wrong_input_is_one_line_before_any_run(

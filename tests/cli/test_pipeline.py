@@ -128,7 +128,7 @@ def test_queues_are_bounded(batch_size: int) -> None:
     assert most["unwritten"] <= 2 * 2 + batch_size + 1
 
 
-def test_what_cannot_be_read_is_passed_over() -> None:
+def test_what_cannot_be_read_is_skipped() -> None:
     seen = Recorder()
 
     def read(path: Path) -> int:
@@ -154,7 +154,7 @@ def test_an_image_that_the_model_refuses_spoils_no_other_of_its_batch() -> None:
     assert seen.failed == ["1.png: not this one"]
 
 
-def test_what_cannot_be_written_alone_is_passed_over() -> None:
+def test_what_cannot_be_written_alone_is_skipped() -> None:
     seen = Recorder()
 
     def write(job: Job, result: int) -> None:

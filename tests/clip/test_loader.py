@@ -239,7 +239,7 @@ def test_damaged_and_foreign_files(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=f"{file}.*write it again"):
             load_clip("ViT-B-16", str(tmp_path / file))
     torch.save({"layer.weight": torch.zeros(2)}, tmp_path / "c.pt")
-    with pytest.raises(ValueError, match="holds no class-token ViT CLIP"):
+    with pytest.raises(ValueError, match="contains no class-token ViT CLIP"):
         load_clip("ViT-B-16", str(tmp_path / "c.pt"))
 
 

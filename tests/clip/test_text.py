@@ -144,9 +144,9 @@ def test_remarks_are_data(caplog: pytest.LogCaptureFixture) -> None:
         assert classifier.embed(names) is found.vectors
         classifier.embed(["a yak"])
     assert [record.getMessage()[:32] for record in caplog.records] == [
-        "the small CLIP has never met 'ze",
+        "the small CLIP does not know 'ze",
         "'star star star star star star s",
-        "the small CLIP has never met 'ya",
+        "the small CLIP does not know 'ya",
     ]
 
 

@@ -62,7 +62,7 @@ def test_a_damaged_file_is_reported_and_made_anew(
     content = bytearray(file.read_bytes())
     if damage == "flipped":
         content[-1] ^= 1
-    wrong = {"cut": content[:-3], "flipped": content, "empty": b"", "text": b"hello, world, this is no tensor"}
+    wrong = {"cut": content[:-3], "flipped": content, "empty": b"", "text": b"hello, world, this is not a tensor"}
     if damage == "other":
         from safetensors.torch import save
 

@@ -78,7 +78,7 @@ def test_missing_folder_of_the_evaluation_stops_before_training(spoilt: Callable
 
 def test_unreadable_image(spoilt: Callable[..., None], own_voc: Path) -> None:
     for path in (own_voc / IMAGES).iterdir():
-        path.write_bytes(b"this is no picture")
+        path.write_bytes(b"this is not a picture")
     refused(spoilt, ValueError, "train_00", "cannot be read", "prepare it again")
 
 

@@ -62,7 +62,7 @@ def test_an_evaluation_counts_once_and_the_state_goes_on(caplog: pytest.LogCaptu
         other = EarlyStopHook("a/mIoU", 9, dict)
         other.load_state_dict(odd)
         assert (other.since, other.iteration) == (0, -1)
-    assert caplog.text.count("counted anew") == 4
+    assert caplog.text.count("counted from zero") == 4
 
 
 def iterations(folder: Path) -> list[int]:

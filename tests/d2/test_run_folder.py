@@ -168,7 +168,7 @@ def test_a_run_writes_its_id(reference: Path) -> None:
 def test_checkpoints_are_found_without_last_checkpoint(
     tmp_path: Path, content: bytes | None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The newest by its iteration, not by its name or time; a damaged one is passed over."""
+    """The newest by its iteration, not by its name or time; a damaged one is skipped."""
     newest = save(tmp_path, "model_0000009", 9, "a")
     save(tmp_path, "model_final", 5, "a")
     (tmp_path / "model_0000011.pth").write_bytes(b"half")

@@ -154,7 +154,7 @@ def test_a_file_s_record_is_no_input(demo, file):
     ):
         status, _, text = visitor.join(data, event, sent)
         assert status == 400
-        assert "files and records are no input" in text
+        assert "files and records are not an input" in text
 
 
 def test_a_path_as_token_or_words_is_only_text(demo):
@@ -277,7 +277,7 @@ def test_a_full_queue_is_told_in_our_words():
     scope = {"type": "http", "method": "POST", "path": "/gradio_api/queue/join", "headers": []}
     asyncio.run(Guard(app, Limits(), {3: lambda values: None})(scope, receive, send))
     assert [message.get("status") for message in sent] == [503, None]
-    assert json.loads(sent[1]["body"]) == {"detail": "Too many visitors ask at the moment; try again in a minute."}
+    assert json.loads(sent[1]["body"]) == {"detail": "Too many visitors at the moment; try again in a minute."}
 
 
 def test_an_address_that_asks_too_often_waits():

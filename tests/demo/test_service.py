@@ -96,7 +96,7 @@ def test_a_long_request_is_given_up(service, monkeypatch):
     session = service.open_example(0)
     segment = service._predictor.segment
     monkeypatch.setattr(service._predictor, "segment", lambda *a, **k: time.sleep(0.3) or segment(*a, **k))
-    with pytest.raises(ValueError, match=r"longer than 0\.05 s and was given up"):
+    with pytest.raises(ValueError, match=r"longer than 0\.05 s and was stopped"):
         quick.segment(session, Words("red star"))
     quick.close()
 
@@ -113,7 +113,7 @@ def test_words_reach_neither_disk_nor_log(service, tmp_path, caplog):
         assert len(files) <= 1, "the label set's names may be kept"
         assert predictor.text_cache == tmp_path / "cache"
         service._predictor.segment("my other teapot, red star", encoded=service.open_example(0).encoded)
-        assert "'teapot'" in caplog.text, "whoever is no visitor is warned"
+        assert "'teapot'" in caplog.text, "whoever is not a visitor is warned"
     finally:
         predictor.set_text_cache(before)
 
@@ -121,7 +121,7 @@ def test_words_reach_neither_disk_nor_log(service, tmp_path, caplog):
 def test_remarks(service):
     session = service.open_example(0)
     (note,) = service.segment(session, Words("green star, teapot")).notes
-    assert "never met: teapot. It knows bar, black, " in note
+    assert "does not know: teapot. It knows bar, black, " in note
     assert service.segment(session, Words("green star")).notes == ()
     assert service.segment(session, Words("green star", "voc_20")).notes == (), "the context is nobody's words"
     long = " ".join(["star"] * 300)
@@ -129,7 +129,7 @@ def test_remarks(service):
         (note,) = service.segment(session, Words(f"{long}, plain ground", "shapes_36")).notes
         assert "longer than the 32 tokens" in note
     (note,) = DemoService(service._predictor, service.examples, LIMITS).segment(session, Words("teapot")).notes
-    assert note == "This small model has never met: teapot. For all other words the demo needs a larger model."
+    assert note == "This small model does not know: teapot. For all other words the demo needs a larger model."
 
 
 def test_the_view_holds_the_result(service):

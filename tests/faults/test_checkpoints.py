@@ -63,7 +63,7 @@ def test_a_sum_of_any_length_is_not_read_whole(reference: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("how", ["cut", "bit", *SLOWLY])
-def test_a_damaged_latest_checkpoint_is_passed_over(make_cfg: MakeCfg, reference: Path, how: str) -> None:
+def test_a_damaged_latest_checkpoint_is_skipped(make_cfg: MakeCfg, reference: Path, how: str) -> None:
     cfg = make_cfg(SOLVER__CHECKPOINT_PERIOD=2)
     folder = Path(cfg.OUTPUT_DIR)
     run(make_cfg(SOLVER__CHECKPOINT_PERIOD=2, SOLVER__MAX_ITER=6))
@@ -143,7 +143,7 @@ def test_a_run_without_its_last_checkpoint_ends_with_an_error(
         with pytest.raises(OSError, match=r"model_final.pth is not written \(No space left on device\); ") as caught:
             run(cfg)
     goes_on = (
-        "model_0000003.pth is whole. Make room" if earlier else "no earlier checkpoint is there, so it starts anew"
+        "model_0000003.pth is whole. Make room" if earlier else "there is no earlier checkpoint, so it starts again"
     )
     assert goes_on in str(caught.value) and "\n" not in str(caught.value)
     assert str(caught.value) in (folder / "log.txt").read_text()

@@ -91,7 +91,7 @@ def test_the_command_passes_the_image_over(
     command = ["predict", str(tmp_path / "in"), "--vocab", "cat, dog", "--out", str(tmp_path / "out")]
     assert main([*command, "--format", "labels", "--batch-size", "3"]) == 3
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a_labels.png", "c_labels.png"]
-    (line,) = [each for each in capsys.readouterr().err.splitlines() if each.startswith("passed over")]
+    (line,) = [each for each in capsys.readouterr().err.splitlines() if each.startswith("skipped")]
     assert "b.png" in line
     assert "NaN or infinite" in line
 

@@ -118,7 +118,7 @@ def test_deterministic_runs_give_the_same_bytes(make_cfg: MakeCfg, tmp_path: Pat
 
 
 def test_the_option_sets_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And refuses a seed that is drawn anew in every run."""
+    """And refuses a seed that is drawn in every run."""
     from san.cli import train
     from san.cli.main import make_parser
 

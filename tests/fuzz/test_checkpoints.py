@@ -92,10 +92,10 @@ def test_weights_that_hold_code_are_refused_unrun(form, tmp_path):
         path.write_bytes(pickle.dumps({"extra": Evil(marker)}))
     else:
         torch.save(content, path, _use_new_zipfile_serialization=form == "zip")
-    with pytest.raises(ValueError, match=r"x\.pth.*no readable weights file"):
+    with pytest.raises(ValueError, match=r"x\.pth.*cannot be read as a weights file"):
         load_checkpoint_file(path)
     assert not marker.exists()
-    with pytest.raises(ValueError, match="no readable weights file"):
+    with pytest.raises(ValueError, match="cannot be read as a weights file"):
         load_pretrained(path, "tiny")
 
 

@@ -205,7 +205,7 @@ def test_mutated_data_set_files(form, tmp_path, repo):
 def test_odd_json(text, tmp_path):
     path = tmp_path / "x.json"
     path.write_text(text, encoding="utf-8")
-    with pytest.raises(ValueError, match=r"x\.json is no JSON"):
+    with pytest.raises(ValueError, match=r"x\.json is not JSON"):
         read_plain_file(path, "data set file")
 
 

@@ -34,7 +34,7 @@ def test_a_message_is_one_line_of_bounded_length() -> None:
         ("a\x07\x08b", "a\\x07\\x08b"),
         ("\x9b31m", "\\x9b31m"),  # the 8-bit form of the escape above
         ("png\u202egpj", "png\\u202egpj"),  # right to left
-        ("\udcff.jpg", "\\udcff.jpg"),  # a byte of a file name that is no UTF-8
+        ("\udcff.jpg", "\\udcff.jpg"),  # a byte of a file name that is not UTF-8
         ("Straße, 猫 ×", "Straße, 猫 ×"),
     ],
 )

@@ -157,7 +157,7 @@ def test_pipes_and_devices_do_not_wait(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.png")
     (tmp_path / "b.png").symlink_to("/dev/zero")
     for name in ("a.png", "b.png"):
-        with pytest.raises(ValueError, match=f"{name} is no regular file but a pipe, a socket or a device"):
+        with pytest.raises(ValueError, match=f"{name} is not a regular file but a pipe, a socket or a device"):
             read_image(tmp_path / name)
     (tmp_path / "c.png").symlink_to("c.png")
     for name in ("c.png", "x" * 300 + ".png", "a\0.png"):

@@ -78,7 +78,7 @@ def test_the_biases_of_a_coupled_head_are_the_masks() -> None:
 
 
 def test_the_gated_fusion_starts_as_the_addition() -> None:
-    """Its gate is 2 sigmoid(0) = 1; a bias of -30 closes it, which is no fusion."""
+    """Its gate is 2 sigmoid(0) = 1; a bias of -30 closes it, which is not a fusion."""
     gated = build_san(replace(TINY, fusion=PartConfig("gated"))).eval()
     added = build_san(TINY).eval()
     added.load_state_dict({k: v for k, v in gated.state_dict().items() if ".gate." not in k})

@@ -133,7 +133,7 @@ REFUSED = {
     ),
     "a template with two": (lambda: tiny(clip={"templates": ("a {} {}",)}), "with one {} for the class's name"),
     "a template with a field": (lambda: tiny(clip={"templates": ("a {x.y} {}",)}), "no other brace"),
-    "a template that is no text": (lambda: tiny(clip={"templates": (5,)}), "holds 5"),
+    "a template that is not text": (lambda: tiny(clip={"templates": (5,)}), "holds 5"),
     "bias heads": (
         lambda: build_san(tiny(attn_bias={"num_heads": 4})),
         "4 heads .* has 3; set attn_bias.num_heads",

@@ -122,7 +122,7 @@ def test_help_is_complete() -> None:
 
 
 def unknown_words(caplog: Any) -> list[str]:
-    return [record.getMessage() for record in caplog.records if "never met" in record.getMessage()]
+    return [record.getMessage() for record in caplog.records if "does not know" in record.getMessage()]
 
 
 def test_an_unknown_word_is_logged_once(caplog):

@@ -97,7 +97,7 @@ def load_config(
 
     Raises:
         FileNotFoundError: if the file, or one it is based on, does not exist.
-        ValueError: if it is no YAML, a key is unknown, or a value does not fit.
+        ValueError: if it is not YAML, a key is unknown, or a value does not fit.
     """
     cfg, option_texts = san_cfg(), dict[str, Any]()
     files = merge_file(cfg, path, option_texts) if path else []

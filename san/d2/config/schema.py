@@ -216,7 +216,7 @@ class Section:
         prefix: of the keys, with a dot at the end where it is not empty; a field's name in capitals follows.
         kind: the dataclass. Its fields that are dataclasses, other than parts, are sections of their own.
         names: keys of fields that are called otherwise.
-        skip: fields that are no keys.
+        skip: fields that are not keys.
 
     Iterating gives each field that is a key, and the key.
     """

@@ -37,7 +37,7 @@ MAX_VALUES = 20_000
 def merge_file(cfg: CfgNode, path: str, option_texts: dict[str, Any] | None = None) -> list[Path]:
     """Reads a YAML file, and those it is based on, into a configuration.
 
-    Of a record that Detectron2 dumped, which holds all of its keys, those that SAN does not read are passed over.
+    Of a record that Detectron2 dumped, which holds all of its keys, those that SAN does not read are skipped.
 
     Args:
         cfg: changed in place; its keys are the legal ones.
@@ -49,7 +49,7 @@ def merge_file(cfg: CfgNode, path: str, option_texts: dict[str, Any] | None = No
 
     Raises:
         FileNotFoundError: if the file, or one it is based on, does not exist.
-        ValueError: if it is no YAML mapping, a key is unknown, or a value does not fit.
+        ValueError: if it is not a YAML mapping, a key is unknown, or a value does not fit.
     """
     files = []
     for source, content in _with_bases(user_path(path, "the configuration file")):
@@ -111,7 +111,7 @@ def expand_paths(cfg: CfgNode) -> None:
         cfg: changed in place.
 
     Raises:
-        ValueError: there is no such home folder, or a value can be no path.
+        ValueError: there is no such home folder, or a value cannot be a path.
     """
     for key in (each.name for each in KEYS.values() if each.is_path):
         *sections, leaf = key.split(".")
@@ -156,7 +156,7 @@ def _with_bases(path: Path, above: tuple[Path, ...] = ()) -> Iterator[tuple[Path
     try:
         content = parse_yaml(text, max_values=MAX_VALUES) or {}
     except ValueError as error:
-        raise ValueError(f"configuration file {path} is no plain YAML: {one_line(error)}") from None
+        raise ValueError(f"configuration file {path} is not plain YAML: {one_line(error)}") from None
     if not isinstance(content, dict):
         raise ValueError(f"configuration file {path} holds no mapping of keys to values; see configs/ for examples")
     base = content.pop("_BASE_", None)

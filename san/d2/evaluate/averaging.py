@@ -108,11 +108,11 @@ def inner_san(model: nn.Module) -> SAN:
     """A meta-architecture whose inner model is to predict; one with a forward of its own is warned about.
 
     Raises:
-        ValueError: it is no `SAN`.
+        ValueError: it is not a `SAN`.
     """
     name = type(model).__name__
     if not isinstance(model, SAN):
-        raise ValueError(f"MODEL.META_ARCHITECTURE {name} is no subclass of san.d2.SAN, whose model predicts")
+        raise ValueError(f"MODEL.META_ARCHITECTURE {name} is not a subclass of san.d2.SAN, whose model predicts")
     if type(model).forward is not SAN.forward:
         logger.warning("Predicting with the SAN in %s, without what its forward adds.", name)
     return model
@@ -156,7 +156,7 @@ def check_averaging(cfg: CfgNode, *, training: bool) -> None:
     kind = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
     if not (isinstance(kind, type) and issubclass(kind, SAN)):
         raise ValueError(
-            f"TEST.AUG.ENABLED is set, but MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} is no subclass of "
+            f"TEST.AUG.ENABLED is set, but MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} is not a subclass of "
             "san.d2.SAN; set it to False"
         )
 

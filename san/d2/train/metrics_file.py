@@ -143,7 +143,7 @@ def take_out(path: Path, start_iter: int, max_iter: int) -> None:
     """Takes out the lines that a resumed run will write again, and a last one that is cut short.
 
     Args:
-        path: ``metrics.json``; it may be missing. Where there is no room to write it anew, a warning says so, and the
+        path: ``metrics.json``; it may be missing. Where there is no room to rewrite it, a warning says so, and the
             lines stand twice.
         start_iter: the first iteration to be done. The last evaluation of a shorter run bears this number too; it
             stands before the lines of that iteration, and stays unless it will be done again.

@@ -272,7 +272,7 @@ class Trainer(TrainerBase):
             whole = latest_checkpoint(self.cfg.OUTPUT_DIR)
         except ValueError as error:
             return str(error)
-        return "no earlier checkpoint is there, so it starts anew" if whole is None else f"{whole} is whole"
+        return "there is no earlier checkpoint, so it starts again" if whole is None else f"{whole} is whole"
 
     def _stop(self) -> None:
         """Saves what the next run goes on from."""
