@@ -75,7 +75,7 @@ def needed(requirements: Iterable[str], extras: Iterable[str] = ()) -> set[str]:
             continue
         try:
             requires = metadata.requires(requirement.name)
-        except metadata.PackageNotFoundError:  # such as CUDA's, beside a torch that was installed for the CPU
+        except metadata.PackageNotFoundError:  # such as CUDA's, with a torch for the CPU
             continue
         found.add(canonicalize_name(requirement.name))
         more = {(each, frozenset({"", *requirement.extras})) for each in requires or ()} - seen

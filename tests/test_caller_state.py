@@ -118,7 +118,7 @@ def test_models_are_the_same(state: Any, make: str, saved: Path) -> None:
 
 @everywhere
 def test_the_text_cache_holds_the_same(state: Any, predictor: Predictor, tmp_path: Path) -> None:
-    """One key and one content, whoever writes it."""
+    """One key and one content for every writer."""
     classifier = predictor.model.text_classifier
     entries = []
     for name, place in (("inside", state), ("outside", torch.no_grad)):

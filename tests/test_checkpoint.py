@@ -133,7 +133,7 @@ def test_a_tensor_of_200_gb_that_is_not_there(tmp_path: Path) -> None:
         load_weights(make(0), path)
 
 
-def test_what_is_beside_the_model_outlives_its_file(tmp_path: Path) -> None:
+def test_entries_other_than_the_model_outlive_the_file(tmp_path: Path) -> None:
     """An optimiser keeps the tensors it is given; those of a mapped file would go with the file."""
     torch.save({"model": {"a": torch.ones(4)}, "trainer": {"b": torch.ones(4)}}, tmp_path / "a.pth")
     content = load_checkpoint_file(tmp_path / "a.pth")

@@ -159,7 +159,7 @@ CLIP_TUNING = {
 @pytest.mark.parametrize("answer", CLIP_TUNING)
 @pytest.mark.parametrize("folder", [ABLATIONS, ABLATIONS / "shapes"], ids=["full", "shapes"])
 def test_how_much_of_clip_an_ablation_trains(folder: Path, answer: str) -> None:
-    """The named tensors, at a tenth of the rate, beside what the base trains at the full one."""
+    """The named tensors at a tenth of the rate, in addition to those of the base at the full rate."""
     rates: dict[str, dict[str, float]] = {}
     for path in (folder / "base.yaml", folder / f"clip_tuning/{answer}.yaml"):
         cfg = load_config(str(path), ["MODEL.DEVICE", "cpu"])

@@ -69,7 +69,7 @@ def run(workload: Workload) -> None:
     workload.run(Recorder(WallClock()))
 
 
-def test_it_tells_devices_apart_and_counts(gpu: FakeGPU) -> None:
+def test_it_distinguishes_devices_and_counts(gpu: FakeGPU) -> None:
     here, there = torch.ones(3), torch.ones(3, device="cuda")
     assert here.sum() == 3 and not gpu.waits
     with pytest.raises(RuntimeError, match="same device|two different devices"):
@@ -190,7 +190,7 @@ def shapes_model() -> SANModel:
 def test_a_predictor_waits_when_it_hands_out_the_result(
     shapes_model: SANModel, gpu: FakeGPU, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Once per array and for whether they are finite; not to encode the picture, nor to find known words."""
+    """Once per array, and to check that they are finite; not to encode the picture or to find known words."""
     monkeypatch.setattr("san.inference.predictor.checked_device", torch.device)
     predictor = Predictor(shapes_model, short_side=128, device="cuda")
     predictor.set_text_cache(None)

@@ -172,7 +172,7 @@ def test_the_folder_needs_nothing_else(tmp_path: Path, monkeypatch: pytest.Monke
     assert shapes.state_dict is not None
     weights = {key: value * 0.5 if value.ndim > 1 else value for key, value in shapes.state_dict.items()}
     ids = json.loads(_header(CLIP_FILE)["token_ids"])
-    moved = [ids[0] + 1, *ids[1:]]  # another word in the place of one
+    moved = [ids[0] + 1, *ids[1:]]  # another word instead of one
     save_clip_file(tmp_path / "private" / "clip.safetensors", weights, shapes.arch, token_ids=moved)
     config = variant("shapes", pretrained=str(tmp_path / "private" / "clip.safetensors"))
     model = build_san(config)
@@ -298,7 +298,7 @@ def test_no_memory_is_taken_for_a_model_that_the_weights_are_not_of(
 
 
 def test_older_configs_are_read(folder: Path) -> None:
-    """A field that is new, and has a default, may be missing; those that every file has had may not, see above."""
+    """A new field with a default may be missing; fields that every file has had may not, see above."""
 
     @dataclasses.dataclass(frozen=True)
     class Later(HeadConfig):
@@ -311,7 +311,7 @@ def test_older_configs_are_read(folder: Path) -> None:
     assert_same(load_pretrained(folder), make())
 
 
-# --- models with parts of one's own
+# --- models with custom parts
 
 
 class OwnHead(MaskHead):
@@ -431,7 +431,7 @@ def test_a_bare_file_needs_its_config(tmp_path: Path) -> None:
             load_pretrained(tmp_path / name)
         with pytest.raises(ValueError, match=rf"{name}': .*does not fit this model"):
             load_pretrained(tmp_path / name, "shapes")
-    with pytest.raises(ValueError, match=r"c.pth': .*trained with the frozen CLIP 'tiny None'"):  # drawn anew each time
+    with pytest.raises(ValueError, match=r"c.pth': .*trained with the frozen CLIP 'tiny None'"):  # random weights
         load_pretrained(tmp_path / "c.pth", "tiny")
 
 
@@ -626,7 +626,7 @@ def test_a_model_is_downloaded_once(hub: SimpleNamespace, tmp_path: Path) -> Non
 def test_cache_dir_is_for_the_weights_of_clip_too(
     hub: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A slim file needs its CLIP's; what this hub has in their place is found there, and is no CLIP."""
+    """A slim file needs its CLIP's weights; the file that this hub has instead is found, and is not a CLIP."""
     monkeypatch.setattr(open_clip_adapter, "tag_record", lambda name, tag: {"hf_hub": "me/tiny/model.safetensors"})
     save_slim(make(), tmp_path / "slim.pth")
     given: dict[str, Any] = {"config": variant("vit_b16", pretrained="some_tag"), "cache_dir": tmp_path / "cache"}
@@ -642,7 +642,7 @@ def test_cache_dir_is_for_the_weights_of_clip_too(
 
 
 def offline_entries(repo: Path, folder: Path) -> dict[str, Callable[[], object]]:
-    """What asks for weights that are not on this machine, and is told not to ask the network for them."""
+    """Code that needs weights that are not on this machine, without the network."""
     from san.cli.main import main
     from san.d2.api import build_model
     from san.d2.config.keys import load_config

@@ -5,8 +5,7 @@ the numbers of `SANModel`, `semantic_labels`, `TextClassifier.embed` and `SetCri
 (tests/benchmark/test_reference.py).
 
 B batch, Q queries, S [SLS] tokens, C classes, E joint embedding, D CLIP width, N_h heads, T patch tokens, T_s side
-patches, L bias layers, N bias heads, c embed channels, (h_s, w_s) side grid.
-Source: docs/method.md#2 to #8.
+patches, L bias layers, N bias heads, c embed channels, (h_s, w_s) side grid. Source: docs/method.md#2 to #8.
 """
 
 from __future__ import annotations

@@ -22,7 +22,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from san.cli.options import add_model_options, load_predictor, path_option, png_option, untrained_config
+from san.cli.options import (
+    add_model_options,
+    load_predictor,
+    path_option,
+    png_option,
+    positive_option,
+    untrained_config,
+)
 from san.io.errors import require_extra
 
 if TYPE_CHECKING:
@@ -44,11 +51,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="height and width of the image in the network, in pixels (default: the model's own)",
     )
     work.add_argument(
-        "--classes", type=_positive, metavar="N", help="size of the vocabulary (default: 171; 36 for a shapes CLIP)"
+        "--classes",
+        type=positive_option,
+        metavar="N",
+        help="size of the vocabulary (default: 171; 36 for a shapes CLIP)",
     )
     work.add_argument("--no-timing", action="store_true", help="count only")
     work.add_argument(
-        "--runs", type=_positive, default=5, metavar="N", help="timed runs, after two others (default: %(default)s)"
+        "--runs",
+        type=positive_option,
+        default=5,
+        metavar="N",
+        help="timed runs, after two others (default: %(default)s)",
     )
     output = parser.add_argument_group("further results")
     output.add_argument("--json", type=path_option, metavar="FILE", help="all figures")
@@ -209,11 +223,10 @@ def _notes(record: _Record) -> str:
 
 
 def _write_json(record: _Record, file: Path) -> None:
-    from san.io.files import replacing, write_text
+    from san.io.files import write_whole
 
     file.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(file) as partial:
-        write_text(partial, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    write_whole(file, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     print(f"written: {file}", file=sys.stderr)
 
 
@@ -257,9 +270,3 @@ def _size(text: str) -> tuple[int, int]:
             f"{text!r} is not a size; give height and width from 1 to {_MOST_PIXELS}, such as 640x853"
         )
     return int(found[1]), int(found[2])
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text[:9]) <= 100_000 or len(text) > 9:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to 100000")
-    return int(text)

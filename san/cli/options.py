@@ -40,8 +40,8 @@ def path_option(text: str) -> Path:
 
 def positive_option(text: str) -> int:
     """Parse a positive number."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 1 or more")
+    if not text.isdecimal() or len(text) > 6 or not 1 <= int(text) <= 100_000:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to 100000")
     return int(text)
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from san.cli.options import path_option
-from san.cli.visualize_images import FORMAT, write_whole
+from san.cli.visualize_images import FORMAT
 from san.cli.visualize_predictions import COLUMNS, SCORES_FILE, check_page
-from san.io.files import check_file_size
+from san.io.files import check_file_size, write_whole
 from san.record import parse_json, read_record
 from san.visualize.page import Page, Row, Strip, render_page
 

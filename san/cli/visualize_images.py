@@ -19,7 +19,7 @@ from san.data.label_mapping import LabelMapping
 from san.data.label_maps import read_truth
 from san.evaluation.per_image import Entry, ImageScore, decode_entries, score_image
 from san.io.errors import one_line
-from san.io.files import replacing
+from san.io.files import write_whole
 from san.io.image_files import check_same_size, read_image, read_label_map
 from san.io.plain_file import read_plain_file
 from san.record import read_record
@@ -169,13 +169,6 @@ class ImageWorker:
         categories = sorted((self.categories or {}).items())
         parts: Any = [FORMAT, truth, categories, files, stats, entries]
         return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file atomically; folders are created."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as file:
-        file.write_text(text, encoding="utf-8", errors="backslashreplace")  # of a name that is not UTF-8
 
 
 def rounded(value: float | None) -> float | None:

@@ -26,9 +26,10 @@ from typing import Any
 from tqdm import tqdm
 
 from san.cli.options import add_data_root_option, path_option, place_option
-from san.cli.visualize_images import FORMAT, ImageWorker, Outcome, Task, rounded, write_whole
+from san.cli.visualize_images import FORMAT, ImageWorker, Outcome, Task, rounded
 from san.evaluation.per_image import ORACLE_PAGE, ClassScore, Predictions, common_folder, distinct_stems
 from san.io.errors import printable
+from san.io.files import write_whole
 from san.io.pool import run_in_processes
 from san.visualize.page import GENERATOR, ClassLine, Page, Row, Strip, render_page
 from san.visualize.palette import palette

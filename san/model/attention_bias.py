@@ -1,8 +1,7 @@
 """The attention-bias head: what each [SLS] token looks at, per head of CLIP, apart from the masks.
 
 B batch, Q queries, L bias layers, N bias heads, c embed channels, d hidden channels of the patch MLP, (h_s, w_s) side
-grid, T_s = h_s * w_s, (h, w) CLIP grid.
-Source: docs/method.md#4.2 and #5.2.
+grid, T_s = h_s * w_s, (h, w) CLIP grid. Source: docs/method.md#4.2 and #5.2.
 """
 
 from __future__ import annotations

@@ -45,8 +45,7 @@ class AddFusion(Fusion):
 class GatedFusion(AddFusion):
     """Adds a CLIP feature times a gate in (0, 2), computed from each patch token and its feature, per channel.
 
-    The gate is 2 sigmoid(W [patch, feature] + b). W and b start at zero, so training starts as with
-    `AddFusion`.
+    The gate is 2 sigmoid(W [patch, feature] + b). W and b start at zero, so training starts as with `AddFusion`.
     """
 
     def __init__(self, options: Any, clip_width: int, embed_dim: int) -> None:

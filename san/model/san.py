@@ -1,8 +1,7 @@
 """The Side Adapter Network: the method on one screen.
 
 B batch, Q queries, C classes, E joint embedding, L bias layers, N bias heads, (H, W) padded image, (h_s, w_s) side
-grid.
-Source: arXiv 2302.12242, section 3; docs/method.md#1 to #6.
+grid. Source: arXiv 2302.12242, section 3; docs/method.md#1 to #6.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from san.inference.segmentation import Segmentation
-from san.io.files import replacing, write_text
+from san.io.files import replacing, write_whole
 from san.video.files import VideoFrame, VideoInfo, VideoWriter
 from san.visualize import overlay
 from san.visualize.palette import palette
@@ -153,5 +153,4 @@ class VideoResults:
             "none_share": shares[-1],
         }
         path = self._stem.with_name(f"{self._stem.name}.json")
-        with replacing(path) as file:
-            write_text(file, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+        write_whole(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")

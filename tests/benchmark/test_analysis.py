@@ -208,7 +208,7 @@ def test_names_to_embed(tiny):
         Workpiece(0, 1, 1)
 
 
-def test_rounded_weights_are_counted_alike(tiny):
+def test_rounded_weights_have_the_same_counts(tiny):
     """Prediction in bfloat16 rounds the weights."""
     counts = count_multiply_adds(tiny, PIECE)
     assert count_multiply_adds(copy.deepcopy(tiny).bfloat16(), PIECE) == counts

@@ -268,7 +268,7 @@ def test_growth_is_drawn(tmp_path, monkeypatch):
     assert "## Growth" in (tmp_path / "benchmark.md").read_text()
 
 
-def test_a_case_that_fails_is_told(monkeypatch):
+def test_a_failed_case_is_reported(monkeypatch):
     monkeypatch.setattr("san.benchmark.runner.sys.executable", "/bin/false")
     (record,) = run_cases([TINY], FEW)
     assert record["error"].startswith("exit code 1")

@@ -140,7 +140,7 @@ def test_another_base_and_an_unknown_metric(folder: Path, fake: FakeRuns, capsys
     assert "--metric 'mIoU' is not a metric of these runs; there are voc_sem_seg_val/mIoU" in capsys.readouterr().err
 
 
-def test_a_run_of_other_settings_is_neither_counted_nor_gone_on_with(folder: Path, fake: FakeRuns) -> None:
+def test_a_run_with_other_settings_is_neither_counted_nor_resumed(folder: Path, fake: FakeRuns) -> None:
     command = ["ablate", "q/base.yaml", "q/few.yaml", "--seeds", "0", "--out", "out"]
     assert main(command) == 0
     assert main([*command, "SOLVER.BASE_LR", "0.5", "MODEL.DEVICE", "cpu"]) == 1

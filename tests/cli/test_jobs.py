@@ -47,7 +47,7 @@ def test_results_inside_the_folder_are_no_inputs(tmp_path: Path) -> None:
         find_jobs([tmp_path / "in"], tmp_path / "in")
 
 
-def test_a_named_file_is_tried_whatever_it_is_called_and_taken_once(tmp_path: Path) -> None:
+def test_a_file_given_by_name_is_always_tried_and_used_once(tmp_path: Path) -> None:
     touch(tmp_path, "photo", "b.png")
     jobs, _ = find_jobs([tmp_path / "photo", tmp_path / "b.png", tmp_path, tmp_path / "photo"], tmp_path / "out")
     assert stems(jobs, tmp_path / "out") == ["photo", "b"]

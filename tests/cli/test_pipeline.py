@@ -235,7 +235,7 @@ def test_a_folder_called_like_a_result_is_not_written_into(tmp_path: Path) -> No
 
 
 def test_a_name_is_no_full_disk(tmp_path: Path) -> None:
-    """One picture whose results have no room for their names, or no place, ends nothing."""
+    """A picture whose result names are too long, or whose folder is missing, does not end the run."""
     (tmp_path / "b.json").mkdir()
     for stem, message in (("x" * 252, "File name too long"), ("b", "it is a folder")):
         with pytest.raises(ValueError, match=f"cannot write the results of 'in/a.png' to .*: {message}; rename it"):

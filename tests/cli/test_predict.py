@@ -227,7 +227,7 @@ def test_refused_before_the_model_is_loaded(
     ("options", "message"),
     [
         (["--format", "labels,svg"], "no format 'svg'; choose of overlay"),
-        (["--batch-size", "0"], "'0' is not a number of 1 or more"),
+        (["--batch-size", "0"], "'0' is not a number from 1 to 100000"),
         (["--overwrite", "--skip-existing"], "not allowed with"),
         (["--dtype", "int8"], "invalid choice: 'int8'"),
     ],

@@ -224,7 +224,7 @@ def test_a_vocabulary_that_comes_again_costs_nothing(classifier: TextClassifier,
             classifier.embed(wrong)  # type: ignore[list-item]
 
 
-def test_own_templates_are_used_kept_and_told_apart(classifier: TextClassifier, tmp_path: Path) -> None:
+def test_custom_templates_are_used_and_cached_separately(classifier: TextClassifier, tmp_path: Path) -> None:
     own = ("a {} from above", "{}!")
     tiny = variant("tiny")
     model = build_san(replace(tiny, clip=replace(tiny.clip, templates=list(own))))

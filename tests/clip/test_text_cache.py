@@ -1,4 +1,4 @@
-"""Text embeddings on disk: found again, keyed by all they depend on, safe with many processes, mended when damaged."""
+"""Text embeddings on disk: reused, keyed by all they depend on, safe with many processes, recomputed if damaged."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_files_do_not_show_words(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "text", "other"])
-def test_a_damaged_file_is_reported_and_made_anew(
+def test_a_damaged_file_is_reported_and_recomputed(
     tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     TextCache(tmp_path, "f").store(embeddings("a"))
@@ -284,7 +284,7 @@ def test_the_learnt_no_object_does_not_matter(weights: dict[str, torch.Tensor]) 
     assert fingerprint(first) == fingerprint(second)
 
 
-def test_words_the_small_clip_never_met_are_told_in_every_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_unknown_words_are_reported_in_every_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for _ in range(2):
         clip = load_clip("shapes", "shapes")
         classifier = build_san(variant("shapes"), clip=clip).text_classifier

@@ -170,7 +170,7 @@ def test_crafted_files_are_refused_at_once(name: str, tmp_path: Path, monkeypatc
 
 
 def test_attributes_of_a_dictionary_do_not_reach_us(tmp_path: Path) -> None:
-    """An OrderedDict of a file may have attributes of any name, such as one in the place of its `items`."""
+    """An OrderedDict of a file may have attributes of any name, such as one that replaces its `items`."""
     archive(tmp_path / "x.pth", pickled(PLAIN, b")R(X\1\0\0\0aK\1u", b"}X\5\0\0\0itemsK\1s", b"b"))
     assert read_tensors(tmp_path / "x.pth") == {"a": 1}
 

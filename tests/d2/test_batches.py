@@ -54,8 +54,8 @@ def test_a_defect_in_a_loading_process_ends_this_one() -> None:
     assert in_a_process(lambda: list(build_eval_loader(RECORDS, without_key, num_workers=2))) == 1
 
 
-def test_an_iteration_that_nobody_ended_ends_with_the_process() -> None:
-    """Its processes do not react to the one SIGTERM that Python sends at its end, before it waits for them."""
+def test_an_iteration_that_was_not_ended_ends_with_the_process() -> None:
+    """Its workers ignore the SIGTERM that Python sends at exit before it waits for them."""
 
     def leave_open() -> None:
         globals()["kept"] = source = iter(build_eval_loader(RECORDS, dict, num_workers=2))

@@ -136,7 +136,7 @@ def test_two_runs_at_once_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["metrics.json", "last_checkpoint", "config.yaml", "run.json", "log.txt", ".lock"])
-def test_a_pipe_in_the_place_of_a_file_is_named(tmp_path: Path, name: str) -> None:
+def test_a_pipe_instead_of_a_file_is_named(tmp_path: Path, name: str) -> None:
     os.mkfifo(tmp_path / name)
     with (
         pytest.raises(ValueError, match=f"{name} is not a regular file"),

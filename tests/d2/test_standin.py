@@ -38,7 +38,7 @@ def engine(request):
 
 @pytest.fixture(autouse=True)
 def _restore_loggers():
-    """Leaves no handler of a test's log files behind."""
+    """Removes handlers of a test's log files."""
     names = ["fvcore", "detectron2", "san.d2.standin", "toy"]
     before = {name: (logging.getLogger(name).handlers[:], logging.getLogger(name).propagate) for name in names}
     yield

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: noted while somebody listens, and the former handlers afterwards."""
+"""Signals that ask a run to stop: recorded in the context, and the former handlers afterwards."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_handlers_come_back(answering):
     assert handlers() == before
 
 
-def test_what_is_heard_counts_until_the_next_time():
+def test_a_recorded_signal_counts_until_the_next_recording():
     for number in stopping.SIGNALS:
         with stopping.recording_signals():
             assert not stopping.requested()

@@ -46,7 +46,7 @@ def good(reference: Path) -> State:
 
 
 def moment(state: State, value: Any, key: str = "exp_avg") -> None:
-    """Puts something in the place of a moment of the first tensor."""
+    """Replaces a moment of the first tensor."""
     found = state["optimizer"]["state"][0]
     found[key] = value(found[key]) if callable(value) else value
 

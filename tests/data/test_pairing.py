@@ -35,7 +35,7 @@ def test_pairs_by_stem(folders: tuple[Path, Path], caplog: pytest.LogCaptureFixt
     assert "unlabelled.jpg" in caplog.text
 
 
-def test_what_has_no_partner_is_told(folders: tuple[Path, Path], caplog: pytest.LogCaptureFixture) -> None:
+def test_files_without_a_partner_are_reported(folders: tuple[Path, Path], caplog: pytest.LogCaptureFixture) -> None:
     images, labels = folders
     touch(images, "a.jpg", "b.jpg", "sub/b.jpg")
     touch(labels, "a.png", "c.png")

@@ -113,7 +113,7 @@ def test_words_reach_neither_disk_nor_log(service, tmp_path, caplog):
         assert len(files) <= 1, "the label set's names may be kept"
         assert predictor.text_cache == tmp_path / "cache"
         service._predictor.segment("my other teapot, red star", encoded=service.open_example(0).encoded)
-        assert "'teapot'" in caplog.text, "whoever is not a visitor is warned"
+        assert "'teapot'" in caplog.text, "callers other than visitors get a warning"
     finally:
         predictor.set_text_cache(before)
 
@@ -125,7 +125,7 @@ def test_remarks(service):
     assert service.segment(session, Words("green star")).notes == ()
     assert service.segment(session, Words("green star", "voc_20")).notes == (), "the context is nobody's words"
     long = " ".join(["star"] * 300)
-    for _ in range(2):  # told each visitor, not only the first
+    for _ in range(2):  # each visitor gets the remark, not only the first
         (note,) = service.segment(session, Words(f"{long}, plain ground", "shapes_36")).notes
         assert "longer than the 32 tokens" in note
     (note,) = DemoService(service._predictor, service.examples, LIMITS).segment(session, Words("teapot")).notes
@@ -171,7 +171,7 @@ def test_a_file_name_never_leads_anywhere(service):
     assert stem == "etc_b_passwd_b"
 
 
-def test_errors_of_ours_are_not_told(caplog):
+def test_internal_errors_are_not_shown(caplog):
     assert explain(ValueError("too large")) == "too large"
     told = explain(RuntimeError("/home/somebody/weights.pth is broken"))
     assert "somebody" not in told

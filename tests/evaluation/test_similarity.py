@@ -60,7 +60,7 @@ def test_correlation_that_is_not_defined():
     assert constant.count == 3 and constant.pearson is None and constant.spearman is None
 
 
-def test_a_table_that_is_none(tmp_path):
+def test_an_invalid_table_is_refused(tmp_path):
     path = tmp_path / "per_class.csv"
     with pytest.raises(FileNotFoundError, match="give the per_class.csv of an evaluation"):
         read_per_class(path)

@@ -29,7 +29,7 @@ HANG = 900
 
 @contextlib.contextmanager
 def single_threaded() -> Iterator[None]:
-    """Forked processes must not wait for threads that they have not inherited; nor is the last bit another's then."""
+    """Forked processes must not wait for threads that they have not inherited; one thread also fixes the last bit."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -34,7 +34,7 @@ MakeCfg = Callable[..., Any]
 
 
 def losses(folder: str | Path) -> dict[int, dict[str, float]]:
-    """The losses of every iteration, none of which stands twice."""
+    """The losses of every iteration; none is repeated."""
     found = [row for row in rows(Path(folder)) if "total_loss" in row]
     assert len({row["iteration"] for row in found}) == len(found)
     return {row["iteration"]: {k: v for k, v in row.items() if "loss" in k} for row in found}
@@ -264,7 +264,7 @@ def test_the_best_checkpoint_stays_after_resuming(make_cfg: MakeCfg, monkeypatch
 
 
 def test_the_best_checkpoint_is_the_best_that_is_there(make_cfg: MakeCfg, monkeypatch: Any) -> None:
-    """The best finds no room, so the second best is written after it; and another metric starts anew."""
+    """The disk is full for the best, so the second best is written after it; another metric starts again."""
     values = iter([10.0, 30.0, 20.0, 1.0])
     monkeypatch.setattr("san.d2.train.trainer.evaluate", lambda *_, **__: {"voc_sem_seg_val": scores(next(values))})
     monkeypatch.setattr("san.d2.train.trainer.summary", lambda results: results)
@@ -336,7 +336,7 @@ def check_equal(folder: Path, uninterrupted: Path) -> None:
 def test_a_run_that_is_asked_to_stop(options: dict[str, Any], uninterrupted: Callable[..., Path]) -> None:
     """SIGTERM to all processes at once, the loading ones too, as a scheduler sends it: it saves and ends with 75.
 
-    It comes in the midst of an iteration of the run's own choosing, whatever else the machine does.
+    It arrives during an iteration that the run chooses, independently of the load.
     """
     folder = Path(options["OUTPUT_DIR"])
     arguments = ["train", "--resume", *as_arguments(options | SHORT | {"DATALOADER.NUM_WORKERS": 2})]

@@ -133,7 +133,7 @@ def test_lines_that_find_no_room_are_written_later(tmp_path: Path, caplog: pytes
 
 
 def test_a_writer_that_fails_is_tried_again(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """As TensorBoard's, whose own thread has died of a full disk."""
+    """Like TensorBoard's writer, whose thread has died of a full disk."""
     seen: list[str] = []
 
     class Writer(EventWriter):

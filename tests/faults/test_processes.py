@@ -27,7 +27,7 @@ def process_writing(path: Path) -> int | None:
         try:
             if os.readlink(link) == str(path):
                 return int(link.parts[2])
-        except OSError:  # it has ended meanwhile, or is another user's
+        except OSError:  # it has ended, or belongs to another user
             continue
     return None
 

@@ -1,4 +1,4 @@
-"""Configurations from anything that somebody may write: a configuration, ValueError or FileNotFoundError."""
+"""Configurations from arbitrary input: a configuration, ValueError or FileNotFoundError."""
 
 # ruff: noqa: PT017 (an example is either taken or refused with such a message)
 
@@ -101,7 +101,7 @@ def test_odd_yaml(name, tmp_path):
 
 
 @pytest.mark.parametrize("text", [LAUGHS, ENDLESS, DEEP], ids=["billions", "endless", "deep"])
-def test_small_files_that_stand_for_huge_data_are_refused(text):
+def test_small_files_that_expand_to_huge_data_are_refused(text):
     with pytest.raises(ValueError, match=r"over [\d,]+ values|levels deep|nesting depth"):
         parse_yaml(text)
 

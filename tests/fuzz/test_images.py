@@ -106,7 +106,7 @@ def test_other_formats_of_pillow(name, content, message, tmp_path):
 
 
 def test_pixels_survive_what_is_no_damage(tmp_path):
-    """Bytes behind the end of a file change nothing."""
+    """Bytes after the end of a file change nothing."""
     path = tmp_path / "a.png"
     path.write_bytes(good_images()["rgb.png"])
     before = read_image(path)

@@ -56,7 +56,7 @@ def test_the_mean_of_views_is_that_of_their_scores(
 
 
 def test_no_object_is_averaged_too() -> None:
-    """Where its mean exceeds that of every class, a pixel is none of them."""
+    """A pixel gets no class if the mean of "no object" exceeds that of every class."""
     views = [drawn(0, FIRST), drawn(1, SECOND, mirrored=True)]
     moved = [replace(view, class_logits=view.class_logits.roll(1, dims=1)) for view in views]  # it is class 0 there
     background, best = mean_scores(moved)[0], mean_scores(views).amax(0)
@@ -71,7 +71,7 @@ def test_a_weight_of_zero_leaves_a_view_out() -> None:
 
 
 def test_one_view_is_what_it_was_before_there_were_several() -> None:
-    """Bit for bit, whatever its weight."""
+    """Bit for bit, for any weight."""
     view = drawn(0, FIRST, weight=0.7)
     for found, expected in zip(
         mean_labels([view]), labels_and_scores(view.mask_logits, view.class_logits, FIRST), strict=True

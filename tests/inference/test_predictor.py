@@ -1,4 +1,4 @@
-"""The predictor: encode once, name many times, whatever the image and the words; refuse what makes no sense."""
+"""The predictor: encodes once, segments many times, any image and words; refuses invalid input."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_a_rotated_photo_is_segmented_upright(shapes: Predictor, tmp_path: Path)
 
 
 def test_the_image_of_a_result_may_be_drawn_on(predictor: Predictor) -> None:
-    """As supervision and OpenCV do; neither the caller's array nor another result sees it."""
+    """As supervision and OpenCV do; neither the caller's array nor another result changes."""
     given = picture()
     predictor.set_image(given)
     first, second = predictor.segment("cat, dog"), predictor.segment("cat, dog")
@@ -237,7 +237,7 @@ def test_predictors_of_one_model_embed_words_in_turn(predictor: Predictor, monke
 
 
 def test_a_name_that_is_too_long_is_logged_once(predictor: Predictor, caplog: pytest.LogCaptureFixture) -> None:
-    """And not at all for whoever brings the embeddings along, which must be of this vocabulary."""
+    """Not at all if the caller passes the embeddings, which must be of this vocabulary."""
     classifier, long = predictor.model.text_classifier, "far " * 90 + "away"
     encoded = predictor.encode(picture())
     text = classifier.embedder.embed(classifier, ["cat", long])

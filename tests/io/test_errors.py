@@ -1,4 +1,4 @@
-"""Messages hold names that strangers chose: one line, cut, nothing that a terminal obeys."""
+"""Messages contain untrusted names: one line, limited length, no control characters."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def work(rank, folder):
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     try:
         torch.save([losses_and_gradients(counts, parts[rank]) for counts, parts in CASES], f"{folder}/{rank}.pt")
-        dist.barrier()  # nobody leaves while another still talks to it
+        dist.barrier()  # no process ends while another still communicates with it
     finally:
         dist.destroy_process_group()
 

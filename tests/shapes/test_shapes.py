@@ -85,7 +85,7 @@ def test_images_have_not_changed() -> None:
     np.testing.assert_allclose(images.mean(axis=(1, 2, 3)), IMAGE_MEANS, atol=0.05)
 
 
-def test_no_two_pictures_alike() -> None:
+def test_all_pictures_differ() -> None:
     images, _ = render([scene_at(0, index) for index in range(40)])
     assert len({image.tobytes() for image in images}) == 40
 
@@ -177,7 +177,7 @@ def test_true_pairs_count_every_true_caption() -> None:
     assert pairs.shape == (30, len(captions)) and bank.holds.shape == (30, len(FACTS))
     expected = [[is_true(caption, names) for caption in captions] for names in bank.names]
     np.testing.assert_array_equal(pairs, expected)
-    assert pairs.any(axis=1).all() and not pairs.any(axis=0).all()  # siblings nobody holds are the hard negatives
+    assert pairs.any(axis=1).all() and not pairs.any(axis=0).all()  # unused siblings are hard negatives
 
 
 def test_crops_show_their_thing() -> None:

@@ -132,7 +132,7 @@ def test_a_chunk_is_what_its_frames_alone_give(shapes: Predictor, clip: np.ndarr
 
 
 def test_frames_are_taken_as_they_are_needed_and_let_go() -> None:
-    """Of a stream without end, a chunk and a batch are alive, whatever has gone by."""
+    """For an endless stream, only a chunk and a batch are in memory."""
     taken = 0
 
     def frames() -> Iterator[np.ndarray]:

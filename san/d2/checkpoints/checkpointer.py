@@ -20,7 +20,7 @@ from san.d2.checkpoints.run_folder import LAST, RECORD, recorded_run
 from san.d2.processes import stopping
 from san.hub.remote import CONFIG_FILE, WEIGHTS_FILE
 from san.io.errors import excerpt, one_line
-from san.io.files import replacing, sha256_of
+from san.io.files import replacing, sha256_of, write_whole
 
 _SUM_SUFFIX = ".sha256"
 """Suffix of the file beside a checkpoint that contains its SHA-256, in the format of sha256sum."""
@@ -93,8 +93,7 @@ class SANCheckpointer(DetectionCheckpointer):
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Make a checkpoint the latest one."""
-        with replacing(Path(self.save_dir) / LAST, durable=True) as partial:
-            partial.write_text(last_filename_basename, encoding="utf-8")
+        write_whole(Path(self.save_dir) / LAST, last_filename_basename, durable=True)
 
     def has_checkpoint(self) -> bool:
         """Whether a checkpoint to resume from exists."""
@@ -163,8 +162,7 @@ def write_checkpoint(content: dict[str, Any], path: Path) -> None:
                 raise recorder.error or OSError(f"{path} cannot be written: {reason}") from error
         digest = sha256_of(partial)
         sum_file.unlink(missing_ok=True)  # the old sum does not match the new content
-    with replacing(sum_file, durable=True) as partial:
-        partial.write_text(f"{digest}  {path.name}\n", encoding="utf-8")
+    write_whole(sum_file, f"{digest}  {path.name}\n", durable=True)
 
 
 class _ErrorRecorder:

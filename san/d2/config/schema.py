@@ -234,8 +234,12 @@ class Section:
     @property
     def nested(self) -> dict[str, type[Options]]:
         """Fields that are sections of their own, and their dataclasses."""
-        kinds = {each.name: each.default_factory for each in dataclasses.fields(self.kind)}
-        return {name: kind for name, kind in kinds.items() if isinstance(kind, type) and issubclass(kind, Options)}
+        found: dict[str, type[Options]] = {}
+        for each in dataclasses.fields(self.kind):
+            kind = each.default_factory
+            if isinstance(kind, type) and issubclass(kind, Options):
+                found[each.name] = kind
+        return found
 
 
 _INPUT = {"short_sides": "INPUT.MIN_SIZE_TRAIN", "max_size": "INPUT.MAX_SIZE_TRAIN", "crop_size": "INPUT.CROP.SIZE"}

@@ -11,7 +11,7 @@ from typing import Any
 from san.d2.api import comm
 from san.d2.data.batches import BadSample
 from san.io.errors import listed
-from san.io.files import replacing, write_text
+from san.io.files import write_whole
 
 logger = logging.getLogger("san.d2.bad_data")
 
@@ -68,7 +68,6 @@ class BadData:
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file atomically; logs a warning if that fails, as the caller has more to report."""
     try:
-        with replacing(path) as file:
-            write_text(file, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        write_whole(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     except OSError as error:
         logger.warning("%s cannot be written: %s", path, error.strerror or error)

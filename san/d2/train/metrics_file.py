@@ -15,7 +15,7 @@ from pathlib import Path
 
 from san.d2.api import EventWriter, HookBase, get_event_storage
 from san.data.metrics_lines import metrics_lines
-from san.io.files import replacing
+from san.io.files import write_whole
 
 NAME = "metrics.json"
 """Of the file, in OUTPUT_DIR."""
@@ -163,8 +163,7 @@ def take_out(path: Path, start_iter: int, max_iter: int) -> None:
     if wanted == "".join(line for line, _ in lines):
         return
     try:
-        with replacing(path, durable=True) as partial:
-            partial.write_text(wanted, encoding="utf-8")
+        write_whole(path, wanted, durable=True)
     except OSError as error:
         logger.warning(
             "%s cannot be written (%s); iterations that are done again stand in it twice", path, error.strerror or error
