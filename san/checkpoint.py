@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from san.clip.weights import check_finite, listed_tensors, misfits, weights_fingerprint
+from san.clip.weights import check_finite, listed_tensors, tensor_mismatches, weights_fingerprint
 from san.clip.weights_file import read_tensors
 from san.io.errors import excerpt
 from san.model.build import is_clip_tensor
@@ -256,7 +256,7 @@ def fitting_tensors(
         if own.isdisjoint(found):
             logger.warning("%s has no %s: the initial weights are kept", label, ", ".join(sorted(own)))
             found |= {name: wanted[name] for name in own}
-    wrong = misfits(found, wanted)
+    wrong = tensor_mismatches(found, wanted)
     if wrong:
         remedy = "use the configuration it was trained with"
         if frozen.isdisjoint(found):

@@ -1,4 +1,4 @@
-"""What all tests share: markers, threads, the golden folder."""
+"""Settings of all tests: markers, threads, the golden folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the caller has set in PyTorch, autocast or another default, changes nothing of loading and predicting."""
+"""Loading and prediction do not depend on the caller's settings of PyTorch, such as autocast or defaults."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_predictions_are_the_same(state: Any, predictor: Predictor, expected: li
 @everywhere
 @pytest.mark.parametrize("make", ["build_san", "load_pretrained"])
 def test_models_are_the_same(state: Any, make: str, saved: Path) -> None:
-    """Also those of half precision, and ready to be trained."""
+    """Also weights of half precision; they can be trained."""
     expected = drawn() if make == "build_san" else load_pretrained(saved)
     with state():
         model = drawn() if make == "build_san" else load_pretrained(saved)
@@ -135,7 +135,7 @@ def test_the_text_cache_holds_the_same(state: Any, predictor: Predictor, tmp_pat
 
 
 def test_products_of_lower_precision_have_their_own_embeddings(predictor: Predictor, tmp_path: Path) -> None:
-    """In memory and on disk: what such a program has embedded serves no exact one."""
+    """In memory and on disk: embeddings of lower precision are not used by an exact program."""
     classifier = predictor.model.text_classifier
     classifier.embedder.forget()
     classifier.embedder.use_disk_cache(tmp_path)

@@ -135,7 +135,7 @@ def test_an_image_is_evaluated_with_one_wait(gpu: FakeGPU) -> None:
 
 
 def test_the_registered_model_waits_once_for_label_maps(gpu: FakeGPU, make_cfg: Callable[..., Any]) -> None:
-    """To read whether the outputs are finite, once all label maps are on their way."""
+    """To check that the outputs are finite, after all label maps are queued."""
     cfg = make_cfg()
     register_datasets(cfg.DATASETS.ROOT)
     model = build_model(cfg).eval().to("cuda")

@@ -117,7 +117,7 @@ def test_what_is_nothing_is_refused(name: str) -> None:
 
 @pytest.mark.skipif(os.name != "posix", reason="pipes")
 def test_a_pipe_is_no_model(tmp_path: Path, saved: Path) -> None:
-    """Nor is the folder that it lies in meant."""
+    """Its folder is not loaded either."""
     shutil.copytree(saved, tmp_path / "model")
     os.mkfifo(tmp_path / "model/fifo.pth")
     for config in (None, "shapes"):
@@ -199,7 +199,7 @@ def test_the_folder_needs_nothing_else(tmp_path: Path, monkeypatch: pytest.Monke
 def test_no_folder_of_clip_weights_is_published(
     pretrained: str | None, public: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where the file is gone by then."""
+    """Also if the file no longer exists."""
     model = make()
     config = replace(model.config, clip=replace(model.config.clip, pretrained=pretrained))
     monkeypatch.setattr(model, "config", config)  # the model is every test's
@@ -371,7 +371,7 @@ def test_a_compiled_model_is_a_plain_one() -> None:
 
 
 def test_what_was_loaded_can_be_saved_again(tmp_path: Path) -> None:
-    """Of a CLIP with a small vocabulary too, the file of which is not there."""
+    """Also with the small vocabulary of a CLIP whose file does not exist."""
     model = load_pretrained(save_pretrained(load_pretrained("shapes"), tmp_path / "a"))
     assert_same(load_pretrained(save_pretrained(model, tmp_path / "b")), model)
 
@@ -521,7 +521,7 @@ def test_hf_home_and_hf_hub_offline_are_obeyed(hub_cache: Path) -> None:
 
 @pytest.mark.usefixtures("no_network")
 def test_without_a_network_the_message_leads_to_a_working_model(saved: Path, tmp_path: Path) -> None:
-    """What the message says to fetch, and where it says to put it, is what is then found."""
+    """A file downloaded and stored as the message says is then found."""
     with pytest.raises(FileNotFoundError) as caught:
         find_known(MODELS["san_vit_b_16"], cache_dir=tmp_path)
     message = str(caught.value)
@@ -558,7 +558,7 @@ def test_the_users_own_folder_is_looked_through(tmp_path: Path, monkeypatch: pyt
 
 
 class Hub(BaseHTTPRequestHandler):
-    """As much of the hub as downloading a file takes."""
+    """A fake hub with what a download needs."""
 
     def __init__(self, folder: Path, asked: list[str], *args: Any) -> None:
         self.folder, self.asked = folder, asked
@@ -812,7 +812,7 @@ def test_push_a_folder_to_a_branch(api: type[FakeApi], folder: Path) -> None:
 
 
 def test_no_local_path_is_pushed(api: type[FakeApi], folder: Path) -> None:
-    """Of a folder that an earlier version wrote."""
+    """A folder of an earlier version."""
     change(folder, lambda content: content["model"]["clip"].update(pretrained="/home/ursula/clip.pt"))
     with pytest.raises(ValueError, match=r"would publish the local path '/home/ursula/clip.pt'.*by 'clip.pt' there"):
         push_to_hub(folder, "me/tiny")

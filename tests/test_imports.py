@@ -226,7 +226,7 @@ def test_no_module_imports_itself_by_way_of_others():
 
 @pytest.mark.parametrize("path", python_files("san/d2/standin"), ids=relative)
 def test_the_stand_in_stands_alone(path):
-    """But for the one reader of checkpoints."""
+    """Except for the reader of checkpoints."""
     for name in imports(path):
         own = name.startswith(("san.d2.standin", "san.checkpoint"))
         assert not name.startswith("san") or own, f"{relative(path)} imports {name}"

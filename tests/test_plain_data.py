@@ -1,4 +1,4 @@
-"""No file is ever read in a way that could run what it holds: holds for every source file of the project."""
+"""No source file of the project reads files in a way that could run their content."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SOURCES = sorted(path for folder in FOLDERS for path in (Path(__file__).parent.p
 
 
 def findings(source: str, name: str = "x.py") -> list[str]:
-    """What in a source file may run what a file holds."""
+    """Finds calls in a source file that may run the content of a file."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Call):

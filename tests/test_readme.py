@@ -1,4 +1,4 @@
-"""What the README says can be done: its snippet runs, its commands name files that exist, its links lead somewhere."""
+"""The README is correct: its snippet runs, its commands name existing files, its links are valid."""
 
 from __future__ import annotations
 

@@ -21,11 +21,11 @@ from san.benchmark.clocks import Recorder, clock_of, counting
 from san.benchmark.machine import peak_memory, reset_peak_memory
 from san.benchmark.reference import PlainSAN, plain_labels
 from san.benchmark.text import class_names, count_names
-from san.benchmark.workload import PartMarks, drawn_scene
+from san.benchmark.workload import PartMarks, synthetic_scene
 from san.clip.loader import LoadedClip
 from san.io.errors import one_line
 from san.model.attention_bias import AttentionBiasHead
-from san.model.build import outline
+from san.model.build import build_outline
 from san.model.san import SANModel
 from san.postprocess import Geometry, semantic_labels
 from san.shapes.world import NAMES as SHAPES_NAMES
@@ -56,7 +56,7 @@ _OWNERS = {
 
 
 @dataclass(frozen=True)
-class Workpiece:
+class AnalysisInput:
     """Input of a measurement: one random image, and a vocabulary.
 
     Attributes:
@@ -123,10 +123,10 @@ def on_meta(model: SANModel) -> SANModel:
 def plain_on_meta(model: SANModel) -> SANModel:
     """Return a copy as `on_meta`, computed without shortcuts."""
     clip = LoadedClip(model.arch, None, model.text_classifier.embedder.tokenizer, fingerprint="")
-    return outline(model.config, clip, PlainSAN)
+    return build_outline(model.config, clip, PlainSAN)
 
 
-def count_multiply_adds(model: SANModel, piece: Workpiece, *, as_written: bool = False) -> dict[str, int] | None:
+def count_multiply_adds(model: SANModel, piece: AnalysisInput, *, as_written: bool = False) -> dict[str, int] | None:
     """Count the multiply-adds of each part for one image: matrix products, convolutions and attention.
 
     The label map is counted with every class at every pixel; on a CPU a prediction skips classes that cannot win.
@@ -182,7 +182,7 @@ def names_for(model: SANModel, count: int) -> list[str] | None:
 
 
 def measure_time(
-    model: SANModel, piece: Workpiece, *, dtype: torch.dtype, runs: int = 5, compiled: bool = False
+    model: SANModel, piece: AnalysisInput, *, dtype: torch.dtype, runs: int = 5, compiled: bool = False
 ) -> Timing:
     """Time a model on its device.
 
@@ -220,7 +220,7 @@ def measure_time(
 
 def make_run(
     model: SANModel,
-    piece: Workpiece,
+    piece: AnalysisInput,
     *,
     marks: PartMarks | None,
     plain: bool = False,
@@ -269,7 +269,7 @@ def _scene(masks: Tensor, classes: int) -> tuple[Tensor, Tensor]:
     """Return logits of a synthetic scene with the shape (Q, h_s, w_s) and the device of the network's."""
     if masks.is_meta:
         return torch.empty_like(masks), masks.new_empty(len(masks), classes + 1)
-    drawn, logits = drawn_scene(len(masks), (masks.shape[1], masks.shape[2]), classes)
+    drawn, logits = synthetic_scene(len(masks), (masks.shape[1], masks.shape[2]), classes)
     return drawn.to(masks.device), logits.to(masks.device)
 
 

@@ -15,15 +15,15 @@ from san.benchmark.reference import PlainSAN, plain_labels
 from san.benchmark.workload import (
     PartMarks,
     Workload,
-    draw_model,
-    drawn_images,
-    drawn_label_map,
-    drawn_scene,
-    drawn_text_embed,
     mixed_precision,
+    random_images,
+    random_label_map,
+    random_model,
+    random_text_embed,
+    synthetic_scene,
 )
 from san.evaluation import ConfusionMatrix
-from san.model.precision import hold_weights
+from san.model.precision import round_weights
 from san.model.san import SANModel
 from san.postprocess import Geometry, semantic_labels
 
@@ -40,14 +40,14 @@ def make_workload(case: Case, device: torch.device, *, plain: bool) -> Workload:
     and attention biases), "recognition" (CLIP's deep blocks) and "output" (class logits and label map), compiled
     "network" and "output"; of an evaluation also "confusion matrix".
     """
-    model = draw_model(case, device, PlainSAN if plain else SANModel).eval()
-    text_embed, images = drawn_text_embed(model, case.classes), drawn_images(case, device)
+    model = random_model(case, device, PlainSAN if plain else SANModel).eval()
+    text_embed, images = random_text_embed(model, case.classes), random_images(case, device)
     side, (height, width) = model.config.side_adapter, model.stack(images).shape[2:]
-    scene = drawn_scene(side.num_queries, (height // side.patch_size, width // side.patch_size), case.classes)
+    scene = synthetic_scene(side.num_queries, (height // side.patch_size, width // side.patch_size), case.classes)
     masks, classes = (logits.to(device) for logits in scene)
     labels = plain_labels if plain else semantic_labels
     if not plain:
-        hold_weights(model, getattr(torch, case.dtype))
+        round_weights(model, getattr(torch, case.dtype))
     marks = None if case.compiled else PartMarks(model)  # hooks would cut the compiled graph
     if case.compiled and not plain:
         model.image_side.compile()
@@ -74,10 +74,10 @@ def make_workload(case: Case, device: torch.device, *, plain: bool) -> Workload:
 def count_run(case: Case, recorder: Recorder, *, plain: bool) -> None:
     """Run network and label map without values, for counting; class logits are negligible."""
     meta = torch.device("meta")
-    model = draw_model(case, meta, PlainSAN if plain else SANModel).eval()
+    model = random_model(case, meta, PlainSAN if plain else SANModel).eval()
     labels = plain_labels if plain else semantic_labels
     with torch.inference_mode(), PartMarks(model).to(recorder):
-        batch = model.stack(drawn_images(case, meta))
+        batch = model.stack(random_images(case, meta))
         (proposals,) = model.propose(batch)
     recorder.mark("recognition")
     class_logits = torch.empty(*proposals.sls_embed.shape[:2], case.classes + 1, device=meta)
@@ -96,7 +96,7 @@ class _Counts:
     """Return the function that an evaluation applies to label maps."""
 
     def __init__(self, case: Case) -> None:
-        truth = drawn_label_map(case, (case.out_height, case.out_width), seed=3)
+        truth = random_label_map(case, (case.out_height, case.out_width), seed=3)
         self.truth = truth.masked_fill(truth < 0, IGNORED).numpy().astype("uint16")
         self.matrix = ConfusionMatrix(case.classes, IGNORED)
 

@@ -9,7 +9,7 @@ import torch
 from san.benchmark.cases import Case
 from san.benchmark.clocks import Recorder
 from san.benchmark.reference import plain_text_embed
-from san.benchmark.workload import Workload, draw_model
+from san.benchmark.workload import Workload, random_model
 from san.clip.text_classifier import TextClassifier
 from san.data.subset import evenly_spread
 from san.vocabulary.label_sets import load_label_set
@@ -24,7 +24,7 @@ def make_workload(case: Case, device: torch.device, *, plain: bool) -> Workload:
     With 77 tokens all prompts cost the same, and 847 classes take minutes. Therefore the plain path embeds an even
     sample of the classes, which fills one pass, and its time is extrapolated.
     """
-    classifier = draw_model(case, device).text_classifier.eval()
+    classifier = random_model(case, device).text_classifier.eval()
     names = class_names(case.classes)
     sampled = sample(names) if plain else names
 
@@ -41,7 +41,7 @@ def make_workload(case: Case, device: torch.device, *, plain: bool) -> Workload:
 
 def count_run(case: Case, recorder: Recorder, *, plain: bool) -> None:
     """Run without values, for counting."""
-    count_names(draw_model(case, torch.device("meta")).text_classifier, class_names(case.classes), plain=plain)
+    count_names(random_model(case, torch.device("meta")).text_classifier, class_names(case.classes), plain=plain)
     recorder.mark("text tower")
 
 

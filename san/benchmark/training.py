@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from san.benchmark.cases import Case
 from san.benchmark.clocks import Recorder
 from san.benchmark.reference import PlainCriterion, PlainSAN
-from san.benchmark.workload import PartMarks, Workload, draw_model, drawn_images, drawn_label_map, drawn_text_embed
+from san.benchmark.workload import PartMarks, Workload, random_images, random_label_map, random_model, random_text_embed
 from san.d2.solver import SolverConfig, build_optimizer, trained_parameters
 from san.d2.train.iteration import PendingLosses, StepConfig, Stepper
 from san.losses import LabelMapTarget, LossConfig, Normalisers, SetCriterion, Target
@@ -54,18 +54,18 @@ def make_workload(case: Case, device: torch.device, *, plain: bool) -> Workload:
     As in training, the losses of a run are read in the next one. The plain path has the plain network and losses, one
     full-size mask per class, and an update tensor by tensor.
     """
-    model = draw_model(case, device, PlainSAN if plain else SANModel).train()
+    model = random_model(case, device, PlainSAN if plain else SANModel).train()
     marks = PartMarks(model)
     if case.compiled:
         raise ValueError("a compiled training step is not among the cases; measure it eager")
-    text_embed, solver, losses = drawn_text_embed(model, case.classes), SolverConfig(), LossConfig()
+    text_embed, solver, losses = random_text_embed(model, case.classes), SolverConfig(), LossConfig()
     criterion = PlainCriterion(losses) if plain else SetCriterion(losses)
     optimizer = plain_optimizer(model, solver) if plain else build_optimizer(model, solver)
     optimizer.register_step_pre_hook(lambda *_: marks.mark("backward, clipping"))
     amp = None if case.dtype == "float32" else getattr(torch, case.dtype)
     config = StepConfig(solver, device.type, amp, model.config.side_adapter.num_queries, losses.no_object_weight)
     stepper = Stepper(Losses(model, criterion, text_embed, marks), optimizer, config)
-    images, targets = drawn_images(case, torch.device("cpu")), make_targets(case, masks=plain)
+    images, targets = random_images(case, torch.device("cpu")), make_targets(case, masks=plain)
     if device.type == "cuda":
         images, targets = [image.pin_memory() for image in images], [pinned(target) for target in targets]
     samples = [
@@ -89,10 +89,10 @@ def make_workload(case: Case, device: torch.device, *, plain: bool) -> Workload:
 
 def count_run(case: Case, recorder: Recorder, *, plain: bool) -> None:
     """Run forward and backward without values, for counting; class logits and losses are negligible."""
-    model = draw_model(case, torch.device("meta"), PlainSAN if plain else SANModel).train()
+    model = random_model(case, torch.device("meta"), PlainSAN if plain else SANModel).train()
     marks = PartMarks(model)
     with marks.to(recorder):
-        proposals = model.propose(model.stack(drawn_images(case, torch.device("meta"))))
+        proposals = model.propose(model.stack(random_images(case, torch.device("meta"))))
     recorder.mark("recognition")
     torch.stack([layer.mask_logits.sum() + layer.sls_embed.sum() for layer in proposals]).sum().backward()
     recorder.mark("backward, clipping")
@@ -100,7 +100,7 @@ def count_run(case: Case, recorder: Recorder, *, plain: bool) -> None:
 
 def make_targets(case: Case, *, masks: bool) -> Sequence[LabelMapTarget | Target]:
     """Return one target per image, as a label map or as masks per class."""
-    maps = [drawn_label_map(case, (case.height, case.width), seed=10 + index) for index in range(case.batch)]
+    maps = [random_label_map(case, (case.height, case.width), seed=10 + index) for index in range(case.batch)]
     classes = [label_map[label_map >= 0].unique() for label_map in maps]
     pairs = list(zip(classes, maps, strict=True))
     if masks:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from san.benchmark.cases import Case
 from san.benchmark.clocks import Recorder
 from san.clip.loader import load_clip
-from san.model.build import build_san, freeze, outline
+from san.model.build import build_outline, build_san, freeze
 from san.model.config import variant
 from san.model.san import SANModel
 
@@ -64,33 +64,33 @@ def make_workload(case: Case, device: torch.device, *, plain: bool) -> Workload:
     return workload
 
 
-def draw_model(case: Case, device: torch.device, model_class: type[SANModel] = SANModel) -> SANModel:
+def random_model(case: Case, device: torch.device, model_class: type[SANModel] = SANModel) -> SANModel:
     """Return a model with random weights, always the same; without values on the device "meta"."""
     config = variant(case.model, pretrained=None)
     if case.queries:
         config = replace(config, side_adapter=replace(config.side_adapter, num_queries=case.queries))
     torch.manual_seed(0)
     if device.type == "meta":
-        model = outline(config, load_clip(config.clip.name, None), model_class)
+        model = build_outline(config, load_clip(config.clip.name, None), model_class)
         freeze(model)
         return model
     return build_san(config, model_class=model_class).to(device)
 
 
-def drawn_text_embed(model: SANModel, classes: int) -> Tensor:
+def random_text_embed(model: SANModel, classes: int) -> Tensor:
     """Return unit vectors (C, E) instead of text embeddings."""
     values = torch.randn(classes, model.arch.embed_dim, generator=torch.manual_seed(1))
     return F.normalize(values, dim=-1).to(model.pixel_mean.device)
 
 
-def drawn_images(case: Case, device: torch.device) -> list[Tensor]:
+def random_images(case: Case, device: torch.device) -> list[Tensor]:
     """Return random images (3, H, W) uint8."""
     generator = torch.manual_seed(2)
     sizes = (3, case.height, case.width)
     return [torch.randint(0, 256, sizes, dtype=torch.uint8, generator=generator).to(device) for _ in range(case.batch)]
 
 
-def drawn_label_map(case: Case, size: tuple[int, int], *, seed: int) -> Tensor:
+def random_label_map(case: Case, size: tuple[int, int], *, seed: int) -> Tensor:
     """Return a label map (H, W) int64 of blocks: at most 12 classes, about one block in thirty is ignored (-1)."""
     generator = torch.manual_seed(seed)
     present = torch.randperm(case.classes, generator=generator)[:12]
@@ -99,7 +99,7 @@ def drawn_label_map(case: Case, size: tuple[int, int], *, seed: int) -> Tensor:
     return F.interpolate(blocks[None, None].double(), size=size, mode="nearest")[0, 0].long()
 
 
-def drawn_scene(
+def synthetic_scene(
     num_queries: int, grid: tuple[int, int], num_classes: int, *, seed: int = 4, num_things: int = 12
 ) -> tuple[Tensor, Tensor]:
     """Return mask logits (Q, h_s, w_s) and class logits (Q, C + 1) like those of a trained model, for round things.

@@ -126,14 +126,14 @@ def run(args: argparse.Namespace) -> int:
         ValueError, FileNotFoundError: a configuration or an option is wrong.
         MissingExtraError: --submit without submitit.
     """
-    from san.cli.ablation_runs import RunOptionsForAll, configuration_name, plan_ablation, run_serially, submit_jobs
+    from san.cli.ablation_runs import SharedRunOptions, configuration_name, plan_ablation, run_serially, submit_jobs
 
     listed = {path.resolve(): path for path in args.configs}
     configs = [*([args.base] if args.base and args.base.resolve() not in listed else []), *listed.values()]
     if not args.configs:
         raise ValueError("no configuration is given; name YAML files, such as configs/ablations/shapes/base.yaml")
     options = _job_options(args.job)
-    common = RunOptionsForAll(args.out, args.opts, args.dataset, args.data_root, args.imports, args.num_gpus)
+    common = SharedRunOptions(args.out, args.opts, args.dataset, args.data_root, args.imports, args.num_gpus)
     runs = plan_ablation(configs, args.seeds, common)
     if args.dry_run:
         for each in runs:

@@ -31,7 +31,7 @@ own checkpoint."""
 
 
 @dataclass(frozen=True)
-class RunOptionsForAll:
+class SharedRunOptions:
     """Options of all runs.
 
     Attributes:
@@ -119,7 +119,7 @@ def configuration_name(path: Path) -> str:
     return "/".join(path.resolve().with_suffix("").parts[1:][-2:])
 
 
-def plan_ablation(configs: Sequence[Path], seeds: Sequence[int], common: RunOptionsForAll) -> list[AblationRun]:
+def plan_ablation(configs: Sequence[Path], seeds: Sequence[int], common: SharedRunOptions) -> list[AblationRun]:
     """Plan all runs; a run follows the one whose weights it starts from.
 
     A configuration starts from another of the list if its MODEL.WEIGHTS is a file in the other's OUTPUT_DIR. Its run
@@ -168,7 +168,7 @@ def plan_ablation(configs: Sequence[Path], seeds: Sequence[int], common: RunOpti
     return list(runs.values())
 
 
-def _command(config: Path, common: RunOptionsForAll, own: Sequence[str]) -> tuple[str, ...]:
+def _command(config: Path, common: SharedRunOptions, own: Sequence[str]) -> tuple[str, ...]:
     options = ["--config-file", str(config), "--resume"]
     options += ["--num-gpus", str(common.num_gpus)] if common.num_gpus != 1 else []
     options += ["--data-root", common.data_root] if common.data_root else []

@@ -99,10 +99,10 @@ def run(args: argparse.Namespace) -> int:
 def _without_weights(args: argparse.Namespace) -> SANModel:
     """Build the model of --variant with shapes only."""
     from san.clip.loader import load_clip
-    from san.model.build import freeze, outline
+    from san.model.build import build_outline, freeze
 
     config = untrained_config(args)
-    model = outline(config, load_clip(config.clip.name, None))
+    model = build_outline(config, load_clip(config.clip.name, None))
     freeze(model)
     return model
 
@@ -114,7 +114,7 @@ def _analyze(args: argparse.Namespace, model: SANModel, predictor: Predictor | N
     side = model.config.side_adapter.image_size
     height, width = args.size or (side, side)
     classes = args.classes or (36 if model.config.clip.name == "shapes" else 171)
-    piece, names = analysis.Workpiece(height, width, classes), analysis.names_for(model, classes)
+    piece, names = analysis.AnalysisInput(height, width, classes), analysis.names_for(model, classes)
     record: _Record = {
         "model": args.variant if args.variant is not None else args.model,
         "random_weights": args.variant is not None,

@@ -126,7 +126,7 @@ def _check(name: str, args: argparse.Namespace) -> CheckReport:
         return report
     positions = evenly_spread(range(len(pairs)), args.limit)
     results = check_pairs(pairs, target, positions=positions, workers=min(args.workers, len(positions)))
-    shown = _Shown()
+    shown = _ShownPairs()
     seldom = 0.1 if sys.stderr.isatty() else 10.0  # seconds; in a log file every update is a line
     bar = tqdm(results, name, len(positions), unit="pair", leave=False, dynamic_ncols=True, mininterval=seldom)
     report = summarise(target, pairs, shown.watch(bar), _folder_findings(target))
@@ -174,7 +174,7 @@ def _folder_findings(target: CheckTarget) -> list[Finding]:
     return check_folders(*sides, shared_images=target.shared_images)
 
 
-class _Shown:
+class _ShownPairs:
     """Iterates over results, and records which pairs can be shown."""
 
     def __init__(self) -> None:

@@ -17,7 +17,7 @@ import sys
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
-from san.cli.options import add_model_options, load_predictor, parse_words, place_option
+from san.cli.options import add_model_options, load_predictor, parse_words, path_or_name_option
 from san.demo.limits import Limits
 from san.io.errors import INTERRUPTED
 
@@ -74,7 +74,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: no other site)",
     )
     parser.add_argument(
-        "--examples", type=place_option, metavar="DIR", help="a folder of example pictures, instead of the shapes"
+        "--examples",
+        type=path_or_name_option,
+        metavar="DIR",
+        help="a folder of example pictures, instead of the shapes",
     )
     words = parser.add_mutually_exclusive_group()
     words.add_argument("--words", help="the words that each picture of --examples starts with")

@@ -20,14 +20,14 @@ import argparse
 from pathlib import Path
 
 from san.cli import train
-from san.cli.options import place_option
+from san.cli.options import path_or_name_option
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     parser.add_argument(
         "--weights",
-        type=place_option,
+        type=path_or_name_option,
         metavar="MODEL",
         help="a checkpoint file, a folder of a training run or of save_pretrained, a name of `san models`, or a YAML "
         "file that lists an ensemble (default: MODEL.WEIGHTS)",

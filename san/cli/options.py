@@ -23,7 +23,7 @@ RUN_CONFIG = "config.yaml"
 """Name of a training run's configuration."""
 
 
-def place_option(text: str) -> str:
+def path_or_name_option(text: str) -> str:
     """Parse a path or name: ``~`` at its beginning is a home folder."""
     try:
         return expand_home(text, "the path")
@@ -35,7 +35,7 @@ def path_option(text: str) -> Path:
     """Parse a path: ``~`` at its beginning is a home folder, also in ``--out=~/masks``."""
     if "://" in text:
         raise argparse.ArgumentTypeError(f"{excerpt(text)} is an address; give a file or folder of this machine")
-    return Path(place_option(text))
+    return Path(path_or_name_option(text))
 
 
 def positive_option(text: str) -> int:
@@ -74,21 +74,21 @@ def add_model_options(parser: argparse.ArgumentParser, *, untrained: bool = Fals
     if untrained:
         which.add_argument(
             "--variant",
-            type=place_option,
+            type=path_or_name_option,
             metavar="VARIANT",
             help="instead of --model, a model with random weights: vit_b16, vit_l14_336, shapes, tiny, or a "
             "configuration file (YAML); nothing is downloaded",
         )
     which.add_argument(
         "--model",
-        type=place_option,
+        type=path_or_name_option,
         default="shapes",
         help="a name of `san models`, a folder of save_pretrained or of a training run, a checkpoint file, or "
         "owner/name on the hub (default: %(default)s, which knows only shapes)",
     )
     group.add_argument(
         "--config",
-        type=place_option,
+        type=path_or_name_option,
         metavar="VARIANT",
         help="model of a bare checkpoint file: vit_b16, vit_l14_336, shapes, tiny, or a configuration file (YAML)",
     )

@@ -31,7 +31,7 @@ class Writable(Protocol):
 
 
 @dataclass(frozen=True)
-class Line(Generic[Loaded, Result]):
+class PipelineSteps(Generic[Loaded, Result]):
     """The steps of an image.
 
     Attributes:
@@ -51,72 +51,76 @@ class Line(Generic[Loaded, Result]):
     workers: int = 2
 
 
-def run_line(jobs: Sequence[Job], line: Line[Loaded, Result]) -> Generator[tuple[Job, Result], None, None]:
+def run_pipeline(
+    jobs: Sequence[Job], steps: PipelineSteps[Loaded, Result]
+) -> Generator[tuple[Job, Result], None, None]:
     """Run all jobs; yields each with its result, in order, after it is written.
 
     At the end, also after an exception, started writes are finished and no thread runs.
 
     Raises:
-        OSError: no result can be written. Errors of single images go to `line.failed` instead.
+        OSError: no result can be written. Errors of single images go to `steps.failed` instead.
     """
-    ahead = line.workers + 2 * line.batch_size
-    readers = ThreadPoolExecutor(line.workers, thread_name_prefix="san-read")
-    writers = ThreadPoolExecutor(line.workers, thread_name_prefix="san-write")
+    ahead = steps.workers + 2 * steps.batch_size
+    readers = ThreadPoolExecutor(steps.workers, thread_name_prefix="san-read")
+    writers = ThreadPoolExecutor(steps.workers, thread_name_prefix="san-write")
     writing: deque[tuple[Job, Result, Future[None]]] = deque()
     try:
-        loaded = _read_ahead(jobs, line, readers, ahead)
-        while batch := list(islice(loaded, line.batch_size)):
-            for job, result in _predict(batch, line):
-                while len(writing) >= 2 * line.workers or (writing and writing[0][2].done()):
-                    yield from _written(*writing.popleft(), line)
-                writing.append((job, result, writers.submit(line.write, job, result)))
+        loaded = _read_ahead(jobs, steps, readers, ahead)
+        while batch := list(islice(loaded, steps.batch_size)):
+            for job, result in _predict(batch, steps):
+                while len(writing) >= 2 * steps.workers or (writing and writing[0][2].done()):
+                    yield from _written(*writing.popleft(), steps)
+                writing.append((job, result, writers.submit(steps.write, job, result)))
         while writing:
-            yield from _written(*writing.popleft(), line)
+            yield from _written(*writing.popleft(), steps)
     finally:
         readers.shutdown(wait=True, cancel_futures=True)
         writers.shutdown(wait=True, cancel_futures=True)
 
 
-def _written(job: Job, result: Result, done: Future[None], line: Line[Any, Result]) -> Iterator[tuple[Job, Result]]:
+def _written(
+    job: Job, result: Result, done: Future[None], steps: PipelineSteps[Any, Result]
+) -> Iterator[tuple[Job, Result]]:
     """Wait until a result is written, and yield it unless its own files failed."""
     try:
         done.result()
     except ValueError as error:
-        line.failed(job, error)
+        steps.failed(job, error)
         return
     yield job, result
 
 
 def _read_ahead(
-    jobs: Sequence[Job], line: Line[Loaded, Any], readers: ThreadPoolExecutor, ahead: int
+    jobs: Sequence[Job], steps: PipelineSteps[Loaded, Any], readers: ThreadPoolExecutor, ahead: int
 ) -> Iterator[tuple[Job, Loaded]]:
     """Yield the images in order, with up to `ahead` read in advance."""
     waiting: deque[tuple[Job, Future[Loaded]]] = deque()
     left = iter(jobs)
     while True:
         for job in islice(left, ahead - len(waiting)):
-            waiting.append((job, readers.submit(line.read, job.image)))
+            waiting.append((job, readers.submit(steps.read, job.image)))
         if not waiting:
             return
         job, future = waiting.popleft()
         try:
             image = future.result()
         except (ValueError, OSError) as error:  # an error of this image
-            line.failed(job, error)
+            steps.failed(job, error)
             continue
         yield job, image
 
 
-def _predict(batch: list[tuple[Job, Loaded]], line: Line[Loaded, Result]) -> Iterator[tuple[Job, Result]]:
+def _predict(batch: list[tuple[Job, Loaded]], steps: PipelineSteps[Loaded, Result]) -> Iterator[tuple[Job, Result]]:
     """Return the results of a batch; if the model refuses it, of each image alone."""
     try:
-        results = line.predict([image for _, image in batch])
+        results = steps.predict([image for _, image in batch])
     except ValueError as error:
         if len(batch) == 1:
-            line.failed(batch[0][0], error)
+            steps.failed(batch[0][0], error)
         else:
             for single in batch:
-                yield from _predict([single], line)
+                yield from _predict([single], steps)
         return
     yield from zip((job for job, _ in batch), results, strict=True)
 

@@ -40,7 +40,7 @@ from san.cli.options import (
     positive_option,
     read_words,
 )
-from san.cli.pipeline import Line, run_line, write_results
+from san.cli.pipeline import PipelineSteps, run_pipeline, write_results
 from san.io.errors import one_line, printable
 from san.io.files import FORMATS
 from san.io.listing import describe_skipped
@@ -174,7 +174,7 @@ class _Run:
         """Predict all images; return the number of skipped ones."""
         from san.io.image_files import read_image
 
-        line = Line(
+        steps = PipelineSteps(
             read=read_image,
             predict=self._predict,
             write=partial(write_results, endings={name: FORMATS[name] for name in self.args.format}),
@@ -184,7 +184,7 @@ class _Run:
         )
         start = time.perf_counter()
         try:
-            with self.bar, closing(run_line(self.jobs, line)) as results:
+            with self.bar, closing(run_pipeline(self.jobs, steps)) as results:
                 for job, result in results:
                     self.num_done += 1
                     self.bar.update()

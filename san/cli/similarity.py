@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from san.cli.options import add_model_options, load_predictor, path_option, place_option, png_option
+from san.cli.options import add_model_options, load_predictor, path_option, path_or_name_option, png_option
 from san.io.errors import excerpt, printable, require_extra
 
 if TYPE_CHECKING:
@@ -40,12 +40,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "sets",
         nargs="*",
-        type=place_option,
+        type=path_or_name_option,
         metavar="SET",
         help="label sets to compare (default: the six benchmarks; with --per-class, the classes of that file)",
     )
     parser.add_argument(
-        "--to", type=place_option, default="coco_stuff_171", metavar="SET", help="the other set (default: %(default)s)"
+        "--to",
+        type=path_or_name_option,
+        default="coco_stuff_171",
+        metavar="SET",
+        help="the other set (default: %(default)s)",
     )
     parser.add_argument(
         "--per-class",

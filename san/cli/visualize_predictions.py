@@ -25,7 +25,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from san.cli.options import add_data_root_option, path_option, place_option
+from san.cli.options import add_data_root_option, path_option, path_or_name_option
 from san.cli.visualize_images import FORMAT, ImageWorker, Outcome, Task, rounded
 from san.evaluation.per_image import ORACLE_PAGE, ClassScore, Predictions, common_folder, distinct_stems
 from san.io.errors import printable
@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--dataset",
-        type=place_option,
+        type=path_or_name_option,
         action="append",
         default=[],
         metavar="NAME|FILE",

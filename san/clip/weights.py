@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from san.clip.weights_file import DAMAGED, flaw_of, open_archive, read_tensors
+from san.clip.weights_file import DAMAGED, kind_of_flaw, open_archive, read_tensors
 from san.io.errors import excerpt, listed, one_line
 from san.io.files import sha256_of
 from san.torch_defaults import torch_defaults
@@ -70,7 +70,7 @@ def _read_script(path: Path, trusted: Container[str]) -> Mapping[str, Tensor]:
     return state
 
 
-def misfits(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
+def tensor_mismatches(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
     """Return why tensors cannot be loaded into a model, a line each, without copying anything.
 
     Args:
@@ -82,7 +82,7 @@ def misfits(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[s
     for key, target in wanted.items():
         if key not in found:
             continue
-        value, flaw = found[key], flaw_of(found[key])
+        value, flaw = found[key], kind_of_flaw(found[key])
         if flaw:
             lines.append(f"{key}: {flaw} instead of dense")
         elif value.shape != target.shape:

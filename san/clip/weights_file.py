@@ -202,7 +202,7 @@ class _Plain:
         return copied if isinstance(value, list) else tuple(copied)
 
     def _checked(self, tensor: Tensor) -> Tensor:
-        flaw = flaw_of(tensor)
+        flaw = kind_of_flaw(tensor)
         if flaw:
             raise ValueError(f"it holds a {flaw} tensor; only dense ones are read")
         self._room -= tensor.numel() * tensor.element_size()
@@ -211,7 +211,7 @@ class _Plain:
         return tensor.detach()
 
 
-def flaw_of(tensor: Tensor) -> str:
+def kind_of_flaw(tensor: Tensor) -> str:
     """Return why a tensor is not a plain array in memory ("sparse", "quantised", ...); "" if it is one."""
     if type(tensor) not in (Tensor, nn.Parameter):
         return excerpt(type(tensor).__name__)

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from san.demo.limits import Limits, Turns
+from san.demo.limits import ConcurrencyLimit, Limits
 from san.io.errors import one_line
 from san.io.image_files import read_image
 
@@ -37,7 +37,7 @@ class Decoder:
     """
 
     def __init__(self, limits: Limits) -> None:
-        self._limits, self._turns = limits, Turns(1, 1)
+        self._limits, self._turns = limits, ConcurrencyLimit(1, 1)
         self._process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:

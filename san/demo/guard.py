@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from san.demo.decoding import Decoder
-from san.demo.limits import Limits, RateLimit, Turns, visitor_of
+from san.demo.limits import ConcurrencyLimit, Limits, RateLimit, visitor_of
 from san.demo.mailbox import Mailbox
 from san.io.errors import excerpt
 
@@ -100,7 +100,7 @@ class Guard:
         self._decoder = Decoder(limits)
         self._rate = RateLimit(limits.requests_per_minute)
         self._awaited: OrderedDict[str, None] = OrderedDict()  # sessions with an unread answer
-        self._uploads = Turns(_MAX_UPLOADS, _MAX_UPLOADS_OF_ADDRESS)
+        self._uploads = ConcurrencyLimit(_MAX_UPLOADS, _MAX_UPLOADS_OF_ADDRESS)
         # the words, escaped in the worst case, and what Gradio adds
         self._max_body = 6 * limits.max_characters + 20_000
 
@@ -176,7 +176,7 @@ class Guard:
             return
         body = await _read(scope, receive, self._max_body, "The request took too long; try again.")
         if scope["path"] == _JOIN:
-            body, send = _checked(body, self._functions), _in_our_words(send)
+            body, send = _checked(body, self._functions), _with_queue_message(send)
             self._awaited[json.loads(body)["session_hash"]] = None
             while len(self._awaited) > _MAX_AWAITED:
                 self._awaited.popitem(last=False)
@@ -308,7 +308,7 @@ def _with_headers(send: Send, extra: list[tuple[bytes, bytes]]) -> Send:
     return wrapped
 
 
-def _in_our_words(send: Send) -> Send:
+def _with_queue_message(send: Send) -> Send:
     """Replace the answer of a full queue by a clear message."""
     full = False
 

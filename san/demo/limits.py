@@ -87,7 +87,7 @@ class RateLimit:
         return admitted
 
 
-class Turns:
+class ConcurrencyLimit:
     """Limits concurrent requests, in total and per address; others wait in order.
 
     Args:

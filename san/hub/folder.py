@@ -25,7 +25,7 @@ from san.hub.card import model_card
 from san.hub.remote import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
 from san.io.errors import excerpt, listed, one_line
 from san.io.files import write_together
-from san.model.build import ModelClass, build_san, outline
+from san.model.build import ModelClass, build_outline, build_san
 from san.model.config import SANConfig
 from san.model.parts import describe_parts
 from san.model.san import SANModel
@@ -142,7 +142,7 @@ def load_folder(folder: Path, *, model_class: ModelClass = SANModel) -> SANModel
         tokenizer = fitting_tokenizer(config.clip_arch.text, config.clip_token_ids)
         # all weights are loaded below, so CLIP's file is not needed
         clip = LoadedClip(config.clip_arch, None, tokenizer, fingerprint=f"{config.model.clip.name}/untrained")
-        plain = outline(config.model, clip)
+        plain = build_outline(config.model, clip)
     except ValueError as error:
         raise ValueError(f"{str(folder / CONFIG_FILE)!r}: {error}") from error
     if model_class is SANModel:  # before memory is allocated for the model
@@ -178,7 +178,7 @@ def describe(model: SANModel) -> FolderConfig:
     if not isinstance(tokenizer, (BpeTokenizer, CompactTokenizer)):
         raise ValueError(f"the model's tokenizer is {excerpt(tokenizer)}, which config.json cannot describe")
     ids = tokenizer.ids if isinstance(tokenizer, CompactTokenizer) else None
-    plain = outline(model.config, LoadedClip(model.arch, None, tokenizer, fingerprint=""))
+    plain = build_outline(model.config, LoadedClip(model.arch, None, tokenizer, fingerprint=""))
     parts = architecture_of(model, plain)
     return FolderConfig(MODEL_TYPE, san.__version__, config, model.arch, ids, FORMAT_VERSION, parts)
 

@@ -27,7 +27,7 @@ from san.io.errors import excerpt
 from san.io.image_files import MAX_PIXELS
 from san.model.build import warn_of_unseen_pixels
 from san.model.config import SANConfig
-from san.model.precision import hold_weights
+from san.model.precision import round_weights
 from san.model.san import MaskProposals, SANModel
 from san.postprocess import Geometry, View
 from san.torch_defaults import torch_defaults
@@ -86,7 +86,7 @@ class Predictor(Segmenter):
         """Prepare the model, in place."""
         self.dtype = _checked_dtype(dtype)
         self.model = model.to(checked_device(device)).eval()
-        hold_weights(self.model, self.dtype)
+        round_weights(self.model, self.dtype)
         self.short_sides, self.flip = _checked_sides(short_sides or (short_side,)), flip
         for side in self.short_sides:
             warn_of_unseen_pixels(self.model, side)

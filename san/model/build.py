@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from san.clip.arch import ClipArch
 from san.clip.loader import LoadedClip, load_clip
 from san.clip.tokenizer import Tokenizer
-from san.clip.weights import check_finite, listed_tensors, misfits
+from san.clip.weights import check_finite, listed_tensors, tensor_mismatches
 from san.model.config import SANConfig, resolve, unseen_pixels, unusual_depth
 from san.model.san import SANModel
 from san.record import FieldError
@@ -52,7 +52,7 @@ def build_san(
     config = resolve(config, clip.arch)
     own = None if clip.state_dict is None else clip_state_to_own(clip.state_dict, config.clip.shallow_depth)
     if own is not None:
-        _check_clip_weights(outline(config, clip), own)
+        _check_clip_weights(build_outline(config, clip), own)
     for note in (unusual_depth(config, clip.arch), unseen_pixels(config, clip.arch, config.side_adapter.image_size)):
         if note:
             logger.warning("%s", note)
@@ -70,7 +70,7 @@ def warn_of_unseen_pixels(model: SANModel, side: int) -> None:
         logger.warning("%s", note)
 
 
-def outline(config: SANConfig, clip: LoadedClip, model_class: ModelClass = SANModel) -> SANModel:
+def build_outline(config: SANConfig, clip: LoadedClip, model_class: ModelClass = SANModel) -> SANModel:
     """Build a SAN with names and shapes but without values, in milliseconds and without memory.
 
     Tensors of a file are compared with it before memory is allocated for the model.
@@ -129,7 +129,7 @@ def clip_state_to_own(state_dict: Mapping[str, Tensor], shallow_depth: int) -> d
 
 def _check_clip_weights(model: SANModel, own: Mapping[str, Tensor]) -> None:
     clip = model.config.clip
-    wrong = misfits(own, {key: value for key, value in model.state_dict().items() if is_clip_tensor(key)})
+    wrong = tensor_mismatches(own, {key: value for key, value in model.state_dict().items() if is_clip_tensor(key)})
     if wrong:
         raise FieldError(
             f"the weights {clip.pretrained!r} do not fit CLIP {clip.name!r}; set clip.name to the model they "

@@ -9,7 +9,7 @@ from san.clip.blocks import Attention
 from san.model.san import SANModel
 
 
-def hold_weights(model: SANModel, dtype: torch.dtype) -> None:
+def round_weights(model: SANModel, dtype: torch.dtype) -> None:
     """Round, once and in place, the weights that autocast would round at every use: those of the image side's products.
 
         Autocast caches rounded weights in training only. In prediction this saves the conversion of these weights for

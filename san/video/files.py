@@ -140,10 +140,10 @@ class VideoReader:
             self.problems.append(
                 f"the file ends after {self._num_packets} of the {self._stream.frames} frames that it says it has"
             )
-        elif not self._stream.frames and (rest := self._promised() - (last or 0) * float(self.info.time_base)) > 1:
+        elif not self._stream.frames and (rest := self._declared_end() - (last or 0) * float(self.info.time_base)) > 1:
             self.problems.append(f"the file ends {rest:.2f} s before the end that it says it has")
 
-    def _promised(self) -> float:
+    def _declared_end(self) -> float:
         """Return the end of the video in seconds, from a file that does not count frames; 0 if unknown."""
         found = re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)", self._stream.metadata.get("DURATION", ""))  # Matroska
         if found:
@@ -156,8 +156,9 @@ class VideoReader:
         height, width = _upright_size(frame)
         if (height, width) == self.info.size:
             return False
+        at = "" if frame.time is None else f" ({frame.time:.2f} s)"
         self.problems.append(
-            f"frame {number}{_at(frame.time)} has {width} x {height} pixels, those before it {self.info.size[1]} x "
+            f"frame {number}{at} has {width} x {height} pixels, those before it {self.info.size[1]} x "
             f"{self.info.size[0]}; the rest is left out: cut the video into parts of one size"
         )
         return True
@@ -165,7 +166,8 @@ class VideoReader:
     def _decode(self) -> Iterator[Any]:
         """Yield PyAV's frames; records what cannot be decoded."""
         self._num_packets = 0
-        missing, damaged = _Places("packets that cannot be decoded and are left out"), _Places("damaged frames")
+        missing = _ProblemCount("packets that cannot be decoded and are left out")
+        damaged = _ProblemCount("damaged frames")
         packets = self._container.demux(self._stream)
         while True:
             try:
@@ -332,7 +334,7 @@ class VideoWriter:
             return None
 
 
-class _Places:
+class _ProblemCount:
     """Counts problems, and records the times of the first and the last."""
 
     def __init__(self, what: str) -> None:
@@ -393,7 +395,3 @@ def _upright_size(frame: Any) -> tuple[int, int]:
 def _reason(error: BaseException) -> str:
     """Return an error's text, without FFmpeg's error number."""
     return getattr(error, "strerror", None) or str(error)
-
-
-def _at(time: float | None) -> str:
-    return "" if time is None else f" ({time:.2f} s)"

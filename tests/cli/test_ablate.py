@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from san.cli import ablation_runs
-from san.cli.ablation_runs import RunOptionsForAll, plan_ablation
+from san.cli.ablation_runs import SharedRunOptions, plan_ablation
 from san.cli.main import main
 from tests.d2.conftest import TINY, write_voc
 
@@ -161,7 +161,7 @@ def test_runs_with_parts_of_the_users_are_counted_too(folder: Path, fake: FakeRu
 
 
 def test_a_second_stage_gets_the_weights_of_its_seed(folder: Path, fake: FakeRuns) -> None:
-    """Also where it stands first; and it does not run where the first stage is not finished."""
+    """Also if it is listed first; it does not run if the first stage is not finished."""
     command = ["ablate", "s/second.yaml", "s/first.yaml", "--seeds", "0,1", "--out", "out"]
     fake.failing["first", "1"] = 1
     assert main(command) == 1
@@ -243,9 +243,9 @@ def test_without_submitit_the_error_names_the_extra(
 
 
 def test_each_unfinished_run_is_a_job(folder: Path, fake: FakeRuns) -> None:
-    """On this machine, with a run of a second that needs no model."""
+    """On this machine, with a run of one second without a model."""
     submitit = pytest.importorskip("submitit")
-    (first, second) = plan_ablation([Path("q/base.yaml")], [0, 1], RunOptionsForAll(Path("out")))
+    (first, second) = plan_ablation([Path("q/base.yaml")], [0, 1], SharedRunOptions(Path("out")))
     first.folder.mkdir(parents=True)
     fake(first.command, first.folder / "ablate.log")
     child = [replace(second, command=(sys.executable, "-c", "print('error: no room'); raise SystemExit(1)"))]

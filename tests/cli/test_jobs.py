@@ -1,4 +1,4 @@
-"""What `san predict` has to do: which files are images, what results are called, what is refused before any work."""
+"""The jobs of `san predict`: images, names of results, and errors before any work."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_what_pillow_opens_is_taken_and_the_rest_is_named(tmp_path: Path) -> Non
 
 
 def test_endings_of_plug_ins_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As pillow-heif registers them."""
+    """Formats are registered as by pillow-heif."""
     touch(tmp_path / "in", "a.heic", "b.png")
     assert [each.path.name for each in find_jobs([tmp_path / "in"], tmp_path / "out")[1]] == ["a.heic"]
     monkeypatch.setitem(Image.EXTENSION, ".heic", "HEIF")

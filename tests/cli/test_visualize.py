@@ -55,7 +55,7 @@ def toy(tmp_path: Path) -> dict[str, np.ndarray]:
 
 
 def write_rle(folder: Path, predictions: dict[str, np.ndarray], root: str = "/elsewhere/images") -> Path:
-    """As an evaluation on another machine wrote it."""
+    """The predictions of an evaluation on another machine."""
     writer = RLEWriter()
     for name, prediction in predictions.items():
         writer.update(prediction, f"{root}/{name}.png")

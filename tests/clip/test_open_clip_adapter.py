@@ -1,4 +1,4 @@
-"""What is read of open_clip without importing it equals what open_clip says itself."""
+"""Data read from open_clip without its import equal those of open_clip itself."""
 
 from __future__ import annotations
 

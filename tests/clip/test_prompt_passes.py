@@ -54,7 +54,7 @@ def widths(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 @pytest.mark.parametrize("tokens_per_pass", [20, 10_000])
 @pytest.mark.parametrize("sharing", [ALWAYS, NEVER])
 def test_the_numbers_of_77_tokens(device, dtype, tolerance, tokens_per_pass, sharing, monkeypatch) -> None:
-    """In bfloat16 the sums round at other places; unit vectors of 64 numbers differ by less than 0.015 in each."""
+    """In bfloat16 sums are rounded differently; unit vectors of 64 numbers differ by less than 0.015 in each."""
     monkeypatch.setattr(prompt_passes, "_WORTH_SHARING", sharing)
     classifier = make_classifier(device).to(dtype)
     classifier.embedder.tokens_per_pass = tokens_per_pass

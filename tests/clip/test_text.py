@@ -130,7 +130,7 @@ def test_a_name_that_just_fits_is_no_matter(classifier: TextClassifier, caplog: 
 
 
 def test_remarks_are_data(caplog: pytest.LogCaptureFixture) -> None:
-    """What was cut and what is unknown comes with the embeddings; only `TextClassifier.embed` logs it, once."""
+    """The embeddings contain remarks on cut and unknown texts; only `TextClassifier.embed` logs them, once."""
     classifier = load_pretrained("shapes").text_classifier
     names = ["red star", "zebra", ClassText("long", ("star " * 40, "red zebra"))]
     found = classifier.embedder.embed(classifier, names)
@@ -177,7 +177,7 @@ def test_other_prompts(classifier: TextClassifier) -> None:
 
 
 def test_a_model_is_freed_at_once() -> None:
-    """No circle of references keeps the weights until Python looks for circles."""
+    """The weights are freed without a garbage collection of reference cycles."""
     model = build_san(variant("tiny"))
     model.text_classifier.embed(["cat"])
     gone = weakref.ref(model.text_classifier)

@@ -23,7 +23,7 @@ SHARED = torch.arange(6.0)
 
 
 def contents() -> dict[str, Any]:
-    """What checkpoints hold: a model, an optimiser's and a schedule's state."""
+    """The content of checkpoints: a model, and the states of an optimiser and a schedule."""
     parameter = torch.nn.Parameter(torch.ones(2, 3))
     model = OrderedDict(a=SHARED, tied=SHARED, half=torch.ones(3).half(), turned=torch.ones(4, 2).t(), odd=parameter)
     model._metadata = OrderedDict({"": {"version": 1}})  # type: ignore[attr-defined]
@@ -208,4 +208,4 @@ def test_flaws() -> None:
 
     nested = torch.nested.nested_tensor([torch.ones(1), torch.ones(2)])
     kinds = [torch.ones(1), SPARSE, torch.empty(1, device="meta"), nested, torch.ones(1).as_subclass(Own)]
-    assert [weights_file.flaw_of(kind) for kind in kinds] == ["", "sparse", "meta", "nested", "'Own'"]
+    assert [weights_file.kind_of_flaw(kind) for kind in kinds] == ["", "sparse", "meta", "nested", "'Own'"]

@@ -67,7 +67,7 @@ def test_machines_that_share_no_disk_resume_together(
 
 
 def outcomes(folder: str) -> None:
-    """What a worker hears of an error on the main process, of a result, of weights and of settings that differ."""
+    """How workers receive an error or a result of the main process, and different weights or settings."""
     import torch
 
     from san.d2.api import comm

@@ -65,7 +65,7 @@ def test_an_iteration_that_was_not_ended_ends_with_the_process() -> None:
 
 
 def test_a_batch_that_cannot_be_sent_is_an_error() -> None:
-    """As of a full /dev/shm or too many open files; Python prints the error and drops the batch."""
+    """For instance a full /dev/shm or too many open files; Python prints the error and drops the batch."""
     with pytest.raises(OSError, match=r"cannot send its samples .*pickle.*; increase /dev/shm"):
         list(build_eval_loader(RECORDS, not_to_be_sent, num_workers=1))
 

@@ -119,7 +119,7 @@ def test_a_conditional_update_is_the_plain_one() -> None:
 
 
 def test_the_earlier_outcome_can_be_read_before_anything_changes() -> None:
-    """What stops a run there leaves the weights of the earlier iterations."""
+    """An error there leaves the weights of the earlier iterations."""
     stepper = stepper_of(Line())
     weight = stepper.model.layer.weight
     outcome = stepper.run([batch_of(math.inf)], 0)

@@ -122,7 +122,7 @@ def test_the_script_does_what_san_train_does(
 
 @real
 def test_evaluators_of_detectron2_read_our_predictions(short: dict[str, Any], tmp_path: Path) -> None:
-    """On Detectron2's own loader too, which knows no vocabulary but that of the record."""
+    """Also with Detectron2's own loader, which knows only the vocabulary of the record."""
     from detectron2.config import get_cfg
     from detectron2.data import build_detection_test_loader
     from detectron2.evaluation import SemSegEvaluator, inference_on_dataset

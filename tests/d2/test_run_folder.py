@@ -200,7 +200,7 @@ def test_checkpoints_of_an_older_run_are_not_taken(tmp_path: Path) -> None:
 
 
 def test_checkpoints_without_an_id_are_those_of_a_run_without_one(tmp_path: Path) -> None:
-    """As of Detectron2's own trainer, which may have gone on with a run; and of versions before there were ids."""
+    """Such as those of Detectron2's trainer, which may have continued a run, and of versions without ids."""
     save(tmp_path, "model_0000004", 4)
     final = save(tmp_path, "model_final", 9)
     assert latest_checkpoint(tmp_path) == final

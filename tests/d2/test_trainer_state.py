@@ -118,7 +118,7 @@ def test_no_state_at_all(trainer: Trainer, state: Any) -> None:
 
 
 def test_a_good_state_is_taken(trainer: Trainer, good: State) -> None:
-    """Also in the form of Detectron2's trainer, and without the settings that older versions did not keep."""
+    """Also in the format of Detectron2's trainer, and without settings that older versions did not save."""
     inner = {key: value for key, value in good.items() if key not in ("hooks", "solver", "iteration")}
     for state in (good, {"_trainer": inner, "iteration": 2, "hooks": good["hooks"]}):
         trainer.check_state_dict(state)

@@ -29,7 +29,7 @@ TOKEN = "hf_planted1234567890"
 
 
 class Server:
-    """What is there of a run: its steps, in the order in which they came."""
+    """The logged steps of a run, in order."""
 
     def __init__(self) -> None:
         self.starts: list[dict[str, Any]] = []
@@ -110,7 +110,7 @@ def test_the_real_wandb_asks_no_question(make_cfg: Any, monkeypatch: pytest.Monk
 
 
 def evaluated(folder: Path, classes: tuple[str, ...] = ("cat", "dog")) -> None:
-    """What an evaluation of the data set voc leaves in a run's folder."""
+    """The files of an evaluation of the data set voc in a run's folder."""
     report = folder / "inference/voc"
     report.mkdir(parents=True, exist_ok=True)
     rows = [f"{index},{name},5,6,50.0000," for index, name in enumerate(classes)]

@@ -49,7 +49,7 @@ class RawTree:
 
 @dataclass(frozen=True)
 class Sizes:
-    """How many images, and their range of sides in pixels."""
+    """Number of images, and their range of sides in pixels."""
 
     train: int = 5
     val: int = 4

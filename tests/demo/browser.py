@@ -46,7 +46,7 @@ def browser(downloads):
 
 
 class Page:
-    """What a visitor sees and does, in one browser tab."""
+    """A visitor in one browser tab."""
 
     def __init__(self, driver, url):
         self.driver, self.handle = driver, driver.current_window_handle

@@ -1,4 +1,4 @@
-"""What happens between an upload and a result, without a browser."""
+"""The demo's service, without a browser."""
 
 from __future__ import annotations
 

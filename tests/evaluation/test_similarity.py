@@ -32,7 +32,7 @@ def test_directions_on_a_circle():
 
 
 def test_it_is_a_hausdorff_distance():
-    """Of the squared Euclidean distance, halved: |a - b|^2 = 2 (1 - s) for unit vectors."""
+    """Half of the squared Euclidean distance: |a - b|^2 = 2 (1 - s) for unit vectors."""
     generator = torch.manual_seed(0)
     ours, theirs = (torch.nn.functional.normalize(torch.randn(n, 8, generator=generator), dim=1) for n in (7, 11))
     distances = torch.cdist(ours, theirs)

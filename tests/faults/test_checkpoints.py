@@ -128,7 +128,7 @@ def test_a_full_disk_costs_one_checkpoint(make_cfg: MakeCfg, monkeypatch: Any) -
 def test_a_run_without_its_last_checkpoint_ends_with_an_error(
     make_cfg: MakeCfg, reference: Path, monkeypatch: pytest.MonkeyPatch, earlier: bool
 ) -> None:
-    """And says what it goes on from; with room, --resume ends with the very bytes of an undisturbed run."""
+    """The error names the last checkpoint; with space, --resume ends with the bytes of an undisturbed run."""
     cfg = make_cfg(SOLVER__CHECKPOINT_PERIOD=4 if earlier else 100)
     folder = Path(cfg.OUTPUT_DIR)
     real = checkpointer.write_checkpoint
@@ -217,7 +217,7 @@ def test_killed_around_a_save(make_cfg: MakeCfg, reference: Path, moment: str) -
 def test_lines_that_will_be_written_again_are_taken_out(
     tmp_path: Path, start: int, max_iter: int, kept: list[int]
 ) -> None:
-    """Of iterations and evaluations; that at the end of a shorter run stays, as its iterations do."""
+    """Lines of iterations and evaluations; those of a shorter run stay."""
     path = tmp_path / "metrics.json"
     take_out(path, start, max_iter)
     assert not path.exists()

@@ -185,7 +185,7 @@ def start_scale(patch: pytest.MonkeyPatch, scale: float) -> None:
 
 
 def test_an_overflow_of_scaled_gradients_is_the_scalers(make_cfg: MakeCfg) -> None:
-    """With fp16 the first scale is far too large here; the scaler halves it, and nothing is counted as left out."""
+    """With fp16 the first scale is far too large; the scaler halves it, and no update is counted as skipped."""
     cfg = make_cfg(SOLVER__AMP__ENABLED=True, SOLVER__AMP__DTYPE="fp16", SOLVER__MAX_NONFINITE=1, SOLVER__MAX_ITER=2)
     with pytest.MonkeyPatch.context() as patch:
         start_scale(patch, 2.0**100)

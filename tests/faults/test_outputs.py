@@ -32,7 +32,7 @@ GREY = WHITE // 2
 
 
 def spoil(model: SANModel, value: float = math.nan, part: str = "mask_logits") -> None:
-    """From now on one number of what is proposed for a white image is this value."""
+    """Sets one number of the proposals of a white image to this value from now on."""
     propose = model.propose
 
     def spoiled(images: torch.Tensor) -> list[MaskProposals]:

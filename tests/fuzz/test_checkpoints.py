@@ -62,7 +62,7 @@ def test_damaged_weights(suffix, tmp_path):
 
 
 def test_damaged_clip_files(tmp_path):
-    """Of this project's own form, whose header describes the architecture and the vocabulary."""
+    """CLIP files of this project, whose header describes the architecture and the vocabulary."""
     path, taken = tmp_path / "clip.safetensors", 0
     arch = ClipArch(8, VisionArch(16, 8, 8, 1, 1), TextArch(4, 5, 8, 1, 1))
     save_clip_file(path, {"visual.class_embedding": torch.ones(8)}, arch, token_ids=[1, 2, 3, 4])
@@ -211,7 +211,7 @@ def test_a_small_archive_that_unpacks_to_a_full_disk(what, tmp_path, monkeypatch
 
 
 class Zeros(io.RawIOBase):
-    """As many zeros as asked for, without holding them."""
+    """A stream of the given number of zeros, which are not in memory."""
 
     def __init__(self, size: int) -> None:
         self.left = size

@@ -43,7 +43,7 @@ def alone(view: View) -> Tensor:
 def test_the_mean_of_views_is_that_of_their_scores(
     monkeypatch: pytest.MonkeyPatch, num_classes: int, block_side: int
 ) -> None:
-    """Of two scales, one of them mirrored, with weights, in blocks of any width."""
+    """Two scales, one of them mirrored, with weights, in blocks of any width."""
     monkeypatch.setattr(postprocess, "_BLOCK_SIDE", block_side)
     first = drawn(0, FIRST, num_classes=num_classes, weight=3.0)
     second = drawn(1, SECOND, num_queries=4, num_classes=num_classes, mirrored=True)
@@ -98,7 +98,7 @@ def test_views_that_cannot_be_averaged(changes: dict[str, Any], message: str) ->
 
 @pytest.mark.parametrize("num_queries", [2, 30])
 def test_the_label_map_of_many_views_never_holds_all_scores(monkeypatch: pytest.MonkeyPatch, num_queries: int) -> None:
-    """Of 12 views and 847 classes: their scores would be 400 million values, those of one view 34 million."""
+    """With 12 views and 847 classes: all scores would be 400 million values, those of one view 34 million."""
     monkeypatch.setattr(postprocess, "_BLOCK_SIDE", 1024)
     geometry = replace(FIRST, output_size=(200, 200))
     views = [

@@ -269,7 +269,7 @@ def test_synonyms_prompts_and_context(shapes: Predictor, scenes: tuple[np.ndarra
 
 
 def test_none_of_these(shapes: Predictor, scenes: tuple[np.ndarray, np.ndarray]) -> None:
-    """Of the words one that is in the picture is left out: its pixels become none more than the others' do."""
+    """One word of the picture is missing: its pixels get no class more often than the others."""
     shares = {"plain": [[], []], "learnt": [[], []], "threshold": [[], []]}
     for image, truth in zip(*scenes, strict=True):
         *words, left_out = (NAMES[i] for i in np.unique(truth) if i < 36)

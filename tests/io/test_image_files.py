@@ -168,7 +168,7 @@ def test_pipes_and_devices_do_not_wait(tmp_path: Path) -> None:
 @pytest.mark.parametrize("tag", range(1, 9))
 @pytest.mark.parametrize("ending", ["png", "tif"])
 def test_image_and_label_are_rotated_together(tag: int, ending: str, tmp_path: Path) -> None:
-    """By the orientation of their own file, as viewers show them; of a TIFF Pillow itself applies it."""
+    """According to the orientation in their own file, as in viewers; Pillow itself applies that of a TIFF."""
     path = tmp_path / f"a.{ending}"
     Image.fromarray(numbered()).save(path, exif=exif(tag))
     expected = turn_upright(numbered(), tag)

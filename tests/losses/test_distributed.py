@@ -71,7 +71,7 @@ def test_two_processes_equal_one(results, case):
 
 @pytest.mark.parametrize("case", range(len(CASES)))
 def test_counts_of_an_iteration_make_parts_add_up(case):
-    """As the trainer counts them, over two processes of one accumulation step, or two steps of one process."""
+    """Normalisers as counted by the trainer, over two processes, or over two accumulation steps of one process."""
     counts, parts = CASES[case]
     expected_losses, expected_gradients = losses_and_gradients(counts, [0, 1, 2, 3])
     num_queries = make_outputs(batch=4)["pred_logits"].shape[1]

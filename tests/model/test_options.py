@@ -182,7 +182,7 @@ def test_refused_with_value_and_remedy(make: Any, message: str) -> None:
 
 
 def test_pixels_that_clip_does_not_see_are_logged_once(caplog: pytest.LogCaptureFixture) -> None:
-    """Of the side the model is made for when it is built, of another one when it is chosen."""
+    """For the model's own side when it is built, for another one when it is chosen."""
     expected = "become 57 at clip.input_scale 0.6, which the patch of 16 of CLIP 'tiny' does not divide: it does not"
     with caplog.at_level(logging.WARNING, "san"):
         model = build_san(tiny(clip={"input_scale": 0.6}))

@@ -1,4 +1,4 @@
-"""What is broken, missing or of another release is refused with its file and the remedy; the rest is converted."""
+"""Broken, missing and foreign files are refused with their name and the remedy; the rest is converted."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ IMAGE_MEANS = [126.094, 101.07, 117.848, 95.088]
 
 
 def test_images_have_not_changed() -> None:
-    """What a seed gives is part of the benchmark: if this fails on purpose, raise `dataset.FORMAT`."""
+    """The scenes of a seed are part of the benchmark: if a change is intended, raise `dataset.FORMAT`."""
     images, labels = render([scene_at(0, index) for index in range(4)])
     assert [int(label.astype(np.int64).sum()) for label in labels] == LABEL_SUMS
     np.testing.assert_allclose(images.mean(axis=(1, 2, 3)), IMAGE_MEANS, atol=0.05)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from san.clip.weights import listed_tensors
-from san.clip.weights_file import flaw_of
+from san.clip.weights_file import kind_of_flaw
 from san.d2.api import CfgNode, HookBase
 from san.d2.config.yaml_file import flatten
 from san.io.errors import excerpt
@@ -156,7 +156,7 @@ def _check_moments(values: object, parameter: Tensor, name: str) -> None:
         dtype = torch.float32 if key == "step" else parameter.dtype
         if not isinstance(value, Tensor):
             raise ValueError(f"{title} is {excerpt(value)} instead of a tensor")
-        flaw = flaw_of(value)
+        flaw = kind_of_flaw(value)
         if flaw or value.shape != wanted or value.dtype != dtype:
             is_now = f"{flaw or 'dense'}, {value.dtype}, {excerpt(tuple(value.shape))}"
             raise ValueError(f"{title} is {is_now} instead of dense, {dtype}, {tuple(wanted)}")

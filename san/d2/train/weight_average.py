@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from san.clip.weights import listed_tensors
-from san.clip.weights_file import flaw_of
+from san.clip.weights_file import kind_of_flaw
 from san.io.errors import excerpt
 
 RAMP = 9.0
@@ -120,7 +120,7 @@ class WeightAverage:
         wrong = [f"{excerpt(name)} is unknown" for name in found if name not in wanted]
         for name, average in wanted.items():
             value = found.get(name)
-            if not isinstance(value, Tensor) or flaw_of(value):
+            if not isinstance(value, Tensor) or kind_of_flaw(value):
                 wrong.append(f"{name} is missing or no plain tensor")
             elif value.shape != average.shape or value.dtype != average.dtype:
                 wrong.append(f"{name} is {value.dtype}, {excerpt(tuple(value.shape))}")
