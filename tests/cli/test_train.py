@@ -143,6 +143,6 @@ def test_an_address_is_no_path(text: str) -> None:
 def test_options_after_the_overrides_of_a_replay_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         make_parser(replay).parse_args(["dump.json", "SEED=1", "--iteration", "3"])
-    assert "--iteration stands behind KEY VALUE" in capsys.readouterr().err
+    assert "--iteration follows KEY VALUE" in capsys.readouterr().err
     args = make_parser(replay).parse_args(["--iteration", "3", "dump.json", "SEED=1", "A", "b"])
     assert (args.iteration, args.opts) == (3, ["SEED=1", "A", "b"])

@@ -209,7 +209,7 @@ class OtherProposals(SANModel):
 
 def test_models_that_cannot_share_queries_are_refused(shapes: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
     other = tiny(model_class=OtherProposals)
-    with pytest.raises(ValueError, match="OtherProposals has a `propose` of its own"):
+    with pytest.raises(ValueError, match="OtherProposals overrides `propose`"):
         VideoPredictor(other)
     VideoPredictor(other, VideoOptions(shared=False))
     monkeypatch.setattr(shapes, "compiled", True)
