@@ -12,7 +12,6 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -30,6 +29,7 @@ from san.model.config import SANConfig
 from san.model.parts import describe_parts
 from san.model.san import SANModel
 from san.record import parse_json, read_record
+from san.registry import full_name
 
 logger = logging.getLogger(__name__)
 
@@ -192,20 +192,14 @@ def architecture_of(model: SANModel, plain: SANModel) -> tuple[tuple[str, str], 
             continue
         part, usual_part = own.get(name), usual.get(name)
         if type(part) is not type(usual_part):
-            found[name] = "nothing" if part is None else _full_name(type(part))
+            found[name] = "nothing" if part is None else full_name(type(part))
         held = {} if part is None else vars(part)
         for attribute in held.keys() - (set() if usual_part is None else vars(usual_part).keys()):
             value = held[attribute]  # for instance a method replaced in this instance
             compiled = hasattr(value, "_torchdynamo_orig_callable")  # not custom: the original, compiled
             if callable(value) and not compiled:
-                found[f"{name}.{attribute}".lstrip(".")] = _full_name(value)
+                found[f"{name}.{attribute}".lstrip(".")] = full_name(value)
     return tuple(sorted(found.items()))
-
-
-def _full_name(kind: Any) -> str:
-    """Return the qualified name of a class or function, or of the class of another object."""
-    kind = kind if hasattr(kind, "__qualname__") else type(kind)
-    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _listed(parts: tuple[tuple[str, str], ...]) -> str:
