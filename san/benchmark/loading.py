@@ -64,7 +64,7 @@ def make_workload(case: Case, device: torch.device, *, plain: bool) -> Workload:
 
 
 def stream(dataset: PositionDataset, workers: int, folder: Any) -> Iterator[Any]:
-    """Yield samples without end; `folder` is kept meanwhile."""
+    """Yield samples without end; `folder` exists as long as they are read."""
     if workers == 0:
         torch.set_num_threads(1)
         position = 0

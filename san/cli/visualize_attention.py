@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     predictor = load_predictor(args)
     result = predictor.predict(args.image, vocabulary)
     views = attention_views(predictor, result, queries or leading_queries(result, args.top))
-    attention_panel(result.image, views, args.out, title=f"What the [SLS] tokens looked at: {args.image.name}")
+    attention_panel(result.image, views, args.out, title=f"Attention of the [SLS] tokens: {args.image.name}")
     shown = ", ".join(f"{view.query} ({view.name or 'no object'} {view.probability:.0%})" for view in views)
     print(printable(f"{args.image}: queries {shown} -> {args.out}"))
     return 0

@@ -70,8 +70,8 @@ def shared_lengths(tokens: Tensor, ends: Tensor, kinds: Tensor) -> Tensor:
         if len(rows) == 0:
             shared.append(0)
             continue
-        alike = int((rows == rows[0]).all(dim=0).long().cumprod(dim=0).sum())
-        shared.append(min(alike, int(ends[kinds == kind].min())))
+        equal = int((rows == rows[0]).all(dim=0).long().cumprod(dim=0).sum())
+        shared.append(min(equal, int(ends[kinds == kind].min())))
         saved += shared[-1] * (len(rows) - 1)
     if saved < _WORTH_SHARING:
         return torch.zeros(len(shared), dtype=torch.long)

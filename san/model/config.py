@@ -153,15 +153,15 @@ class AttnBiasConfig(Options):
         12, "CLIP's heads (one bias per head; auto), or 1 (one bias shared by all heads)", auto=True, **NUM_HEADS
     )
     num_layers: int = option(1, "1 (the same biases in all deep blocks), or the number of CLIP's deep blocks", **DEPTH)
-    pooling: str = option("max", "how a bias is brought to CLIP's grid", choices=POOLINGS)
+    pooling: str = option("max", "how a bias is resized to CLIP's grid", choices=POOLINGS)
     learnt_scale: bool = option(True, "whether one scale and one offset of the biases are learnt")
     enabled: bool = option(
         True, "False holds all biases at zero: every [SLS] token sees the whole image, and all masks get the same name"
     )
     stop_gradient: bool = option(
         False,
-        "True blocks the gradient of recognition in front of the bias head: it trains, the side network and the mask "
-        "head learn from the mask losses alone",
+        "True stops the gradient of recognition before the inputs of the bias head: the side network and the mask head "
+        "learn from the mask losses alone",
     )
 
 
