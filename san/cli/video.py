@@ -141,16 +141,8 @@ def _write_video(
 
     start = time.perf_counter()
     times: deque[int] = deque()
-    results = VideoResults(
-        job.stem,
-        args.format,
-        job.image,
-        reader.info,
-        vocabulary,
-        workers=args.workers,
-        tags=args.tags,
-        settings=_settings(args, predictor.options),
-    )
+    settings, options = _settings(args, predictor.options), {"workers": args.workers, "tags": args.tags}
+    results = VideoResults(job.stem, args.format, job.image, reader.info, vocabulary, settings=settings, **options)
     disable = True if args.quiet else None  # None: if a terminal
     with (
         tqdm(total=reader.info.num_frames, unit="frame", desc=job.image.name, disable=disable) as bar,

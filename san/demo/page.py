@@ -59,14 +59,8 @@ def build_app(
 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     functions: dict[int, Check] = {}
-    guard = Guard(
-        app,
-        service.limits,
-        functions,
-        first=_first_result(service),
-        root_path=root_path,
-        frame_ancestors=frame_ancestors,
-    )
+    first = _first_result(service)
+    guard = Guard(app, service.limits, functions, first=first, root_path=root_path, frame_ancestors=frame_ancestors)
     blocks = _build_blocks(gr, service, texts or Texts(), guard)
     functions |= {number: _input_check(gr, function.inputs) for number, function in blocks.fns.items()}
     blocks.state_session_capacity = service.limits.max_visitors

@@ -140,13 +140,7 @@ class Predictor(Segmenter):
         )
         sides = short_sides or (model.config.side_adapter.image_size,)
         return cls(
-            model,
-            short_sides=sides,
-            flip=flip,
-            device=device,
-            dtype=dtype,
-            compiled=compiled,
-            text_cache=text_cache,
+            model, short_sides=sides, flip=flip, device=device, dtype=dtype, compiled=compiled, text_cache=text_cache
         )
 
     @classmethod
