@@ -39,15 +39,15 @@ _TEXT = "tag:yaml.org,2002:str"
 class _Bounded:
     """Part of a loader: stops it while it reads, before a huge file fills the memory."""
 
-    max_values = 0
-    _num_values = 0
-    _depth = 0
+    def __init__(self, text: str, max_values: int) -> None:
+        super().__init__(text)  # type: ignore[call-arg]
+        self._max_values, self._num_values, self._depth = max_values, 0, 0
 
     def descend_resolver(self, parent: yaml.Node | None, index: Any) -> None:
         """Called by PyYAML before each node."""
         self._num_values += 1
         self._depth += 1
-        _check_limits(self._num_values, self._depth, self.max_values)
+        _check_limits(self._num_values, self._depth, self._max_values)
 
     def ascend_resolver(self) -> None:
         """Called after each node."""
@@ -104,8 +104,7 @@ def parse_yaml(text: str, *, as_written: bool = False, max_values: int | None = 
     """
     most = MAX_VALUES if max_values is None else max_values
     try:
-        loader = (_BaseLoader if as_written else _UniqueLoader)(text)
-        loader.max_values = most
+        loader = (_BaseLoader if as_written else _UniqueLoader)(text, most)
         node = loader.get_single_node()
         if node is None:
             return None
