@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from san.clip.weights import check_finite, listed, misfits, weights_fingerprint
+from san.clip.weights import check_finite, listed_tensors, tensor_mismatches, weights_fingerprint
 from san.clip.weights_file import read_tensors
 from san.io.errors import excerpt
 from san.model.build import is_clip_tensor
@@ -87,7 +87,7 @@ def with_average(content: Mapping[str, Any], label: str) -> dict[str, Any]:
         The content without "ema".
 
     Raises:
-        ValueError: the averages are no tensors of the model.
+        ValueError: the averages are not tensors of the model.
     """
     if "ema" not in content:
         return {**content}
@@ -104,8 +104,8 @@ def with_average(content: Mapping[str, Any], label: str) -> dict[str, Any]:
         ]
     if odd:
         raise ValueError(
-            f"{label} has averaged weights ('ema') that do not fit its weights: {listed(odd)}; `san convert --no-ema` "
-            "takes the weights alone"
+            f"{label} has averaged weights ('ema') that do not fit its weights: {listed_tensors(odd)}; "
+            "`san convert --no-ema` takes the weights alone"
         )
     merged = OrderedDict({**tensors, **averages})
     merged._metadata = getattr(tensors, "_metadata", {})  # type: ignore[attr-defined]
@@ -181,14 +181,14 @@ def fitting_tensors(
     if start in wanted and start not in found:
         logger.warning("%s has no learnt prompt context: it starts as the words of clip.templates", label)
         found[start] = torch.zeros_like(wanted[start])
-    wrong = misfits(found, wanted)
+    wrong = tensor_mismatches(found, wanted)
     if wrong:
         remedy = "use the configuration it was trained with"
         if frozen.isdisjoint(found):
             remedy += " (it leaves CLIP's weights to clip.pretrained)"
         if any(name not in found and not name.startswith(inner) for name in wanted):
             remedy += f", or list modules that are not in it in {type(model).__name__}.fresh_modules"
-        message = f"{label} does not fit this model; {remedy}. {len(wrong)} tensors differ: {listed(wrong)}"
+        message = f"{label} does not fit this model; {remedy}. {len(wrong)} tensors differ: {listed_tensors(wrong)}"
         raise FieldError(message, "clip.pretrained")
     return found
 
@@ -202,8 +202,8 @@ def fits(model: SANModel, content: Mapping[str, Any]) -> bool:
     """
     wanted: dict[str, Tensor] = model.state_dict()
     found = _under_names_of(wanted, content["model"], "")
-    trained = trained_names(model)
-    return not misfits(found, wanted) or not misfits(found, {name: wanted[name] for name in wanted if name in trained})
+    trained = {name: wanted[name] for name in trained_names(model)}
+    return not tensor_mismatches(found, wanted) or not tensor_mismatches(found, trained)
 
 
 def part_note(model: nn.Module) -> dict[str, Any]:

@@ -70,9 +70,7 @@ class Registry(Generic[Entry]):
 
         def add(entry: Class) -> Class:
             present = self._entries.get(name, entry)
-            again = hasattr(entry, "__qualname__") and _full_name(present) == _full_name(
-                entry
-            )  # a module imported twice
+            again = hasattr(entry, "__qualname__") and full_name(present) == full_name(entry)  # imported twice
             if present is not entry and not again:
                 raise ValueError(f"the {self.kind} {name!r} is registered already, {present!r}; choose another name")
             self._entries[name] = entry  # type: ignore[assignment]
@@ -165,5 +163,6 @@ def _module_of(entry: object) -> str:
     return str(getattr(entry, "__module__", type(entry).__module__))
 
 
-def _full_name(entry: object) -> str:
+def full_name(entry: object) -> str:
+    """Module and name of a class or function, or of the class of another object."""
     return f"{_module_of(entry)}.{getattr(entry, '__qualname__', type(entry).__qualname__)}"

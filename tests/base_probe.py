@@ -1,4 +1,4 @@
-"""What tests/test_base_install.py runs in an environment that has the base installation only.
+"""Run by tests/test_base_install.py in an environment with the base installation only.
 
     python base_probe.py REPOSITORY
 

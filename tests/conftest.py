@@ -1,4 +1,4 @@
-"""What all tests share: markers, threads, the golden folder."""
+"""Settings of all tests: markers, threads, the golden folder."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("MPLBACKEND", "Agg")
     os.environ.setdefault("WANDB_MODE", "offline")
     torch.set_num_threads(min(torch.get_num_threads(), 2))
-    # no test writes to the cache of whoever runs it: neither here nor in a process it starts
+    # no test writes to the user's cache, neither here nor in a process that it starts
     folder = os.environ["SAN_CACHE"] = tempfile.mkdtemp(prefix="san-cache-")
     text_cache.DEFAULT_FOLDER = f"{folder}/text"
     config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))

@@ -27,7 +27,7 @@ class FakeGPU(FakeTensorMode):
         self.counted = 0
 
     def event(self) -> FakeEvent:
-        """In place of `torch.cuda.Event`."""
+        """Replaces `torch.cuda.Event`."""
         return FakeEvent(self)
 
     def wait(self, what: str) -> None:

@@ -1,4 +1,4 @@
-"""Large buffers that are freed stay with the process, where the C library can be told so."""
+"""Freed large buffers stay with the process, if the C library supports it."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def wheel(built: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def requires(wheel: Path) -> list[str]:
-    """What the wheel asks for, with the conditions of its extras."""
+    """The requirements of the wheel, with the conditions of its extras."""
     with zipfile.ZipFile(wheel) as archive:
         (name,) = (each for each in archive.namelist() if each.endswith(".dist-info/METADATA"))
         found = message_from_bytes(archive.read(name)).get_all("Requires-Dist")
@@ -75,7 +75,7 @@ def needed(requirements: Iterable[str], extras: Iterable[str] = ()) -> set[str]:
             continue
         try:
             requires = metadata.requires(requirement.name)
-        except metadata.PackageNotFoundError:  # such as CUDA's, beside a torch that was installed for the CPU
+        except metadata.PackageNotFoundError:  # such as CUDA's, with a torch for the CPU
             continue
         found.add(canonicalize_name(requirement.name))
         more = {(each, frozenset({"", *requirement.extras})) for each in requires or ()} - seen
@@ -100,7 +100,7 @@ def base_environment(wheel: Path, requires: list[str], tmp_path_factory: pytest.
 
 @pytest.fixture(scope="module")
 def answers(base_environment: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What the probe prints in the base environment; without "site", Python sees no other package."""
+    """The probe's output in the base environment; without "site", Python finds no other package."""
     return probe([sys.executable, "-S"], tmp_path_factory.mktemp("work"), PYTHONPATH=str(base_environment))
 
 
@@ -166,7 +166,7 @@ def test_what_needs_an_extra_names_it_in_one_line(answers):
 
 
 def test_every_imported_package_is_declared_where_it_is_needed(requires):
-    """Also those that another package brings; and what `require_extra` checks is in the extra that it names."""
+    """Also those that another package requires; what `require_extra` checks is in the extra that it names."""
     declared: dict[str, set[str]] = {"": set(), "train": set(), "demo": set(), "slurm": set(), "video": set()}
     for requirement in map(Requirement, requires):
         for extra, names in declared.items():

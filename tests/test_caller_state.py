@@ -1,4 +1,4 @@
-"""What the caller has set in PyTorch, autocast or another default, changes nothing of loading and predicting."""
+"""Loading and prediction do not depend on the caller's settings of PyTorch, such as autocast or defaults."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def predictor() -> Predictor:
 
 @pytest.fixture(scope="module")
 def expected(predictor: Predictor) -> list[Any]:
-    predictor.text_cache = None
+    predictor.set_text_cache(None)
     return numbers(predictor)
 
 
@@ -100,7 +100,7 @@ def test_predictions_are_the_same(state: Any, predictor: Predictor, expected: li
 @everywhere
 @pytest.mark.parametrize("make", ["build_san", "load_pretrained"])
 def test_models_are_the_same(state: Any, make: str, saved: Path) -> None:
-    """Also those of half precision, and ready to be trained."""
+    """Also weights of half precision; they can be trained."""
     expected = drawn() if make == "build_san" else load_pretrained(saved)
     with state():
         model = drawn() if make == "build_san" else load_pretrained(saved)
@@ -118,33 +118,33 @@ def test_models_are_the_same(state: Any, make: str, saved: Path) -> None:
 
 @everywhere
 def test_the_text_cache_holds_the_same(state: Any, predictor: Predictor, tmp_path: Path) -> None:
-    """One key and one content, whoever writes it."""
+    """One key and one content for every writer."""
     classifier = predictor.model.text_classifier
     entries = []
     for name, place in (("inside", state), ("outside", torch.no_grad)):
         classifier.embedder.forget()
-        classifier.embedder.disk_cache = tmp_path / name
+        classifier.embedder.use_disk_cache(tmp_path / name)
         with place():
             classifier.embed(["cat", "dog"])
         (folder,) = (tmp_path / name).iterdir()
         entries.append((folder.name, TextCache(tmp_path / name, folder.name).load(["t:cat", "t:dog"])))
-    classifier.embedder.disk_cache = None
+    classifier.embedder.use_disk_cache(None)
     assert entries[0][0] == entries[1][0]
     assert entries[0][1].keys() == {"t:cat", "t:dog"}
     assert all(torch.equal(value, entries[1][1][text]) for text, value in entries[0][1].items())
 
 
 def test_products_of_lower_precision_have_their_own_embeddings(predictor: Predictor, tmp_path: Path) -> None:
-    """In memory and on disk: what such a program has embedded serves no exact one."""
+    """In memory and on disk: embeddings of lower precision are not used by an exact program."""
     classifier = predictor.model.text_classifier
     classifier.embedder.forget()
-    classifier.embedder.disk_cache = tmp_path
+    classifier.embedder.use_disk_cache(tmp_path)
     exact = classifier.embed(["cat"])
     with restored(torch.set_float32_matmul_precision, "medium", "highest"):
         assert classifier.embed(["cat"]) is not exact
     assert len(list(tmp_path.iterdir())) == 2
     assert torch.equal(classifier.embed(["cat"]), exact)
-    classifier.embedder.disk_cache = None
+    classifier.embedder.use_disk_cache(None)
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -153,7 +153,7 @@ def test_a_model_made_in_inference_mode_predicts(expected: list[Any]) -> None:
         twin = SANModel(variant("tiny"), drawn().arch, drawn().text_classifier.embedder.tokenizer)
         twin.load_state_dict(drawn().state_dict())
     predictor = Predictor(twin, short_side=96)
-    predictor.text_cache = None
+    predictor.set_text_cache(None)
     assert_same(numbers(predictor), expected)
 
 

@@ -15,7 +15,7 @@ import torch
 from san.checkpoint import load_checkpoint_file, load_weights, save_slim, trained_names
 from san.clip.loader import load_clip
 from san.hub.loading import recognised_variant
-from san.model.build import build_san, outline
+from san.model.build import build_outline, build_san
 from san.model.config import variant
 from san.model.names import MMSEGMENTATION, NAMINGS, PUBLISHED, Naming, to_published
 from san.model.san import SANModel
@@ -53,7 +53,7 @@ def test_names_and_shapes_of_mmsegmentation(name: str) -> None:
     """Those of its files, and what the published files call the same tensors."""
     theirs = json.loads((GOLDEN / "mmseg_keys.json").read_text())[name]
     config = variant(name)
-    own = outline(config, load_clip(config.clip.name, config.clip.pretrained, weights=False)).state_dict()
+    own = build_outline(config, load_clip(config.clip.name, config.clip.pretrained, weights=False)).state_dict()
     found = MMSEGMENTATION.from_own(own)
     assert {key: list(value.shape) for key, value in found.items()} == {key: e["shape"] for key, e in theirs.items()}
     back = MMSEGMENTATION.to_own(found)
@@ -172,7 +172,7 @@ def test_a_tensor_of_200_gb_that_is_not_there(tmp_path: Path) -> None:
         load_weights(make(0), path)
 
 
-def test_what_is_beside_the_model_outlives_its_file(tmp_path: Path) -> None:
+def test_entries_other_than_the_model_outlive_the_file(tmp_path: Path) -> None:
     """An optimiser keeps the tensors it is given; those of a mapped file would go with the file."""
     torch.save({"model": {"a": torch.ones(4)}, "trainer": {"b": torch.ones(4)}}, tmp_path / "a.pth")
     content = load_checkpoint_file(tmp_path / "a.pth")

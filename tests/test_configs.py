@@ -13,7 +13,7 @@ from san.d2.config.keys import load_config, san_config, solver_config
 from san.d2.config.yaml_file import flatten
 from san.d2.solver import build_optimizer
 from san.data.benchmarks import BENCHMARKS
-from san.model.build import freeze, outline
+from san.model.build import build_outline, freeze
 from san.model.config import resolve, variant
 from san.shapes.dataset import NARROW_TRAIN, NARROW_VAL
 
@@ -137,7 +137,7 @@ def test_every_ablation_has_a_twin_on_shapes() -> None:
 
 @pytest.mark.parametrize("answer", ANSWERS, ids=str)
 def test_twins_hold_one_difference_each_and_their_model_can_be_made(answer: Path) -> None:
-    """Of the same keys; checked against the CLIP, and rules of parameters match something."""
+    """With the same keys; checked against the CLIP, and every parameter rule matches something."""
     keys = []
     for folder in (ABLATIONS, ABLATIONS / "shapes"):
         content = yaml.safe_load((folder / answer).read_text(encoding="utf-8"))
@@ -145,7 +145,7 @@ def test_twins_hold_one_difference_each_and_their_model_can_be_made(answer: Path
         keys.append([key for key, _ in flatten(content)])
         cfg = load_config(str(folder / answer), ["MODEL.DEVICE", "cpu"])
         clip = load_clip(cfg.MODEL.CLIP.NAME, None, weights=False)
-        model = outline(resolve(san_config(cfg), clip.arch), clip)
+        model = build_outline(resolve(san_config(cfg), clip.arch), clip)
         freeze(model)
         assert build_optimizer(model, solver_config(cfg)).param_groups
     assert keys[0] == keys[1] and 2 <= len(keys[0]) <= 4  # with OUTPUT_DIR
@@ -175,11 +175,11 @@ CLIP_TUNING = {
 @pytest.mark.parametrize("answer", CLIP_TUNING)
 @pytest.mark.parametrize("folder", [ABLATIONS, ABLATIONS / "shapes"], ids=["full", "shapes"])
 def test_how_much_of_clip_an_ablation_trains(folder: Path, answer: str) -> None:
-    """The named tensors, at a tenth of the rate, beside what the base trains at the full one."""
+    """The named tensors at a tenth of the rate, in addition to those of the base at the full rate."""
     rates: dict[str, dict[str, float]] = {}
     for path in (folder / "base.yaml", folder / f"clip_tuning/{answer}.yaml"):
         cfg = load_config(str(path), ["MODEL.DEVICE", "cpu"])
-        model = outline(san_config(cfg), load_clip(cfg.MODEL.CLIP.NAME, None, weights=False))
+        model = build_outline(san_config(cfg), load_clip(cfg.MODEL.CLIP.NAME, None, weights=False))
         freeze(model)
         names = {id(each): name for name, each in model.named_parameters()}
         groups = build_optimizer(model, solver_config(cfg)).param_groups

@@ -50,10 +50,10 @@ def test_the_notebook_runs_and_shows_what_it_stores(tmp_path: Path) -> None:
 
 
 def text_of(cell: Any) -> str:
-    """What a cell prints."""
+    """The printed output of a cell."""
     return "".join(output["text"] for output in cell.outputs if output.get("name") == "stdout")
 
 
 def pictures_of(cell: Any) -> int:
-    """How many pictures a cell shows."""
+    """The number of pictures of a cell."""
     return sum("image/jpeg" in output.get("data", {}) for output in cell.outputs)

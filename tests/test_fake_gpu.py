@@ -69,7 +69,7 @@ def run(workload: Workload) -> None:
     workload.run(Recorder(WallClock()))
 
 
-def test_it_tells_devices_apart_and_counts(gpu: FakeGPU) -> None:
+def test_it_distinguishes_devices_and_counts(gpu: FakeGPU) -> None:
     here, there = torch.ones(3), torch.ones(3, device="cuda")
     assert here.sum() == 3 and not gpu.waits
     with pytest.raises(RuntimeError, match="same device|two different devices"):
@@ -135,7 +135,7 @@ def test_an_image_is_evaluated_with_one_wait(gpu: FakeGPU) -> None:
 
 
 def test_the_registered_model_waits_once_for_label_maps(gpu: FakeGPU, make_cfg: Callable[..., Any]) -> None:
-    """To read whether the outputs are finite, once all label maps are on their way."""
+    """To check that the outputs are finite, after all label maps are queued."""
     cfg = make_cfg()
     register_datasets(cfg.DATASETS.ROOT)
     model = build_model(cfg).eval().to("cuda")
@@ -190,10 +190,10 @@ def shapes_model() -> SANModel:
 def test_a_predictor_waits_when_it_hands_out_the_result(
     shapes_model: SANModel, gpu: FakeGPU, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Once per array and for whether they are finite; not to encode the picture, nor to find known words."""
+    """Once per array, and to check that they are finite; not to encode the picture or to find known words."""
     monkeypatch.setattr("san.inference.predictor.checked_device", torch.device)
     predictor = Predictor(shapes_model, short_side=128, device="cuda")
-    predictor.text_cache = None
+    predictor.set_text_cache(None)
     picture = np.zeros((48, 64, 3), np.uint8)
     predictor.predict(picture, "red star, plain ground")
     gpu.waits.clear()

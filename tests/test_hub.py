@@ -118,7 +118,7 @@ def test_what_is_nothing_is_refused(name: str) -> None:
 
 @pytest.mark.skipif(os.name != "posix", reason="pipes")
 def test_a_pipe_is_no_model(tmp_path: Path, saved: Path) -> None:
-    """Nor is the folder that it lies in meant."""
+    """Its folder is not loaded either."""
     shutil.copytree(saved, tmp_path / "model")
     os.mkfifo(tmp_path / "model/fifo.pth")
     for config in (None, "shapes"):
@@ -173,7 +173,7 @@ def test_the_folder_needs_nothing_else(tmp_path: Path, monkeypatch: pytest.Monke
     assert shapes.state_dict is not None
     weights = {key: value * 0.5 if value.ndim > 1 else value for key, value in shapes.state_dict.items()}
     ids = json.loads(_header(CLIP_FILE)["token_ids"])
-    moved = [ids[0] + 1, *ids[1:]]  # another word in the place of one
+    moved = [ids[0] + 1, *ids[1:]]  # another word instead of one
     save_clip_file(tmp_path / "private" / "clip.safetensors", weights, shapes.arch, token_ids=moved)
     config = variant("shapes", pretrained=str(tmp_path / "private" / "clip.safetensors"))
     model = build_san(config)
@@ -200,7 +200,7 @@ def test_the_folder_needs_nothing_else(tmp_path: Path, monkeypatch: pytest.Monke
 def test_no_folder_of_clip_weights_is_published(
     pretrained: str | None, public: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where the file is gone by then."""
+    """Also if the file no longer exists."""
     model = make()
     config = replace(model.config, clip=replace(model.config.clip, pretrained=pretrained))
     monkeypatch.setattr(model, "config", config)  # the model is every test's
@@ -299,7 +299,7 @@ def test_no_memory_is_taken_for_a_model_that_the_weights_are_not_of(
 
 
 def test_older_configs_are_read(folder: Path) -> None:
-    """A field that is new, and has a default, may be missing; those that every file has had may not, see above."""
+    """A new field with a default may be missing; fields that every file has had may not, see above."""
 
     @dataclasses.dataclass(frozen=True)
     class Later(HeadConfig):
@@ -312,7 +312,7 @@ def test_older_configs_are_read(folder: Path) -> None:
     assert_same(load_pretrained(folder), make())
 
 
-# --- models with parts of one's own
+# --- models with custom parts
 
 
 class OwnHead(MaskHead):
@@ -372,7 +372,7 @@ def test_a_compiled_model_is_a_plain_one() -> None:
 
 
 def test_what_was_loaded_can_be_saved_again(tmp_path: Path) -> None:
-    """Of a CLIP with a small vocabulary too, the file of which is not there."""
+    """Also with the small vocabulary of a CLIP whose file does not exist."""
     model = load_pretrained(save_pretrained(load_pretrained("shapes"), tmp_path / "a"))
     assert_same(load_pretrained(save_pretrained(model, tmp_path / "b")), model)
 
@@ -383,7 +383,7 @@ def test_damaged_folders(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"model.safetensors.*side_adapter.query_embed: missing"):
         load_pretrained(folder)
     (folder / "model.safetensors").write_bytes(b"\x08")
-    with pytest.raises(ValueError, match=r"model.safetensors.* is no readable weights file"):
+    with pytest.raises(ValueError, match=r"model.safetensors.* cannot be read as a weights file"):
         load_pretrained(folder)
     (folder / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config.json.* is not valid JSON"):
@@ -436,7 +436,7 @@ def test_a_bare_file_has_the_tensors_of_a_variant_or_needs_its_config(tmp_path: 
         assert_same(load_pretrained(tmp_path / name), model)  # recognised by its tensors
         with pytest.raises(ValueError, match=rf"{name}': .*does not fit this model"):
             load_pretrained(tmp_path / name, "shapes")
-    with pytest.raises(ValueError, match=r"c.pth': .*trained with the frozen CLIP 'tiny None'"):  # drawn anew each time
+    with pytest.raises(ValueError, match=r"c.pth': .*trained with the frozen CLIP 'tiny None'"):  # random weights
         load_pretrained(tmp_path / "c.pth", "tiny")
 
 
@@ -526,7 +526,7 @@ def test_hf_home_and_hf_hub_offline_are_obeyed(hub_cache: Path) -> None:
 
 @pytest.mark.usefixtures("no_network")
 def test_without_a_network_the_message_leads_to_a_working_model(saved: Path, tmp_path: Path) -> None:
-    """What the message says to fetch, and where it says to put it, is what is then found."""
+    """A file downloaded and stored as the message says is then found."""
     with pytest.raises(FileNotFoundError) as caught:
         find_known(MODELS["san_vit_b_16"], cache_dir=tmp_path)
     message = str(caught.value)
@@ -563,7 +563,7 @@ def test_the_users_own_folder_is_looked_through(tmp_path: Path, monkeypatch: pyt
 
 
 class Hub(BaseHTTPRequestHandler):
-    """As much of the hub as downloading a file takes."""
+    """A fake hub with what a download needs."""
 
     def __init__(self, folder: Path, asked: list[str], *args: Any) -> None:
         self.folder, self.asked = folder, asked
@@ -631,12 +631,12 @@ def test_a_model_is_downloaded_once(hub: SimpleNamespace, tmp_path: Path) -> Non
 def test_cache_dir_is_for_the_weights_of_clip_too(
     hub: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A slim file needs its CLIP's; what this hub has in their place is found there, and is no CLIP."""
+    """A slim file needs its CLIP's weights; the file that this hub has instead is found, and is not a CLIP."""
     monkeypatch.setattr(open_clip_adapter, "tag_record", lambda name, tag: {"hf_hub": "me/tiny/model.safetensors"})
     save_slim(make(), tmp_path / "slim.pth")
     given: dict[str, Any] = {"config": variant("vit_b16", pretrained="some_tag"), "cache_dir": tmp_path / "cache"}
     for offline in (False, True):
-        with pytest.raises(ValueError, match=rf"{tmp_path}/cache/models--me--tiny/.* holds no class-token ViT CLIP"):
+        with pytest.raises(ValueError, match=rf"{tmp_path}/cache/models--me--tiny/.* contains no class-token ViT CLIP"):
             load_pretrained(tmp_path / "slim.pth", local_files_only=offline, **given)
         assert hub.asked, "nothing was downloaded"
         count = len(hub.asked)
@@ -647,7 +647,7 @@ def test_cache_dir_is_for_the_weights_of_clip_too(
 
 
 def offline_entries(repo: Path, folder: Path) -> dict[str, Callable[[], object]]:
-    """What asks for weights that are not on this machine, and is told not to ask the network for them."""
+    """Code that needs weights that are not on this machine, without the network."""
     from san.cli.main import main
     from san.d2.api import build_model
     from san.d2.config.keys import load_config
@@ -817,7 +817,7 @@ def test_push_a_folder_to_a_branch(api: type[FakeApi], folder: Path) -> None:
 
 
 def test_no_local_path_is_pushed(api: type[FakeApi], folder: Path) -> None:
-    """Of a folder that an earlier version wrote."""
+    """A folder of an earlier version."""
     change(folder, lambda content: content["model"]["clip"].update(pretrained="/home/ursula/clip.pt"))
     with pytest.raises(ValueError, match=r"would publish the local path '/home/ursula/clip.pt'.*by 'clip.pt' there"):
         push_to_hub(folder, "me/tiny")

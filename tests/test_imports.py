@@ -14,7 +14,7 @@ import pytest
 REPO = Path(__file__).resolve().parent.parent
 SAN = REPO / "san"
 
-# What a room may import from san besides itself (docs/architecture.md).
+# What a room may import from san in addition to itself (docs/architecture.md).
 ROOMS: dict[str, set[str]] = {
     "io": set(),
     "vocabulary": set(),
@@ -157,7 +157,7 @@ def test_rooms_have_no_cycle():
             del rooms[room]
 
 
-# Folders of san/d2, and those whose modules each may import; files beside them are free, but circles are none.
+# Folders of san/d2, and those whose modules each may import; files next to them are free, but without circles.
 FOLDERS = {
     "standin": set(),
     "config": set(),
@@ -186,7 +186,7 @@ def test_every_folder_and_file_of_the_framework_side_has_its_job():
 
 
 def when_imported(path: Path) -> set[str]:
-    """The modules that a file imports when it is imported itself: not inside functions, nor for type checkers."""
+    """The modules that a file imports when it is imported itself: not inside functions or for type checkers."""
     found: set[str] = set()
 
     def look(nodes: list[ast.stmt]) -> None:
@@ -226,7 +226,7 @@ def test_no_module_imports_itself_by_way_of_others():
 
 @pytest.mark.parametrize("path", python_files("san/d2/standin"), ids=relative)
 def test_the_stand_in_stands_alone(path):
-    """But for the one reader of checkpoints."""
+    """Except for the reader of checkpoints."""
     for name in imports(path):
         own = name.startswith(("san.d2.standin", "san.checkpoint"))
         assert not name.startswith("san") or own, f"{relative(path)} imports {name}"

@@ -15,7 +15,7 @@ REPO = Path(__file__).resolve().parent.parent
 
 
 def dry_run(*options: str, folder: Path = REPO, **env: str) -> subprocess.CompletedProcess[str]:
-    """install.sh --dry-run in a copy of its folder, with the running Python unless told otherwise."""
+    """install.sh --dry-run in a copy of its folder, by default with the running Python."""
     clean = {key: value for key, value in os.environ.items() if key not in ("VIRTUAL_ENV", "CONDA_PREFIX")}
     return subprocess.run(
         ["bash", str(folder / "install.sh"), "--dry-run", *options],

@@ -1,4 +1,4 @@
-"""No file is ever read in a way that could run what it holds: holds for every source file of the project."""
+"""No source file of the project reads files in a way that could run their content."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ NEVER = {
     "joblib.load", "torch.hub.load", "torch.package.PackageImporter", "pickle.load", "pickle.loads", "dill.load",
     "tempfile.mktemp", "shutil.unpack_archive",
 }  # fmt: skip
-"""yaml only by `san.io.plain_file.parse_yaml`, which bounds what a file may stand for."""
+"""yaml only by `san.io.plain_file.parse_yaml`, which bounds the data of a file."""
 
 SOURCES = sorted(path for folder in FOLDERS for path in (Path(__file__).parent.parent / folder).rglob("*.py"))
 
 
 def findings(source: str, name: str = "x.py") -> list[str]:
-    """What in a source file may run what a file holds."""
+    """Finds calls in a source file that may run the content of a file."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Call):
@@ -82,7 +82,7 @@ def test_each_of_these_would_be_found(source):
     assert findings(source)
 
 
-def test_plain_code_is_none():
+def test_plain_code_has_no_findings():
     source = "model.eval()\ntorch.load(x, weights_only=True)\nre.compile('x')\nnp.load(x)"
     assert findings(source, "san/clip/weights_file.py") == []
     assert findings(source) == ["torch.load beside san.clip.weights_file.read_tensors"]

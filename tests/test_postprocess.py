@@ -44,7 +44,7 @@ def test_labels_are_the_argmax_of_scores(monkeypatch: pytest.MonkeyPatch, band_v
 
 
 def test_labels_never_hold_all_scores(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No tensor made on the way has more than a band's values; all scores would be 130 times that."""
+    """No intermediate tensor has more values than a band; all scores would be 130 times that."""
     monkeypatch.setattr(postprocess, "_BAND_VALUES", 2**18)
     mask_logits, class_logits = random_case(num_queries=2, num_classes=847)
     with Largest() as largest:
@@ -112,7 +112,7 @@ def test_permuting_classes_and_queries() -> None:
 
 
 def test_padding_does_not_leak() -> None:
-    """What the network says about padded pixels away from the border changes nothing."""
+    """Logits of padded pixels away from the border change nothing."""
     mask_logits, class_logits = random_case()
     geometry = Geometry((96, 128), (48, 64), (48, 64))
     changed = mask_logits.clone()

@@ -1,4 +1,4 @@
-"""What the README says can be done: its snippet runs, its commands name files that exist, its links lead somewhere."""
+"""The README is correct: its snippet runs, its commands name existing files, its links are valid."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 def test_snippet_runs(tmp_path, monkeypatch):
-    """As written, on a picture that lies beside it."""
+    """As written, on a picture in the same folder."""
     (snippet,) = blocks(REPO / "README.md", "python")
     Image.fromarray(np.full((128, 160, 3), 200, dtype=np.uint8)).save(tmp_path / "scene.png")
     monkeypatch.chdir(tmp_path)

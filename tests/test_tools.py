@@ -109,7 +109,7 @@ def test_convert_refuses_what_does_not_fit(
 def test_the_version_matrix_installs_each_row_and_reports_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With uv and pytest replaced by what they are asked to do; a row that cannot be installed is reported, too."""
+    """With fakes of uv and pytest that print their arguments; a row that cannot be installed is reported."""
     check = load_tool("check_versions")
     commands: list[list[str]] = []
 

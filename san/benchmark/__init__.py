@@ -1,1 +1,1 @@
-"""Measuring the project: cases as data, each in a process of its own, beside the floor that this machine sets."""
+"""Benchmarks: each case is measured in its own process and compared with the machine's floor."""

@@ -1,7 +1,7 @@
-"""What a model consists of and costs, part by part: parameters, multiply-adds, time and memory.
+"""Parameters, multiply-adds, time and memory of each part of a model.
 
-A part ends where `PartMarks` sets a mark, so that counting and timing divide a run in the same places, and a registered
-part of the user's is counted and timed like SAN's own.
+A part ends where `PartMarks` sets a mark, so counting and timing divide a run in the same way. Registered parts of a
+user are counted and timed like SAN's own.
 
 (H, W) image, C classes, Q queries. See docs/analyze.md.
 """
@@ -21,11 +21,11 @@ from san.benchmark.clocks import Recorder, clock_of, counting
 from san.benchmark.machine import peak_memory, reset_peak_memory
 from san.benchmark.reference import PlainSAN, plain_labels
 from san.benchmark.text import class_names, count_names
-from san.benchmark.workload import PartMarks, drawn_scene
+from san.benchmark.workload import PartMarks, synthetic_scene
 from san.clip.loader import LoadedClip
 from san.io.errors import one_line
 from san.model.attention_bias import AttentionBiasHead
-from san.model.build import outline
+from san.model.build import build_outline
 from san.model.san import SANModel
 from san.postprocess import Geometry, semantic_labels
 from san.shapes.world import NAMES as SHAPES_NAMES
@@ -34,7 +34,7 @@ from san.vocabulary.label_sets import LABEL_SETS, load_label_set
 NETWORK = (
     "input", "shallow CLIP", "side network", "fusion", "mask head", "bias head", "deep CLIP", "classification",
 )  # fmt: skip
-"""The parts of the network, in the order in which they first end."""
+"""Parts of the network, in order."""
 LABEL_MAP, TEXT_TOWER, OTHER = "label map", "text tower", "other"
 COMPILED = "compiled network"
 PARTS = (COMPILED, *NETWORK, LABEL_MAP, TEXT_TOWER, OTHER)
@@ -52,12 +52,12 @@ _OWNERS = {
     "text_classifier.logit_scale": "classification",
     "text_classifier.": TEXT_TOWER,
 }
-"""The part of a parameter by the beginning of its name; the first that fits."""
+"""Part of a parameter, by the prefix of its name; the first match counts."""
 
 
 @dataclass(frozen=True)
-class Workpiece:
-    """What is put through a model: one drawn image, and a vocabulary.
+class AnalysisInput:
+    """Input of a measurement: one random image, and a vocabulary.
 
     Attributes:
         height, width: of the image as it goes into the network, and of the label map, in pixels.
@@ -72,22 +72,22 @@ class Workpiece:
     classes: int
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be put through."""
+        """Refuse values below 1."""
         if min(self.height, self.width, self.classes) < 1:
             raise ValueError(f"height, width and classes must be 1 or more; got {self}")
 
 
 @dataclass(frozen=True)
 class Timing:
-    """What was measured of a model on a machine.
+    """Measured time and memory.
 
     Attributes:
         seconds: median time of one image, from uint8 pixels to the label map; the text embeddings exist.
         spread: half the distance between the quartiles.
         parts: median seconds of each part.
-        peak_bytes: the most memory held in a run, weights and libraries included; on a GPU what torch gave out.
-        peak_is_of_runs: False where the system cannot tell the runs' peak from that of loading the model.
-        text_seconds: of embedding the names once, none of them cached; None without names.
+        peak_bytes: peak memory of a run, including weights and libraries; on a GPU that of torch's allocator.
+        peak_is_of_runs: False if the peak includes loading the model, because the system cannot reset it.
+        text_seconds: time to embed the names once without a cache; None without names.
     """
 
     seconds: float
@@ -99,7 +99,7 @@ class Timing:
 
 
 def count_parameters(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """All parameters of each part, and those that are trained (that require a gradient)."""
+    """Return the number of all parameters of each part, and of the trained ones (that require a gradient)."""
     found: dict[str, tuple[int, int]] = {}
     for name, parameter in model.named_parameters():
         part = next((owner for start, owner in _OWNERS.items() if name.startswith(start)), OTHER)
@@ -109,7 +109,7 @@ def count_parameters(model: nn.Module) -> dict[str, tuple[int, int]]:
 
 
 def on_meta(model: SANModel) -> SANModel:
-    """A copy of a model that has shapes only, which takes no memory and no time to run; in float32."""
+    """Return a float32 copy of a model on the meta device, which has shapes but no values."""
 
     def bare(value: Tensor) -> Tensor:
         return torch.empty_like(value, device="meta", dtype=torch.float32 if value.is_floating_point() else None)
@@ -121,26 +121,26 @@ def on_meta(model: SANModel) -> SANModel:
 
 
 def plain_on_meta(model: SANModel) -> SANModel:
-    """As `on_meta`, computed as the method is written."""
+    """Return a copy as `on_meta`, computed without shortcuts."""
     clip = LoadedClip(model.arch, None, model.text_classifier.embedder.tokenizer, fingerprint="")
-    return outline(model.config, clip, PlainSAN)
+    return build_outline(model.config, clip, PlainSAN)
 
 
-def count_multiply_adds(model: SANModel, piece: Workpiece, *, as_written: bool = False) -> dict[str, int] | None:
-    """Multiply-adds of each part for one image, in matrix products, convolutions and attention; other operators are 0.
+def count_multiply_adds(model: SANModel, piece: AnalysisInput, *, as_written: bool = False) -> dict[str, int] | None:
+    """Count the multiply-adds of each part for one image: matrix products, convolutions and attention.
 
-    The label map is counted with every class at every pixel. A prediction on a CPU leaves out classes that cannot win.
+    The label map is counted with every class at every pixel; on a CPU a prediction skips classes that cannot win.
 
     Args:
-        model: on any device; counted is a copy without values.
+        model: on any device; a copy without values is counted.
         piece: the image and the vocabulary.
-        as_written: of the method without shortcuts, `san.benchmark.reference`.
+        as_written: count the method without shortcuts, `san.benchmark.reference`.
 
     Returns:
-        Part to multiply-adds; None as written where the bias head is not SAN's own, which has no plain form.
+        multiply-adds by part; None for `as_written` with a custom bias head, which has no plain form.
 
     Raises:
-        ValueError: a part reads the values of tensors, of which a copy without values has none.
+        ValueError: a part reads values of tensors, which the copy does not have.
     """
     if as_written and type(model.bias_head) is not AttentionBiasHead:
         return None
@@ -162,7 +162,7 @@ def count_multiply_adds(model: SANModel, piece: Workpiece, *, as_written: bool =
 
 
 def count_text(model: SANModel, names: Sequence[str], *, as_written: bool = False) -> int:
-    """Multiply-adds of embedding names in the model's templates; as written with every prompt at CLIP's full length."""
+    """Count multiply-adds of embedding names in the model's templates; `as_written` at CLIP's full length."""
     classifier = on_meta(model).text_classifier
     with counting() as recorder_of:
         recorder = recorder_of()
@@ -172,8 +172,8 @@ def count_text(model: SANModel, names: Sequence[str], *, as_written: bool = Fals
 
 
 def names_for(model: SANModel, count: int) -> list[str] | None:
-    """Names to embed: those of a label set of so many classes, else the first of ADE20K-847; None for more."""
-    if model.config.clip.name == "shapes":  # whose tokenizer knows no other words
+    """Return names to embed: those of a label set of this size, else the first of ADE20K-847; None for more."""
+    if model.config.clip.name == "shapes":  # its tokenizer knows no other words
         return list(SHAPES_NAMES[:count]) if count <= len(SHAPES_NAMES) else None
     for label_set in map(load_label_set, LABEL_SETS):
         if label_set.num_classes == count:
@@ -182,16 +182,16 @@ def names_for(model: SANModel, count: int) -> list[str] | None:
 
 
 def measure_time(
-    model: SANModel, piece: Workpiece, *, dtype: torch.dtype, runs: int = 5, compiled: bool = False
+    model: SANModel, piece: AnalysisInput, *, dtype: torch.dtype, runs: int = 5, compiled: bool = False
 ) -> Timing:
-    """Times a model where it is.
+    """Time a model on its device.
 
     Args:
-        model: in evaluation, its weights held in `dtype` (see `san.model.precision`).
+        model: in evaluation mode, with weights in `dtype` (see `san.model.precision`).
         piece: the image and the vocabulary.
         dtype: what the network computes in.
-        runs: timed runs, after two that are not.
-        compiled: the network is compiled: it is one part, "compiled network".
+        runs: number of timed runs, after two others.
+        compiled: the network is compiled, and is one part, "compiled network".
     """
     device = model.pixel_mean.device
     run = make_run(model, piece, marks=None if compiled else PartMarks(model, fine=True), dtype=dtype)
@@ -207,10 +207,11 @@ def measure_time(
             recorder.mark(TEXT_TOWER)
 
         embedder = model.text_classifier.embedder
-        kept, embedder.disk_cache = embedder.disk_cache, None
+        folder = embedder.disk_cache
+        embedder.use_disk_cache(None)
         model.text_classifier.embed(names[:1])  # loads the tokenizer
         text_seconds = _once(embed, device)[TEXT_TOWER]
-        embedder.disk_cache = kept
+        embedder.use_disk_cache(folder)
     wholes = [sum(parts.values()) for parts in rounds]
     lower, median, upper = statistics.quantiles(wholes, n=4, method="inclusive") if runs > 1 else wholes * 3
     parts = {part: statistics.median(parts[part] for parts in rounds) for part in rounds[0]}
@@ -219,22 +220,22 @@ def measure_time(
 
 def make_run(
     model: SANModel,
-    piece: Workpiece,
+    piece: AnalysisInput,
     *,
     marks: PartMarks | None,
     plain: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> Callable[[Recorder], None]:
-    """One image from pixels to the label map, on the model's device; parts are marked in a recorder.
+    """Return a function that processes one image, from pixels to the label map, and marks the parts.
 
-    The class logits are computed, but the label map is made of a drawn scene's: random weights give one class
-    everywhere, which would be too easy.
+    Class logits are computed, but the label map is made from those of a synthetic scene, because random weights give
+    one class everywhere, which is too fast.
 
     Args:
-        model: in evaluation.
+        model: in evaluation mode.
         piece: the image and the vocabulary.
-        marks: hooked to the model; None for a compiled one.
-        plain: the label map is made without shortcuts; the network is what the model makes of it.
+        marks: those of the model; None for a compiled one.
+        plain: make the label map without shortcuts.
         dtype: what the network computes in.
     """
     device, size = model.pixel_mean.device, (piece.height, piece.width)
@@ -242,7 +243,7 @@ def make_run(
     text_embed = torch.zeros(piece.classes, model.arch.embed_dim, device=device)
     text_embed[:, 0] = 1
     labels = plain_labels if plain else semantic_labels
-    scene: list[tuple[Tensor, Tensor]] = []  # made once the shape of the network's masks is known
+    scene: list[tuple[Tensor, Tensor]] = []  # created when the shape of the masks is known
 
     @torch.inference_mode()
     def run(recorder: Recorder) -> None:
@@ -265,15 +266,15 @@ def make_run(
 
 
 def _scene(masks: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """Logits of a drawn scene that have the shape of the network's (Q, h_s, w_s), on its device."""
+    """Return logits of a synthetic scene with the shape (Q, h_s, w_s) and the device of the network's."""
     if masks.is_meta:
         return torch.empty_like(masks), masks.new_empty(len(masks), classes + 1)
-    drawn, logits = drawn_scene(len(masks), (masks.shape[1], masks.shape[2]), classes)
+    drawn, logits = synthetic_scene(len(masks), (masks.shape[1], masks.shape[2]), classes)
     return drawn.to(masks.device), logits.to(masks.device)
 
 
 def _once(run: Callable[[Recorder], None], device: torch.device) -> dict[str, float]:
-    """Seconds of the parts of a run."""
+    """Run once, and return the seconds of each part."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     recorder = Recorder(clock_of(device))

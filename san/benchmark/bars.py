@@ -1,4 +1,4 @@
-"""The figures that the project has set itself to reach, checked against what was measured."""
+"""Targets of the project, compared with measured figures."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ _GIB = 2**30
 
 @dataclass(frozen=True)
 class Bar:
-    """One figure to reach.
+    """One target.
 
     Attributes:
-        what: in words.
-        cases: what has to be measured for it.
-        value: their records to the figure.
-        limit: it has to be at most this, or at least where `at_least` is set.
-        unit: after the number.
-        at_least: whether more is better.
-        needs_plain: whether the plain path has to be timed too.
-        amx: whether it is set for processors with AMX only.
+        what: description.
+        cases: the cases to measure.
+        value: computes the figure from their records.
+        limit: maximum of the figure; minimum if `at_least` is set.
+        unit: unit of the figure.
+        at_least: more is better.
+        needs_plain: the plain path must be timed too.
+        amx: only for processors with AMX.
     """
 
     what: str
@@ -80,16 +80,16 @@ BARS: tuple[Bar, ...] = (
     Bar("evaluation, 847 classes, beyond the model", (_EVALUATION,), _beyond_model, 0.15),
     Bar("training samples per second and worker", (Case("loading"),), _per_second, 40, at_least=True),
 )
-"""On a CPU. "Second vocabulary" is the part "output": class logits and label map, the text embedding at hand."""
+"""For a CPU. "Second vocabulary" is the part "output": class logits and label map, with cached text embeddings."""
 
 
 def bar_cases() -> tuple[Case, ...]:
-    """What has to be measured for all of them, each case once."""
+    """Return the cases of all targets, each once."""
     return tuple(dict.fromkeys(case for bar in BARS for case in bar.cases))
 
 
 def check_bars(records: Sequence[CaseRecord]) -> list[dict[str, Any]]:
-    """The bars whose cases were measured on a CPU: `what`, `value`, `limit`, `unit`, `met`."""
+    """Return targets whose cases were measured on a CPU: `what`, `value`, `limit`, `unit`, `met`."""
     by_case = {
         Case.from_dict(record["case"]): record
         for record in records
@@ -110,7 +110,7 @@ def check_bars(records: Sequence[CaseRecord]) -> list[dict[str, Any]]:
 
 
 def bars_table(records: Sequence[CaseRecord]) -> str:
-    """A line per bar that can be checked; empty without any."""
+    """Return a line per target that can be checked; empty without any."""
     rows = [["figure", "measured", "bar", ""]]
     for bar in check_bars(records):
         sign, verdict = "≥" if bar["at_least"] else "≤", "reached" if bar["met"] else "MISSED"

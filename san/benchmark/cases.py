@@ -1,6 +1,6 @@
-"""What is measured: a case is a record, and the tables of cases are data.
+"""The cases that are measured, as records and tables.
 
-Sizes are (height, width) in pixels. "Drawn" weights are random ones: time does not depend on what was learnt.
+Sizes are (height, width) in pixels. Weights are random: time does not depend on them.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ TASKS = {
 }
 
 MODEL_TITLES = {"vit_b16": "B/16", "vit_l14_336": "L/14"}
-"""Models as tables call them."""
+"""Names of models in tables."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One thing to measure.
+    """One case to measure.
 
     Attributes:
         task: one of TASKS.
-        model: a variant's name; its weights are drawn.
-        height, width: of the image as it goes into the network.
+        model: name of a variant; its weights are random.
+        height, width: of the image in the network.
         out_height, out_width: of the label map.
         classes: size of the vocabulary.
         batch: images per run.
         dtype: "float32", or "bfloat16" for mixed precision.
         compiled: the network through torch.compile.
-        queries: another number of queries than the model's own.
-        workers: of loading, processes beside the main one; 0 loads in the main process.
+        queries: number of queries; None for the model's own.
+        workers: number of loading processes; 0 loads in the main process.
 
     Raises:
-        ValueError: a task or number type that there is not, or a number below its smallest.
+        ValueError: a task or number type is unknown, or a number is too small.
     """
 
     task: str
@@ -60,7 +60,7 @@ class Case:
     workers: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be measured."""
+        """Refuse unknown names and numbers that are too small."""
         if self.task not in TASKS:
             raise ValueError(f"unknown task {self.task!r}; choose one of {', '.join(TASKS)}")
         if self.dtype not in ("float32", "bfloat16"):
@@ -71,7 +71,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        """Unique among cases, readable, and what --cases matches."""
+        """Unique name, which --cases matches."""
         if self.task == "loading":
             return f"loading/{self.workers or 'no'}-workers"
         if self.task == "text":
@@ -87,7 +87,7 @@ class Case:
 
     @property
     def title(self) -> str:
-        """In words, for tables; unique among cases of a task."""
+        """Description for tables, unique among the cases of a task."""
         model = MODEL_TITLES.get(self.model, self.model)
         if self.task == "loading":
             return {0: "in one process", 1: "1 worker"}.get(self.workers, f"{self.workers} workers")
@@ -103,7 +103,7 @@ class Case:
         return ", ".join(parts + ([f"{self.queries} queries"] if self.queries else []))
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain data, with the name."""
+        """Return the case as plain data, with its name."""
         return {"name": self.name, **asdict(self)}
 
     @staticmethod
@@ -113,7 +113,7 @@ class Case:
 
 
 def sized(case: Case, size: tuple[int, int, int, int]) -> Case:
-    """A case at another size: height and width of the image, then of the label map."""
+    """Return a case with other sizes: height and width of the image, then of the label map."""
     height, width, out_height, out_width = size
     return replace(case, height=height, width=width, out_height=out_height, out_width=out_width)
 
@@ -137,7 +137,7 @@ STANDARD: tuple[Case, ...] = (
     replace(_L14, dtype="bfloat16"),
     *_OTHERS,
 )
-"""What is measured by default: one thing varied at a time."""
+"""Return the default cases, which vary one setting at a time."""
 
 FULL: tuple[Case, ...] = (
     *(
@@ -154,7 +154,7 @@ FULL: tuple[Case, ...] = (
     *_OTHERS,
     *(replace(case, dtype="bfloat16") for case in _OTHERS if case.task == "training"),
 )
-"""Every combination."""
+"""Return all combinations."""
 
 CUDA: tuple[Case, ...] = (
     *(
@@ -166,7 +166,7 @@ CUDA: tuple[Case, ...] = (
     *(Case("training", model, batch=32, dtype="bfloat16") for model in ("vit_b16", "vit_l14_336")),
     *(case for case in _OTHERS if case.task in ("text", "evaluation")),
 )
-"""What is measured by default on a GPU."""
+"""Return the default cases of a GPU."""
 
 _TINY = Case("inference", "tiny", 96, 96, 96, 96, classes=20)
 
@@ -178,7 +178,7 @@ QUICK: tuple[Case, ...] = (
     replace(_TINY, task="evaluation", classes=150),
     Case("loading"),
 )
-"""A model for tests: to see in a minute that everything works."""
+"""Return cases of a small model, which show in a minute that everything works."""
 
 GROWTH: dict[str, tuple[Case, ...]] = {
     "image side": tuple(sized(_B16, (side,) * 4) for side in (320, 480, 640, 800, 960)),
@@ -189,7 +189,7 @@ GROWTH: dict[str, tuple[Case, ...]] = {
     "classes embedded": tuple(Case("text", classes=classes) for classes in (20, 59, 171, 459, 847)),
     "loading workers": tuple(Case("loading", workers=workers) for workers in (0, 1, 2, 4)),
 }
-"""How cost grows: per series, cases that differ in one number."""
+"""Return series of cases that differ in one number."""
 
 VARIED = {
     "image side": "height",
@@ -200,7 +200,7 @@ VARIED = {
     "classes embedded": "classes",
     "loading workers": "workers",
 }
-"""The attribute of a case that a growth series varies."""
+"""Attribute of a case that a growth series varies."""
 
 FIXED = {
     "image side": "inference, B/16, 171 classes; both sides, in pixels",
@@ -211,23 +211,23 @@ FIXED = {
     "classes embedded": "text, B/16, 14 templates",
     "loading workers": "loading; 0: in one process",
 }
-"""What a growth series leaves as it is."""
+"""Fixed settings of a growth series."""
 
 
 def growth_cases() -> tuple[Case, ...]:
-    """The cases of all growth series, each once."""
+    """Return the cases of all growth series, each once."""
     return tuple(dict.fromkeys(case for series in GROWTH.values() for case in series))
 
 
 def select(cases: Sequence[Case], patterns: Sequence[str]) -> list[Case]:
-    """The cases whose name matches one of the patterns; all without a pattern.
+    """Return the cases whose name matches one of the patterns; all without a pattern.
 
     Args:
         cases: to choose from.
         patterns: shell patterns ("inference/vit_b16/*", "*/847/*"); the whole name must match.
 
     Raises:
-        ValueError: a pattern matches none.
+        ValueError: a pattern matches no case.
     """
     for pattern in patterns:
         if not any(fnmatchcase(case.name, pattern) for case in cases):

@@ -1,4 +1,4 @@
-"""Stamps between the parts of a run: of time, on the CPU or a GPU, or of multiply-adds counted."""
+"""Clocks that measure the parts of a run: time on a CPU or GPU, or multiply-adds."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
 
 
 class Clock(Protocol):
-    """Anything whose stamps can be subtracted."""
+    """Interface of a clock: stamps, and differences between them."""
 
     def stamp(self) -> Any:
         """Now."""
 
     def between(self, earlier: Any, later: Any) -> float:
-        """What passed between two stamps."""
+        """Return the difference between two stamps."""
 
 
 class WallClock:
-    """Seconds of the processor's clock."""
+    """Measures seconds on the CPU."""
 
     def stamp(self) -> float:
         """Now."""
@@ -36,50 +36,50 @@ class WallClock:
 
 
 class CudaClock:
-    """Seconds on the GPU's own clock: events in its queue, so that measuring makes nothing wait."""
+    """Measures seconds on the GPU with events in its queue, without synchronisation."""
 
     def stamp(self) -> torch.cuda.Event:
-        """Now, in the order of the GPU's work."""
+        """Record an event in the GPU's queue."""
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
 
     def between(self, earlier: torch.cuda.Event, later: torch.cuda.Event) -> float:
-        """Seconds; waits for the later event."""
+        """Return seconds; waits for the later event."""
         later.synchronize()
         return float(earlier.elapsed_time(later)) / 1000
 
 
 class MultiplyAdds:
-    """Multiply-adds of all matrix products and convolutions so far (half the floating-point operations)."""
+    """Counts multiply-adds of matrix products and convolutions (half the floating-point operations)."""
 
     def __init__(self, counter: FlopCounterMode) -> None:
-        """Read an active counter."""
+        """Read from an active counter."""
         self._counter = counter
 
     def stamp(self) -> int:
-        """Floating-point operations so far."""
+        """Return the floating-point operations so far."""
         return int(self._counter.get_total_flops())
 
     def between(self, earlier: int, later: int) -> float:
-        """Multiply-adds."""
+        """Return multiply-adds."""
         return (later - earlier) / 2
 
 
 class Recorder:
-    """The parts of one run: each ends with a mark."""
+    """Records the parts of a run; each ends with a mark."""
 
     def __init__(self, clock: Clock) -> None:
-        """Starts the first part."""
+        """Start the first part."""
         self._clock = clock
         self._stamps: list[tuple[str, Any]] = [("", clock.stamp())]
 
     def mark(self, part: str) -> None:
-        """The named part ends here and the next begins; a name may come again, its parts are added up."""
+        """End the named part and begin the next. Parts with the same name are added up."""
         self._stamps.append((part, self._clock.stamp()))
 
     def parts(self) -> dict[str, float]:
-        """What each part took, in the order of their first marks."""
+        """Return the total of each part, in the order of their first marks."""
         result: dict[str, float] = {}
         for (_, earlier), (name, later) in zip(self._stamps, self._stamps[1:], strict=False):
             result[name] = result.get(name, 0.0) + self._clock.between(earlier, later)
@@ -87,14 +87,14 @@ class Recorder:
 
 
 def clock_of(device: torch.device) -> Clock:
-    """The clock that tells time on a device."""
+    """Return the clock of a device."""
     return CudaClock() if device.type == "cuda" else WallClock()
 
 
 @contextmanager
 def counting() -> Iterator[Callable[[], Recorder]]:
-    """Counts multiply-adds of what is done meanwhile; yields what makes a recorder of them."""
-    from torch.utils.flop_counter import FlopCounterMode  # brings Triton along, 70 MB that a case's peak is without
+    """Count multiply-adds in the body of the `with`; yields a function that makes a recorder of them."""
+    from torch.utils.flop_counter import FlopCounterMode  # imports Triton, 70 MB that must not count as a case's memory
 
     with FlopCounterMode(display=False) as counter:
         yield lambda: Recorder(MultiplyAdds(counter))

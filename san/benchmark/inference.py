@@ -1,4 +1,7 @@
-"""Inference and evaluation: images to label maps, and counting those.  Q queries, C classes, (H, W) output."""
+"""Workloads of inference and evaluation: images to label maps, and their confusion matrix.
+
+Q queries, C classes, (H, W) output.
+"""
 
 from __future__ import annotations
 
@@ -12,39 +15,39 @@ from san.benchmark.reference import PlainSAN, plain_labels
 from san.benchmark.workload import (
     PartMarks,
     Workload,
-    draw_model,
-    drawn_images,
-    drawn_label_map,
-    drawn_scene,
-    drawn_text_embed,
     mixed_precision,
+    random_images,
+    random_label_map,
+    random_model,
+    random_text_embed,
+    synthetic_scene,
 )
 from san.evaluation import ConfusionMatrix
-from san.model.precision import hold_weights
+from san.model.precision import round_weights
 from san.model.san import SANModel
 from san.postprocess import Geometry, semantic_labels
 
 IGNORED = 65535
-"""Label of pixels that count nowhere."""
+"""Label of ignored pixels."""
 
 
 def make_workload(case: Case, device: torch.device, *, plain: bool) -> Workload:
-    """Images and text embedding are there; a run ends with the label maps on the device, or counted.
+    """Set up inference or evaluation; images and text embeddings exist, label maps stay on the device.
 
-    The network computes its class logits, and the label maps are made of a drawn scene's in their place.
+    The network computes class logits, but the label maps are made from those of a synthetic scene.
 
     The parts are "input" (normalising, padding, CLIP's smaller copy), "shallow CLIP", "side network", "heads" (masks
     and attention biases), "recognition" (CLIP's deep blocks) and "output" (class logits and label map), compiled
     "network" and "output"; of an evaluation also "confusion matrix".
     """
-    model = draw_model(case, device, PlainSAN if plain else SANModel).eval()
-    text_embed, images = drawn_text_embed(model, case.classes), drawn_images(case, device)
+    model = random_model(case, device, PlainSAN if plain else SANModel).eval()
+    text_embed, images = random_text_embed(model, case.classes), random_images(case, device)
     side, (height, width) = model.config.side_adapter, model.stack(images).shape[2:]
-    scene = drawn_scene(side.num_queries, (height // side.patch_size, width // side.patch_size), case.classes)
+    scene = synthetic_scene(side.num_queries, (height // side.patch_size, width // side.patch_size), case.classes)
     masks, classes = (logits.to(device) for logits in scene)
     labels = plain_labels if plain else semantic_labels
     if not plain:
-        hold_weights(model, getattr(torch, case.dtype))
+        round_weights(model, getattr(torch, case.dtype))
     marks = None if case.compiled else PartMarks(model)  # hooks would cut the compiled graph
     if case.compiled and not plain:
         model.image_side.compile()
@@ -69,12 +72,12 @@ def make_workload(case: Case, device: torch.device, *, plain: bool) -> Workload:
 
 
 def count_run(case: Case, recorder: Recorder, *, plain: bool) -> None:
-    """The network and the label map without numbers, for counting; class logits take next to nothing."""
+    """Run network and label map without values, for counting; class logits are negligible."""
     meta = torch.device("meta")
-    model = draw_model(case, meta, PlainSAN if plain else SANModel).eval()
+    model = random_model(case, meta, PlainSAN if plain else SANModel).eval()
     labels = plain_labels if plain else semantic_labels
     with torch.inference_mode(), PartMarks(model).to(recorder):
-        batch = model.stack(drawn_images(case, meta))
+        batch = model.stack(random_images(case, meta))
         (proposals,) = model.propose(batch)
     recorder.mark("recognition")
     class_logits = torch.empty(*proposals.sls_embed.shape[:2], case.classes + 1, device=meta)
@@ -84,16 +87,16 @@ def count_run(case: Case, recorder: Recorder, *, plain: bool) -> None:
 
 
 def geometry(case: Case, batch: torch.Tensor) -> Geometry:
-    """Sizes of the images of a padded batch (B, 3, H, W) and of their label maps."""
+    """Return the sizes of the images of a padded batch (B, 3, H, W) and of their label maps."""
     height, width = batch.shape[2:]
     return Geometry((height, width), (case.height, case.width), (case.out_height, case.out_width))
 
 
 class _Counts:
-    """What an evaluation does with a label map."""
+    """Return the function that an evaluation applies to label maps."""
 
     def __init__(self, case: Case) -> None:
-        truth = drawn_label_map(case, (case.out_height, case.out_width), seed=3)
+        truth = random_label_map(case, (case.out_height, case.out_width), seed=3)
         self.truth = truth.masked_fill(truth < 0, IGNORED).numpy().astype("uint16")
         self.matrix = ConfusionMatrix(case.classes, IGNORED)
 

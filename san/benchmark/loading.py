@@ -1,4 +1,4 @@
-"""Training samples from files: pictures of COCO's size and kind, made up, through the mapper of training."""
+"""Workload of loading: synthetic pictures like COCO's, loaded by the training mapper."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ NUM_IMAGES = 16
 SAMPLES_PER_RUN = 32
 
 
-def write_images(folder: Path, num_images: int = NUM_IMAGES) -> list[Record]:
-    """640x480 and 480x640 JPEGs of about 140 kB, smooth colours with noise, and label maps of rectangles."""
+def write_images(folder: Path) -> list[Record]:
+    """Write 640x480 and 480x640 JPEGs of about 140 kB (smooth colours with noise), and label maps of rectangles."""
     rng = np.random.default_rng(0)
     records: list[Record] = []
-    for index in range(num_images):
+    for index in range(NUM_IMAGES):
         height, width = (480, 640) if index % 3 else (640, 480)
         smooth = Image.fromarray(rng.integers(0, 256, (30, 40, 3), np.uint8)).resize(
             (width, height), Image.Resampling.BICUBIC
@@ -42,17 +42,17 @@ def write_images(folder: Path, num_images: int = NUM_IMAGES) -> list[Record]:
 
 
 def make_dataset(folder: Path) -> PositionDataset:
-    """The endless stream of augmented samples of such pictures, written to a folder."""
+    """Write the pictures to a folder, and return the endless stream of augmented samples."""
     mapper = TrainMapper(DatasetInfo("synthetic", 171, 255), TrainAugmentation())
     return PositionDataset(write_images(folder), mapper, seed=0)
 
 
 def make_workload(case: Case, device: torch.device, *, plain: bool) -> Workload:
-    """A run takes the next samples; without workers in this process, on one thread, as a worker has it.
+    """Set up loading of the next samples; without workers in this process, on one thread, as in a worker.
 
-    Plain: there is no unoptimised loader; the same.
+    The plain path is the same, as there is no unoptimised loader.
     """
-    folder = tempfile.TemporaryDirectory()  # removed with the stream that holds it
+    folder = tempfile.TemporaryDirectory()  # removed with the stream
     samples = stream(make_dataset(Path(folder.name)), case.workers, folder)
 
     def run(recorder: Recorder) -> None:
@@ -64,7 +64,7 @@ def make_workload(case: Case, device: torch.device, *, plain: bool) -> Workload:
 
 
 def stream(dataset: PositionDataset, workers: int, folder: Any) -> Iterator[Any]:
-    """Samples without end; `folder` is kept as long as they are read."""
+    """Yield samples without end; `folder` exists as long as they are read."""
     if workers == 0:
         torch.set_num_threads(1)
         position = 0

@@ -1,4 +1,4 @@
-"""What a figure was measured on."""
+"""Describes the machine of a measurement."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 MATRIX_FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8", "asimd")
-"""Instructions that decide how fast a processor multiplies matrices."""
+"""Instruction sets that determine the speed of matrix products."""
 
 DECLARED_PEAK = {
     ("H100 PCIe", "bfloat16"): 756e12,
@@ -26,11 +26,11 @@ DECLARED_PEAK = {
     ("A100", "bfloat16"): 312e12,
     ("A100", "float32"): 19.5e12,
 }
-"""Dense floating-point operations per second of the maker's data sheet; float32 without TF32."""
+"""Dense floating-point operations per second according to the data sheet; float32 without TF32."""
 
 
 def describe_machine(device: torch.device, *, threads: int, malloc: str) -> dict[str, Any]:
-    """The machine, the program and the time, as plain data."""
+    """Return machine, software and time, as plain data."""
     cpu = _cpuinfo()
     record = {
         "cpu": cpu.get("model name") or platform.processor() or platform.machine(),
@@ -52,12 +52,12 @@ def describe_machine(device: torch.device, *, threads: int, malloc: str) -> dict
 
 
 def declared_peak(gpu: str, dtype: str) -> float | None:
-    """Floating-point operations per second that the maker states, if known here."""
+    """Return the floating-point operations per second of the data sheet; None if unknown."""
     return next((value for (name, kind), value in DECLARED_PEAK.items() if name in gpu and kind == dtype), None)
 
 
 def commit() -> str | None:
-    """The commit of this code, with "+" where files differ from it; None outside a repository."""
+    """Return the commit of this code, with "+" if files differ from it; None outside a repository."""
     folder = Path(__file__).resolve().parent
     try:
         head = _git(folder, "rev-parse", "--short=12", "HEAD")
@@ -67,9 +67,9 @@ def commit() -> str | None:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes at most: on a GPU what its allocator gave out, else what of this process was in memory at a time.
+    """Return peak memory in bytes: on a GPU that of the allocator, else the resident memory of this process.
 
-    Of Linux's two figures the one that a process does not inherit from its parent's (getrusage's it does).
+    On Linux it is read from /proc, because the figure of getrusage is inherited from the parent process.
     """
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
@@ -82,7 +82,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def reset_peak_memory(device: torch.device) -> bool:
-    """Lets `peak_memory` begin anew, from what is held now; returns whether this system can."""
+    """Reset `peak_memory` to the present memory; return whether the system supports it."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return True
@@ -99,7 +99,7 @@ def _git(folder: Path, *arguments: str) -> str:
 
 
 def _cpuinfo() -> dict[str, str]:
-    """The first processor's lines of /proc/cpuinfo; empty where there is none."""
+    """Return the first processor's entries of /proc/cpuinfo; empty if it does not exist."""
     path = Path("/proc/cpuinfo")
     if not path.exists():
         return {}

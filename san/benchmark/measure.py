@@ -1,8 +1,8 @@
-"""Measuring one case: memory first, then rounds of the case, its plain path and the floor's product, in turn.
+"""Measures a case: memory first, then rounds of the case, its plain path and the floor's matrix product in turn.
 
-The floor of a case is the time that one large matrix product of the same number type takes for as many multiply-adds as
-the method, as it is written down (`san.benchmark.reference`), spends in matrix products and convolutions. It does not
-depend on how the case is computed. The product runs in every round, so that both meet the same disturbances.
+The floor of a case is the time of a large matrix product with the same number type and as many multiply-adds as the
+method without shortcuts (`san.benchmark.reference`) spends in matrix products and convolutions. It does not depend on
+the implementation. The product runs in every round, so that disturbances affect both.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ _SYNCHRONISED = (
 
 @dataclass(frozen=True)
 class Settings:
-    """How to measure.
+    """Settings of a measurement.
 
     Attributes:
-        runs: timed rounds.
-        warmup: runs before, of which the first allocates and compiles.
-        threads: of torch.
+        runs: number of timed rounds.
+        warmup: number of runs before them.
+        threads: number of threads of torch.
         device: "cpu" or "cuda".
-        malloc: "keep" for san.allocator's settings, "system" for none.
-        plain: whether the plain path is timed beside the case's.
-        product_size: rows and columns of the floor's matrices; None takes 3072 on a CPU and 8192 on a GPU.
+        malloc: "keep" for the settings of san.allocator, "system" for none.
+        plain: also time the plain path.
+        product_size: rows and columns of the floor's matrices; None for 3072 on a CPU and 8192 on a GPU.
 
     Raises:
-        ValueError: a number below its smallest, or another word.
+        ValueError: a number is too small, or a word is unknown.
     """
 
     runs: int = 5
@@ -55,7 +55,7 @@ class Settings:
     product_size: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be measured."""
+        """Refuse unknown words and numbers that are too small."""
         if self.runs < 1 or self.warmup < 1 or self.threads < 1 or (self.product_size or 1) < 1:
             raise ValueError(f"runs, warmup, threads and product_size must be 1 or more; got {self}")
         if self.malloc not in ("keep", "system"):
@@ -67,7 +67,7 @@ class Settings:
 
 
 def measure(case: Case, settings: Settings) -> dict[str, Any]:
-    """All figures of a case, as plain data; meant for a process of its own.
+    """Measure a case in its own process; return all figures as plain data.
 
     Returns:
         `case`, `machine`, `items` and `item` per run, `fast` and, if asked for, `plain` (see `_summary`; with
@@ -80,7 +80,7 @@ def measure(case: Case, settings: Settings) -> dict[str, Any]:
     fast = make_workload(case, device, plain=False)
     for _ in range(settings.warmup + 1):
         _once(fast, device)
-    peak = peak_memory(device)  # before anything that is not the case's
+    peak = peak_memory(device)  # before anything else allocates
     record: dict[str, Any] = {
         "case": case.to_dict(),
         "machine": describe_machine(device, threads=torch.get_num_threads(), malloc=settings.malloc),
@@ -113,7 +113,7 @@ def measure(case: Case, settings: Settings) -> dict[str, Any]:
 
 
 def measure_memory(case: Case, settings: Settings, *, plain: bool) -> int:
-    """Peak bytes of a path alone; meant for a process of its own."""
+    """Return the peak memory of one path in bytes, in its own process."""
     device = torch.device(settings.device)
     torch.set_num_threads(settings.threads)
     workload = make_workload(case, device, plain=plain)
@@ -123,7 +123,7 @@ def measure_memory(case: Case, settings: Settings, *, plain: bool) -> int:
 
 
 def count(case: Case, *, plain: bool) -> Parts:
-    """Multiply-adds of a case's parts, counted without computing; empty for loading."""
+    """Count the multiply-adds of a case's parts without computing; empty for loading."""
     if case.task == "loading":
         return {}
     with counting() as recorder_of:
@@ -133,7 +133,7 @@ def count(case: Case, *, plain: bool) -> Parts:
 
 
 def host_synchronisations(workload: Workload, device: torch.device) -> int:
-    """How often the host waits for the GPU in a run, as torch tells."""
+    """Count how often the host waits for the GPU in a run, from torch's warnings."""
     mode = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -146,7 +146,7 @@ def host_synchronisations(workload: Workload, device: torch.device) -> int:
 
 
 def _once(workload: Workload, device: torch.device) -> Parts:
-    """Seconds of the parts of a whole, extrapolated where a run does a sample of it."""
+    """Return the seconds of all parts, extrapolated if a run computes a sample."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     recorder = Recorder(clock_of(device))
@@ -159,7 +159,7 @@ def _product_size(settings: Settings, device: torch.device) -> int:
 
 
 def _product(case: Case, settings: Settings, device: torch.device) -> Callable[[], float]:
-    """Something that multiplies two large matrices and says how many seconds it took."""
+    """Return a function that multiplies two large matrices and returns the seconds."""
     size = _product_size(settings, device)
     a, b = (torch.randn(size, size, device=device).to(getattr(torch, case.dtype)) for _ in range(2))
     out = a @ b
@@ -174,7 +174,7 @@ def _product(case: Case, settings: Settings, device: torch.device) -> Callable[[
 
 
 def _floor(case: Case, settings: Settings, device: torch.device, seconds: Sequence[float]) -> dict[str, Any]:
-    """What the floor is made of."""
+    """Add the figures of the floor to a record."""
     size = _product_size(settings, device)
     rate = 2 * size**3 / statistics.median(seconds)
     record: dict[str, Any] = {
@@ -190,7 +190,7 @@ def _floor(case: Case, settings: Settings, device: torch.device, seconds: Sequen
 def _summary(
     rounds: Sequence[Parts], seconds: Sequence[float], multiply_adds: Parts | None, size: int
 ) -> dict[str, Any]:
-    """Median and spread of wholes and parts.
+    """Return median and spread of the total and of the parts.
 
     Returns:
         `seconds`, `spread` (half the distance between the quartiles), `all_seconds`, `parts` (name to seconds), and
@@ -217,7 +217,7 @@ def _summary(
 
 
 def _spread(values: Sequence[float]) -> float:
-    """Half the distance between the quartiles; 0 of a single value."""
+    """Return half the distance between the quartiles; 0 for a single value."""
     if len(values) < 2:
         return 0.0
     lower, _, upper = statistics.quantiles(values, n=4, method="inclusive")

@@ -1,12 +1,11 @@
-"""The method as it is written down, without shortcuts: what the fast paths are tested against and timed beside.
+"""The method without shortcuts. The fast paths are tested against it and compared with its time.
 
 Nothing here is used in training or prediction. `PlainSAN`, `plain_labels`, `plain_text_embed` and `PlainCriterion` give
 the numbers of `SANModel`, `semantic_labels`, `TextClassifier.embed` and `SetCriterion`, except for rounding
 (tests/benchmark/test_reference.py).
 
 B batch, Q queries, S [SLS] tokens, C classes, E joint embedding, D CLIP width, N_h heads, T patch tokens, T_s side
-patches, L bias layers, N bias heads, c embed channels, (h_s, w_s) side grid.
-Source: docs/method.md#2 to #8.
+patches, L bias layers, N bias heads, c embed channels, (h_s, w_s) side grid. Source: docs/method.md#2 to #8.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from san.postprocess import Geometry
 
 
 class PlainSAN(SANModel):
-    """A SAN whose image side is computed plainly; its weights have the names of `SANModel`'s."""
+    """A SAN whose image side is computed without shortcuts; weights have the same names as in `SANModel`."""
 
     def __init__(self, config: SANConfig, arch: ClipArch, tokenizer: Tokenizer) -> None:
         super().__init__(config, arch, tokenizer)
@@ -49,18 +48,18 @@ class PlainSAN(SANModel):
     def _recognise(
         self, clip: ShallowFeatures, biases: list[Tensor], sls_share: Tensor | None = None
     ) -> tuple[Tensor, ...]:
-        """Embeddings (B, Q, E) per bias, one pass of CLIP's deep blocks for each."""
+        """Return embeddings (B, Q, E) per bias, with one pass of CLIP's deep blocks for each."""
         recognise = super()._recognise
         return tuple(embed for bias in biases for embed in recognise(clip, [bias], sls_share))
 
 
 class PlainAttention(TorchFunctionMode):
-    """While it is entered, `plain_attention` stands in for torch's fused kernels, wherever attention is computed."""
+    """Context in which `plain_attention` replaces torch's fused kernels."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Any function of torch, as called."""
+        """Call a function of torch."""
         if func is F.scaled_dot_product_attention:
             func = plain_attention
         return func(*args, **(kwargs or {}))
@@ -69,7 +68,7 @@ class PlainAttention(TorchFunctionMode):
 def plain_attention(
     q: Tensor, k: Tensor, v: Tensor, *, attn_mask: Tensor | None = None, is_causal: bool = False
 ) -> Tensor:
-    """Attention (B, N_h, T, d) with all its weights in memory at once; arguments as torch's, a mask or `is_causal`."""
+    """Attention (B, N_h, T, d) with all weights in memory; arguments as in torch, a mask or `is_causal`."""
     assert attn_mask is None or not is_causal
     logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, N_h, T, keys)
     if is_causal:
@@ -109,14 +108,14 @@ class PlainDeepClip(DeepClip):
             mask = q.new_zeros(*q.shape[:2], x.shape[1], x.shape[1])
             mask[..., :count] = float("-inf")  # no token sees an [SLS] token,
             mask[..., :count, :count].diagonal(dim1=-2, dim2=-1).zero_()  # but itself;
-            mask[..., :count, count] = float("-inf")  # none of them sees the class token
+            mask[..., :count, count] = float("-inf")  # no [SLS] token sees the class token
             mask[..., :count, count + 1 :] = attn_bias[:, 0 if attn_bias.shape[1] == 1 else index].to(q.dtype)
             x = block.finish(x, F.scaled_dot_product_attention(q, k, v, attn_mask=mask))
         return F.normalize(self.ln_post(x[:, :count]) @ self.proj, dim=-1)
 
 
 def plain_scores(mask_logits: Tensor, class_logits: Tensor, geometry: Geometry) -> Tensor:
-    """Scores (C, H, W) of one image; every mask is resized to the padded, then to the output size.
+    """Return scores (C, H, W) of one image; masks are resized to the padded, then to the output size.
 
     Arguments as in `san.postprocess.semantic_scores`.
     """
@@ -128,25 +127,25 @@ def plain_scores(mask_logits: Tensor, class_logits: Tensor, geometry: Geometry) 
 
 
 def plain_labels(mask_logits: Tensor, class_logits: Tensor, geometry: Geometry) -> Tensor:
-    """The label map (H, W) of all scores at once."""
+    """Return the label map (H, W), computed from all scores."""
     return plain_scores(mask_logits, class_logits, geometry).argmax(dim=0)
 
 
 @torch.no_grad()
-def plain_text_embed(classifier: TextClassifier, names: Sequence[str], *, chunk_size: int = 256) -> Tensor:
-    """Text embeddings (C, E) of names, each prompt at CLIP's full length, no cache."""
+def plain_text_embed(classifier: TextClassifier, names: Sequence[str]) -> Tensor:
+    """Return text embeddings (C, E) of names, with prompts at CLIP's full length and without a cache."""
     prompts = [prompt for name in names for prompt in classifier.embedder.prompts(name)]
     tokens = classifier.embedder.tokenizer(prompts).to(classifier.device)  # (N, 77)
     kinds = torch.arange(len(prompts), device=classifier.device) % (len(prompts) // len(names))  # (N,)
     with PlainAttention():
-        parts = zip(tokens.split(chunk_size), kinds.split(chunk_size), strict=True)
+        parts = zip(tokens.split(256), kinds.split(256), strict=True)
         passes = [classifier.encode_text(*part).float() for part in parts]
     embeds = F.normalize(torch.cat(passes), dim=-1)  # (N, E)
     return F.normalize(embeds.view(len(names), -1, embeds.shape[1]).mean(dim=1), dim=-1)
 
 
 class PlainCriterion:
-    """The losses with full-size masks, each image of each layer matched and moved by itself; one process.
+    """The losses with full-size masks; each image of each layer is matched by itself; for one process.
 
     Args:
         config: weights, costs and points.

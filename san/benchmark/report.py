@@ -1,4 +1,4 @@
-"""Measured records as Markdown: a table per task, the parts, how cost grows, and what it was measured on."""
+"""Formats measured records as Markdown: a table per task, parts, growth, and the machine."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ Rows = list[list[str]]
 CaseRecord = Mapping[str, Any]
 
 IMAGE_DEPENDENT = ("output", "confusion matrix")
-"""Parts left out of a whole's floor: how many multiply-adds a label map takes depends on what is in the image."""
+"""Parts without a floor: the multiply-adds of a label map depend on the image."""
 
 NOTES = """\
 - time: median of the rounds, ± half the distance between the quartiles; of a whole run (all images of the batch).
 - floor: what one large matrix product of the same number type, timed in the same rounds, takes for the multiply-adds
-  that the method as written down spends in the network (the label map's are left out). × floor is the time over it;
-  below 1 the case needs fewer multiply-adds than the method as written down.
-- peak: the most memory that a fresh process with nothing but this case held; on a GPU what torch's allocator gave out.
+  that the method without shortcuts spends in the network (without the label map). × floor is the time over it; below
+  1 the case needs fewer multiply-adds than that method.
+- peak: peak memory of a process with this case only; on a GPU that of torch's allocator.
 - plain: the method without shortcuts in the same rounds; ratio is the time over plain's, the median of the rounds'."""
 
 
 def heading(records: Sequence[CaseRecord], settings: Mapping[str, Any]) -> str:
-    """What the figures were measured on, in a few lines.
+    """Describe the machine and the settings, in a few lines.
 
     Args:
         records: of all cases.
@@ -50,7 +50,7 @@ def heading(records: Sequence[CaseRecord], settings: Mapping[str, Any]) -> str:
 
 
 def _rates(records: Iterable[CaseRecord]) -> str:
-    """How fast the floor's product is, per number type: the median over cases."""
+    """Return the speed of the floor's product per number type, the median over cases."""
     rates: dict[str, list[float]] = {}
     for record in records:
         if "product" in record:
@@ -59,7 +59,7 @@ def _rates(records: Iterable[CaseRecord]) -> str:
 
 
 def table(records: Sequence[CaseRecord]) -> str:
-    """A table per task, one line per case; below, what failed and why."""
+    """Return a table per task, with a line per case; failed cases are listed below."""
     sections = []
     for task, meaning in TASKS.items():
         measured = [record for record in records if "fast" in record and record["case"]["task"] == task]
@@ -77,7 +77,7 @@ def table(records: Sequence[CaseRecord]) -> str:
 
 
 def _task_table(records: Sequence[CaseRecord]) -> str:
-    """One task's cases; a column that is empty everywhere is left out."""
+    """Return the table of one task, without empty columns."""
     item = records[0]["item"]
     header = ["case", "time (ms)", f"{item}/s", "floor (ms)", "× floor", "peak (MiB)"]
     header += ["plain (ms)", "ratio", "plain peak (MiB)", "share of peak", "host waits"]
@@ -111,7 +111,7 @@ def _plain_columns(record: CaseRecord) -> list[str]:
 
 
 def parts_table(records: Sequence[CaseRecord]) -> str:
-    """The parts of every case that has several: time, floor, and the plain path's time."""
+    """Return time, floor and plain time of the parts of every case that has several."""
     rows = [["case", "part", "time (ms)", "share", "floor (ms)", "× floor", "plain (ms)"]]
     for record in records:
         fast = record.get("fast")
@@ -136,7 +136,7 @@ def parts_table(records: Sequence[CaseRecord]) -> str:
 
 
 def growth_points(records: Sequence[CaseRecord]) -> dict[str, list[tuple[int, CaseRecord]]]:
-    """Per series of GROWTH with two cases measured or more: the number that is varied, and the record."""
+    """Return, per series of GROWTH with at least two measured cases, the varied number and the record."""
     by_case = {Case.from_dict(record["case"]): record for record in records if "fast" in record}
     series = {
         name: [(getattr(case, VARIED[name]), by_case[case]) for case in cases if case in by_case]
@@ -146,7 +146,7 @@ def growth_points(records: Sequence[CaseRecord]) -> dict[str, list[tuple[int, Ca
 
 
 def growth_table(records: Sequence[CaseRecord]) -> str:
-    """Per series what was measured, and the power of the varied number that time grows with between two values."""
+    """Return the table of all series, with the power of time between two values."""
     rows = [["series", "value", "time (ms)", "per item (ms)", "× first", "power", "× floor", "peak (MiB)"]]
     series = growth_points(records)
     for name, points in series.items():
@@ -172,13 +172,13 @@ def growth_table(records: Sequence[CaseRecord]) -> str:
 
 
 def ratio(record: CaseRecord) -> float:
-    """Time over the plain path's: the median of the rounds' ratios."""
+    """Return the ratio to the plain path's time, the median over rounds."""
     pairs = zip(record["fast"]["all_seconds"], record["plain"]["all_seconds"], strict=True)
     return float(statistics.median(fast / plain for fast, plain in pairs))
 
 
 def _share_of_peak(record: CaseRecord) -> str:
-    """Of the measured product's speed, and of the one that the maker states."""
+    """Return the share of the measured product's speed, and of the data sheet's."""
     if "times_floor" not in record["fast"]:
         return ""
     measured = 1 / record["fast"]["times_floor"]
@@ -187,17 +187,17 @@ def _share_of_peak(record: CaseRecord) -> str:
 
 
 def network_total(multiply_adds: Mapping[str, float]) -> float:
-    """Multiply-adds of all parts but those that depend on what is in the image."""
+    """Return the multiply-adds of all parts that do not depend on the image."""
     return sum(value for name, value in multiply_adds.items() if name not in IMAGE_DEPENDENT)
 
 
 def _power(x0: float, x1: float, y0: float, y1: float) -> str:
-    """The exponent of a power law through two points."""
+    """Return the exponent of the power law through two points."""
     return f"{math.log(y1 / y0) / math.log(x1 / x0):.2f}" if min(x0, x1, y0, y1) > 0 and x0 != x1 else ""
 
 
 def _ms(seconds: float) -> str:
-    """Milliseconds with three digits or more."""
+    """Format milliseconds with at least three digits."""
     value = seconds * 1000
     digits = 0 if value >= 100 else 1 if value >= 10 else 2
     return f"{value:,.{digits}f}"
@@ -208,13 +208,13 @@ def _mib(size: float) -> str:
 
 
 def without_empty(rows: Rows) -> Rows:
-    """Without columns in which nothing but the header stands."""
+    """Remove columns that are empty except for the header."""
     kept = [column for column in range(len(rows[0])) if any(row[column] for row in rows[1:])]
     return [[row[column] for column in kept] for row in rows]
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table: first column to the left, numbers to the right."""
+    """Return a Markdown table: the first column is left-aligned, the others are right-aligned."""
     widths = [max(3, *(len(row[column]) for row in rows)) for column in range(len(rows[0]))]
     text = [[row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))] for row in rows]
     rule = ["-" * width if column == 0 else "-" * (width - 1) + ":" for column, width in enumerate(widths)]

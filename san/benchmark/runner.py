@@ -1,4 +1,4 @@
-"""Case after case, each in a fresh process, so that memory is its own and nothing is warm from another's."""
+"""Runs each case in a new process, so that memory and caches do not affect each other."""
 
 from __future__ import annotations
 
@@ -18,47 +18,49 @@ from san.benchmark.measure import Settings
 
 REPO = Path(__file__).resolve().parent.parent.parent
 
+_TIMEOUT = 3600
+"""Time limit of a process, seconds."""
+
 _EXCEPTION = re.compile(r"^[\w.]*(Error|Exception|Interrupt)\b")
 
 
-def run_cases(cases: Iterable[Case], settings: Settings, *, timeout: float = 3600) -> Iterator[dict[str, Any]]:
-    """Measures cases one after the other.
+def run_cases(cases: Iterable[Case], settings: Settings) -> Iterator[dict[str, Any]]:
+    """Measure cases one after the other.
 
     Args:
         cases: what to measure.
-        settings: how.
-        timeout: seconds that a process may take.
+        settings: of the measurement.
 
     Yields:
-        Per case what `measure` returns, with the plain path's own peak memory; where that path failed, without it and
-        with "plain_error"; {"case", "error"} where the case failed. An error is one line. The other cases go on.
+        per case the result of `measure`, with the peak memory of the plain path, or with "plain_error" if that path
+        failed; {"case", "error"} if the case failed. An error is one line; the other cases continue.
     """
     for case in cases:
         try:
-            record = _measured(case, settings, timeout)
+            record = _measured(case, settings)
         except RuntimeError as error:
             record = {"case": case.to_dict(), "error": str(error)}
         yield record
 
 
-def _measured(case: Case, settings: Settings, timeout: float) -> dict[str, Any]:
-    """The record of a case; the plain path may fail, as it needs more memory."""
+def _measured(case: Case, settings: Settings) -> dict[str, Any]:
+    """Return the record of a case; the plain path may fail, as it needs more memory."""
     job = {"case": case.to_dict(), "settings": settings.to_dict()}
     failure = {}
     if settings.plain:
         try:
-            record = _in_process(job, timeout)
+            record = _in_process(job)
             if "plain" in record:
-                record["plain"] |= _in_process(job | {"memory_of_plain": True}, timeout)
+                record["plain"] |= _in_process(job | {"memory_of_plain": True})
             return record
         except RuntimeError as error:
             failure = {"plain_error": str(error)}
             job["settings"] = replace(settings, plain=False).to_dict()
-    return _in_process(job, timeout) | failure
+    return _in_process(job) | failure
 
 
-def _in_process(job: dict[str, Any], timeout: float) -> dict[str, Any]:
-    """What a worker writes for a job.
+def _in_process(job: dict[str, Any]) -> dict[str, Any]:
+    """Run a job in a worker, and return its record.
 
     Raises:
         RuntimeError: it failed or took too long.
@@ -68,9 +70,9 @@ def _in_process(job: dict[str, Any], timeout: float) -> dict[str, Any]:
         job_file.write_text(json.dumps(job), encoding="utf-8")
         command = [sys.executable, "-m", "san.benchmark.worker", str(job_file), str(result_file)]
         try:
-            done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=timeout, check=False)
+            done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=_TIMEOUT, check=False)
         except subprocess.TimeoutExpired as error:
-            raise RuntimeError(f"took more than {timeout:.0f} s") from error
+            raise RuntimeError(f"took more than {_TIMEOUT} s") from error
         if done.returncode != 0:
             raise RuntimeError(_why(done.returncode, done.stderr))
         result: dict[str, Any] = json.loads(result_file.read_text(encoding="utf-8"))
@@ -78,7 +80,7 @@ def _in_process(job: dict[str, Any], timeout: float) -> dict[str, Any]:
 
 
 def _why(code: int, stderr: str) -> str:
-    """One line on a process that failed: its exception's first line, or the last that it wrote."""
+    """Describe a failed process in one line: the first line of its exception, or its last line."""
     if code < 0:
         hint = ", as the system does when memory is used up" if -code == signal.SIGKILL else ""
         return f"ended by {signal.Signals(-code).name}{hint}"

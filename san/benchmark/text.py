@@ -1,4 +1,4 @@
-"""A vocabulary's names to text embeddings, none of them cached."""
+"""Workload of text: names to text embeddings, without a cache."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ import torch
 from san.benchmark.cases import Case
 from san.benchmark.clocks import Recorder
 from san.benchmark.reference import plain_text_embed
-from san.benchmark.workload import Workload, draw_model
+from san.benchmark.workload import Workload, random_model
 from san.clip.text_classifier import TextClassifier
 from san.data.subset import evenly_spread
 from san.vocabulary.label_sets import load_label_set
 
 PLAIN_SAMPLE = 18
-"""Classes that the plain path embeds: in 14 templates 252 prompts, of 256 that go through its text tower together."""
+"""Classes that the plain path embeds: 252 prompts in 14 templates, of at most 256 per pass."""
 
 
 def make_workload(case: Case, device: torch.device, *, plain: bool) -> Workload:
-    """A run embeds all names in all templates, tokenising included; plain: every prompt at CLIP's 77 tokens.
+    """Set up embedding of all names in all templates, with tokenising; plain: with 77 tokens per prompt.
 
-    At 77 tokens all prompts cost the same, and 847 classes take minutes, so that the plain path embeds an even sample
-    of the classes and its time is extrapolated; the sample fills a pass of its.
+    With 77 tokens all prompts cost the same, and 847 classes take minutes. Therefore the plain path embeds an even
+    sample of the classes, which fills one pass, and its time is extrapolated.
     """
-    classifier = draw_model(case, device).text_classifier.eval()
+    classifier = random_model(case, device).text_classifier.eval()
     names = class_names(case.classes)
     sampled = sample(names) if plain else names
 
@@ -40,13 +40,13 @@ def make_workload(case: Case, device: torch.device, *, plain: bool) -> Workload:
 
 
 def count_run(case: Case, recorder: Recorder, *, plain: bool) -> None:
-    """A run without numbers, for counting."""
-    count_names(draw_model(case, torch.device("meta")).text_classifier, class_names(case.classes), plain=plain)
+    """Run without values, for counting."""
+    count_names(random_model(case, torch.device("meta")).text_classifier, class_names(case.classes), plain=plain)
     recorder.mark("text tower")
 
 
 def count_names(classifier: TextClassifier, names: Sequence[str], *, plain: bool) -> None:
-    """Names through the text tower of a model on the meta device, for counting."""
+    """Run the text tower of a model on the meta device, for counting."""
     with torch.no_grad():
         if plain:
             plain_text_embed(classifier.eval(), names)
@@ -55,15 +55,15 @@ def count_names(classifier: TextClassifier, names: Sequence[str], *, plain: bool
 
 
 def sample(names: Sequence[str], count: int = PLAIN_SAMPLE) -> list[str]:
-    """So many of the names, evenly spread; all of them where that would hardly be fewer."""
+    """Return `count` of the names, evenly spread; all of them if there are hardly more."""
     return evenly_spread(names, count if len(names) > 2 * count else 0)
 
 
 def class_names(count: int) -> list[str]:
-    """The first names of ADE20K-847, or all of COCO-Stuff if there are as many as it has.
+    """Return the first names of ADE20K-847, or all of COCO-Stuff for its number of classes.
 
     Raises:
-        ValueError: more names than there are.
+        ValueError: there are not so many names.
     """
     names = list(load_label_set("coco_stuff_171" if count == 171 else "ade20k_847").classes)
     if count > len(names):

@@ -1,4 +1,4 @@
-"""One case in a process of its own: `python -m san.benchmark.worker JOB.json RESULT.json`."""
+"""Measures one case in its own process: `python -m san.benchmark.worker JOB.json RESULT.json`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from san.allocator import keep_large_buffers
 
 
 def main(job_file: str, result_file: str) -> None:
-    """Reads a job ({"case", "settings", "memory_of_plain"}), does it, and writes what was measured.
+    """Read a job ({"case", "settings", "memory_of_plain"}), run it, and write the record.
 
-    The allocator is set before torch is imported, as the programs do.
+    The allocator is configured before torch is imported, as in the commands.
     """
     job = json.loads(Path(job_file).read_text(encoding="utf-8"))
     kept = keep_large_buffers() if job["settings"]["malloc"] == "keep" else False

@@ -1,4 +1,4 @@
-"""From a case to something that can be run again and again."""
+"""Makes a function of a case that can be run repeatedly."""
 
 from __future__ import annotations
 
@@ -15,21 +15,20 @@ from torch import Tensor, nn
 from san.benchmark.cases import Case
 from san.benchmark.clocks import Recorder
 from san.clip.loader import load_clip
-from san.model.build import build_san, freeze, outline
+from san.model.build import build_outline, build_san, freeze
 from san.model.config import variant
 from san.model.san import SANModel
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What a case does.
+    """A case that is ready to run.
 
     Attributes:
-        run: does it once, on the path asked for, and marks its parts.
-        items: how many things the case deals with.
-        item: what they are.
-        sampled: how many of them a run really deals with, where all cost the same and the time of all is extrapolated
-            from an even sample; None deals with all.
+        run: runs it once, and marks its parts.
+        items: number of items of the case.
+        item: kind of the items.
+        sampled: number of items in a run if the time is extrapolated from a sample; None for all.
     """
 
     run: Callable[[Recorder], None]
@@ -39,7 +38,7 @@ class Workload:
 
     @property
     def scale(self) -> float:
-        """What the time of a run has to be multiplied by."""
+        """Factor from the time of a run to that of all items."""
         return self.items / (self.sampled or self.items)
 
 
@@ -50,63 +49,63 @@ MODULES = {
     "training": "san.benchmark.training",
     "loading": "san.benchmark.loading",
 }
-"""Where a task's `make_workload` and, if it multiplies matrices, `count_run` are; imported when needed, for memory."""
+"""Modules with `make_workload` and, for matrix products, `count_run`; imported when needed, to save memory."""
 
 
 def make_workload(case: Case, device: torch.device, *, plain: bool) -> Workload:
-    """Sets a case up.
+    """Set up a case.
 
     Args:
-        case: what to do.
-        device: where.
-        plain: on the unoptimised path, `san.benchmark.reference`.
+        case: the case.
+        device: its device.
+        plain: use the path without shortcuts, `san.benchmark.reference`.
     """
     workload: Workload = importlib.import_module(MODULES[case.task]).make_workload(case, device, plain=plain)
     return workload
 
 
-def draw_model(case: Case, device: torch.device, model_class: type[SANModel] = SANModel) -> SANModel:
-    """A model with drawn weights, the same each time; on the device "meta" with none."""
+def random_model(case: Case, device: torch.device, model_class: type[SANModel] = SANModel) -> SANModel:
+    """Return a model with random weights, always the same; without values on the device "meta"."""
     config = variant(case.model, pretrained=None)
     if case.queries:
         config = replace(config, side_adapter=replace(config.side_adapter, num_queries=case.queries))
     torch.manual_seed(0)
     if device.type == "meta":
-        model = outline(config, load_clip(config.clip.name, None), model_class)
+        model = build_outline(config, load_clip(config.clip.name, None), model_class)
         freeze(model)
         return model
     return build_san(config, model_class=model_class).to(device)
 
 
-def drawn_text_embed(model: SANModel, classes: int) -> Tensor:
-    """Unit vectors (C, E) in place of a vocabulary's embedding."""
+def random_text_embed(model: SANModel, classes: int) -> Tensor:
+    """Return unit vectors (C, E) instead of text embeddings."""
     values = torch.randn(classes, model.arch.embed_dim, generator=torch.manual_seed(1))
     return F.normalize(values, dim=-1).to(model.pixel_mean.device)
 
 
-def drawn_images(case: Case, device: torch.device) -> list[Tensor]:
-    """Images (3, H, W) uint8."""
+def random_images(case: Case, device: torch.device) -> list[Tensor]:
+    """Return random images (3, H, W) uint8."""
     generator = torch.manual_seed(2)
     sizes = (3, case.height, case.width)
     return [torch.randint(0, 256, sizes, dtype=torch.uint8, generator=generator).to(device) for _ in range(case.batch)]
 
 
-def drawn_label_map(case: Case, size: tuple[int, int], *, seed: int, num_present: int = 12) -> Tensor:
-    """A label map (H, W) int64 of blocks: at most `num_present` classes, about one block in thirty ignored (-1)."""
+def random_label_map(case: Case, size: tuple[int, int], *, seed: int) -> Tensor:
+    """Return a label map (H, W) int64 of blocks: at most 12 classes, about one block in thirty is ignored (-1)."""
     generator = torch.manual_seed(seed)
-    present = torch.randperm(case.classes, generator=generator)[:num_present]
+    present = torch.randperm(case.classes, generator=generator)[:12]
     blocks = present[torch.randint(0, len(present), (8, 8), generator=generator)]
     blocks[torch.rand(8, 8, generator=generator) < 1 / 30] = -1
     return F.interpolate(blocks[None, None].double(), size=size, mode="nearest")[0, 0].long()
 
 
-def drawn_scene(
+def synthetic_scene(
     num_queries: int, grid: tuple[int, int], num_classes: int, *, seed: int = 4, num_things: int = 12
 ) -> tuple[Tensor, Tensor]:
-    """Mask logits (Q, h_s, w_s) and class logits (Q, C + 1) like those of a trained model, of round things.
+    """Return mask logits (Q, h_s, w_s) and class logits (Q, C + 1) like those of a trained model, for round things.
 
-    Of 24 queries and more, two have a sure mask of each thing; the others' are weak and "no object". A query prefers
-    its thing's class, but hardly any other is out of the question. Drawn weights give one class everywhere: too easy.
+    With 24 queries or more, two have a certain mask of each thing; the others are weak and "no object". A query prefers
+    the class of its thing, but others are possible. Random weights would give one class everywhere, which is too fast.
     """
     generator = torch.Generator().manual_seed(seed)
     rows, columns = torch.meshgrid(*(torch.arange(float(side)) for side in grid), indexing="ij")
@@ -124,20 +123,20 @@ def drawn_scene(
 
 
 def mixed_precision(case: Case, device: torch.device) -> Any:
-    """The context a case's network runs in."""
+    """Return the autocast context of a case."""
     if case.dtype == "float32":
         return nullcontext()
     return torch.autocast(device.type, getattr(torch, case.dtype))
 
 
 class PartMarks:
-    """Marks when CLIP's shallow blocks, the side network and the heads are through, from outside the model.
+    """Marks the ends of CLIP's shallow blocks, the side network and the heads, with hooks of the model.
 
-    Whatever comes before the first of them is "input".
+    Everything before the first of them is "input".
 
     Args:
-        model: to watch.
-        fine: tells "mask head" and "bias head" apart, which else are "heads", and "fusion" from "side network".
+        model: the model.
+        fine: separate "mask head" and "bias head" (else "heads"), and "fusion" from "side network".
     """
 
     def __init__(self, model: SANModel, *, fine: bool = False) -> None:
@@ -160,7 +159,7 @@ class PartMarks:
 
     @contextmanager
     def to(self, recorder: Recorder) -> Iterator[None]:
-        """Marks go to this recorder meanwhile."""
+        """Send marks to this recorder in the body of the `with`."""
         self.recorder = recorder
         try:
             yield
@@ -168,6 +167,6 @@ class PartMarks:
             self.recorder = None
 
     def mark(self, part: str) -> None:
-        """The named part of the run that is being recorded, if one is, ends here."""
+        """End the named part, if a run is being recorded."""
         if self.recorder is not None:
             self.recorder.mark(part)

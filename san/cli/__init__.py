@@ -1,1 +1,1 @@
-"""The command line: `san COMMAND`, each command a module of this package with `add_arguments` and `run`."""
+"""The command line `san COMMAND`; each command is a module of this package with `add_arguments` and `run`."""

@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seeds", type=_seeds, default=(0, 1, 2), metavar="N,N,...", help="SEED of the runs (default: 0,1,2)"
     )
     parser.add_argument(
-        "--base", type=path_option, metavar="CONFIG", help="what differences are to (default: the first configuration)"
+        "--base", type=path_option, metavar="CONFIG", help="reference of the differences (default: the first one)"
     )
     parser.add_argument(
         "--out",
@@ -71,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--submit",
         choices=("slurm", "local"),
-        help="hand each unfinished run to Slurm, or to processes of this machine, as a job of submitit, and return; "
+        help="submit each unfinished run with submitit, to Slurm or as processes of this machine, and return; "
         "--collect makes the table later",
     )
     parser.add_argument(
@@ -92,7 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 class _ConfigsAndOverrides(Overrides):
-    """Takes configuration files off the front; `Overrides` has the rest."""
+    """Takes the configuration files at the front; `Overrides` handles the rest."""
 
     def __call__(
         self,
@@ -112,7 +112,7 @@ def _seeds(text: str) -> tuple[int, ...]:
         found = tuple(dict.fromkeys(int(each) for each in text.split(",")))
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"{excerpt(text)} is no list of seeds; give whole numbers, such as 0,1,2"
+            f"{excerpt(text)} is not a list of seeds; give whole numbers, such as 0,1,2"
         ) from None
     if min(found) < 0 or max(found) >= 2**63 or len(found) > MAX_SEEDS:
         raise argparse.ArgumentTypeError(f"{excerpt(text)}: give 1 to {MAX_SEEDS} seeds within 0..2**63 - 1")
@@ -120,20 +120,20 @@ def _seeds(text: str) -> tuple[int, ...]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Plans, runs and compares; returns the exit code.
+    """Plan, run and compare; return the exit code.
 
     Raises:
         ValueError, FileNotFoundError: a configuration or an option is wrong.
         MissingExtraError: --submit without submitit.
     """
-    from san.cli.ablation_runs import RunOptionsForAll, configuration_name, plan_ablation, run_serially, submit_jobs
+    from san.cli.ablation_runs import SharedRunOptions, configuration_name, plan_ablation, run_serially, submit_jobs
 
     listed = {path.resolve(): path for path in args.configs}
     configs = [*([args.base] if args.base and args.base.resolve() not in listed else []), *listed.values()]
     if not args.configs:
         raise ValueError("no configuration is given; name YAML files, such as configs/ablations/shapes/base.yaml")
     options = _job_options(args.job)
-    common = RunOptionsForAll(args.out, args.opts, args.dataset, args.data_root, args.imports, args.num_gpus)
+    common = SharedRunOptions(args.out, args.opts, args.dataset, args.data_root, args.imports, args.num_gpus)
     runs = plan_ablation(configs, args.seeds, common)
     if args.dry_run:
         for each in runs:
@@ -143,7 +143,7 @@ def run(args: argparse.Namespace) -> int:
         jobs = submit_jobs(runs, args.submit, args.out / "jobs", options)
         for (name, seed), job in jobs.items():
             print(f"{name}, seed {seed}: job {job}")
-        print(f"{len(jobs)} jobs are submitted; the same command with --collect in place of --submit makes the table")
+        print(f"{len(jobs)} jobs are submitted; the same command with --collect instead of --submit makes the table")
         return DONE
     problems = {} if args.collect else run_serially(runs, lambda line: print(line, flush=True))
     results = collect(runs, problems)
@@ -153,31 +153,31 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _job_options(given: Sequence[str]) -> dict[str, Any]:
-    """Values of --job; a whole number is one.
+    """Parse the values of --job; whole numbers become int.
 
     Raises:
-        ValueError: one is no KEY=VALUE.
+        ValueError: a value is not KEY=VALUE.
     """
     found: dict[str, Any] = {}
     for text in given:
         key, equals, value = text.partition("=")
         if not equals or not key.isidentifier():
-            raise ValueError(f"--job {excerpt(text)} is no KEY=VALUE, such as timeout_min=600")
+            raise ValueError(f"--job {excerpt(text)} is not KEY=VALUE, such as timeout_min=600")
         found[key] = int(value) if value.isdecimal() else value
     return found
 
 
 def default_metrics(runs: Sequence[AblationRun]) -> list[str]:
-    """The mIoU of every data set that a run evaluates."""
+    """Return the mIoU of every data set that a run evaluates."""
     return list(dict.fromkeys(f"{name}/mIoU" for each in runs for name in each.settings.DATASETS.TEST))
 
 
 def collect(runs: Sequence[AblationRun], problems: dict[tuple[str, int], str]) -> list[AblationResult]:
-    """What each configuration's finished runs gave, in the order of the list.
+    """Return the results of each configuration's finished runs, in the order of the list.
 
     Args:
-        runs: all.
-        problems: why some are not finished, by name and seed.
+        runs: all runs.
+        problems: reasons of unfinished runs, by name and seed.
     """
     from san.evaluation.ablation import AblationResult
 
@@ -201,17 +201,17 @@ def collect(runs: Sequence[AblationRun], problems: dict[tuple[str, int], str]) -
 def write_table(
     results: Sequence[AblationResult], base: AblationResult, out: Path, metrics: Sequence[str], changes: Sequence[str]
 ) -> None:
-    """Prints the table, and writes it as Markdown, CSV and a picture.
+    """Print the table, and write it as Markdown, CSV and a picture.
 
     Args:
         results: in the order of the rows.
-        base: one of them.
+        base: the reference, one of them.
         out: folder to write to.
         metrics: the columns.
         changes: KEY VALUE pairs of all runs, for the headings.
 
     Raises:
-        ValueError: a run has no metric of such a name.
+        ValueError: the runs have no metric of this name.
     """
     from san.evaluation.ablation import ablation_cell, ablation_csv, ablation_markdown
     from san.io.files import write_text, write_together
@@ -222,7 +222,7 @@ def write_table(
     unknown = [name for name in metrics if known and name not in known]
     if unknown:
         raise ValueError(
-            f"--metric {excerpt(unknown[0])} is no metric of these runs; there are {', '.join(sorted(known))}"
+            f"--metric {excerpt(unknown[0])} is not a metric of these runs; there are {', '.join(sorted(known))}"
         )
     heading = f"Ablation, changes for all: {shlex.join(changes)}" if changes else "Ablation"
     table = ablation_markdown(results, base, metrics)

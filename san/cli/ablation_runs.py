@@ -1,4 +1,4 @@
-"""What `san ablate` runs: one `san train` per configuration and seed, in a folder of its own, and what came of it."""
+"""The runs of `san ablate`: one `san train` per configuration and seed, in its own folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from san.cli.options import RUN_CONFIG
 from san.data.metrics_lines import metrics_lines
-from san.io.errors import excerpt, one_line, require_extra
+from san.io.errors import excerpt, listed, one_line, require_extra
 
 if TYPE_CHECKING:
     from san.d2.api import CfgNode
@@ -26,13 +26,13 @@ STOPPED = 75
 _WITHOUT_EFFECT = ("OUTPUT_DIR", "DATASETS.ROOT", "DATALOADER.", "WANDB.", "MODEL.CLIP.TEXT_CACHE", "MODEL.DEVICE",
                    "MODEL.WEIGHTS", "TEST.PARTIAL_PERIOD", "TEST.NUM_PANELS", "SOLVER.LOG_PERIOD",
                    "SOLVER.CHECKPOINT_")  # fmt: skip
-"""Keys, or how they begin, in which a run may differ from the one that is asked for; a resumed run's MODEL.WEIGHTS is
-its own checkpoint."""
+"""Prefixes of keys in which an existing run may differ from the requested one; MODEL.WEIGHTS of a resumed run is its
+own checkpoint."""
 
 
 @dataclass(frozen=True)
-class RunOptionsForAll:
-    """What all runs share.
+class SharedRunOptions:
+    """Options of all runs.
 
     Attributes:
         out: folder of the runs' folders.
@@ -64,9 +64,9 @@ class AblationRun:
         name: of the configuration.
         seed: SEED.
         folder: OUTPUT_DIR.
-        command: that trains it, or goes on with it.
-        settings: the whole configuration that is asked for.
-        after: the run whose weights it starts from, where that is one of the list.
+        command: trains or resumes it.
+        settings: the whole requested configuration.
+        after: the run of the list whose weights it starts from, if any.
     """
 
     name: str
@@ -77,7 +77,7 @@ class AblationRun:
     after: AblationRun | None = None
 
     def final_metrics(self) -> dict[str, float] | None:
-        """The metrics of its last evaluation, as ``<data set>/<metric>``; None where the run is not finished."""
+        """Return the metrics of the last evaluation, as ``<data set>/<metric>``; None if the run is not finished."""
         path = self.folder / METRICS
         if not path.is_file() or not (self.folder / FINAL).is_file():
             return None
@@ -87,47 +87,43 @@ class AblationRun:
         return None if found is None else {name: value for name, value in found.items() if "/" in name}
 
     def check_settings(self) -> None:
-        """Refuses to go on with, or to count, a run of other settings in the folder.
+        """Refuse a folder that contains a run with other settings.
 
         Raises:
-            ValueError: with the keys that differ.
+            ValueError: names the keys that differ.
         """
         from san.d2.config.keys import san_cfg
-        from san.d2.config.yaml_file import flatten, merge_file
+        from san.d2.config.yaml_file import flatten, merge_file, plain_value
 
         path = self.folder / RUN_CONFIG
         if not path.is_file():
             return
         content = san_cfg()
-        merge_file(content, str(path))  # imports nothing that it names
+        merge_file(content, str(path))  # does not import MODEL.IMPORTS
         there = dict(flatten(content))
         asked = dict(flatten(self.settings))
         wrong = [
             f"{key} is {excerpt(there.get(key))} there and {excerpt(asked.get(key))} here"
             for key in dict.fromkeys([*asked, *there])
-            if not key.startswith(_WITHOUT_EFFECT) and _plain(there.get(key)) != _plain(asked.get(key))
+            if not key.startswith(_WITHOUT_EFFECT) and plain_value(there.get(key)) != plain_value(asked.get(key))
         ]
         if wrong:
             raise ValueError(
-                f"{self.folder} holds a run of other settings ({'; '.join(wrong[:3])}{'; ...' if wrong[3:] else ''}); "
+                f"{self.folder} contains a run with other settings ({listed(wrong, separator='; ')}); "
                 "give another --out, or move it away"
             )
 
 
-def _plain(value: Any) -> Any:
-    return [_plain(each) for each in value] if isinstance(value, (list, tuple)) else value
-
-
 def configuration_name(path: Path) -> str:
-    """The last two parts of a path, such as fusion/none: also the folder of its runs, whatever else is in a list."""
+    """Return the last two parts of a path, such as fusion/none, which also name the folder of its runs."""
     return "/".join(path.resolve().with_suffix("").parts[1:][-2:])
 
 
-def plan_ablation(configs: Sequence[Path], seeds: Sequence[int], common: RunOptionsForAll) -> list[AblationRun]:
-    """All runs, configuration by configuration, a run behind the one that it starts from.
+def plan_ablation(configs: Sequence[Path], seeds: Sequence[int], common: SharedRunOptions) -> list[AblationRun]:
+    """Plan all runs; a run follows the one whose weights it starts from.
 
-    A configuration starts from another of the list if its MODEL.WEIGHTS is a file in the other's OUTPUT_DIR: the run
-    then gets the file of the other's run with the same seed.
+    A configuration starts from another of the list if its MODEL.WEIGHTS is a file in the other's OUTPUT_DIR. Its run
+    then uses the file of the other's run with the same seed.
 
     Raises:
         ValueError, FileNotFoundError: a configuration cannot be read or is wrong, two have one name, or they start from
@@ -161,7 +157,7 @@ def plan_ablation(configs: Sequence[Path], seeds: Sequence[int], common: RunOpti
         own += ["MODEL.WEIGHTS", str(after.folder / weights.name)] if after else []
         settings = load_config(str(names[name]), [*common.overrides, *own], **common.sources)
         if not settings.DATASETS.TEST:
-            raise ValueError(f"{names[name]}: DATASETS.TEST is empty, so nothing could be compared; name data sets")
+            raise ValueError(f"{names[name]}: DATASETS.TEST is empty, so there is nothing to compare; name data sets")
         settings.freeze()
         runs[name, seed] = AblationRun(name, seed, folder, _command(names[name], common, own), settings, after)
         return runs[name, seed]
@@ -172,7 +168,7 @@ def plan_ablation(configs: Sequence[Path], seeds: Sequence[int], common: RunOpti
     return list(runs.values())
 
 
-def _command(config: Path, common: RunOptionsForAll, own: Sequence[str]) -> tuple[str, ...]:
+def _command(config: Path, common: SharedRunOptions, own: Sequence[str]) -> tuple[str, ...]:
     options = ["--config-file", str(config), "--resume"]
     options += ["--num-gpus", str(common.num_gpus)] if common.num_gpus != 1 else []
     options += ["--data-root", common.data_root] if common.data_root else []
@@ -181,22 +177,15 @@ def _command(config: Path, common: RunOptionsForAll, own: Sequence[str]) -> tupl
     return (sys.executable, "-m", "san", "train", *options, *common.overrides, *own)
 
 
-Execute = Callable[[Sequence[str], Path], int]
-"""Runs a command, its output added to a file; returns the exit status."""
-
-
-def run_serially(
-    runs: Sequence[AblationRun], say: Callable[[str], object], execute: Execute | None = None
-) -> dict[tuple[str, int], str]:
-    """Trains what is not finished, one after the other; a run that fails stops none but those that start from it.
+def run_serially(runs: Sequence[AblationRun], say: Callable[[str], object]) -> dict[tuple[str, int], str]:
+    """Train unfinished runs one after the other. After a failure, only runs that start from it are skipped.
 
     Args:
         runs: see `plan_ablation`.
-        say: is given a line at each start and end.
-        execute: runs a command; by default `run_command`.
+        say: receives a line at each start and end.
 
     Returns:
-        Why runs are not finished, by name and seed.
+        reasons of unfinished runs, by name and seed.
     """
     problems: dict[tuple[str, int], str] = {}
     for number, run in enumerate(runs, start=1):
@@ -211,7 +200,7 @@ def run_serially(
                 raise ValueError(f"not run, as {run.after.name}, whose weights it starts from, is not finished")
             say(f"{title}: {'goes on' if (run.folder / METRICS).is_file() else 'starts'}; log: {run.folder / LOG}")
             run.folder.mkdir(parents=True, exist_ok=True)
-            status = (execute or run_command)(run.command, run.folder / LOG)
+            status = run_command(run.command, run.folder / LOG)
             if status == STOPPED:
                 problem = "was asked to stop; the same command goes on"
             elif status or run.final_metrics() is None:
@@ -225,7 +214,7 @@ def run_serially(
 
 
 def last_error(log: Path) -> str:
-    """The last line of a log that says what was wrong, or its last line."""
+    """Return the last line of a log that contains an error, or its last line."""
     if not log.is_file():
         return "no log"
     with log.open("rb") as file:
@@ -236,10 +225,10 @@ def last_error(log: Path) -> str:
 
 
 def run_command(command: Sequence[str], log: Path) -> int:
-    """Runs a command to its end. Ctrl-C and SIGTERM reach it too, and are raised here once it has saved and ended.
+    """Run a command to its end. Ctrl-C and SIGTERM are passed on, and raised here after it has saved and ended.
 
     Raises:
-        KeyboardInterrupt, SystemExit: this process was asked to stop.
+        KeyboardInterrupt, SystemExit: this process received a signal.
     """
     with log.open("ab") as file, _sigterm_raises():
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
@@ -265,7 +254,7 @@ def _sigterm_raises() -> Iterator[None]:
 
 
 def _run_job(command: Sequence[str], log: Path) -> None:
-    """What a job does; it fails with its run, so that a scheduler does not start what depends on it."""
+    """Run a job; it fails with its run, so that a scheduler does not start dependent jobs."""
     if status := run_command(command, log):
         raise RuntimeError(f"exit status {status}: {last_error(log)}")
 
@@ -273,17 +262,18 @@ def _run_job(command: Sequence[str], log: Path) -> None:
 def submit_jobs(
     runs: Sequence[AblationRun], cluster: str, folder: Path, options: Mapping[str, Any]
 ) -> dict[tuple[str, int], str]:
-    """Hands what is not finished to a scheduler through submitit, one job per run; returns job ids by name and seed.
+    """Submit unfinished runs with submitit, one job per run; return job ids by name and seed.
 
     Args:
         runs: see `plan_ablation`.
-        cluster: slurm, or local for processes of this machine.
-        folder: of submitit's own files.
+        cluster: slurm, or local for processes on this machine.
+        folder: for submitit's files.
         options: parameters of submitit's executor, such as slurm_partition.
 
     Raises:
         MissingExtraError: submitit is not installed.
-        ValueError, RuntimeError: a run of other settings is in a folder; the scheduler or an option cannot serve.
+        ValueError, RuntimeError: a folder contains a run with other settings, or the scheduler or an option is not
+            valid.
     """
     require_extra("slurm", "san ablate --submit", "submitit")
     import submitit

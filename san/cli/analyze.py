@@ -1,4 +1,4 @@
-r"""What each part of a model takes: parameters, multiply-adds, time and memory.
+r"""Measure the parameters, multiply-adds, time and memory of each part of a model.
 
 Examples:
   san analyze                                             # the shapes model
@@ -7,8 +7,8 @@ Examples:
   san analyze --variant configs/shapes/san_shapes_quick.yaml --import my_parts --no-timing
   san analyze --model output/my_run --device cuda --dtype bfloat16
 
-G stands for 10^9 multiply-adds: a product and its addition count as one. Counted are matrix products, convolutions and
-attention; norms, activations, resizes and pooling count as 0. "As written" is the method without SAN's shortcuts, which
+G is 10^9 multiply-adds; a product and its addition count as one. Matrix products, convolutions and attention are
+counted; norms, activations, resizes and pooling are 0. "As written" is the method without SAN's shortcuts, which
 compute the same with fewer products. The label map is counted with every class at every pixel. Counting needs no
 weights and no memory; timing runs the model on one image of random pixels. See docs/analyze.md.
 """
@@ -22,7 +22,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from san.cli.options import add_model_options, load_predictor, path_option, png_option, untrained_config
+from san.cli.options import (
+    add_model_options,
+    load_predictor,
+    path_option,
+    png_option,
+    positive_option,
+    untrained_config,
+)
 from san.io.errors import require_extra
 
 if TYPE_CHECKING:
@@ -34,32 +41,39 @@ _Record = dict[str, Any]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the command's options."""
+    """Add the command's options."""
     add_model_options(parser, untrained=True)
     work = parser.add_argument_group("work")
     work.add_argument(
         "--size",
         type=_size,
         metavar="HxW",
-        help="height and width of the image in the network, in pixels (default: what the model is laid out for)",
+        help="height and width of the image in the network, in pixels (default: the model's own)",
     )
     work.add_argument(
-        "--classes", type=_positive, metavar="N", help="size of the vocabulary (default: 171; 36 for a shapes CLIP)"
+        "--classes",
+        type=positive_option,
+        metavar="N",
+        help="size of the vocabulary (default: 171; 36 for a shapes CLIP)",
     )
     work.add_argument("--no-timing", action="store_true", help="count only")
     work.add_argument(
-        "--runs", type=_positive, default=5, metavar="N", help="timed runs, after two others (default: %(default)s)"
+        "--runs",
+        type=positive_option,
+        default=5,
+        metavar="N",
+        help="timed runs, after two others (default: %(default)s)",
     )
-    output = parser.add_argument_group("results, besides the table")
+    output = parser.add_argument_group("further results")
     output.add_argument("--json", type=path_option, metavar="FILE", help="all figures")
     output.add_argument("--plot", type=png_option, metavar="FILE.png", help="bars per part")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Counts, measures, prints and writes; returns the exit code.
+    """Count, measure, print and write; return the exit code.
 
     Raises:
-        ValueError, FileNotFoundError: there is no such model, or the image is too small for it.
+        ValueError, FileNotFoundError: the model does not exist, or the image is too small for it.
     """
     if args.plot is not None:
         require_extra("train", "the bar chart", "matplotlib")
@@ -83,24 +97,24 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _without_weights(args: argparse.Namespace) -> SANModel:
-    """The model of --variant, of which there are shapes only."""
+    """Build the model of --variant with shapes only."""
     from san.clip.loader import load_clip
-    from san.model.build import freeze, outline
+    from san.model.build import build_outline, freeze
 
     config = untrained_config(args)
-    model = outline(config, load_clip(config.clip.name, None))
+    model = build_outline(config, load_clip(config.clip.name, None))
     freeze(model)
     return model
 
 
 def _analyze(args: argparse.Namespace, model: SANModel, predictor: Predictor | None) -> _Record:
-    """All figures, as plain data."""
+    """Return all figures as plain data."""
     from san.benchmark import analysis
 
     side = model.config.side_adapter.image_size
     height, width = args.size or (side, side)
     classes = args.classes or (36 if model.config.clip.name == "shapes" else 171)
-    piece, names = analysis.Workpiece(height, width, classes), analysis.names_for(model, classes)
+    piece, names = analysis.AnalysisInput(height, width, classes), analysis.names_for(model, classes)
     record: _Record = {
         "model": args.variant if args.variant is not None else args.model,
         "random_weights": args.variant is not None,
@@ -116,7 +130,7 @@ def _analyze(args: argparse.Namespace, model: SANModel, predictor: Predictor | N
         "trained": sum(trained for _, trained in parameters.values()),
         "parts": {part: {"all": total, "trained": trained} for part, (total, trained) in parameters.items()},
     }
-    if predictor is not None and not args.no_timing:  # first: counting takes memory too
+    if predictor is not None and not args.no_timing:  # first, as counting takes memory
         record["timing"] = _timing(args, predictor, piece)
     own = analysis.count_multiply_adds(model, piece)
     written = analysis.count_multiply_adds(model, piece, as_written=True)
@@ -145,14 +159,14 @@ def _timing(args: argparse.Namespace, predictor: Predictor, piece: Any) -> _Reco
 
 
 def _network(parts: dict[str, int]) -> int:
-    """Multiply-adds of the network: without the label map and the text tower."""
+    """Return the multiply-adds of the network, without label map and text tower."""
     from san.benchmark.analysis import NETWORK
 
     return sum(count for part, count in parts.items() if part in NETWORK)
 
 
 def _table(record: _Record) -> str:
-    """All figures as a table for the terminal."""
+    """Return all figures as a table for the terminal."""
     from san.benchmark.analysis import COMPILED, LABEL_MAP, NETWORK, PARTS
     from san.benchmark.report import aligned, without_empty
 
@@ -180,7 +194,7 @@ def _table(record: _Record) -> str:
 
 
 def _notes(record: _Record) -> str:
-    """What the table does not say."""
+    """Return notes below the table."""
     height, width = record["size"]
     padded = "x".join(map(str, record["padded_size"]))
     of = f" (padded to {padded})" if record["padded_size"] != record["size"] else ""
@@ -209,11 +223,10 @@ def _notes(record: _Record) -> str:
 
 
 def _write_json(record: _Record, file: Path) -> None:
-    from san.io.files import replacing, write_text
+    from san.io.files import write_whole
 
     file.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(file) as partial:
-        write_text(partial, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    write_whole(file, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     print(f"written: {file}", file=sys.stderr)
 
 
@@ -254,12 +267,6 @@ def _size(text: str) -> tuple[int, int]:
     found = re.fullmatch(r"([0-9]{1,6})[x×]([0-9]{1,6})", text.strip().lower())
     if not found or not all(1 <= int(each) <= _MOST_PIXELS for each in found.groups()):
         raise argparse.ArgumentTypeError(
-            f"{text!r} is no size; give height and width from 1 to {_MOST_PIXELS}, such as 640x853"
+            f"{text!r} is not a size; give height and width from 1 to {_MOST_PIXELS}, such as 640x853"
         )
     return int(found[1]), int(found[2])
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text[:9]) <= 100_000 or len(text) > 9:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 to 100000")
-    return int(text)

@@ -1,15 +1,15 @@
-"""Measures speed and memory, each case in a fresh process, beside the floor that this machine sets.
+"""Measure speed and memory, each case in a new process, and compare with the floor of this machine.
 
 Examples:
-  san benchmark --quick                              # a small model: does it work here?
+  san benchmark --quick                              # a small model, to see that it works
   san benchmark --list                               # the cases and their names
-  san benchmark --bars --plain                       # the figures that the project has set itself
+  san benchmark --bars --plain                       # the targets of the project
   san benchmark --cases 'inference/vit_b16/*' --runs 9
   san benchmark --growth                             # how cost grows with size, classes, queries, batch, workers
 
-Weights are drawn, nothing is downloaded. Writes benchmark.json (all figures), benchmark.md (the tables), benchmark.png
-(times beside floors) and, with --growth, growth.png. A case that fails is told in one line, the others go on, and the
-exit code is 1. See docs/benchmarks.md.
+Weights are random, nothing is downloaded. Writes benchmark.json (all figures), benchmark.md (the tables), benchmark.png
+(times and floors) and, with --growth, growth.png. A case that fails is reported in one line, the others continue, and
+the exit code is 1. See docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options."""
     tables = parser.add_mutually_exclusive_group()
     tables.add_argument("--quick", action="store_true", help="a small model only, to see that everything works")
-    tables.add_argument("--bars", action="store_true", help="what the figures to reach need (docs/benchmarks.md)")
+    tables.add_argument("--bars", action="store_true", help="the cases of the project's targets (docs/benchmarks.md)")
     tables.add_argument("--full", action="store_true", help="every combination of the standard table's settings")
     tables.add_argument("--growth", action="store_true", help="series in which one number grows")
     parser.add_argument(
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--plain",
         action="store_true",
-        help="time the method without shortcuts beside each case; "
+        help="also time the method without shortcuts; "
         "text at 77 tokens is extrapolated from an even sample of the classes",
     )
     parser.add_argument("--runs", type=int, default=5, help="timed rounds per case (default: %(default)s)")
@@ -72,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measures; returns 1 if a case failed."""
+    """Measure; return 1 if a case failed."""
     from san.benchmark.cases import select
 
     cases = select(_table(args), args.cases)
@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
     from san.benchmark.runner import run_cases
     from san.devices import checked_device
 
-    checked_device(args.device, "--device")  # else every case would fail for lack of it
+    checked_device(args.device, "--device")  # otherwise every case would fail
     settings = Settings(
         runs=args.runs,
         threads=args.threads or _cpus(),
@@ -97,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
     records: list[dict[str, Any]] = []
     for number, record in enumerate(run_cases(cases, settings), 1):
         records.append(record)
-        _save(records, context, args.out)  # as far as it is, should it be interrupted
+        _save(records, context, args.out)  # after each case, in case of an interruption
         print(f"[{number}/{len(cases)}] {_line(record)}", file=sys.stderr, flush=True)
     text = _report(records, context)
     print(text)
@@ -107,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def command_of(args: argparse.Namespace) -> str:
-    """The command line that asks for the same."""
+    """Return the command line of this run."""
     flags = [f"--{name}" for name in ("quick", "bars", "full", "growth", "plain") if getattr(args, name)]
     options = [part for pattern in args.cases for part in ("--cases", pattern)] + ["--runs", str(args.runs)]
     options += ["--threads", str(args.threads)] if args.threads else []
@@ -118,7 +118,7 @@ def command_of(args: argparse.Namespace) -> str:
 
 
 def _table(args: argparse.Namespace) -> Sequence[Case]:
-    """The cases to choose from."""
+    """Return the cases to choose from."""
     from san.benchmark import bars, cases
 
     if args.quick:
@@ -133,14 +133,14 @@ def _table(args: argparse.Namespace) -> Sequence[Case]:
 
 
 def _cpus() -> int:
-    """How many this process may use."""
+    """Return the number of CPUs that this process may use."""
     import torch
 
     return torch.get_num_threads()
 
 
 def _line(record: Mapping[str, Any]) -> str:
-    """A case that is done."""
+    """Return the line of a finished case."""
     name = record["case"]["name"]
     if "error" in record:
         return f"{name}: failed: {record['error']}"
@@ -151,7 +151,7 @@ def _line(record: Mapping[str, Any]) -> str:
 
 
 def _report(records: Sequence[Mapping[str, Any]], context: Mapping[str, Any]) -> str:
-    """All tables."""
+    """Return all tables."""
     from san.benchmark import bars, report
 
     sections = [
@@ -166,7 +166,7 @@ def _report(records: Sequence[Mapping[str, Any]], context: Mapping[str, Any]) ->
 
 
 def _write(records: Sequence[Mapping[str, Any]], context: Mapping[str, Any], text: str, folder: Path) -> list[Path]:
-    """The files, as far as there is something to write."""
+    """Write the files that have content, and return them."""
     from san.visualize.benchmark_plot import TimeBar, plot_benchmark
 
     files = [_save(records, context, folder), folder / "benchmark.md"]
@@ -197,7 +197,7 @@ def _write(records: Sequence[Mapping[str, Any]], context: Mapping[str, Any], tex
 
 
 def _save(records: Sequence[Mapping[str, Any]], context: Mapping[str, Any], folder: Path) -> Path:
-    """All figures so far, as JSON."""
+    """Write all figures so far as JSON."""
     from san.benchmark import bars
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -208,7 +208,7 @@ def _save(records: Sequence[Mapping[str, Any]], context: Mapping[str, Any], fold
 
 
 def _growth(records: Sequence[Mapping[str, Any]]) -> list[Growth]:
-    """What was measured of the growth series, as the picture takes it."""
+    """Return the measured growth series for the picture."""
     from san.benchmark.cases import FIXED
     from san.benchmark.report import growth_points
     from san.visualize.growth_plot import Growth
@@ -223,7 +223,7 @@ def _growth(records: Sequence[Mapping[str, Any]]) -> list[Growth]:
 
 
 def _where(records: Sequence[Mapping[str, Any]]) -> str:
-    """The machine, in a few words."""
+    """Describe the machine briefly."""
     machine: Mapping[str, Any] = next((record["machine"] for record in records if "machine" in record), {})
     where = machine.get("gpu") or f"{machine.get('cpu')}, {machine.get('threads')} threads"
     return f"{where}, torch {machine.get('torch')}"

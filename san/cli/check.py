@@ -1,4 +1,4 @@
-"""Read every pair of registered data sets and say what is wrong with them: counts, sizes, values, names, histogram.
+"""Read every pair of registered data sets and report errors: counts, sizes, values, names; and the class histogram.
 
 Writes OUT/<name>/report.json (every finding), classes.csv and classes.png (the per-class pixel histogram) and
 samples.png (image, coloured labels, legend).
@@ -51,7 +51,7 @@ _RULE = "─" * 100
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the command's options."""
+    """Add the command's options."""
     parser.add_argument("names", nargs="*", metavar="NAME", help="registered data sets; those of --dataset by default")
     add_dataset_options(parser)
     parser.add_argument(
@@ -74,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the command; returns its exit code."""
+    """Run the command; return its exit code."""
     try:
         names = _names(args)
         args.out.mkdir(parents=True, exist_ok=True)
@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _names(args: argparse.Namespace) -> list[str]:
-    """The data sets to check, registered; refuses a wrong command line."""
+    """Register and return the data sets to check; refuse a wrong command line."""
     from san.d2.data.datasets import check_names, metadata_of, register_custom_files, register_datasets
 
     for option, least in (("workers", 1), ("limit", 0), ("samples", 0)):
@@ -105,12 +105,12 @@ def _names(args: argparse.Namespace) -> list[str]:
         raise ValueError("no data set is named; give names such as voc_sem_seg_val, or --dataset FILE for your own")
     check_names(names, "the command line")
     for name in names:
-        metadata_of(name)  # refuses data sets without class names
+        metadata_of(name)  # raises for data sets without class names
     return names
 
 
 def _check(name: str, args: argparse.Namespace) -> CheckReport:
-    """Checks one data set, prints and writes what was found."""
+    """Check one data set, print and write the findings."""
     from san.d2.data.datasets import prepare_shapes
 
     target = _target(name, partial=args.partial)
@@ -126,8 +126,8 @@ def _check(name: str, args: argparse.Namespace) -> CheckReport:
         return report
     positions = evenly_spread(range(len(pairs)), args.limit)
     results = check_pairs(pairs, target, positions=positions, workers=min(args.workers, len(positions)))
-    shown = _Shown()
-    seldom = 0.1 if sys.stderr.isatty() else 10.0  # seconds; in a log file every state is a line
+    shown = _ShownPairs()
+    seldom = 0.1 if sys.stderr.isatty() else 10.0  # seconds; in a log file every update is a line
     bar = tqdm(results, name, len(positions), unit="pair", leave=False, dynamic_ncols=True, mininterval=seldom)
     report = summarise(target, pairs, shown.watch(bar), _folder_findings(target))
     seconds = time.perf_counter() - start
@@ -143,16 +143,16 @@ def _check(name: str, args: argparse.Namespace) -> CheckReport:
 
 
 def _pairs(name: str) -> list[Record]:
-    """The pairs of a data set, even where some of its names are ambiguous."""
+    """Return the pairs of a data set, even if some names are ambiguous."""
     from san.d2.data.datasets import load_records, metadata_of, pairing_of
 
-    if metadata_of(name).get("files") is None:  # registered by someone else
+    if metadata_of(name).get("files") is None:  # registered by other code
         return load_records(name)
     return [dict(pair) for pair in pairing_of(name).pairs]
 
 
 def _target(name: str, *, partial: bool) -> CheckTarget:
-    """What a registered data set is checked against."""
+    """Return what a registered data set is checked against."""
     from san.d2.data.datasets import metadata_of
 
     metadata = metadata_of(name)
@@ -161,7 +161,7 @@ def _target(name: str, *, partial: bool) -> CheckTarget:
 
 
 def _folder_findings(target: CheckTarget) -> list[Finding]:
-    """What the names in the folders tell; nothing where a data set is a list of files, or a folder is missing."""
+    """Return findings about file names; none if the data set is a list of files, or a folder is missing."""
     from san.d2.data.datasets import metadata_of
 
     metadata = metadata_of(target.name)
@@ -174,15 +174,15 @@ def _folder_findings(target: CheckTarget) -> list[Finding]:
     return check_folders(*sides, shared_images=target.shared_images)
 
 
-class _Shown:
-    """Remembers, while the results pass, which pairs can be shown."""
+class _ShownPairs:
+    """Iterates over results, and records which pairs can be shown."""
 
     def __init__(self) -> None:
         self.upright: list[int] = []
         self.rotated: list[int] = []
 
     def watch(self, results: Iterable[PairResult]) -> Iterator[PairResult]:
-        """Passes the results on."""
+        """Yield the results."""
         for result in results:
             if result.size and result.values.size and all(each.kind != "size_mismatch" for each in result.findings):
                 same_way_up = self.rotated if result.rotated else self.upright
@@ -190,7 +190,7 @@ class _Shown:
             yield result
 
     def choose(self, number: int) -> list[int]:
-        """Positions spread over the data set; rotated images, of which one wants to see the labels, take up to half."""
+        """Return positions spread over the data set; up to half are rotated images, whose labels are worth a look."""
         upright, rotated = sorted(self.upright), sorted(self.rotated)
         num_rotated = min(len(rotated), max(number // 2, number - len(upright)))
         chosen = evenly_spread(rotated, num_rotated) if num_rotated else []
@@ -200,7 +200,7 @@ class _Shown:
 
 
 def _write_samples(records: list[Record], positions: list[int], target: CheckTarget, path: Path) -> None:
-    """Draws the contact sheet of some pairs, which have been read without trouble before."""
+    """Draw the contact sheet of some pairs, which were read without errors."""
     samples = []
     for position in positions:
         record = records[position]
@@ -213,7 +213,7 @@ def _write_samples(records: list[Record], positions: list[int], target: CheckTar
 
 
 def _overview(reports: list[CheckReport]) -> str:
-    """One line per data set."""
+    """Return one line per data set."""
     width = max(len(report.target.name) for report in reports)
     lines = []
     for report in reports:

@@ -1,4 +1,4 @@
-r"""Converts a checkpoint to another form, without optimiser and schedule.
+r"""Convert a checkpoint to another format, without optimiser and schedule.
 
 Examples:
   san convert output/shapes/model_final.pth --config-file configs/shapes/san_shapes.yaml --to slim --half --out san.pth
@@ -7,7 +7,7 @@ Examples:
 published       all tensors under the names and shapes of the authors' .pth files
 mmsegmentation  all tensors under the names and shapes of mmsegmentation's SAN, in a "state_dict"
 own             all tensors under this project's names
-slim            the trained tensors alone, a few MB; loads beside the same frozen CLIP, and is refused beside another
+slim            the trained tensors only, a few MB; loads only with the same frozen CLIP
 folder          model.safetensors with all tensors, config.json and a model card, for `load_pretrained` and the hub
 
 Without --config-file, the checkpoint must have the tensors of a known model. See docs/checkpoints.md.
@@ -30,7 +30,7 @@ FORMS = ("published", "mmsegmentation", "own", "slim", "folder")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the command's options."""
+    """Add the command's options."""
     parser.add_argument(
         "checkpoint", type=path_option, metavar="FILE", help="any SAN checkpoint, published, mmsegmentation's or own"
     )
@@ -43,10 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Reads the checkpoint, checks it against the model, and writes; returns the exit code.
+    """Read the checkpoint, check it against the model, and write; return the exit code.
 
     Raises:
-        ValueError, OSError: the output exists, or configuration and checkpoint do not fit together.
+        ValueError, OSError: the output exists, or configuration and checkpoint do not fit.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Draws the curves of a run: losses, learning rate, evaluations.
+"""Draw the curves of a run: losses, learning rate, evaluations.
 
 Examples:
   san curves output/san_shapes_quick
@@ -15,16 +15,16 @@ from san.cli.options import path_option
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the command's options."""
+    """Add the command's options."""
     parser.add_argument("run", type=path_option, metavar="RUN", help="folder of a run, or its metrics.json")
-    parser.add_argument("--output", type=path_option, help="PNG to write (default: curves.png beside metrics.json)")
+    parser.add_argument("--output", type=path_option, help="PNG to write (default: curves.png next to metrics.json)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Draws; returns the exit code.
+    """Draw; return the exit code.
 
     Raises:
-        FileNotFoundError, ValueError: there is no metrics.json, or it has nothing to draw.
+        FileNotFoundError, ValueError: metrics.json does not exist, or has nothing to draw.
     """
     from san.visualize import plot_curves
 

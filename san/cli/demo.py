@@ -1,12 +1,12 @@
-"""A page in the browser: upload a picture, write words, get masks.
+"""Serve a web page: upload a picture, write words, get masks.
 
 Examples:
   san demo
   san demo --model san_vit_b_16 --examples my_pictures --words "person, car, road, sky"
   san demo --host 0.0.0.0 --port 8080
 
-The page is served to this machine alone (127.0.0.1) unless --host says otherwise, and it never opens a public link
-("share"): to show it to others, put it behind a proxy of yours (docs/demo.md). Ctrl+C ends it.
+By default only this machine (127.0.0.1) can open the page; --host changes that. It never opens a public link ("share"):
+to show it to others, put it behind your own proxy (docs/demo.md). Ctrl+C ends it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import sys
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
-from san.cli.options import add_model_options, load_predictor, parse_words, place_option
+from san.cli.options import add_model_options, load_predictor, parse_words, path_or_name_option
 from san.demo.limits import Limits
 from san.io.errors import INTERRUPTED
 
@@ -32,16 +32,16 @@ _LIMITS = {
     "max_classes": "classes of a vocabulary",
     "max_characters": "length of the words' text",
     "max_waiting": "requests that may queue",
-    "max_seconds": "a request that takes longer is given up",
-    "max_decode_seconds": "a picture that takes longer to decode is refused",
+    "max_seconds": "time limit of a request, seconds",
+    "max_decode_seconds": "time limit of decoding a picture, seconds",
     "requests_per_minute": "of one address",
     "max_visitors": "sessions whose pictures are kept in memory",
-    "keep_minutes": "an idle session's picture is forgotten after so long",
+    "keep_minutes": "minutes after which an idle session's picture is dropped",
 }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the command's options."""
+    """Add the command's options."""
     add_model_options(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine)")
     parser.add_argument(
@@ -51,14 +51,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--trusted-proxies",
         default="",
         metavar="ADDRESSES",
-        help="your proxies, whose X-Forwarded-For says who a visitor is: addresses or networks, separated by commas "
+        help="your proxies, whose X-Forwarded-For names the visitor: addresses or networks, separated by commas "
         "(default: none)",
     )
     parser.add_argument(
         "--allowed-hosts",
         default="",
         metavar="NAMES",
-        help="names under which the page may be asked for beside --host and localhost, separated by commas: a proxy's",
+        help="further host names of the page, such as a proxy's, separated by commas; --host and localhost are known",
     )
     parser.add_argument(
         "--root-path",
@@ -74,7 +74,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: no other site)",
     )
     parser.add_argument(
-        "--examples", type=place_option, metavar="DIR", help="a folder of pictures to offer, in place of the shapes"
+        "--examples",
+        type=path_or_name_option,
+        metavar="DIR",
+        help="a folder of example pictures, instead of the shapes",
     )
     words = parser.add_mutually_exclusive_group()
     words.add_argument("--words", help="the words that each picture of --examples starts with")
@@ -91,7 +94,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serves the page until Ctrl+C."""
+    """Serve the page until Ctrl+C."""
     from san.demo.page import Texts, build_app
     from san.demo.server import DemoServer
 
@@ -114,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"The demo runs at {server.url} (Ctrl+C ends it)", flush=True)
         server.run()
     except KeyboardInterrupt:
-        if not service.close():  # or Python would wait for a result that nobody gets
+        if not service.close():  # otherwise Python would wait for an unused result
             print("interrupted", file=sys.stderr, flush=True)
             os._exit(INTERRUPTED)
         raise
@@ -128,10 +131,10 @@ def _names(text: str) -> list[str]:
 
 
 def make_service(args: argparse.Namespace) -> DemoService:
-    """The model and pictures that the options name.
+    """Return the model and the examples of the options.
 
     Raises:
-        ValueError, FileNotFoundError: options that make no sense, a model or a picture that is not there.
+        ValueError, FileNotFoundError: options do not fit, or a model or picture does not exist.
     """
     from san.demo.examples import folder_examples, shapes_examples
     from san.demo.service import DemoService

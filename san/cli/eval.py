@@ -9,7 +9,7 @@ Examples:
   san eval --config-file configs/shapes/san_shapes.yaml --weights ensemble.yaml
   san eval --config-file output/my_run/config.yaml --weights output/my_run/model_final.pth --dataset my_data/set.yaml
 
-The same as `san train --eval-only`, but that with --resume the named weights are evaluated too, not a later checkpoint.
+Like `san train --eval-only`, except that --resume also evaluates the given weights, not a later checkpoint.
 The configuration says which model the weights belong to and which data sets to evaluate; KEY VALUE or KEY=VALUE at
 the end change it. Results go to OUTPUT_DIR. See docs/datasets.md.
 """
@@ -20,32 +20,32 @@ import argparse
 from pathlib import Path
 
 from san.cli import train
-from san.cli.options import place_option
+from san.cli.options import path_or_name_option
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the command's options."""
+    """Add the command's options."""
     parser.add_argument(
         "--weights",
-        type=place_option,
+        type=path_or_name_option,
         metavar="MODEL",
         help="a checkpoint file, a folder of a training run or of save_pretrained, a name of `san models`, or a YAML "
         "file that lists an ensemble (default: MODEL.WEIGHTS)",
     )
     parser.add_argument(
-        "--subset", type=int, metavar="N", help="evaluate N images of each set only, spread evenly; the report says so"
+        "--subset", type=int, metavar="N", help="evaluate only N images of each set, spread evenly; noted in the report"
     )
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="go on with an evaluation of the same weights in OUTPUT_DIR that was interrupted, if there is one; "
+        help="resume an interrupted evaluation of the same weights in OUTPUT_DIR, if there is one; "
         "without --weights and MODEL.WEIGHTS, of the latest checkpoint there",
     )
     parser.add_argument(
         "--oracle",
         action="store_true",
-        help="also say whether masks or names are wrong: oracle.html, oracle.json, confusions.csv and confusions.png "
-        "beside the report (TEST.ORACLE; docs/error_analysis.md)",
+        help="also analyse whether masks or names are wrong: oracle.html, oracle.json, confusions.csv, confusions.png "
+        "in the report's folder (TEST.ORACLE; docs/error_analysis.md)",
     )
     train.add_run_arguments(parser)
     parser.set_defaults(eval_only=True, keep_weights=True, move_aside=False)
@@ -53,10 +53,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Evaluates; returns the exit code.
+    """Evaluate; return the exit code.
 
     Raises:
-        ValueError, OSError: what the configuration, data or checkpoint did wrong.
+        ValueError, OSError: the configuration, the data or the checkpoint is wrong.
     """
     options = []
     if args.weights:
@@ -70,10 +70,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def named_weights(given: str) -> Path:
-    """The file of a named model; a file or a folder as it is.
+    """Return the file of a named model; other values are returned unchanged.
 
     Raises:
-        FileNotFoundError, ValueError: a named model is not here and not to be had.
+        FileNotFoundError, ValueError: a named model is not on this machine and cannot be downloaded.
     """
     from san.hub import MODELS
     from san.hub.locations import find_known

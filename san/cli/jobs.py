@@ -1,4 +1,4 @@
-"""What `san predict` has to do: which images there are, and what each result is called. Refused before any work."""
+"""The jobs of `san predict`: images and names of their results, checked before any work."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from san.io.image_files import UNREAD_ENDINGS, image_endings
 from san.io.listing import Skipped, describe_skipped, list_files
 
 VIDEO_ENDINGS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
-"""Of files that are no pictures, though some reader of Pillow's might be tried on them."""
+"""Endings of files that Pillow might try to read, but that are not pictures."""
 
 
 @dataclass(frozen=True)
@@ -21,34 +21,33 @@ class Job:
 
     Attributes:
         image: the file to read.
-        stem: what its results are called, with the folder, without what a format appends.
+        stem: folder and beginning of its results' names.
     """
 
     image: Path
     stem: Path
 
     def outputs(self, endings: Iterable[str]) -> list[Path]:
-        """The files to be written, one per ending such as "_overlay.png"."""
+        """Return the files to write, one per ending such as "_overlay.png"."""
         return [self.stem.with_name(self.stem.name + ending) for ending in endings]
 
 
 def find_jobs(inputs: Sequence[Path], out: Path, *, recursive: bool = False) -> tuple[list[Job], list[Skipped]]:
-    """All images of files and folders, sorted within each folder.
+    """List the images of files and folders, sorted within each folder.
 
-    In a folder what has an ending of a format that the installed Pillow opens is an image; a file that is named itself
-    is tried whatever it is called.
+    In a folder, files with an ending that the installed Pillow opens are images. A file given by name is always tried.
 
     Args:
-        inputs: image files, and folders of them; what is named twice is taken once.
-        out: folder of the results; what lies below it is no input.
-        recursive: take sub-folders too, and those that links lead to; their structure is kept below `out`.
+        inputs: image files, and folders of them; duplicates are used once.
+        out: folder of the results; files below it are not inputs.
+        recursive: include sub-folders, also through links; their structure is kept below `out`.
 
     Returns:
-        The jobs, and what of the folders is left out, see `san.io.listing`.
+        the jobs, and skipped files and folders, see `san.io.listing`.
 
     Raises:
         FileNotFoundError: an input does not exist.
-        ValueError: a folder holds no image, or is `out` itself; or a file is a video.
+        ValueError: a folder contains no image, or is `out` itself, or a file is a video.
     """
     jobs: list[Job] = []
     skipped: list[Skipped] = []
@@ -75,7 +74,7 @@ def find_jobs(inputs: Sequence[Path], out: Path, *, recursive: bool = False) -> 
 
 
 def _images_of(folder: Path, out: Path, recursive: bool) -> tuple[list[Path], list[Skipped]]:
-    """Image files in a folder but those below `out`, and what is left out."""
+    """Return the image files in a folder, except those below `out`, and what is skipped."""
     images = image_endings()
     pictures = images.union(UNREAD_ENDINGS)
     listing = list_files(folder, lambda name: _ending(name) in pictures, recursive=recursive, apart=out)
@@ -85,20 +84,20 @@ def _images_of(folder: Path, out: Path, recursive: bool) -> tuple[list[Path], li
 
 
 def _ending(name: str) -> str:
-    """A file name's ending, with the dot and in lower case."""
+    """Return a file name's ending, with the dot, in lower case."""
     return os.path.splitext(name)[1].lower()
 
 
 def _real(path: Path) -> str:
-    """A path without links; of a loop of links as far as it goes."""
+    """Resolve links of a path; a loop of links is left as it is."""
     return os.path.realpath(path)
 
 
 def refuse_collisions(jobs: Sequence[Job], endings: Sequence[str], *, overwrite: bool) -> None:
-    """Sees to it that no result overwrites another, an input, or, unless asked for, what is there already.
+    """Check that no result overwrites another, an input, or, unless `overwrite`, an existing file.
 
     Raises:
-        ValueError: with the files in question and the remedy.
+        ValueError: names the files and the remedy.
     """
     owners: dict[Path, Path] = {}
     inputs = {_real(job.image) for job in jobs}
@@ -123,15 +122,15 @@ def refuse_collisions(jobs: Sequence[Job], endings: Sequence[str], *, overwrite:
 
 
 def unfinished(jobs: Sequence[Job], endings: Sequence[str]) -> list[Job]:
-    """The jobs of which some result is not there yet."""
+    """Return the jobs of which a result is missing."""
     return [job for job in jobs if not all(os.path.exists(output) for output in job.outputs(endings))]
 
 
 def prepare_output(out: Path) -> None:
-    """Makes the folder of the results, and for a moment a file in it, which proves that it can be written.
+    """Create the folder of the results, and test that it is writable.
 
     Raises:
-        OSError: it cannot be made or written.
+        OSError: it cannot be created or written.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
-"""The command `san`: finds the sub-command and runs it, and turns what a user did wrong into one line.
+"""The command `san`: runs a sub-command, and shows a user's error in one line.
 
-Nothing but the standard library is imported until a sub-command is chosen, so that `san --help` answers at once.
+Only the standard library is imported before a sub-command is chosen, so that `san --help` is fast.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from san.user_modules import import_modules
 DONE, ERROR, USAGE = 0, 1, 2
 
 COMMANDS = {
-    "predict": "masks for words: pictures or whole folders of them",
-    "video": "the same for the frames of videos",
-    "demo": "the same as a page in the browser",
-    "models": "what there is, its size and licence, and whether it is on this machine",
+    "predict": "segment pictures or folders of them with any words",
+    "video": "segment videos with any words",
+    "demo": "serve a web page that segments pictures",
+    "models": "list models: size, licence, and whether they are on this machine",
     "train": "train a model, and evaluate it",
     "eval": "evaluate a model on data sets",
     "ablate": "train configurations with several seeds, and compare them in one table",
-    "prepare": "a benchmark's folders from its publisher's download",
-    "check": "read a data set whole and say what is wrong with it",
-    "visualize": "pictures of an evaluation's results, the worst first",
+    "prepare": "prepare a benchmark from its publisher's download",
+    "check": "read a whole data set and report errors",
+    "visualize": "draw the results of an evaluation, the worst first",
     "curves": "draw the losses and evaluations of a run",
     "replay": "recompute batches whose losses or gradients were not finite",
-    "convert": "a checkpoint to the published names, a slim file, or a folder for the hub",
-    "analyze": "parameters, multiply-adds, time and memory of each part of a model",
-    "similarity": "how near the class names of data sets are to each other, and whether that goes with their IoU",
-    "benchmark": "speed and memory, beside the floor that this machine sets",
+    "convert": "convert a checkpoint to published names, a slim file, or a folder for the hub",
+    "analyze": "measure parameters, multiply-adds, time and memory of each part of a model",
+    "similarity": "compare the class names of data sets, and relate their similarity to the IoU",
+    "benchmark": "measure speed and memory, and compare with the floor of this machine",
 }
-"""Sub-commands, each the module san/cli/<name>.py, and what they are for."""
+"""Sub-commands, each a module san/cli/<name>.py, and their purpose."""
 
 _HELP = """SAN: open-vocabulary semantic segmentation with a Side Adapter Network.
 
@@ -56,7 +56,7 @@ _EXIT_CODES = "Exit codes: 0 all done, 1 error, 2 wrong command line, 130 interr
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a sub-command.
+    """Run a sub-command.
 
     Args:
         arguments: the command line without the program's name; by default the process's.
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    """`main`, but for what `guarded` does."""
+    """Run `main` without `guarded`."""
     parser = _main_parser()
     try:
         chosen = parser.parse_args(arguments[:1])
@@ -84,7 +84,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def _run_command(module: ModuleType, options: argparse.Namespace) -> int:
-    """A sub-command, after the user's own modules."""
+    """Run a sub-command, after the user's own modules are imported."""
 
     def action() -> int | None:
         import_modules(options.imports)
@@ -95,10 +95,10 @@ def _run_command(module: ModuleType, options: argparse.Namespace) -> int:
 
 
 def run_tool(module: ModuleType, arguments: Sequence[str] | None = None) -> int:
-    """What a script of tools/ does: a sub-command under the script's own name.
+    """Run a script of tools/: a sub-command under the script's own name.
 
     Args:
-        module: a sub-command's.
+        module: of the sub-command.
         arguments: the command line without the program's name; by default the process's.
 
     Returns:
@@ -113,7 +113,7 @@ def run_tool(module: ModuleType, arguments: Sequence[str] | None = None) -> int:
 
 
 def make_parser(module: ModuleType, program: str | None = None) -> argparse.ArgumentParser:
-    """A sub-command's parser: its module's docstring, its options, --traceback and --import."""
+    """Return a sub-command's parser: its module's docstring, its options, --traceback and --import."""
     description = module.__doc__ or ""
     parser = argparse.ArgumentParser(
         prog=program,
@@ -136,10 +136,10 @@ def make_parser(module: ModuleType, program: str | None = None) -> argparse.Argu
 
 
 def guarded(action: Callable[[], int | None], *, show_traceback: bool = False) -> int:
-    """Runs a command; an error of the user's is one line on stderr.
+    """Run a command; a user's error is shown in one line on stderr.
 
     Returns:
-        The action's exit code (None is DONE), that of a `SystemExit`, ERROR or INTERRUPTED.
+        the exit code of the action (None is DONE), of a `SystemExit`, ERROR or INTERRUPTED.
     """
     streams.set_up()
     try:
@@ -159,14 +159,14 @@ def guarded(action: Callable[[], int | None], *, show_traceback: bool = False) -
 
 @contextlib.contextmanager
 def exit_on_user_error(*, show_traceback: bool = False) -> Iterator[None]:
-    """Ends a process by what a user did: this is where `USER_ERRORS` and Ctrl-C become an exit status.
+    """Turn `USER_ERRORS` and Ctrl-C into an exit status.
 
     Raises:
-        SystemExit: with the line to show where a user's input was wrong, with INTERRUPTED after Ctrl-C.
+        SystemExit: with the line to show for a user's error, with INTERRUPTED after Ctrl-C.
     """
     try:
         yield
-    except BrokenPipeError:  # nobody reads the output, and nobody did anything wrong
+    except BrokenPipeError:  # the reader of the output has ended, which is not an error
         raise
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -183,7 +183,7 @@ def _main_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="san",
         description=_HELP.format(commands=commands),
-        epilog=f"{_EXIT_CODES} A command's own help tells of more.",
+        epilog=f"{_EXIT_CODES} See the help of each command for more.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="san [--help] [--version] COMMAND ...",
     )

@@ -1,13 +1,13 @@
-r"""List the models that can be named: what they are, size, licence, and whether they are on this machine.
+r"""List the known models: size, licence, and whether they are on this machine.
 
 Examples:
   san models
   san models --json
   san models --cache-dir /data/models
 
-A model of the hub is downloaded when it is first used, into the Hugging Face cache (HF_HOME). Without a network, fetch
-its file elsewhere and put it into the folder named below the list. Any other model is named by its file, its folder
-(written by `save_pretrained`), or its repository on the hub, owner/name.
+A model of the hub is downloaded at its first use, into the Hugging Face cache (HF_HOME). Without a network, download
+its file elsewhere and copy it into the folder that is printed below the list. Other models are given by their file,
+their folder (written by `save_pretrained`), or their repository on the hub, owner/name.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from san.cli.options import add_cache_option
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the command's options."""
+    """Add the command's options."""
     add_cache_option(parser)
     parser.add_argument("--json", action="store_true", help="print the list as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the list; the network is not asked."""
+    """Print the list, without using the network."""
     from san.hub import MODELS, find_here, hand_folder, hub_folder
 
     rows: list[dict[str, Any]] = []
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"{'':18}{row['path'] or 'not on this machine: ' + row['file'] + ' of ' + row['source']}")
     downloads, by_hand = hub_folder(args.cache_dir), hand_folder(args.cache_dir)
     if downloads and by_hand:
-        print(f"\nCaches: {downloads} (downloads), {by_hand} (files fetched by hand)")
+        print(f"\nCaches: {downloads} (downloads), {by_hand} (files downloaded manually)")
     else:
         print("\nThere is no home folder to keep models in; give --cache-dir")
     return 0

@@ -1,4 +1,4 @@
-"""Options that several sub-commands share, and what they mean."""
+"""Options of several sub-commands."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from san.vocabulary.vocabulary import Vocabulary
 
 RUN_CONFIG = "config.yaml"
-"""What a training run calls its configuration."""
+"""Name of a training run's configuration."""
 
 
-def place_option(text: str) -> str:
-    """An option's value that is a path, a name or something else: ``~`` at its beginning is a home folder."""
+def path_or_name_option(text: str) -> str:
+    """Parse a path or name: ``~`` at its beginning is a home folder."""
     try:
         return expand_home(text, "the path")
     except ValueError as error:
@@ -32,21 +32,21 @@ def place_option(text: str) -> str:
 
 
 def path_option(text: str) -> Path:
-    """An option's value that is a path: ``~`` at its beginning is a home folder, also in ``--out=~/masks``."""
+    """Parse a path: ``~`` at its beginning is a home folder, also in ``--out=~/masks``."""
     if "://" in text:
         raise argparse.ArgumentTypeError(f"{excerpt(text)} is an address; give a file or folder of this machine")
-    return Path(place_option(text))
+    return Path(path_or_name_option(text))
 
 
 def positive_option(text: str) -> int:
-    """An option's value that is a number of things."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of 1 or more")
+    """Parse a positive number."""
+    if not text.isdecimal() or len(text) > 6 or not 1 <= int(text) <= 100_000:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to 100000")
     return int(text)
 
 
 def formats_option(text: str, known: Collection[str]) -> tuple[str, ...]:
-    """An option's value that lists some of the known formats."""
+    """Parse a list of formats."""
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
     unknown = [name for name in names if name not in known]
     if unknown:
@@ -55,7 +55,7 @@ def formats_option(text: str, known: Collection[str]) -> tuple[str, ...]:
 
 
 def png_option(text: str) -> Path:
-    """`path_option` of a picture that matplotlib draws."""
+    """Parse the path of a picture that matplotlib draws."""
     path = path_option(text)
     if path.suffix.lower() != ".png":
         raise argparse.ArgumentTypeError(f"{excerpt(text)} does not end in .png, the one format that is drawn")
@@ -63,34 +63,34 @@ def png_option(text: str) -> Path:
 
 
 def add_model_options(parser: argparse.ArgumentParser, *, untrained: bool = False) -> None:
-    """Which model, and where it runs: what `load_predictor` reads.
+    """Add the options of the model and its device, for `load_predictor`.
 
     Args:
-        parser: a command's.
-        untrained: whether --variant, a model without weights, may be given instead of --model.
+        parser: of a command.
+        untrained: also add --variant, a model without weights, as an alternative to --model.
     """
     group = parser.add_argument_group("model")
     which = group.add_mutually_exclusive_group() if untrained else group
     if untrained:
         which.add_argument(
             "--variant",
-            type=place_option,
+            type=path_or_name_option,
             metavar="VARIANT",
             help="instead of --model, a model with random weights: vit_b16, vit_l14_336, shapes, tiny, or a "
             "configuration file (YAML); nothing is downloaded",
         )
     which.add_argument(
         "--model",
-        type=place_option,
+        type=path_or_name_option,
         default="shapes",
         help="a name of `san models`, a folder of save_pretrained or of a training run, a checkpoint file, or "
-        "owner/name on the hub (default: %(default)s, which knows shapes only)",
+        "owner/name on the hub (default: %(default)s, which knows only shapes)",
     )
     group.add_argument(
         "--config",
-        type=place_option,
+        type=path_or_name_option,
         metavar="VARIANT",
-        help="what a bare checkpoint file is: vit_b16, vit_l14_336, shapes, tiny, or a configuration file (YAML)",
+        help="model of a bare checkpoint file: vit_b16, vit_l14_336, shapes, tiny, or a configuration file (YAML)",
     )
     group.add_argument("--device", default="cpu", help="cpu, cuda, cuda:N or mps (default: %(default)s)")
     group.add_argument(
@@ -112,13 +112,12 @@ def add_model_options(parser: argparse.ArgumentParser, *, untrained: bool = Fals
         "--text-cache",
         default="auto",
         metavar="DIR",
-        help="where embeddings of words are kept from run to run; '' for nowhere (default: SAN_CACHE/text, or "
-        "~/.cache/san/text)",
+        help="folder of text embeddings between runs; '' for none (default: SAN_CACHE/text, or ~/.cache/san/text)",
     )
 
 
 def add_word_options(parser: argparse._ActionsContainer) -> None:
-    """--vocab and --vocab-file: what `read_words` reads."""
+    """Add --vocab and --vocab-file, for `read_words`."""
     parser.add_argument("--vocab", metavar="WORDS", help='the classes, such as "cat, dog; sofa|couch"')
     parser.add_argument(
         "--vocab-file",
@@ -129,7 +128,7 @@ def add_word_options(parser: argparse._ActionsContainer) -> None:
 
 
 def read_words(args: argparse.Namespace) -> Vocabulary:
-    """The classes that --vocab or --vocab-file names.
+    """Return the classes of --vocab or --vocab-file.
 
     Raises:
         ValueError, FileNotFoundError: see `Vocabulary.parse` and `Vocabulary.from_file`; or a word is a file's name.
@@ -142,11 +141,11 @@ def read_words(args: argparse.Namespace) -> Vocabulary:
 
 
 def parse_words(text: str, option: str) -> Vocabulary:
-    """The classes that a text on the command line names.
+    """Return the classes of a text on the command line.
 
     Args:
         text: as `Vocabulary.parse` takes it.
-        option: where it was given, for messages.
+        option: its option, for messages.
 
     Raises:
         ValueError: it is blank, `Vocabulary.parse` refuses it, or a word is a file's name.
@@ -167,7 +166,7 @@ def parse_words(text: str, option: str) -> Vocabulary:
 
 
 def add_data_root_option(parser: argparse.ArgumentParser) -> None:
-    """--data-root."""
+    """Add --data-root."""
     parser.add_argument(
         "--data-root",
         default="",
@@ -177,7 +176,7 @@ def add_data_root_option(parser: argparse.ArgumentParser) -> None:
 
 
 def add_dataset_options(parser: argparse.ArgumentParser) -> None:
-    """--data-root, and --dataset for files."""
+    """Add --data-root, and --dataset for files."""
     add_data_root_option(parser)
     parser.add_argument(
         "--dataset",
@@ -189,17 +188,16 @@ def add_dataset_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_cache_option(parser: argparse._ActionsContainer) -> None:
-    """--cache-dir."""
+    """Add --cache-dir."""
     parser.add_argument(
         "--cache-dir",
         metavar="DIR",
-        help="where models are kept (default: the Hugging Face cache, and ~/.cache/san/models for those fetched by "
-        "hand)",
+        help="folder of models (default: the Hugging Face cache, and ~/.cache/san/models for those fetched by hand)",
     )
 
 
 def add_averaging_options(parser: argparse.ArgumentParser) -> None:
-    """--scales and --flip: what `load_segmenter` reads beside the model."""
+    """Add --scales and --flip, for `load_segmenter`."""
     group = parser.add_argument_group("averages of several predictions")
     group.add_argument(
         "--scales",
@@ -215,12 +213,12 @@ def add_averaging_options(parser: argparse.ArgumentParser) -> None:
 def _sides(text: str) -> tuple[int, ...]:
     sides = [side.strip() for side in text.split(",")]
     if not all(side.isdecimal() and 1 <= int(side) <= 8192 for side in sides) or len({*sides}) < len(sides):
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of different sizes of 1 to 8192, such as 480,640,800")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of different sizes of 1 to 8192, such as 480,640,800")
     return tuple(map(int, sides))
 
 
 def load_segmenter(args: argparse.Namespace) -> Segmenter:
-    """The predictor that the options of `add_model_options` and `add_averaging_options` describe, or the ensemble.
+    """Return the predictor or ensemble of the options of `add_model_options` and `add_averaging_options`.
 
     Raises:
         ValueError, FileNotFoundError: see `load_predictor` and `san.inference.ensemble.read_ensemble`.
@@ -243,7 +241,7 @@ def load_segmenter(args: argparse.Namespace) -> Segmenter:
 
 
 def load_predictor(args: argparse.Namespace) -> Predictor:
-    """The predictor that the options of `add_model_options` describe.
+    """Return the predictor of the options of `add_model_options`.
 
     Raises:
         ValueError, FileNotFoundError: see `san.hub.load_pretrained` and `san.inference.predictor.Predictor`.
@@ -259,12 +257,18 @@ def load_predictor(args: argparse.Namespace) -> Predictor:
 def _predictor(
     args: argparse.Namespace, name: str, config: str | None, *, short_sides: Sequence[int], flip: bool
 ) -> Predictor:
-    """A predictor of one model, with all other options of the command line."""
+    """Return the predictor of one model, with all other options of the command line."""
     from san.clip.text_cache import resolve_folder
     from san.inference.predictor import Predictor
     from san.model.config import SANConfig
 
-    options: dict[str, Any] = {"device": args.device, "dtype": args.dtype, "compiled": args.compile, "flip": flip}
+    options: dict[str, Any] = {
+        "device": args.device,
+        "dtype": args.dtype,
+        "compiled": args.compile,
+        "flip": flip,
+        "text_cache": resolve_folder(args.text_cache, os.environ.get("SAN_CACHE")),
+    }
     if getattr(args, "variant", None) is not None:
         from san.model.build import build_san
 
@@ -273,21 +277,18 @@ def _predictor(
     source, found = find_model(name, config, args.imports)
     if found is None or isinstance(found, (str, SANConfig)):
         remote = {"cache_dir": args.cache_dir, "revision": args.revision, "local_files_only": args.offline}
-        predictor = Predictor.from_pretrained(source, found, short_sides=short_sides, **options, **remote)
-    else:
-        from san.d2.sources import load_source
+        return Predictor.from_pretrained(source, found, short_sides=short_sides, **options, **remote)
+    from san.d2.sources import load_source
 
-        model = load_source(source, found)
-        predictor = Predictor(model, short_sides=short_sides or (model.config.side_adapter.image_size,), **options)
-    predictor.text_cache = resolve_folder(args.text_cache, os.environ.get("SAN_CACHE"))
-    return predictor
+    model = load_source(source, found)
+    return Predictor(model, short_sides=short_sides or (model.config.side_adapter.image_size,), **options)
 
 
 def untrained_config(args: argparse.Namespace) -> SANConfig:
-    """The model that --variant describes, without CLIP's weights.
+    """Return the model of --variant, without CLIP's weights.
 
     Raises:
-        ValueError, FileNotFoundError: there is no such variant or file, it describes a meta-architecture of the
+        ValueError, FileNotFoundError: the variant or file does not exist, it describes a meta-architecture of the
             user's, or --config is given too.
     """
     from san.model.config import SANConfig, variant
@@ -311,7 +312,7 @@ def untrained_config(args: argparse.Namespace) -> SANConfig:
 def find_model(
     model: str, config: str | None = None, imports: Sequence[str] = ()
 ) -> tuple[str, str | SANConfig | CfgNode | None]:
-    """What --model, --config and --import mean; see `san.d2.sources.resolve_source`, which runs and YAML files need."""
+    """Resolve --model, --config and --import; for runs and YAML files with `san.d2.sources.resolve_source`."""
     folder = Path(model)
     is_run = (folder / RUN_CONFIG).is_file() and not (folder / "config.json").exists()
     if not is_run and (config is None or Path(config).suffix not in (".yaml", ".yml")):

@@ -1,6 +1,6 @@
-"""The assembly line of `san predict`: images are read and results written in background threads, the model in between.
+"""The pipeline of `san predict`: background threads read images and write results while the model runs.
 
-All queues are bounded, so that neither a slow model nor a slow disk fills the memory.
+All queues are bounded, so a slow model or disk does not fill the memory.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ Loaded = TypeVar("Loaded")
 Result = TypeVar("Result")
 
 _OF_THE_NAME = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.EEXIST, errno.EISDIR, errno.ENOTDIR)
-"""Why a file system refuses one name and takes others."""
+"""Error numbers for a file name that the file system refuses."""
 
 
 class Writable(Protocol):
-    """What a model gives for one image (`san.inference.segmentation.Segmentation`)."""
+    """Result of a model for one image (`san.inference.segmentation.Segmentation`)."""
 
     def write(self, files: Mapping[str, Path], *, file_name: str = ...) -> None:
-        """Writes the file of each format, all or none, with the image's name in it."""
+        """Writes the file of each format, all or none; the files contain the image's name."""
 
 
 @dataclass(frozen=True)
-class Line(Generic[Loaded, Result]):
-    """What happens to an image.
+class PipelineSteps(Generic[Loaded, Result]):
+    """The steps of an image.
 
     Attributes:
-        read: a file to what the model takes; runs in threads.
-        predict: a batch of them to as many results; runs where `run_line` is called, alone.
-        write: a job and its result to files; runs in threads.
-        failed: told of an image that was passed over, and why; runs where `run_line` is called.
+        read: file -> input of the model; runs in threads.
+        predict: batch of inputs -> results; runs in the calling thread.
+        write: writes the files of a job and its result; runs in threads.
+        failed: called with each skipped image and its error; runs in the calling thread.
         batch_size: images per call of `predict`.
-        workers: threads that read, and as many that write.
+        workers: number of threads that read, and of threads that write.
     """
 
     read: Callable[[Path], Loaded]
@@ -51,98 +51,101 @@ class Line(Generic[Loaded, Result]):
     workers: int = 2
 
 
-def run_line(jobs: Sequence[Job], line: Line[Loaded, Result]) -> Generator[tuple[Job, Result], None, None]:
-    """Does all jobs; yields each with its result, in order, once it is on the disk.
+def run_pipeline(
+    jobs: Sequence[Job], steps: PipelineSteps[Loaded, Result]
+) -> Generator[tuple[Job, Result], None, None]:
+    """Run all jobs; yields each with its result, in order, after it is written.
 
-    When it ends, normally or by an exception, what was begun to be written has been written, and nothing more runs.
+    At the end, also after an exception, started writes are finished and no thread runs.
 
     Raises:
-        OSError: a result could not be written, as none could. What could not be read, or written for a reason of its
-            own, goes to `line.failed` instead.
+        OSError: no result can be written. Errors of single images go to `steps.failed` instead.
     """
-    ahead = line.workers + 2 * line.batch_size
-    readers = ThreadPoolExecutor(line.workers, thread_name_prefix="san-read")
-    writers = ThreadPoolExecutor(line.workers, thread_name_prefix="san-write")
+    ahead = steps.workers + 2 * steps.batch_size
+    readers = ThreadPoolExecutor(steps.workers, thread_name_prefix="san-read")
+    writers = ThreadPoolExecutor(steps.workers, thread_name_prefix="san-write")
     writing: deque[tuple[Job, Result, Future[None]]] = deque()
     try:
-        loaded = _read_ahead(jobs, line, readers, ahead)
-        while batch := list(islice(loaded, line.batch_size)):
-            for job, result in _predict(batch, line):
-                while len(writing) >= 2 * line.workers or (writing and writing[0][2].done()):
-                    yield from _written(*writing.popleft(), line)
-                writing.append((job, result, writers.submit(line.write, job, result)))
+        loaded = _read_ahead(jobs, steps, readers, ahead)
+        while batch := list(islice(loaded, steps.batch_size)):
+            for job, result in _predict(batch, steps):
+                while len(writing) >= 2 * steps.workers or (writing and writing[0][2].done()):
+                    yield from _written(*writing.popleft(), steps)
+                writing.append((job, result, writers.submit(steps.write, job, result)))
         while writing:
-            yield from _written(*writing.popleft(), line)
+            yield from _written(*writing.popleft(), steps)
     finally:
         readers.shutdown(wait=True, cancel_futures=True)
         writers.shutdown(wait=True, cancel_futures=True)
 
 
-def _written(job: Job, result: Result, done: Future[None], line: Line[Any, Result]) -> Iterator[tuple[Job, Result]]:
-    """Waits for a result to be written; yields it, unless that failed for a reason of its own."""
+def _written(
+    job: Job, result: Result, done: Future[None], steps: PipelineSteps[Any, Result]
+) -> Iterator[tuple[Job, Result]]:
+    """Wait until a result is written, and yield it unless its own files failed."""
     try:
         done.result()
     except ValueError as error:
-        line.failed(job, error)
+        steps.failed(job, error)
         return
     yield job, result
 
 
 def _read_ahead(
-    jobs: Sequence[Job], line: Line[Loaded, Any], readers: ThreadPoolExecutor, ahead: int
+    jobs: Sequence[Job], steps: PipelineSteps[Loaded, Any], readers: ThreadPoolExecutor, ahead: int
 ) -> Iterator[tuple[Job, Loaded]]:
-    """The images in order, up to `ahead` of them read before they are asked for."""
+    """Yield the images in order, with up to `ahead` read in advance."""
     waiting: deque[tuple[Job, Future[Loaded]]] = deque()
     left = iter(jobs)
     while True:
         for job in islice(left, ahead - len(waiting)):
-            waiting.append((job, readers.submit(line.read, job.image)))
+            waiting.append((job, readers.submit(steps.read, job.image)))
         if not waiting:
             return
         job, future = waiting.popleft()
         try:
             image = future.result()
-        except (ValueError, OSError) as error:  # of this image: it is reported and passed over
-            line.failed(job, error)
+        except (ValueError, OSError) as error:  # an error of this image
+            steps.failed(job, error)
             continue
         yield job, image
 
 
-def _predict(batch: list[tuple[Job, Loaded]], line: Line[Loaded, Result]) -> Iterator[tuple[Job, Result]]:
-    """The results of a batch; if the model refuses it, of its images one by one, so that one spoils no other."""
+def _predict(batch: list[tuple[Job, Loaded]], steps: PipelineSteps[Loaded, Result]) -> Iterator[tuple[Job, Result]]:
+    """Return the results of a batch; if the model refuses it, of each image alone."""
     try:
-        results = line.predict([image for _, image in batch])
+        results = steps.predict([image for _, image in batch])
     except ValueError as error:
         if len(batch) == 1:
-            line.failed(batch[0][0], error)
+            steps.failed(batch[0][0], error)
         else:
             for single in batch:
-                yield from _predict([single], line)
+                yield from _predict([single], steps)
         return
     yield from zip((job for job, _ in batch), results, strict=True)
 
 
 def write_results(job: Job, result: Writable, endings: Mapping[str, str]) -> None:
-    """Writes a result's files to where they belong; they appear whole and together, or not at all.
+    """Write the files of a result; all of them complete, or none.
 
     Args:
-        job: where they belong.
-        result: what to write.
-        endings: how a file's name ends, by format, as in `san.io.files.FORMATS`.
+        job: names the files.
+        result: the result.
+        endings: endings of the file names by format, as in `san.io.files.FORMATS`.
 
     Raises:
-        ValueError: it cannot be written, for what its file is called.
-        OSError: nothing can be written there.
+        ValueError: a file cannot be written because of its name.
+        OSError: nothing can be written in the folder.
     """
     files = dict(zip(endings, job.outputs(endings.values()), strict=True))
     try:
         result.write(files, file_name=str(job.image))
     except (OSError, ValueError) as error:
         reason = error.__cause__ or error
-        shown = getattr(reason, "strerror", None) or reason  # without the unfinished file's name
+        shown = getattr(reason, "strerror", None) or reason  # without the temporary file's name
         message = f"cannot write the results of {str(job.image)!r} to {str(job.stem.parent)!r}: {shown}"
         if getattr(reason, "errno", None) in _OF_THE_NAME:
-            raise ValueError(f"{message}; rename it, or what is in its place") from error
+            raise ValueError(f"{message}; rename it, or the file that is there") from error
         if isinstance(reason, ValueError):
             raise ValueError(message) from error
         raise OSError(message) from error

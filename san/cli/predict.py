@@ -1,4 +1,4 @@
-r"""Masks for words: every pixel of every picture gets one of the words of the vocabulary.
+r"""Segment pictures with any words: every pixel gets one class of the vocabulary.
 
 Examples:
   san predict street.jpg --vocab "car, road, sky" --model san_vit_b_16
@@ -8,14 +8,14 @@ Examples:
   san predict street.jpg --vocab "car, road" --model san_vit_b_16 --scales 480,640,800 --flip
   san predict street.jpg --vocab "car, road" --model ensemble.yaml
 
-A comma, a semicolon or a line's end separates classes, | the synonyms of one; a file has one class a line. Of a picture
-DIR/street.jpg come, below --out, street_overlay.png (class colours over the picture), street_labels.png (class
-indices), street_rle.json (one run-length mask per class, for pycocotools), street.json (names, areas, confidences),
+Separate classes by commas, semicolons or line breaks, and synonyms by |; a file has one class per line. The results of
+a picture DIR/street.jpg are, below --out, street_overlay.png (class colours over the picture), street_labels.png (class
+indices), street_rle.json (one run-length mask per class, for pycocotools), street.json (names, areas, confidences) and
 street_panel.png (picture, classes and legend). A class has the same colour in every picture. A picture that cannot be
-read, or for which the network gives NaN, is reported and passed over. In a folder every file counts that the installed
-Pillow opens; hidden and system files do not, and of what else is left out a line names the first few.
+read, or for which the network returns NaN, is reported and skipped. In a folder, all files that the installed Pillow
+opens are used, except hidden and system files; a line names the first skipped ones.
 
-Exit codes: 0 all done, 1 error, 2 wrong command line, 3 some pictures were passed over or left out, 130 interrupted.
+Exit codes: 0 all done, 1 error, 2 wrong command line, 3 some pictures were skipped or left out, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from san.cli.options import (
     positive_option,
     read_words,
 )
-from san.cli.pipeline import Line, run_line, write_results
+from san.cli.pipeline import PipelineSteps, run_pipeline, write_results
 from san.io.errors import one_line, printable
 from san.io.files import FORMATS
 from san.io.listing import describe_skipped
@@ -55,7 +55,7 @@ DEFAULT_FORMATS = "overlay,labels,rle,json"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the command's options."""
+    """Add the command's options."""
     parser.add_argument(
         "images", nargs="+", type=path_option, metavar="IMAGE_OR_FOLDER", help="pictures, folders of them"
     )
@@ -74,11 +74,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"some of {', '.join(FORMATS)} (default: %(default)s)",
     )
     existing = output.add_mutually_exclusive_group()
-    existing.add_argument("--overwrite", action="store_true", help="replace results that are there already")
-    existing.add_argument("--skip-existing", action="store_true", help="leave out pictures whose results are there")
+    existing.add_argument("--overwrite", action="store_true", help="replace existing results")
+    existing.add_argument("--skip-existing", action="store_true", help="skip pictures whose results exist")
     output.add_argument("--quiet", action="store_true", help="no progress bar and no line per picture")
     work = parser.add_argument_group("work")
-    work.add_argument("--recursive", action="store_true", help="take sub-folders too; --out gets the same ones")
+    work.add_argument("--recursive", action="store_true", help="include sub-folders; --out gets the same ones")
     work.add_argument(
         "--batch-size", type=positive_option, default=1, metavar="N", help="pictures per pass (default: %(default)s)"
     )
@@ -87,12 +87,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=positive_option,
         default=2,
         metavar="N",
-        help="threads that read, and as many that write (default: %(default)s)",
+        help="number of reading threads, and of writing threads (default: %(default)s)",
     )
 
 
 def add_vocabulary_options(parser: argparse.ArgumentParser) -> None:
-    """The words, and which pixels have none of them: what `read_vocabulary` reads, --none-of-these and --threshold."""
+    """Add the options of words, for `read_vocabulary`, --none-of-these and --threshold."""
     words = parser.add_argument_group("words (one of --vocab, --vocab-file, --label-set, --dataset)")
     add_word_options(words)
     words.add_argument("--label-set", metavar="NAME", help="all classes of a label set, such as ade20k_150")
@@ -100,23 +100,23 @@ def add_vocabulary_options(parser: argparse.ArgumentParser) -> None:
     words.add_argument(
         "--context",
         metavar="NAME_OR_WORDS",
-        help="label set or words that compete for pixels too, unless already among the classes; shown as what they are",
+        help="label set or words that also compete for pixels, marked as context; those that are classes are left out",
     )
-    words.add_argument("--none-of-these", action="store_true", help="pixels that fit no class are left without one")
+    words.add_argument("--none-of-these", action="store_true", help="pixels that fit no class get none")
     words.add_argument(
         "--threshold",
         type=float,
         default=0.0,
         metavar="SCORE",
-        help="so are pixels whose best score is below this; around 1 where the model is sure (default: %(default)s)",
+        help="pixels whose best score is below this get no class; about 1 is certain (default: %(default)s)",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Predicts; returns the exit code.
+    """Predict; return the exit code.
 
     Raises:
-        ValueError, OSError: what the command line, the model or the disk did wrong, as far as can be before any work.
+        ValueError, OSError: the command line, the model or the disk has an error that is found before any work.
     """
     endings = [FORMATS[name] for name in args.format]
     jobs, skipped = find_jobs(args.images, args.out, recursive=args.recursive)
@@ -139,10 +139,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def read_vocabulary(args: argparse.Namespace) -> Vocabulary:
-    """The classes that one of `WORDS` names, with --context.
+    """Return the classes of one of `WORDS`, with --context.
 
     Raises:
-        ValueError, FileNotFoundError: none or several are given, or one makes no sense.
+        ValueError, FileNotFoundError: none or several are given, or one is not valid.
     """
     from san.data.custom import load_custom_dataset
     from san.vocabulary.vocabulary import Vocabulary
@@ -161,7 +161,7 @@ def read_vocabulary(args: argparse.Namespace) -> Vocabulary:
 
 
 class _Run:
-    """One run of the command: the model, the progress bar, and the count of what was passed over."""
+    """One run of the command: the model, the progress bar, and the number of skipped images."""
 
     def __init__(self, args: argparse.Namespace, jobs: list[Job], predictor: Segmenter, vocabulary: Vocabulary) -> None:
         from tqdm import tqdm
@@ -171,10 +171,10 @@ class _Run:
         self.bar = tqdm(total=len(jobs), unit="image", disable=True if args.quiet else None)  # None: if a terminal
 
     def run(self) -> int:
-        """All images; returns how many were passed over."""
+        """Predict all images; return the number of skipped ones."""
         from san.io.image_files import read_image
 
-        line = Line(
+        steps = PipelineSteps(
             read=read_image,
             predict=self._predict,
             write=partial(write_results, endings={name: FORMATS[name] for name in self.args.format}),
@@ -184,7 +184,7 @@ class _Run:
         )
         start = time.perf_counter()
         try:
-            with self.bar, closing(run_line(self.jobs, line)) as results:
+            with self.bar, closing(run_pipeline(self.jobs, steps)) as results:
                 for job, result in results:
                     self.num_done += 1
                     self.bar.update()
@@ -194,10 +194,10 @@ class _Run:
             print(f"interrupted after {self.num_done} of {len(self.jobs)} pictures", file=sys.stderr)
             raise
         seconds = time.perf_counter() - start
-        passed_over = f"; {self.num_failed} passed over" if self.num_failed else ""
+        skipped = f"; {self.num_failed} skipped" if self.num_failed else ""
         print(
             f"{self.num_done} pictures in {seconds:.1f} s ({self.num_done / seconds:.1f} per second) -> "
-            f"{self.args.out}{passed_over}",
+            f"{self.args.out}{skipped}",
             file=sys.stderr,
         )
         return self.num_failed
@@ -223,4 +223,4 @@ class _Run:
     def _failed(self, job: Job, error: Exception) -> None:
         self.num_failed += 1
         self.bar.update()
-        self.bar.write(f"passed over {printable(str(job.image))}: {one_line(error)}", file=sys.stderr)
+        self.bar.write(f"skipped {printable(str(job.image))}: {one_line(error)}", file=sys.stderr)

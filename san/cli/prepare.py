@@ -1,13 +1,13 @@
-"""Prepares a benchmark: from its publisher's download to what training and evaluation read.
+"""Prepare a benchmark: from its publisher's download to the files of training and evaluation.
 
 Examples:
   san prepare voc --root datasets --raw ~/Downloads
   san prepare voc --root datasets --check
 
-datasets/README.md says what to download for each set, and so does the help of datasets/prepare_<set>.py, which does the
-same. A run that was stopped continues when the command is repeated.
+datasets/README.md and the help of datasets/prepare_<set>.py, which is the same command, name the downloads of each set.
+A stopped run continues when the command is repeated.
 
-Exit codes: 0 the set is complete and right, 1 it is not, or an error, 2 wrong command line, 130 interrupted.
+Exit codes: 0 the set is complete and correct, 1 it is not, or an error, 2 wrong command line, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _SETS = ("ade20k", "ade20k_full", "coco_stuff", "pcontext", "pcontext_full", "vo
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the command's options."""
+    """Add the command's options."""
     parser.add_argument("name", choices=_SETS, metavar="SET", help=f"one of {', '.join(_SETS)}")
     _add_options(parser)
 
@@ -56,15 +56,15 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--link", action="store_true", help="symbolic links to the images instead of copies")
     parser.add_argument(
-        "--partial", action="store_true", help="only a part of the set is meant: fewer files than published are fine"
+        "--partial", action="store_true", help="prepare only a part of the set: fewer files than published are accepted"
     )
     parser.add_argument(
-        "--check", action="store_true", help="change nothing; read everything prepared and report whether it is right"
+        "--check", action="store_true", help="change nothing; read all prepared files and report errors"
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prepares or checks a set; returns the exit code.
+    """Prepare or check a set; return the exit code.
 
     Raises:
         ValueError, OSError: the download is missing or damaged, or the root cannot be written.
@@ -90,14 +90,14 @@ def run(args: argparse.Namespace) -> int:
     try:
         summary = prepare(args.name, options)
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted; what is written stays, repeat the command to continue\n")
+        sys.stderr.write("interrupted; written files stay, repeat the command to continue\n")
         return INTERRUPTED
     sys.stdout.write(summary_text(summary))
     return 0 if summary.good else 1
 
 
 def run_script(name: str, description: str | None, arguments: Sequence[str] | None = None) -> int:
-    """The command of datasets/prepare_<set>.py; returns the exit code.
+    """Run datasets/prepare_<set>.py; return the exit code.
 
     Args:
         name: the set.
@@ -111,7 +111,7 @@ def run_script(name: str, description: str | None, arguments: Sequence[str] | No
 
 
 def summary_text(summary: Summary) -> str:
-    """The summary as text: a line per split, then notes and problems."""
+    """Return the summary as text: a line per split, then notes and problems."""
     lines = [f"{summary.title} in {summary.root}"]
     for split in summary.splits:
         made = f"{split.written:,} files written, {split.present:,} there before"

@@ -1,16 +1,16 @@
-r"""Compute the batches again whose losses or gradients were not finite, and say which image it is.
+r"""Recompute batches whose losses or gradients were not finite, and name the image.
 
 Examples:
   san replay output/run/nonfinite_0001234.json
   san replay --iteration 1233 output/run/nonfinite_0001234.json
   san replay output/run/nonfinite_0001234.json SOLVER.AMP.ENABLED False
 
-Training that stops after SOLVER.MAX_NONFINITE updates in a row writes the file, and the weights beside it. The samples
-come from the run's seed and their positions, so they are the same to the pixel; config.yaml beside the file says how
-they were trained on. Options go before the file; KEY VALUE or KEY=VALUE after it change the configuration, to see
-whether another precision helps.
+Training that stops after SOLVER.MAX_NONFINITE skipped updates in a row writes the file, and the weights next to it. The
+samples follow from the run's seed and their positions, so they are identical; the settings are those of config.yaml
+next to the file. Options go before the file; KEY VALUE or KEY=VALUE after it change the configuration, for instance to
+try another precision.
 
-Exit codes: 0 all numbers are finite here, 1 error, 2 wrong command line, 3 some are not.
+Exit codes: 0 all numbers are finite now, 1 error, 2 wrong command line, 3 some are not.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ NOT_FINITE = 3
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the command's options."""
+    """Add the command's options."""
     parser.add_argument("dump", type=path_option, metavar="FILE", help="nonfinite_<iteration>.json of a run")
-    parser.add_argument("--config-file", metavar="FILE", help="of the run (default: config.yaml beside the file)")
+    parser.add_argument("--config-file", metavar="FILE", help="of the run (default: config.yaml next to the file)")
     parser.add_argument("--iteration", type=int, metavar="N", help="only this one (default: all in the file)")
     add_overrides(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Replays a dump; returns the exit code.
+    """Replay a dump; return the exit code.
 
     Raises:
-        ValueError, OSError: the dump, the configuration or the data cannot serve.
+        ValueError, OSError: the dump, the configuration or the data is not valid.
     """
     from san.d2.config.keys import load_config
 
@@ -70,11 +70,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def read_dump(path: Path) -> dict[str, Any]:
-    """What training has written.
+    """Read a dump of training.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is something else.
+        FileNotFoundError: the file does not exist.
+        ValueError: it is not a dump.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no file at {path}; give nonfinite_<iteration>.json of a run's OUTPUT_DIR")
@@ -82,14 +82,14 @@ def read_dump(path: Path) -> dict[str, Any]:
     try:
         content = parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON ({error}); give nonfinite_<iteration>.json of a run") from None
+        raise ValueError(f"{path} is not JSON ({error}); give nonfinite_<iteration>.json of a run") from None
     if not isinstance(content, dict) or not {"seed", "weights", "iterations"} <= content.keys():
         raise ValueError(f"{path} has no seed, weights and iterations; give nonfinite_<iteration>.json of a run")
     return content
 
 
 def prepare_replay(cfg: CfgNode, seed: int) -> tuple[PositionDataset, Stepper]:
-    """The stream of samples, and the model with the weights of the dump."""
+    """Return the stream of samples, and the model with the weights of the dump."""
     import torch
 
     from san.d2.config.keys import solver_config
@@ -113,7 +113,7 @@ def prepare_replay(cfg: CfgNode, seed: int) -> tuple[PositionDataset, Stepper]:
 
 @dataclass(frozen=True)
 class Replay:
-    """Computes batches of a stream again.
+    """Recomputes batches of a stream.
 
     Attributes:
         dataset: the stream.
@@ -124,7 +124,7 @@ class Replay:
     stepper: Stepper
 
     def iteration(self, dumped: dict[str, Any]) -> bool:
-        """Prints losses and gradient of all batches of an iteration; returns whether all are finite."""
+        """Print losses and gradient of all batches of an iteration; return whether all are finite."""
         finite = True
         for process in dumped["processes"]:
             print(f"iteration {dumped['iteration']}, process {process['process']}: then {process['problem']}")
@@ -145,7 +145,7 @@ class Replay:
         return sample
 
     def _measure(self, samples: Sequence[BatchSample]) -> tuple[str, bool]:
-        """Losses and gradient norm in words, and whether all are finite."""
+        """Return losses and gradient norm as text, and whether all are finite."""
         import torch
 
         self.stepper.optimizer.zero_grad(set_to_none=True)

@@ -1,15 +1,15 @@
-r"""How near the class names of data sets are to those of another, to CLIP's text encoder.
+r"""Compare the class names of data sets by the similarity of their text embeddings.
 
 Examples:
   san similarity --model san_vit_b_16                     # the six benchmarks against COCO-Stuff
   san similarity voc_20 my_names.txt --to ade20k_150 --csv names.csv --json sets.json
   san similarity --per-class output/eval/ade20k_sem_seg_val/per_class.csv --plot iou.png --model san_vit_b_16
 
-SET is a label set (coco_stuff_171, ...), a file of names (.txt, .json, .yaml), or names with commas between them. For
-every name the nearest of the other set is looked up by cosine similarity. Of whole sets come the mean and the least of
-these, in both directions, and two symmetric figures: "Hausdorff", the smaller of the leasts (1 minus the Hausdorff
-distance under 1 - cosine), and "mean Hausdorff", the smaller of the means. With random weights, and for names that a
-small CLIP has never met, figures mean nothing, and a line says so. See docs/analyze.md.
+SET is a label set (coco_stuff_171, ...), a file of names (.txt, .json, .yaml), or names separated by commas. For every
+name, the nearest name of the other set is found by cosine similarity. For whole sets, the mean and the minimum of these
+are shown in both directions, and two symmetric figures: "Hausdorff", the smaller minimum (1 minus the Hausdorff
+distance under 1 - cosine), and "mean Hausdorff", the smaller mean. With random weights, and for names that a small CLIP
+does not know, the figures mean nothing, and a warning is printed. See docs/analyze.md.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from san.cli.options import add_model_options, load_predictor, path_option, place_option, png_option
+from san.cli.options import add_model_options, load_predictor, path_option, path_or_name_option, png_option
 from san.io.errors import excerpt, printable, require_extra
 
 if TYPE_CHECKING:
@@ -36,25 +36,29 @@ _Record = dict[str, Any]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the command's options."""
+    """Add the command's options."""
     parser.add_argument(
         "sets",
         nargs="*",
-        type=place_option,
+        type=path_or_name_option,
         metavar="SET",
         help="label sets to compare (default: the six benchmarks; with --per-class, the classes of that file)",
     )
     parser.add_argument(
-        "--to", type=place_option, default="coco_stuff_171", metavar="SET", help="with which (default: %(default)s)"
+        "--to",
+        type=path_or_name_option,
+        default="coco_stuff_171",
+        metavar="SET",
+        help="the other set (default: %(default)s)",
     )
     parser.add_argument(
         "--per-class",
         type=path_option,
         metavar="FILE",
-        help="an evaluation's per_class.csv: whether IoU and similarity go together; at most one SET beside it",
+        help="per_class.csv of an evaluation, to correlate IoU and similarity; at most one SET with it",
     )
     add_model_options(parser, untrained=True)
-    output = parser.add_argument_group("results, besides the table")
+    output = parser.add_argument_group("further results")
     output.add_argument("--csv", type=path_option, metavar="FILE", help="a row per class: its nearest name")
     output.add_argument("--json", type=path_option, metavar="FILE", help="all figures")
     output.add_argument(
@@ -63,10 +67,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Compares, prints and writes; returns the exit code.
+    """Compare, print and write; return the exit code.
 
     Raises:
-        ValueError, FileNotFoundError: a set, a file or the model makes no sense.
+        ValueError, FileNotFoundError: a set, a file or the model is not valid.
     """
     from san.evaluation.similarity import compare_sets, read_per_class
 
@@ -99,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _sets(args: argparse.Namespace, iou: dict[str, float] | None) -> dict[str, Vocabulary]:
-    """The sets to compare, by what they are called."""
+    """Return the sets to compare, by name."""
     from san.vocabulary.label_sets import LABEL_SETS
     from san.vocabulary.vocabulary import Vocabulary
 
@@ -129,7 +133,7 @@ def _sets(args: argparse.Namespace, iou: dict[str, float] | None) -> dict[str, V
 
 
 def _read_set(text: str) -> Vocabulary:
-    """A set as it is written on the command line."""
+    """Return the set of a text on the command line."""
     from san.vocabulary.class_file import ENDINGS
     from san.vocabulary.vocabulary import Vocabulary
 
@@ -137,7 +141,7 @@ def _read_set(text: str) -> Vocabulary:
 
 
 def _shown(text: str) -> str:
-    """What a set is called: a file without its folder."""
+    """Return the name of a set: a file without its folder."""
     from san.vocabulary.class_file import ENDINGS
 
     return Path(text).name if Path(text).suffix.lower() in ENDINGS else text
@@ -146,7 +150,7 @@ def _shown(text: str) -> str:
 def _set_record(
     name: str, ours: Vocabulary, other: Vocabulary, found: SetSimilarity, iou: dict[str, float] | None
 ) -> _Record:
-    """One set's figures, as plain data."""
+    """Return one set's figures as plain data."""
     from dataclasses import asdict
 
     from san.evaluation.similarity import correlate
@@ -175,7 +179,7 @@ def _set_record(
 
 
 def _warning(model: SANModel, vocabularies: Sequence[Vocabulary]) -> str:
-    """Why the figures mean nothing; "" where they do."""
+    """Return a warning if the figures mean nothing, else ""."""
     import torch
 
     from san.clip.tokenizer import CompactTokenizer
@@ -197,7 +201,7 @@ def _warning(model: SANModel, vocabularies: Sequence[Vocabulary]) -> str:
 
 
 def _table(record: _Record) -> str:
-    """A row per set."""
+    """Return a table with a row per set."""
     from san.benchmark.report import aligned
 
     other = record["to"]
@@ -212,7 +216,7 @@ def _table(record: _Record) -> str:
 
 
 def _correlation_line(record: _Record) -> str:
-    """What the correlation is; "" without IoUs."""
+    """Return the correlation as text; "" without IoUs."""
     lines = []
     kinds = {
         "correlation": "IoU and similarity of the nearest name",
@@ -233,7 +237,7 @@ def _coefficients(found: _Record) -> str:
 
 
 def _write(record: _Record, args: argparse.Namespace) -> None:
-    """The files that were asked for: all of them, or none."""
+    """Write the requested files, all of them or none."""
     from san.io.files import write_text, write_together
 
     writers: dict[Path, Callable[[Path], object]] = {}
@@ -250,7 +254,7 @@ def _write(record: _Record, args: argparse.Namespace) -> None:
 
 
 def _csv(record: _Record) -> str:
-    """A row per class of every set."""
+    """Return a CSV with a row per class of every set."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     with_iou = "correlation" in record["sets"][0]

@@ -1,4 +1,4 @@
-"""Standard streams of a command: closed ones, pipes that nobody reads, encodings that lack a character, secrets."""
+"""Prepares the standard streams of a command: closed streams, closed pipes, missing characters, secrets."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from san.io.redaction import redact_terminal
 
 
 def set_up() -> None:
-    """Makes standard output and error usable, whatever the caller has done with them, and redacts what goes there.
+    """Make standard output and error usable, and redact secrets in them.
 
-    A closed stream (``san models >&-``) becomes the null device, so that no file that is opened later takes its number,
-    and a character that the stream's encoding lacks (``LC_ALL=C``) is written as an escape.
+    A closed stream (``san models >&-``) becomes the null device, so that a later file does not get its number.
+    Characters that the encoding lacks (``LC_ALL=C``) are escaped.
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, open as long as the process
@@ -33,10 +33,10 @@ def set_up() -> None:
 
 
 def finish() -> None:
-    """Writes out what standard output still holds.
+    """Flush standard output.
 
     Raises:
-        OSError: it cannot be written, and is dropped, so that Python does not report it once more at its end.
+        OSError: it cannot be written; it is then dropped, so that Python does not report it again at exit.
     """
     try:
         sys.stdout.flush()
@@ -46,7 +46,7 @@ def finish() -> None:
 
 
 def drop_output() -> None:
-    """Sends what standard output still holds to the null device."""
+    """Flush standard output to the null device."""
     null = os.open(os.devnull, os.O_WRONLY)
     with contextlib.suppress(OSError, ValueError):  # a stream of a test, without a number
         os.dup2(null, sys.stdout.fileno())

@@ -1,4 +1,4 @@
-r"""Train a model, and evaluate it; in one process or many.
+r"""Train and evaluate a model, in one process or many.
 
 Examples:
   san train --config-file configs/shapes/san_shapes_quick.yaml
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds Detectron2's options of a training script, and those of data sets."""
+    """Add Detectron2's options of a training script, and those of data sets."""
     add_run_arguments(parser)
-    parser.add_argument("--resume", action="store_true", help="go on with the run in OUTPUT_DIR, if there is one")
+    parser.add_argument("--resume", action="store_true", help="resume the run in OUTPUT_DIR, if there is one")
     parser.add_argument(
         "--move-aside",
         action="store_true",
-        help="start anew, and move the files of an earlier run in OUTPUT_DIR to a new folder beside it",
+        help="start a new run, and move the files of an earlier run in OUTPUT_DIR to a new folder next to it",
     )
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, without training")
     parser.set_defaults(keep_weights=False)
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """Configuration, data sets and processes: what training and evaluation share."""
+    """Add the options of training and evaluation: configuration, data sets and processes."""
     parser.add_argument("--config-file", default="", metavar="FILE", help="path of the YAML configuration")
     add_dataset_options(parser)
     parser.add_argument(
@@ -61,7 +61,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:
-    """KEY VALUE pairs and KEY=VALUE, which end the command line; options may stand behind them."""
+    """Collects KEY VALUE pairs and KEY=VALUE at the end of the command line; options may follow them."""
     parser.add_argument(
         "opts",
         nargs=argparse.REMAINDER,
@@ -72,7 +72,7 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
 
 
 class Overrides(argparse.Action):
-    """Splits what follows the first KEY into overrides and options, and has the parser read those."""
+    """Split what follows the first KEY into overrides and options, and parse the options."""
 
     def __call__(
         self,
@@ -92,14 +92,14 @@ class Overrides(argparse.Action):
             pairs += taken
         namespace.opts = [*(getattr(namespace, "opts", None) or []), *pairs]
         others = [each for each in parser._actions if each is not self and not each.option_strings]
-        if given and others:  # would be asked for again
-            parser.error(f"{given[0][:200]} stands behind KEY VALUE; write options first")
+        if given and others:  # the parser would require it again
+            parser.error(f"{given[0][:200]} follows KEY VALUE; write options first")
         if given:
             parser.parse_args(given, namespace)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Trains or evaluates; returns the exit code.
+    """Train or evaluate; return the exit code.
 
     Raises:
         ValueError, OSError: what the configuration did wrong.
@@ -110,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def start(args: argparse.Namespace) -> None:
-    """Reads the configuration and starts the processes.
+    """Read the configuration and start the processes.
 
     Raises:
         ValueError, OSError: what the configuration did wrong.
@@ -129,15 +129,15 @@ def start(args: argparse.Namespace) -> None:
     args.dist_url = args.dist_url or default_argument_parser().get_default("dist_url")
     try:
         start_workers(worker, cfg, args)
-    except ProcessExitedException as error:  # the worker has told why
+    except ProcessExitedException as error:  # the worker has logged the error
         sys.exit(error.exit_code if error.exit_code > 0 else 1)
 
 
 def worker(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """What every worker process does."""
+    """Run a worker process."""
     from san.d2.run import run as run_worker
 
-    redact_terminal()  # a spawned process has streams of its own
+    redact_terminal()  # a spawned process has its own streams
     modes = {"eval_only": args.eval_only, "resume": args.resume, "keep_weights": args.keep_weights}
     modes["move_aside"] = args.move_aside
     with exit_on_user_error(show_traceback=args.traceback):

@@ -1,18 +1,17 @@
-r"""Masks for words in videos: every pixel of every frame gets one of the words of the vocabulary.
+r"""Segment videos with any words: every pixel of every frame gets one class of the vocabulary.
 
 Examples:
   san video street.mp4 --vocab "car, road, sky" --model san_vit_b_16
   san video a.mp4 b.webm --vocab-file names.txt --out masks --chunk 16 --clusters 100
   san video street.mp4 --label-set ade20k_150 --frame-by-frame --format labels,json
 
-Of a video DIR/street.mp4 come, below --out, street_overlay.mp4 (class colours over the frames, with the sound; .mkv if
-MP4 cannot hold it), street_labels/000000.png and so on (class indices), and street.json (names, colours, areas,
-settings, and what could not be read). By default the frames of a chunk share queries, which makes names steadier from
-frame to frame (docs/video.md). Words are written as for `san predict`. What was done when a video breaks off, or on
-Ctrl-C, is kept and can be played.
+The results of a video DIR/street.mp4 are, below --out, street_overlay.mp4 (class colours over the frames, with sound;
+.mkv if MP4 does not support it), street_labels/000000.png and so on (class indices), and street.json (names, colours,
+areas, settings, read errors). By default the frames of a chunk share queries, which makes classes more stable over time
+(docs/video.md). Words are written as for `san predict`. If a video breaks off, or after Ctrl-C, the results so far are
+kept and can be played.
 
-Exit codes: 0 all done, 1 error, 2 wrong command line, 3 some videos were passed over or not read whole, 130
-interrupted.
+Exit codes: 0 all done, 1 error, 2 wrong command line, 3 some videos were skipped or partly read, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -41,11 +40,11 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the command's options."""
+    """Add the command's options."""
     parser.add_argument("videos", nargs="+", type=path_option, metavar="VIDEO", help="files that FFmpeg reads")
     add_vocabulary_options(parser)
     queries = parser.add_argument_group("queries")
-    queries.add_argument("--frame-by-frame", action="store_true", help="share none: each frame is a picture by itself")
+    queries.add_argument("--frame-by-frame", action="store_true", help="share no queries between frames")
     queries.add_argument(
         "--clusters",
         type=positive_option,
@@ -53,12 +52,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="shared queries of a chunk (default: as many as the model has; 100 in the published ones)",
     )
     queries.add_argument(
-        "--chunk", type=positive_option, default=32, metavar="N", help="frames that share (default: %(default)s)"
+        "--chunk", type=positive_option, default=32, metavar="N", help="frames of a chunk (default: %(default)s)"
     )
     queries.add_argument(
-        "--overlap", type=int, default=8, metavar="N", help="of a chunk with the one before it (default: %(default)s)"
+        "--overlap", type=int, default=8, metavar="N", help="frames that chunks overlap (default: %(default)s)"
     )
-    queries.add_argument("--seed", type=int, default=0, help="of the clustering (default: %(default)s)")
+    queries.add_argument("--seed", type=int, default=0, help="seed of the clustering (default: %(default)s)")
     add_model_options(parser)
     output = parser.add_argument_group("results")
     output.add_argument(
@@ -72,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="some of %(default)s (default: all)",
     )
     output.add_argument("--tags", action="store_true", help="write the names into the overlay")
-    output.add_argument("--overwrite", action="store_true", help="replace results that are there already")
+    output.add_argument("--overwrite", action="store_true", help="replace existing results")
     output.add_argument("--quiet", action="store_true", help="no progress bar")
     work = parser.add_argument_group("work")
     work.add_argument(
@@ -84,10 +83,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Segments videos; returns the exit code.
+    """Segment videos; return the exit code.
 
     Raises:
-        ValueError, OSError: what the command line, the model or the disk did wrong, as far as can be before any work.
+        ValueError, OSError: the command line, the model or the disk has an error that is found before any work.
     """
     require_extra("video", "reading and writing videos", "av")
     from san.video.predictor import VideoOptions, VideoPredictor
@@ -115,14 +114,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _segment_video(job: Job, args: argparse.Namespace, predictor: VideoPredictor, vocabulary: Vocabulary) -> bool:
-    """One video; returns whether all of it was read."""
+    """Segment one video; return whether it was read completely."""
     from san.video.files import VideoReader
 
     name = printable(str(job.image))
     try:
         reader = VideoReader(job.image, max_pixels=predictor.predictor.max_pixels)
     except (ValueError, OSError) as error:
-        print(f"passed over {name}: {one_line(error)}", file=sys.stderr)
+        print(f"skipped {name}: {one_line(error)}", file=sys.stderr)
         return False
     with reader:
         problems, num_frames, seconds = _write_video(job, args, reader, predictor, vocabulary)
@@ -135,17 +134,15 @@ def _segment_video(job: Job, args: argparse.Namespace, predictor: VideoPredictor
 def _write_video(
     job: Job, args: argparse.Namespace, reader: VideoReader, predictor: VideoPredictor, vocabulary: Vocabulary
 ) -> tuple[list[str], int, float]:
-    """Problems, number of frames, and seconds."""
+    """Write the results of a video; return problems, number of frames, and seconds."""
     from tqdm import tqdm
 
     from san.video.results import VideoResults
 
     start = time.perf_counter()
     times: deque[int] = deque()
-    results = VideoResults(
-        job.stem, args.format, job.image, reader.info, vocabulary, workers=args.workers, tags=args.tags
-    )
-    results.settings = _settings(args, predictor.options)
+    settings, options = _settings(args, predictor.options), {"workers": args.workers, "tags": args.tags}
+    results = VideoResults(job.stem, args.format, job.image, reader.info, vocabulary, settings=settings, **options)
     disable = True if args.quiet else None  # None: if a terminal
     with (
         tqdm(total=reader.info.num_frames, unit="frame", desc=job.image.name, disable=disable) as bar,
@@ -157,9 +154,9 @@ def _write_video(
             for result in found:
                 results.add(result, times.popleft())
                 bar.update()
-            results.problems += reader.problems
-        except ValueError as error:  # of this video; what is done stays
-            results.problems += [*reader.problems, one_line(error)]
+            results.report(reader.problems)
+        except ValueError as error:  # of this video; the results so far stay
+            results.report([*reader.problems, one_line(error)])
         except KeyboardInterrupt:
             print(f"interrupted after {results.num_frames} frames of {job.image}, which are kept", file=sys.stderr)
             raise
@@ -167,7 +164,7 @@ def _write_video(
 
 
 def _pixels(reader: VideoReader, times: deque[int]) -> Generator[Frame, None, None]:
-    """The frames' pixels; their times are put aside."""
+    """Yield the frames' pixels; their times are added to `times`."""
     with closing(reader.frames()) as frames:
         for frame in frames:
             times.append(frame.time)

@@ -1,4 +1,4 @@
-"""Pictures of what a model does: of a whole evaluation, of two compared, and of what the model looked at in an image.
+"""Draw the results of a model: of an evaluation, of two evaluations compared, and attention biases of an image.
 
 Examples:
   san visualize predictions --predictions output/shapes_quick/inference/shapes_sem_seg_val_mixed --out pictures
@@ -18,11 +18,11 @@ KINDS = {
     "compare": "an HTML page of two such evaluations, the largest change first",
     "attention": "mask proposals of one image with their attention biases, head by head",
 }
-"""What can be drawn, each by the module san/cli/visualize_<kind>.py."""
+"""Kinds of pictures, each a module san/cli/visualize_<kind>.py."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds one sub-command per kind of picture."""
+    """Add one sub-command per kind of picture."""
     kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
     for kind, what in KINDS.items():
         module = importlib.import_module(f"san.cli.visualize_{kind}")
@@ -33,6 +33,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the command; returns its exit code."""
+    """Run the command; return its exit code."""
     code: int = importlib.import_module(f"san.cli.visualize_{args.kind}").run(args)
     return code

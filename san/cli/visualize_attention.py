@@ -1,6 +1,6 @@
-"""What the model looked at: mask proposals of one image with their attention biases, head by head.
+"""Draw mask proposals of one image with their attention biases, per head.
 
-Without --queries the proposals that the largest classes of the result rest on most are shown.
+Without --queries, the proposals that contribute most to the largest classes are shown.
 
 Examples:
   san visualize attention street.jpg --model san_vit_b_16 --vocab "car, road, sky" --out attention.png
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the command's options."""
+    """Add the command's options."""
     parser.add_argument("image", type=path_option, metavar="IMAGE", help="picture file")
     add_word_options(parser.add_mutually_exclusive_group(required=True))
     parser.add_argument(
-        "--queries", default="", metavar="N,N", help="numbers of the proposals to show, from 0 (default: see above)"
+        "--queries", default="", metavar="N,N", help="indices of the proposals, from 0 (default: see above)"
     )
     parser.add_argument(
-        "--top", type=int, default=4, metavar="N", help="without --queries: how many classes (default: %(default)s)"
+        "--top", type=int, default=4, metavar="N", help="without --queries: number of classes (default: %(default)s)"
     )
     parser.add_argument(
         "--out",
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the command; returns its exit code."""
+    """Run the command; return its exit code."""
     if args.top < 1:
         raise ValueError(f"--top is {args.top}; give 1 or more")
     try:
@@ -59,14 +59,14 @@ def run(args: argparse.Namespace) -> int:
     predictor = load_predictor(args)
     result = predictor.predict(args.image, vocabulary)
     views = attention_views(predictor, result, queries or leading_queries(result, args.top))
-    attention_panel(result.image, views, args.out, title=f"What the [SLS] tokens looked at: {args.image.name}")
+    attention_panel(result.image, views, args.out, title=f"Attention of the [SLS] tokens: {args.image.name}")
     shown = ", ".join(f"{view.query} ({view.name or 'no object'} {view.probability:.0%})" for view in views)
     print(printable(f"{args.image}: queries {shown} -> {args.out}"))
     return 0
 
 
 def leading_queries(result: Segmentation, limit: int) -> list[int]:
-    """Of each of the largest classes, the proposal that its pixels rest on most: probability times mask, summed up."""
+    """Return, for each of the largest classes, the proposal with the largest sum of probability times mask."""
     masks = result.mask_proposals()
     chosen: list[int] = []
     for name in list(result.areas())[:limit]:
@@ -79,15 +79,15 @@ def leading_queries(result: Segmentation, limit: int) -> list[int]:
 
 
 def attention_views(predictor: Predictor, result: Segmentation, queries: Sequence[int]) -> list[AttentionView]:
-    """Proposals as `san.visualize.attention_panel` takes them, their biases on CLIP's patch grid.
+    """Return proposals for `san.visualize.attention_panel`, with biases on CLIP's patch grid.
 
     Args:
-        predictor: the one that made the result.
-        result: one image's.
-        queries: numbers of the proposals.
+        predictor: that made the result.
+        result: of the image.
+        queries: indices of the proposals.
 
     Raises:
-        ValueError: there is no such proposal.
+        ValueError: the proposal does not exist.
     """
     masks = {mask.query: mask for mask in result.mask_proposals()}
     unknown = [query for query in queries if query not in masks]

@@ -1,6 +1,6 @@
-"""An HTML page of two evaluations of one data set, image by image, the largest change first.
+"""Compare two evaluations of one data set on an HTML page, the largest change first.
 
-A and B are folders that `san visualize predictions` has written; the page shows their pictures where they lie.
+A and B are folders of `san visualize predictions`; the page links to their pictures.
 
 Example:
   san visualize compare pictures_before pictures_after --out compare.html
@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from san.cli.options import path_option
-from san.cli.visualize_images import FORMAT, write_whole
+from san.cli.visualize_images import FORMAT
 from san.cli.visualize_predictions import COLUMNS, SCORES_FILE, check_page
-from san.io.files import check_file_size
+from san.io.files import check_file_size, write_whole
 from san.record import parse_json, read_record
 from san.visualize.page import Page, Row, Strip, render_page
 
@@ -26,7 +26,7 @@ SavedEntry = dict[str, Any]
 
 @dataclass(frozen=True)
 class ScoredImage:
-    """One image in the file of scores."""
+    """An image in the file of scores."""
 
     name: str
     stem: str
@@ -38,7 +38,7 @@ class ScoredImage:
 
 @dataclass(frozen=True)
 class ScoresFile:
-    """The file of scores that `san visualize predictions` writes."""
+    """The file of scores of `san visualize predictions`."""
 
     format: int
     dataset: str
@@ -47,8 +47,8 @@ class ScoresFile:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the command's options."""
-    parser.add_argument("a", type=path_option, metavar="A", help="folder of the one evaluation")
+    """Add the command's options."""
+    parser.add_argument("a", type=path_option, metavar="A", help="folder of the first evaluation")
     parser.add_argument("b", type=path_option, metavar="B", help="folder of the other")
     parser.add_argument(
         "--out",
@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the command; returns its exit code."""
+    """Run the command; return its exit code."""
     a, b = _read(args.a), _read(args.b)
     if (a["dataset"], a["classes"]) != (b["dataset"], b["classes"]):
         raise ValueError(f"{args.a} is of {a['dataset']} and {args.b} of {b['dataset']}; compare runs on one data set")
@@ -88,7 +88,7 @@ _MAX_BYTES = 500_000_000  # of a file of scores
 
 
 def _read(folder: Path) -> dict[str, Any]:
-    """The scores of a folder."""
+    """Read the scores of a folder."""
     path = folder / SCORES_FILE
     if not path.is_file():
         raise FileNotFoundError(
@@ -111,7 +111,7 @@ def _read(folder: Path) -> dict[str, Any]:
 
 
 def _row(first: SavedEntry, second: SavedEntry, args: argparse.Namespace, classes: list[str]) -> Row:
-    """One image in both runs; its score is that of B."""
+    """Return the row of an image; its score is that of B."""
     before, after = first["miou"], second["miou"]
     delta = None if before is None or after is None else after - before
     strips = tuple(

@@ -1,6 +1,6 @@
-"""The work of `san visualize predictions` on one image; runs in processes of its own.
+"""Scores and draws one image for `san visualize predictions`, in worker processes.
 
-Nothing here imports torch or Detectron2, so that such a process starts within a second.
+It does not import torch or Detectron2, so that workers start within a second.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from san.data.label_mapping import LabelMapping
 from san.data.label_maps import read_truth
 from san.evaluation.per_image import Entry, ImageScore, decode_entries, score_image
 from san.io.errors import one_line
-from san.io.files import replacing
+from san.io.files import write_whole
 from san.io.image_files import check_same_size, read_image, read_label_map
 from san.io.plain_file import read_plain_file
 from san.record import read_record
@@ -29,7 +29,7 @@ from san.visualize.plots import drawing
 Array = npt.NDArray[Any]
 
 FORMAT = 2
-"""Of what is written; what has another number is made anew."""
+"""Version of the written files; those of other versions are recomputed."""
 
 _STAT_KEYS = ("st_size", "st_mtime_ns")
 
@@ -42,7 +42,7 @@ class Task:
         name: of the image, as shown: its path below the data set's image folder.
         stem: of the files written for it.
         image, label: its files.
-        prediction: its run-length entries, or the file of its label map; text where there is none, saying why.
+        prediction: its run-length entries, or the file of its label map; a text with the reason if there is none.
     """
 
     name: str
@@ -54,12 +54,12 @@ class Task:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a task.
+    """Result of a task.
 
     Attributes:
-        task: which.
-        score: None where it failed.
-        thumb_size: width and height of the thumb, pixels; None where no pictures were asked for.
+        task: the task.
+        score: None if it failed.
+        thumb_size: width and height of the thumbnail, pixels; None without pictures.
         error: why it failed.
     """
 
@@ -71,12 +71,12 @@ class Outcome:
 
 @dataclass(frozen=True)
 class SavedScore:
-    """The file of a task's score.
+    """Content of the file of a task's score.
 
     Attributes:
-        key: of the files that it was made from.
+        key: identifies the source files.
         score: of the image.
-        thumb_size: as `Outcome` has it.
+        thumb_size: see `Outcome`.
     """
 
     key: str
@@ -86,15 +86,15 @@ class SavedScore:
 
 @dataclass(frozen=True)
 class ImageWorker:
-    """Scores images and draws their panels; what is there already and still right is kept.
+    """Scores images and draws their panels; existing valid results are reused.
 
     Attributes:
         out: folder to write into.
         names: the data set's C class names.
-        ignore_label: value of its pixels without a class.
-        label_mapping: from the pixel values of its files to class indices; None where they are class indices.
-        categories: class index by category id of the predictions; None where the ids are class indices.
-        pictures: draw, not only score.
+        ignore_label: value of pixels without a class.
+        label_mapping: from pixel values to class indices; None if they are class indices.
+        categories: class index by category id of the predictions; None if the ids are class indices.
+        pictures: also draw.
     """
 
     out: Path
@@ -105,19 +105,19 @@ class ImageWorker:
     pictures: bool = True
 
     def panel_path(self, task: Task) -> Path:
-        """Where the large picture goes."""
+        """Path of the large picture."""
         return self.out / "panels" / f"{task.stem}.jpg"
 
     def thumb_path(self, task: Task) -> Path:
-        """Where the small pictures go."""
+        """Path of the thumbnail."""
         return self.out / "thumbs" / f"{task.stem}.jpg"
 
     def score_path(self, task: Task) -> Path:
-        """Where the score goes: written last, so that what it stands for is whole."""
+        """Path of the score, which is written last."""
         return self.out / "scores" / f"{task.stem}.json"
 
     def __call__(self, task: Task) -> Outcome:
-        """Does the work of one image; an error of its files is its outcome."""
+        """Process one image; an error of its files is recorded in the outcome."""
         try:
             if isinstance(task.prediction, str):
                 raise FileNotFoundError(task.prediction)
@@ -127,11 +127,11 @@ class ImageWorker:
             return Outcome(task, error=one_line(error))
 
     def _saved(self, task: Task, key: str) -> Outcome | None:
-        """What an earlier run has left, if it is of the same files."""
+        """Return the result of an earlier run, if it has the same source files."""
         try:
             saved = read_record(SavedScore, read_plain_file(self.score_path(task), "score"))
         except (OSError, ValueError):
-            return None  # none, or none of ours: it is made again
+            return None  # missing or invalid: recompute it
         drawn = saved.thumb_size is not None and self.panel_path(task).is_file() and self.thumb_path(task).is_file()
         if saved.key != key or (self.pictures and not drawn):
             return None
@@ -157,11 +157,11 @@ class ImageWorker:
         return Outcome(task, score, size)
 
     def _truth(self, path: str) -> Array:
-        """The label map, mapped and checked as an evaluation does."""
+        """Read the label map, mapped and checked as in an evaluation."""
         return read_truth(path, len(self.names), self.ignore_label, self.label_mapping)
 
     def _key(self, task: Task) -> str:
-        """Changes with everything the result depends on."""
+        """Return a key of everything that the result depends on."""
         files = [task.image, task.label, *([str(task.prediction)] if isinstance(task.prediction, Path) else [])]
         stats = [[getattr(Path(file).stat(), key) for key in _STAT_KEYS] for file in files]
         entries = None if isinstance(task.prediction, Path) else task.prediction
@@ -171,13 +171,6 @@ class ImageWorker:
         return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file whole or not at all; folders are made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as file:
-        file.write_text(text, encoding="utf-8", errors="backslashreplace")  # of a name that is not UTF-8
-
-
 def rounded(value: float | None) -> float | None:
-    """A share as a percentage."""
+    """Convert a share to percent."""
     return None if value is None else float(np.round(100 * value, 6))

@@ -1,8 +1,8 @@
-"""Panels of an evaluation's predictions, and an HTML page of them sorted by the mIoU of each image, worst first.
+"""Draw panels of an evaluation's predictions, and an HTML page sorted by the mIoU of each image, worst first.
 
-The evaluation must have kept its predictions (TEST.SAVE_RLE True, or TEST.SAVE_LABEL_MAPS True). Writes OUT/index.html
-and, beside it, panels, thumbs and scores. Stopped, it goes on where it was when it is run again; what has changed
-since is made anew.
+The evaluation must have saved its predictions (TEST.SAVE_RLE True, or TEST.SAVE_LABEL_MAPS True). Writes
+OUT/index.html, and panels, thumbs and scores in the same folder. A stopped run continues when the command is repeated;
+results whose files have changed are recomputed.
 
 Examples:
   san visualize predictions --predictions output/shapes_quick/inference/shapes_sem_seg_val_mixed --out pictures
@@ -25,10 +25,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from san.cli.options import add_data_root_option, path_option, place_option
-from san.cli.visualize_images import FORMAT, ImageWorker, Outcome, Task, rounded, write_whole
+from san.cli.options import add_data_root_option, path_option, path_or_name_option
+from san.cli.visualize_images import FORMAT, ImageWorker, Outcome, Task, rounded
 from san.evaluation.per_image import ORACLE_PAGE, ClassScore, Predictions, common_folder, distinct_stems
 from san.io.errors import printable
+from san.io.files import write_whole
 from san.io.pool import run_in_processes
 from san.visualize.page import GENERATOR, ClassLine, Page, Row, Strip, render_page
 from san.visualize.palette import palette
@@ -36,16 +37,16 @@ from san.visualize.palette import palette
 SORTS = ("worst", "best", "name")
 COLUMNS = ("image", "truth", "prediction", "errors")
 SCORES_FILE = "scores.json"
-"""All scores of a folder, for `san visualize compare`."""
+"""File of all scores of a folder, for `san visualize compare`."""
 
 NUM_WORST = 4
-"""Classes named beside an image."""
+"""Maximum number of classes listed with an image."""
 
-_MAX_TOLD = 20  # images left out that are named on the terminal
+_MAX_TOLD = 20  # skipped images that are named on the terminal
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the command's options."""
+    """Add the command's options."""
     parser.add_argument(
         "--predictions",
         type=path_option,
@@ -55,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--dataset",
-        type=place_option,
+        type=path_or_name_option,
         action="append",
         default=[],
         metavar="NAME|FILE",
@@ -82,7 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the command; returns its exit code."""
+    """Run the command; return its exit code."""
     from san.d2.data.datasets import metadata_of, prepare_shapes
 
     for option, least in (("limit", 0), ("workers", 1)):
@@ -125,15 +126,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def choose_dataset(given: Sequence[str], data_root: str, predictions: Path) -> str:
-    """The data set that predictions are of, registered.
+    """Register and return the data set of the predictions.
 
     Args:
-        given: names and files of the command line.
+        given: names and files from the command line.
         data_root: folder of the data sets, "" for the default.
-        predictions: the file or folder of the predictions, whose folder an evaluation calls by the data set's name.
+        predictions: file or folder of the predictions; its folder usually has the data set's name.
 
     Raises:
-        FileNotFoundError, ValueError: no such data set, or it is not clear which.
+        FileNotFoundError, ValueError: the data set does not exist, or is ambiguous.
     """
     from san.d2.api import DatasetCatalog
     from san.d2.data.datasets import check_names, register_custom_files, register_datasets
@@ -147,7 +148,7 @@ def choose_dataset(given: Sequence[str], data_root: str, predictions: Path) -> s
     if not names:
         names = [each for each in (predictions.parent.name, predictions.name) if each in DatasetCatalog.list()][:1]
         if not names:
-            raise ValueError(f"cannot tell from {predictions} what data set it is of; give --dataset")
+            raise ValueError(f"the data set of {predictions} is not known; give --dataset")
     if len(names) > 1:
         raise ValueError(f"which data set are the predictions of? Give --dataset with one of: {', '.join(names)}")
     check_names(names, "--dataset")
@@ -155,17 +156,17 @@ def choose_dataset(given: Sequence[str], data_root: str, predictions: Path) -> s
 
 
 def check_page(path: Path) -> None:
-    """Refuses to write over a page that is not ours.
+    """Refuse to overwrite a page of another program.
 
     Raises:
-        ValueError: there is one.
+        ValueError: there is such a page.
     """
     if path.is_file() and f'content="{GENERATOR}"' not in path.read_text(encoding="utf-8", errors="replace")[:2000]:
         raise ValueError(f"{path} is a page of something else and would be lost; choose another --out")
 
 
 def _tasks(name: str, predictions: Predictions) -> list[Task]:
-    """One task per image of the data set."""
+    """Return one task per image of the data set."""
     from san.d2.data.datasets import load_records, metadata_of
 
     metadata = metadata_of(name)
@@ -189,7 +190,7 @@ def _tasks(name: str, predictions: Predictions) -> list[Task]:
 
 
 def _links(evaluation: Path, out: Path) -> list[tuple[str, str]]:
-    """The error analysis of the same evaluation, where there is one."""
+    """Return the link to the error analysis of the same evaluation, if there is one."""
     page = evaluation / ORACLE_PAGE
     if not page.is_file():
         return []
@@ -200,7 +201,7 @@ def _links(evaluation: Path, out: Path) -> list[tuple[str, str]]:
 
 
 def _work(worker: ImageWorker, tasks: Sequence[Task], workers: int, title: str) -> list[Outcome]:
-    """The outcomes of all tasks, in their order."""
+    """Return the outcomes of all tasks, in order."""
     results = run_in_processes(worker, tasks, workers=workers, lost=_lost)
     bar = tqdm(results, title, len(tasks), unit="img", disable=None, dynamic_ncols=True, leave=False)
     outcomes = {outcome.task.stem: outcome for outcome in bar}
@@ -208,11 +209,11 @@ def _work(worker: ImageWorker, tasks: Sequence[Task], workers: int, title: str) 
 
 
 def _lost(task: Task) -> Outcome:
-    return Outcome(task, error="the process that worked on it died (out of memory?); run again with --workers 1")
+    return Outcome(task, error="its worker process died (out of memory?); run again with --workers 1")
 
 
 def _ordered(outcomes: Sequence[Outcome], sort: str) -> list[Outcome]:
-    """By the mIoU of the image; those without one last; equal ones by name."""
+    """Sort by the mIoU of the image, then by name; those without mIoU are last."""
 
     def key(outcome: Outcome) -> tuple[bool, float, str]:
         miou = outcome.score.miou if outcome.score else None
@@ -224,7 +225,7 @@ def _ordered(outcomes: Sequence[Outcome], sort: str) -> list[Outcome]:
 
 
 def _page(name: str, names: Sequence[str], outcomes: Sequence[Outcome], drawn: Sequence[Outcome], sort: str) -> Page:
-    """What the page shows: scores over all outcomes, pictures of those drawn."""
+    """Return the page: scores of all outcomes, pictures of those drawn."""
     scores = [outcome.score for outcome in outcomes if outcome.score]
     totals = add_up([each for score in scores for each in score.classes])
     present = [each.iou for each in totals if each.iou is not None]
@@ -244,7 +245,7 @@ def _page(name: str, names: Sequence[str], outcomes: Sequence[Outcome], drawn: S
 
 
 def add_up(scores: Sequence[ClassScore]) -> list[ClassScore]:
-    """The scores of classes over many images, worst first, those not in the truth last."""
+    """Return the scores of classes over all images, worst first, classes without ground truth last."""
     sums: dict[int, list[int]] = defaultdict(lambda: [0, 0, 0])
     for score in scores:
         for place, number in enumerate((score.correct, score.labelled, score.predicted)):
@@ -254,7 +255,7 @@ def add_up(scores: Sequence[ClassScore]) -> list[ClassScore]:
 
 
 def row_of(outcome: Outcome, names: Sequence[str]) -> Row:
-    """A line of the page."""
+    """Return a row of the page."""
     score, task = outcome.score, outcome.task
     assert score is not None
     strips: tuple[Strip, ...] = ()
@@ -266,7 +267,7 @@ def row_of(outcome: Outcome, names: Sequence[str]) -> Row:
 
 
 def _class_line(score: ClassScore, names: Sequence[str]) -> ClassLine:
-    """A class of one image, with what went wrong."""
+    """Return a class of one image, and its error."""
     if score.iou is None:
         return _line(score, names, "not there")
     if score.taken_for is None:
@@ -281,7 +282,7 @@ def _line(score: ClassScore, names: Sequence[str], note: str = "") -> ClassLine:
 
 
 def _write_scores(path: Path, name: str, names: Sequence[str], outcomes: Sequence[Outcome]) -> None:
-    """All scores in one file, for `san visualize compare`."""
+    """Write all scores to one file, for `san visualize compare`."""
     images = [
         {
             "name": outcome.task.name,

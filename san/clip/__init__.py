@@ -1,1 +1,1 @@
-"""Everything about CLIP, in plain torch: loading, the image tower in two parts, the text classifier."""
+"""CLIP in plain PyTorch: loading, the image tower in two parts, the text classifier."""

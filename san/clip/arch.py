@@ -65,7 +65,7 @@ class TextArch(Options):
 
 @dataclass(frozen=True)
 class ClipArch(Options):
-    """Two towers and what joins them.
+    """Architecture of a CLIP: both towers, and the space that they share.
 
     Attributes:
         embed_dim: E, the joint embedding width.
@@ -90,7 +90,7 @@ class ClipArch(Options):
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """The record as plain data, for a file's header."""
+        """Return the record as plain data, for the header of a file."""
         return asdict(self)
 
     @staticmethod

@@ -1,7 +1,7 @@
-"""The transformer block both CLIP towers are made of.
+"""The transformer block of both CLIP towers.
 
-B batch, T tokens, D width, N_h heads, d = D / N_h. Parameter names are open_clip's, so that its weights load as they
-are.
+B batch, T tokens, D width, N_h heads, d = D / N_h. Parameters have the names of open_clip, so
+its weights load unchanged.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class QuickGELU(nn.Module):
     """x * sigmoid(1.702 x), the activation of OpenAI's weights (guarded by tests/clip/test_loader.py)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Any shape to the same shape."""
+        """Apply the activation; the shape stays."""
         return x * torch.sigmoid(1.702 * x)
 
 
@@ -69,7 +69,7 @@ class Block(nn.Module):
         return self.finish(x, F.scaled_dot_product_attention(q, k, v, is_causal=causal))
 
     def finish(self, x: Tensor, heads: Tensor) -> Tensor:
-        """The rest of the block for tokens (B, T, D), given their attention results (B, N_h, T, d)."""
+        """Compute the rest of the block for tokens (B, T, D), given their attention results (B, N_h, T, d)."""
         x = x + self.attn.merge(heads)
         result: Tensor = x + self.mlp(self.ln_2(x))
         return result

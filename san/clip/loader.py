@@ -1,7 +1,7 @@
-"""From a CLIP's name and weights to plain records.
+"""Loads a CLIP by name and weights, as plain records.
 
 A CLIP comes from open_clip by name and tag, from a local weights file, or from a self-describing file of this project
-(`save_clip_file`), which may have a name, too (`san.clip.named.CLIPS`).
+(`save_clip_file`), which may also have a name (`san.clip.named.CLIPS`).
 """
 
 from __future__ import annotations
@@ -52,12 +52,11 @@ _UNSUPPORTED_TEXT = {
 
 @dataclass(frozen=True)
 class LoadedClip:
-    """A CLIP ready to be built.
+    """Everything that is needed to build a CLIP.
 
     Attributes:
         arch: the architecture, with QuickGELU as the weights were trained.
-        state_dict: weights under open_clip's names, as precise as their file has them; None where no pretrained weights
-            were asked for.
+        state_dict: weights under open_clip's names, in the precision of their file; None without pretrained weights.
         tokenizer: texts to ids.
         fingerprint: identifies the weights; equal weights give equal fingerprints.
     """
@@ -77,20 +76,20 @@ def load_clip(
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
 ) -> LoadedClip:
-    """Finds a CLIP by name and weights.
+    """Load a CLIP by name and weights.
 
     Args:
         name: one of `CLIPS`, or an open_clip model name of a class-token ViT ("ViT-B-16", "ViT-L-14-336", ...).
         pretrained: an open_clip tag ("openai", ...), a weights file, "tag:file" for a tag's weights in a file of yours,
             the name of one of `CLIPS` for its own weights, or None for an untrained model.
-        weights: False leaves a tag's weights out and downloads nothing; a checkpoint that has them all will bring them.
+        weights: False skips the weights of a tag and downloads nothing, because a checkpoint will provide them.
         cache_dir: of a tag's weights, see `open_clip_adapter.fetch_weights`.
-        local_files_only: never asks the network.
+        local_files_only: do not use the network.
 
     Raises:
-        ValueError: the name or the tag is unknown, or the model has not the class-token ViT that SAN needs.
-        FileNotFoundError: the weights are neither here nor to be had; the message says what to download, and where to
-            put it.
+        ValueError: the name or the tag is unknown, or the model has no class-token ViT, which SAN needs.
+        FileNotFoundError: the weights are not on this machine and cannot be downloaded; the message says what to
+            download, and where to put it.
     """
     own = CLIPS.get(name) if name in CLIPS else None
     if isinstance(own, Path):
@@ -121,8 +120,8 @@ def load_clip(
         arch = replace(arch, quick_gelu=arch.quick_gelu or bool(quick_gelu))
         if quick_gelu is None and not arch.quick_gelu and not own:
             logger.warning(
-                "%s does not say how it was trained: taken as %s with plain GELU. If these are OpenAI's weights, every "
-                "number would be off: set clip.pretrained to openai:%s",
+                "%s does not say how it was trained: it is used as %s with plain GELU. If these are OpenAI's weights, "
+                "every result would be wrong: set clip.pretrained to openai:%s",
                 file,
                 name,
                 file,
@@ -131,7 +130,7 @@ def load_clip(
 
 
 def _load_named_file(name: str, file: Path, pretrained: str | None) -> LoadedClip:
-    """A CLIP of a file with a name, one like it from another file, or its architecture without weights."""
+    """Load a named CLIP from its own file, from another file of the same kind, or without weights."""
     if not pretrained:
         return replace(_load_own_file(file), state_dict=None, fingerprint=f"{name}/untrained")
     if pretrained != name and not Path(pretrained).is_file():
@@ -144,7 +143,7 @@ def _load_named_file(name: str, file: Path, pretrained: str | None) -> LoadedCli
 
 
 def _tag_and_file(pretrained: str) -> tuple[str, Path | None]:
-    """A tag, a file, or both ("openai:ViT-B-16.safetensors"); an empty tag where only a file is named."""
+    """Split into tag and file ("openai:ViT-B-16.safetensors"); the tag is "" if only a file is given."""
     if Path(pretrained).is_file():
         return "", Path(pretrained)
     tag, colon, file = pretrained.partition(":")
@@ -160,7 +159,7 @@ def _tag_and_file(pretrained: str) -> tuple[str, Path | None]:
 
 
 def _as_trained(arch: ClipArch, record: Mapping[str, Any], *, openai: bool) -> ClipArch:
-    """The architecture with the activation and pixel statistics its weights were trained with."""
+    """Return the architecture with the activation and pixel statistics of its training."""
     return replace(
         arch,
         quick_gelu=arch.quick_gelu or openai or bool(record.get("quick_gelu")),
@@ -182,7 +181,7 @@ def _open_clip_arch(name: str) -> ClipArch:
         wrong.append("a CoCa model")
     if wrong:
         raise FieldError(
-            f"CLIP model {name!r} is no plain class-token ViT with a causal text tower ({'; '.join(wrong)}); "
+            f"CLIP model {name!r} is not a plain class-token ViT with a causal text tower ({'; '.join(wrong)}); "
             "set clip.name to one that is, such as ViT-B-16 or ViT-L-14-336",
             "clip.name",
         )
@@ -212,7 +211,7 @@ def _open_clip_arch(name: str) -> ClipArch:
 def save_clip_file(
     path: Path | str, state_dict: Mapping[str, Tensor], arch: ClipArch, *, token_ids: Sequence[int]
 ) -> None:
-    """Writes a self-describing CLIP in half precision.
+    """Write a self-describing CLIP file in half precision.
 
     Args:
         path: a `.safetensors` file.
@@ -235,9 +234,9 @@ def save_clip_file(
 def _load_own_file(path: Path) -> LoadedClip:
     header = read_metadata(path)
     if header.get("format") != "san-clip":
-        read_tensors(path)  # a damaged file is said to be that
+        read_tensors(path)  # reports a damaged file as damaged
         raise ValueError(
-            f"{str(path)!r} is no CLIP file of this project; write one with san.clip.loader.save_clip_file"
+            f"{str(path)!r} is not a CLIP file of this project; write one with san.clip.loader.save_clip_file"
         )
     try:
         arch = ClipArch.from_dict(parse_json(header["arch"]))

@@ -1,4 +1,4 @@
-"""CLIPs by name, beside open_clip's."""
+"""Named CLIPs, in addition to those of open_clip."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ if TYPE_CHECKING:
     from san.clip.arch import ClipArch
 
 CLIPS: Registry[ClipArch | Path] = Registry("CLIP", "clip.name", own="san.named_clips")
-"""What a name stands for: an architecture without weights of its own, or a file of `san.clip.loader.save_clip_file`,
-whose weights have the CLIP's name. Rooms above `san.clip` add theirs."""
+"""The CLIP of a name: an architecture without weights, or a file of `san.clip.loader.save_clip_file`, whose weights
+have the same name. Rooms above `san.clip` add theirs."""

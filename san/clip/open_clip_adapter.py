@@ -1,7 +1,7 @@
-"""What open_clip knows and has: the only file that imports it.
+"""Models, weights and tokenizer of open_clip. Only this file imports it.
 
-Importing open_clip brings torchvision and timm along, 4 s and 280 MB, so every function does it for itself, and an
-architecture is read from open_clip's own data files where that is enough.
+The import also loads torchvision and timm and takes 4 s and 280 MB. Therefore each function imports open_clip itself,
+and architectures are read from its data files where possible.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ OPENAI_MODELS = ("ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-L-14-336")
 
 
 def model_config(name: str) -> Mapping[str, Any]:
-    """The configuration of an open_clip model, under open_clip's keys.
+    """Return the configuration of an open_clip model, with open_clip's keys.
 
     Raises:
         ValueError: open_clip knows no such model.
@@ -52,7 +52,7 @@ def model_config(name: str) -> Mapping[str, Any]:
 
 
 def _packaged_config(name: str) -> Mapping[str, Any] | None:
-    """The data file of a model inside the package, which is found without importing it; None where there is none."""
+    """Return a model's data file in the package, without importing it; None if there is none."""
     spec = find_spec("open_clip")
     for folder in (spec.submodule_search_locations or ()) if spec else ():
         files = {path.stem: path for path in (Path(folder) / "model_configs").glob("*.json")}
@@ -63,10 +63,10 @@ def _packaged_config(name: str) -> Mapping[str, Any] | None:
 
 
 def trained_as(name: str, tag: str) -> Mapping[str, Any]:
-    """Activation and pixel statistics of a tag: `tag_record`, or what OpenAI's are known to be.
+    """Return activation and pixel statistics of a tag: `tag_record`, or the known ones of OpenAI.
 
     Raises:
-        ValueError: there is no such tag of this model.
+        ValueError: the model has no such tag.
     """
     if tag == "openai" and name in OPENAI_MODELS:
         return {"quick_gelu": True, "mean": OPENAI_MEAN, "std": OPENAI_STD}
@@ -74,10 +74,10 @@ def trained_as(name: str, tag: str) -> Mapping[str, Any]:
 
 
 def tag_record(name: str, tag: str) -> dict[str, Any]:
-    """What open_clip knows of a tag: activation, pixel statistics, and where its weights are.
+    """Return open_clip's record of a tag: activation, pixel statistics, and where its weights are.
 
     Raises:
-        ValueError: there is no such tag of this model.
+        ValueError: the model has no such tag.
     """
     import open_clip
 
@@ -92,7 +92,7 @@ def tag_record(name: str, tag: str) -> dict[str, Any]:
 
 
 def openai_hashes() -> set[str]:
-    """SHA-256 of the TorchScript files OpenAI published; their addresses hold it."""
+    """Return the SHA-256 of OpenAI's TorchScript files, which their URLs contain."""
     import open_clip
 
     names = open_clip.list_pretrained_models_by_tag("openai")
@@ -101,17 +101,18 @@ def openai_hashes() -> set[str]:
 
 
 def fetch_weights(name: str, tag: str, *, cache_dir: str | Path | None = None, local_files_only: bool = False) -> Path:
-    """The weights file of an open_clip tag, from its cache or its hub.
+    """Return the weights file of an open_clip tag, from the cache or the hub.
 
     Args:
         name: of the model.
         tag: of its weights.
         cache_dir: instead of huggingface_hub's cache and ~/.cache/clip.
-        local_files_only: never asks the network; nor does it with HF_HUB_OFFLINE.
+        local_files_only: do not use the network; HF_HUB_OFFLINE does the same.
 
     Raises:
-        FileNotFoundError: it is neither here nor to be had; the message says what to download, and where to put it.
-        ValueError: there is no such tag of this model.
+        FileNotFoundError: it is not on this machine and cannot be downloaded; the message says what to download, and
+            where to put it.
+        ValueError: the model has no such tag.
     """
     import open_clip
     from huggingface_hub import constants
@@ -134,7 +135,7 @@ def fetch_weights(name: str, tag: str, *, cache_dir: str | Path | None = None, l
     reason = "and the network was not asked" if offline else "and there is no home folder to keep them in"
     if folder and not offline:
         try:
-            if not here and not getproxies():  # without a network, say so now and not after a minute of retries
+            if not here and not getproxies():  # without a network, fail now and not after a minute of retries
                 socket.getaddrinfo(urlparse(source).hostname, 443)
             return Path(open_clip.download_pretrained(record, cache_dir=folder))  # checks the sum of what is there
         except (OSError, RuntimeError) as error:
@@ -147,7 +148,7 @@ def fetch_weights(name: str, tag: str, *, cache_dir: str | Path | None = None, l
 
 
 def _kept(folder: Path, hub: str, files: Sequence[str]) -> Path | None:
-    """The first of some files in huggingface_hub's cache, or in open_clip's where `hub` names no repository."""
+    """Return the first of some files in huggingface_hub's cache, or in open_clip's if `hub` is ""."""
     from huggingface_hub import try_to_load_from_cache
 
     for name in files:
@@ -158,19 +159,19 @@ def _kept(folder: Path, hub: str, files: Sequence[str]) -> Path | None:
 
 
 def open_tokenizer(context_length: int) -> Any:
-    """CLIP's byte-pair tokenizer: called with texts it gives their ids (N, context_length)."""
+    """Return CLIP's byte-pair tokenizer: texts -> ids (N, context_length)."""
     import open_clip
 
     return open_clip.SimpleTokenizer(context_length=context_length)
 
 
 def open_clip_version() -> str:
-    """Of the installed package, which is not imported for it."""
+    """Return the version of the installed package, without importing it."""
     return version("open_clip_torch")
 
 
 def build_trainable_clip(arch: ClipArch) -> nn.Module:
-    """An untrained open_clip CLIP of this architecture: encode_image, encode_text and logit_scale, to be pretrained."""
+    """Return an untrained open_clip CLIP, for pretraining: encode_image, encode_text and logit_scale."""
     from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 
     vision, text = arch.vision, arch.text

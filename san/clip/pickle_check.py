@@ -1,7 +1,7 @@
-"""What a pickle of weights would make, measured before any of it is made.
+"""Measures what a pickle of weights would create, before it is loaded.
 
-`torch.load(weights_only=True)` runs no code of a file, but makes whatever the file asks for: a few bytes can stand for
-gigabytes, by values that hold each other over and over or by constructors that are given a size.
+`torch.load(weights_only=True)` runs no code of a file, but creates every value that the file describes. A few bytes can
+describe gigabytes, with values nested in each other many times, or with constructors that take a size.
 """
 
 from __future__ import annotations
@@ -11,22 +11,22 @@ import re
 from typing import IO, Any
 
 MAX_BYTES = 8 << 20
-"""Of a pickle; the numbers of its tensors lie outside it. That of 8000 tensors has 0.8 MB."""
+"""Bytes of a pickle, without the numbers of its tensors. A pickle of 8000 tensors has 0.8 MB."""
 
 MAX_STEPS = 500_000
 """Instructions of a pickle; 8000 tensors take 270,000."""
 
 MAX_VALUES = 4_000_000
-"""Values that all parts of a pickle stand for, each counted wherever it is held; 8000 tensors take 1.4 million."""
+"""Values of all parts of a pickle, each counted wherever it is contained; 8000 tensors have 1.4 million."""
 
 _CALLED = re.compile(
     r"collections (OrderedDict|Counter)|(builtins|__builtin__) (set|complex)|torch (Size|device)"
     r"|torch\._utils _rebuild_(parameter|tensor(_v2|_v3)?)"
 )
-"""What may be called: makers of plain data and of dense tensors. None makes more than it is given."""
+"""What may be called: constructors of plain data and dense tensors, which create no more than their arguments."""
 
 _NAMED = re.compile(r"torch ([a-z]\w*|\w+Storage)|torch\.storage UntypedStorage")
-"""What may be named but not called: types of numbers and of storages."""
+"""What may be referenced but not called: number types and storages."""
 
 _VALUES = (
     "NONE", "NEWTRUE", "NEWFALSE", "EMPTY_TUPLE", "EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET",
@@ -37,16 +37,16 @@ _TAKEN = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "BINPERSID": 1, "REDUCE": 2, "A
 
 _MARKED = ("TUPLE", "APPENDS", "SETITEMS")
 _FILLS = ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "BUILD")
-"""They put what they take into the value below it; the others make a new value of it."""
+"""They add what they take to the value below it; the others create a new value."""
 
 _CHARACTERS = 16  # of a text that count as one value
 
 
 class _Part:
-    """A value of the pickle.
+    """A value in the pickle.
 
     Attributes:
-        size: values it stands for.
+        size: number of values in it.
         kind: the name of a global, or "made by" and that name; else "".
         shared: fetched from the memo, so that several values may hold it.
     """
@@ -58,13 +58,13 @@ class _Part:
 
 
 def check_pickle(stream: IO[bytes]) -> None:
-    """Refuses a pickle that asks for more than dense tensors and plain data, or for more of them than weights need.
+    """Refuse a pickle with anything but dense tensors and plain data, or with more of them than weights need.
 
     Args:
-        stream: stands at the pickle's first byte, afterwards behind its last.
+        stream: positioned at the pickle's first byte; afterwards after its last.
 
     Raises:
-        ValueError: with what it asks for; of a damaged one also LookupError.
+        ValueError: names what is refused; a damaged pickle may also raise LookupError.
     """
     stack: list[_Part] = []
     marks: list[int] = []
@@ -99,7 +99,7 @@ def check_pickle(stream: IO[bytes]) -> None:
             raise ValueError(f"its pickle holds the instruction {name}, which torch.save does not write")
         if steps >= MAX_STEPS or values > MAX_VALUES:
             raise ValueError(
-                f"its pickle has over {MAX_STEPS:,} instructions, or stands for over {MAX_VALUES:,} values, far more "
+                f"its pickle has over {MAX_STEPS:,} instructions, or describes over {MAX_VALUES:,} values, far more "
                 "than weights take"
             )
 
@@ -117,6 +117,6 @@ def _called(name: str) -> str:
 
 
 def _check_filling(instruction: str, target: _Part) -> None:
-    """Values hold what they held when others counted them, and an OrderedDict alone has attributes."""
+    """Refuse changes of values that others have counted already, and attributes of anything but an OrderedDict."""
     if target.shared or (instruction == "BUILD" and target.kind != "made by collections OrderedDict"):
         raise ValueError("it changes a value in a way that torch.save does not write")

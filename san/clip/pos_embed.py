@@ -1,4 +1,4 @@
-"""Positional embeddings resized from the grid they were trained for to the grid at hand."""
+"""Resizes positional embeddings from their training grid to the grid of an image."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def resize_pos_embed(embed: Tensor, native: tuple[int, int], grid: tuple[int, in
     Returns:
         (h * w, D); `embed` itself where the grids are equal.
     """
-    if not is_dynamic(grid) and native == grid:  # in this order: a question about a dynamic grid fixes it
+    if not is_dynamic(grid) and native == grid:  # in this order: a comparison fixes a dynamic grid
         return embed
     image = embed.float().view(1, *native, -1).permute(0, 3, 1, 2)  # (1, D, h, w)
     resized = F.interpolate(image, size=grid, mode="bicubic", align_corners=False)
@@ -28,5 +28,5 @@ def resize_pos_embed(embed: Tensor, native: tuple[int, int], grid: tuple[int, in
 
 
 def is_dynamic(grid: tuple[int, int]) -> bool:
-    """Whether torch.export traces this grid as a dynamic one, of which a question has one answer for all sizes."""
+    """Whether torch.export traces this grid with dynamic sizes; a comparison would then fix them."""
     return any(isinstance(each, torch.SymInt) for each in grid)

@@ -1,4 +1,4 @@
-"""Which prompts are longer than CLIP reads, and where it stops reading them."""
+"""Finds prompts that are longer than CLIP reads, and where it stops."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from san.clip.tokenizer import Tokenizer
 
 
 def cut_remarks(prompts_of: Mapping[str, Sequence[str]], tokenizer: Tokenizer, limit: int) -> dict[str, str]:
-    """A remark on each text of whose prompts CLIP does not read the end; it says where CLIP stops.
+    """Return a remark for each text whose prompts are too long for CLIP; it says where CLIP stops.
 
     Args:
         prompts_of: the prompts of each text.
@@ -34,7 +34,7 @@ def cut_remarks(prompts_of: Mapping[str, Sequence[str]], tokenizer: Tokenizer, l
 def _long_prompts(
     prompts_of: Mapping[str, Sequence[str]], tokenizer: Tokenizer, limit: int
 ) -> dict[str, Sequence[str]]:
-    """The prompts of the texts that may be too long, by counting each different word once."""
+    """Return the prompts of texts that may be too long; each different word is counted once."""
     room = limit - 2  # start and end
     # a token is at least one byte
     long = {text: own for text, own in prompts_of.items() if max(len(prompt.encode()) for prompt in own) > room}
@@ -48,9 +48,9 @@ def _long_prompts(
 
 
 def _words_read(prompt: str, tokenizer: Tokenizer, limit: int) -> int:
-    """How many of a prompt's words fit into `limit` tokens, start and end among them.
+    """Return how many of a prompt's words fit into `limit` tokens, including start and end.
 
-    A tokenizer does not say what it cut, but words become tokens one by one, so their lengths add up.
+    A tokenizer does not report what it cut. It splits each word by itself, so the lengths can be added.
     """
     words = prompt.split()
     if int(tokenizer([prompt]).argmax()) < limit - 1:
@@ -60,7 +60,7 @@ def _words_read(prompt: str, tokenizer: Tokenizer, limit: int) -> int:
 
 
 def _num_tokens(texts: Sequence[str], tokenizer: Tokenizer) -> list[int]:
-    """Tokens of each text between start and end, as many as CLIP reads."""
+    """Return the number of tokens of each text between start and end, as far as CLIP reads."""
     counts: list[int] = (tokenizer(texts).argmax(dim=-1) - 1).tolist()
     return counts
 

@@ -1,9 +1,9 @@
-"""Many prompts through CLIP's text tower with no token computed twice or in vain.
+"""Encodes many prompts with CLIP's text tower, without redundant or unused tokens.
 
-The tower is causal: a token sees only itself and those before it. So nothing after a prompt's end-of-text changes its
-embedding, prompts that begin alike (as those of one template do) have the same tokens' values up to where they part,
-and of the last block only the end-of-text token's row is read. Sorted by what is left of them, prompts hardly need
-padding. Compared with 77 tokens each, 847 classes in 14 templates take 1/14 of the multiply-adds.
+The tower is causal: a token sees only itself and earlier tokens. Therefore tokens after end-of-text are skipped, the
+shared beginning of prompts (of one template) is computed once, and the last block is computed for end-of-text only.
+Prompts are sorted by the number of their remaining tokens, so they need little padding. For 847 classes in 14
+templates this takes 1/14 of the multiply-adds of 77 tokens each.
 
 N prompts, K kinds of them, T tokens, P tokens of a shared beginning, S tokens of the rest, D width, N_h heads,
 d = D / N_h, L blocks. Source: docs/method.md#6.1.
@@ -23,16 +23,16 @@ from san.clip.blocks import Block
 from san.clip.text_tower import TextTower
 
 _WORTH_SHARING = 512
-"""Tokens that sharing must save before a pass is made for the beginnings: each pass reads every weight."""
+"""Tokens that sharing must save: the pass for the beginnings reads every weight once more."""
 
 
 @dataclass(frozen=True)
 class Beginnings:
-    """What all prompts of a kind begin with, computed once.
+    """The shared beginnings of the prompts of each kind.
 
     Attributes:
-        lengths: (K,) int64, tokens that are shared.
-        keys, values: per block (K, N_h, P, d), those of the longest; shorter ones' last are not to be seen.
+        lengths: (K,) int64, number of shared tokens.
+        keys, values: per block (K, N_h, P, d), padded to the longest; the padding is masked.
     """
 
     lengths: Tensor
@@ -41,19 +41,19 @@ class Beginnings:
 
 
 def encode_prompts(tower: TextTower, tokens: Tensor, kinds: Tensor, *, tokens_per_pass: int) -> Tensor:
-    """Embeddings (N, E), not normalised, as `TextTower.encode_text` gives them of the whole rows.
+    """Return embeddings (N, E), not normalised, equal to those of `TextTower.encode_text`.
 
     Args:
-        tower: whose weights.
+        tower: the text tower.
         tokens: (N, T) ids on the CPU; the largest of a row is its end-of-text.
-        kinds: (N,) int64 from 0, which prompts may begin alike (the template's index); any numbers are right.
-        tokens_per_pass: how many tokens go through the tower together, about.
+        kinds: (N,) int64 from 0; prompts of one kind (template) may share their beginning. Any numbers are correct.
+        tokens_per_pass: approximate number of tokens per forward pass.
     """
     ends = tokens.argmax(dim=-1)  # (N,)
     lengths = shared_lengths(tokens, ends, kinds)
     beginnings = _begin(tower, tokens, kinds, lengths) if lengths.any() else Beginnings(lengths)
     own = lengths[kinds]  # (N,)
-    order = ((ends - own) * tokens.shape[1] + own).argsort(stable=True)  # by what is left, then by where it begins
+    order = ((ends - own) * tokens.shape[1] + own).argsort(stable=True)  # by remaining tokens, then by the start
     result = tower.text_projection.new_empty(len(tokens), tower.text_projection.shape[1])
     for rows in _passes(order, (ends + 1 - own)[order].tolist(), tokens_per_pass):
         result[rows.to(result.device, non_blocking=True)] = _finish(
@@ -63,15 +63,15 @@ def encode_prompts(tower: TextTower, tokens: Tensor, kinds: Tensor, *, tokens_pe
 
 
 def shared_lengths(tokens: Tensor, ends: Tensor, kinds: Tensor) -> Tensor:
-    """(K,) how many tokens all prompts of a kind begin with, end-of-text left out; all 0 where it is not worth it."""
+    """Return (K,) the number of shared tokens per kind, without end-of-text; all 0 if sharing saves too little."""
     shared, saved = [], 0
     for kind in range(int(kinds.max()) + 1):
         rows = tokens[kinds == kind]
         if len(rows) == 0:
             shared.append(0)
             continue
-        alike = int((rows == rows[0]).all(dim=0).long().cumprod(dim=0).sum())
-        shared.append(min(alike, int(ends[kinds == kind].min())))
+        equal = int((rows == rows[0]).all(dim=0).long().cumprod(dim=0).sum())
+        shared.append(min(equal, int(ends[kinds == kind].min())))
         saved += shared[-1] * (len(rows) - 1)
     if saved < _WORTH_SHARING:
         return torch.zeros(len(shared), dtype=torch.long)
@@ -79,7 +79,7 @@ def shared_lengths(tokens: Tensor, ends: Tensor, kinds: Tensor) -> Tensor:
 
 
 def _passes(order: Tensor, sizes: Sequence[int], tokens_per_pass: int) -> list[Tensor]:
-    """`order`, whose prompts have these numbers of tokens, ascending, cut into passes of about so many tokens."""
+    """Split `order`, prompts of ascending `sizes`, into passes of about `tokens_per_pass` tokens."""
     counts, count = [], 0
     for size in sizes:
         if count and (count + 1) * size > tokens_per_pass:
@@ -90,7 +90,7 @@ def _passes(order: Tensor, sizes: Sequence[int], tokens_per_pass: int) -> list[T
 
 
 def _begin(tower: TextTower, tokens: Tensor, kinds: Tensor, lengths: Tensor) -> Beginnings:
-    """Keys and values of all kinds' beginnings: one pass of K rows."""
+    """Compute keys and values of all beginnings in one pass of K rows."""
     first = torch.stack([(kinds == kind).long().argmax() for kind in range(len(lengths))])  # of each kind
     ids = tokens[first, : int(lengths.max())].to(tower.positional_embedding.device, non_blocking=True)  # (K, P)
     every, positions = torch.arange(len(ids), device=ids.device), torch.arange(ids.shape[1], device=ids.device)
@@ -100,13 +100,13 @@ def _begin(tower: TextTower, tokens: Tensor, kinds: Tensor, lengths: Tensor) -> 
         q, k, v = block.attn.project(block.ln_1(x))  # (K, N_h, P, d)
         keys.append(k)
         values.append(v)
-        if len(keys) < len(tower.transformer.resblocks):  # nobody reads what the last block makes of them
+        if len(keys) < len(tower.transformer.resblocks):  # the result of the last block is not used
             x = block.finish(x, F.scaled_dot_product_attention(q, k, v, is_causal=True))
     return Beginnings(lengths, tuple(keys), tuple(values))
 
 
 def _finish(tower: TextTower, tokens: Tensor, kinds: Tensor, ends: Tensor, beginnings: Beginnings) -> Tensor:
-    """Embeddings (N, E) of prompts (N, T) whose beginnings are there."""
+    """Return embeddings (N, E) of prompts (N, T), given their beginnings."""
     device = tower.positional_embedding.device
     shared = beginnings.lengths[kinds]  # (N,)
     longest, size = int(shared.max()), int((ends + 1 - shared).max())  # P, S
@@ -124,7 +124,7 @@ def _finish(tower: TextTower, tokens: Tensor, kinds: Tensor, ends: Tensor, begin
         if longest:
             k = torch.cat([beginnings.keys[index][kinds, :, :longest], k], dim=2)  # (N, N_h, P + S, d)
             v = torch.cat([beginnings.values[index][kinds, :, :longest], v], dim=2)
-        if index == len(tower.transformer.resblocks) - 1:  # of which only end-of-text is read
+        if index == len(tower.transformer.resblocks) - 1:  # only end-of-text is used
             q, x, seen = q[rows, :, last].unsqueeze(2), x[rows, last].unsqueeze(1), seen[rows, :, last].unsqueeze(2)
         x = block.finish(x, F.scaled_dot_product_attention(q, k, v, attn_mask=seen))
     embed: Tensor = tower.ln_final(x[:, 0]) @ tower.text_projection

@@ -1,4 +1,4 @@
-"""What the text embedder is given to make prompts with."""
+"""The interface of what makes prompts, for the text embedder."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Protocol
 
 
 class Prompts(Protocol):
-    """What makes prompts of a name, such as `san.clip.templates.Templates`."""
+    """Makes prompts of a name; `san.clip.templates.Templates` is one."""
 
     @property
     def identity(self) -> str:
-        """Equal for two if and only if they make the same prompts; embeddings on disk are known by it."""
+        """Equal if and only if the prompts are equal; part of the key of embeddings on disk."""
 
     def __call__(self, name: str) -> Sequence[str]:
-        """The prompts of a name, as many for every name.
+        """Return the prompts of a name; their number is the same for every name.
 
-        Prompts of the same index may begin alike for all names; what they share is computed once.
+        The shared beginning of prompts of the same index is computed once.
         """
 
 

@@ -1,4 +1,4 @@
-"""The prompt template sets by name; templates.json is their one source."""
+"""Named sets of prompt templates, read from templates.json."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from san.registry import NoOptions, Registry
 PROMPTS: Registry[Callable[..., Prompts]] = Registry(
     "kind of prompts", "prompts.name", "prompts.options.", own=__name__
 )
-"""Called with options and the templates of `clip.templates`, and returns what makes prompts of a name."""
+"""An entry is called with its options and the templates of `clip.templates`, and returns a `Prompts`."""
 
 MAX_TEMPLATES, MAX_LENGTH = 1000, 500
-"""Of a list of one's own, and characters of each."""
+"""Limits of a custom list: number of templates, and characters of each."""
 
 
 @dataclass(frozen=True)
 class Templates:
-    """Makes prompts by putting a name into templates; see `san.clip.text_embedder.Prompts`.
+    """Makes prompts by inserting a name into templates; a `san.clip.prompts.Prompts`.
 
     Attributes:
         texts: as `load_templates` gives them.
@@ -40,13 +40,13 @@ class Templates:
         return str(self.texts)
 
     def __call__(self, name: str) -> list[str]:
-        """A prompt per template."""
+        """Return one prompt per template."""
         return [template.format(name) for template in self.texts]
 
 
 @PROMPTS.register("templates")
 def template_prompts(options: NoOptions, templates: Sequence[str]) -> Templates:
-    """The prompts of `clip.templates`, see `load_templates`."""
+    """Make the prompts of `clip.templates`; see `load_templates`."""
     return Templates(tuple(templates))
 
 
@@ -79,14 +79,14 @@ def _sets() -> dict[str, tuple[str, ...]]:
 
 
 def load_templates(templates: str | Sequence[str]) -> tuple[str, ...]:
-    """The prompts of a set, or of your own list, each with one "{}" for the class name.
+    """Return the templates of a set, or check a custom list; each has one "{}" for the class name.
 
     Args:
         templates: "vild" (14 prompts, the published default), "imagenet" (80) or "plain" (the bare name); or the
             prompts themselves.
 
     Raises:
-        ValueError: there is no such set, or a prompt is not of this form.
+        ValueError: the set does not exist, or a prompt has another form.
     """
     sets = _sets()
     if isinstance(templates, str):

@@ -1,9 +1,9 @@
-"""Text embeddings on disk: what one process has embedded, no later one embeds again.
+"""Text embeddings on disk, shared by later runs and other processes.
 
 Legend: N embeddings of width E. A folder per text tower (its fingerprint: weights, architecture, tokenizer, templates)
-holds immutable files of embeddings. A new file is written under another name and then moved into place, so a reader
-sees a whole file or none, and any number of processes may read and write at once without a lock. Many small files are
-now and then merged into one.
+contains immutable files of embeddings. A new file is written under a temporary name and then renamed, so readers see
+only complete files, and any number of processes may read and write without a lock. Small files are merged from time to
+time.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ _MAX_BYTES = 512 << 20  # of a file; as many entries of the widest CLIP, 2048, h
 
 
 def default_folder() -> Path | None:
-    """Where embeddings are kept unless somebody says otherwise: `DEFAULT_FOLDER`; None where the user has no home."""
+    """Return `DEFAULT_FOLDER` without ``~``; None if the user has no home folder."""
     return home_folder(DEFAULT_FOLDER)
 
 
 def resolve_folder(setting: str | Path | None, cache_root: str | None = None) -> Path | None:
-    """The folder that a setting means.
+    """Return the folder of a setting.
 
     Args:
         setting: "auto", a folder, or "" or None for no cache on disk.
-        cache_root: the folder of all of SAN's caches, as SAN_CACHE names it; decides what "auto" means.
+        cache_root: the folder of all caches of SAN (SAN_CACHE), for "auto".
 
     Returns:
-        None for no cache on disk, as for "auto" where the user has no home folder.
+        None for no cache on disk, also for "auto" without a home folder.
 
     Raises:
-        ValueError: a folder begins with ``~`` and there is no such home.
+        ValueError: a folder begins with ``~`` and that home folder does not exist.
     """
     if setting is None or setting == "":
         return None
@@ -59,13 +59,13 @@ def resolve_folder(setting: str | Path | None, cache_root: str | None = None) ->
 class TextCache:
     """The embeddings of one text tower on disk.
 
-    What cannot be read or written is reported once through logging; then the embedding is recomputed, or not kept.
+    If a file cannot be read or written, a warning is logged once, and the embeddings are recomputed or not stored.
 
     Args:
         root: folder of all text towers' embeddings; made when the first is written.
         fingerprint: identifies the text tower, as a file name.
-        max_entries: embeddings kept; of more, the oldest are dropped when files are merged.
-        width: E, which a file's embeddings must have; None takes any.
+        max_entries: maximum number of embeddings; the oldest are dropped when files are merged.
+        width: E of valid files; None accepts any.
     """
 
     def __init__(
@@ -78,14 +78,14 @@ class TextCache:
         self._can_write = True
 
     def load(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        """Those of the texts that are kept, with their embeddings (E,) float32."""
+        """Return the stored embeddings (E,) float32 of these texts, by text."""
         keys = {text: _key(text) for text in texts}
         if not all(key in self._entries for key in keys.values()):
             self._read_files()
         return {text: self._entries[key] for text, key in keys.items() if key in self._entries}
 
     def store(self, embeddings: Mapping[str, Tensor]) -> None:
-        """Keep embeddings (E,) of texts."""
+        """Store embeddings (E,) of texts."""
         if not embeddings or not self._can_write:
             return
         fresh = {_key(text): value.detach().float().cpu() for text, value in embeddings.items()}
@@ -104,10 +104,10 @@ class TextCache:
             )
 
     def _files(self) -> list[Path]:
-        """Files of embeddings, oldest first."""
+        """Return the files of embeddings, oldest first."""
         try:
             found = [entry for entry in os.scandir(self.folder) if entry.name.endswith(".safetensors")]
-            # one with a dot is being written; a pipe or a device would be read without end
+            # names with a dot are being written; a pipe or device would never end
             names = [entry.name for entry in found if not entry.name.startswith(".") and os.path.isfile(entry.path)]
         except (FileNotFoundError, NotADirectoryError):
             return []
@@ -118,7 +118,7 @@ class TextCache:
         return [self.folder / name for _, name in sorted(files)]
 
     def _read_files(self) -> None:
-        """Takes in the files that were not read yet."""
+        """Read files that were not read yet."""
         damaged: list[str] = []
         try:
             for path in self._files():
@@ -130,7 +130,7 @@ class TextCache:
         self._report(damaged)
 
     def _report(self, damaged: Sequence[str]) -> None:
-        """One warning for all files that were damaged."""
+        """Log one warning for all damaged files."""
         if damaged:
             logger.warning(
                 "%d file(s) of text embeddings are damaged and were removed, such as %s: they are recomputed",
@@ -139,11 +139,11 @@ class TextCache:
             )
 
     def _contents(self, path: Path, damaged: list[str]) -> dict[str, Tensor]:
-        """What a file holds; a damaged one is added to `damaged`, removed and holds nothing."""
+        """Return the embeddings of a file; a damaged one is removed and added to `damaged`."""
         try:
             with open(path, "rb") as file:
                 content = file.read(_MAX_BYTES + 1) if path.stat().st_size <= _MAX_BYTES else b""
-        except FileNotFoundError:  # merged by another process, whose file is read in its turn
+        except FileNotFoundError:  # merged by another process, whose file is read too
             return {}
         try:
             return _decode(content, self._width)
@@ -154,7 +154,7 @@ class TextCache:
             return {}
 
     def _write(self, entries: Mapping[str, Tensor]) -> str:
-        """Writes one file; its name, which follows from what it holds."""
+        """Write one file, and return its name, a hash of the content."""
         content = _encode(entries)
         path = self.folder / f"{hashlib.sha256(content).hexdigest()[:32]}.safetensors"
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -163,13 +163,13 @@ class TextCache:
         return path.name
 
     def _merge(self) -> None:
-        """All files into one; only files whose content is in the new one are removed."""
+        """Merge all files into one, then remove those whose content it contains."""
         merged: dict[str, Tensor] = {}
         damaged: list[str] = []
         files = self._files()
         for path in files:
             for key, value in self._contents(path, damaged).items():
-                merged.pop(key, None)  # a later file makes an entry young again
+                merged.pop(key, None)  # a later file renews an entry
                 merged[key] = value
         self._report(damaged)
         kept = dict(list(merged.items())[-self._max_entries :])
@@ -181,7 +181,7 @@ class TextCache:
 
 
 def _key(text: str) -> str:
-    """What stands for a text in a file: a hash, so that the file does not show people's words."""
+    """Return the key of a text in a file: a hash, so that words cannot be read from it."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
@@ -195,10 +195,10 @@ def _encode(entries: Mapping[str, Tensor]) -> bytes:
 
 
 def _decode(content: bytes, width: int | None = None) -> dict[str, Tensor]:
-    """The embeddings of a file's content.
+    """Decode the content of a file.
 
     Raises:
-        ValueError: it is damaged, too large, of another form or of another width.
+        ValueError: it is damaged, too large, or has another format or width.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
@@ -208,7 +208,7 @@ def _decode(content: bytes, width: int | None = None) -> dict[str, Tensor]:
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
         keys = json.loads(header["keys"])
         if header["format"] != _FORMAT:
-            raise ValueError("it is of another form")
+            raise ValueError("it has another format")
         if table.dtype != torch.float32 or table.ndim != 2 or table.shape[1] != (width or table.shape[1]):
             raise ValueError(f"it holds no embeddings of width {width or 'E'} in single precision")
         if header["sha256"] != _checksum(header["keys"], table):
@@ -216,7 +216,7 @@ def _decode(content: bytes, width: int | None = None) -> dict[str, Tensor]:
         if not torch.isfinite(table).all():
             raise ValueError("it holds NaN or infinite embeddings")
         if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or len({*keys}) < len(keys):
-            raise ValueError("its texts are no list of distinct keys")
+            raise ValueError("its texts are not a list of distinct keys")
         return dict(zip(keys, table.unbind(), strict=True))
     except (SafetensorError, LookupError, TypeError, AttributeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error

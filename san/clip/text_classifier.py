@@ -17,13 +17,13 @@ from san.clip.prompts import Prompts, learnt_contexts
 from san.clip.text_embedder import TextEmbedder, TextEmbeddings
 from san.clip.text_tower import TextTower
 from san.clip.tokenizer import Tokenizer
-from san.io.errors import excerpt
+from san.io.errors import excerpt, listed
 from san.torch_defaults import torch_defaults, without_autocast
 from san.vocabulary.classes import ClassText
 
 logger = logging.getLogger(__name__)
 
-_MAX_LOGGED = 32_768  # remarks remembered, so that each is logged once
+_MAX_LOGGED = 32_768  # remembered remarks, each of which is logged once
 _MAX_SHOWN = 10  # words in one warning
 
 OWN_PARAMETERS = ("no_object_embed", "context_offset")
@@ -39,7 +39,7 @@ class TextClassifier(TextTower):
         prompts: names to prompts.
 
     Attributes:
-        embedder: names to embeddings, with the memory of them and the remarks on them.
+        embedder: names to embeddings, with caches and remarks.
         context_offset: (P, M, D), added to the embeddings of the first tokens of prompts of P templates, of which
             `context_length` are counted; None if the prompts learn nothing.
         context_length: (P, 1), tokens of each template's learnt context.
@@ -51,7 +51,7 @@ class TextClassifier(TextTower):
         super().__init__(arch)
         self.logit_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
         self.no_object_embed = nn.Parameter(torch.randn(1, arch.embed_dim) * arch.embed_dim**-0.5)
-        nn.init.normal_(self.token_embedding.weight, std=0.02)  # last: what a seed draws depends on the order
+        nn.init.normal_(self.token_embedding.weight, std=0.02)  # last: random numbers depend on the order
         self.embedder = TextEmbedder(tokenizer, prompts)
         self.context_offset: nn.Parameter | None = None
         if contexts := learnt_contexts(prompts):
@@ -62,7 +62,7 @@ class TextClassifier(TextTower):
         self._logged: set[str] = set()
 
     def embed(self, classes: Sequence[str | ClassText]) -> Tensor:
-        """Text embeddings (C, E), see `TextEmbedder.embed`, whose remarks are logged, each once.
+        """Return text embeddings (C, E), see `TextEmbedder.embed`; logs each remark once.
 
         In training with a learnt context they are computed with a gradient, on every call.
         """
@@ -76,7 +76,7 @@ class TextClassifier(TextTower):
     def logits(self, sls_embed: Tensor, text_embed: Tensor) -> Tensor:
         """Class logits (B, Q, C + 1), "no object" last, of unit-length [SLS] embeddings (B, Q, E) for names (C, E).
 
-        In float32 also under autocast: half precision would be off by up to 0.3 at the scale of trained weights.
+        Computed in float32 also under autocast: half precision has errors of up to 0.3 at the trained logit scale.
         """
         with without_autocast(sls_embed.device):
             no_object = F.normalize(self.no_object_embed.float(), dim=-1)
@@ -102,16 +102,15 @@ class TextClassifier(TextTower):
             yield "context_offset", self.context_offset
 
     def _log_remarks(self, text: TextEmbeddings) -> None:
-        """One warning for the unknown words and one for the texts that are cut, of those not logged before."""
+        """Log one warning for new unknown words, and one for new texts that are cut."""
         unknown = [word for word in text.unknown if word not in self._logged]
         cut = [name for name in text.cut if name not in self._logged]
         if len(self._logged) > _MAX_LOGGED:
             self._logged.clear()
         self._logged.update(unknown, cut)
         if unknown:
-            shown = ", ".join(map(excerpt, unknown[:_MAX_SHOWN]))
-            more = f" and {len(unknown) - _MAX_SHOWN} more" if len(unknown) > _MAX_SHOWN else ""
-            logger.warning("the small CLIP has never met %s%s: embeddings of it mean little", shown, more)
+            shown = listed(map(excerpt, unknown), _MAX_SHOWN)
+            logger.warning("the small CLIP does not know %s: their embeddings mean little", shown)
         if cut:
             more = f" (and {len(cut) - 1} more such names)" if len(cut) > 1 else ""
             logger.warning("%s%s", text.cut[cut[0]], more)

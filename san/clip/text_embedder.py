@@ -1,4 +1,4 @@
-"""Class names to text embeddings: from memory, from disk, or made by CLIP's text tower.
+"""Class names to text embeddings, from memory, from disk, or computed by CLIP's text tower.
 
 C classes, E joint embedding, N prompts, T text tokens. Source: docs/method.md#6.
 """
@@ -28,20 +28,20 @@ from san.torch_defaults import torch_defaults
 from san.vocabulary.classes import ClassText
 
 _MAX_CACHED = 32_768  # embeddings kept in memory; at a width of 512 that is 64 MB
-_MORE_ON_GPU = 8  # times the tokens of a pass, where launching a pass takes longer than computing it
-_FULL_PRECISION = ("highest", "ieee", "none")  # of products, in old and new words
+_MORE_ON_GPU = 8  # factor on the tokens of a pass, as its launch takes long
+_FULL_PRECISION = ("highest", "ieee", "none")  # of matrix products, old and new names in PyTorch
 _MAX_TOKENS = 16  # vocabularies whose token ids are kept in training
-_NAME, _PROMPT = "t:", "p:"  # before a text, in a cache: a name, of which prompts are made, or a prompt as it is
+_NAME, _PROMPT = "t:", "p:"  # prefix of a cached text: a name, or a prompt
 
 
 @dataclass(frozen=True, eq=False)
 class TextEmbeddings:
-    """The embeddings of a vocabulary, and what whoever wrote it should know.
+    """The embeddings of a vocabulary, with remarks for the user.
 
     Attributes:
-        vectors: (C, E), unit length. All callers with this vocabulary share it: do not write to it.
-        cut: a remark on each text of which CLIP does not read the end.
-        unknown: words that a small CLIP has never met, so that their embeddings mean little.
+        vectors: (C, E), unit length. Shared by all callers with this vocabulary: do not modify it.
+        cut: a remark for each text that is too long for CLIP.
+        unknown: words that a small CLIP does not know; their embeddings mean little.
     """
 
     vectors: Tensor
@@ -52,22 +52,22 @@ class TextEmbeddings:
 
 
 class TextEmbedder:
-    """Names to embeddings of a tower; a text is embedded once. Several threads may share it.
+    """Computes embeddings of names, each text once. Several threads may share it.
 
-    It holds no tower but is called with one, so that a model with an embedder is freed as soon as nobody uses it.
+    The tower is an argument and not an attribute, so that a model with an embedder is freed without a cycle.
 
     Args:
         tokenizer: texts to ids.
         prompts: names to prompts.
-        tokens_per_pass: how many tokens go through the tower together on a CPU, about; on a GPU 8 times as many.
+        tokens_per_pass: approximate number of tokens per forward pass on a CPU; on a GPU 8 times as many.
 
     Attributes:
-        disk_cache: folder in which embeddings are kept from one run to the next; None keeps them in memory only.
+        disk_cache: folder that keeps embeddings between runs; None keeps them in memory only. See `use_disk_cache`.
     """
 
     def __init__(self, tokenizer: Tokenizer, prompts: Prompts, *, tokens_per_pass: int = 1024) -> None:
         self.tokenizer, self.prompts, self.tokens_per_pass = tokenizer, prompts, tokens_per_pass
-        self.disk_cache: str | Path | None = None
+        self.disk_cache: Path | None = None
         self._start_empty()
 
     def _start_empty(self) -> None:
@@ -79,23 +79,27 @@ class TextEmbedder:
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy starts without embeddings, as its weights may be others."""
+        """Copy without embeddings, because the weights may change."""
         return {name: value for name, value in self.__dict__.items() if not name.startswith("_")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restores a copy."""
+        """Restore a copy."""
         self.__dict__.update(state)
         self._start_empty()
 
-    def embed(self, tower: TextTower, classes: Sequence[str | ClassText], *, store: bool = True) -> TextEmbeddings:
-        """Text embeddings of unit length, averaged over prompts and synonyms.
+    def use_disk_cache(self, folder: str | Path | None) -> None:
+        """Keep embeddings in a folder from now on; None keeps them in memory only."""
+        self.disk_cache = None if folder is None else Path(folder)
 
-        A vocabulary that comes again, as with every batch, gets the same record again.
+    def embed(self, tower: TextTower, classes: Sequence[str | ClassText], *, store: bool = True) -> TextEmbeddings:
+        """Return text embeddings of unit length, averaged over prompts and synonyms.
+
+        A repeated vocabulary returns the same record.
 
         Args:
-            tower: the weights. Embeddings of weights since replaced, trained or moved are made again.
-            classes: C names, or classes with synonyms or prompts of their own.
-            store: whether embeddings made now may be written to `disk_cache`.
+            tower: the text tower. If its weights were replaced, trained or moved, embeddings are recomputed.
+            classes: C names, or classes with synonyms or prompts.
+            store: whether new embeddings may be written to `disk_cache`.
 
         Raises:
             ValueError: there is no class, or one is blank.
@@ -123,12 +127,12 @@ class TextEmbedder:
             return torch.stack([_mean_direction([vectors[text] for text in own]) for own in texts])
 
     def forget(self) -> None:
-        """Drops the embeddings in memory; those on disk stay."""
+        """Drop the embeddings in memory; those on disk stay."""
         self._cache.clear()
         self._vocabularies.clear()
 
     def fingerprint(self, tower: TextTower) -> str:
-        """Identifies all that a text's embedding depends on: every weight, architecture, tokenizer and prompts."""
+        """Return a hash of what an embedding depends on: weights, architecture, tokenizer, prompts, precision."""
         arch = tower.arch
         digest = hashlib.sha256(f"{arch.text} {arch.quick_gelu} {self.prompts.identity}".encode())
         digest.update(tokenizer_identity(self.tokenizer, self.prompts("")))
@@ -142,9 +146,9 @@ class TextEmbedder:
         return digest.hexdigest()[:32]
 
     def _embed_vocabulary(self, tower: TextTower, texts: tuple[tuple[str, ...], ...], store: bool) -> TextEmbeddings:
-        """The record of the marked texts of each class, remembered."""
+        """Embed the prefixed texts of each class, and remember the result."""
         prompts_of = {text: self._prompts_of(text) for own in texts for text in own}
-        # the memory outlives the caller's inference mode, autocast and default number type
+        # the result must not depend on the caller's inference mode, autocast and default number type
         with torch_defaults(), torch.inference_mode(False), torch.no_grad():
             vectors = self._vectors(tower, prompts_of, store)
             means = torch.stack([_mean_direction([vectors[text] for text in own]) for own in texts])
@@ -161,7 +165,7 @@ class TextEmbedder:
         return self.tokenizer.unknown_words(prompt for prompts in prompts_of.values() for prompt in prompts)
 
     def _vectors(self, tower: TextTower, prompts_of: Mapping[str, Sequence[str]], store: bool) -> Mapping[str, Tensor]:
-        """Unit-length embeddings (E,) of marked texts: from memory, from disk, or made now."""
+        """Return unit-length embeddings (E,) of prefixed texts: from memory, from disk, or computed."""
         vectors = {text: self._cache[text] for text in prompts_of if text in self._cache}
         missing = [text for text in prompts_of if text not in vectors]
         if missing:
@@ -177,7 +181,7 @@ class TextEmbedder:
         return vectors
 
     def _embed_new(self, tower: TextTower, prompts_of: Mapping[str, Sequence[str]]) -> dict[str, Tensor]:
-        """Unit-length embeddings (E,) of marked texts, made from their prompts."""
+        """Compute unit-length embeddings (E,) of prefixed texts from their prompts."""
         if not prompts_of:
             return {}
         return self._encode(tower, prompts_of, *self._tokenised(prompts_of))
@@ -185,7 +189,7 @@ class TextEmbedder:
     def _tokenised(self, prompts_of: Mapping[str, Sequence[str]]) -> tuple[Tensor, Tensor]:
         """Token ids (N, T) of all prompts, and the index (N,) of the template each is made with."""
         tokens = self.tokenizer([prompt for prompts in prompts_of.values() for prompt in prompts])  # (N, T)
-        # those of one template begin alike, those as they are may
+        # prompts of one template share their beginning
         kinds = torch.tensor(
             [
                 len(self.prompts("")) if text.startswith(_PROMPT) else index
@@ -204,26 +208,26 @@ class TextEmbedder:
         return {text: F.normalize(own.mean(dim=0), dim=-1) for text, own in zip(prompts_of, per_text, strict=True)}
 
     def _encode_prompts(self, tower: TextTower, tokens: Tensor, kinds: Tensor) -> Tensor:
-        """As `TextTower.encode_text`, without computing a token twice or in vain; a kind's prompts may begin alike."""
+        """Encode prompts; see `encode_prompts`."""
         more = _MORE_ON_GPU if tower.device.type == "cuda" else 1
         return encode_prompts(tower, tokens, kinds, tokens_per_pass=self.tokens_per_pass * more)
 
     def _prompts_of(self, text: str) -> Sequence[str]:
-        """The prompts of a marked text."""
+        """Return the prompts of a prefixed text."""
         kind, words = text[: len(_NAME)], text[len(_NAME) :]
         return [words] if kind == _PROMPT else self.prompts(words)
 
     def _open_store(self, tower: TextTower) -> TextCache | None:
-        """The cache on disk, if there is to be one; a model on the meta device has no values to keep."""
+        """Return the cache on disk; None if it is off, or for a model on the meta device."""
         if self.disk_cache is None or tower.device.type == "meta":
             return None
-        if self._store is None or self._store.root != Path(self.disk_cache):
-            self._store = TextCache(Path(self.disk_cache), self.fingerprint(tower), width=tower.arch.embed_dim)
+        if self._store is None or self._store.root != self.disk_cache:
+            self._store = TextCache(self.disk_cache, self.fingerprint(tower), width=tower.arch.embed_dim)
         return self._store
 
     def _drop_stale_cache(self, tower: TextTower) -> None:
-        """Embeddings of weights since replaced, trained or moved, of other prompts or precision, are forgotten."""
-        # tensors of inference mode count no versions: of those, only replaced and moved ones are seen
+        """Drop embeddings if weights were replaced, trained or moved, or prompts or precision differ."""
+        # tensors of inference mode have no version: for them only replacing and moving is detected
         key = (
             self.prompts.identity,
             _product_precision(tower.device),
@@ -238,14 +242,14 @@ class TextEmbedder:
 
 
 def _product_precision(device: torch.device) -> str:
-    """How products of float32 are computed on a device, which the user may have set lower for speed."""
+    """Return the precision of float32 matrix products on a device, which the user may have lowered."""
     backend = torch.backends.mkldnn if device.type == "cpu" else torch.backends.cuda
-    found: str | None = getattr(getattr(backend, "matmul", None), "fp32_precision", None)  # of later versions of torch
+    found: str | None = getattr(getattr(backend, "matmul", None), "fp32_precision", None)  # later versions of torch
     return torch.get_float32_matmul_precision() if found is None else found
 
 
 def _texts_of(each: str | ClassText) -> tuple[str, ...]:
-    """The marked texts whose embeddings a class's is the mean of."""
+    """Return the prefixed texts of a class; its embedding is the mean of theirs."""
     each = each if isinstance(each, ClassText) else ClassText(each)
     if each.prompts:
         return tuple(_PROMPT + prompt for prompt in each.prompts)
@@ -253,5 +257,5 @@ def _texts_of(each: str | ClassText) -> tuple[str, ...]:
 
 
 def _mean_direction(vectors: list[Tensor]) -> Tensor:
-    """The mean (E,) of unit vectors, of unit length; a single one as it is, to the last digit."""
+    """Return the normalised mean (E,) of unit vectors; a single vector is returned unchanged."""
     return vectors[0] if len(vectors) == 1 else F.normalize(torch.stack(vectors).mean(dim=0), dim=-1)

@@ -15,7 +15,7 @@ from san.clip.blocks import Block
 
 
 class Transformer(nn.Module):
-    """Causal blocks in a row."""
+    """A sequence of causal blocks."""
 
     def __init__(self, arch: ClipArch) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class Transformer(nn.Module):
 
 
 class TextTower(nn.Module):
-    """The text side of a CLIP, under open_clip's names.
+    """The text side of a CLIP, with open_clip's names.
 
     Args:
         arch: the CLIP's architecture.
@@ -54,7 +54,7 @@ class TextTower(nn.Module):
         return self.text_projection.device
 
     def embed_tokens(self, ids: Tensor, positions: Tensor, kinds: Tensor | None = None) -> Tensor:
-        """Input (N, T, D) of the blocks for token ids (N, T) at positions (T,) or (N, T).
+        """Return the input (N, T, D) of the blocks for token ids (N, T) at positions (T,) or (N, T).
 
         Args:
             ids: of the tokens.
@@ -65,13 +65,13 @@ class TextTower(nn.Module):
         return x
 
     def encode_text(self, tokens: Tensor, kinds: Tensor | None = None) -> Tensor:
-        """Embeddings (N, E), not normalised, of token ids (N, T); read at end-of-text, the largest id of a row."""
+        """Return embeddings (N, E), not normalised, of token ids (N, T), read at end-of-text (the largest id)."""
         positions = torch.arange(tokens.shape[1], device=tokens.device)
         x: Tensor = self.ln_final(self.transformer(self.embed_tokens(tokens, positions, kinds)))
         end = x[torch.arange(len(x), device=x.device), tokens.argmax(dim=-1)]  # (N, D)
         return end @ self.text_projection
 
     def tower_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """All that an embedding depends on, by name; nothing that a subclass adds."""
+        """Yield the parameters that an embedding depends on, without those of a subclass."""
         parts = ("token_embedding", "positional_embedding", "transformer", "ln_final", "text_projection")
         return ((name, value) for name, value in self.named_parameters() if name.split(".")[0] in parts)

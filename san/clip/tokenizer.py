@@ -1,4 +1,4 @@
-"""Texts to token ids: CLIP's tokenizer, and one for the few words that a small CLIP knows."""
+"""Texts to token ids: CLIP's tokenizer, and one for the small vocabulary of a small CLIP."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ VOCAB_SIZE = 49408
 
 
 class BpeTokenizer:
-    """CLIP's byte-pair tokenizer, opened when it is first used: embeddings from a cache need none.
+    """CLIP's byte-pair tokenizer, loaded at first use, because cached embeddings do not need it.
 
     Args:
         context_length: ids in a row.
@@ -33,7 +33,7 @@ class BpeTokenizer:
         self._opened: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy opens its own."""
+        """Copy without the loaded tokenizer."""
         return self.__dict__ | {"_opened": None}
 
     @property
@@ -42,7 +42,7 @@ class BpeTokenizer:
         return f"open_clip {open_clip_version()} ftfy {version('ftfy')} SimpleTokenizer {self.context_length}"
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        """Ids (N, context_length); a longer text is cut, its last id the end-of-text's."""
+        """Return ids (N, context_length); a longer text is cut and ends with end-of-text."""
         if self._opened is None:
             self._opened = open_tokenizer(self.context_length)
         ids: Tensor = self._opened(list(texts))
@@ -50,7 +50,7 @@ class BpeTokenizer:
 
 
 class CompactTokenizer:
-    """A tokenizer whose ids are the ranks of the few that a small CLIP knows; every other id becomes 0.
+    """A tokenizer whose ids are ranks in a list of known ids; all other ids become 0.
 
     Args:
         tokenize: texts to full ids.
@@ -73,7 +73,7 @@ class CompactTokenizer:
         return self._ranks[self._tokenize(texts)]
 
     def unknown_words(self, texts: Iterable[str]) -> tuple[str, ...]:
-        """The words in texts that the CLIP has never met, sorted; without the punctuation of the templates."""
+        """Return the words that the CLIP does not know, sorted, without punctuation."""
         words = sorted({word for text in texts for raw in text.split() if (word := raw.strip(".,"))})
         if not words:
             return ()
@@ -83,28 +83,28 @@ class CompactTokenizer:
 
 
 def tokenizer_identity(tokenizer: Tokenizer, texts: Sequence[str]) -> bytes:
-    """What tells tokenizers apart: the name of a known one, of any other the ids it gives to some texts."""
+    """Return the identity of a tokenizer: its name if it has one, else its ids of some texts."""
     if isinstance(tokenizer, (BpeTokenizer, CompactTokenizer)):
         return tokenizer.identity.encode()
     return tokenizer(texts).numpy().tobytes()
 
 
 def token_ids(texts: Iterable[str]) -> list[int]:
-    """Sorted ids of CLIP's tokenizer that occur in these texts, start and end of text among them."""
+    """Return the sorted ids of CLIP's tokenizer in these texts, including start and end of text."""
     tokenizer = open_tokenizer(77)
     ids = {tokenizer.sot_token_id, tokenizer.eot_token_id}
     return sorted(ids.union(*(tokenizer.encode(text) for text in texts)))
 
 
 def compact_tokenizer(ids: Sequence[int], context_length: int) -> Tokenizer:
-    """CLIP's tokenizer for a small vocabulary.
+    """Return CLIP's tokenizer for a small vocabulary.
 
     Args:
         ids: sorted ids of CLIP's tokenizer that occur; id number i becomes i + 1, every other id 0.
         context_length: tokens in a row.
 
     Raises:
-        ValueError: they are not that.
+        ValueError: the ids are not sorted, distinct ids of CLIP's tokenizer.
     """
     known = isinstance(ids, (list, tuple)) and all(type(each) is int and 0 <= each < VOCAB_SIZE for each in ids)
     if not known or not ids or list(ids) != sorted(set(ids)):
@@ -116,14 +116,14 @@ def compact_tokenizer(ids: Sequence[int], context_length: int) -> Tokenizer:
 
 
 def fitting_tokenizer(text: TextArch, ids: Sequence[int] | None) -> Tokenizer:
-    """The tokenizer of a text tower.
+    """Return the tokenizer of a text tower.
 
     Args:
         text: its architecture.
         ids: of a compact vocabulary, see `compact_tokenizer`; None for all of CLIP's.
 
     Raises:
-        ValueError: the tower has not a row for every id.
+        ValueError: the tower does not have a row for every id.
     """
     tokenizer = BpeTokenizer(text.context_length) if ids is None else compact_tokenizer(ids, text.context_length)
     needed = VOCAB_SIZE if ids is None else len(ids) + 1

@@ -52,7 +52,7 @@ class ShallowClip(nn.Module):
         )
 
     def forward(self, images: Tensor) -> ShallowFeatures:
-        """Features of normalised images (B, 3, H, W), already at CLIP's input scale; what exceeds whole patches is cut.
+        """Return features of normalised images (B, 3, H, W) at CLIP's input scale; partial patches are cut off.
 
         Raises:
             ValueError: the image is smaller than a patch.
@@ -74,7 +74,7 @@ class ShallowClip(nn.Module):
         return ShallowFeatures(tuple(s[:, 1:] for s in states), tuple(s[:, :1] for s in states), grid)
 
     def _positions(self, grid: tuple[int, int]) -> Tensor:
-        """(1 + T, D): the class position as it is, the patch positions resized to the grid."""
+        """Return positions (1 + T, D): that of the class token unchanged, those of patches resized to the grid."""
         native = (self.native_grid, self.native_grid)
         patches = resize_pos_embed(self.positional_embedding[1:], native, grid)
         return torch.cat([self.positional_embedding[:1], patches])
@@ -93,7 +93,7 @@ class DeepClip(nn.Module):
         self.proj = nn.Parameter(torch.randn(vision.width, arch.embed_dim) * vision.width**-0.5)
 
     def forward(self, class_token: Tensor, patch_tokens: Tensor, sls_tokens: Tensor, attn_bias: Tensor) -> Tensor:
-        """One unit-length embedding per [SLS] token.
+        """Return one unit-length embedding per [SLS] token.
 
         Args:
             class_token: (B, 1, D) after block K.
@@ -116,7 +116,7 @@ class DeepClip(nn.Module):
 
 
 def _recognise(block: Block, x: Tensor, sls: Tensor, bias: Tensor, *, keep_patches: bool) -> tuple[Tensor, Tensor]:
-    """One block for class and patch tokens (B, 1 + T, D), which see no [SLS] token, and for [SLS] tokens (B, S, D)."""
+    """Apply a block to class and patch tokens (B, 1 + T, D), which see no [SLS] token, and [SLS] tokens (B, S, D)."""
     q, k, v = block.attn.project(block.ln_1(x))
     sls_qkv = block.attn.project(block.ln_1(sls))
     sls = block.finish(sls, sls_attention(*sls_qkv, k[:, :, 1:], v[:, :, 1:], bias))
@@ -126,11 +126,11 @@ def _recognise(block: Block, x: Tensor, sls: Tensor, bias: Tensor, *, keep_patch
 
 
 def sls_attention(q: Tensor, k_self: Tensor, v_self: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """Attention of each [SLS] token over itself and the patch tokens.
+    """Attend from each [SLS] token to itself and the patch tokens.
 
-    Written out: the tokens are few, and on a CPU it is faster than torch's fused kernel (1.7 ms for 2.7, two cores).
-    The memory-efficient kernel for GPUs crashes in the backward pass where the bias alone needs a gradient (torch issue
-    148476). Logits are float32 whatever the precision, as in a fused kernel.
+    Written out, because for few tokens it is faster on a CPU than torch's fused kernel (1.7 ms against 2.7, two cores).
+    The memory-efficient GPU kernel crashes in the backward pass if only the bias needs a gradient (torch issue
+    148476). Logits are always float32, as in a fused kernel.
 
     Args:
         q: (B, N_h, S, d), queries of the [SLS] tokens.

@@ -1,22 +1,21 @@
-"""Weights of a CLIP from a file, and what all weights are looked at for before a model takes them."""
+"""Reads CLIP weights from a file, and checks weights before a model loads them."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from san.clip.hugging_face import from_hugging_face, has_quick_gelu, is_hugging_face
-from san.clip.weights_file import DAMAGED, flaw_of, open_archive, read_tensors
-from san.io.errors import excerpt, one_line
+from san.clip.weights_file import DAMAGED, kind_of_flaw, open_archive, read_tensors
+from san.io.errors import excerpt, listed, one_line
 from san.io.files import sha256_of
 from san.torch_defaults import torch_defaults
 
 _MAX_SCRIPT = 4 << 30  # bytes; OpenAI's largest archive has 1.3 GB
-_MOST_SHOWN = 40
 _FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.float8_e4m3fn, torch.float8_e5m2}
 """Number types that a tensor of weights may be converted from and to."""
 
@@ -24,7 +23,7 @@ _FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.fl
 def read_clip_weights(
     path: Path, *, trusted_scripts: Callable[[], Container[str]]
 ) -> tuple[dict[str, Tensor], bool | None]:
-    """CLIP weights, as precise as the file has them, under open_clip's names; and whether they need QuickGELU.
+    """Read CLIP weights in the file's precision, with open_clip's names, and whether they need QuickGELU.
 
     OpenAI's own file says so, as does the config.json beside one of transformers; None where nothing does.
 
@@ -34,8 +33,8 @@ def read_clip_weights(
         trusted_scripts: gives the SHA-256 of the archives that may be opened.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is damaged, no CLIP, or a TorchScript archive other than the trusted ones.
+        FileNotFoundError: the file does not exist.
+        ValueError: it is damaged, not a CLIP, or a TorchScript archive that is not trusted.
     """
     loaded = _read_script(path, trusted_scripts()) if _is_script(path) else read_tensors(path)
     state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else loaded
@@ -50,7 +49,7 @@ def read_clip_weights(
         state, quick_gelu = from_hugging_face(state), has_quick_gelu(path)
     if "visual.class_embedding" not in state:
         raise ValueError(
-            f"{str(path)!r} holds no class-token ViT CLIP; give a file that open_clip reads, or the weights of "
+            f"{str(path)!r} contains no class-token ViT CLIP; give a file that open_clip reads, or the weights of "
             "transformers' CLIPModel"
         )
     keep = {key: value for key, value in state.items() if value.is_floating_point() and not key.endswith("attn_mask")}
@@ -73,15 +72,15 @@ def _read_script(path: Path, trusted: Container[str]) -> Mapping[str, Tensor]:
     digest = sha256_of(path) if path.stat().st_size <= _MAX_SCRIPT else "not computed: it is too large"
     if digest not in trusted:
         raise ValueError(
-            f"{str(path)!r} is a TorchScript archive, which can run code, and none that OpenAI published (SHA-256 "
+            f"{str(path)!r} is a TorchScript archive, which can run code, and is not one of OpenAI's (SHA-256 "
             f"{digest}); save its state_dict as a .safetensors file and give that"
         )
     state: Mapping[str, Tensor] = torch.jit.load(path, map_location="cpu").state_dict()
     return state
 
 
-def misfits(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
-    """What keeps tensors from being loaded into a model's, a line each: nothing is copied to find out.
+def tensor_mismatches(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
+    """Return why tensors cannot be loaded into a model, a line each, without copying anything.
 
     Args:
         found: tensors by name.
@@ -92,7 +91,7 @@ def misfits(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[s
     for key, target in wanted.items():
         if key not in found:
             continue
-        value, flaw = found[key], flaw_of(found[key])
+        value, flaw = found[key], kind_of_flaw(found[key])
         if flaw:
             lines.append(f"{key}: {flaw} instead of dense")
         elif value.shape != target.shape:
@@ -102,22 +101,21 @@ def misfits(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[s
     return lines
 
 
-def listed(lines: list[str]) -> str:
-    """The first lines in one, and how many more there are."""
-    more = f"; and {len(lines) - _MOST_SHOWN} more" if len(lines) > _MOST_SHOWN else ""
-    return "; ".join(lines[:_MOST_SHOWN]) + more
+def listed_tensors(lines: Iterable[str]) -> str:
+    """Join the lines about tensors into one text."""
+    return listed(lines, 40, "; ")
 
 
 @torch_defaults()
 def check_finite(tensors: Mapping[str, Tensor], label: str) -> None:
-    """Refuses weights that are NaN or infinite, or would be in single precision.
+    """Refuse weights that are NaN or infinite, or would be in single precision.
 
     Args:
-        tensors: by name; complex ones are not looked at.
-        label: where they are from, for the message.
+        tensors: by name; complex ones are not checked.
+        label: their source, for the message.
 
     Raises:
-        ValueError: with the tensors, and how many of their values it is.
+        ValueError: names the tensors and the number of such values.
     """
     lines = []
     for key, value in tensors.items():
@@ -128,18 +126,18 @@ def check_finite(tensors: Mapping[str, Tensor], label: str) -> None:
                 lines.append(f"{_shown(key)} ({count:,} of {value.numel():,})")
     if lines:
         raise ValueError(
-            f"{label} holds NaN or infinite weights in {len(lines)} of {len(tensors)} tensors: {listed(lines)}; "
-            "use a file from before the training broke down, or download it again"
+            f"{label} holds NaN or infinite weights in {len(lines)} of {len(tensors)} tensors: "
+            f"{listed_tensors(lines)}; use a file from before training diverged, or download it again"
         )
 
 
 def _shown(key: str) -> str:
-    """A name out of a file as a message can show it."""
+    """Return a name from a file, safe for a message."""
     return one_line(key, limit=100) or excerpt(key)
 
 
 def weights_fingerprint(state_dict: Mapping[str, Tensor]) -> str:
-    """A short hash of names, shapes and a sample of every tensor's values."""
+    """Return a short hash of names, shapes and a sample of every tensor's values."""
     digest = hashlib.sha256()
     for key in sorted(state_dict):
         value = state_dict[key].detach().flatten()

@@ -1,8 +1,8 @@
-"""The one reader of files that hold weights: measured before it is read, mapped rather than read, and never run.
+"""The reader of weights files: it checks the size first, maps the tensors into memory, and never runs code.
 
-Two forms: safetensors, by the ending, and what `torch.save` writes, a zip archive today and a row of pickles before
-torch 1.6. What a file may make is bounded by its own size: nothing in it is compressed, and no tensor stands for more
-than is there.
+Two formats: safetensors, by the file's ending, and that of `torch.save`, which is a zip archive, or before torch 1.6 a
+sequence of pickles. The size of the file bounds what is loaded: nothing is compressed, and no tensor has more values
+than the file.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ DAMAGED = (
     zipfile.BadZipFile,
     SafetensorError,
 )
-"""What readers raise on a file that is cut, foreign, or holds more than tensors."""
+"""Errors of the readers for a file that is cut, of another kind, or contains more than tensors."""
 
 MAX_HEADER = 4 << 20
 """Bytes of a safetensors file's header; that of 8000 tensors has 1 MB."""
@@ -51,17 +51,18 @@ _END, _LOCATOR, _END64 = 22, 20, 56  # bytes of the records at the end of a zip 
 
 @torch_defaults()
 def read_tensors(path: Path) -> Any:
-    """The content of a weights file, never running code from it.
+    """Read a weights file without running code from it.
 
-    Tensors are mapped from the file where its form allows: nothing of them is read before they are used, and the file
-    must not be overwritten in place until then.
+    Tensors are mapped from the file if its format allows: they are read when they are used, and until then the file
+    must not be overwritten in place.
 
     Returns:
         Dictionaries, lists, tuples, sets, numbers and texts, and dense tensors on the CPU.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, holds more than dense tensors and plain data, or stands for more than it holds.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is damaged, contains more than dense tensors and plain data, or describes more than its
+            size.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no weights file at {str(path)!r}; check the path")
@@ -74,12 +75,12 @@ def read_tensors(path: Path) -> Any:
         return _Plain(path.stat().st_size).copy(content)
     except DAMAGED as error:
         raise ValueError(
-            f"{str(path)!r} is no readable weights file ({one_line(error, limit=200)}); download or write it again"
+            f"{str(path)!r} cannot be read as a weights file ({one_line(error, limit=200)}); download or write it again"
         ) from error
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The texts in a safetensors file's header; empty where it has none or is no such file."""
+    """Return the metadata of a safetensors file; empty if it has none or is another kind of file."""
     try:
         _check_header(path)
         with safe_open(path, framework="pt") as file:
@@ -89,7 +90,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def open_archive(path: Path) -> zipfile.ZipFile | None:
-    """The archive that a file of `torch.save` is; None where it is no zip archive.
+    """Open a file of `torch.save` as a zip archive; None if it is not one.
 
     Raises:
         ValueError: its list of members is too long, or two readers could see different ones.
@@ -97,7 +98,7 @@ def open_archive(path: Path) -> zipfile.ZipFile | None:
     """
     size = path.stat().st_size
     with open(path, "rb") as file:
-        if file.read(4) != b"PK\3\4":  # torch goes by this
+        if file.read(4) != b"PK\3\4":  # torch decides by this
             return None
         file.seek(max(0, size - _END - _LOCATOR - _END64))
         start = _directory_start(file.read(), size)
@@ -113,7 +114,7 @@ def open_archive(path: Path) -> zipfile.ZipFile | None:
 
 
 def _directory_start(tail: bytes, size: int) -> int:
-    """Where the list of members starts, by the records at the end of the file, where torch's reader looks for it."""
+    """Return the start of the list of members, from the same records at the end of the file as torch's reader."""
     end = tail[-_END:]
     if end[:4] != b"PK\5\6" or end[-2:] != b"\0\0":
         raise ValueError("it is cut short, or something follows its end")
@@ -126,7 +127,7 @@ def _directory_start(tail: bytes, size: int) -> int:
 
 
 def _check_pickles(path: Path) -> bool:
-    """Measures what a file of `torch.save` would make; returns whether it is an archive, which can be mapped.
+    """Measure what a file of `torch.save` would create; return whether it is an archive, which can be mapped.
 
     Raises:
         ValueError: it would make more than it holds, or more than tensors and plain data.
@@ -166,7 +167,7 @@ def _is_tar(head: bytes) -> bool:
 
 
 def _check_header(path: Path) -> None:
-    """Refuses a safetensors file whose header is longer than weights need."""
+    """Refuse a safetensors file whose header is longer than weights need."""
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
     if length > MAX_HEADER:
@@ -174,20 +175,20 @@ def _check_header(path: Path) -> None:
 
 
 class _Plain:
-    """Copies the containers of a file's content as plain ones, and looks at every tensor.
+    """Copies the containers of a file's content as plain ones, and checks every tensor.
 
-    What was one object stays one, so that a state which is saved again gives the same bytes.
+    Shared objects stay shared, so that a state that is saved again has the same bytes.
 
     Args:
         size: of the file, in bytes.
     """
 
     def __init__(self, size: int) -> None:
-        self._room = 2 * size  # a tensor may be there under two names
+        self._room = 2 * size  # a tensor may have two names
         self._copies: dict[int, Any] = {}
 
     def copy(self, value: Any) -> Any:
-        """A value, of which tensors are not copied."""
+        """Return a copy of a value; tensors are not copied."""
         if not isinstance(value, (Tensor, dict, list, tuple)):
             return value
         if id(value) not in self._copies:
@@ -201,17 +202,17 @@ class _Plain:
         return copied if isinstance(value, list) else tuple(copied)
 
     def _checked(self, tensor: Tensor) -> Tensor:
-        flaw = flaw_of(tensor)
+        flaw = kind_of_flaw(tensor)
         if flaw:
             raise ValueError(f"it holds a {flaw} tensor; only dense ones are read")
         self._room -= tensor.numel() * tensor.element_size()
         if self._room < 0:
-            raise ValueError("its tensors stand for more than the file holds")
+            raise ValueError("its tensors describe more values than the file contains")
         return tensor.detach()
 
 
-def flaw_of(tensor: Tensor) -> str:
-    """Why a tensor is no plain array of numbers in memory: "sparse", "quantised", ...; "" if it is one."""
+def kind_of_flaw(tensor: Tensor) -> str:
+    """Return why a tensor is not a plain array in memory ("sparse", "quantised", ...); "" if it is one."""
     if type(tensor) not in (Tensor, nn.Parameter):
         return excerpt(type(tensor).__name__)
     if tensor.is_nested:

@@ -140,7 +140,7 @@ def forget_groups() -> None:
 
 
 def forget_log_files() -> None:
-    """Has loggers that are set up next open their files anew; Detectron2 keeps what it has opened, also when moved."""
+    """Has loggers that are set up next reopen their files; Detectron2 keeps what it has opened, also when moved."""
     if BACKEND == "detectron2":
         detectron2.utils.logger._cached_log_stream.cache_clear()
 

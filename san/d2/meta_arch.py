@@ -62,7 +62,7 @@ class SAN(nn.Module):
             self.model = build_san(san_config(cfg), clip_weights=note is not None)
             if note and "clip_fingerprint" in note:  # not every loader hands the note over
                 check_clip(self.model, note, cfg.MODEL.WEIGHTS)
-        self.model.text_classifier.embedder.disk_cache = text_cache_folder(cfg)
+        self.model.text_classifier.embedder.use_disk_cache(text_cache_folder(cfg))
         if cfg.MODEL.COMPILE:
             self.model.image_side.compile()
         warn_of_unseen_pixels(self.model, cfg.INPUT.MIN_SIZE_TEST)

@@ -138,7 +138,7 @@ def apply_frozen(model: nn.Module, config: SolverConfig) -> None:
 
     Raises:
         ValueError: a rule matches no parameter, trains the text tower, whose embeddings are computed once, or names
-            projections of a tensor that is no packed projection.
+            projections of a tensor that is not a packed projection.
     """
     names, rules = dict(model.named_parameters()), [*_rules_of_parts(model), *config.rules]
     for rule in rules:

@@ -91,7 +91,7 @@ def load_ensemble_model(cfg: CfgNode) -> SegmenterModel:
 
     def load(member: EnsembleMember) -> Predictor:
         model = load_source(*resolve_source(member.model, member.config, cfg.MODEL.IMPORTS))
-        predictor = Predictor(
+        return Predictor(
             model,
             short_sides=member.short_sides or (model.config.side_adapter.image_size,),
             flip=member.flip,
@@ -99,9 +99,8 @@ def load_ensemble_model(cfg: CfgNode) -> SegmenterModel:
             device=cfg.MODEL.DEVICE,
             max_pixels=None,
             compiled=cfg.MODEL.COMPILE,
+            text_cache=text_cache_folder(cfg),
         )
-        predictor.text_cache = text_cache_folder(cfg)
-        return predictor
 
     model = SegmenterModel(load_ensemble(cfg.MODEL.WEIGHTS, load), _classes)
     check_same_weights(model)

@@ -113,7 +113,7 @@ def load_custom_dataset(path: str | Path) -> CustomDataset:
 
     Raises:
         FileNotFoundError: it, or the class file it names, does not exist.
-        ValueError: it is no plain data, a key is unknown or missing, or a value does not fit.
+        ValueError: it is not plain data, a key is unknown or missing, or a value does not fit.
     """
     path = user_path(str(path), "the path of the data set file")
     where = f"data set file {path}"

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from san.io.errors import excerpt
+from san.io.errors import excerpt, listed
 
 Array = npt.NDArray[Any]
 
@@ -66,10 +66,9 @@ class LabelMapping:
         wrong = indices < 0
         if self.unmapped == "refuse" and wrong.any():
             values = np.unique(raw[wrong]).tolist()
-            shown = ", ".join(map(str, values[:5])) + (f" and {len(values) - 5} more" if len(values) > 5 else "")
             raise ValueError(
-                f"{source} holds the value {shown}, which label_mapping does not map; add it there, or set unmapped to "
-                "ignore"
+                f"{source} holds the value {listed(values, 5)}, which label_mapping does not map; add it there, "
+                "or set unmapped to ignore"
             )
         indices[wrong] = self.ignore_label
         return indices

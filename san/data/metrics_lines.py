@@ -21,7 +21,7 @@ def metrics_lines(path: Path) -> Iterator[tuple[str, dict[str, float] | None]]:
     """The lines of a file as they are, and what each says; see `parse_line`.
 
     Raises:
-        FileNotFoundError: there is no such file, or it is no regular one: a pipe would be waited for.
+        FileNotFoundError: the file does not exist, or it is not a regular one: a pipe would be waited for.
         ValueError: it is larger than any run writes.
     """
     if not path.is_file():
@@ -33,9 +33,9 @@ def metrics_lines(path: Path) -> Iterator[tuple[str, dict[str, float] | None]]:
 
 
 def parse_line(line: str) -> dict[str, float] | None:
-    """The numbers of a line by name, ``iteration`` among them; None where it is no record of an iteration.
+    """The numbers of a line by name, ``iteration`` among them; None where it is not a record of an iteration.
 
-    Values that are no numbers are left out; NaN and infinite ones are numbers.
+    Values that are not numbers are left out; NaN and infinite ones are numbers.
     """
     try:
         content = json.loads(line)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from san.io.errors import excerpt
+from san.io.errors import excerpt, listed
 from san.io.listing import Skipped, describe_skipped, list_files
 from san.io.plain_file import MAX_PATH, is_file, read_text
 
@@ -33,7 +33,7 @@ class Pairing:
         labels_without_image: label files that no image file belongs to.
         duplicates: files that have the stem of another one of their kind, and so cannot be told apart.
         shared_images: whether images without a label are meant to be there.
-        skipped: files and folders that are no part of it, see `san.io.listing`.
+        skipped: files and folders that are not part of it, see `san.io.listing`.
     """
 
     pairs: tuple[Pair, ...]
@@ -129,7 +129,7 @@ def read_pair_list(path: str | Path) -> Pairing:
 
     Raises:
         FileNotFoundError: the list, or a file that it names, is missing.
-        ValueError: the list is no text or empty, a line has not two columns, or an image is listed twice.
+        ValueError: the list is not text or empty, a line has not two columns, or an image is listed twice.
     """
     path = Path(path)
     pairs: list[Pair] = []
@@ -143,8 +143,9 @@ def read_pair_list(path: str | Path) -> Pairing:
         missing += [f"{file} (line {number})" for file in files if not is_file(file)]
         pairs.append({"file_name": str(files[0]), "sem_seg_file_name": str(files[1])})
     if missing:
-        shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
-        raise FileNotFoundError(f"{path} lists what does not exist: {shown}; paths are relative to the list's folder")
+        raise FileNotFoundError(
+            f"{path} lists what does not exist: {listed(missing)}; paths are relative to the list's folder"
+        )
     if not pairs:
         raise ValueError(f"list of pairs {path} is empty; write lines of image, tab, label")
     return Pairing(tuple(pairs))
@@ -163,8 +164,7 @@ def _list_lines(path: Path) -> Iterable[tuple[int, str, str]]:
 
 def _warn(source: str, what: str, files: Sequence[str]) -> None:
     """Says that files are left out, and names three."""
-    shown = ", ".join(files[:3]) + (", …" if len(files) > 3 else "")
-    logger.warning("%s: %d %s and are left out: %s", source, len(files), what, shown)
+    logger.warning("%s: %d %s and are left out: %s", source, len(files), what, listed(files))
 
 
 def _files_by_stem(

@@ -1,7 +1,7 @@
-"""Bounds on connections, which uvicorn has none of: for requests that do not arrive, answers that nobody reads, crowds.
+"""Limits on connections, which uvicorn lacks: on slow requests, unread answers, and their number.
 
-uvicorn's own limit (`limit_concurrency`) answers 503 to everybody once there are too many, and counts requests of lost
-connections until they are noticed. Here whoever holds most connections makes room instead.
+uvicorn's own limit (`limit_concurrency`) answers 503 to all visitors, and still counts requests of lost connections.
+Here the oldest connection of the visitor with most connections is closed instead.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from typing import Any
 
 from san.demo.limits import visitor_of
 
-_REQUEST_SECONDS = 10.0  # for a request's head, and between requests
-_ANSWER_SECONDS = 60.0  # for the visitor to take what was sent
+_REQUEST_SECONDS = 10.0  # to receive a request's head, and between requests
+_ANSWER_SECONDS = 60.0  # for the visitor to read what was sent
 _TICK_SECONDS = 1.0
 
 
 class BoundedConnection:
-    """To be mixed into uvicorn's `H11Protocol`: one connection.
+    """One connection: a mixin for uvicorn's `H11Protocol`.
 
-    Behind a trusted proxy a connection counts for the visitor whose request it carried last.
+    Behind a trusted proxy, a connection belongs to the visitor of its last request.
 
     Attributes:
         max_connections: of all visitors; set by the subclass.
     """
 
     max_connections: int
-    connections: set[Any]  # of the server; this and what follows are uvicorn's
+    connections: set[Any]  # of the server; this and the following attributes are uvicorn's
     loop: asyncio.AbstractEventLoop
     transport: Any
     cycle: Any
@@ -35,7 +35,7 @@ class BoundedConnection:
     client: tuple[str, int] | None
 
     def connection_made(self, transport: Any) -> None:
-        """Starts the clocks; if there are too many connections, the oldest of whoever holds most is cut."""
+        """Start the timers; if there are too many connections, close the oldest of the visitor with most."""
         super().connection_made(transport)  # type: ignore[misc]
         self.since = self._asked = self._read = self.loop.time()
         self._timer = self.loop.call_later(_TICK_SECONDS, self._look)
@@ -47,27 +47,27 @@ class BoundedConnection:
             oldest.transport.abort()
 
     def connection_lost(self, error: Exception | None) -> None:
-        """Stops the clocks."""
+        """Stop the timers."""
         self._timer.cancel()
         super().connection_lost(error)  # type: ignore[misc]
 
     def on_response_complete(self) -> None:
-        """The next request is waited for from now on."""
+        """Wait for the next request."""
         self._asked = self.loop.time()
         super().on_response_complete()  # type: ignore[misc]
 
     def shutdown(self) -> None:
-        """The server ends: nothing is waited for, above all not a page's open stream."""
+        """End the connection without waiting, for instance for an open stream."""
         super().shutdown()  # type: ignore[misc]
         self.transport.abort()
 
     def visitor(self) -> str:
-        """Whose it is; uvicorn has replaced the address of a trusted proxy by the one that it names."""
+        """The visitor; uvicorn has replaced the address of a trusted proxy by that of its visitor."""
         client = self.client if self.scope is None else self.scope["client"]
         return visitor_of(client[0]) if client else ""
 
     def rank(self) -> tuple[bool, float]:
-        """What is cut first: connections without a request, the oldest of them."""
+        """Sort key for closing: connections without a request first, then the oldest."""
         return self._is_answering(), self.since
 
     def _is_answering(self) -> bool:

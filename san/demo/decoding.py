@@ -1,9 +1,8 @@
-"""Decodes pictures in a process of its own, which can be ended: no file of a visitor holds up the others.
+"""Decodes pictures in a separate process that can be killed, so that one file cannot block other visitors.
 
 A picture within all limits of size can take a minute to decode (a progressive JPEG of many scans), and the decoders
-cannot be interrupted. The process imports NumPy and Pillow only, reads one picture after the other from its standard
-input, and is replaced after it was ended. Only pixels and text come back, so a decoder that a file has taken over gets
-no further.
+cannot be interrupted. The process imports only NumPy and Pillow, reads pictures from its standard input, and is
+replaced after it was killed. It returns only pixels and text, so an exploited decoder cannot do more.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from san.demo.limits import Limits, Turns
+from san.demo.limits import ConcurrencyLimit, Limits
 from san.io.errors import one_line
 from san.io.image_files import read_image
 
@@ -31,36 +30,36 @@ _LENGTH_BYTES = 8
 
 
 class Decoder:
-    """The process, as the server sees it. Visitors take turns.
+    """Starts and calls the decoding process. Visitors take turns.
 
     Args:
         limits: sizes, and the time that a picture may take.
     """
 
     def __init__(self, limits: Limits) -> None:
-        self._limits, self._turns = limits, Turns(1, 1)
+        self._limits, self._turns = limits, ConcurrencyLimit(1, 1)
         self._process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
-        """Starts the process, so that the first picture need not wait for it."""
+        """Start the process, so that the first picture does not wait for it."""
         self._process = await self._start()
 
     async def end(self) -> None:
-        """Ends the process, in the middle of a picture too; the next picture starts one."""
+        """Kill the process, also while it decodes; the next picture starts a new one."""
         process, self._process = self._process, None
         if process is not None and process.returncode is None:
             process.kill()
             await process.wait()
 
     async def read(self, content: bytes, visitor: str = "") -> npt.NDArray[np.uint8]:
-        """A picture's pixels, see `san.io.image_files.read_image`.
+        """Return the pixels of a picture, see `san.io.image_files.read_image`.
 
         Args:
             content: the uploaded file.
-            visitor: who sent it; one picture of each waits in line, however many came.
+            visitor: the sender; at most one picture of each waits.
 
         Raises:
-            ValueError: it is no picture, damaged, too large, or takes too long. The message is for the visitor.
+            ValueError: it is not a picture, damaged, too large, or takes too long. The message is for the visitor.
         """
         async with self._turns.take(visitor):
             answer: npt.NDArray[np.uint8] | str | None = None
@@ -73,10 +72,10 @@ class Decoder:
                     f"the picture takes longer than {self._limits.max_decode_seconds:g} s to decode; save it again as "
                     "PNG, or as JPEG that is not progressive"
                 ) from None
-            except (EOFError, ConnectionError):  # it ended, perhaps for want of memory
+            except (EOFError, ConnectionError):  # it ended, perhaps out of memory
                 raise ValueError("the picture cannot be decoded; save it again as PNG or JPEG") from None
             finally:
-                if answer is None:  # also where the server ends meanwhile
+                if answer is None:  # also if the server ends
                     await self.end()
         if isinstance(answer, str):
             raise ValueError(answer)
@@ -92,7 +91,7 @@ class Decoder:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             limit=2**20,
-            start_new_session=True,  # Ctrl+C is for the server, which ends this one
+            start_new_session=True,  # Ctrl+C goes to the server, which ends this process
         )
         assert process.stdout is not None, "is a pipe"
         await asyncio.wait_for(process.stdout.readuntil(b"\n"), _START_SECONDS)
@@ -100,7 +99,7 @@ class Decoder:
 
 
 async def _exchange(process: asyncio.subprocess.Process, content: bytes) -> npt.NDArray[np.uint8] | str:
-    """Pixels, or why there are none."""
+    """Return the pixels, or the error."""
     assert process.stdin is not None, "is a pipe"
     assert process.stdout is not None, "is a pipe"
     process.stdin.write(len(content).to_bytes(_LENGTH_BYTES, "little"))
@@ -114,15 +113,15 @@ async def _exchange(process: asyncio.subprocess.Process, content: bytes) -> npt.
 
 
 def serve(limits: str) -> None:
-    """The process: a length and a file in, a line of JSON and the pixels out, until the server is gone.
+    """Run the process: read a length and a file, write a line of JSON and the pixels, until the input ends.
 
     Args:
         limits: the fields of `Limits`, as JSON.
     """
     bounds, source = Limits(**json.loads(limits)).of_pictures, sys.stdin.buffer
-    warnings.simplefilter("ignore")  # Pillow's remarks on odd files, and its limit, which is above ours
+    warnings.simplefilter("ignore")  # Pillow's warnings about odd files and its own limit
     sink = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints is no answer
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints is not part of the answer
 
     def reply(head: dict[str, object], pixels: bytes = b"") -> None:
         sink.write(json.dumps(head).encode() + b"\n" + pixels)

@@ -1,4 +1,4 @@
-"""The pictures offered to a visitor who brings none: scenes of the shapes world, or an operator's own folder."""
+"""Example pictures: scenes of the shapes world, or a folder of the operator."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from san.shapes.render import render
 from san.shapes.world import scene_at
 
 _SCENES = ((8, 35), (8, 3), (7, 34), (8, 12), (7, 22))
-"""(seed, index) of scenes that the committed model segments well; docs/demo.md says that they are chosen."""
+"""(seed, index) of scenes, chosen because the committed model segments them well (docs/demo.md)."""
 _SIZE = 384
 _MAX_EXAMPLES = 12
 
 
 @dataclass(frozen=True)
 class Example:
-    """A picture that the page offers.
+    """An example picture.
 
     Attributes:
         title: what it shows, in words.
         pixels: (H, W, 3) uint8 RGB.
-        words: the vocabulary that it starts with.
+        words: its initial vocabulary.
     """
 
     title: str
@@ -36,7 +36,7 @@ class Example:
 
 
 def shapes_examples() -> tuple[Example, ...]:
-    """A few scenes drawn anew: the committed model's world, larger and less noisy than its data set."""
+    """Draw a few scenes of the shapes world, larger and less noisy than the data set."""
     scenes = [replace(scene_at(seed, index), noise=0.006, blur=0.0) for seed, index in _SCENES]
     images, _ = render(scenes, _SIZE)
     return tuple(
@@ -46,15 +46,15 @@ def shapes_examples() -> tuple[Example, ...]:
 
 
 def folder_examples(folder: str | Path, words: str, limits: Limits) -> tuple[Example, ...]:
-    """The pictures of a folder, by name, at most a dozen.
+    """Read the pictures of a folder, by name, at most a dozen.
 
     Args:
-        folder: chosen by who runs the demo, never by a visitor.
-        words: the vocabulary that each starts with.
-        limits: its `max_pixels` holds for examples too.
+        folder: chosen by the operator, never by a visitor.
+        words: the initial vocabulary of each.
+        limits: `max_pixels` also applies to examples.
 
     Raises:
-        FileNotFoundError: there is no such folder, or no picture in it.
+        FileNotFoundError: the folder does not exist or contains no picture.
         ValueError: one cannot be read, or is too large.
     """
     folder = Path(folder)

@@ -1,7 +1,7 @@
-"""What stands between the network and Gradio, in plain ASGI: few doors, small requests, no files.
+"""ASGI middleware that protects Gradio: it admits few routes, small requests and no files.
 
 Gradio serves dozens of routes: files by path, uploads to disk, fetching addresses for a client, its development tools.
-The page needs a handful. Pictures come in and results go out through doors of the guard's own; all else is refused.
+The page needs a few of them. Pictures and results have routes of the guard; everything else is refused.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from san.demo.decoding import Decoder
-from san.demo.limits import Limits, RateLimit, Turns, visitor_of
+from san.demo.limits import ConcurrencyLimit, Limits, RateLimit, visitor_of
 from san.demo.mailbox import Mailbox
 from san.io.errors import excerpt
 
@@ -39,9 +39,9 @@ _GET = re.compile(
 )
 _POST = (UPLOAD, _JOIN, "/gradio_api/cancel", "/gradio_api/reset")
 _SESSION = re.compile(r"[0-9A-Za-z_-]{1,64}")
-_MAX_UPLOADS, _MAX_UPLOADS_OF_ADDRESS = 24, 6  # at a time; the others wait
-_BODY_SECONDS, _FIRST_SECONDS, _BYTES_PER_SECOND = 60.0, 10.0, 10_000  # who stalls holds no upload's place for long
-_MAX_RESULT_BYTES = 100_000_000  # of all results that wait to be fetched
+_MAX_UPLOADS, _MAX_UPLOADS_OF_ADDRESS = 24, 6  # concurrent; others wait
+_BODY_SECONDS, _FIRST_SECONDS, _BYTES_PER_SECOND = 60.0, 10.0, 10_000  # limits of slow uploads
+_MAX_RESULT_BYTES = 100_000_000  # of all results that are not fetched yet
 _MAX_AWAITED = 1000
 _PIECE = 2**16
 _ROOT_PATH = re.compile(r"(/[\w.~-]+)*/?", re.ASCII)
@@ -49,11 +49,11 @@ _FRAME_ANCESTOR = re.compile(r"\*|https?://(\*\.)?[\w.-]+(:\d+)?", re.ASCII)
 
 
 class Refusal(Exception):  # noqa: N818 - an answer, not a failure
-    """An answer other than yes.
+    """An error answer.
 
     Args:
         status: HTTP status.
-        detail: what the visitor is told.
+        detail: message for the visitor.
     """
 
     def __init__(self, status: int, detail: str) -> None:
@@ -65,19 +65,19 @@ class Guard:
     """ASGI middleware around Gradio's application.
 
     Args:
-        app: what answers the requests that are let through.
+        app: answers admitted requests.
         limits: sizes and rates.
-        functions: what the page may ask for: by number, a check of its inputs that raises ValueError.
+        functions: the page's functions, by number: a check of the inputs that raises ValueError.
+        first: the result that the page opens with.
         root_path: the folder under which a proxy serves the page, such as /demo; "" for none.
         frame_ancestors: sites whose pages may show this one in a frame, such as https://huggingface.co.
 
     Attributes:
-        pictures: uploaded, by the names that the page got for them.
-        results: for the page to fetch.
-        first: the result that the page opens with.
+        pictures: uploaded pictures, by the name that the page received.
+        results: results that the page will fetch.
 
     Raises:
-        ValueError: the root path or one of the sites is none.
+        ValueError: the root path or a site is not valid.
     """
 
     def __init__(
@@ -86,26 +86,26 @@ class Guard:
         limits: Limits,
         functions: Mapping[int, Check] | None = None,
         *,
+        first: bytes = b"{}",
         root_path: str = "",
         frame_ancestors: Iterable[str] = (),
     ) -> None:
-        self._app, self._limits = app, limits
+        self._app, self._limits, self._first = app, limits, first
         self._functions = {} if functions is None else functions
         if not _ROOT_PATH.fullmatch(root_path):
             raise ValueError(f"--root-path is {excerpt(root_path)} but must be a path such as /demo, without http://")
         self._root_path, self._headers = root_path.rstrip("/"), _headers(frame_ancestors)
         self.pictures: Mailbox[npt.NDArray[np.uint8]] = Mailbox(8 * 3 * limits.max_pixels)
         self.results: Mailbox[bytes] = Mailbox(_MAX_RESULT_BYTES)
-        self.first = b"{}"
         self._decoder = Decoder(limits)
         self._rate = RateLimit(limits.requests_per_minute)
-        self._awaited: OrderedDict[str, None] = OrderedDict()  # sessions that asked, and have not come for the answer
-        self._uploads = Turns(_MAX_UPLOADS, _MAX_UPLOADS_OF_ADDRESS)
-        # the words, escaped at worst, and what Gradio adds
+        self._awaited: OrderedDict[str, None] = OrderedDict()  # sessions with an unread answer
+        self._uploads = ConcurrencyLimit(_MAX_UPLOADS, _MAX_UPLOADS_OF_ADDRESS)
+        # the words, escaped in the worst case, and what Gradio adds
         self._max_body = 6 * limits.max_characters + 20_000
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One connection."""
+        """Handle one connection."""
         if scope["type"] == "lifespan":
             await self._lifespan(scope, receive, send)
         elif scope["type"] == "http":
@@ -123,11 +123,11 @@ class Guard:
         await self._app(scope, receive, ending)
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # whether the proxy passes the folder's name on or not
+        # the proxy may keep or remove the folder's name
         path = scope["path"]
         if self._root_path and f"{path}/".startswith(f"{self._root_path}/"):
             path = path.removeprefix(self._root_path)
-        # no other page needs what stands behind a ?, and one would look for a file of that name
+        # no other route needs a query, and one would open a file of that name
         query = scope["query_string"] if path == _STREAM else b""
         inner = {**scope, "path": path, "query_string": query}
         try:
@@ -140,24 +140,24 @@ class Guard:
         except Refusal as refusal:
             await answer(send, refusal.status, {"detail": refusal.detail})
         except asyncio.CancelledError:
-            pass  # the server ends, and nobody is connected any more
+            pass  # the server ends
 
     async def _get(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
-        if not path:  # or the page's own addresses would lead past the folder
+        if not path:  # otherwise relative URLs of the page would leave the folder
             await answer(send, 307, {}, (b"location", f"{self._root_path}/".encode()))
-        elif path == "/manifest.json":  # every page of Gradio's names it
+        elif path == "/manifest.json":  # every page of Gradio refers to it
             await answer(send, 200, {"name": "SAN"})
         elif path.startswith(RESULT):
             name = path.removeprefix(RESULT)
-            content = self.first if name == "first" else self.results.take(name)
+            content = self._first if name == "first" else self.results.take(name)
             if content is None:
                 raise Refusal(404, "The result is no longer there; press Segment again.")
             await answer(send, 200, content)
         elif path == _STREAM:
             session = parse_qs(scope["query_string"].decode("latin-1")).get("session_hash", [""])[0]
-            if session not in self._awaited:  # of which Gradio would write a page into the log
-                raise Refusal(404, "No answer is under way; press Segment again.")
+            if session not in self._awaited:  # Gradio would log a long trace
+                raise Refusal(404, "No answer is pending; press Segment again.")
             del self._awaited[session]
             await self._app(scope, receive, send)
         elif _GET.fullmatch(path) and ".." not in path:
@@ -176,7 +176,7 @@ class Guard:
             return
         body = await _read(scope, receive, self._max_body, "The request took too long; try again.")
         if scope["path"] == _JOIN:
-            body, send = _checked(body, self._functions), _in_our_words(send)
+            body, send = _checked(body, self._functions), _with_queue_message(send)
             self._awaited[json.loads(body)["session_hash"]] = None
             while len(self._awaited) > _MAX_AWAITED:
                 self._awaited.popitem(last=False)
@@ -195,11 +195,11 @@ class Guard:
 
 
 def _not_found() -> Refusal:
-    return Refusal(404, "There is no such page; open the demo's first page.")
+    return Refusal(404, "This page does not exist; open the demo's first page.")
 
 
 def _check_origin(scope: Scope) -> None:
-    """Not from another site's page."""
+    """Refuse requests from pages of other sites."""
     headers = dict(scope["headers"])
     origin, host = headers.get(b"origin"), headers.get(b"host", b"")
     if origin is not None and origin.split(b"://")[-1] != host:
@@ -211,7 +211,7 @@ def _check_origin(scope: Scope) -> None:
 
 
 async def _read(scope: Scope, receive: Receive, max_bytes: int, late: str) -> bytes:
-    """A request's body; one that is too large is refused as soon as that is known, one that is too slow likewise."""
+    """Read a request's body; refuse early if it is too large or too slow."""
     too_large = Refusal(413, f"The file is too large; the limit here is {max_bytes / 1e6:.1f} MB. Shrink it.")
     length = dict(scope["headers"]).get(b"content-length", b"")
     if length.isdigit() and int(length) > max_bytes:
@@ -225,7 +225,7 @@ async def _read(scope: Scope, receive: Receive, max_bytes: int, late: str) -> by
         except asyncio.TimeoutError:
             raise Refusal(408, late) from None
         if message["type"] == "http.disconnect":
-            raise Refusal(400, "The upload was cut off; try again.")
+            raise Refusal(400, "The upload was interrupted; try again.")
         body += message.get("body", b"")
         if len(body) > max_bytes:
             raise too_large
@@ -234,14 +234,14 @@ async def _read(scope: Scope, receive: Receive, max_bytes: int, late: str) -> by
 
 
 def _checked(body: bytes, functions: Mapping[int, Check] | None = None) -> bytes:
-    """A request to Gradio in plain form: only what the page itself sends, every value as its input takes it.
+    """Check a request to Gradio, and reduce it to what the page itself sends.
 
-    Gradio would take a record of a file for any input, look for its path, or fetch its address. Values that it does not
-    expect it writes into the log, and half of a surrogate pair ends the visitor's stream of answers.
+    Gradio would accept a file record for any input, and open its path or fetch its URL. It logs unexpected values, and
+    a lone surrogate ends the visitor's stream of answers.
 
     Args:
         body: JSON.
-        functions: what may be asked for; None for a request that only ends another.
+        functions: the permitted functions; None for a request that only ends another.
     """
     try:
         request = json.loads(body)
@@ -251,7 +251,7 @@ def _checked(body: bytes, functions: Mapping[int, Check] | None = None) -> bytes
         if functions is not None:
             values = [*request["data"], *(request.get("event_data") or {}).values()]
             if any(isinstance(value, (dict, list)) for value in values):
-                raise Refusal(400, "files and records are no input of this page; pictures go to its upload")
+                raise Refusal(400, "files and records are not an input of this page; upload pictures instead")
             functions[request["fn_index"]](request["data"])
             if not _SESSION.fullmatch(request["session_hash"]):
                 raise ValueError("no session")
@@ -262,7 +262,7 @@ def _checked(body: bytes, functions: Mapping[int, Check] | None = None) -> bytes
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """The body that was read, once more, then what comes after it."""
+    """Return a `receive` that repeats the body, then continues."""
     sent = False
 
     async def replayed() -> Message:
@@ -276,7 +276,7 @@ def _replay(body: bytes, receive: Receive) -> Receive:
 
 
 def _headers(frame_ancestors: Iterable[str]) -> list[tuple[bytes, bytes]]:
-    """Headers of every answer."""
+    """Return the headers of every answer."""
     ancestors = ["'self'"]
     for site in frame_ancestors:
         if not _FRAME_ANCESTOR.fullmatch(site):
@@ -284,8 +284,8 @@ def _headers(frame_ancestors: Iterable[str]) -> list[tuple[bytes, bytes]]:
                 f"--embed-in holds {excerpt(site)}; give sites such as https://huggingface.co, without a path"
             )
         ancestors.append(site)
-    # Everything comes from this server: nothing is fetched from elsewhere, and the page can send nothing elsewhere.
-    # Gradio's front end compiles templates and handlers, hence eval and inline code.
+    # the page loads from this server only, and can send data only to it
+    # Gradio's front end compiles templates and handlers, which needs eval and inline code
     policy = (
         "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
         "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; object-src 'none'; "
@@ -308,8 +308,8 @@ def _with_headers(send: Send, extra: list[tuple[bytes, bytes]]) -> Send:
     return wrapped
 
 
-def _in_our_words(send: Send) -> Send:
-    """What a full queue tells its visitor."""
+def _with_queue_message(send: Send) -> Send:
+    """Replace the answer of a full queue by a clear message."""
     full = False
 
     async def wrapped(message: Message) -> None:
@@ -317,7 +317,7 @@ def _in_our_words(send: Send) -> Send:
         if message["type"] == "http.response.start":
             full = message["status"] == 503
             if full:
-                await answer(send, 503, {"detail": "Too many visitors ask at the moment; try again in a minute."})
+                await answer(send, 503, {"detail": "Too many visitors at the moment; try again in a minute."})
         if not full:
             await send(message)
 
@@ -325,7 +325,7 @@ def _in_our_words(send: Send) -> Send:
 
 
 async def answer(send: Send, status: int, content: dict[str, str] | bytes, *headers: tuple[bytes, bytes]) -> None:
-    """Sends JSON, in pieces, so that what a visitor does not read is not copied into the connection's buffer."""
+    """Send JSON in pieces, so that unread data does not fill the connection's buffer."""
     body = content if isinstance(content, bytes) else json.dumps(content).encode()
     fixed = [
         (b"content-type", b"application/json"),
@@ -333,7 +333,7 @@ async def answer(send: Send, status: int, content: dict[str, str] | bytes, *head
         (b"cache-control", b"no-store"),
     ]
     if status in (408, 413):
-        fixed.append((b"connection", b"close"))  # the rest of the body is not waited for
+        fixed.append((b"connection", b"close"))  # does not wait for the rest of the body
     await send({"type": "http.response.start", "status": status, "headers": [*fixed, *headers]})
     for start in range(0, len(body), _PIECE):
         piece = body[start : start + _PIECE]

@@ -1,7 +1,7 @@
-"""Which names the demo answers to: a page elsewhere must not reach it under a name of its own (DNS rebinding).
+"""Checks the Host header, so that other sites cannot reach the demo under their own name (DNS rebinding).
 
-A browser lets a page talk to the host that it came from. Whoever owns that host's name can let it point to this machine
-afterwards; the request then arrives here, but its Host header still bears the foreign name.
+A browser lets a page send requests to its own host. The owner of that host can later point its name to this machine;
+requests then arrive here with the foreign name in their Host header.
 """
 
 from __future__ import annotations
@@ -13,25 +13,24 @@ from collections.abc import Iterable
 from san.demo.guard import App, Receive, Scope, Send, answer
 
 LOCAL = ("localhost", "127.0.0.1", "::1")
-"""What this machine calls itself."""
+"""Names of this machine."""
 
 _HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^\[\]:@/\s]+))(?::\d*)?", re.IGNORECASE)
 
 
 class KnownHosts:
-    """ASGI middleware that answers only requests to names that are this server's.
+    """ASGI middleware that answers only requests to names of this server.
 
-    These are the names of this machine itself, the address that is listened on, and those that the operator allows.
-    Where every address of the machine is listened on, any address will do: it cannot be let point elsewhere, as a name
-    can.
+    These are the names of this machine, the address that the server listens on, and those that the operator allows. If
+    it listens on all addresses, any IP address is accepted, because addresses cannot be redirected as names can.
 
     Args:
-        app: what answers them.
-        bound: the address that is listened on, as given.
+        app: answers them.
+        bound: the address that the server listens on, as given.
         allowed: further names.
 
     Raises:
-        ValueError: one of them is no name of a host.
+        ValueError: one of them is not a host name.
     """
 
     def __init__(self, app: App, bound: str, allowed: Iterable[str] = ()) -> None:
@@ -48,21 +47,21 @@ class KnownHosts:
         self._known = {name.strip("[]").lower().rstrip(".") for name in (*LOCAL, *names)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One connection."""
+        """Handle one connection."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
         elif self._knows([value for key, value in scope["headers"] if key == b"host"]):
-            # Gradio would build the page's address of this one, whatever it says
+            # Gradio would use this header for the page's address
             headers = [pair for pair in scope["headers"] if pair[0] != b"x-forwarded-host"]
             await self._app({**scope, "headers": headers}, receive, send)
         elif scope["type"] == "http":
-            detail = "This server does not know the name in the address; who runs it allows it with --allowed-hosts."
+            detail = "This server does not know the name in the address; the operator can add it with --allowed-hosts."
             await answer(send, 421, {"detail": detail})
         else:
             await send({"type": "websocket.close", "code": 1008})
 
     def _knows(self, headers: list[bytes]) -> bool:
-        """Whether there is one Host header, and it bears a known name."""
+        """Whether there is exactly one Host header, with a known name."""
         if len(headers) != 1:
             return False
         name = host_name(headers[0].decode("latin-1"))
@@ -70,7 +69,7 @@ class KnownHosts:
 
 
 def host_name(header: str) -> str | None:
-    """The name or address in a Host header, in small letters, without port, brackets and final dot; None if odd."""
+    """Return the host of a Host header, in lower case, without port, brackets and final dot; None if invalid."""
     found = _HOST.fullmatch(header)
     return None if found is None else (found[1] or found[2]).lower().rstrip(".")
 

@@ -1,4 +1,4 @@
-"""How much one visitor, and all of them together, may ask of the demo."""
+"""Limits of the demo, per visitor and in total."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from dataclasses import dataclass, fields
 from san.io.image_files import ImageLimits
 
 PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
-"""What is decoded; Pillow's other readers, some of which start programs, are never tried."""
+"""Formats that are decoded; Pillow's other readers, some of which start programs, are not used."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What the demo accepts.
+    """Limits of the demo.
 
     Attributes:
         max_bytes: size of an uploaded file.
         max_pixels: height times width of an uploaded picture, read from its header before it is decoded.
         max_classes: classes of a vocabulary, with those of a label set.
         max_characters: length of the words' text.
-        max_waiting: requests in the queue; further ones are told to come back.
-        max_seconds: a request that took longer is given up.
-        max_decode_seconds: a picture that takes longer to decode is refused.
-        requests_per_minute: of one address, on average over a minute; as many may come at once.
-        max_visitors: sessions whose pictures are kept in memory; the one longest idle is forgotten first.
-        keep_minutes: an idle session's picture is forgotten after this time.
+        max_waiting: requests in the queue; further ones are refused.
+        max_seconds: time limit of a request.
+        max_decode_seconds: time limit of decoding a picture.
+        requests_per_minute: of one address, on average over a minute; also the largest burst.
+        max_visitors: sessions whose pictures are kept in memory; the longest idle one is dropped first.
+        keep_minutes: the picture of an idle session is dropped after this time.
     """
 
     max_bytes: int = 20_000_000
@@ -54,17 +54,17 @@ class Limits:
 
     @property
     def of_pictures(self) -> ImageLimits:
-        """Those of an uploaded picture, with what its visitor can do about one that is refused."""
+        """Return the limits of an uploaded picture, with remedies for the visitor."""
         return ImageLimits(self.max_pixels, self.max_bytes, PICTURE_FORMATS, "choose another one", "shrink it")
 
 
 class RateLimit:
-    """A bucket of requests per address, refilled evenly.
+    """Limits the rate of requests per address (token bucket).
 
     Args:
-        per_minute: refilled each minute, and the most that a bucket holds.
-        clock: seconds.
-        max_addresses: buckets remembered; beyond it the one longest unused is dropped.
+        per_minute: requests per minute, and size of a bucket.
+        clock: returns seconds.
+        max_addresses: maximum number of buckets; the longest unused one is dropped.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class RateLimit:
         self._lock = threading.Lock()
 
     def admit(self, address: str) -> bool:
-        """Takes one request of the address's bucket; False where it is empty."""
+        """Count a request of an address; return False if its limit is reached."""
         now = self._clock()
         with self._lock:
             left, when = self._buckets.pop(address, (float(self._per_minute), now))
@@ -87,29 +87,29 @@ class RateLimit:
         return admitted
 
 
-class Turns:
-    """Lets in so many at a time, and fewer of one address; the others wait, first come, first served.
+class ConcurrencyLimit:
+    """Limits concurrent requests, in total and per address; others wait in order.
 
     Args:
-        total: at a time.
-        per_address: of them, from one address.
+        total: maximum number of concurrent requests.
+        per_address: maximum number from one address.
     """
 
     def __init__(self, total: int, per_address: int) -> None:
         self._all, self._per_address = asyncio.Semaphore(total), per_address
-        # an address is forgotten with the last of its requests
+        # an address is dropped with its last request
         self._of_address: weakref.WeakValueDictionary[str, asyncio.Semaphore] = weakref.WeakValueDictionary()
 
     @contextlib.asynccontextmanager
     async def take(self, address: str) -> AsyncIterator[None]:
-        """Waits for a turn, and holds it for the length of a `with`."""
+        """Wait for a turn, which lasts for the body of the `with`."""
         own = self._of_address.setdefault(address, asyncio.Semaphore(self._per_address))
         async with own, self._all:
             yield
 
 
 def visitor_of(address: str) -> str:
-    """Whom limits count as one: an IPv4 address, or the 64-bit network of an IPv6 one, which is one customer's."""
+    """Return the visitor of an address: an IPv4 address, or the 64-bit network of an IPv6 address."""
     try:
         found = ipaddress.ip_address(address)
     except ValueError:

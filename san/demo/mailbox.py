@@ -1,6 +1,6 @@
-"""Pictures and results, kept in memory for the moment between one request and the next.
+"""Keeps pictures and results in memory between two requests.
 
-Nothing is written to disk, and no name or path that a visitor sends is opened.
+Nothing is written to disk, and no name or path of a visitor is opened.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ _TOKEN_BYTES = 32
 
 
 class Mailbox(Generic[Content]):
-    """Pictures on their way in, or results on their way out: under unguessable names, each taken out once.
+    """Stores items under random names; each can be taken once.
 
     Args:
-        max_bytes: of all that wait together; the oldest are dropped beyond it.
-        keep_seconds: what nobody fetched in this time is dropped.
-        clock: seconds.
+        max_bytes: of all items together; beyond it the oldest are dropped.
+        keep_seconds: items that are not taken in this time are dropped.
+        clock: returns seconds.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Mailbox(Generic[Content]):
         self._lock = threading.Lock()
 
     def put(self, content: Content) -> str:
-        """Keeps something; returns the name to `take` it by."""
+        """Store an item, and return its name for `take`."""
         token = secrets.token_urlsafe(_TOKEN_BYTES)
         with self._lock:
             self._waiting[token] = (self._clock(), content)
@@ -44,7 +44,7 @@ class Mailbox(Generic[Content]):
         return token
 
     def take(self, token: object) -> Content | None:
-        """What was put, which is then forgotten here; None where there is nothing (any more) of this name."""
+        """Remove and return an item; None if there is none of this name."""
         with self._lock:
             self._drop_old()
             found = self._waiting.pop(token, None) if isinstance(token, str) else None
@@ -58,7 +58,7 @@ class Mailbox(Generic[Content]):
         total = sum(_size(content) for _, content in self._waiting.values())
         for token, (when, content) in list(self._waiting.items()):
             if len(self._waiting) == 1 and when >= oldest_kept:
-                break  # the newest stays, whatever its size, which other limits bound
+                break  # the newest stays; other limits bound its size
             if when < oldest_kept or total > self._max_bytes:
                 del self._waiting[token]
                 total -= _size(content)

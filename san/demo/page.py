@@ -1,4 +1,4 @@
-"""The page, put together from Gradio's parts; the only file that imports Gradio, and only when a page is built."""
+"""Builds the page with Gradio. Only this file imports Gradio, when a page is built."""
 
 # No `from __future__ import annotations` here: Gradio reads the handlers' annotations, and gr is a local name.
 import functools
@@ -23,13 +23,13 @@ _MONO = ("ui-monospace", "Menlo", "Consolas", "monospace")
 
 @dataclass(frozen=True)
 class Texts:
-    """What the page says.
+    """Texts of the page.
 
     Attributes:
         title: heading, and the window's title.
-        about: one sentence beside it.
+        about: one sentence next to it.
         model: the model's name, in the footer.
-        label_sets: names on offer.
+        label_sets: label sets to choose from.
     """
 
     title: str = "Segment anything you can name"
@@ -41,17 +41,17 @@ class Texts:
 def build_app(
     service: DemoService, texts: Texts | None = None, *, root_path: str = "", frame_ancestors: Iterable[str] = ()
 ) -> Guard:
-    """The page as an ASGI application.
+    """Build the page as an ASGI application.
 
     Args:
-        service: the model behind it.
-        texts: what the page says.
+        service: runs the model.
+        texts: texts of the page.
         root_path: see `san.demo.guard.Guard`.
-        frame_ancestors: likewise.
+        frame_ancestors: see `san.demo.guard.Guard`.
 
     Raises:
         MissingExtraError: Gradio is not installed.
-        ValueError: as of `Guard`.
+        ValueError: see `Guard`.
     """
     require_extra("demo", "the demo", "gradio")
     import gradio as gr
@@ -59,7 +59,8 @@ def build_app(
 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     functions: dict[int, Check] = {}
-    guard = Guard(app, service.limits, functions, root_path=root_path, frame_ancestors=frame_ancestors)
+    first = _first_result(service)
+    guard = Guard(app, service.limits, functions, first=first, root_path=root_path, frame_ancestors=frame_ancestors)
     blocks = _build_blocks(gr, service, texts or Texts(), guard)
     functions |= {number: _input_check(gr, function.inputs) for number, function in blocks.fns.items()}
     blocks.state_session_capacity = service.limits.max_visitors
@@ -93,7 +94,7 @@ def build_app(
 
 
 def _input_check(gr: Any, inputs: list[Any]) -> Check:
-    """Whether values are as many as the inputs of a function, each of which takes its own; Gradio logs them if not."""
+    """Return a check that values fit the inputs of a function; Gradio would log them if not."""
 
     def check(values: list[Any]) -> None:
         try:
@@ -105,14 +106,17 @@ def _input_check(gr: Any, inputs: list[Any]) -> Check:
     return check
 
 
+def _first_result(service: DemoService) -> bytes:
+    """Segment the first example with its words, for the page's initial view."""
+    session = service.open_example(0)
+    result, seconds, _ = service.segment(session, Words(service.examples[0].words))
+    return picture_view(session, result, seconds).encode()
+
+
 def _build_blocks(gr: Any, service: DemoService, texts: Texts, guard: Guard) -> Any:
-    first = service.open_example(0)
-    words_at_first = Words(service.examples[0].words)
-    result, seconds, _ = service.segment(first, words_at_first)
-    guard.first = picture_view(first, result, seconds).encode()
     with gr.Blocks(title=texts.title, analytics_enabled=False, fill_width=True) as blocks:
         gr.HTML(f'<div class="san-head"><h1>{html.escape(texts.title)}</h1><p>{html.escape(texts.about)}</p></div>')
-        # None until a visitor chooses a picture: the first example, which all share.
+        # None until the visitor chooses a picture: the first example, which all share
         state = gr.State(None, time_to_live=60 * service.limits.keep_minutes)
         with gr.Row(equal_height=False):
             with gr.Column(scale=4, min_width=290):
@@ -123,7 +127,7 @@ def _build_blocks(gr: Any, service: DemoService, texts: Texts, guard: Guard) -> 
                     apply_default_css=False,
                     elem_id="san-picker",
                 )
-                asked = _words_inputs(gr, service, texts, words_at_first)
+                asked = _words_inputs(gr, service, texts, Words(service.examples[0].words))
             with gr.Column(scale=7, min_width=290):
                 viewer = gr.HTML(
                     result_address("first"),
@@ -155,7 +159,7 @@ def _words_inputs(gr: Any, service: DemoService, texts: Texts, words: Words) -> 
             [_NO_LABEL_SET, *texts.label_sets],
             value=_NO_LABEL_SET,
             label="Label set",
-            info="All classes of a data set, besides your words",
+            info="All classes of a data set, in addition to your words",
             elem_id="san-label-set",
         ),
         # shown once there is a label set
@@ -174,11 +178,11 @@ def _words_inputs(gr: Any, service: DemoService, texts: Texts, words: Words) -> 
 def _connect(
     gr: Any, service: DemoService, guard: Guard, picker: Any, viewer: Any, state: Any, asked: dict[str, Any]
 ) -> None:
-    """What happens on what: a picture is encoded and segmented, changed words only segment."""
+    """Connect events: a new picture is encoded and segmented, new words only segment."""
     inputs = [asked["text"], asked["label_set"], asked["role"], asked["none"]]
-    # one queue for all that runs the model; its answers are for the page, not an API
-    # What is changed while an answer is under way is answered too: words once, as they are then ("always_last"), and
-    # pictures each in turn, as Gradio would repeat the first one's event.
+    # one queue for all functions that run the model; they are not an API
+    # Changes during a request are handled too: the last words once ("always_last"), and every picture in turn, because
+    # Gradio would repeat the event of the first one.
     private = {"api_visibility": "private", "show_progress": "hidden", "trigger_mode": "multiple"}
     common = {**private, "show_progress": "minimal", "concurrency_limit": 1, "concurrency_id": "model"}
 
@@ -220,11 +224,11 @@ def _connect(
         return session, kept(picture_view(session, result, seconds, notes=notes))
 
     def kept(view: str) -> str:
-        """Gradio, which keeps answers until they are read, only gets to know where the page finds this one."""
+        """Store a result for the page, and return its address, as Gradio would keep the whole answer."""
         return result_address(guard.results.put(view.encode()))
 
     picker.upload(on_upload, inputs, [state, viewer], **common)
-    picker.pick(words_of, None, asked["text"], **private)  # at once, or it would undo what is typed meanwhile
+    picker.pick(words_of, None, asked["text"], **private)  # immediately, or it would undo what the visitor types
     picker.pick(on_pick, inputs[1:], [state, viewer], **common)
     triggers = [asked["button"].click, asked["text"].submit]
     triggers += [asked[name].input for name in ("label_set", "role", "none")]
@@ -240,7 +244,7 @@ def _to_words(text: Any, label_set: Any, role: Any, none: Any) -> Words:
 
 
 def _field(event: Any, name: str) -> Any:
-    """A field of what the page sent along with an event; None where there is none."""
+    """Return a field of an event's data; None if there is none."""
     data = getattr(event, "_data", None)
     return data.get(name) if isinstance(data, dict) else None
 

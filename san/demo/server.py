@@ -1,4 +1,4 @@
-"""The web server around the page: one address, one process, no tunnel."""
+"""The web server of the page: one address, one process, no tunnel."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ logger = logging.getLogger(__name__)
 
 
 class DemoServer:
-    """A page on an address.
+    """Serves a page on an address.
 
     Args:
         guard: the page.
-        limits: what visitors may ask for.
+        limits: limits of visitors.
         host: address to listen on.
         port: 0 for any free one.
-        trusted_proxies: addresses or networks whose X-Forwarded-For is believed; by default nobody's is.
-        allowed_hosts: names under which the page may be asked for, beside those of this machine and `host`.
+        trusted_proxies: addresses or networks whose X-Forwarded-For is trusted; none by default.
+        allowed_hosts: names under which the page may be requested, in addition to those of this machine and `host`.
 
     Raises:
-        ValueError: the address cannot be listened on, or an allowed name or a proxy's address is none.
+        ValueError: the server cannot listen on the address, or an allowed name or a proxy's address is not valid.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class DemoServer:
         from uvicorn.protocols.http.h11_impl import H11Protocol
 
         class Connection(BoundedConnection, H11Protocol):
-            """uvicorn's, bounded."""
+            """uvicorn's connection with limits."""
 
             max_connections = 8 * limits.max_visitors + 100
 
@@ -64,7 +64,7 @@ class DemoServer:
             app,
             http=Connection,
             log_level="warning",
-            access_log=False,  # addresses carry the visitors' session names
+            access_log=False,  # URLs contain the visitors' session names
             server_header=False,
             proxy_headers=bool(proxies),
             forwarded_allow_ips=proxies,
@@ -74,12 +74,12 @@ class DemoServer:
         self._server = uvicorn.Server(config)
 
     def run(self) -> None:
-        """Serves until interrupted."""
+        """Serve until interrupted."""
         self._server.run(sockets=[self._socket])
 
     @contextlib.contextmanager
     def running(self) -> Iterator[str]:
-        """Serves in a thread for the length of a `with`; gives the page's address."""
+        """Serve in a thread during the `with`; yields the page's address."""
         thread = threading.Thread(target=self.run, daemon=True)
         thread.start()
         try:
@@ -90,7 +90,7 @@ class DemoServer:
 
 
 class _ProxyWarning:
-    """Warns once of a proxy that nobody said to trust: all its visitors share the limits of one."""
+    """Warns once about a proxy that is not trusted: all its visitors share the limits of one."""
 
     def __init__(self, app: App) -> None:
         self._app, self._warned = app, False

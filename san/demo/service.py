@@ -1,6 +1,6 @@
-"""What the demo does with a picture and words: encode once, segment as often as the words change.
+"""Runs the model for the demo: encodes a picture once, and segments it whenever the words change.
 
-Nothing here knows a browser: `page` calls it with what a visitor sent, and holds each visitor's `Session`.
+It does not depend on the browser: `page` calls it with the visitor's input, and keeps each visitor's `Session`.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Words:
-    """What a visitor asks for.
+    """A visitor's request.
 
     Attributes:
         text: classes separated by commas, semicolons or line breaks, synonyms by |.
         label_set: a label set's name, "" for none.
-        as_context: the label set's classes compete for pixels, but are marked as context; otherwise they are
-            asked for, after the words of `text`.
-        none_of_these: pixels that fit no word stay without one.
+        as_context: the label set's classes compete for pixels and are marked as context; otherwise they follow the
+            words of `text`.
+        none_of_these: pixels that fit no word get no class.
     """
 
     text: str
@@ -50,10 +50,11 @@ class Words:
     none_of_these: bool = False
 
     def vocabulary(self, limits: Limits) -> Vocabulary:
-        """The classes.
+        """Return the classes.
 
         Raises:
-            ValueError: none, too many, repeated, or no such label set. The message is for the visitor.
+            ValueError: there are none, too many or repeated ones, or the label set does not exist. The message is for
+                the visitor.
         """
         if len(self.text) > limits.max_characters:
             raise ValueError(
@@ -82,10 +83,10 @@ class Session:
     """One visitor's picture, encoded.
 
     Attributes:
-        image_id: unguessable; tells the page whether a result belongs to the picture it shows.
+        image_id: random; shows the page whether a result belongs to its picture.
         title: of the picture.
-        encoded: all of it that does not depend on words.
-        seconds: time that the encoding took.
+        encoded: the encoded image.
+        seconds: time of encoding.
     """
 
     image_id: str
@@ -95,12 +96,12 @@ class Session:
 
 
 class Answer(NamedTuple):
-    """What a visitor gets for a picture and words.
+    """The answer for a picture and words.
 
     Attributes:
         result: the segmentation.
-        seconds: time that it took.
-        notes: remarks on the words, which the visitor should read.
+        seconds: its time.
+        notes: remarks on the words, for the visitor.
     """
 
     result: Segmentation
@@ -109,13 +110,13 @@ class Answer(NamedTuple):
 
 
 class DemoService:
-    """The model behind the page, and the pictures on offer.
+    """The model of the page, and its examples.
 
     Args:
         predictor: any model.
-        examples: pictures on offer, the first of which every visitor starts with; at least one.
-        limits: what visitors may ask for.
-        known_words: all words that a small model knows, for the remark on others.
+        examples: example pictures, at least one; every visitor starts with the first.
+        limits: limits of visitors.
+        known_words: all words that a small model knows, for remarks.
 
     Raises:
         ValueError: there is no example.
@@ -133,17 +134,17 @@ class DemoService:
             raise ValueError("the demo needs at least one example picture, got none")
         self.limits, self.examples = limits, tuple(examples)
         self._predictor, self._known_words = predictor, known_words
-        # one thread: the model's own threads fill the machine, and calls do not mix
+        # one thread, as the model itself uses all cores
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="san-demo")
         self._computing = threading.Lock()
         self._examples: dict[int, Session] = {}
 
     def open_picture(self, pixels: npt.NDArray[np.uint8], title: object) -> Session:
-        """A visitor's picture, encoded.
+        """Encode a visitor's picture.
 
         Args:
             pixels: (H, W, 3) uint8 RGB.
-            title: the file's name on the visitor's machine, for show only.
+            title: the file's name on the visitor's machine, only displayed.
 
         Raises:
             ValueError: it took too long. The message is for the visitor.
@@ -152,10 +153,10 @@ class DemoService:
         return self._run(lambda: self._encode(pixels, name or "picture"))
 
     def open_example(self, index: object) -> Session:
-        """One of the examples; encoded once for all visitors, since a session is never changed.
+        """Return an example; it is encoded once for all visitors, as sessions are immutable.
 
         Raises:
-            ValueError: there is no such example.
+            ValueError: the example does not exist.
         """
         if not isinstance(index, int) or not 0 <= index < len(self.examples):
             raise ValueError(f"there is no example {index!r}; there are {len(self.examples)}")
@@ -165,17 +166,17 @@ class DemoService:
         return self._examples[index]
 
     def segment(self, session: Session, words: Words) -> Answer:
-        """A picture under words; a visitor's words reach neither the disk nor the log.
+        """Segment a picture; a visitor's words are written neither to disk nor to the log.
 
         Raises:
-            ValueError: the words make no sense, or it took too long. The message is for the visitor.
+            ValueError: the words are not valid, or it took too long. The message is for the visitor.
         """
         vocabulary = words.vocabulary(self.limits)
 
         def task() -> Answer:
             start = time.perf_counter()
             classifier = self._predictor.model.text_classifier
-            if words.label_set:  # its embeddings may be kept on disk
+            if words.label_set:  # its embeddings may be cached on disk
                 classifier.embedder.embed(classifier, Vocabulary.label_set(words.label_set).classes)
             text = classifier.embedder.embed(classifier, vocabulary.classes, store=False)
             own = classifier.embedder.embed(classifier, vocabulary.free, store=False)
@@ -187,7 +188,7 @@ class DemoService:
         return self._run(task)
 
     def _notes(self, text: TextEmbeddings) -> tuple[str, ...]:
-        """Remarks on a visitor's words."""
+        """Return remarks on a visitor's words."""
         notes = tuple(text.cut.values())
         if not text.unknown:
             return notes
@@ -195,14 +196,14 @@ class DemoService:
         known = f" It knows {', '.join(sorted(self._known_words))}; for" if self._known_words else " For"
         return (
             *notes,
-            f"This small model has never met: {shown}.{known} all other words the demo needs a larger model.",
+            f"This small model does not know: {shown}.{known} all other words the demo needs a larger model.",
         )
 
     def close(self) -> bool:
-        """Lets the worker go; what still waits is dropped.
+        """Release the worker; waiting requests are dropped.
 
         Returns:
-            Whether it is idle. A computation that has begun cannot be stopped, and the end of the process waits for it.
+            Whether it is idle. A running computation cannot be stopped, and the process waits for it at its end.
         """
         self._worker.shutdown(wait=False, cancel_futures=True)
         return not self._computing.locked()
@@ -213,7 +214,7 @@ class DemoService:
         return Session(secrets.token_urlsafe(12), title, encoded, time.perf_counter() - start)
 
     def _run(self, task: Callable[[], Result]) -> Result:
-        """In the worker; whoever waited too long gets an answer, though a task that has begun runs to its end."""
+        """Run a task in the worker. After the time limit the visitor gets an error, but the task continues."""
 
         def alone() -> Result:
             with self._computing:
@@ -225,19 +226,19 @@ class DemoService:
         except (FutureTimeoutError, CancelledError):
             future.cancel()
             raise ValueError(
-                f"this took longer than {self.limits.max_seconds:g} s and was given up; "
+                f"this took longer than {self.limits.max_seconds:g} s and was stopped; "
                 "try again later, or with a smaller picture or fewer words"
             ) from None
 
 
 def explain(error: Exception) -> str:
-    """What a visitor is told of an error: the message of one that is theirs, nothing of the insides of others."""
+    """Return the message for a visitor: that of a user error; internal errors are only logged."""
     if isinstance(error, (ValueError, FileNotFoundError)):
         return one_line(error)
     logger.error("the demo failed on a request", exc_info=error)
-    return "Something went wrong on the server; its log says what. Try another picture or other words."
+    return "Something went wrong on the server; its log has details. Try another picture or other words."
 
 
 def text_of(value: Any) -> str:
-    """A value from a visitor as text; anything that is not text is nothing."""
+    """Return a visitor's value if it is text, else ""."""
     return value if isinstance(value, str) else ""

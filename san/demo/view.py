@@ -1,7 +1,7 @@
-"""What the page draws, as one JSON text: the picture, the label map, the classes, and the files to download.
+"""Makes the JSON that the page draws: picture, label map, classes, and files to download.
 
-The page paints colours over the picture itself, so opacity and the class under the cursor need no further request, and
-nothing of a visitor's result is ever written to disk.
+The page itself draws the colours, so opacity and the class under the cursor need no request. Results are never written
+to disk.
 """
 
 from __future__ import annotations
@@ -27,48 +27,48 @@ if TYPE_CHECKING:
     from san.demo.service import Session
     from san.inference.segmentation import Segmentation
 
-_SHOWN_SIDE = 1600  # long side of the picture as shown; the label map keeps all its pixels
+_SHOWN_SIDE = 1600  # long side of the displayed picture; the label map has full size
 _LOSSLESS_PIXELS = 400_000
 _THUMBNAIL_SIDE = 160
 _serials = itertools.count(1)
 
 
 def result_view(session: Session, result: Segmentation, seconds: float, *, notes: Sequence[str] = ()) -> str:
-    """A result under words; the picture is left out, the page has it.
+    """Return a result without its picture, which the page has already.
 
     Args:
-        session: whose picture it is.
-        result: its segmentation.
-        seconds: time that the words took.
+        session: of the picture.
+        result: the segmentation.
+        seconds: time of the segmentation.
         notes: remarks shown above the picture.
     """
     return _json(_result(session, result, seconds, notes))
 
 
 def picture_view(session: Session, result: Segmentation, seconds: float, *, notes: Sequence[str] = ()) -> str:
-    """A result under words, with its picture, for a page that does not have it yet."""
+    """Return a result with its picture."""
     return _json({**_result(session, result, seconds, notes), "picture": _shown(result.image)})
 
 
 def result_address(name: str) -> str:
-    """Where the page finds one of these views."""
+    """Return the address of a stored view, for the page."""
     return _json({"result": name})
 
 
 def message_view(message: str) -> str:
-    """A message to the visitor; what the page shows otherwise stays."""
+    """Return a message for the visitor; the rest of the page stays."""
     return _json({"message": message})
 
 
 def encoded_view(session: Session, message: str) -> str:
-    """A picture whose words made no sense: it is shown bare, with the message."""
+    """Return a picture without a result, and the message about its words."""
     height, width = session.encoded.pixels.shape[:2]
     shown = {"id": session.image_id, "title": session.title, "height": height, "width": width}
     return _json({"image": shown, "picture": _shown(session.encoded.pixels), "message": message})
 
 
 def picker_view(examples: Sequence[Example], hint: str, limits: Limits) -> str:
-    """The pictures on offer, small, and what may be uploaded: in words, and as numbers."""
+    """Return thumbnails of the examples, and the limits of uploads."""
     items = []
     for example in examples:
         small = Image.fromarray(example.pixels)
@@ -113,7 +113,7 @@ def _result(session: Session, result: Segmentation, seconds: float, notes: Seque
 
 
 def _shown(pixels: npt.NDArray[np.uint8]) -> str:
-    """A picture for the page: without loss where it is small, and never larger than a screen."""
+    """Return a picture for the page: lossless if it is small, and never larger than a screen."""
     image = Image.fromarray(pixels)
     if pixels.shape[0] * pixels.shape[1] <= _LOSSLESS_PIXELS:
         return _data_url(_encoded(image, "PNG"), "image/png")
@@ -136,11 +136,11 @@ def _text(content: bytes) -> str:
 
 
 def _stem(title: str) -> str:
-    """A file name made of a title: letters, digits and dashes."""
+    """Return a file name for a title: letters, digits and dashes."""
     stem = re.sub(r"\.[A-Za-z]{3,4}$", "", title)
     return re.sub(r"[^\w-]+", "_", stem).strip("_")[:60] or "picture"
 
 
 def _json(fields: dict[str, Any]) -> str:
-    """Numbered, so that the page sees a repeated message as new."""
+    """Return numbered JSON, so that the page detects a repeated message."""
     return json.dumps({"serial": next(_serials), **fields}, ensure_ascii=False)

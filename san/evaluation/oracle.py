@@ -124,7 +124,7 @@ class OracleCounts:
             file_name: name for error messages.
 
         Raises:
-            ValueError: sizes or numbers of classes differ, or a label is no class; nothing is counted then.
+            ValueError: sizes or numbers of classes differ, or a label is not a class; nothing is counted then.
         """
         num_classes, ignore_label = self.true_names.num_classes, self.true_names.ignore_label
         if proposals.geometry.output_size != label.shape or proposals.class_logits.shape[1] != num_classes + 1:

@@ -107,7 +107,7 @@ def read_per_class(path: str | Path) -> dict[str, float]:
     """Class to IoU in percent, of an evaluation's per_class.csv; NaN where the class is absent.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         ValueError: it is no such table.
     """
     path = Path(path)

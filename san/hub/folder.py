@@ -12,7 +12,6 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -23,13 +22,14 @@ from san.clip.loader import LoadedClip
 from san.clip.tokenizer import BpeTokenizer, CompactTokenizer, fitting_tokenizer
 from san.hub.card import model_card
 from san.hub.remote import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
-from san.io.errors import excerpt, one_line
+from san.io.errors import excerpt, listed, one_line
 from san.io.files import write_together
-from san.model.build import ModelClass, build_san, outline
+from san.model.build import ModelClass, build_outline, build_san
 from san.model.config import SANConfig
 from san.model.parts import describe_parts
 from san.model.san import SANModel
 from san.record import parse_json, read_record
+from san.registry import full_name
 
 logger = logging.getLogger(__name__)
 
@@ -142,7 +142,7 @@ def load_folder(folder: Path, *, model_class: ModelClass = SANModel) -> SANModel
         tokenizer = fitting_tokenizer(config.clip_arch.text, config.clip_token_ids)
         # all weights are loaded below, so CLIP's file is not needed
         clip = LoadedClip(config.clip_arch, None, tokenizer, fingerprint=f"{config.model.clip.name}/untrained")
-        plain = outline(config.model, clip)
+        plain = build_outline(config.model, clip)
     except ValueError as error:
         raise ValueError(f"{str(folder / CONFIG_FILE)!r}: {error}") from error
     if model_class is SANModel:  # before memory is allocated for the model
@@ -178,7 +178,7 @@ def describe(model: SANModel) -> FolderConfig:
     if not isinstance(tokenizer, (BpeTokenizer, CompactTokenizer)):
         raise ValueError(f"the model's tokenizer is {excerpt(tokenizer)}, which config.json cannot describe")
     ids = tokenizer.ids if isinstance(tokenizer, CompactTokenizer) else None
-    plain = outline(model.config, LoadedClip(model.arch, None, tokenizer, fingerprint=""))
+    plain = build_outline(model.config, LoadedClip(model.arch, None, tokenizer, fingerprint=""))
     parts = architecture_of(model, plain)
     return FolderConfig(MODEL_TYPE, san.__version__, config, model.arch, ids, FORMAT_VERSION, parts)
 
@@ -192,27 +192,20 @@ def architecture_of(model: SANModel, plain: SANModel) -> tuple[tuple[str, str], 
             continue
         part, usual_part = own.get(name), usual.get(name)
         if type(part) is not type(usual_part):
-            found[name] = "nothing" if part is None else _full_name(type(part))
+            found[name] = "nothing" if part is None else full_name(type(part))
         held = {} if part is None else vars(part)
         for attribute in held.keys() - (set() if usual_part is None else vars(usual_part).keys()):
             value = held[attribute]  # for instance a method replaced in this instance
             compiled = hasattr(value, "_torchdynamo_orig_callable")  # not custom: the original, compiled
             if callable(value) and not compiled:
-                found[f"{name}.{attribute}".lstrip(".")] = _full_name(value)
+                found[f"{name}.{attribute}".lstrip(".")] = full_name(value)
     return tuple(sorted(found.items()))
-
-
-def _full_name(kind: Any) -> str:
-    """Return the qualified name of a class or function, or of the class of another object."""
-    kind = kind if hasattr(kind, "__qualname__") else type(kind)
-    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _listed(parts: tuple[tuple[str, str], ...]) -> str:
     """Format parts for a message."""
-    shown = [f"{one_line(name, limit=100) or 'the model'} of {one_line(kind, limit=100)}" for name, kind in parts[:10]]
-    more = f" and {len(parts) - 10} more" if len(parts) > 10 else ""
-    return ", ".join(shown) + more or "no custom parts"
+    shown = [f"{one_line(name, limit=100) or 'the model'} of {one_line(kind, limit=100)}" for name, kind in parts]
+    return listed(shown, 10) or "no custom parts"
 
 
 def read_config(folder: Path) -> FolderConfig:

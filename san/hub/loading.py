@@ -16,7 +16,7 @@ from san.hub.locations import find_known
 from san.hub.remote import CONFIG_FILE, WEIGHTS_FILE, HubFile, fetch, hand_folder, upload_folder
 from san.hub.table import MODELS
 from san.io.errors import excerpt
-from san.model.build import ModelClass, build_san, freeze, outline
+from san.model.build import ModelClass, build_outline, build_san, freeze
 from san.model.config import VARIANTS, SANConfig, variant
 from san.model.san import SANModel
 
@@ -188,7 +188,7 @@ def recognised_variant(content: Mapping[str, Any]) -> str | None:
     found = []
     for name in VARIANTS:
         config = variant(name)
-        model = outline(config, load_clip(config.clip.name, config.clip.pretrained, weights=False))
+        model = build_outline(config, load_clip(config.clip.name, config.clip.pretrained, weights=False))
         freeze(model)  # a slim file has the tensors that are trained
         if fits(model, content):
             found.append(name)

@@ -1,1 +1,1 @@
-"""Prediction with a trained model: the predictor, ensembles, and what they return. Import its modules by name."""
+"""Prediction with trained models: predictor, ensembles and their results. Import the modules by name."""

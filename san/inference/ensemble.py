@@ -1,6 +1,6 @@
-"""Ensembles: the class scores of several models, averaged per pixel, and the files that list such models.
+"""Ensembles, which average the class scores of several models per pixel, and files that list their models.
 
-The models may have different CLIPs, sizes and inputs: all they share is the image and the vocabulary.
+The models may have different CLIPs, sizes and inputs; they share only the image and the vocabulary.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from san.record import Options, option, read_record
 from san.vocabulary.classes import ClassText
 
 ENDINGS = (".yaml", ".yml")
-"""Of a file that lists an ensemble."""
+"""Endings of a file that lists an ensemble."""
 
 
 @dataclass(frozen=True)
 class EnsembleMember(Options):
-    """One line of an ensemble's file.
+    """One model in the file of an ensemble.
 
     Raises:
         FieldError: a value is out of range.
@@ -39,22 +39,22 @@ class EnsembleMember(Options):
     config: str | None = None
     weight: float = option(1.0, "of its scores in the mean", above=0, most=10**6)
     short_sides: tuple[int, ...] = option(
-        (), "of the image, pixels, averaged over; none: the model's", least=1, most=8192
+        (), "short sides of the image, pixels, averaged over; none: the model's", least=1, most=8192
     )
-    flip: bool = option(False, "whether the mean is also over the mirror image")
+    flip: bool = option(False, "whether the mean includes the mirror image")
 
 
 class Ensemble(Segmenter):
-    """Several models as one: every pixel gets the class with the highest weighted mean of their scores.
+    """Several models used as one: every pixel gets the class with the highest weighted mean score.
 
-    The proposed masks and attention biases of its results are those of the first model.
+    Mask proposals and attention biases of the results are those of the first model.
 
     Args:
-        members: predictors, at least one. Results are computed where the first one is.
-        weights: one for each, above 0; all alike by default.
+        members: predictors, at least one. Results are computed on the device of the first.
+        weights: one for each, above 0; equal by default.
 
     Raises:
-        ValueError: no member, another number of weights, or a weight that is not above 0.
+        ValueError: there is no member, the number of weights differs, or a weight is not above 0.
     """
 
     def __init__(self, members: Sequence[Segmenter], weights: Sequence[float] | None = None) -> None:
@@ -75,23 +75,23 @@ class Ensemble(Segmenter):
 
     @property
     def device(self) -> torch.device:
-        """Where results are computed: where the first model is."""
+        """Device of the first model, where results are computed."""
         return self.members[0].device
 
     @property
     def text_cache(self) -> Path | None:
-        """Of the first model; setting it sets that of all."""
+        """That of the first model."""
         return self.members[0].text_cache
 
-    @text_cache.setter
-    def text_cache(self, folder: str | Path | None) -> None:
+    def set_text_cache(self, folder: str | Path | None) -> None:
+        """Sets that of all models."""
         for member in self.members:
-            member.text_cache = folder
+            member.set_text_cache(folder)
 
     def encode_batch(
         self, images: Sequence[ImageLike], *, layout: Layout | None = None, batch_size: int = 4
     ) -> list[EncodedImage]:
-        """As each model encodes them, one model after the other; see `Segmenter.encode_batch`."""
+        """Encode with each model in turn; see `Segmenter.encode_batch`."""
         pixels = [image_pixels(image, layout=layout, max_pixels=self.max_pixels) for image in images]  # read once
         found = [member.encode_batch(pixels, batch_size=batch_size) for member in self.members]
         names = [name_of_image(image, index, len(images)) for index, image in enumerate(images)]
@@ -103,7 +103,7 @@ class Ensemble(Segmenter):
     def evidence(
         self, encoded: EncodedImage, classes: Sequence[str | ClassText], text: TextEmbeddings | None = None
     ) -> Evidence:
-        """Of all models, each with its own text embeddings; see `Segmenter.evidence`.
+        """Return the evidence of all models, each with its own text embeddings; see `Segmenter.evidence`.
 
         Raises:
             ValueError: `text` is given, or the image was encoded by another ensemble.
@@ -121,7 +121,7 @@ class Ensemble(Segmenter):
 
 
 def _moved(view: View, device: torch.device, weight: float) -> View:
-    """A view on a device, with another weight."""
+    """Return a view on a device, with another weight."""
     masks, classes = view.mask_logits.to(device), view.class_logits.to(device)
     return replace(view, mask_logits=masks, class_logits=classes, weight=weight)
 
@@ -132,11 +132,11 @@ def is_ensemble_file(source: object) -> bool:
 
 
 def read_ensemble(path: str | Path) -> tuple[EnsembleMember, ...]:
-    """The models that a YAML file lists under ``models``; relative paths in it are relative to it.
+    """Read the models that a YAML file lists under ``models``; paths are relative to the file.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no plain YAML, has an unknown or missing key, or a value out of range.
+        FileNotFoundError: the file does not exist.
+        ValueError: it is not plain YAML, has an unknown or missing key, or a value out of range.
     """
     where = f"ensemble {path}"
     content = check_keys(read_plain_file(path, "ensemble"), ["models"], where)
@@ -158,20 +158,20 @@ def read_ensemble(path: str | Path) -> tuple[EnsembleMember, ...]:
 
 
 def _below(folder: Path, name: str) -> str:
-    """A file or folder below a folder; what is not there stays as it is written: it may be an id on the hub."""
+    """Return a path below a folder if it exists, else the text unchanged, which may be an id on the hub."""
     there = folder / Path(name).expanduser()
     return str(there) if there.exists() else name
 
 
 def load_ensemble(path: str | Path, load: Callable[[EnsembleMember], Segmenter]) -> Ensemble:
-    """The ensemble of a file.
+    """Load the ensemble of a file.
 
     Args:
         path: YAML, see `read_ensemble`.
-        load: makes one model; what it raises is raised with the name of the file and the number of the model.
+        load: makes one model; its errors get the name of the file and the number of the model.
 
     Raises:
-        ValueError, FileNotFoundError: the file is wrong, or a model of it is.
+        ValueError, FileNotFoundError: the file or one of its models is wrong.
     """
     members = read_ensemble(path)
     found = []

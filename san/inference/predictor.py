@@ -1,4 +1,4 @@
-"""Masks for any words: an image is encoded once, then any number of vocabularies is applied to it.
+"""Open-vocabulary segmentation: an image is encoded once, then any number of vocabularies can be applied.
 
 (H, W) image, (h, w) its size in the network, C classes. Source: docs/method.md#7.
 """
@@ -27,7 +27,7 @@ from san.io.errors import excerpt
 from san.io.image_files import MAX_PIXELS
 from san.model.build import warn_of_unseen_pixels
 from san.model.config import SANConfig
-from san.model.precision import hold_weights
+from san.model.precision import round_weights
 from san.model.san import MaskProposals, SANModel
 from san.postprocess import Geometry, View
 from san.torch_defaults import torch_defaults
@@ -40,32 +40,31 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 class Predictor(Segmenter):
     """Open-vocabulary segmentation with one model.
 
-    Several threads may share a predictor: `predict`, `encode` and `segment(..., encoded=...)` use nothing but their
-    arguments. `set_image` and `predict` remember their image for a `segment` without one.
+    Several threads may share a predictor: `predict`, `encode` and `segment(..., encoded=...)` depend on their arguments
+    only. `set_image` and `predict` remember their image for `segment` without `encoded`.
 
-    It can be copied, pickled and sent to another process. Start that with "spawn" or "forkserver": a forked process
-    hangs if its parent has predicted before, as PyTorch's threads are not forked.
+    It can be copied, pickled and sent to another process, which must be started with "spawn" or "forkserver": a forked
+    process hangs after a prediction of its parent, because PyTorch's threads are not forked.
 
     Results do not depend on what the caller has set in PyTorch: autocast, default number type and device, grad mode.
 
     Args:
         model: any SAN; it is moved to the device and set to evaluation.
         short_side: the image is resized to this short side, in pixels, before it goes into the network.
-        max_size: limit of its long side then.
+        max_size: limit of the long side after resizing.
         short_sides: several instead of `short_side`: the scores are the mean over them.
         flip: whether the scores are also the mean over the image and its mirror image.
         device: where the model runs: "cpu", "cuda", "cuda:N" or "mps".
         dtype: what the network computes in: "float32" or "bfloat16" (mixed precision; words and scores stay float32).
-            With "bfloat16" the model's weights are rounded for good: load it again to save or train it.
+            "bfloat16" rounds the weights of the model in place: load it again to save or train it.
         max_pixels: a larger image is refused; None takes any.
         compiled: the network goes through torch.compile; the first image of each size takes a minute or more, and a C++
             compiler is needed.
-
-    Attributes:
-        text_cache: folder that keeps text embeddings from one run to the next; None keeps them in memory only.
+        text_cache: folder that keeps text embeddings between runs; "auto" is ``~/.cache/san/text``; None keeps them in
+            memory only.
 
     Raises:
-        ValueError: there is no such device or number type, or a short side is none.
+        ValueError: the device, the number type or a short side is not valid.
     """
 
     @torch_defaults()
@@ -82,11 +81,12 @@ class Predictor(Segmenter):
         dtype: str | torch.dtype = "float32",
         max_pixels: int | None = MAX_PIXELS,
         compiled: bool = False,
+        text_cache: str | Path | None = "auto",
     ) -> None:
-        """Takes the model over."""
+        """Prepare the model, in place."""
         self.dtype = _checked_dtype(dtype)
         self.model = model.to(checked_device(device)).eval()
-        hold_weights(self.model, self.dtype)
+        round_weights(self.model, self.dtype)
         self.short_sides, self.flip = _checked_sides(short_sides or (short_side,)), flip
         for side in self.short_sides:
             warn_of_unseen_pixels(self.model, side)
@@ -94,7 +94,7 @@ class Predictor(Segmenter):
         if compiled:
             self.model.image_side.compile()
         self.max_size, self.max_pixels = max_size, max_pixels
-        self.text_cache = resolve_folder("auto")
+        self.set_text_cache(resolve_folder(text_cache))
 
     @classmethod
     def from_pretrained(
@@ -110,13 +110,14 @@ class Predictor(Segmenter):
         compiled: bool = False,
         short_sides: Sequence[int] = (),
         flip: bool = False,
+        text_cache: str | Path | None = "auto",
     ) -> Predictor:
-        """A predictor with weights.
+        """Load a model, and return its predictor.
 
         Args:
             source: "shapes" for the committed model of the shapes world, "san_vit_b_16" or "san_vit_large_14" for the
                 published ones, a checkpoint file, a folder of `san.hub.save_pretrained`, or an id on the hub.
-            config: the model a bare checkpoint file belongs to, by name or in full.
+            config: model of a bare checkpoint file, as a name or a configuration.
             device: where the model runs.
             dtype: what the network computes in.
             cache_dir: folder of downloads.
@@ -125,9 +126,10 @@ class Predictor(Segmenter):
             compiled: the network goes through torch.compile.
             short_sides: of the image in the network, see `Predictor`; the one the model was trained for by default.
             flip: see `Predictor`.
+            text_cache: see `Predictor`.
 
         Raises:
-            ValueError, FileNotFoundError: there is no such file, or it does not fit.
+            ValueError, FileNotFoundError: the file does not exist, or it does not fit.
         """
         if is_ensemble_file(source):
             raise ValueError(f"{str(source)!r} may list an ensemble, no single model; use Predictor.ensemble")
@@ -137,7 +139,9 @@ class Predictor(Segmenter):
             source, config, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only
         )
         sides = short_sides or (model.config.side_adapter.image_size,)
-        return cls(model, short_sides=sides, flip=flip, device=device, dtype=dtype, compiled=compiled)
+        return cls(
+            model, short_sides=sides, flip=flip, device=device, dtype=dtype, compiled=compiled, text_cache=text_cache
+        )
 
     @classmethod
     def ensemble(
@@ -146,11 +150,11 @@ class Predictor(Segmenter):
         weights: Sequence[float] | None = None,
         **options: Any,
     ) -> Ensemble:
-        """Several models as one, which average their scores.
+        """Load several models as one, which averages their scores.
 
         Args:
             models: predictors, or what `from_pretrained` takes; or a YAML file that lists models with their weights.
-            weights: one for each model, above 0; all alike by default. Not with a file.
+            weights: one for each model, above 0; equal by default. Not with a file.
             options: of `from_pretrained`, for all models that are loaded, such as `device`.
 
         Raises:
@@ -175,37 +179,36 @@ class Predictor(Segmenter):
         return f"Predictor({name} with CLIP {excerpt(clip)}, {self.device}, {dtype}, {size})"
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restores a copy; what was compiled is compiled again when it is first used."""
+        """Restore a copy; a compiled network is compiled again at its first use."""
         self.__dict__.update(state)
         if self.compiled:
             self.model.image_side.compile()
 
     @property
     def short_side(self) -> int:
-        """Of the image in the network, pixels; of several the first."""
+        """Short side of the image in the network, pixels; the first of several."""
         return self.short_sides[0]
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """Device of the model."""
         return self.model.pixel_mean.device
 
     @property
     def text_cache(self) -> Path | None:
-        """Folder that keeps text embeddings from one run to the next; None keeps them in memory only."""
-        folder = self.model.text_classifier.embedder.disk_cache
-        return None if folder is None else Path(folder)
+        """See `Segmenter.text_cache`."""
+        return self.model.text_classifier.embedder.disk_cache
 
-    @text_cache.setter
-    def text_cache(self, folder: str | Path | None) -> None:
-        self.model.text_classifier.embedder.disk_cache = folder
+    def set_text_cache(self, folder: str | Path | None) -> None:
+        """See `Segmenter.set_text_cache`."""
+        self.model.text_classifier.embedder.use_disk_cache(folder)
 
     @torch_defaults()
     @torch.inference_mode()
     def encode_batch(
         self, images: Sequence[ImageLike], *, layout: Layout | None = None, batch_size: int = 4
     ) -> list[EncodedImage]:
-        """See `Segmenter.encode_batch`. One scale after the other is computed, then mirrored."""
+        """See `Segmenter.encode_batch`. Scales are computed in order, each also mirrored if `flip`."""
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; give 1 or more")
         pixels = [image_pixels(image, layout=layout, max_pixels=self.max_pixels) for image in images]
@@ -214,7 +217,7 @@ class Predictor(Segmenter):
         for side in self.short_sides:
             for mirrored in (False, True) if self.flip else (False,):
                 found = self._encode_all(pixels, names, side, mirrored=mirrored, batch_size=batch_size)
-                # what only the first is asked for, and what takes most of the memory
+                # only the first needs the attention biases, which take most of the memory
                 views.append(found if not views else [_without_bias(each) for each in found])
         if len(views) == 1:
             return views[0]
@@ -248,7 +251,7 @@ class Predictor(Segmenter):
         mirrored: bool,
         batch_size: int,
     ) -> list[EncodedImage]:
-        """Images at one scale."""
+        """Encode images at one scale."""
         sizes = [resize_short_side(each.shape[0], each.shape[1], short_side, self.max_size) for each in pixels]
         encoded: dict[int, EncodedImage] = {}
         for size in dict.fromkeys(sizes):  # padding to a larger neighbour would change the numbers
@@ -262,7 +265,7 @@ class Predictor(Segmenter):
     def _encode(
         self, pixels: list[npt.NDArray[np.uint8]], size: tuple[int, int], names: list[str], *, mirrored: bool
     ) -> list[EncodedImage]:
-        """Images that have one size in the network."""
+        """Encode images of one size in the network."""
         resized = [torch.from_numpy(resize_image(each, size)).permute(2, 0, 1) for each in pixels]  # (3, h, w)
         batch = self.model.stack([each.flip(2) for each in resized] if mirrored else resized)
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
@@ -286,13 +289,13 @@ class Predictor(Segmenter):
 
 
 def _without_bias(encoded: EncodedImage) -> EncodedImage:
-    """An encoded image whose attention biases, (1, L, N, Q, h_s, w_s), take no memory."""
+    """Return an encoded image without attention biases."""
     proposals = encoded.proposals
     return replace(encoded, proposals=proposals._replace(attn_bias=proposals.attn_bias.new_zeros(0)))
 
 
 def _checked_sides(sides: Sequence[int]) -> tuple[int, ...]:
-    """Short sides of the image in the network, each a whole number of pixels and none twice."""
+    """Return the short sides; refuse values that are not positive integers, and repeated ones."""
     if isinstance(sides, str) or not all(isinstance(side, int) and side >= 1 for side in sides):
         raise ValueError(f"short sides are {excerpt(sides)}; give whole numbers of pixels, 1 or more")
     if len({*sides}) < len(sides):

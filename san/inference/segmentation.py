@@ -1,4 +1,4 @@
-"""What a predictor gives back: an image named pixel by pixel, what it was named by, and ways to show and keep it.
+"""Results of a predictor: the label map of an image, what it was computed from, and its pictures and files.
 
 Legend: (H, W) image, C classes, Q mask proposals, L bias layers, N bias heads, (h_s, w_s) side grid.
 """
@@ -31,19 +31,19 @@ from san.visualize.panel import preview
 from san.vocabulary.vocabulary import Vocabulary
 
 NONE = -1
-"""The label of a pixel that is none of the classes."""
+"""Label of a pixel without a class."""
 
 
 @dataclass(frozen=True, eq=False)
 class EncodedImage:
-    """All that a predictor knows of an image before it is given words; nothing in it changes afterwards.
+    """Everything that a predictor computes for an image without a vocabulary; immutable.
 
     Attributes:
         pixels: (H, W, 3) uint8 RGB, upright, read-only.
-        proposals: what the network proposes, B = 1, float32.
+        proposals: the network's mask proposals, B = 1, float32.
         geometry: the image's sizes; those of the result are (H, W).
-        source: what messages call the image.
-        mirrored: whether the network saw it with left and right exchanged.
+        source: name of the image in messages.
+        mirrored: whether the network saw the mirror image.
         others: the same image at further scales or mirrored, as the same model encoded it, without attention biases.
         members: the image as each model of an ensemble encoded it; none for one model.
     """
@@ -62,7 +62,7 @@ class EncodedImage:
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """What a label map was made from: one view of the image, and where several were averaged, the others.
+    """What a label map was computed from: one view of the image, and the others if several were averaged.
 
     Attributes:
         mask_logits: (Q, h_s, w_s), before the sigmoid.
@@ -84,19 +84,19 @@ class Evidence:
 
     @property
     def views(self) -> tuple[View, ...]:
-        """All that scores are the mean of."""
+        """All views that scores are averaged over."""
         return (View(self.mask_logits, self.class_logits, self.geometry, weight=self.weight), *self.others)
 
 
 @dataclass(frozen=True, eq=False)
 class ProposedMask:
-    """One mask that the model proposed, whatever became of it in the label map.
+    """One mask that the model proposed, whether or not the label map contains it.
 
     Attributes:
         query: its number, 0..Q-1.
         name: the class it most likely shows; None where "no object" is likelier than every class.
         probability: of that class, or of "no object", 0..1.
-        evidence: what it is a part of.
+        evidence: that of the image.
     """
 
     query: int
@@ -107,16 +107,16 @@ class ProposedMask:
     __repr__ = brief_repr
 
     def mask(self) -> npt.NDArray[np.bool_]:
-        """(H, W), true where the mask is likelier than not."""
+        """Return (H, W), true where the probability of the mask is above 0.5."""
         return (self._logits() > 0).cpu().numpy()
 
     def mask_probs(self) -> npt.NDArray[np.float32]:
-        """(H, W) float32, 0..1."""
+        """Return (H, W) float32, 0..1."""
         return self._logits().sigmoid().cpu().numpy()
 
     @property
     def attn_bias(self) -> npt.NDArray[np.float32]:
-        """(L, N, h_s, w_s) float32: what was added to this [SLS] token's attention, per layer and head."""
+        """Return (L, N, h_s, w_s) float32: the bias of this [SLS] token's attention, per layer and head."""
         return self.evidence.attn_bias[:, :, self.query].float().cpu().numpy()
 
     @torch.inference_mode()
@@ -128,15 +128,15 @@ class ProposedMask:
 
 @dataclass(frozen=True, eq=False)
 class Segmentation:
-    """One image, named pixel by pixel.
+    """The segmentation of one image.
 
     Attributes:
-        image: (H, W, 3) uint8 RGB, upright; a copy of its own, which may be drawn on.
-        labels: (H, W) int64, indices into `names`; -1 for none of these.
-        vocabulary: the classes asked for, in their order.
+        image: (H, W, 3) uint8 RGB, upright; a copy, which may be drawn on.
+        labels: (H, W) int64, indices into `names`; -1 for no class.
+        vocabulary: the classes.
         best_scores: (H, W) float32, the score of the best class, also where the label is -1. A score is a sum over mask
-            proposals of class times mask probability: 0 or more, around 1 where one proposal is sure.
-        evidence: what scores and mask proposals are made from; None for a label map that came from elsewhere.
+            proposals of class probability times mask probability: 0 or more, around 1 for one certain proposal.
+        evidence: source of scores and mask proposals; None for a label map that no predictor made.
     """
 
     image: npt.NDArray[np.uint8]
@@ -150,7 +150,7 @@ class Segmentation:
         return f"Segmentation({height} x {width} pixels, {len(self.names)} classes: {self.summary()})"
 
     def _repr_png_(self) -> bytes:
-        """What a notebook shows: names and colours over the image, and a legend; no side longer than 1024 pixels."""
+        """PNG for notebooks: colours and names over the image, and a legend; at most 1024 pixels a side."""
         file = io.BytesIO()
         preview(self.image, self.labels, self.names).save(file, "PNG")
         return file.getvalue()
@@ -161,19 +161,19 @@ class Segmentation:
         return self.vocabulary.names
 
     def areas(self) -> dict[str, float]:
-        """Share of the image per class that has a pixel, largest first; pixels that are none of these have no entry."""
+        """Return the share of the image per class with a pixel, largest first; pixels without a class have no entry."""
         shares = self._counts / self.labels.size
         return {self.names[i]: float(shares[i]) for i in np.argsort(-shares, kind="stable") if shares[i] > 0}
 
     def none_area(self) -> float:
-        """Share of the image that is none of the classes."""
+        """Return the share of the image without a class."""
         return float(np.mean(self.labels == NONE))
 
     def summary(self, limit: int = 5) -> str:
-        """The largest classes and their shares of the image on one line: "sky 41.2%, road 20.0%, 3 more".
+        """Return the largest classes and their shares on one line: "sky 41.2%, road 20.0%, 3 more".
 
         Args:
-            limit: so many classes at most.
+            limit: maximum number of classes.
         """
         areas = list(self.areas().items())
         shown = [f"{printable(short_name(name))} {share:.1%}" for name, share in areas[:limit]]
@@ -184,10 +184,10 @@ class Segmentation:
         return ", ".join(shown)
 
     def confidences(self) -> dict[str, float]:
-        """Mean score of a class's pixels, for the classes and in the order of `areas`.
+        """Return the mean score of the pixels of each class, in the order of `areas`.
 
         Raises:
-            ValueError: the label map came without scores.
+            ValueError: there are no scores.
         """
         if self.best_scores is None:
             raise ValueError("this segmentation has no scores; take one that a Predictor made")
@@ -199,7 +199,7 @@ class Segmentation:
 
     @torch.inference_mode()
     def scores(self) -> npt.NDArray[np.float32]:
-        """Score of every class at every pixel, (C, H, W) float32: 4·C·H·W bytes, made anew at each call.
+        """Return the scores of all classes, (C, H, W) float32: 4·C·H·W bytes, recomputed at each call.
 
         Raises:
             ValueError: the label map came without evidence.
@@ -207,7 +207,7 @@ class Segmentation:
         return mean_scores(self._evidence().views).cpu().numpy()
 
     def mask(self, name: str) -> npt.NDArray[np.bool_]:
-        """(H, W), true where the label is this class.
+        """Return (H, W), true where the label is this class.
 
         Raises:
             ValueError: the vocabulary has no such name.
@@ -218,15 +218,15 @@ class Segmentation:
         return found
 
     def mask_proposals(self, limit: int | None = None) -> tuple[ProposedMask, ...]:
-        """The masks behind the label map: first those of a class, then those of "no object", the surest first.
+        """Return the mask proposals: first those of a class, then those of "no object", by probability.
 
-        Where several scales, mirror images or models were averaged, those of the first one.
+        If several scales, mirror images or models were averaged, these are the proposals of the first.
 
         Args:
-            limit: so many at most; all by default. A mask is brought to the image's size only when asked for.
+            limit: maximum number; all by default. A mask is resized to the image only when it is used.
 
         Raises:
-            ValueError: `limit` is negative, or the label map came without evidence.
+            ValueError: `limit` is negative, or there is no evidence.
         """
         if limit is not None and limit < 0:
             raise ValueError(f"limit is {limit}; give the number of masks, or None for all")
@@ -239,7 +239,7 @@ class Segmentation:
         return tuple(sorted(found, key=lambda mask: (mask.name is None, -mask.probability))[:limit])
 
     def overlay(self, alpha: float = 0.7) -> Image.Image:
-        """The image under its class colours.
+        """Return the image blended with its class colours.
 
         Args:
             alpha: weight of the colour against the image, 0..1.
@@ -247,19 +247,19 @@ class Segmentation:
         return Image.fromarray(overlay(self.image, self.labels, self.names, alpha=alpha))
 
     def panel(self, path: str | Path | None = None) -> Image.Image:
-        """Image and labelled prediction over a legend; written to `path` if given."""
+        """Return image and prediction above a legend; written to `path` if given."""
         return panel(self.image, None, self.labels, self.names, path)
 
     def to_coco_rle(self, file_name: str = "", *, image_id: int | str | None = None) -> list[dict[str, Any]]:
-        """One entry per class that has a pixel, in COCO's run-length code; ready for JSON and `COCO.loadRes`.
+        """Return one entry per class with a pixel, in COCO's run-length encoding, for JSON and `COCO.loadRes`.
 
-        Each holds image_id, file_name, category_id (index into `names`), category_name, segmentation (size and counts,
-        as pycocotools decodes it), area in pixels and, where there are scores, score.
+        The keys are image_id, file_name, category_id (index into `names`), category_name, segmentation (size and
+        counts, as in pycocotools), area in pixels and, if there are scores, score.
 
         Args:
             file_name: of the image.
             image_id: of the image in a COCO data set. By default the file's name without folder and ending, as a number
-                where it is one: 139 for "val2017/000000000139.jpg", "street" for "street.jpg"; 0 without a file name.
+                if possible: 139 for "val2017/000000000139.jpg", "street" for "street.jpg"; 0 without a file name.
         """
         scores = self.confidences() if self.best_scores is not None else {}
         entries = [
@@ -273,7 +273,7 @@ class Segmentation:
         return entries
 
     def to_dict(self, file_name: str = "", *, image_id: int | str | None = None) -> dict[str, Any]:
-        """What was found, ready for JSON: the image's id, file and size; per class name, area, share and confidence.
+        """Return the result for JSON: id, file and size of the image; name, area, share and confidence per class.
 
         All classes are listed in the order of the vocabulary, also those without a pixel (confidence None).
         `file_name` and `image_id` as in `to_coco_rle`.
@@ -311,14 +311,14 @@ class Segmentation:
         file_name: str = "",
         image_id: int | str | None = None,
     ) -> dict[str, Path]:
-        """Writes files; either all of them appear, or none and older ones of the same names stay.
+        """Write files: all of them or, after an error, none; older files then stay.
 
         Args:
-            target: how the files' names begin: "out/street" gives out/street_overlay.png, out/street_labels.png,
-                out/street_rle.json and out/street.json. A folder (one that exists, or a name ending in a slash) takes
-                them under the name "segmentation". Folders are made.
-            formats: which of "overlay", "labels" (class indices, 8 bits with 255 for none of these where the indices
-                leave it free, else 16 bits with 65535), "rle", "json" and "panel".
+            target: beginning of the file names: "out/street" gives out/street_overlay.png, out/street_labels.png,
+                out/street_rle.json and out/street.json. In a folder (existing, or ending in a slash) the name is
+                "segmentation". Folders are created.
+            formats: some of "overlay", "labels" (class indices, 8 bits with 255 for no class, with more than 255
+                classes 16 bits with 65535), "rle", "json" and "panel".
             file_name: of the image, noted in "rle" and "json".
             image_id: noted there too; see `to_coco_rle`.
 
@@ -326,7 +326,7 @@ class Segmentation:
             The file of each format.
 
         Raises:
-            ValueError: an unknown format, or nothing can be written there.
+            ValueError: a format is unknown, or the files cannot be written.
         """
         _check_formats(formats)
         path = Path(target)
@@ -337,15 +337,15 @@ class Segmentation:
         return files
 
     def write(self, files: Mapping[str, Path], *, file_name: str = "", image_id: int | str | None = None) -> None:
-        """Writes files of given names; either all of them appear, or none and older ones of the same names stay.
+        """Write files with given names: all of them or, after an error, none; older files then stay.
 
         Args:
-            files: the file of each format, one of `FORMATS`; folders are made.
+            files: the file of each format, one of `FORMATS`; folders are created.
             file_name: of the image, noted in "rle" and "json".
             image_id: noted there too; see `to_coco_rle`.
 
         Raises:
-            ValueError: an unknown format, one file for two formats, or a file that cannot be written.
+            ValueError: a format is unknown, two formats have one file, or a file cannot be written.
         """
         _check_formats(files)
         writers = {file: self._writer(each, file_name, image_id) for each, file in files.items()}
@@ -358,12 +358,12 @@ class Segmentation:
             raise ValueError(f"cannot write {shown} ({error}); give a folder that can be written to") from error
 
     def label_image(self) -> Image.Image:
-        """The label map as a grey picture: 8 bits up to 255 classes, with 255 for none, else 16 bits, with 65535."""
+        """Return the label map as a grey picture: up to 255 classes 8 bits, 255 for none; else 16 bits, 65535."""
         none, dtype = (255, np.uint8) if len(self.names) <= 255 else (65535, np.uint16)
         return Image.fromarray(np.where(self.labels == NONE, none, self.labels).astype(dtype))
 
     def _writer(self, kind: str, file_name: str, image_id: int | str | None) -> Callable[[Path], None]:
-        """What writes a format to a file."""
+        """Return the function that writes a format to a file."""
         if kind in ("rle", "json"):
             make = self.to_coco_rle if kind == "rle" else self.to_dict
             content = make(file_name, image_id=image_id)
@@ -388,7 +388,7 @@ def _write_text(path: Path, text: str) -> None:
 
 
 def _check_formats(formats: Iterable[str]) -> None:
-    """Raises where something is no format, or a text stands in place of a list of them."""
+    """Refuse unknown formats, and a text instead of a list."""
     unknown = [each for each in formats if each not in FORMATS]
     if unknown or isinstance(formats, str):
         raise ValueError(f"unknown formats {unknown or formats!r}; give a list of {', '.join(FORMATS)}")

@@ -1,4 +1,4 @@
-"""What segments images with any words, whatever computes the scores: one model, or several.
+"""The base of predictors and ensembles: segments images with any words.
 
 (H, W) image, C classes. Source: docs/method.md#7.
 """
@@ -28,11 +28,10 @@ ImageLike = str | Path | Image.Image | npt.NDArray[Any] | Tensor
 
 
 class Segmenter(ABC):
-    """Encodes images, and names the pixels of an encoded image by any number of vocabularies.
+    """Encodes images, and segments an encoded image with any number of vocabularies.
 
     Attributes:
         max_pixels: a larger image is refused; None takes any.
-        text_cache: folder that keeps text embeddings from one run to the next; None keeps them in memory only.
     """
 
     max_pixels: int | None
@@ -41,27 +40,27 @@ class Segmenter(ABC):
     @property
     @abstractmethod
     def device(self) -> torch.device:
-        """Where results are computed."""
+        """Device of the results."""
 
     @property
     @abstractmethod
     def text_cache(self) -> Path | None:
-        """Folder that keeps text embeddings from one run to the next; None keeps them in memory only."""
+        """Folder that keeps text embeddings between runs; None keeps them in memory only."""
 
-    @text_cache.setter
     @abstractmethod
-    def text_cache(self, folder: str | Path | None) -> None: ...
+    def set_text_cache(self, folder: str | Path | None) -> None:
+        """Keeps text embeddings in a folder from now on; None keeps them in memory only."""
 
     @abstractmethod
     def encode_batch(
         self, images: Sequence[ImageLike], *, layout: Layout | None = None, batch_size: int = 4
     ) -> list[EncodedImage]:
-        """`encode` of several images; those that have one size in the network go through it together.
+        """Encode several images; those of one size in the network are computed together.
 
         Args:
             images: see `encode`.
             layout: see `encode`, for all of them.
-            batch_size: at most so many together.
+            batch_size: maximum number of images per forward pass.
 
         Raises:
             ValueError: `batch_size` is not 1 or more, or see `encode`.
@@ -71,34 +70,33 @@ class Segmenter(ABC):
     def evidence(
         self, encoded: EncodedImage, classes: Sequence[str | ClassText], text: TextEmbeddings | None = None
     ) -> Evidence:
-        """What the scores of some classes are made from.
+        """Return what the scores of some classes are computed from.
 
         Args:
             encoded: by this segmenter.
             classes: C names or classes.
-            text: their embeddings, where they are known.
+            text: their embeddings, if known.
 
         Raises:
             ValueError: the image was encoded by another model, or `text` is of other classes.
         """
 
     def encode(self, image: ImageLike, *, layout: Layout | None = None) -> EncodedImage:
-        """All that does not depend on the vocabulary; nothing of it is remembered here.
+        """Compute everything that does not depend on the vocabulary; the result is not remembered.
 
         Args:
             image: a file or Pillow image of any mode but floating point, turned upright by its EXIF orientation; an
                 array, RGB (H, W, 3) uint8, or grey, with transparency, 16-bit or black and white; or a tensor, uint8 or
                 floating point in 0..1.
-            layout: the order of an array's or a tensor's axes, "HWC" or "CHW"; arrays are HWC unless said otherwise,
-                of a tensor it must be said.
+            layout: order of the axes, "HWC" or "CHW"; required for tensors, by default HWC for arrays.
 
         Raises:
-            ValueError, FileNotFoundError: it cannot be read, has another form, or is too large.
+            ValueError, FileNotFoundError: it cannot be read, has another type or shape, or is too large.
         """
         return self.encode_batch([image], layout=layout)[0]
 
     def set_image(self, image: ImageLike, *, layout: Layout | None = None) -> None:
-        """`encode`, remembered for `segment`."""
+        """Encode an image, and remember it for `segment`."""
         self._encoded = self.encode(image, layout=layout)
 
     @torch_defaults()
@@ -112,20 +110,19 @@ class Segmenter(ABC):
         threshold: float = 0.0,
         none_of_these: bool = False,
     ) -> Segmentation:
-        """An encoded image under a vocabulary: every pixel gets one of the names, or none.
+        """Segment an encoded image: every pixel gets one of the classes, or none.
 
         Args:
             vocabulary: see `Vocabulary.parse`.
             encoded: the image; the one of `set_image` by default.
             text: the vocabulary's embeddings, as `model.text_classifier.embedder` gives them; by default they are
                 embedded now, and remarks on them are logged.
-            threshold: a pixel whose best score is below it is none of these; scores are 0 or more, around 1 where one
-                mask proposal is sure.
-            none_of_these: whether a pixel is none of these where the model's learnt "no object" scores above every
-                class.
+            threshold: pixels whose best score is below it get no class; scores are 0 or more, around 1 for one certain
+                mask proposal.
+            none_of_these: whether pixels get no class if the learnt "no object" scores above every class.
 
         Raises:
-            ValueError: no image is set, the vocabulary makes no sense, `text` is of another one, the image was encoded
+            ValueError: no image is set, the vocabulary is not valid, `text` is of another one, the image was encoded
                 by another model, or the network's outputs are NaN or infinite.
         """
         encoded = encoded or self._encoded
@@ -139,7 +136,7 @@ class Segmenter(ABC):
         non_finite = torch.cat([have_non_finite(each.mask_logits[None], each.class_logits[None]) for each in views])
         labels, best = mean_labels(views, threshold=threshold, none_of_these=none_of_these)
         found = labels.cpu().numpy()
-        refuse_non_finite(non_finite, [encoded.source] * len(views))  # a GPU has been waited for
+        refuse_non_finite(non_finite, [encoded.source] * len(views))  # last, because it waits for the GPU
         return Segmentation(encoded.pixels.copy(), found, words, best.cpu().numpy(), evidence)
 
     def predict(
@@ -151,7 +148,7 @@ class Segmenter(ABC):
         threshold: float = 0.0,
         none_of_these: bool = False,
     ) -> Segmentation:
-        """`encode`, then `segment`; a vocabulary that makes no sense is refused before the image is encoded.
+        """Encode, then segment; an invalid vocabulary is refused before the image is encoded.
 
         The image is remembered for `segment`, as by `set_image`.
         """
@@ -171,7 +168,7 @@ class Segmenter(ABC):
         none_of_these: bool = False,
         batch_size: int = 4,
     ) -> list[Segmentation]:
-        """Several images under one vocabulary, in their order; see `encode_batch` and `segment`."""
+        """Segment several images with one vocabulary, in order; see `encode_batch` and `segment`."""
         words = Vocabulary.parse(vocabulary)
         return [
             self.segment(words, encoded=encoded, threshold=threshold, none_of_these=none_of_these)
@@ -180,7 +177,7 @@ class Segmenter(ABC):
 
 
 def name_of_image(image: ImageLike, index: int, count: int) -> str:
-    """What messages call one of several images."""
+    """Return the name of one of several images, for messages."""
     if isinstance(image, (str, Path)):
         return repr(str(image))
     return f"image {index}" if count > 1 else "the image"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import reprlib
+from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -85,6 +86,15 @@ def excerpt(value: object, *, limit: int = 80) -> str:
     except ValueError:  # an integer of thousands of digits, which Python refuses to format
         text = f"<{type(value).__name__}>"
     return text if len(text) <= 2 * limit else f"{text[:limit]}..."
+
+
+def listed(items: Iterable[object], most: int = 3, separator: str = ", ") -> str:
+    """The first items in one text, and how many more there are."""
+    texts = [str(item) for item in items]
+    if len(texts) <= most:
+        return separator.join(texts)
+    end = " and" if separator == ", " else f"{separator}and"
+    return f"{separator.join(texts[:most])}{end} {len(texts) - most:,} more"
 
 
 def brief_repr(record: Any) -> str:

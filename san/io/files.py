@@ -97,6 +97,13 @@ def write_text(path: str | Path, text: str) -> None:
     Path(path).write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
+def write_whole(path: Path, text: str, *, durable: bool = False) -> None:
+    """Write a text file atomically, see `replacing` and `write_text`; folders are created."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path, durable=durable) as partial:
+        write_text(partial, text)
+
+
 def home_folder(place: str) -> Path | None:
     """Expand a folder in the user's home; None without a home folder, as for an unknown user id.
 

@@ -332,7 +332,7 @@ def _existing(path: Path, source: str, limits: ImageLimits) -> Path:
         if os.path.isdir(path):
             raise FileNotFoundError(f"{source} is a folder; name a file in it")
         if os.path.exists(path):
-            raise ValueError(f"{source} is no regular file but a pipe, a socket or a device; name an image file")
+            raise ValueError(f"{source} is not a regular file but a pipe, a socket or a device; name an image file")
         raise FileNotFoundError(f"{source} does not exist; {limits.damage_remedy}")
     return path
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from san.io.errors import printable
+from san.io.errors import listed, printable
 
 SYSTEM_NAMES = frozenset(
     (
@@ -115,10 +115,7 @@ def describe_skipped(skipped: Iterable[Skipped]) -> list[str]:
     groups: dict[str, list[str]] = {}
     for each in skipped:
         groups.setdefault(each.reason, []).append(printable(str(each.path)))
-    return [
-        f"{len(paths)} {reason}: {', '.join(paths[:_NUM_SHOWN])}" + (", ..." if len(paths) > _NUM_SHOWN else "")
-        for reason, paths in groups.items()
-    ]
+    return [f"{len(paths)} {reason}: {listed(paths, _NUM_SHOWN)}" for reason, paths in groups.items()]
 
 
 def _kind(entry: os.DirEntry[str]) -> str:

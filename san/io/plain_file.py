@@ -24,10 +24,10 @@ MAX_VALUES = 1_000_000 if yaml.__with_libyaml__ else 200_000
 """Values in a file, each alias counted as what it stands for: seconds of reading, also without PyYAML's C library."""
 
 MAX_NUMBER = 1000
-"""Characters of a YAML value that is no text: one of 1:1:1... takes time that grows with its square."""
+"""Characters of a YAML value that is not text: one of 1:1:1... takes time that grows with its square."""
 
 _NO_DATA = (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError)
-"""What the readers raise on text that is no data, or whose tags belie it, such as ``!!bool maybe``."""
+"""What the readers raise on text that is not data, or whose tags belie it, such as ``!!bool maybe``."""
 
 
 _MERGE = "tag:yaml.org,2002:merge"
@@ -39,15 +39,15 @@ _TEXT = "tag:yaml.org,2002:str"
 class _Bounded:
     """Part of a loader: stops it while it reads, before a huge file fills the memory."""
 
-    max_values = 0
-    _num_values = 0
-    _depth = 0
+    def __init__(self, text: str, max_values: int) -> None:
+        super().__init__(text)  # type: ignore[call-arg]
+        self._max_values, self._num_values, self._depth = max_values, 0, 0
 
     def descend_resolver(self, parent: yaml.Node | None, index: Any) -> None:
         """Called by PyYAML before each node."""
         self._num_values += 1
         self._depth += 1
-        _check_limits(self._num_values, self._depth, self.max_values)
+        _check_limits(self._num_values, self._depth, self._max_values)
 
     def ascend_resolver(self) -> None:
         """Called after each node."""
@@ -99,13 +99,12 @@ def parse_yaml(text: str, *, as_written: bool = False, max_values: int | None = 
         Dictionaries, lists, text, numbers, booleans, dates, None.
 
     Raises:
-        ValueError: it is no YAML, holds other tags than plain data's, a key twice, too many values (a few lines of
+        ValueError: it is not YAML, holds other tags than plain data's, a key twice, too many values (a few lines of
             aliases can stand for billions), more than `MAX_DEPTH` levels, or a number of over `MAX_NUMBER` characters.
     """
     most = MAX_VALUES if max_values is None else max_values
     try:
-        loader = (_BaseLoader if as_written else _UniqueLoader)(text)
-        loader.max_values = most
+        loader = (_BaseLoader if as_written else _UniqueLoader)(text, most)
         node = loader.get_single_node()
         if node is None:
             return None
@@ -169,7 +168,7 @@ def read_text(path: Path, title: str) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{title} {path} is no UTF-8 text ({error.reason}, byte {error.start}); save it as UTF-8"
+            f"{title} {path} is not UTF-8 text ({error.reason}, byte {error.start}); save it as UTF-8"
         ) from None
 
 
@@ -206,7 +205,7 @@ def _parse_json(text: str) -> Any:
 
 
 def is_file(path: Path) -> bool:
-    """Whether there is such a file; False also for what can be no path, such as one that is too long."""
+    """Whether there is such a file; False also for what cannot be a path, such as one that is too long."""
     try:
         return path.is_file()
     except (OSError, ValueError):
@@ -225,7 +224,7 @@ def check_keys(content: Any, known: Collection[str], where: str) -> Mapping[str,
         The content.
 
     Raises:
-        ValueError: it is no mapping, or a key is unknown; names the nearest known one.
+        ValueError: it is not a mapping, or a key is unknown; names the nearest known one.
     """
     if not isinstance(content, Mapping):
         raise ValueError(f"{where} is {excerpt(content)}; give a mapping with the keys {', '.join(known)}")

@@ -1,8 +1,7 @@
-"""The attention-bias head: what each [SLS] token looks at, per head of CLIP, apart from the masks.
+"""The attention-bias heads: where each [SLS] token attends, per head of CLIP.
 
 B batch, Q queries, L bias layers, N bias heads, c embed channels, d hidden channels of the patch MLP, (h_s, w_s) side
-grid, T_s = h_s * w_s, (h, w) CLIP grid.
-Source: docs/method.md#4.2 and #5.2.
+grid, T_s = h_s * w_s, (h, w) CLIP grid. Source: docs/method.md#4.2 and #5.2.
 """
 
 from __future__ import annotations
@@ -18,27 +17,27 @@ from san.model.parts import BIAS_HEADS, BiasHead, MaskPrediction, SideFeatures
 
 
 class ScaledBiasHead(BiasHead):
-    """Base of heads whose biases get one learnt scale and offset (`learnt_scale`), or are held at zero (`enabled`)."""
+    """Base of heads whose biases have one learnt scale and offset (`learnt_scale`), or are zero (`enabled`)."""
 
     def add_scale(self) -> None:
-        """Makes the parameters, where the configuration asks for them; the last statement of a constructor."""
+        """Create the parameters, if configured; called at the end of a constructor."""
         if self.config.learnt_scale:
             self.scale = nn.Parameter(torch.ones(1))
             self.offset = nn.Parameter(torch.zeros(1))
 
     def scaled(self, bias: Tensor) -> Tensor:
-        """Biases of any shape, scaled and shifted, or zero."""
+        """Scale and shift biases of any shape, or set them to zero."""
         if self.config.learnt_scale:
             bias = bias * self.scale + self.offset
-        return bias if self.config.enabled else bias * 0  # a product: distributed training sees every weight used
+        return bias if self.config.enabled else bias * 0  # so that all weights have a gradient
 
 
 @BIAS_HEADS.register("mlp")
 class AttentionBiasHead(ScaledBiasHead):
     """A patch MLP with one embedding per layer and head, multiplied with the query embedding.
 
-    The MLP's last layer (W, b) is linear, so query . (W z + b) is computed as (query W) . z + query . b: the embeddings
-    of all patches, (B, T_s, L N c), are never made.
+    The MLP's last layer (W, b) is linear, so query . (W z + b) is computed as (query W) . z + query . b, without the
+    embeddings of all patches, (B, T_s, L N c).
     """
 
     def __init__(self, options: Any, config: SANConfig) -> None:
@@ -50,7 +49,7 @@ class AttentionBiasHead(ScaledBiasHead):
         self.add_scale()
 
     def forward(self, features: SideFeatures, masks: MaskPrediction) -> Tensor:
-        """Biases (B, L, N, Q, h_s, w_s) from patch tokens and the mask head's query embeddings (B, Q, c)."""
+        """Return biases (B, L, N, Q, h_s, w_s) from patch tokens and the mask head's query embeddings (B, Q, c)."""
         config, queries, last = self.config, masks.queries, self.attn_mlp.layers[-1]
         assert isinstance(last, nn.Linear)
         shape = (config.num_layers * config.num_heads, self.embed_channels)  # (L N, c)
@@ -64,10 +63,10 @@ class AttentionBiasHead(ScaledBiasHead):
 
 @BIAS_HEADS.register("coupled")
 class CoupledBiasHead(ScaledBiasHead):
-    """One head for both: the mask logits are the biases of every layer and head, with the learnt scale and offset.
+    """Uses the mask logits as biases of every layer and head, with the learnt scale and offset.
 
-    All of the mask head gets the gradient of recognition then (beside `AttentionBiasHead` its query MLP alone does),
-    and what the mask losses change in a mask, they change in what its [SLS] token looks at.
+    The whole mask head then gets the gradient of recognition (with `AttentionBiasHead` only its query MLP does), and
+    the mask losses also change where the [SLS] token of a mask attends.
     """
 
     def __init__(self, options: Any, config: SANConfig) -> None:
@@ -75,6 +74,6 @@ class CoupledBiasHead(ScaledBiasHead):
         self.add_scale()
 
     def forward(self, features: SideFeatures, masks: MaskPrediction) -> Tensor:
-        """Biases (B, L, N, Q, h_s, w_s), equal for all L and N."""
+        """Return biases (B, L, N, Q, h_s, w_s), equal for all L and N."""
         bias = self.scaled(masks.logits)[:, None, None]  # (B, 1, 1, Q, h_s, w_s)
         return bias.expand(-1, self.config.num_layers, self.config.num_heads, -1, -1, -1)

@@ -15,7 +15,7 @@ from san.clip.arch import ClipArch
 from san.clip.loader import LoadedClip, load_clip
 from san.clip.text_classifier import OWN_PARAMETERS
 from san.clip.tokenizer import Tokenizer
-from san.clip.weights import check_finite, listed, misfits
+from san.clip.weights import check_finite, listed_tensors, tensor_mismatches
 from san.model.config import SANConfig, resolve, unseen_pixels, unusual_depth
 from san.model.san import SANModel
 from san.record import FieldError
@@ -24,7 +24,7 @@ from san.torch_defaults import torch_defaults
 logger = logging.getLogger(__name__)
 
 ModelClass = Callable[[SANConfig, ClipArch, Tokenizer], SANModel]
-"""`SANModel`, a class derived from it, or a function that makes one and changes parts of it."""
+"""`SANModel`, a subclass, or a function that makes one and changes parts of it."""
 
 
 @torch_defaults()
@@ -36,15 +36,15 @@ def build_san(
     clip_weights: bool = True,
     model_class: ModelClass = SANModel,
 ) -> SANModel:
-    """A SAN with CLIP's weights and fresh side weights, in float32 on the CPU.
+    """Build a SAN with CLIP's weights and new side weights, in float32 on the CPU.
 
-    A warning is logged where CLIP's patches do not divide its input, or K is far from that of published models.
+    A warning is logged if CLIP's patches do not divide its input, or K is far from that of the published models.
 
     Args:
         config: the model.
         clip: a CLIP already loaded, instead of `config.clip.name` and `config.clip.pretrained`.
-        clip_weights: False leaves CLIP's weights to a checkpoint that holds them all; nothing is downloaded.
-        model_class: what makes the model.
+        clip_weights: False if a checkpoint provides all of CLIP's weights; nothing is downloaded.
+        model_class: makes the model.
 
     Raises:
         ValueError, FileNotFoundError: see `load_clip` and `check_against`.
@@ -53,7 +53,7 @@ def build_san(
     config = resolve(config, clip.arch)
     own = None if clip.state_dict is None else clip_state_to_own(clip.state_dict, config.clip.shallow_depth)
     if own is not None:
-        _check_clip_weights(outline(config, clip), own)
+        _check_clip_weights(build_outline(config, clip), own)
     for note in (unusual_depth(config, clip.arch), unseen_pixels(config, clip.arch, config.side_adapter.image_size)):
         if note:
             logger.warning("%s", note)
@@ -65,16 +65,16 @@ def build_san(
 
 
 def warn_of_unseen_pixels(model: SANModel, side: int) -> None:
-    """Logs what CLIP does not see of images of a side, unless `build_san` has logged it."""
+    """Log what CLIP does not see of images of this side, unless `build_san` has logged it."""
     note = unseen_pixels(model.config, model.arch, side)
     if note and side != model.config.side_adapter.image_size:
         logger.warning("%s", note)
 
 
-def outline(config: SANConfig, clip: LoadedClip, model_class: ModelClass = SANModel) -> SANModel:
-    """A SAN of which there are parts, names and shapes only, made in milliseconds and without memory.
+def build_outline(config: SANConfig, clip: LoadedClip, model_class: ModelClass = SANModel) -> SANModel:
+    """Build a SAN with names and shapes but without values, in milliseconds and without memory.
 
-    A file's tensors are compared with it before memory is taken for a model that they might not be of.
+    Tensors of a file are compared with it before memory is allocated for the model.
     """
     with torch.device("meta"), _NoValues():
         return model_class(config, clip.arch, clip.tokenizer)
@@ -84,12 +84,12 @@ _OF_SAME_SHAPE = ("normal_", "uniform_", "kaiming_uniform_", "erfinv_", "clamp_"
 
 
 class _NoValues(TorchFunctionMode):
-    """Skips what draws or computes a tensor's first values, for which torch would import its compiler, in a second."""
+    """Skips the initialisation of tensors, for which torch would import its compiler (one second)."""
 
     def __torch_function__(
         self, function: Any, types: Any, arguments: tuple[Any, ...] = (), options: dict[str, Any] | None = None
     ) -> Any:
-        """What a function of torch gives."""
+        """Call a function of torch, unless it initialises a tensor."""
         options = options or {}
         name = function.__name__
         if name in _OF_SAME_SHAPE or (name == "mul" and type(arguments[1]) in (int, float)):
@@ -100,7 +100,7 @@ class _NoValues(TorchFunctionMode):
 
 
 def freeze(model: SANModel) -> None:
-    """Leaves trainable what SAN trains: side network, heads, "no object" and, if configured, positions and prompts."""
+    """Freeze all but the side network, the heads, "no object" and, if configured, CLIP's positions and prompts."""
     for module in (model.shallow_clip, model.deep_clip, model.text_classifier):
         module.requires_grad_(False)
     for name, parameter in model.text_classifier.named_parameters(recurse=False):
@@ -109,7 +109,7 @@ def freeze(model: SANModel) -> None:
 
 
 def clip_state_to_own(state_dict: Mapping[str, Tensor], shallow_depth: int) -> dict[str, Tensor]:
-    """CLIP weights under open_clip's names to our own: the image tower's blocks are dealt out to the two parts."""
+    """Rename CLIP weights from open_clip's names to SAN's: the blocks of the image tower go to its two parts."""
     own = {}
     for key, value in state_dict.items():
         if not key.startswith("visual."):
@@ -131,17 +131,17 @@ def clip_state_to_own(state_dict: Mapping[str, Tensor], shallow_depth: int) -> d
 
 def _check_clip_weights(model: SANModel, own: Mapping[str, Tensor]) -> None:
     clip = model.config.clip
-    wrong = misfits(own, {key: value for key, value in model.state_dict().items() if is_clip_tensor(key)})
+    wrong = tensor_mismatches(own, {key: value for key, value in model.state_dict().items() if is_clip_tensor(key)})
     if wrong:
         raise FieldError(
             f"the weights {clip.pretrained!r} do not fit CLIP {clip.name!r}; set clip.name to the model they "
-            f"belong to. {len(wrong)} tensors differ: {listed(sorted(wrong))}",
+            f"belong to. {len(wrong)} tensors differ: {listed_tensors(sorted(wrong))}",
             "clip.name",
         )
     check_finite(own, f"the file of CLIP weights {clip.pretrained!r}")
 
 
 def is_clip_tensor(key: str) -> bool:
-    """Whether a tensor of the model's state belongs to CLIP rather than to what SAN adds."""
+    """Whether a tensor of the model's state belongs to CLIP."""
     room, _, name = key.partition(".")
     return room in ("shallow_clip", "deep_clip", "text_classifier") and name not in OWN_PARAMETERS

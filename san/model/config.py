@@ -1,7 +1,7 @@
-"""What a SAN is made of, as frozen dataclasses with every cross-field check, and the named variants.
+"""The configuration of a SAN as frozen dataclasses that check their fields, and the named variants.
 
-Checks that need no CLIP run when a dataclass is made; those against a CLIP run in `check_against`, when a model is
-built. Source: docs/method.md#2 to #5; the published configurations.
+Checks without a CLIP run when a dataclass is made, those against a CLIP in `check_against`, when a model is built.
+ Source: docs/method.md#2 to #5; the published configurations.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from san.registry import PartConfig
 
 POOLINGS = ("max", "average", "bilinear", "nearest")
 _AUTO_INPUT = 1.4
-"""Side of the image that CLIP sees where the scale is auto, in multiples of the side CLIP was trained on."""
+"""Side of CLIP's input if the scale is auto, in multiples of its training size."""
 
 
 def _require(condition: bool, message: str, *names: str) -> None:
@@ -69,7 +69,7 @@ class ClipConfig(Options):
 
     @property
     def public_pretrained(self) -> str | None:
-        """`pretrained` for a file that others get: the tag of "tag:file", a file's name without its folder."""
+        """`pretrained` for a published file: the tag of "tag:file", or a file's name without its folder."""
         tag, colon, _ = (self.pretrained or "").partition(":")
         if colon and len(tag) > 1 and not re.search(r"[\\/]", tag):  # not the colon of a Windows drive, or in a path
             return tag
@@ -153,15 +153,15 @@ class AttnBiasConfig(Options):
         12, "CLIP's heads (one bias per head; auto), or 1 (one bias shared by all heads)", auto=True, **NUM_HEADS
     )
     num_layers: int = option(1, "1 (the same biases in all deep blocks), or the number of CLIP's deep blocks", **DEPTH)
-    pooling: str = option("max", "how a bias is brought to CLIP's grid", choices=POOLINGS)
+    pooling: str = option("max", "how a bias is resized to CLIP's grid", choices=POOLINGS)
     learnt_scale: bool = option(True, "whether one scale and one offset of the biases are learnt")
     enabled: bool = option(
         True, "False holds all biases at zero: every [SLS] token sees the whole image, and all masks get the same name"
     )
     stop_gradient: bool = option(
         False,
-        "True blocks the gradient of recognition in front of the bias head: it trains, the side network and the mask "
-        "head learn from the mask losses alone",
+        "True stops the gradient of recognition before the inputs of the bias head: the side network and the mask head "
+        "learn from the mask losses alone",
     )
 
 
@@ -206,10 +206,10 @@ class SANConfig(Options):
 
 
 def resolve(config: SANConfig, arch: ClipArch) -> SANConfig:
-    """A configuration without `AUTO`: its values are derived from the CLIP.
+    """Replace `AUTO` by values derived from the CLIP.
 
     Raises:
-        FieldError: values that were given do not fit those that were derived.
+        FieldError: given values do not fit the derived ones.
     """
     clip, side, bias, vision = config.clip, config.side_adapter, config.attn_bias, arch.vision
     depth = usual_depth(arch) if clip.shallow_depth == AUTO else clip.shallow_depth
@@ -230,23 +230,23 @@ def resolve(config: SANConfig, arch: ClipArch) -> SANConfig:
 
 
 def usual_depth(arch: ClipArch) -> int:
-    """K of the published models: three quarters of CLIP's blocks."""
+    """Return K of the published models: three quarters of CLIP's blocks."""
     return min(round(0.75 * arch.vision.depth), arch.vision.depth - 1)
 
 
 def usual_fusion(shallow_depth: int, side_depth: int) -> tuple[tuple[int, int], ...]:
-    """The fusion of the published models: CLIP's stem and the features after each third of its shallow blocks."""
+    """Return the fusion of the published models: CLIP's stem, and the end of each third of its shallow blocks."""
     sources = sorted({shallow_depth * third // 3 for third in range(4)})
     return tuple((source, block) for block, source in enumerate(sources) if block <= side_depth)
 
 
 def _scale(pixels: int, side: int) -> float:
-    """The factor that makes `pixels` of a side, to six digits and not too small, as pixels are rounded down."""
+    """Return the factor from `side` to `pixels`, rounded up to six digits, because pixels are rounded down."""
     return math.ceil(1e6 * pixels / side) / 1e6
 
 
 def check_against(config: SANConfig, arch: ClipArch) -> None:
-    """Refuses a configuration, as `resolve` gives it, that this CLIP cannot serve.
+    """Refuse a configuration, resolved by `resolve`, that does not fit this CLIP.
 
     Raises:
         FieldError: with the value seen, the values accepted and the field to set.
@@ -275,7 +275,7 @@ def check_against(config: SANConfig, arch: ClipArch) -> None:
 
 
 def unseen_pixels(config: SANConfig, arch: ClipArch, side: int) -> str:
-    """What of images of a side CLIP does not see because its patches do not divide its input; "" if it sees all.
+    """Return which pixels CLIP does not see because its patches do not divide its input; "" if it sees all.
 
     Args:
         config: the model.
@@ -286,7 +286,7 @@ def unseen_pixels(config: SANConfig, arch: ClipArch, side: int) -> str:
     padded = math.ceil(side / config.size_divisibility) * config.size_divisibility
     pixels = math.floor(padded * scale)
     lost = min(pixels, round(side * scale)) - pixels // patch * patch
-    if pixels < patch or lost <= 0:  # the former is an error when it is met
+    if pixels < patch or lost <= 0:  # the former raises when the model runs
         return ""
     better = _scale(round(pixels / patch) * patch, padded)
     return (
@@ -297,7 +297,7 @@ def unseen_pixels(config: SANConfig, arch: ClipArch, side: int) -> str:
 
 
 def unusual_depth(config: SANConfig, arch: ClipArch) -> str:
-    """Why K, the shallow blocks of CLIP, is not what SAN is meant for; "" if it is."""
+    """Return a remark if K, the number of CLIP's shallow blocks, is unusual; "" if it is not."""
     depth, usual = config.clip.shallow_depth, usual_depth(arch)
     if abs(depth - usual) <= arch.vision.depth / 6:
         return ""
@@ -343,15 +343,15 @@ SIDE_WIDTHS = {144: 6, 192: 6, 240: 6, 288: 6}
 
 
 def variant(name: str, *, pretrained: str | None = "default", side_width: int | None = None) -> SANConfig:
-    """A named model.
+    """Return the configuration of a named model.
 
     Args:
         name: "vit_b16", "vit_l14_336", "shapes" (configs/shapes) or "tiny" (tests).
-        pretrained: other CLIP weights than the variant's own; None for untrained ones.
+        pretrained: CLIP weights instead of the variant's own; None for random ones.
         side_width: another published side width.
 
     Raises:
-        ValueError: there is no such variant or width.
+        ValueError: the variant or width does not exist.
     """
     _require(name in VARIANTS, f"unknown variant {name!r}; choose one of {', '.join(VARIANTS)}")
     config = VARIANTS[name]

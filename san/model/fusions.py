@@ -1,4 +1,4 @@
-"""How a CLIP feature enters the side network: by addition, as published, by a gated addition, or by cross-attention.
+"""Fusions of CLIP features into the side network: addition (published), gated addition, cross-attention.
 
 B batch, S side width, D CLIP width, (h, w) CLIP grid, (h_s, w_s) side grid, T = h * w, T_s = h_s * w_s, N heads.
 Source: docs/method.md#3.
@@ -21,7 +21,7 @@ from san.record import FieldError, Options, option
 
 @FUSIONS.register("add")
 class AddFusion(Fusion):
-    """Adds a CLIP feature, brought to the side network's width and grid, as published."""
+    """Adds a CLIP feature, projected to the side network's width and resized to its grid (published)."""
 
     def __init__(self, options: Any, clip_width: int, embed_dim: int) -> None:
         super().__init__(options, clip_width, embed_dim)
@@ -35,7 +35,7 @@ class AddFusion(Fusion):
         return patches + self.aligned(feature, grid, side_grid)
 
     def aligned(self, feature: Tensor, grid: tuple[int, int], side_grid: tuple[int, int]) -> Tensor:
-        """The CLIP feature (B, h * w, D) on `grid` as (B, T_s, S) on `side_grid`."""
+        """Project and resize the CLIP feature (B, h * w, D) on `grid` to (B, T_s, S) on `side_grid`."""
         x = self.proj(self.norm(feature)).transpose(1, 2).unflatten(2, grid)  # (B, S, h, w)
         x = F.interpolate(x, size=side_grid, mode="bilinear", align_corners=False)
         return x.flatten(2).transpose(1, 2)  # (B, T_s, S)
@@ -43,10 +43,9 @@ class AddFusion(Fusion):
 
 @FUSIONS.register("gated")
 class GatedFusion(AddFusion):
-    """Adds a CLIP feature times a gate in (0, 2) that each patch token and its feature decide, per channel.
+    """Adds a CLIP feature times a gate in (0, 2), computed from each patch token and its feature, per channel.
 
-    The gate is 2 sigmoid(W [patch, feature] + b). W and b start at zero, so that training starts as with `AddFusion`. A
-    gate that depends on neither would be the projection's scale under another name.
+    The gate is 2 sigmoid(W [patch, feature] + b). W and b start at zero, so training starts as with `AddFusion`.
     """
 
     def __init__(self, options: Any, clip_width: int, embed_dim: int) -> None:
@@ -64,14 +63,14 @@ class GatedFusion(AddFusion):
 
 @dataclass(frozen=True)
 class CrossAttentionOptions(Options):
-    """Of `CrossAttentionFusion`."""
+    """Options of `CrossAttentionFusion`."""
 
     num_heads: int = option(6, "attention heads; they divide the side width", **NUM_HEADS)
 
 
 @FUSIONS.register("cross_attention")
 class CrossAttentionFusion(Fusion):
-    """Each patch token attends to all tokens of a CLIP feature, on CLIP's own grid, and adds what it finds.
+    """Each patch token attends to all tokens of a CLIP feature, on CLIP's grid, and adds the result.
 
     Raises:
         FieldError: the heads do not divide the side width.

@@ -23,7 +23,7 @@ class MLPMaskHead(MaskHead):
         self.pixel_mlp = MLP(*sizes)
 
     def forward(self, features: SideFeatures) -> MaskPrediction:
-        """Mask logits (B, Q, h_s, w_s), and the query embeddings (B, Q, embed_channels) the bias head shares."""
+        """Return mask logits (B, Q, h_s, w_s), and query embeddings (B, Q, embed_channels) for the bias head."""
         queries = self.query_mlp(features.queries)
         pixels = self.pixel_mlp(features.patch_tokens)
         logits = torch.einsum("bqc,btc->bqt", queries, pixels)

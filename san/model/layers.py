@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from san.clip.pos_embed import is_dynamic
 
 LAYER_NORM_EPS = 1e-6
-"""Of the side network and the fusion layers; CLIP's own is 1e-5 (guarded by tests/test_golden.py)."""
+"""Epsilon of LayerNorm in the side network and the fusions; CLIP's is 1e-5 (guarded by tests/test_golden.py)."""
 
 
 class SideAttention(nn.Module):
@@ -55,7 +55,7 @@ class SideBlock(nn.Module):
 
 
 class MLP(nn.Module):
-    """Linear layers with ReLU between; on a patch map as tokens this is a row of 1x1 convolutions."""
+    """Linear layers with ReLU between them."""
 
     def __init__(self, in_dim: int, hidden_dim: int, out_dim: int, num_layers: int) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class MLP(nn.Module):
         return result
 
     def hidden(self, x: Tensor) -> Tensor:
-        """(..., in_dim) to what the last layer takes, (..., hidden_dim)."""
+        """(..., in_dim) to the input of the last layer, (..., hidden_dim)."""
         for layer in list(self.layers)[:-1]:
             x = F.relu(layer(x))
         return x
@@ -77,7 +77,7 @@ class MLP(nn.Module):
 class ChannelNorm(nn.Module):
     """LayerNorm over the channels of CLIP's patch map.
 
-    Not an nn.LayerNorm, because the published optimiser decays this one's weights and no nn.LayerNorm's
+    Not an nn.LayerNorm, because the published optimiser decays these weights and not those of nn.LayerNorm
     (guarded by the optimiser groups in tests/test_golden.py).
     """
 
@@ -99,7 +99,7 @@ def adaptive_max_pool(x: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _adaptive_max(x: Tensor, size: int, *, dim: int) -> Tensor:
-    """What `F.adaptive_max_pool2d`, which takes no dynamic size of torch.export, gives along one axis."""
+    """Compute `F.adaptive_max_pool2d` along one axis, also for dynamic sizes."""
     length = x.shape[dim]
     index = torch.arange(size, device=x.device)
     start, stop = index * length // size, ((index + 1) * length + size - 1) // size  # of each window

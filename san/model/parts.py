@@ -1,4 +1,4 @@
-"""The exchangeable parts of a model: what each is given, what it returns, and their registries.
+"""The exchangeable parts of a model: their inputs, their outputs, and their registries.
 
 B batch, Q queries, C classes, E joint embedding, S side width, D CLIP width, L bias layers, N bias heads, (h, w) CLIP
 grid, (h_s, w_s) side grid, T_s = h_s * w_s. docs/extend.md shows how to add an entry.
@@ -49,22 +49,22 @@ REGISTRIES: dict[str, Registry[Any]] = {
 
 
 def check_parts(config: SANConfig) -> None:
-    """Refuses parts that are not registered, and options that they do not have.
+    """Refuse parts that are not registered, and unknown options.
 
     Raises:
-        FieldError: with the part, and the nearest or the module that registers it.
+        FieldError: names the part, and the nearest name or the module that registers it.
     """
     for registry, part in parts_of(config):
         registry.options(part)
 
 
 def parts_of(config: SANConfig) -> list[tuple[Registry[Any], PartConfig]]:
-    """The parts of a model, each with its registry."""
+    """Return the parts of a model, each with its registry."""
     return [(registry, attrgetter(field)(config)) for field, registry in REGISTRIES.items()]
 
 
 def describe_parts(config: SANConfig) -> SANConfig:
-    """A model as a file should describe it, see `Registry.described`."""
+    """Return the configuration as files describe it; see `Registry.described`."""
     for field, registry in REGISTRIES.items():
         *path, leaf = field.split(".")
         holder: Any = attrgetter(*path)(config) if path else config
@@ -75,7 +75,7 @@ def describe_parts(config: SANConfig) -> SANConfig:
 
 @dataclass(frozen=True)
 class SideFeatures:
-    """What one supervised block gives: queries (B, Q, S) and patch tokens (B, T_s, S) on the grid (h_s, w_s)."""
+    """Output of a supervised block: queries (B, Q, S) and patch tokens (B, T_s, S) on the grid (h_s, w_s)."""
 
     queries: Tensor
     patch_tokens: Tensor
@@ -88,7 +88,7 @@ class SideFeatures:
 
 @dataclass(frozen=True)
 class MaskPrediction:
-    """What a mask head gives: logits (B, Q, h_s, w_s) before the sigmoid, query embeddings (B, Q, c)."""
+    """Output of a mask head: logits (B, Q, h_s, w_s) before the sigmoid, query embeddings (B, Q, c)."""
 
     logits: Tensor
     queries: Tensor
@@ -99,7 +99,7 @@ class MaskPrediction:
 
 
 class Fusion(Part):
-    """Brings a CLIP feature into the patch tokens of the side network, in front of or after one block.
+    """Fuses a CLIP feature into the patch tokens of the side network, before or after a block.
 
     Args:
         options: the part's own.
@@ -111,12 +111,12 @@ class Fusion(Part):
         super().__init__()
 
     def forward(self, patches: Tensor, feature: Tensor, grid: tuple[int, int], side_grid: tuple[int, int]) -> Tensor:
-        """Patch tokens (B, T_s, S) on `side_grid` with the CLIP feature (B, h * w, D) on `grid` in them."""
+        """Return patch tokens (B, T_s, S) on `side_grid`, with the CLIP feature (B, h * w, D) on `grid` fused in."""
         raise NotImplementedError
 
 
 class MaskHead(Part):
-    """Makes masks of a supervised block's features.
+    """Predicts masks from the features of a supervised block.
 
     Args:
         options: the part's own.
@@ -127,12 +127,12 @@ class MaskHead(Part):
         super().__init__()
 
     def forward(self, features: SideFeatures) -> MaskPrediction:
-        """Mask logits (B, Q, h_s, w_s), and the query embeddings that the bias head is given."""
+        """Return mask logits (B, Q, h_s, w_s), and query embeddings for the bias head."""
         raise NotImplementedError
 
 
 class BiasHead(Part):
-    """Makes the attention biases of a supervised block's features.
+    """Predicts attention biases from the features of a supervised block.
 
     Args:
         options: the part's own.
@@ -144,11 +144,11 @@ class BiasHead(Part):
         self.config = config.attn_bias
 
     def forward(self, features: SideFeatures, masks: MaskPrediction) -> Tensor:
-        """Biases (B, L, N, Q, h_s, w_s), L and N as in ``config.attn_bias``."""
+        """Return biases (B, L, N, Q, h_s, w_s), L and N as in ``config.attn_bias``."""
         raise NotImplementedError
 
     def to_grid(self, bias: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Biases (B, L, N, Q, h_s, w_s) brought to the CLIP grid: (B, L, N, Q, h * w)."""
+        """Resize biases (B, L, N, Q, h_s, w_s) to the CLIP grid: (B, L, N, Q, h * w)."""
         if bias.shape[-2:] != grid:
             bias = self._resize(bias.flatten(0, 2), grid).unflatten(0, bias.shape[:3])  # (B, L, N, Q, h, w)
         return bias.flatten(4)
@@ -166,7 +166,7 @@ class BiasHead(Part):
 
 
 class SLSInit(Part):
-    """What the [SLS] tokens start as.
+    """Initialises the [SLS] tokens.
 
     Args:
         options: the part's own.
@@ -179,7 +179,7 @@ class SLSInit(Part):
         self.num_queries = num_queries
 
     def forward(self, class_token: Tensor) -> Tensor:
-        """[SLS] tokens (B, Q, D) of the class token (B, 1, D) after CLIP's shallow blocks."""
+        """Return [SLS] tokens (B, Q, D), given the class token (B, 1, D) after CLIP's shallow blocks."""
         raise NotImplementedError
 
 
@@ -195,11 +195,11 @@ class Scorer(Part):
         super().__init__()
 
     def forward(self, sls_embed: Tensor, text_embed: Tensor, classifier: TextClassifier) -> Tensor:
-        """Class logits (B, Q, C + 1), "no object" last, in float32.
+        """Return class logits (B, Q, C + 1), "no object" last, in float32.
 
         Args:
             sls_embed: (B, Q, E), unit length.
             text_embed: (C, E), unit length.
-            classifier: CLIP's logit scale and the embedding of "no object"; see `TextClassifier.logits`.
+            classifier: has CLIP's logit scale and the embedding of "no object"; see `TextClassifier.logits`.
         """
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""Weights held in the number type that a network computes in."""
+"""Stores weights in the number type of the computation."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from san.clip.blocks import Attention
 from san.model.san import SANModel
 
 
-def hold_weights(model: SANModel, dtype: torch.dtype) -> None:
-    """Rounds, once and in place, the weights that autocast would round at every use: the image side's products.
+def round_weights(model: SANModel, dtype: torch.dtype) -> None:
+    """Round, once and in place, the weights that autocast would round at every use: those of the image side's products.
 
-    Autocast remembers what it rounded only of weights that are being trained. For a model that predicts, this saves
-    reading each of these weights in float32 and writing it in half precision for every batch, and half of their memory;
-    the numbers under autocast are the same to the last bit. Norms, positions and the text tower stay as they are.
-    The model is for prediction then: it can neither be trained further nor saved in full precision.
+        Autocast caches rounded weights in training only. In prediction this saves the conversion of these weights for
+        every
+    batch, and half of their memory; results under autocast are bit for bit the same. Norms, positions and the text
+    tower are unchanged. Afterwards the model can neither be trained nor saved in full precision.
 
     Args:
         model: any SAN.
-        dtype: of the autocast that the model will run in; float32 does nothing.
+        dtype: of autocast; float32 does nothing.
     """
     if dtype == torch.float32:
         return

@@ -1,4 +1,4 @@
-"""What the [SLS] tokens start as, and how their embeddings are compared with class names.
+"""Initialisations of the [SLS] tokens, and scorers that compare their embeddings with class names.
 
 B batch, Q queries, C classes, E joint embedding, D CLIP width. Source: docs/method.md#5 and #6.
 """
@@ -16,7 +16,7 @@ from san.model.parts import SCORERS, SLS_INITS, Scorer, SLSInit
 
 @SLS_INITS.register("class_token")
 class ClassTokenInit(SLSInit):
-    """Every [SLS] token is a copy of CLIP's class token, as published."""
+    """Every [SLS] token starts as a copy of CLIP's class token (published)."""
 
     def forward(self, class_token: Tensor) -> Tensor:
         """(B, 1, D) to (B, Q, D)."""
@@ -47,7 +47,7 @@ class LearntPlusClassTokenInit(LearntInit):
 
 @SCORERS.register("sls")
 class SLSScorer(Scorer):
-    """Scaled cosine similarity of [SLS] embedding and text embedding, as published."""
+    """Scaled cosine similarity of [SLS] and text embeddings (published)."""
 
     def forward(self, sls_embed: Tensor, text_embed: Tensor, classifier: TextClassifier) -> Tensor:
         """(B, Q, C + 1)."""

@@ -1,8 +1,7 @@
 """The Side Adapter Network: the method on one screen.
 
 B batch, Q queries, C classes, E joint embedding, L bias layers, N bias heads, (H, W) padded image, (h_s, w_s) side
-grid.
-Source: arXiv 2302.12242, section 3; docs/method.md#1 to #6.
+grid. Source: arXiv 2302.12242, section 3; docs/method.md#1 to #6.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from san.model.side_adapter import SideAdapter
 
 
 class MaskProposals(NamedTuple):
-    """What one supervised block proposes, whatever the vocabulary; a tuple, so that torch.export and jit can trace it.
+    """Proposals of one supervised block, for any vocabulary; a tuple, so that torch.export and jit can trace it.
 
     Attributes:
         mask_logits: (B, Q, h_s, w_s), before the sigmoid.
@@ -45,14 +44,14 @@ class MaskProposals(NamedTuple):
 
 
 class SANOutput(NamedTuple):
-    """What one supervised block predicts; a tuple, as `MaskProposals`.
+    """Predictions of one supervised block; a tuple, as `MaskProposals`.
 
     Attributes:
         mask_logits: (B, Q, h_s, w_s), before the sigmoid.
         class_logits: (B, Q, C + 1), "no object" last.
         attn_bias: (B, L, N, Q, h_s, w_s), before pooling to the CLIP grid.
         sls_embed: (B, Q, E), unit length.
-        aux: the same of earlier supervised blocks, in training only.
+        aux: those of earlier supervised blocks, in training only.
     """
 
     mask_logits: Tensor
@@ -66,7 +65,7 @@ class SANOutput(NamedTuple):
         return brief_repr(self)
 
     def as_dict(self) -> dict[str, Any]:
-        """The form criteria know: pred_logits, pred_masks, sls_embed, and a list of the same under aux_outputs."""
+        """Return the mapping for a criterion: pred_logits, pred_masks, sls_embed, and aux_outputs, a list of these."""
         result: dict[str, Any] = {
             "pred_logits": self.class_logits,
             "pred_masks": self.mask_logits,
@@ -80,37 +79,37 @@ class SANOutput(NamedTuple):
 class ImageSide(nn.Module):
     """Calls `SANModel.propose`, as a module that can be compiled by itself: `model.image_side.compile()`.
 
-    Compiled, it takes a minute or more for each new kind of input, then it is faster. On a CPU this needs a C++
-    compiler; what does not compile raises in the first call. A copy of a module is not compiled.
+    Compilation takes a minute or more for each new kind of input, and on a CPU needs a C++ compiler; errors are raised
+    by the first call. A copy of a module is not compiled.
 
-    It has no weights, so that those of the model keep their published names, and gets the model with every call.
+    It has no weights, so that those of the model keep their published names; the model is an argument of each call.
     """
 
     def forward(self, model: SANModel, images: Tensor) -> list[MaskProposals]:
-        """What the model proposes for images (B, 3, H, W)."""
+        """Return the model's proposals for images (B, 3, H, W)."""
         return model.propose(images)
 
 
 class SANModel(nn.Module):
     """A frozen CLIP, a side network, and two decoupled heads.
 
-    `build.build_san` makes one with CLIP's weights; the constructor leaves every weight freshly drawn and trainable.
+    `build.build_san` makes one with CLIP's weights; the constructor leaves all weights random and trainable.
     A subclass may override `propose`; `image_side` calls it.
 
     Raises:
-        ValueError: CLIP and configuration do not fit together.
+        ValueError: CLIP and configuration do not fit.
     """
 
     pixel_mean: Tensor
     pixel_std: Tensor
     has_clip_weights = False
-    """Whether CLIP's weights were loaded, and are not freshly drawn."""
+    """Whether CLIP's weights were loaded."""
 
     def __init__(self, config: SANConfig, arch: ClipArch, tokenizer: Tokenizer) -> None:
         super().__init__()
         config = resolve(config, arch)
         check_against(config, arch)
-        self.weights_id = secrets.token_hex(8)  # of these weights; a copy in another process has the same
+        self.weights_id = secrets.token_hex(8)  # identifies these weights; a copy in another process has the same
         clip, width = config.clip, arch.vision.width
         self.config, self.arch = config, arch
         self.shallow_clip = ShallowClip(arch, clip.shallow_depth)
@@ -127,13 +126,13 @@ class SANModel(nn.Module):
         self.register_buffer("pixel_std", 255 * torch.tensor(arch.std).view(3, 1, 1), persistent=False)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Remembers whether CLIP's weights came with a state; every way of loading calls this."""
+        """Remember whether a state has CLIP's weights; every way of loading calls this."""
         self.weights_id = secrets.token_hex(8)
         self.has_clip_weights |= f"{prefix}deep_clip.proj" in state_dict
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def stack(self, images: Sequence[Tensor]) -> Tensor:
-        """Normalises images and pads them with zeros, at the bottom and right, to one size.
+        """Normalise images, and pad them with zeros at the bottom and right to one size.
 
         Args:
             images: (3, H_i, W_i) each, RGB, values 0..255, any number type.
@@ -150,25 +149,25 @@ class SANModel(nn.Module):
         return batch
 
     def forward(self, images: Tensor, text_embed: Tensor) -> SANOutput:
-        """Masks for a vocabulary.
+        """Predict masks and their classes for a vocabulary.
 
         Args:
-            images: (B, 3, H, W) as `stack` makes them.
+            images: (B, 3, H, W), from `stack`.
             text_embed: (C, E), from `text_classifier.embed`.
 
         Returns:
-            The last block's prediction; in training, with those of the earlier supervised blocks in `aux`.
+            The prediction of the last block; in training those of earlier supervised blocks are in `aux`.
         """
         *earlier, last = (self.classify(proposals, text_embed) for proposals in self.image_side(self, images))
         return last._replace(aux=tuple(earlier))
 
     def propose(self, images: Tensor) -> list[MaskProposals]:
-        """All that depends on the images (B, 3, H, W) alone, per supervised block; in evaluation the last one only."""
+        """Compute what depends on images (B, 3, H, W) alone, per supervised block; in evaluation for the last."""
         return self.propose_from(*self.features(images))
 
     def features(self, images: Tensor) -> tuple[ShallowFeatures, list[SideFeatures]]:
-        """What shallow CLIP and the side network make of images (B, 3, H, W), the latter per supervised block."""
-        # the scale factor, not a size, decides the sampling grid (guarded by tests/test_golden.py)
+        """Return features of shallow CLIP and, per supervised block, of the side network, for images (B, 3, H, W)."""
+        # a scale factor and a size give different sampling grids (guarded by tests/test_golden.py)
         clip_images = F.interpolate(
             images, scale_factor=self.config.clip.input_scale, mode="bilinear", align_corners=False, antialias=False
         )
@@ -179,13 +178,13 @@ class SANModel(nn.Module):
     def propose_from(
         self, clip: ShallowFeatures, side: list[SideFeatures], sls_share: Tensor | None = None
     ) -> list[MaskProposals]:
-        """`propose`, of the `features` of images.
+        """Compute `propose` from the `features` of images.
 
         Args:
-            clip: of shallow CLIP; only the last block's are used.
-            side: per supervised block. Its queries may be others, also in number, than the side network made.
-            sls_share: (P, Q), for queries (B, P, S) that are others: an [SLS] token starts as this mean of those that
-                the model's own Q queries have.
+            clip: features of shallow CLIP; only the last block's are used.
+            side: features per supervised block. Their queries may differ from those of the side network, also in
+                number.
+            sls_share: (P, Q), for other queries (B, P, S): their [SLS] tokens start as these means of the model's Q.
         """
         masks = [self.mask_head(features) for features in side]
         heads = [*zip(side, masks, strict=True)]
@@ -197,16 +196,16 @@ class SANModel(nn.Module):
         return [MaskProposals(*parts) for parts in zip(logits, biases, embeds, strict=True)]
 
     def classify(self, proposals: MaskProposals, text_embed: Tensor) -> SANOutput:
-        """Names the masks: the only step that sees the vocabulary (C, E)."""
+        """Classify the masks; the only step that depends on the vocabulary (C, E)."""
         class_logits = self.scorer(proposals.sls_embed, text_embed, self.text_classifier)
         return SANOutput(proposals.mask_logits, class_logits, proposals.attn_bias, proposals.sls_embed)
 
     def _recognise(
         self, clip: ShallowFeatures, biases: list[Tensor], sls_share: Tensor | None = None
     ) -> tuple[Tensor, ...]:
-        """Embeddings (B, Q, E) per bias (B, L, N, Q, h_s, w_s).
+        """Return embeddings (B, Q, E) per bias (B, L, N, Q, h_s, w_s).
 
-        [SLS] tokens do not see each other, so those of all supervised blocks go through CLIP's deep blocks in one pass.
+        [SLS] tokens do not see each other, so all supervised blocks share one pass through CLIP's deep blocks.
         """
         class_token = clip.class_tokens[-1]
         sls = self.sls_init(class_token)

@@ -40,7 +40,7 @@ class SideAdapter(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, images: Tensor, clip: ShallowFeatures, supervised: tuple[int, ...]) -> list[SideFeatures]:
-        """Features after each of the `supervised` blocks (increasing), of normalised images (B, 3, H, W)."""
+        """Return features after each of the `supervised` blocks (increasing) for normalised images (B, 3, H, W)."""
         x = self.patch_embed(images)  # (B, S, h_s, w_s)
         grid = (x.shape[-2], x.shape[-1])
         patches = x.flatten(2).transpose(1, 2)  # (B, T_s, S)
@@ -59,7 +59,7 @@ class SideAdapter(nn.Module):
         return outputs
 
     def _fuse(self, x: Tensor, block: int, clip: ShallowFeatures, grid: tuple[int, int]) -> Tensor:
-        """Fuses the CLIP feature meant for this block into the patch tokens; the queries stay as they are."""
+        """Fuse the CLIP feature of this block into the patch tokens; queries are unchanged."""
         if block not in self._source:
             return x
         count, feature = self.config.num_queries, clip.patch_tokens[self._source[block]]

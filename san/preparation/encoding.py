@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from san.io.errors import listed
 from san.io.image_files import ImageLimits, decode, open_image, orientation, turn_upright
 from san.preparation.files import write_bytes
 from san.vocabulary.label_sets import load_label_set
@@ -75,8 +76,8 @@ def check_raw_values(values: Array, legal: frozenset[int], path: Path, remedy: s
     present = np.flatnonzero(np.bincount(values.ravel(), minlength=1))
     wrong = [int(value) for value in present if int(value) not in legal]
     if wrong:
-        shown = ", ".join(map(str, wrong[:5])) + (f" and {len(wrong) - 5} more" if wrong[5:] else "")
-        raise ValueError(f"label file {path} holds the value {shown}, but this set's raw labels never do; {remedy}")
+        found = listed(wrong, 5)
+        raise ValueError(f"label file {path} holds the value {found}, but this set's raw labels never do; {remedy}")
 
 
 @cache

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from san.data.checking import CheckReport, check_benchmark
+from san.io.errors import listed
 from san.preparation.ade20k import ADE20K
 from san.preparation.ade20k_full import ADE20K_FULL
 from san.preparation.coco_stuff import COCO_STUFF
@@ -186,5 +187,4 @@ def _surplus(there: set[str], wanted: Iterable[str], folder: Path) -> list[str]:
     surplus = sorted(there - set(wanted))
     if not surplus:
         return []
-    shown = ", ".join(surplus[:3]) + (", …" if surplus[3:] else "")
-    return [f"{len(surplus)} files in {folder} do not belong to the split: {shown}; remove them"]
+    return [f"{len(surplus)} files in {folder} do not belong to the split: {listed(surplus)}; remove them"]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from san.io.errors import listed
 from san.preparation.sources import DownloadPart, PreparationOptions, files_by_stem, find_part, need_file
 from san.vocabulary.label_sets import load_label_set
 
@@ -77,10 +78,9 @@ def image_files(images: list[DetailImage], split: str, folder: Path) -> ImageFil
     missing = [image.stem for image in wanted if image.stem not in there]
     result = ImageFiles([(image, there[image.stem]) for image in wanted if image.stem in there])
     if missing:
-        shown = ", ".join(missing[:3]) + (", …" if missing[3:] else "")
         result.problems.append(
-            f"{len(missing)} images of the {split} split are not in {folder}: {shown}; use the images of VOC 2010, "
-            "not 2012, and unpack all of them"
+            f"{len(missing)} images of the {split} split are not in {folder}: {listed(missing)}; use the images of VOC "
+            "2010, not 2012, and unpack all of them"
         )
     return result
 

@@ -36,8 +36,8 @@ def plan(options: PreparationOptions) -> list[SplitPlan]:
             image.stem: (file, partial(write_masks, tuple(image.masks), file, detail))
             for image, file in result_of.found
         }
-        plans.append(plan_pairs(BENCHMARKS[REGISTERED[split]], options, pairs, label_bytes=lambda stem: 5000))
-        plans[-1].problems += result_of.problems
+        benchmark, problems = BENCHMARKS[REGISTERED[split]], result_of.problems
+        plans.append(plan_pairs(benchmark, options, pairs, label_bytes=lambda stem: 5000, problems=problems))
     return plans
 
 

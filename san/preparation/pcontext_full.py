@@ -41,8 +41,8 @@ def plan(options: PreparationOptions) -> list[SplitPlan]:
         pairs: dict[str, tuple[Path, MakeLabel]] = {
             image.stem: (file, partial(convert_mat, maps / f"{image.stem}.mat", file)) for image, file in files.found
         }
-        plans.append(plan_pairs(BENCHMARKS[REGISTERED[split]], options, pairs, label_bytes=lambda stem: 20_000))
-        plans[-1].problems += files.problems
+        benchmark, problems = BENCHMARKS[REGISTERED[split]], files.problems
+        plans.append(plan_pairs(benchmark, options, pairs, label_bytes=lambda stem: 20_000, problems=problems))
     return plans
 
 

@@ -58,6 +58,7 @@ def plan_pairs(
     pairs: Mapping[str, tuple[Path, MakeLabel]],
     *,
     label_bytes: Callable[[str], int],
+    problems: Iterable[str] = (),
 ) -> SplitPlan:
     """Return the jobs that copy or link each image to its registered folder and write its label.
 
@@ -66,12 +67,13 @@ def plan_pairs(
         options: root, and whether to link.
         pairs: stem -> image file of the download, and function that writes the label.
         label_bytes: stem -> estimated size of its label file.
+        problems: errors of the download as a whole.
 
     Returns:
-        a plan without problems and notes.
+        a plan without notes.
     """
     image_dir, label_dir = benchmark.folders(options.root)
-    plan = SplitPlan(benchmark)
+    plan = SplitPlan(benchmark, problems=[*problems])
     for stem, (image, make_label) in sorted(pairs.items()):
         target = image_dir / f"{stem}.{benchmark.image_ext}"
         if image.parent.resolve() != image_dir.resolve():

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from san.data.benchmarks import BENCHMARKS
+from san.io.errors import listed
 from san.preparation.files import write_bytes
 from san.preparation.plan import MakeLabel, Preparation, SplitPlan, plan_pairs
 from san.preparation.png_labels import convert_png
@@ -79,10 +80,9 @@ def _plan_split(
             f"{official_labels} labels from the official SegmentationClass, as SegmentationClassAug lacks them"
         )
     if missing:
-        shown = ", ".join(missing[:3]) + (", …" if missing[3:] else "")
         result.problems.append(
-            f"{len(missing)} files of the list are missing: {shown}; use the complete SegmentationClassAug.zip, not a "
-            "folder made from SBD's .mat files, and unpack VOC 2012 again"
+            f"{len(missing)} files of the list are missing: {listed(missing)}; use the complete "
+            "SegmentationClassAug.zip, not a folder made from SBD's .mat files, and unpack VOC 2012 again"
         )
     return result
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from san.shapes.render import render
-from san.shapes.world import SCENE_SIZE, THINGS, Scene, SceneStyle, Thing, class_index, draw_scene
+from san.shapes.world import SCENE_SIZE, Scene, SceneStyle, Thing, class_index, draw_scene
 
 _AIM = 0.6
 """Probability that a thing starts towards another one, which it will cover or be covered by."""
@@ -41,29 +41,21 @@ class MotionStyle:
             raise ValueError(f"num_frames is {self.num_frames}; a video has at least one")
 
 
-def clip_at(
-    seed: int,
-    index: int,
-    things: Sequence[str] = THINGS,
-    style: SceneStyle | None = None,
-    motion: MotionStyle | None = None,
-) -> list[Scene]:
+def clip_at(seed: int, index: int, motion: MotionStyle | None = None) -> list[Scene]:
     """Video ``index`` of the endless stream ``seed``: the same one wherever and whenever it is asked for.
 
     Args:
         seed: of the stream.
         index: of the video.
-        things: names to draw things from.
-        style: of the first frame.
-        motion: of what follows.
+        motion: of the things after the first frame.
 
     Returns:
         T scenes. Things bounce off the borders, at the distance that `SceneStyle.margin` keeps from them.
     """
     motion = motion or MotionStyle()
     rng = np.random.default_rng((seed, index, 1))
-    first = draw_scene(rng, things, style)
-    margin = (style or SceneStyle()).margin
+    first = draw_scene(rng)
+    margin = SceneStyle().margin
     ways = [_way(rng, thing, first.things, margin, motion) for thing in first.things]  # (T, 3) each
     scenes = []
     for frame in range(motion.num_frames):
@@ -75,21 +67,18 @@ def clip_at(
     return scenes
 
 
-def render_clip(
-    scenes: Sequence[Scene], size: int = SCENE_SIZE
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.int64]]:
+def render_clip(scenes: Sequence[Scene]) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.int64]]:
     """Paint a video, and follow its pixels.
 
     Args:
         scenes: T scenes, see `clip_at`.
-        size: S, see `render`.
 
     Returns:
-        Images (T, S, S, 3) uint8 RGB, label maps (T, S, S) uint8, and (T, S, S) int64: from where in the frame before
-        the surface at a pixel has come, as row * S + column; -1 where it was not in the picture or was covered, and in
-        the first frame.
+        Images (T, S, S, 3) uint8 RGB with S = `SCENE_SIZE`, label maps (T, S, S) uint8, and (T, S, S) int64: where in
+        the previous frame the surface at a pixel was, as row * S + column; -1 if it was outside or covered, and in the
+        first frame.
     """
-    images, labels = render(scenes, size)
+    images, labels = render(scenes, SCENE_SIZE)
     sources = np.full(labels.shape, -1, np.int64)
     for frame in range(1, len(scenes)):
         sources[frame] = _sources(scenes[frame - 1], scenes[frame], labels[frame - 1], labels[frame])

@@ -279,12 +279,12 @@ def _is_written(target: Path, manifest: dict[str, int], *, overwrite: bool) -> b
     )
 
 
-def _write_split(folder: Path, split: ShapesSplit, sizes: ShapesSizes, chunk: int = 64) -> None:
+def _write_split(folder: Path, split: ShapesSplit, sizes: ShapesSizes) -> None:
     """Write one split's images and label maps."""
     image_dir, label_dir = folder / "images" / split.folder, folder / "annotations" / split.folder
     image_dir.mkdir(parents=True)
     label_dir.mkdir(parents=True)
-    count = sizes.count(split)
+    count, chunk = sizes.count(split), 64
     for start in range(0, count, chunk):
         indices = range(start, min(start + chunk, count))
         for index, image, label in zip(indices, *split_images(split, sizes.seed, indices), strict=True):

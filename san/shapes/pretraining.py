@@ -55,8 +55,8 @@ class CaptionStyle:
     siblings: float = 0.4
 
 
-def _chunks(scenes: Sequence[Scene], size: int, chunk: int = 256) -> NDArray[np.uint8]:
-    return np.concatenate([render(scenes[i : i + chunk], size)[0] for i in range(0, len(scenes), chunk)])
+def _chunks(scenes: Sequence[Scene], size: int) -> NDArray[np.uint8]:
+    return np.concatenate([render(scenes[i : i + 256], size)[0] for i in range(0, len(scenes), 256)])
 
 
 def _bank(images: NDArray[np.uint8], scenes: Sequence[Scene]) -> Bank:

@@ -1,1 +1,1 @@
-"""Videos: queries shared by the frames of a chunk, and reading and writing video files (docs/video.md)."""
+"""Segmentation of videos with queries shared by chunks of frames, and video files (docs/video.md)."""

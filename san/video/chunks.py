@@ -1,4 +1,4 @@
-"""A stream cut into overlapping chunks, of which each item belongs to one."""
+"""Splits a stream into overlapping chunks; each item belongs to one chunk."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ Item = TypeVar("Item")
 
 
 def overlapping_chunks(items: Iterable[Item], length: int, overlap: int) -> Iterator[tuple[list[Item], slice]]:
-    """Chunks of a stream; no more than one is held at a time.
+    """Split a stream into chunks; only one is in memory at a time.
 
-    The border between two chunks lies in the middle of their overlap: an item of it belongs to the chunk in which it
-    has more neighbours.
+    The border between two chunks is in the middle of their overlap, so an item belongs to the chunk in which it has
+    more neighbours.
 
     Args:
         items: any number of them.
-        length: items of a chunk; the last may be shorter.
-        overlap: items that a chunk shares with the one before it.
+        length: number of items of a chunk; the last may be shorter.
+        overlap: number of items that a chunk shares with the previous one.
 
     Yields:
-        A chunk, and which of its items belong to it; over all chunks these are the items, each once, in order.
+        a chunk, and which of its items belong to it. Over all chunks, every item belongs to one, in order.
 
     Raises:
-        ValueError: the overlap leaves a chunk nothing new.
+        ValueError: the overlap is negative, or not below the length.
     """
     if not 0 <= overlap < length:
         raise ValueError(f"an overlap of {overlap} in chunks of {length}; it must be 0 or more, and below the length")

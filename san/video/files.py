@@ -1,6 +1,6 @@
-"""Video files: frames decoded in the background, and an overlay encoded beside a copy of the sound.
+"""Reads and writes video files: frames are decoded in the background, and sound is copied.
 
-The one file that imports PyAV, FFmpeg's binding. (H, W) frame, upright.
+Only this file imports PyAV, the binding of FFmpeg. (H, W) upright frame.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ Item = TypeVar("Item")
 
 ENCODERS = ("libx264", "libopenh264")
 MP4_SOUND = ("aac", "ac3", "alac", "eac3", "flac", "mp3", "opus")
-"""Codecs of sound that an MP4 file may hold; sound of others is copied into a Matroska file."""
+"""Codecs of sound that MP4 supports; other sound is copied into a Matroska file."""
 
-_AHEAD = 16  # frames decoded before they are asked for
-_BT709 = 1  # FFmpeg's number of the colour space, primaries and curve of HD video
-_LIMITED = 1  # and of the range 16..235
-_NO_OTHER_FILES = {"protocol_whitelist": "none"}  # a playlist in disguise opens nothing, here or on the network
+_AHEAD = 16  # frames decoded in advance
+_BT709 = 1  # FFmpeg's number of the colour space, primaries and transfer of HD video
+_LIMITED = 1  # FFmpeg's number of the range 16..235
+_NO_OTHER_FILES = {"protocol_whitelist": "none"}  # a disguised playlist cannot open files or URLs
 
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a file says of its video.
+    """Properties of a video file.
 
     Attributes:
         size: (H, W) in pixels, upright.
         rate: frames per second on average.
         time_base: the unit of `VideoFrame.time`, in seconds.
-        num_frames: about how many there are; None where the file does not say.
+        num_frames: approximate number of frames; None if unknown.
         sound: codecs of the audio streams.
         pixel_aspect: width over height of a pixel.
     """
@@ -58,35 +58,34 @@ class VideoInfo:
 
     @property
     def ending(self) -> str:
-        """Of a file that can hold this video's sound."""
+        """Ending of a file that supports this video's sound."""
         return ".mp4" if set(self.sound) <= set(MP4_SOUND) else ".mkv"
 
 
 @dataclass(frozen=True, eq=False)
 class VideoFrame:
-    """One frame: pixels (H, W, 3) uint8 RGB, and the time at which it is shown, in `VideoInfo.time_base`."""
+    """One frame: pixels (H, W, 3) uint8 RGB, and its time in units of `VideoInfo.time_base`."""
 
     pixels: npt.NDArray[np.uint8]
     time: int
 
 
 class VideoReader:
-    """The main video stream of a file, frame by frame.
+    """Reads the main video stream of a file, frame by frame.
 
-    Packets that cannot be decoded are left out. Reading ends where nothing more can be read, or where the frames change
-    their size.
+    Packets that cannot be decoded are skipped. Reading ends at a read error, or when the size of the frames changes.
 
     Args:
         path: the file, of any format that FFmpeg reads.
         max_pixels: larger frames are refused; None takes any.
 
     Attributes:
-        info: what the file says.
+        info: properties of the file.
         problems: what could not be read, in words; complete once all frames are read.
 
     Raises:
         MissingExtraError: PyAV is not installed.
-        ValueError: it is no video, has no frame, or its frames are too large.
+        ValueError: it is not a video, has no frame, or its frames are too large.
         OSError: the file cannot be opened.
     """
 
@@ -121,14 +120,12 @@ class VideoReader:
         self._file.close()
 
     def frames(self) -> Generator[VideoFrame, None, None]:
-        """The frames in order, decoded ahead in a thread; to be called once."""
+        """Yield the frames in order, decoded ahead in a thread; may be called once."""
         return in_background(self._upright(), _AHEAD)
 
     def _upright(self) -> Iterator[VideoFrame]:
-        last = None
-        number = 0
-        frame = self._first
-        self._first = None
+        last, number = None, 0
+        frame, self._first = self._first, None
         step = max(1, round(1 / (self.info.rate * self.info.time_base)))
         while frame is not None:
             if self._has_changed(frame, number):
@@ -143,11 +140,11 @@ class VideoReader:
             self.problems.append(
                 f"the file ends after {self._num_packets} of the {self._stream.frames} frames that it says it has"
             )
-        elif not self._stream.frames and (rest := self._promised() - (last or 0) * float(self.info.time_base)) > 1:
+        elif not self._stream.frames and (rest := self._declared_end() - (last or 0) * float(self.info.time_base)) > 1:
             self.problems.append(f"the file ends {rest:.2f} s before the end that it says it has")
 
-    def _promised(self) -> float:
-        """When the video ends, in seconds, as far as a file that does not count frames says it; else 0."""
+    def _declared_end(self) -> float:
+        """Return the end of the video in seconds, from a file that does not count frames; 0 if unknown."""
         found = re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)", self._stream.metadata.get("DURATION", ""))  # Matroska
         if found:
             return 3600 * int(found[1]) + 60 * int(found[2]) + float(found[3])
@@ -155,20 +152,22 @@ class VideoReader:
         return self._container.duration / self._av.time_base if alone else 0.0
 
     def _has_changed(self, frame: Any, number: int) -> bool:
-        """Whether a frame has another size than the first; notes that."""
+        """Whether a frame has another size than the first; records it as a problem."""
         height, width = _upright_size(frame)
         if (height, width) == self.info.size:
             return False
+        at = "" if frame.time is None else f" ({frame.time:.2f} s)"
         self.problems.append(
-            f"frame {number}{_at(frame.time)} has {width} x {height} pixels, those before it {self.info.size[1]} x "
+            f"frame {number}{at} has {width} x {height} pixels, those before it {self.info.size[1]} x "
             f"{self.info.size[0]}; the rest is left out: cut the video into parts of one size"
         )
         return True
 
     def _decode(self) -> Iterator[Any]:
-        """PyAV's frames; what cannot be decoded is noted."""
+        """Yield PyAV's frames; records what cannot be decoded."""
         self._num_packets = 0
-        missing, damaged = _Places("packets that cannot be decoded and are left out"), _Places("damaged frames")
+        missing = _ProblemCount("packets that cannot be decoded and are left out")
+        damaged = _ProblemCount("damaged frames")
         packets = self._container.demux(self._stream)
         while True:
             try:
@@ -224,18 +223,18 @@ class VideoReader:
 
 
 class VideoWriter:
-    """An H.264 file with the sound of another, which is copied as it is.
+    """Writes an H.264 file with a copy of the sound of another file.
 
-    Leaving the context finishes the file, also after an error: what was written can be played. A file without a frame
-    does not appear. Frames of an odd height or width get a row or column more, as H.264's usual form needs even ones.
+    Leaving the context finishes the file, also after an error, so what was written can be played. A file without a
+    frame is not created. Odd heights and widths are padded to even ones, as H.264 requires.
 
     Args:
-        path: the file, ending in `VideoInfo.ending`; one that is there is replaced.
-        info: of the video that it is made of.
-        sound_of: the file whose sound is copied, up to the last frame's end where the video was not read to its own.
+        path: the file, ending in `VideoInfo.ending`; an existing one is replaced.
+        info: properties of the source.
+        sound_of: the file with the sound, which is copied up to the end of the last frame.
 
     Attributes:
-        problems: what of the sound could not be copied, in words; complete once the context is left.
+        problems: sound that could not be copied, in words; complete after the context.
     """
 
     def __init__(self, path: Path, info: VideoInfo, sound_of: Path) -> None:
@@ -243,8 +242,7 @@ class VideoWriter:
         self._av = _import_av()
         self._path, self._info, self._sound_of = path, info, sound_of
         self._num_frames, self._end = 0, Fraction(0)
-        self.whole = False
-        """Set to true when all frames are written: the sound is then copied to its end."""
+        self._is_whole = False
 
     def __enter__(self) -> VideoWriter:
         self._stack = contextlib.ExitStack()
@@ -254,7 +252,7 @@ class VideoWriter:
             self._stream = self._video_stream()
             self._sound = self._copied_sound()
             self._stack.callback(self._sound.close)
-            self._next_sound = self._step_sound()  # the streams are made before the first frame
+            self._next_sound = self._step_sound()  # creates the streams before the first frame
         except BaseException as error:
             self._stack.__exit__(type(error), error, error.__traceback__)
             raise
@@ -270,10 +268,10 @@ class VideoWriter:
             return
         with self._stack:
             self._container.mux(self._stream.encode(None))
-            self._copy_sound(None if self.whole else self._end)
+            self._copy_sound(None if self._is_whole else self._end)
 
     def write(self, frame: VideoFrame) -> None:
-        """The next frame; its time is later than that of the one before."""
+        """Write the next frame; times must increase."""
         info = self._info
         height, width = frame.pixels.shape[:2]
         even = np.pad(frame.pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
@@ -284,6 +282,10 @@ class VideoWriter:
         self._num_frames += 1
         self._end = frame.time * info.time_base + 1 / info.rate
         self._copy_sound(self._end)
+
+    def copy_all_sound(self) -> None:
+        """Copy the sound to its end when the context is left, because all frames were written."""
+        self._is_whole = True
 
     def _video_stream(self) -> Any:
         for name in ENCODERS:
@@ -305,7 +307,7 @@ class VideoWriter:
         return stream
 
     def _copied_sound(self) -> Generator[Fraction, None, None]:
-        """Copies packet by packet; yields the time of the next one before it is copied, first of all 0."""
+        """Copy packet by packet; yields the time of each packet before it is copied, and 0 at first."""
         if not self._info.sound:
             return
         with open(self._sound_of, "rb") as file, _open_container(self._av, file, self._sound_of) as source:
@@ -319,12 +321,12 @@ class VideoWriter:
                 self._container.mux(packet)
 
     def _copy_sound(self, until: Fraction | None) -> None:
-        """Copies what begins before a time, or all."""
+        """Copy the sound before a time, or all."""
         while self._next_sound is not None and (until is None or self._next_sound < until):
             self._next_sound = self._step_sound()
 
     def _step_sound(self) -> Fraction | None:
-        """Copies the packet that waits; returns the time of the next."""
+        """Copy the next packet, and return the time of the one after it."""
         try:
             return next(self._sound, None)
         except (self._av.FFmpegError, OSError, ValueError) as error:
@@ -332,12 +334,11 @@ class VideoWriter:
             return None
 
 
-class _Places:
-    """A number of things, and the times of the first and the last."""
+class _ProblemCount:
+    """Counts problems, and records the times of the first and the last."""
 
     def __init__(self, what: str) -> None:
-        self.what, self.count = what, 0
-        self.times: list[float] = []
+        self.what, self.count, self.times = what, 0, list[float]()
 
     def add(self, time: float | None) -> None:
         self.count += 1
@@ -350,7 +351,7 @@ class _Places:
 
 
 def in_background(items: Iterator[Item], ahead: int) -> Generator[Item, None, None]:
-    """The items of an iterator, which runs in a thread of its own and is so many items ahead at most."""
+    """Run an iterator in a thread, at most `ahead` items in advance."""
     end: Any = object()
     with contextlib.ExitStack() as stack:
         pool = ThreadPoolExecutor(1, thread_name_prefix="san-decode")
@@ -376,25 +377,21 @@ def _open_container(av: Any, file: Any, path: Path) -> Any:
 
 
 def _sound_streams(container: Any) -> list[Any]:
-    """Those of a codec that FFmpeg knows."""
+    """Return the audio streams whose codec FFmpeg supports."""
     return [each for each in container.streams.audio if each.codec_context is not None]
 
 
 def _quarter_turns(frame: Any) -> int:
-    """How often a frame must be turned counter-clockwise by 90 degrees to be upright."""
+    """Return the number of counter-clockwise quarter turns that make a frame upright."""
     return int(round(frame.rotation / 90) % 4)
 
 
 def _upright_size(frame: Any) -> tuple[int, int]:
-    """(H, W)."""
+    """Return (H, W) of the upright frame."""
     size = (frame.height, frame.width)
     return size[::-1] if _quarter_turns(frame) % 2 else size
 
 
 def _reason(error: BaseException) -> str:
-    """An error's text, without FFmpeg's number."""
+    """Return an error's text, without FFmpeg's error number."""
     return getattr(error, "strerror", None) or str(error)
-
-
-def _at(time: float | None) -> str:
-    return "" if time is None else f" ({time:.2f} s)"

@@ -1,4 +1,4 @@
-"""Open-vocabulary segmentation of videos: frame by frame, or with queries that the frames of a chunk share.
+"""Open-vocabulary segmentation of videos, frame by frame or with queries shared by chunks of frames.
 
 B frames of a batch, Q queries of the model, P shared queries, S side width, T_s patch tokens, C classes, (H, W) frame.
 Source: docs/video.md#method.
@@ -35,7 +35,7 @@ Frame = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class VideoOptions(Options):
-    """How a video is segmented."""
+    """Options of video segmentation."""
 
     shared: bool = option(True, "whether the frames of a chunk share queries; otherwise each is an image by itself")
     clusters: int | None = option(
@@ -56,7 +56,7 @@ class VideoOptions(Options):
 
 @dataclass(frozen=True, eq=False)
 class FrameFeatures:
-    """What of a frame is kept while its chunk is collected; tensors of B = 1.
+    """Features of a frame that are kept until its chunk is complete; tensors with B = 1.
 
     Attributes:
         pixels: (H, W, 3) uint8 RGB.
@@ -74,11 +74,11 @@ class FrameFeatures:
 
 
 class VideoPredictor:
-    """Segments videos of any length; holds the features of one chunk of frames.
+    """Segments videos of any length; keeps the features of one chunk of frames in memory.
 
     Args:
         predictor: the model, its input size, device and number type.
-        options: how; shared queries by default.
+        options: by default queries are shared.
 
     Raises:
         ValueError: queries cannot be shared in this model or in a compiled one.
@@ -89,13 +89,13 @@ class VideoPredictor:
         model = predictor.model
         if self.options.shared and type(model).propose is not SANModel.propose:
             raise ValueError(
-                f"{type(model).__name__} has a `propose` of its own, which shared queries would leave out; segment "
+                f"{type(model).__name__} overrides `propose`, which shared queries do not call; segment "
                 "frame by frame (shared=False, --frame-by-frame)"
             )
         if self.options.shared and predictor.compiled:
             raise ValueError(
-                "the compiled network knows no shared queries; leave out compiled=True (--compile), or segment frame "
-                "by frame (shared=False, --frame-by-frame)"
+                "a compiled network does not support shared queries; leave out compiled=True (--compile), or segment "
+                "frame by frame (shared=False, --frame-by-frame)"
             )
 
     def segment(
@@ -106,21 +106,21 @@ class VideoPredictor:
         threshold: float = 0.0,
         none_of_these: bool = False,
     ) -> Iterator[Segmentation]:
-        """One result per frame, in their order, each as soon as its chunk is done.
+        """Yield one result per frame, in order, as soon as its chunk is done.
 
         Args:
-            frames: (H, W, 3) uint8 RGB each, all of one size; taken as they are needed.
+            frames: (H, W, 3) uint8 RGB each, all of one size; consumed as needed.
             vocabulary: see `Vocabulary.parse`.
             threshold: see `Predictor.segment`.
             none_of_these: see `Predictor.segment`.
 
         Returns:
-            The results. With shared queries they come without evidence: a query then has a class in a chunk, not in a
+            The results. With shared queries they have no evidence, because a query has one class per chunk, not per
             frame.
 
         Raises:
-            ValueError: at once: the vocabulary or the threshold makes no sense. From the iterator: a frame is no image
-                or has another size than the first, or the network's outputs are NaN or infinite.
+            ValueError: immediately, if the vocabulary or the threshold is not valid. From the iterator, if a frame is
+                not an image or has another size than the first, or the network's outputs are NaN or infinite.
         """
         words = Vocabulary.parse(vocabulary)
         if not threshold >= 0:
@@ -180,7 +180,7 @@ class VideoPredictor:
     def _outputs(
         self, chunk: list[FrameFeatures], text_embed: Tensor, own: slice, first: int
     ) -> tuple[list[Tensor], Tensor]:
-        """Mask logits (P, h_s, w_s) of the frames that belong to the chunk, and class logits (P, C + 1) of all.
+        """Return mask logits (P, h_s, w_s) of the frames that belong to the chunk, and its class logits (P, C + 1).
 
         Args:
             chunk: the frames.
@@ -210,14 +210,14 @@ class VideoPredictor:
         return masks[own], class_logits.mean(dim=0)
 
     def _shared_queries(self, chunk: list[FrameFeatures]) -> tuple[Tensor, Tensor]:
-        """Shared queries (1, P, S), and of which of the model's queries they are means, (P, Q)."""
+        """Return shared queries (1, P, S), and the shares (P, Q) of the model's queries in them."""
         queries = torch.cat([each.side.queries for each in chunk])  # (frames, Q, S)
         num_queries = queries.shape[1]
         points = queries.flatten(0, 1)  # (frames * Q, S)
         if not points.isfinite().all():
             raise ValueError(
                 "the network's queries are NaN or infinite; compute in float32 if they were in half precision, else "
-                "use a checkpoint from before the training broke down"
+                "use a checkpoint from before training diverged"
             )
         clusters = kmeans(points, self.options.clusters or num_queries, seed=self.options.seed)
         cells = clusters.labels * num_queries + torch.arange(len(points)) % num_queries
@@ -240,7 +240,7 @@ class VideoPredictor:
         return Segmentation(features.pixels.copy(), labels.cpu().numpy(), words, best.cpu().numpy())
 
     def _geometry(self, pixels: Frame) -> Geometry:
-        """Sizes of a frame, as `Predictor.encode` has them."""
+        """Return the sizes of a frame, as in `Predictor.encode`."""
         height, width = pixels.shape[:2]
         size = resize_short_side(height, width, self.predictor.short_side, self.predictor.max_size)
         step = self.predictor.model.config.size_divisibility
@@ -253,7 +253,7 @@ class VideoPredictor:
 
 
 def _of_one_size(frames: Iterable[Frame], max_pixels: int | None) -> Iterator[Frame]:
-    """The frames as pixels; raises at one that has another size than the first."""
+    """Yield the frames as pixels; refuse one that has another size than the first."""
     size: tuple[int, ...] | None = None
     for number, frame in enumerate(frames):
         pixels = image_pixels(frame, max_pixels=max_pixels)

@@ -1,4 +1,4 @@
-"""What a segmented video leaves behind: an overlay video, a label map per frame, and a record; made in the background.
+"""Writes the results of a video in the background: an overlay video, label maps, and a record.
 
 (H, W) frame.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from fractions import Fraction
@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from san.inference.segmentation import Segmentation
-from san.io.files import replacing, write_text
+from san.io.files import replacing, write_whole
 from san.video.files import VideoFrame, VideoInfo, VideoWriter
 from san.visualize import overlay
 from san.visualize.palette import palette
@@ -28,23 +28,23 @@ from san.vocabulary.vocabulary import Vocabulary
 
 
 class VideoResults:
-    """Writes results frame by frame: pictures are made in some threads, and encoded in one more.
+    """Writes results frame by frame; threads draw the pictures, and one more encodes them.
 
-    Leaving the context finishes the files, also after an error: what was added before is kept.
+    Leaving the context finishes the files, also after an error, with the results so far.
 
     Args:
-        stem: how the files' names begin, with the folder.
-        formats: of `san.io.files.VIDEO_FORMATS`.
+        stem: folder and beginning of the file names.
+        formats: some of `san.io.files.VIDEO_FORMATS`.
         source: the video file.
-        info: of it.
+        info: its properties.
         vocabulary: the classes.
-        workers: threads that make pictures.
+        workers: number of threads that draw.
         tags: write names of classes into the overlay.
+        settings: plain data about how the results were made, for the record.
 
     Attributes:
-        num_frames: added so far.
+        num_frames: number of frames added so far.
         problems: what could not be read or written, in words; the record names them.
-        settings: plain data about how the results were made, for the record.
     """
 
     def __init__(
@@ -57,13 +57,14 @@ class VideoResults:
         *,
         workers: int = 2,
         tags: bool = False,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         self.num_frames = 0
         self.problems: list[str] = []
-        self.settings: Mapping[str, Any] = {}
+        self._settings = dict(settings or {})
         self._stem, self._formats, self._source, self._info = stem, formats, source, info
         self._vocabulary, self._workers, self._tags = vocabulary, workers, tags
-        self._counts = np.zeros(len(vocabulary) + 1, np.int64)  # pixels per class, and of none
+        self._counts = np.zeros(len(vocabulary) + 1, np.int64)  # pixels per class, and without a class
         self._waiting: deque[Future[None]] = deque()
         self._writer: VideoWriter | None = None
 
@@ -73,7 +74,7 @@ class VideoResults:
             if "labels" in self._formats:
                 self._label_file(0).parent.mkdir(parents=True, exist_ok=True)
                 for old in self._label_file(0).parent.iterdir():
-                    if re.fullmatch(r"\d{6,}\.png", old.name):  # of a longer video, perhaps
+                    if re.fullmatch(r"\d{6,}\.png", old.name):  # perhaps from an earlier, longer video
                         old.unlink()
             if "overlay" in self._formats:
                 target = self._stem.with_name(f"{self._stem.name}_overlay{self._info.ending}")
@@ -89,8 +90,8 @@ class VideoResults:
         try:
             while self._waiting:
                 self._waiting.popleft().result()
-            if self._writer is not None:
-                self._writer.whole = error is None and not self.problems
+            if self._writer is not None and error is None and not self.problems:
+                self._writer.copy_all_sound()
         except BaseException as late:
             self._stack.__exit__(type(late), late, late.__traceback__)
             raise
@@ -100,8 +101,12 @@ class VideoResults:
         if "json" in self._formats and self.num_frames:
             self._write_record([*self.problems, *([str(error) or type(error).__name__] if error else [])])
 
+    def report(self, problems: Iterable[str]) -> None:
+        """Add problems, which the record lists."""
+        self.problems += problems
+
     def add(self, result: Segmentation, time: int) -> None:
-        """The next frame's result, and its time.
+        """Add the result and the time of the next frame.
 
         Raises:
             OSError: an earlier one could not be written.
@@ -139,7 +144,7 @@ class VideoResults:
             "width": width,
             "frames": self.num_frames,
             "frames_per_second": float(Fraction(self._info.rate)),
-            "settings": dict(self.settings),
+            "settings": self._settings,
             "problems": problems,
             "classes": [
                 {"index": index, "name": each.name, "color": colors[index], "share": shares[index]}
@@ -148,5 +153,4 @@ class VideoResults:
             "none_share": shares[-1],
         }
         path = self._stem.with_name(f"{self._stem.name}.json")
-        with replacing(path) as file:
-            write_text(file, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+        write_whole(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")

@@ -1,7 +1,7 @@
 """YouTube-VIS 2019 and 2021: frames, label maps and instance masks of annotated videos, and their evaluation.
 
 T frames of a video, (H, W) their size. Layout below the data sets' root: ``ytvis_2019/train.json`` beside
-``ytvis_2019/train/JPEGImages/<video>/00000.jpg``; likewise ``valid`` and ``test``, and 2021.
+``ytvis_2019/train/JPEGImages/<video>/00000.jpg``; the same for ``valid``, ``test`` and 2021.
 Only the annotations of the training splits are public.
 """
 
@@ -39,10 +39,10 @@ class AnnotatedVideo:
     """One video.
 
     Attributes:
-        name: of its folder.
-        files: of its frames.
+        name: name of its folder.
+        files: files of its frames.
         size: (H, W).
-        instances: its annotations, as the file has them; None where it has none.
+        instances: its annotations, as in the file; None if it has none.
     """
 
     name: str
@@ -63,11 +63,11 @@ class YouTubeVIS:
         images: the folder of its videos.
 
     Attributes:
-        names: of the classes, in the order of the categories' ids, with spaces for underscores.
+        names: class names, in the order of the category ids, with spaces instead of underscores.
         videos: in the order of the file.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         ValueError: the file has another layout.
     """
 
@@ -86,16 +86,16 @@ class YouTubeVIS:
             self.videos = tuple(_videos(content, Path(images)))
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(
-                f"{str(annotations)!r} is no file of YouTube-VIS ({type(error).__name__}: {excerpt(str(error))}); it "
-                "holds videos, categories and annotations"
+                f"{str(annotations)!r} is not a file of YouTube-VIS ({type(error).__name__}: {excerpt(str(error))}); "
+                "it holds videos, categories and annotations"
             ) from error
 
     @classmethod
     def registered(cls, name: str, root: str | Path) -> YouTubeVIS:
-        """A split by its name, one of `YTVIS_SPLITS`, below the data sets' root.
+        """Load a split of `YTVIS_SPLITS` below the data sets' root.
 
         Raises:
-            ValueError, FileNotFoundError: there is no such name, or see `YouTubeVIS`.
+            ValueError, FileNotFoundError: the name is unknown, or see `YouTubeVIS`.
         """
         if name not in YTVIS_SPLITS:
             raise ValueError(f"unknown split {name!r}; there are {', '.join(YTVIS_SPLITS)}")
@@ -103,7 +103,7 @@ class YouTubeVIS:
         return cls(Path(root) / annotations, Path(root) / images)
 
     def label_maps(self, video: AnnotatedVideo) -> npt.NDArray[np.int32]:
-        """Class of every pixel, (T, H, W), −1 where there is no instance; of two instances the later one counts.
+        """Return the class of every pixel, (T, H, W); −1 without an instance. Later instances cover earlier ones.
 
         Raises:
             ValueError: the video has no annotations, or damaged ones.
@@ -111,7 +111,7 @@ class YouTubeVIS:
         return np.stack([self._decoded(video, frame, _instances(video)) for frame in range(len(video.files))])
 
     def instance_masks(self, video: AnnotatedVideo, frame: int) -> dict[int, npt.NDArray[np.bool_]]:
-        """Masks (H, W) of the instances that one frame shows, by the instances' ids.
+        """Return the masks (H, W) of the instances in one frame, by instance id.
 
         Raises:
             ValueError: the video has no annotations, or damaged ones.
@@ -137,12 +137,12 @@ class YouTubeVIS:
 
 
 def evaluate_videos(predictor: VideoPredictor, dataset: YouTubeVIS, *, limit: int | None = None) -> dict[str, float]:
-    """J, F, their mean and mIoU in percent, with the data set's names as the vocabulary; see `VideoScores`.
+    """Return J, F, their mean and mIoU in percent, with the data set's classes as the vocabulary; see `VideoScores`.
 
     Args:
-        predictor: of videos.
-        dataset: one with annotations.
-        limit: so many videos at most, evenly spread.
+        predictor: the video predictor.
+        dataset: a split with annotations.
+        limit: maximum number of videos, evenly spread; None for all.
 
     Raises:
         ValueError: a video has no annotations, or frames of several sizes.

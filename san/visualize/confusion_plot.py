@@ -29,7 +29,6 @@ def plot_confusions(
     path: str | Path,
     *,
     title: str = "Confusions",
-    max_classes: int = MAX_CLASSES,
 ) -> None:
     """Draws one heat map per matrix, one above the other, with the classes of the largest confusions.
 
@@ -41,12 +40,11 @@ def plot_confusions(
         names: C class names.
         path: PNG to write; folders are made.
         title: heading of the picture.
-        max_classes: the most rows.
 
     Raises:
         ValueError: the first matrix has no confusion.
     """
-    chosen = most_confused(next(iter(matrices.values())), max_classes)
+    chosen = most_confused(next(iter(matrices.values())), MAX_CLASSES)
     if not chosen:
         raise ValueError("no class is confused with another, so there is nothing to draw")
     side = 0.28 * max(len(chosen), 8)

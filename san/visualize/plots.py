@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from san.data.metrics_lines import metrics_lines
-from san.io.errors import excerpt, one_line, printable, require_extra
+from san.io.errors import excerpt, listed, one_line, printable, require_extra
 from san.visualize.palette import short_name
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def read_curves(metrics_file: str | Path) -> dict[str, Curve]:
             "%s: %d line(s) cannot be read as records and are skipped (a run was stopped while writing?): %s",
             metrics_file,
             len(odd),
-            ", ".join(map(str, odd[:5])) + (", ..." if len(odd) > 5 else ""),
+            listed(odd, 5),
         )
     if not points:
         raise ValueError(

@@ -48,7 +48,7 @@ def read_class_file(path: Path, title: str) -> Any:
         title: what the file is, for messages, such as "class file".
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         ValueError: it has another ending or cannot be read; or it is a single line with commas, which in a .txt file
             would be one class.
     """

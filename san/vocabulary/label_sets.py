@@ -13,7 +13,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from san.io.errors import brief_repr, excerpt
+from san.io.errors import brief_repr, excerpt, listed
 
 LABEL_SETS = (
     "coco_stuff_171",
@@ -99,9 +99,8 @@ def check_label_values(
     """
     wrong = sorted(v for v in map(int, values) if not 0 <= v < num_classes and v != ignore_label)
     if wrong:
-        shown = ", ".join(map(str, wrong[:5])) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else "")
         legal = f"0..{num_classes - 1}" + ("" if ignore_label is None else f" and the ignore label {ignore_label}")
         raise ValueError(
-            f"{source} holds the value {shown} but only {legal} are legal: convert the labels to class indices "
-            "(see docs/datasets.md), or correct the dataset's class list or ignore label"
+            f"{source} holds the value {listed(wrong, 5)} but only {legal} are legal: convert the labels to class "
+            "indices (see docs/datasets.md), or correct the dataset's class list or ignore label"
         )

@@ -99,7 +99,7 @@ class Vocabulary:
 
         Raises:
             ValueError: it is empty, a name in a list is blank, two classes are the same, or there is no such label set.
-            FileNotFoundError: there is no such file.
+            FileNotFoundError: the file does not exist.
         """
         if isinstance(spec, Vocabulary):
             return spec
@@ -131,7 +131,7 @@ class Vocabulary:
                 are skipped; or .json, .yaml or .yml with a list or a mapping as `parse` takes them.
 
         Raises:
-            FileNotFoundError: there is no such file.
+            FileNotFoundError: the file does not exist.
             ValueError: it has another ending, cannot be read, or `parse` refuses what it holds.
         """
         path = user_path(str(path), "the path of a vocabulary file")

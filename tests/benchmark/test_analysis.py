@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from san.benchmark.analysis import (
     NETWORK,
-    Workpiece,
+    AnalysisInput,
     count_multiply_adds,
     count_parameters,
     count_text,
@@ -23,13 +23,13 @@ from san.benchmark.analysis import (
 )
 from san.benchmark.reference import PlainSAN
 from san.clip.loader import load_clip
-from san.model.build import build_san, freeze, outline
+from san.model.build import build_outline, build_san, freeze
 from san.model.config import SANConfig, variant
 from san.model.fusions import AddFusion
 from san.model.parts import BIAS_HEADS, FUSIONS, BiasHead
 from san.model.san import SANModel
 
-PIECE = Workpiece(96, 64, 5)
+PIECE = AnalysisInput(96, 64, 5)
 D, S, E, C, Q, HEADS = 96, 144, 64, 32, 10, 3  # of the tiny model: CLIP, side, joint and head channels
 CLIP_PATCHES, SIDE_PATCHES = 3 * 2, 6 * 4
 T, N = 1 + CLIP_PATCHES, Q + SIDE_PATCHES
@@ -37,7 +37,7 @@ BLOCK = 12  # multiply-adds of a block's linear layers, in squares of its width 
 
 
 def outlined(config: SANConfig) -> SANModel:
-    model = outline(config, load_clip(config.clip.name, None))
+    model = build_outline(config, load_clip(config.clip.name, None))
     freeze(model)
     return model
 
@@ -125,12 +125,12 @@ def test_fvcore_counts_the_same_of_the_method_as_written(tiny):
 
 
 def test_figures_of_the_published_model():
-    """As docs/analyze.md gives them."""
+    """The figures of docs/analyze.md."""
     model = outlined(variant("vit_b16", pretrained=None))
     parameters = count_parameters(model)
     assert sum(trained for _, trained in parameters.values()) == 8_370_866  # published: 8.37 M
     assert sum(total for total, _ in parameters.values()) == sum(each.numel() for each in model.parameters())
-    piece = Workpiece(640, 640, 171)
+    piece = AnalysisInput(640, 640, 171)
     counts, written = (count_multiply_adds(model, piece, as_written=plain) for plain in (False, True))
     assert counts is not None
     assert written is not None
@@ -205,10 +205,10 @@ def test_names_to_embed(tiny):
     assert len(names_for(tiny, 333)) == 333
     assert names_for(tiny, 848) is None
     with pytest.raises(ValueError, match="1 or more"):
-        Workpiece(0, 1, 1)
+        AnalysisInput(0, 1, 1)
 
 
-def test_rounded_weights_are_counted_alike(tiny):
+def test_rounded_weights_have_the_same_counts(tiny):
     """Prediction in bfloat16 rounds the weights."""
     counts = count_multiply_adds(tiny, PIECE)
     assert count_multiply_adds(copy.deepcopy(tiny).bfloat16(), PIECE) == counts

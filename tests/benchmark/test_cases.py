@@ -18,7 +18,7 @@ MACHINE = {
 
 
 def record_of(case: Case, seconds: float, *, plain: float | None = None, flags: tuple[str, ...] = ()) -> dict:
-    """What a worker would write."""
+    """The record of a worker."""
     names = ("shallow CLIP", "output", "confusion matrix") if case.task == "evaluation" else ("shallow CLIP", "output")
     shares = {"shallow CLIP": 0.8, "output": 0.1, "confusion matrix": 0.1}
     path = {"seconds": seconds, "spread": 0.0, "all_seconds": [seconds], "peak_bytes": 2**30}

@@ -17,7 +17,7 @@ from san.benchmark.clocks import Recorder, clock_of, counting
 from san.benchmark.machine import peak_memory
 from san.benchmark.measure import Settings, _once, count, host_synchronisations, measure
 from san.benchmark.runner import _why, run_cases
-from san.benchmark.workload import Workload, drawn_label_map
+from san.benchmark.workload import Workload, random_label_map
 from san.cli import benchmark
 from san.cli.main import run_tool
 from san.visualize.growth_plot import plot_growth as plot
@@ -119,7 +119,7 @@ def test_the_plain_path_is_the_plain_one(monkeypatch):
 
 
 def test_label_maps_hold_few_classes_and_some_ignored():
-    label_map = drawn_label_map(replace(TINY, classes=171), (64, 48), seed=1)
+    label_map = random_label_map(replace(TINY, classes=171), (64, 48), seed=1)
     assert label_map.shape == (64, 48)
     assert 2 <= len(label_map[label_map >= 0].unique()) <= 12
     assert label_map.max() < 171
@@ -268,7 +268,7 @@ def test_growth_is_drawn(tmp_path, monkeypatch):
     assert "## Growth" in (tmp_path / "benchmark.md").read_text()
 
 
-def test_a_case_that_fails_is_told(monkeypatch):
+def test_a_failed_case_is_reported(monkeypatch):
     monkeypatch.setattr("san.benchmark.runner.sys.executable", "/bin/false")
     (record,) = run_cases([TINY], FEW)
     assert record["error"].startswith("exit code 1")

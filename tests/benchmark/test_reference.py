@@ -17,7 +17,7 @@ from san.benchmark.reference import (
     plain_scores,
     plain_text_embed,
 )
-from san.benchmark.workload import drawn_scene
+from san.benchmark.workload import synthetic_scene
 from san.losses import LabelMapTarget, LossConfig, SetCriterion, Target
 from san.model.build import build_san
 from san.model.config import variant
@@ -108,7 +108,7 @@ def test_image_side(device, dtype, training):
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("train_pos_embed", [False, True])
 def test_gradients(device, train_pos_embed):
-    """Also where CLIP is all frozen: then of the first deep block's attention the bias alone needs a gradient."""
+    """Also with all of CLIP frozen: in the first deep block's attention only the bias needs a gradient."""
     gradients, fast = [], tiny(device, train_pos_embed=train_pos_embed).train()
     for model in (fast, plain_twin(fast)):
         proposals = model.propose(torch.randn(1, 3, 96, 96, generator=torch.manual_seed(1)).to(device))
@@ -144,8 +144,8 @@ def test_label_map(device, num_classes):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_classes_that_cannot_win_are_left_out(monkeypatch, seed):
-    """Where things meet many can, elsewhere few; sizes that tiles do not divide."""
-    masks, classes = drawn_scene(30, (20, 28), 500, seed=seed, num_things=6)
+    """Many classes can win where things meet, few elsewhere; tiles do not divide the sizes."""
+    masks, classes = synthetic_scene(30, (20, 28), 500, seed=seed, num_things=6)
     geometry = Geometry((320, 448), (300, 437), (301, 405))
     ((_, _, band), *_) = postprocess.mask_bands([View(masks, classes, geometry)], 32)
     class_probs = classes.softmax(dim=-1)[:, :-1].t()
@@ -166,7 +166,7 @@ def test_classes_that_cannot_win_are_left_out(monkeypatch, seed):
 
 
 def test_what_is_not_a_number_leaves_no_class_out():
-    masks, classes = drawn_scene(30, (20, 28), 100)
+    masks, classes = synthetic_scene(30, (20, 28), 100)
     masks[3] = float("nan")
     geometry = Geometry((320, 448), (320, 448), (320, 448))
     labels, plain = semantic_labels(masks, classes, geometry), plain_labels(masks, classes, geometry)
@@ -201,7 +201,7 @@ def test_losses_and_gradients_at_the_same_points(device, dtype):
 
 
 def test_losses():
-    """With points enough the two draw different ones and still agree."""
+    """With many points, both draw different ones and still agree."""
     torch.manual_seed(0)
     label_maps = [torch.randint(0, 6, (6, 8)).repeat_interleave(16, 0).repeat_interleave(16, 1) for _ in range(2)]
     outputs = {"pred_logits": torch.randn(2, 10, 7), "pred_masks": torch.randn(2, 10, 24, 32)}

@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from san.cli import ablation_runs
-from san.cli.ablation_runs import RunOptionsForAll, plan_ablation
+from san.cli.ablation_runs import SharedRunOptions, plan_ablation
 from san.cli.main import main
 from tests.d2.conftest import TINY, write_voc
 
@@ -137,16 +137,16 @@ def test_another_base_and_an_unknown_metric(folder: Path, fake: FakeRuns, capsys
     assert fake.done == [("base", "0"), ("few", "0")]
     assert "| q/few | 1 | 40.0 | -10.0 |" in capsys.readouterr().out
     assert main([*command, "--metric", "mIoU"]) == 1
-    assert "--metric 'mIoU' is no metric of these runs; there are voc_sem_seg_val/mIoU" in capsys.readouterr().err
+    assert "--metric 'mIoU' is not a metric of these runs; there are voc_sem_seg_val/mIoU" in capsys.readouterr().err
 
 
-def test_a_run_of_other_settings_is_neither_counted_nor_gone_on_with(folder: Path, fake: FakeRuns) -> None:
+def test_a_run_with_other_settings_is_neither_counted_nor_resumed(folder: Path, fake: FakeRuns) -> None:
     command = ["ablate", "q/base.yaml", "q/few.yaml", "--seeds", "0", "--out", "out"]
     assert main(command) == 0
     assert main([*command, "SOLVER.BASE_LR", "0.5", "MODEL.DEVICE", "cpu"]) == 1
     assert len(fake.commands) == 2
     table = (folder / "out/ablation.md").read_text()
-    assert "holds a run of other settings (SOLVER.BASE_LR is 0.001 there and 0.5 here); give another --out" in table
+    assert "contains a run with other settings (SOLVER.BASE_LR is 0.001 there and 0.5 here); give" in table
     assert "| q/base (base) | 0 | – |" in table
 
 
@@ -161,7 +161,7 @@ def test_runs_with_parts_of_the_users_are_counted_too(folder: Path, fake: FakeRu
 
 
 def test_a_second_stage_gets_the_weights_of_its_seed(folder: Path, fake: FakeRuns) -> None:
-    """Also where it stands first; and it does not run where the first stage is not finished."""
+    """Also if it is listed first; it does not run if the first stage is not finished."""
     command = ["ablate", "s/second.yaml", "s/first.yaml", "--seeds", "0,1", "--out", "out"]
     fake.failing["first", "1"] = 1
     assert main(command) == 1
@@ -182,7 +182,7 @@ def test_a_second_stage_gets_the_weights_of_its_seed(folder: Path, fake: FakeRun
         (["q/base.yaml", "SOLVER.MAXITER", "3"], "did you mean SOLVER.MAX_ITER"),
         (["q/base.yaml", "DATASETS.TEST", "[]"], "q/base.yaml: DATASETS.TEST is empty"),
         (["q/base.yaml", "copy/q/base.yaml"], "q/base.yaml and copy/q/base.yaml would both be called q/base"),
-        (["q/base.yaml", "--job", "gpu"], "--job 'gpu' is no KEY=VALUE"),
+        (["q/base.yaml", "--job", "gpu"], "--job 'gpu' is not KEY=VALUE"),
     ],
 )
 def test_wrong_input_is_one_line_before_any_run(
@@ -243,9 +243,9 @@ def test_without_submitit_the_error_names_the_extra(
 
 
 def test_each_unfinished_run_is_a_job(folder: Path, fake: FakeRuns) -> None:
-    """On this machine, with a run of a second that needs no model."""
+    """On this machine, with a run of one second without a model."""
     submitit = pytest.importorskip("submitit")
-    (first, second) = plan_ablation([Path("q/base.yaml")], [0, 1], RunOptionsForAll(Path("out")))
+    (first, second) = plan_ablation([Path("q/base.yaml")], [0, 1], SharedRunOptions(Path("out")))
     first.folder.mkdir(parents=True)
     fake(first.command, first.folder / "ablate.log")
     child = [replace(second, command=(sys.executable, "-c", "print('error: no room'); raise SystemExit(1)"))]

@@ -84,10 +84,10 @@ def test_what_is_refused(arguments, message, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--size", "640"], "'640' is no size; give height and width from 1 to 16384, such as 640x853"),
-        (["--size", "0x5"], "is no size"),
-        (["--classes", "0"], "is no number from 1 to 100000"),
-        (["--classes", "1" * 5000], "is no number from 1 to 100000"),
+        (["--size", "640"], "'640' is not a size; give height and width from 1 to 16384, such as 640x853"),
+        (["--size", "0x5"], "is not a size"),
+        (["--classes", "0"], "is not a number from 1 to 100000"),
+        (["--classes", "1" * 5000], "is not a number from 1 to 100000"),
         (["--plot", "a.pdf"], "does not end in .png"),
         (["--variant", "tiny", "--model", "x.pth"], "not allowed with argument"),
     ],

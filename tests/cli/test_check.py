@@ -122,7 +122,7 @@ def test_limit_reads_some_pairs_spread_evenly(root: Path) -> None:
 
 
 def test_rotated_images_are_among_the_samples(root: Path) -> None:
-    shown = check._Shown()
+    shown = check._ShownPairs()
     shown.upright, shown.rotated = list(range(90)), [93, 91]
     assert shown.choose(4) == [22, 67, 91, 93]
     assert shown.choose(1) == [45]

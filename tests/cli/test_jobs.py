@@ -1,4 +1,4 @@
-"""What `san predict` has to do: which files are images, what results are called, what is refused before any work."""
+"""The jobs of `san predict`: images, names of results, and errors before any work."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_results_inside_the_folder_are_no_inputs(tmp_path: Path) -> None:
         find_jobs([tmp_path / "in"], tmp_path / "in")
 
 
-def test_a_named_file_is_tried_whatever_it_is_called_and_taken_once(tmp_path: Path) -> None:
+def test_a_file_given_by_name_is_always_tried_and_used_once(tmp_path: Path) -> None:
     touch(tmp_path, "photo", "b.png")
     jobs, _ = find_jobs([tmp_path / "photo", tmp_path / "b.png", tmp_path, tmp_path / "photo"], tmp_path / "out")
     assert stems(jobs, tmp_path / "out") == ["photo", "b"]
@@ -115,7 +115,7 @@ def test_what_pillow_opens_is_taken_and_the_rest_is_named(tmp_path: Path) -> Non
 
 
 def test_endings_of_plug_ins_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As pillow-heif registers them."""
+    """Formats are registered as by pillow-heif."""
     touch(tmp_path / "in", "a.heic", "b.png")
     assert [each.path.name for each in find_jobs([tmp_path / "in"], tmp_path / "out")[1]] == ["a.heic"]
     monkeypatch.setitem(Image.EXTENSION, ".heic", "HEIF")

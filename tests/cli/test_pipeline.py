@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from san.cli.jobs import Job
-from san.cli.pipeline import Line, run_line, write_results
+from san.cli.pipeline import PipelineSteps, run_pipeline, write_results
 from san.inference.segmentation import Segmentation
 from san.vocabulary.vocabulary import Vocabulary
 
@@ -36,14 +36,14 @@ class Recorder:
         self.batches: list[int] = []
         self.threads: set[str] = set()
 
-    def line(self, **changed: Any) -> Line[int, int]:
+    def line(self, **changed: Any) -> PipelineSteps[int, int]:
         parts: dict[str, Callable[..., Any]] = {
             "read": self.read,
             "predict": self.predict,
             "write": self.write,
             "failed": lambda job, error: self.failed.append(f"{job.image.name}: {error}"),
         }
-        return Line(**(parts | changed))
+        return PipelineSteps(**(parts | changed))
 
     def read(self, path: Path) -> int:
         self.threads.add(threading.current_thread().name.split("_")[0])
@@ -66,7 +66,7 @@ def nothing_runs() -> bool:
 @pytest.mark.parametrize(("batch_size", "batches"), [(1, [1] * 7), (3, [3, 3, 1]), (10, [7])])
 def test_everything_is_done_in_order(batch_size: int, batches: list[int]) -> None:
     seen = Recorder()
-    done = [(job.image.stem, result) for job, result in run_line(jobs(7), seen.line(batch_size=batch_size))]
+    done = [(job.image.stem, result) for job, result in run_pipeline(jobs(7), seen.line(batch_size=batch_size))]
     assert done == [(str(number), 2 * number) for number in range(7)]
     assert seen.written == dict(done)
     assert seen.batches == batches
@@ -86,7 +86,7 @@ def test_reading_goes_on_while_the_model_works() -> None:
         assert second.wait(SECONDS), "the second image is not read while the first is predicted"
         return batch
 
-    assert len(list(run_line(jobs(3), seen.line(read=read, predict=predict)))) == 3
+    assert len(list(run_pipeline(jobs(3), seen.line(read=read, predict=predict)))) == 3
 
 
 def test_writing_goes_on_while_the_model_works() -> None:
@@ -101,7 +101,7 @@ def test_writing_goes_on_while_the_model_works() -> None:
         if result == 0:
             assert second.wait(SECONDS), "the second image is not predicted while the first is written"
 
-    assert len(list(run_line(jobs(3), seen.line(predict=predict, write=write)))) == 3
+    assert len(list(run_pipeline(jobs(3), seen.line(predict=predict, write=write)))) == 3
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
@@ -123,12 +123,12 @@ def test_queues_are_bounded(batch_size: int) -> None:
         batch_size=batch_size,
         workers=2,
     )
-    assert len(list(run_line(jobs(60), line))) == 60
+    assert len(list(run_pipeline(jobs(60), line))) == 60
     assert most["read"] <= 2 + 3 * batch_size
     assert most["unwritten"] <= 2 * 2 + batch_size + 1
 
 
-def test_what_cannot_be_read_is_passed_over() -> None:
+def test_what_cannot_be_read_is_skipped() -> None:
     seen = Recorder()
 
     def read(path: Path) -> int:
@@ -136,7 +136,7 @@ def test_what_cannot_be_read_is_passed_over() -> None:
             raise (ValueError if path.stem == "0" else OSError)(f"no {path.stem}")
         return int(path.stem)
 
-    done = [job.image.stem for job, _ in run_line(jobs(5), seen.line(read=read, batch_size=2))]
+    done = [job.image.stem for job, _ in run_pipeline(jobs(5), seen.line(read=read, batch_size=2))]
     assert done == ["1", "2", "4"] == list(seen.written)
     assert seen.failed == ["0.png: no 0", "3.png: no 3"]
 
@@ -149,12 +149,12 @@ def test_an_image_that_the_model_refuses_spoils_no_other_of_its_batch() -> None:
             raise ValueError("not this one")
         return batch
 
-    done = [result for _, result in run_line(jobs(4), seen.line(predict=predict, batch_size=3))]
+    done = [result for _, result in run_pipeline(jobs(4), seen.line(predict=predict, batch_size=3))]
     assert done == [0, 2, 3]
     assert seen.failed == ["1.png: not this one"]
 
 
-def test_what_cannot_be_written_alone_is_passed_over() -> None:
+def test_what_cannot_be_written_alone_is_skipped() -> None:
     seen = Recorder()
 
     def write(job: Job, result: int) -> None:
@@ -162,7 +162,7 @@ def test_what_cannot_be_written_alone_is_passed_over() -> None:
             raise ValueError("its name is too long")
         seen.write(job, result)
 
-    done = [job.image.stem for job, _ in run_line(jobs(5), seen.line(write=write, batch_size=2))]
+    done = [job.image.stem for job, _ in run_pipeline(jobs(5), seen.line(write=write, batch_size=2))]
     assert done == ["1", "2", "4"] == list(seen.written)
     assert seen.failed == ["0.png: its name is too long", "3.png: its name is too long"]
 
@@ -176,14 +176,14 @@ def test_a_full_disk_ends_it(number: int) -> None:
             raise OSError("no space left")
 
     with pytest.raises(OSError, match="no space left"):
-        list(run_line(jobs(5), seen.line(write=write)))
+        list(run_pipeline(jobs(5), seen.line(write=write)))
     assert nothing_runs()
 
 
 def test_a_defect_is_no_bad_image() -> None:
     seen = Recorder()
     with pytest.raises(ZeroDivisionError):
-        list(run_line(jobs(3), seen.line(read=lambda path: 1 // 0)))
+        list(run_pipeline(jobs(3), seen.line(read=lambda path: 1 // 0)))
     assert not seen.failed
     assert nothing_runs()
 
@@ -192,7 +192,7 @@ def test_interruption_ends_what_was_begun_and_starts_nothing_more() -> None:
     seen = Recorder()
 
     def interrupted() -> None:
-        with closing(run_line(jobs(500), seen.line())) as done:
+        with closing(run_pipeline(jobs(500), seen.line())) as done:
             for job, _ in done:
                 if job.image.stem == "5":
                     raise KeyboardInterrupt
@@ -235,7 +235,7 @@ def test_a_folder_called_like_a_result_is_not_written_into(tmp_path: Path) -> No
 
 
 def test_a_name_is_no_full_disk(tmp_path: Path) -> None:
-    """One picture whose results have no room for their names, or no place, ends nothing."""
+    """A picture whose result names are too long, or whose folder is missing, does not end the run."""
     (tmp_path / "b.json").mkdir()
     for stem, message in (("x" * 252, "File name too long"), ("b", "it is a folder")):
         with pytest.raises(ValueError, match=f"cannot write the results of 'in/a.png' to .*: {message}; rename it"):

@@ -106,7 +106,7 @@ def test_again_is_the_same(images: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("loaded")
-def test_bad_images_are_passed_over(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_images_are_skipped(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, out = tmp_path / "in", tmp_path / "out"
     folder.mkdir()
     (folder / "cut.png").write_bytes((images / "a.png").read_bytes()[:200])
@@ -119,8 +119,8 @@ def test_bad_images_are_passed_over(images: Path, tmp_path: Path, capsys: pytest
     shown = capsys.readouterr().err
     assert files(out) == ["ok_labels.png", "one_labels.png"]
     for name in ("cut.png", "empty.jpg", "drawing.svg"):
-        assert sum(line.startswith("passed over") and name in line for line in shown.splitlines()) == 1
-    assert "2 pictures in" in shown and "3 passed over" in shown
+        assert sum(line.startswith("skipped") and name in line for line in shown.splitlines()) == 1
+    assert "2 pictures in" in shown and "3 skipped" in shown
     (folder / "cut.png").write_bytes((images / "a.png").read_bytes())
     (folder / "empty.jpg").unlink()
     again = ["predict", str(folder), "--vocab", "red star", "--out", str(out), "--format", "labels", "--skip-existing"]
@@ -150,7 +150,7 @@ def test_odd_names_spoil_nothing(images: Path, tmp_path: Path, capsys: pytest.Ca
     assert "\\x1b[31m.png: red star" in shown.out and "\x1b" not in shown.out  # no terminal is to obey it
     assert "left out: 1 of a format that Pillow does not open: " in shown.err and "raw.nef" in shown.err
     assert "File name too long; rename it" in shown.err and "loop.png does not exist" in shown.err
-    assert "4 pictures in" in shown.err and "2 passed over" in shown.err
+    assert "4 pictures in" in shown.err and "2 skipped" in shown.err
     assert main([*command, "--skip-existing"]) == 3
     assert "0 pictures in" in capsys.readouterr().err
 
@@ -227,7 +227,7 @@ def test_refused_before_the_model_is_loaded(
     ("options", "message"),
     [
         (["--format", "labels,svg"], "no format 'svg'; choose of overlay"),
-        (["--batch-size", "0"], "'0' is no number of 1 or more"),
+        (["--batch-size", "0"], "'0' is not a number from 1 to 100000"),
         (["--overwrite", "--skip-existing"], "not allowed with"),
         (["--dtype", "int8"], "invalid choice: 'int8'"),
     ],

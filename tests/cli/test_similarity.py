@@ -63,7 +63,7 @@ def test_two_files_of_one_name_stay_two_sets(tmp_path, capsys):
     assert all(f"| {file} " in text for text in [capsys.readouterr().out] for file in files)
 
 
-def test_similarity_beside_iou(tmp_path, seen, per_class, capsys):
+def test_similarity_and_iou(tmp_path, seen, per_class, capsys):
     plot, table, figures = (tmp_path / f"iou.{ending}" for ending in ("png", "csv", "json"))
     arguments = ["similarity", "--per-class", str(per_class), "--to", str(seen), "--plot", str(plot)]
     assert main([*arguments, "--csv", str(table), "--json", str(figures)]) == 0

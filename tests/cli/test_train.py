@@ -87,7 +87,7 @@ def test_the_end_of_a_worker_is_the_exit_code(
 
 
 def test_a_training_run_is_a_model(tmp_path: Path) -> None:
-    """Its folder, or checkpoint and configuration; trained on a GPU, used where there is none."""
+    """A run's folder, or its checkpoint and configuration; trained on a GPU, used without one."""
     torch.manual_seed(0)
     model = build_san(variant("tiny"))
     (tmp_path / "config.yaml").write_text(TINY)
@@ -109,7 +109,7 @@ def test_a_training_run_is_a_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["train", "eval"])
-def test_options_may_stand_behind_overrides(command: str, started: list[Any], repo: Path) -> None:
+def test_options_may_follow_overrides(command: str, started: list[Any], repo: Path) -> None:
     config = str(repo / "configs" / "shapes" / "san_shapes_quick.yaml")
     given = ["SEED", "-1", "--resume", "SOLVER.MAX_ITER=10", "--num-gpus", "2", "OUTPUT_DIR=a=b", "--dataset=no.yaml"]
     module = importlib.import_module(f"san.cli.{command}")
@@ -140,9 +140,9 @@ def test_an_address_is_no_path(text: str) -> None:
         path_option(text)
 
 
-def test_options_behind_the_overrides_of_a_replay_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_after_the_overrides_of_a_replay_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         make_parser(replay).parse_args(["dump.json", "SEED=1", "--iteration", "3"])
-    assert "--iteration stands behind KEY VALUE" in capsys.readouterr().err
+    assert "--iteration follows KEY VALUE" in capsys.readouterr().err
     args = make_parser(replay).parse_args(["--iteration", "3", "dump.json", "SEED=1", "A", "b"])
     assert (args.iteration, args.opts) == (3, ["SEED=1", "A", "b"])

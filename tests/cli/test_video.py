@@ -135,7 +135,7 @@ def test_changing_sizes_and_files_without_frames(tmp_path: Path, capsys: pytest.
     assert main(command) == 3
     shown = capsys.readouterr()
     assert "frame 5 has 32 x 48 pixels, those before it 32 x 32" in shown.err
-    assert "passed over " in shown.err and "text.mp4' cannot be read as a video" in shown.err
+    assert "skipped " in shown.err and "text.mp4' cannot be read as a video" in shown.err
     assert shown.err.count("\n") == 2
     assert len(pixels_of(out / "both_overlay.mp4")) == 5
     assert len(pixels_of(out / "whole_overlay.mp4")) == 3

@@ -55,7 +55,7 @@ def toy(tmp_path: Path) -> dict[str, np.ndarray]:
 
 
 def write_rle(folder: Path, predictions: dict[str, np.ndarray], root: str = "/elsewhere/images") -> Path:
-    """As an evaluation on another machine wrote it."""
+    """The predictions of an evaluation on another machine."""
     writer = RLEWriter()
     for name, prediction in predictions.items():
         writer.update(prediction, f"{root}/{name}.png")
@@ -170,7 +170,7 @@ def test_it_goes_on_where_it_was(tmp_path: Path, toy: dict[str, np.ndarray]) -> 
 
 
 @pytest.mark.parametrize("damage", ["image", "label", "size", "missing", "code"])
-def test_one_bad_file_is_told_and_left_out(
+def test_one_bad_file_is_reported_and_skipped(
     tmp_path: Path, toy: dict[str, np.ndarray], damage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "inference" / "toy"

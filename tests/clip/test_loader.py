@@ -1,4 +1,4 @@
-"""Where CLIPs come from: names, tags, files, activation, and what is said when there is none."""
+"""Loading of CLIPs: names, tags, files, activation, and errors if there is none."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_openai_hashes_are_known() -> None:
 def test_a_tags_weights_in_a_file_of_ones_own(
     small: ClipArch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The hub's file of OpenAI's weights looks like any other; the tag tells the activation, or a warning is due."""
+    """The hub's file of OpenAI's weights looks like others; the tag decides the activation, or a warning is logged."""
     file = tmp_path / "open_clip_model.pt"
     torch.save(build_trainable_clip(small).state_dict(), file)
     assert load_clip("ViT-B-16", f"openai:{file}").arch.quick_gelu
@@ -201,7 +201,7 @@ def test_wrong_weights(name: str, pretrained: str, error: type[Exception], messa
 
 
 def test_a_clip_of_ones_own_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A self-describing file and an architecture, registered by whoever brings them."""
+    """A self-describing file and an architecture, registered by another room."""
     monkeypatch.setattr(CLIPS, "_entries", dict(CLIPS._entries))
     arch = replace(TINY, text=replace(TINY.text, vocab_size=4, context_length=16))
     state = build_trainable_clip(arch).state_dict()
@@ -220,7 +220,7 @@ def test_a_clip_of_ones_own_has_a_name(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_the_loader_alone_knows_the_shapes(tmp_path: Path) -> None:
-    """Whatever is imported first, also in a process that was started anew: importing `san` adds the row."""
+    """Importing `san` adds the row, in any order of imports, also in a new process."""
     code = "from san.clip.loader import load_clip; print(load_clip('shapes', 'shapes').fingerprint)"
     command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(REPO)!r})\n{code}"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
@@ -239,7 +239,7 @@ def test_damaged_and_foreign_files(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=f"{file}.*write it again"):
             load_clip("ViT-B-16", str(tmp_path / file))
     torch.save({"layer.weight": torch.zeros(2)}, tmp_path / "c.pt")
-    with pytest.raises(ValueError, match="holds no class-token ViT CLIP"):
+    with pytest.raises(ValueError, match="contains no class-token ViT CLIP"):
         load_clip("ViT-B-16", str(tmp_path / "c.pt"))
 
 

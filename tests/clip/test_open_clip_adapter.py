@@ -1,4 +1,4 @@
-"""What is read of open_clip without importing it equals what open_clip says itself."""
+"""Data read from open_clip without its import equal those of open_clip itself."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_compact_vocabulary_is_sorted_distinct_ids(ids: Any) -> None:
         compact_tokenizer(ids, 32)
 
 
-def test_tokenizers_are_told_apart() -> None:
+def test_tokenizers_have_different_identities() -> None:
     identities = {
         tokenizer_identity(tokenizer, ["a"])
         for tokenizer in (
@@ -70,7 +70,7 @@ def test_tokenizers_are_told_apart() -> None:
 
 
 def test_another_ftfy_is_another_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It decides which texts are mended before they become ids, so embeddings of its releases are kept apart."""
+    """ftfy changes texts before they become ids, so embeddings of its releases are cached separately."""
     before = BpeTokenizer(77).identity
     monkeypatch.setattr("san.clip.tokenizer.version", lambda package: "0.0")
     assert BpeTokenizer(77).identity != before

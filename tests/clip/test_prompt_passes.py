@@ -1,4 +1,4 @@
-"""Prompts through the text tower with nothing computed twice or in vain: the numbers of whole rows."""
+"""Encoding of prompts with shared beginnings: the same numbers as with whole rows."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def widths(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 @pytest.mark.parametrize("tokens_per_pass", [20, 10_000])
 @pytest.mark.parametrize("sharing", [ALWAYS, NEVER])
 def test_the_numbers_of_77_tokens(device, dtype, tolerance, tokens_per_pass, sharing, monkeypatch) -> None:
-    """In bfloat16 the sums round at other places; unit vectors of 64 numbers differ by less than 0.015 in each."""
+    """In bfloat16 sums are rounded differently; unit vectors of 64 numbers differ by less than 0.015 in each."""
     monkeypatch.setattr(prompt_passes, "_WORTH_SHARING", sharing)
     classifier = make_classifier(device).to(dtype)
     classifier.embedder.tokens_per_pass = tokens_per_pass
@@ -64,7 +64,7 @@ def test_the_numbers_of_77_tokens(device, dtype, tolerance, tokens_per_pass, sha
 
 
 def test_each_prompt_by_itself(classifier: TextClassifier, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not only means over templates; of texts as they are beside templated ones, in any order, with any kinds."""
+    """Each embedding, not only means over templates; also of plain prompts among templates, in any order and kind."""
     monkeypatch.setattr(prompt_passes, "_WORTH_SHARING", ALWAYS)
     embedder = classifier.embedder
     tokens = embedder.tokenizer([f"{start} {name}" for name in NAMES for start in ("a photo of a", "one", "")])
@@ -78,7 +78,7 @@ def test_each_prompt_by_itself(classifier: TextClassifier, monkeypatch: pytest.M
 
 
 def test_what_is_shared() -> None:
-    """Start 8, end 9; kind 0 begins with three alike, kind 2 is a prompt and its own beginning; kind 1 is missing."""
+    """Start 8, end 9; kind 0 shares three tokens, kind 2 is a prompt and its own beginning; kind 1 is missing."""
     rows = [[8, 1, 2, 3, 9, 0], [8, 1, 2, 4, 5, 9], [8, 1, 9, 0, 0, 0], [8, 1, 2, 9, 0, 0]]
     tokens, kinds = torch.tensor(rows), torch.tensor([0, 0, 2, 2])
     many = torch.arange(4).repeat_interleave(torch.tensor([600, 600, 600, 600]))

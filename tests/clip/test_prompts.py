@@ -92,7 +92,7 @@ def test_a_learnt_context_starts_as_its_template_and_gets_a_gradient(caplog: pyt
 def test_a_trained_context_is_seen_at_once_and_changes_no_own_prompt(tmp_path: Path) -> None:
     _, learnt = with_context("a photo of a {}.", "the {}")
     learnt.eval()
-    learnt.text_classifier.embedder.disk_cache = tmp_path
+    learnt.text_classifier.embedder.use_disk_cache(tmp_path)
     before = learnt.text_classifier.embed(CLASSES).clone()
     with torch.no_grad():
         offset_of(learnt).add_(torch.randn(offset_of(learnt).shape, generator=torch.Generator().manual_seed(2)))
@@ -105,7 +105,7 @@ def test_a_trained_context_is_seen_at_once_and_changes_no_own_prompt(tmp_path: P
     torch.testing.assert_close(learnt.train().text_classifier.embed(names), plain, rtol=0, atol=1e-5)
     again = build_san(learnt.config)
     again.load_state_dict(learnt.state_dict())
-    again.text_classifier.embedder.disk_cache = tmp_path  # holds those of before, under another fingerprint
+    again.text_classifier.embedder.use_disk_cache(tmp_path)  # holds those of before, under another fingerprint
     assert torch.equal(again.eval().text_classifier.embed(CLASSES), after)
 
 

@@ -130,7 +130,7 @@ def test_a_name_that_just_fits_is_no_matter(classifier: TextClassifier, caplog: 
 
 
 def test_remarks_are_data(caplog: pytest.LogCaptureFixture) -> None:
-    """What was cut and what is unknown comes with the embeddings; only `TextClassifier.embed` logs it, once."""
+    """The embeddings contain remarks on cut and unknown texts; only `TextClassifier.embed` logs them, once."""
     classifier = load_pretrained("shapes").text_classifier
     names = ["red star", "zebra", ClassText("long", ("star " * 40, "red zebra"))]
     found = classifier.embedder.embed(classifier, names)
@@ -144,14 +144,14 @@ def test_remarks_are_data(caplog: pytest.LogCaptureFixture) -> None:
         assert classifier.embed(names) is found.vectors
         classifier.embed(["a yak"])
     assert [record.getMessage()[:32] for record in caplog.records] == [
-        "the small CLIP has never met 'ze",
+        "the small CLIP does not know 'ze",
         "'star star star star star star s",
-        "the small CLIP has never met 'ya",
+        "the small CLIP does not know 'ya",
     ]
 
 
 def test_words_that_are_not_to_be_kept(classifier: TextClassifier, tmp_path: Path) -> None:
-    classifier.embedder.disk_cache = tmp_path / "words"
+    classifier.embedder.use_disk_cache(tmp_path / "words")
     private = classifier.embedder.embed(classifier, ["cat"], store=False)
     assert not (tmp_path / "words").exists()
     assert torch.equal(classifier.embed(["cat", "dog"])[:1], private.vectors)
@@ -177,7 +177,7 @@ def test_other_prompts(classifier: TextClassifier) -> None:
 
 
 def test_a_model_is_freed_at_once() -> None:
-    """No circle of references keeps the weights until Python looks for circles."""
+    """The weights are freed without a garbage collection of reference cycles."""
     model = build_san(variant("tiny"))
     model.text_classifier.embed(["cat"])
     gone = weakref.ref(model.text_classifier)
@@ -224,7 +224,7 @@ def test_a_vocabulary_that_comes_again_costs_nothing(classifier: TextClassifier,
             classifier.embed(wrong)  # type: ignore[list-item]
 
 
-def test_own_templates_are_used_kept_and_told_apart(classifier: TextClassifier, tmp_path: Path) -> None:
+def test_custom_templates_are_used_and_cached_separately(classifier: TextClassifier, tmp_path: Path) -> None:
     own = ("a {} from above", "{}!")
     tiny = variant("tiny")
     model = build_san(replace(tiny, clip=replace(tiny.clip, templates=list(own))))

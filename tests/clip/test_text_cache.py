@@ -1,4 +1,4 @@
-"""Text embeddings on disk: found again, keyed by all they depend on, safe with many processes, mended when damaged."""
+"""Text embeddings on disk: reused, keyed by all they depend on, safe with many processes, recomputed if damaged."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_files_do_not_show_words(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "text", "other"])
-def test_a_damaged_file_is_reported_and_made_anew(
+def test_a_damaged_file_is_reported_and_recomputed(
     tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     TextCache(tmp_path, "f").store(embeddings("a"))
@@ -62,7 +62,7 @@ def test_a_damaged_file_is_reported_and_made_anew(
     content = bytearray(file.read_bytes())
     if damage == "flipped":
         content[-1] ^= 1
-    wrong = {"cut": content[:-3], "flipped": content, "empty": b"", "text": b"hello, world, this is no tensor"}
+    wrong = {"cut": content[:-3], "flipped": content, "empty": b"", "text": b"hello, world, this is not a tensor"}
     if damage == "other":
         from safetensors.torch import save
 
@@ -221,7 +221,7 @@ def classifier(
     """A fresh one, as in a new process, and the numbers of prompts that go into its text tower."""
     fresh = build_san(config or variant("tiny")).text_classifier
     fresh.load_state_dict(weights)
-    fresh.embedder.disk_cache = folder
+    fresh.embedder.use_disk_cache(folder)
     passes: list[int] = []
     original = fresh.embedder._encode_prompts
 
@@ -284,11 +284,11 @@ def test_the_learnt_no_object_does_not_matter(weights: dict[str, torch.Tensor]) 
     assert fingerprint(first) == fingerprint(second)
 
 
-def test_words_the_small_clip_never_met_are_told_in_every_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_unknown_words_are_reported_in_every_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for _ in range(2):
         clip = load_clip("shapes", "shapes")
         classifier = build_san(variant("shapes"), clip=clip).text_classifier
-        classifier.embedder.disk_cache = tmp_path
+        classifier.embedder.use_disk_cache(tmp_path)
         caplog.clear()
         classifier.embed(["red zebra"])
         assert caplog.text.count("'zebra'") == 1

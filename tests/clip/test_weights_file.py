@@ -23,7 +23,7 @@ SHARED = torch.arange(6.0)
 
 
 def contents() -> dict[str, Any]:
-    """What checkpoints hold: a model, an optimiser's and a schedule's state."""
+    """The content of checkpoints: a model, and the states of an optimiser and a schedule."""
     parameter = torch.nn.Parameter(torch.ones(2, 3))
     model = OrderedDict(a=SHARED, tied=SHARED, half=torch.ones(3).half(), turned=torch.ones(4, 2).t(), odd=parameter)
     model._metadata = OrderedDict({"": {"version": 1}})  # type: ignore[attr-defined]
@@ -128,10 +128,10 @@ CRAFTED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "two directories": (in_two_ways, "in two ways"),
     "a name twice": (twice, "in two ways"),
     "cut": (lambda p: p.write_bytes(b"PK\3\4" + bytes(500)), "cut short"),
-    "laughs as a key": (lambda p: archive(p, pickled(b"}", laughs(), b"K\x01s")), "stands for over 4,000,000 values"),
-    "laughs as a storage": (lambda p: archive(p, pickled(laughs(), b"Q")), "stands for over"),
-    "laughs as a size": (lambda p: archive(p, pickled(b"ctorch\nSize\n", laughs(), b"\x85R")), "stands for over"),
-    "laughs, old form": (lambda p: p.write_bytes(pickled(b"}", laughs(), b"K\x01s")), "stands for over"),
+    "laughs as a key": (lambda p: archive(p, pickled(b"}", laughs(), b"K\x01s")), "describes over 4,000,000 values"),
+    "laughs as a storage": (lambda p: archive(p, pickled(laughs(), b"Q")), "describes over"),
+    "laughs as a size": (lambda p: archive(p, pickled(b"ctorch\nSize\n", laughs(), b"\x85R")), "describes over"),
+    "laughs, old form": (lambda p: p.write_bytes(pickled(b"}", laughs(), b"K\x01s")), "describes over"),
     "laughs filled from outside": (
         lambda p: archive(p, pickled(b"]q\0]q\1h\0h\0\x86a", b"h\1h\1\x86a0")),
         "changes a value",
@@ -150,8 +150,8 @@ CRAFTED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a protocol of its own": (lambda p: archive(p, b"\x80\x04\x95\1\0\0\0\0\0\0\0N."), "instruction FRAME"),
     "sparse": (lambda p: saved(p, SPARSE), "_rebuild_sparse_tensor"),
     "meta": (lambda p: saved(p, torch.empty(2, device="meta")), "_rebuild_meta_tensor"),
-    "expanded": (lambda p: saved(p, torch.zeros(1).expand(1 << 20, 1 << 20)), "more than the file holds"),
-    "a view of what is not there": (grown, "readable weights file"),
+    "expanded": (lambda p: saved(p, torch.zeros(1).expand(1 << 20, 1 << 20)), "more values than the file contains"),
+    "a view of what is not there": (grown, "cannot be read as a weights file"),
     "tar": (polyglot, "tar archive"),
 }
 
@@ -170,7 +170,7 @@ def test_crafted_files_are_refused_at_once(name: str, tmp_path: Path, monkeypatc
 
 
 def test_attributes_of_a_dictionary_do_not_reach_us(tmp_path: Path) -> None:
-    """An OrderedDict of a file may have attributes of any name, such as one in the place of its `items`."""
+    """An OrderedDict of a file may have attributes of any name, such as one that replaces its `items`."""
     archive(tmp_path / "x.pth", pickled(PLAIN, b")R(X\1\0\0\0aK\1u", b"}X\5\0\0\0itemsK\1s", b"b"))
     assert read_tensors(tmp_path / "x.pth") == {"a": 1}
 
@@ -208,4 +208,4 @@ def test_flaws() -> None:
 
     nested = torch.nested.nested_tensor([torch.ones(1), torch.ones(2)])
     kinds = [torch.ones(1), SPARSE, torch.empty(1, device="meta"), nested, torch.ones(1).as_subclass(Own)]
-    assert [weights_file.flaw_of(kind) for kind in kinds] == ["", "sparse", "meta", "nested", "'Own'"]
+    assert [weights_file.kind_of_flaw(kind) for kind in kinds] == ["", "sparse", "meta", "nested", "'Own'"]

@@ -48,7 +48,7 @@ def train_on_two_machines(engine: str, options: dict[str, Any], folders: list[Pa
 def test_machines_that_share_no_disk_resume_together(
     engine: str, options: dict[str, Any], reference: Path, tmp_path: Path
 ) -> None:
-    """The second has neither the checkpoint nor the CLIP weights in it; losses are those of one machine."""
+    """The second machine has neither the checkpoint nor the CLIP weights; losses equal those of one machine."""
     folders = [tmp_path / "first", tmp_path / "second"]
     folders[0].mkdir()
     shutil.copy(reference / "model_0000002.pth", folders[0])
@@ -67,7 +67,7 @@ def test_machines_that_share_no_disk_resume_together(
 
 
 def outcomes(folder: str) -> None:
-    """What a worker hears of an error on the main process, of a result, of weights and of settings that differ."""
+    """How workers receive an error or a result of the main process, and different weights or settings."""
     import torch
 
     from san.d2.api import comm

@@ -57,7 +57,7 @@ def by_hand(data: Path, predictor: Predictor) -> float:
 
 
 def test_both_figures_stand_side_by_side(evaluate: Callable[..., Any], data: Path, tmp_path: Path) -> None:
-    """Plain ones as without TEST.AUG; the others as a predictor makes them; killed and resumed alike."""
+    """Plain figures equal those without TEST.AUG, averaged ones those of a predictor; also after a resume."""
     plain = evaluate("plain", SHAPES_CHECKPOINT)
     assert not (tmp_path / "plain/inference_TTA").exists()
     aug = {"TEST.AUG.ENABLED": True, "TEST.AUG.MIN_SIZES": [128, 144], "TEST.EXPECTED_RESULTS": "[]"}

@@ -1,4 +1,4 @@
-"""What a user can do wrong: one clear error that names file and remedy, and earlier checkpoints stay as they are."""
+"""Errors of a user: one clear message with file and remedy; earlier checkpoints are unchanged."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_missing_folder_of_the_evaluation_stops_before_training(spoilt: Callable
 
 def test_unreadable_image(spoilt: Callable[..., None], own_voc: Path) -> None:
     for path in (own_voc / IMAGES).iterdir():
-        path.write_bytes(b"this is no picture")
+        path.write_bytes(b"this is not a picture")
     refused(spoilt, ValueError, "train_00", "cannot be read", "prepare it again")
 
 
@@ -131,7 +131,7 @@ def test_crops_without_annotation_are_handled(spoilt: Callable[..., None], own_v
 
 
 def checkpoints(folder: Path) -> dict[str, bytes]:
-    """What a folder's checkpoints hold."""
+    """The content of a folder's checkpoints."""
     return {path.name: path.read_bytes() for path in [*folder.glob("model_*.pth"), *folder.glob("last_checkpoint")]}
 
 

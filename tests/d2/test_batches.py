@@ -54,8 +54,8 @@ def test_a_defect_in_a_loading_process_ends_this_one() -> None:
     assert in_a_process(lambda: list(build_eval_loader(RECORDS, without_key, num_workers=2))) == 1
 
 
-def test_an_iteration_that_nobody_ended_ends_with_the_process() -> None:
-    """Its processes do not react to the one SIGTERM that Python sends at its end, before it waits for them."""
+def test_an_iteration_that_was_not_ended_ends_with_the_process() -> None:
+    """Its workers ignore the SIGTERM that Python sends at exit before it waits for them."""
 
     def leave_open() -> None:
         globals()["kept"] = source = iter(build_eval_loader(RECORDS, dict, num_workers=2))
@@ -65,7 +65,7 @@ def test_an_iteration_that_nobody_ended_ends_with_the_process() -> None:
 
 
 def test_a_batch_that_cannot_be_sent_is_an_error() -> None:
-    """As of a full /dev/shm or too many open files; Python prints the error and drops the batch."""
+    """For instance a full /dev/shm or too many open files; Python prints the error and drops the batch."""
     with pytest.raises(OSError, match=r"cannot send its samples .*pickle.*; increase /dev/shm"):
         list(build_eval_loader(RECORDS, not_to_be_sent, num_workers=1))
 

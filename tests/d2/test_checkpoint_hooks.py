@@ -29,7 +29,7 @@ class Toy(TrainerBase):
     ],
 )
 def test_periodic_checkpoints(tmp_path: Path, keep: int | None, kept: list[str]) -> None:
-    """Every third of ten iterations, the latest of them, and the final one, each beside its SHA-256."""
+    """Every third of ten iterations, the latest of them, and the final one, each with its SHA-256."""
     trainer = Toy()
     checkpointer = SANCheckpointer(nn.Linear(2, 2), str(tmp_path), trainer=trainer)
     trainer.register_hooks([CheckpointHook(checkpointer, 3, keep)])

@@ -34,7 +34,7 @@ def samples() -> list[dict[str, Any]]:
 def test_losses_and_gradients_are_those_of_the_plain_run(
     make_cfg: Callable[..., CfgNode], monkeypatch: pytest.MonkeyPatch, backend: str
 ) -> None:
-    """By default without the C++ code, which takes two minutes to make; prediction is compiled with it."""
+    """By default without C++ code, whose compilation takes two minutes; prediction is compiled with it."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     torch.compiler.reset()
     MetadataCatalog.get("words").stuff_classes = ["cat", "dog", "grass"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,8 @@ from san.d2.api import get_cfg
 from san.d2.config.keys import add_san_config, load_config, san_cfg, san_config
 from san.d2.config.schema import KEYS
 from san.d2.config.yaml_file import leaf_keys, merge_overrides
-from san.record import AUTO
+from san.model.parts import FUSIONS, Fusion
+from san.record import AUTO, Options, option
 
 
 def value_of(cfg: Any, key: str) -> Any:
@@ -293,3 +296,93 @@ def test_keys_and_values_in_one_word() -> None:
     for wrong in (["=10"], ["SEED=1", "SOLVER.MAX_ITER"], ["", "1"]):
         with pytest.raises(ValueError, match="does not pair every KEY with a VALUE"):
             load_config("", wrong)
+
+
+@dataclasses.dataclass(frozen=True)
+class EveryType(Options):
+    text: str = option("")
+    maybe_text: str | None = option(None)
+    text_or_list: str | tuple[str, ...] = option("")
+    texts: tuple[str, ...] = option(())
+    whole: int = option(0)
+    maybe_whole: int | None = option(None)
+    number: float = option(0.0)
+    flag: bool = option(False)
+    pair: tuple[int, int] = option((0, 0))
+
+
+@pytest.fixture
+def option_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str, str, str], Any]:
+    """Loads one option of a fusion with `EveryType`, written as a text; returns what the fusion gets."""
+    entry = type("WithEveryType", (Fusion,), {"Options": EveryType})
+    monkeypatch.setitem(FUSIONS._entries, "every_type", entry)
+
+    def get(field: str, text: str, way: str) -> Any:
+        file = tmp_path / "it.yaml"
+        of_file = f", OPTIONS: {{{field.upper()}: {text}}}" if way == "file" else ""
+        file.write_text(f"MODEL: {{DEVICE: cpu, FUSION: {{NAME: every_type{of_file}}}}}")
+        cfg = load_config(str(file), [f"MODEL.FUSION.OPTIONS.{field.upper()}", text] if way != "file" else [])
+        (tmp_path / "again.yaml").write_text(cfg.dump())
+        assert load_config(str(tmp_path / "again.yaml")) == cfg, "a run's record says the same"
+        return getattr(FUSIONS.options(san_config(cfg).fusion), field)
+
+    return get
+
+
+@both_ways
+@pytest.mark.parametrize("text", ["007", "1e3", "7.10", "0x10", "1_000", "True", "no", "yes", "2024-01-01", "abc"])
+@pytest.mark.parametrize("field", ["text", "maybe_text", "text_or_list"])
+def test_a_text_option_is_what_was_written(option_of: Any, field: str, text: str, way: str) -> None:
+    assert option_of(field, text, way) == text
+
+
+@pytest.mark.parametrize("text", ["None", "~", "[a, b]", "[1, 2]", "(1)", "{'a': 1}"])
+def test_a_text_option_of_the_command_line_is_never_something_else(option_of: Any, text: str) -> None:
+    assert option_of("text", text, "command line") == text
+
+
+@both_ways
+@pytest.mark.parametrize(
+    ("field", "text", "value"),
+    [
+        ("text_or_list", "['007', 'no']", ("007", "no")),
+        ("texts", "[007, 1e3]", ("007", "1e3")),
+        ("texts", "7", ("7",)),
+        ("whole", "7", 7),
+        ("maybe_whole", "7", 7),
+        ("number", "1e-3", 0.001),
+        ("number", "2", 2.0),
+        ("flag", "true", True),
+        ("pair", "[3, 4]", (3, 4)),
+    ],
+)
+def test_an_option_has_its_type(option_of: Any, field: str, text: str, value: Any, way: str) -> None:
+    found = option_of(field, text, way)
+    assert found == value
+    assert type(found) is type(value)
+
+
+@pytest.mark.parametrize("field", ["maybe_text", "maybe_whole"])
+def test_an_option_may_be_none(option_of: Any, field: str) -> None:
+    assert option_of(field, "None", "command line") is None
+    assert option_of(field, "null", "file") is None
+
+
+@both_ways
+@pytest.mark.parametrize(
+    ("field", "text", "wanted"),
+    [
+        ("whole", "1e3", "give a int"),
+        ("flag", "7", "give a bool"),
+        ("number", "abc", "give a float"),
+        ("pair", "[1]", "give a list of 2 whole numbers"),
+    ],
+)
+def test_an_option_of_another_type_is_refused(option_of: Any, field: str, text: str, wanted: str, way: str) -> None:
+    with pytest.raises(ValueError, match=f"MODEL.FUSION.OPTIONS.{field.upper()} is .*{wanted}"):
+        option_of(field, text, way)
+
+
+def test_options_that_are_no_mapping_are_refused() -> None:
+    with pytest.raises(ValueError, match="MODEL.LOSS.OPTIONS.MASKS is 5; give its options, such as"):
+        load_config("", ["MODEL.DEVICE", "cpu", "MODEL.LOSS.OPTIONS.MASKS", "5"])

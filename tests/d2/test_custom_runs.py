@@ -97,7 +97,7 @@ def test_train_and_evaluate_with_the_file(seats: Path, tmp_path: Path) -> None:
     results = run(cfg)
     assert set(results) == {"seats_val"}
     assert {f"IoU-{name}" for name in ("road", "seat", "roof")} <= set(results["seats_val"])
-    # the configuration that a run leaves behind names the file, so that the run can be evaluated again
+    # the recorded configuration names the file, so that the run can be evaluated again
     again = load_config(str(tmp_path / "run/config.yaml"), ["MODEL.WEIGHTS", str(tmp_path / "run/model_final.pth")])
     assert run(again, eval_only=True) == results
 
@@ -148,7 +148,7 @@ def test_sets_of_different_mappings_are_not_trained_together(make_cfg: MakeCfg, 
         run(cfg)
 
 
-def test_a_subset_is_told(make_cfg: MakeCfg, reference: Path, tmp_path: Path) -> None:
+def test_a_subset_is_reported(make_cfg: MakeCfg, reference: Path, tmp_path: Path) -> None:
     weights = str(reference / "model_final.pth")
     cfg = make_cfg(DATASETS__TEST=["voc_sem_seg_val"], DATASETS__TEST_SUBSET=2, MODEL__WEIGHTS=weights)
     run(cfg, eval_only=True)

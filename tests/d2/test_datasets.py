@@ -1,4 +1,4 @@
-"""Registration: the twelve names, beside whatever else is registered, and one's own data sets from files."""
+"""Registration of the twelve names, with other registered data sets, and of custom data sets from files."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ print("fine")
 
 
 @pytest.mark.parametrize("backend", ["standin", pytest.param("detectron2", marks=pytest.mark.detectron2)])
-def test_registration_is_explicit_and_beside_others(backend: str) -> None:
+def test_registration_is_explicit_and_keeps_others(backend: str) -> None:
     """Detectron2 registers ade20k_sem_seg_* itself, on import."""
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, backend],

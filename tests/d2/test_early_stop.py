@@ -62,7 +62,7 @@ def test_an_evaluation_counts_once_and_the_state_goes_on(caplog: pytest.LogCaptu
         other = EarlyStopHook("a/mIoU", 9, dict)
         other.load_state_dict(odd)
         assert (other.since, other.iteration) == (0, -1)
-    assert caplog.text.count("counted anew") == 4
+    assert caplog.text.count("counted from zero") == 4
 
 
 def iterations(folder: Path) -> list[int]:
@@ -120,7 +120,7 @@ def test_an_interrupted_run_ends_where_it_would_have(options: dict[str, Any], tm
         ({"TEST__EVAL_PERIOD": 0}, "PATIENCE is 2, but TEST.EVAL_PERIOD is 0, .* set the latter"),
     ],
 )
-def test_what_can_never_end_a_run_is_refused_before_it(
+def test_a_setting_that_never_ends_a_run_is_refused(
     make_cfg: Callable[..., Any], changes: dict[str, Any], message: str
 ) -> None:
     given = {key.replace(".", "__"): value for key, value in STILL.items()}

@@ -1,4 +1,4 @@
-"""One iteration: how often the host reads from the device, and what a loss that is not finite leaves behind."""
+"""One iteration: how often the host reads from the device, and the effect of a loss that is not finite."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_a_whole_step_waits_once_on_a_gpu() -> None:
 
 
 def test_a_conditional_update_is_the_plain_one() -> None:
-    """A fused optimiser that is told to go on gives the bits of one that is told nothing."""
+    """A fused optimiser with found_inf 0 gives the same bits as one without."""
     told, plain = Line(), Line()
     stepper = stepper_of(told)
     optimizer = build_optimizer(plain, stepper.config.solver)
@@ -118,8 +118,8 @@ def test_a_conditional_update_is_the_plain_one() -> None:
         assert torch.equal(told.layer.weight, plain.layer.weight)
 
 
-def test_the_earlier_outcome_can_be_heard_before_anything_changes() -> None:
-    """What stops a run there leaves the weights of the earlier iterations."""
+def test_the_earlier_outcome_can_be_read_before_anything_changes() -> None:
+    """An error there leaves the weights of the earlier iterations."""
     stepper = stepper_of(Line())
     weight = stepper.model.layer.weight
     outcome = stepper.run([batch_of(math.inf)], 0)
@@ -287,7 +287,7 @@ def train_unused(rank: int, folder: str) -> None:
             except ValueError as error:
                 messages.append(str(error))
         (Path(folder) / f"{rank}.json").write_text(json.dumps(messages))
-        dist.barrier()  # nobody leaves while another still talks to it
+        dist.barrier()  # no process ends while another still communicates with it
     finally:
         dist.destroy_process_group()
 

@@ -80,7 +80,7 @@ def test_older_names_of_slurm() -> None:
 
 
 def test_a_launcher_under_slurm_is_completed() -> None:
-    """As scripts do that export RANK and WORLD_SIZE of Slurm's."""
+    """Like scripts that export RANK and WORLD_SIZE from Slurm's variables."""
     place = find_rank(STEP | {"RANK": "3", "WORLD_SIZE": "4"})
     assert place is not None and (place.rank, place.local_rank, place.local_world_size) == (3, 1, 2)
 

@@ -1,4 +1,4 @@
-"""What happens before and around the workers' work: their number, their device, torchrun, settings of PyTorch."""
+"""Starting workers: their number, their device, torchrun, settings of PyTorch."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ def test_a_slim_file_into_a_model_frozen_as_a_whole(fresh: SAN, trained: SAN) ->
 @pytest.mark.detectron2
 @pytest.mark.skipif(BACKEND != "detectron2", reason="Detectron2's own file formats")
 @pytest.mark.parametrize("form", ["inner", "published"])
-def test_name_matching_of_detectron2_does_no_harm(form: str, fresh: SAN, trained: SAN, tmp_path: Path) -> None:
+def test_name_matching_of_detectron2_changes_nothing(form: str, fresh: SAN, trained: SAN, tmp_path: Path) -> None:
     content = FORMS[form](trained)
     torch.save(content, tmp_path / "given.pth")
     arrays = {name: value.numpy() for name, value in content.get("model", content).items()}

@@ -1,4 +1,4 @@
-"""The error analysis on the shapes model, as its user runs it, and beside others in an evaluation."""
+"""The error analysis of the shapes model, from the command line and in an evaluation."""
 
 from __future__ import annotations
 

@@ -188,7 +188,7 @@ def test_command_lines_are_the_same(engines):
 
 
 def test_signatures_agree(engines):
-    """What the stand-in takes, Detectron2 takes, under the same name and in the same place."""
+    """The stand-in's parameters are also Detectron2's, with the same name and position."""
     import inspect
 
     for name in (

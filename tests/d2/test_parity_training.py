@@ -86,7 +86,7 @@ def test_either_resumes_the_other(runs, shared_voc, tmp_path, first, second):
     log = train(second, tmp_path, shared_voc, "--resume")
     assert "Resuming at iteration 3" in log
     whole = metrics(runs[first])
-    # Smoothed over one iteration (LOG_PERIOD 1), so a line does not depend on the lines before it.
+    # Smoothed over one iteration (LOG_PERIOD 1), so a line does not depend on earlier lines.
     assert metrics(tmp_path) == [line for line in whole if line["iteration"] > 2]
     finals = [torch.load(folder / "model_final.pth", weights_only=True)["model"] for folder in (runs[first], tmp_path)]
     torch.testing.assert_close(*finals, rtol=0, atol=0)

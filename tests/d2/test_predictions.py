@@ -1,4 +1,4 @@
-"""What the model predicts for Detectron2's tools: scores, the vocabulary of a sample, the order of colours."""
+"""Predictions for Detectron2's tools: scores, the vocabulary of a sample, the order of colours."""
 
 from __future__ import annotations
 

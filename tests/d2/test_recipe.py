@@ -122,7 +122,7 @@ def test_the_script_does_what_san_train_does(
 
 @real
 def test_evaluators_of_detectron2_read_our_predictions(short: dict[str, Any], tmp_path: Path) -> None:
-    """On Detectron2's own loader too, which knows no vocabulary but that of the record."""
+    """Also with Detectron2's own loader, which knows only the vocabulary of the record."""
     from detectron2.config import get_cfg
     from detectron2.data import build_detection_test_loader
     from detectron2.evaluation import SemSegEvaluator, inference_on_dataset
@@ -213,7 +213,7 @@ def test_schedules_of_older_records_have_no_effect(tmp_path: Path) -> None:
 
 
 def test_records_of_detectron2_are_read(tmp_path: Path) -> None:
-    """On the stand-in too; a file of one's own with such a key is wrong, and so is a misspelt key in either."""
+    """Also on the stand-in; such a key in a user's file is refused, and so is a misspelt key in either."""
     path = tmp_path / "config.yaml"
     path.write_text("GLOBAL: {HACK: 1.0}\nMODEL: {RPN: {NMS_THRESH: 0.7}}\nSOLVER: {STEPS: [3], MAX_ITER: 9}\n")
     assert load_config(str(path), ["MODEL.DEVICE", "cpu"]).SOLVER.MAX_ITER == 9

@@ -1,4 +1,4 @@
-"""What an interrupted evaluation keeps: read with bounds, and odd contents are evaluated again, not a stack trace."""
+"""The state of an interrupted evaluation: read with limits; after invalid content the evaluation is repeated."""
 
 from __future__ import annotations
 

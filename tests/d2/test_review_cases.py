@@ -1,4 +1,4 @@
-"""Single cases that once went wrong: unequal accumulation steps, ignore labels, sub-folders, errors behind errors."""
+"""Regressions: unequal accumulation steps, ignore labels, sub-folders, errors during errors."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_masks_of_two_values_are_warned_of_once(tmp_path: Path, caplog: pytest.L
 
 
 @pytest.mark.parametrize("other", ["Cat ", "c\u200bat", "\uff43at"])
-def test_classes_that_look_alike_are_one(tmp_path: Path, other: str) -> None:
+def test_classes_that_look_the_same_are_equal(tmp_path: Path, other: str) -> None:
     register_folder("alike", tmp_path, tmp_path, ["cat", "dog", other])
     with pytest.raises(ValueError, match="'alike' has several classes of the name 'cat', "):
         check_distinct_classes("alike")
@@ -162,7 +162,7 @@ def test_classes_of_one_name_stop_before_training(tmp_path: Path, make_cfg: Make
         Trainer(make_cfg(DATASETS__TEST=["twice"]))
 
 
-def test_an_error_after_the_writers_closed_is_told(make_cfg: MakeCfg, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_after_the_writers_closed_is_reported(make_cfg: MakeCfg, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(self: CurvesHook) -> None:
         raise OSError("no room for curves")
 
@@ -171,7 +171,7 @@ def test_an_error_after_the_writers_closed_is_told(make_cfg: MakeCfg, monkeypatc
         run(make_cfg(SOLVER__MAX_ITER=1))
 
 
-def test_an_error_is_told_where_the_logs_fail_too(make_cfg: MakeCfg, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_is_reported_if_the_logs_also_fail(make_cfg: MakeCfg, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> None:
         raise OSError("disk full")
 
@@ -185,7 +185,7 @@ def test_an_error_is_told_where_the_logs_fail_too(make_cfg: MakeCfg, monkeypatch
 
 
 @pytest.mark.parametrize("ignore_label", [-1, 255, 1])
-def test_masks_are_counted_whatever_the_ignore_label(tmp_path: Path, ignore_label: int) -> None:
+def test_masks_are_counted_for_any_ignore_label(tmp_path: Path, ignore_label: int) -> None:
     record = write_pair(tmp_path, "1")
 
     def augmentation(image: np.ndarray, labels: np.ndarray, rng: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -31,8 +31,7 @@ MakeCfg = Callable[..., Any]
 
 def save(folder: Path, name: str, iteration: int, run_id: str = "") -> Path:
     """A checkpoint of a tiny module in a run's folder."""
-    checkpointer = SANCheckpointer(nn.Linear(2, 2), str(folder))
-    checkpointer.run_id = run_id
+    checkpointer = SANCheckpointer(nn.Linear(2, 2), str(folder), run_id=run_id)
     checkpointer.save(name, iteration=iteration)
     return folder / f"{name}.pth"
 
@@ -137,7 +136,7 @@ def test_two_runs_at_once_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["metrics.json", "last_checkpoint", "config.yaml", "run.json", "log.txt", ".lock"])
-def test_a_pipe_in_the_place_of_a_file_is_named(tmp_path: Path, name: str) -> None:
+def test_a_pipe_instead_of_a_file_is_named(tmp_path: Path, name: str) -> None:
     os.mkfifo(tmp_path / name)
     with (
         pytest.raises(ValueError, match=f"{name} is not a regular file"),
@@ -169,7 +168,7 @@ def test_a_run_writes_its_id(reference: Path) -> None:
 def test_checkpoints_are_found_without_last_checkpoint(
     tmp_path: Path, content: bytes | None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The newest by its iteration, not by its name or time; a damaged one is passed over."""
+    """The newest by its iteration, not by its name or time; a damaged one is skipped."""
     newest = save(tmp_path, "model_0000009", 9, "a")
     save(tmp_path, "model_final", 5, "a")
     (tmp_path / "model_0000011.pth").write_bytes(b"half")
@@ -201,7 +200,7 @@ def test_checkpoints_of_an_older_run_are_not_taken(tmp_path: Path) -> None:
 
 
 def test_checkpoints_without_an_id_are_those_of_a_run_without_one(tmp_path: Path) -> None:
-    """As of Detectron2's own trainer, which may have gone on with a run; and of versions before there were ids."""
+    """Such as those of Detectron2's trainer, which may have continued a run, and of versions without ids."""
     save(tmp_path, "model_0000004", 4)
     final = save(tmp_path, "model_final", 9)
     assert latest_checkpoint(tmp_path) == final
@@ -214,8 +213,7 @@ def test_checkpoints_without_an_id_are_those_of_a_run_without_one(tmp_path: Path
 
 def test_only_own_checkpoints_are_removed(tmp_path: Path) -> None:
     old, foreign = save(tmp_path, "model_0000019", 19, "old"), save(tmp_path, "model_0000099", 99)
-    checkpointer = SANCheckpointer(nn.Linear(2, 2), str(tmp_path))
-    checkpointer.run_id = "new"
+    checkpointer = SANCheckpointer(nn.Linear(2, 2), str(tmp_path), run_id="new")
     hook = CheckpointHook(checkpointer, period=2, keep=1)
     hook.trainer = type("Trainer", (), {"iter": 0, "start_iter": 0, "max_iter": 6})()  # type: ignore[assignment]
     for hook.trainer.iter in range(6):

@@ -38,7 +38,7 @@ def engine(request):
 
 @pytest.fixture(autouse=True)
 def _restore_loggers():
-    """Leaves no handler of a test's log files behind."""
+    """Removes handlers of a test's log files."""
     names = ["fvcore", "detectron2", "san.d2.standin", "toy"]
     before = {name: (logging.getLogger(name).handlers[:], logging.getLogger(name).propagate) for name in names}
     yield
@@ -50,7 +50,7 @@ def _restore_loggers():
 
 
 def test_every_name_of_the_door_is_served(engine):
-    """What `san.d2.api` takes from the one, it can take from the other."""
+    """All names that `san.d2.api` imports exist in both backends."""
     import san.d2.api
     import san.d2.standin
 
@@ -117,7 +117,7 @@ def test_config_refuses_a_file_with_unknown_key_or_wrong_type(engine, tmp_path):
     ],
 )
 def test_standin_refuses_a_file_that_is_no_plain_table(tmp_path, text, message):
-    """On purpose stricter than Detectron2, which runs Python tags and fails less clearly."""
+    """Intentionally stricter than Detectron2, which runs Python tags and has less clear errors."""
     (tmp_path / "bad.yaml").write_text(text)
     cfg = load_engine("standin").get_cfg()
     with pytest.raises(ValueError, match=message) as refused:

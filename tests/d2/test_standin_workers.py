@@ -26,7 +26,7 @@ def load_comm_and_launch(engine: str) -> tuple[Any, Any]:
 
 
 def talk(engine: str, folder: str) -> None:
-    """Every worker writes down what it heard."""
+    """Every worker writes what it received."""
     import torch
 
     from san.d2.processes import launcher

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: noted while somebody listens, and the former handlers afterwards."""
+"""Signals that ask a run to stop: recorded in the context, and the former handlers afterwards."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_handlers_come_back(answering):
     assert handlers() == before
 
 
-def test_what_is_heard_counts_until_the_next_time():
+def test_a_recorded_signal_counts_until_the_next_recording():
     for number in stopping.SIGNALS:
         with stopping.recording_signals():
             assert not stopping.requested()
@@ -47,14 +47,14 @@ def test_what_is_heard_counts_until_the_next_time():
 
 
 def blocked() -> None:
-    """As a process that waits for another inside PyTorch, where Python runs no signal handler."""
+    """Like a process that waits inside PyTorch, where Python runs no signal handler."""
     store = TCPStore("127.0.0.1", 0, is_master=True, timeout=timedelta(seconds=100))
     threading.Thread(target=signals, daemon=True).start()
     store.get("never set")
 
 
 def deaf() -> None:
-    """As code that takes Ctrl-C for a failure of its own."""
+    """Like code that treats Ctrl-C as a failure of its own."""
     threading.Thread(target=signals, daemon=True).start()
     while True:
         with contextlib.suppress(KeyboardInterrupt):

@@ -59,7 +59,7 @@ def losses(folder: Path) -> list[float]:
 
 
 def summary(folder: Path) -> dict[str, float]:
-    """What the last evaluation found."""
+    """The metrics of the last evaluation."""
     found: dict[str, float] = json.loads((folder / "inference/voc_sem_seg_val/metrics.json").read_text())
     return found
 

@@ -46,7 +46,7 @@ def good(reference: Path) -> State:
 
 
 def moment(state: State, value: Any, key: str = "exp_avg") -> None:
-    """Puts something in the place of a moment of the first tensor."""
+    """Replaces a moment of the first tensor."""
     found = state["optimizer"]["state"][0]
     found[key] = value(found[key]) if callable(value) else value
 
@@ -118,7 +118,7 @@ def test_no_state_at_all(trainer: Trainer, state: Any) -> None:
 
 
 def test_a_good_state_is_taken(trainer: Trainer, good: State) -> None:
-    """Also in the form of Detectron2's trainer, and without the settings that older versions did not keep."""
+    """Also in the format of Detectron2's trainer, and without settings that older versions did not save."""
     inner = {key: value for key, value in good.items() if key not in ("hooks", "solver", "iteration")}
     for state in (good, {"_trainer": inner, "iteration": 2, "hooks": good["hooks"]}):
         trainer.check_state_dict(state)

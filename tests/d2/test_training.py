@@ -49,7 +49,7 @@ def test_evaluations_are_logged_on_the_way(reference: Path) -> None:
     assert [x["iteration"] for x in lines if "voc_sem_seg_val/mIoU" in x] == [2, 6]
 
 
-def test_the_same_run_gives_the_same_losses_whatever_the_workers(reference: Path, make_cfg: MakeCfg) -> None:
+def test_the_same_run_gives_the_same_losses_for_any_number_of_workers(reference: Path, make_cfg: MakeCfg) -> None:
     cfg = make_cfg(DATALOADER__NUM_WORKERS=2)
     run(cfg)
     assert losses(cfg.OUTPUT_DIR) == losses(reference)

@@ -116,7 +116,7 @@ def test_what_a_module_itself_lacks_is_no_error_of_the_name(tmp_path: Path, modu
         load_config("", imports=[module])
 
 
-def test_an_unregistered_name_is_told_the_way() -> None:
+def test_an_unregistered_name_is_refused_with_the_remedy() -> None:
     with pytest.raises(ValueError, match="MODEL.META_ARCHITECTURE is 'MINE'.*--import or in MODEL.IMPORTS"):
         load_config("", ["MODEL.META_ARCHITECTURE", "MINE"])
 

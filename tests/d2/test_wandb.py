@@ -1,4 +1,4 @@
-"""Weights & Biases, by a module in its place: one run however often it is resumed, and no question at the terminal."""
+"""Weights & Biases, with a fake module: one run for any number of resumes, and no question at the terminal."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TOKEN = "hf_planted1234567890"
 
 
 class Server:
-    """What is there of a run: its steps, in the order in which they came."""
+    """The logged steps of a run, in order."""
 
     def __init__(self) -> None:
         self.starts: list[dict[str, Any]] = []
@@ -71,7 +71,7 @@ def test_a_resumed_run_goes_on_as_the_same_run(make_cfg: Any, server: Server, mo
 
 
 def test_an_evaluation_that_is_made_after_resuming_is_logged(server: Server, tmp_path: Path) -> None:
-    """It bears the number of an iteration that is there already."""
+    """It has the number of an existing iteration."""
     cfg = load_config("", ["MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path)])
     writer = WandbWriter(cfg, "a", 7)
     with EventStorage(7) as storage:
@@ -97,8 +97,8 @@ def test_a_missing_key_is_an_error_before_training(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="terminals are Unix's")
-def test_wandb_itself_asks_nobody(make_cfg: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The real one, with a terminal before it and without a key."""
+def test_the_real_wandb_asks_no_question(make_cfg: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With a terminal and without a key."""
     pytest.importorskip("wandb")
     for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"):
         monkeypatch.delenv(name, raising=False)
@@ -110,7 +110,7 @@ def test_wandb_itself_asks_nobody(make_cfg: Any, monkeypatch: pytest.MonkeyPatch
 
 
 def evaluated(folder: Path, classes: tuple[str, ...] = ("cat", "dog")) -> None:
-    """What an evaluation of the data set voc leaves in a run's folder."""
+    """The files of an evaluation of the data set voc in a run's folder."""
     report = folder / "inference/voc"
     report.mkdir(parents=True, exist_ok=True)
     rows = [f"{index},{name},5,6,50.0000," for index, name in enumerate(classes)]

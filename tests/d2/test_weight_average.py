@@ -62,7 +62,7 @@ def averaging(amp_dtype: torch.dtype | None = None) -> Stepper:
 
 @pytest.mark.parametrize("amp_dtype", [None, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("steps", [1, 3])
-def test_a_skipped_update_is_none_for_the_average_too(amp_dtype: torch.dtype | None, steps: int) -> None:
+def test_a_skipped_update_does_not_change_the_average(amp_dtype: torch.dtype | None, steps: int) -> None:
     """Three iterations, of which the second has a bad loss, are the first and the third; the host reads nothing."""
     first, second = averaging(amp_dtype), averaging(amp_dtype)
     outcomes = []

@@ -68,7 +68,7 @@ def test_0_scales_nothing_and_an_odd_batch_is_refused() -> None:
 
 
 def test_a_run_records_the_scaled_values_and_resumes_with_them(options: dict[str, Any], tmp_path: Path) -> None:
-    """By the command and by the recorded configuration alike."""
+    """With the command, and with the recorded configuration."""
     changes = {"SOLVER.REFERENCE_WORLD_SIZE": 2, "SOLVER.CHECKPOINT_PERIOD": 2}
     arguments = as_arguments(options | changes)
     folder = Path(options["OUTPUT_DIR"])

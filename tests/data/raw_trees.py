@@ -49,7 +49,7 @@ class RawTree:
 
 @dataclass(frozen=True)
 class Sizes:
-    """How many images, and their range of sides in pixels."""
+    """Number of images, and their range of sides in pixels."""
 
     train: int = 5
     val: int = 4
@@ -106,7 +106,7 @@ def write_png(path: Path, values: Labels, *, palette: bool = False) -> None:
 
 
 def _samples(labels: LabelSet, sizes: Sizes, count: int, seed: int) -> Iterator[Sample]:
-    """Blocks of random classes with an ignored tenth; -1 stands for ignored."""
+    """Blocks of random classes, of which a tenth is ignored (-1)."""
     rng = np.random.default_rng([sizes.seed, seed])
     for index in range(count):
         height, width = rng.integers(sizes.low, sizes.high, 2)
@@ -187,7 +187,7 @@ def _make_pcontext_images(tree: RawTree, sizes: Sizes, labels: LabelSet) -> Iter
 
 
 def _detail_json(folder: Path, images: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> None:
-    """trainval_merged.json, with parts of it that nobody needs here."""
+    """trainval_merged.json, with parts that are not needed here."""
     names = load_label_set("pascal_context_459").classes
     content = {
         "info": {"description": "PASCAL in Detail"},
@@ -353,7 +353,7 @@ def _pack(folder: Path, archive: str, content: str) -> None:
             for path in files:
                 pack.write(path, path.relative_to(base).as_posix())
             pngs = [path for path in files if path.suffix == ".png"]
-            if pngs:  # what a Mac adds: not a PNG, whatever its name says
+            if pngs:  # added by macOS: not a PNG in spite of its name
                 pack.writestr(f"__MACOSX/{pngs[0].parent.relative_to(base).as_posix()}/._{pngs[0].name}", b"\0\5\x16\7")
     else:
         with tarfile.open(folder / archive, "w:gz" if archive.endswith("gz") else "w") as pack:

@@ -99,7 +99,7 @@ def test_values_outside_the_label_set(folder: Path) -> None:
 
 def test_many_illegal_values_are_shortened(folder: Path) -> None:
     Image.fromarray(np.arange(24, dtype=np.uint8).reshape(4, 6)).save(folder / "labels/1.png")
-    assert "7 (1 px) and 16 more values; allowed" in found(check(folder), "illegal_values").message
+    assert "7 (1 px) and 16 more; allowed" in found(check(folder), "illegal_values").message
 
 
 @pytest.mark.parametrize(("file", "kind"), [("images/1.jpg", "unreadable_image"), ("labels/1.png", "unreadable_label")])

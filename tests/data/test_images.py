@@ -46,7 +46,7 @@ def test_modes(tmp_path: Path, mode: str) -> None:
 
 
 def test_grey_channels_are_what_they_were() -> None:
-    """Not only whatever Pillow makes of them."""
+    """Not only Pillow's own conversion."""
     assert np.array_equal(image_pixels(Image.fromarray(grey())), thrice(grey()))
     with_alpha = np.dstack([picture(), grey()])
     assert np.array_equal(image_pixels(Image.fromarray(with_alpha)), picture())
@@ -105,7 +105,7 @@ def test_tensors_say_their_layout() -> None:
         assert np.array_equal(image_pixels(tensor, layout=layout), picture())
     assert np.array_equal(image_pixels((whole / 255).permute(2, 0, 1).requires_grad_(), layout="CHW"), picture())
     assert np.array_equal(image_pixels(torch.from_numpy(grey())), thrice(grey()))
-    three = torch.arange(27, dtype=torch.uint8).view(3, 3, 3)  # of this one nobody could tell
+    three = torch.arange(27, dtype=torch.uint8).view(3, 3, 3)  # ambiguous
     assert np.array_equal(image_pixels(three, layout="HWC"), three.numpy())
     assert np.array_equal(image_pixels(three, layout="CHW"), three.permute(1, 2, 0).numpy())
     with pytest.raises(ValueError, match=r"shape \(3, 3, 3\) may be read in two ways; say layout='CHW'"):

@@ -35,7 +35,7 @@ def test_pairs_by_stem(folders: tuple[Path, Path], caplog: pytest.LogCaptureFixt
     assert "unlabelled.jpg" in caplog.text
 
 
-def test_what_has_no_partner_is_told(folders: tuple[Path, Path], caplog: pytest.LogCaptureFixture) -> None:
+def test_files_without_a_partner_are_reported(folders: tuple[Path, Path], caplog: pytest.LogCaptureFixture) -> None:
     images, labels = folders
     touch(images, "a.jpg", "b.jpg", "sub/b.jpg")
     touch(labels, "a.png", "c.png")
@@ -87,7 +87,7 @@ def test_list_of_pairs(folders: tuple[Path, Path], tmp_path: Path) -> None:
         (b"images/b.jpg\t\n", ValueError, "line 1 of .* one tab"),
         (b"images/b.jpg\tlabels/x.png\n" * 2, ValueError, "line 2 .* again, after line 1"),
         (b"images/b.jpg\tlabels/y.png\n", FileNotFoundError, r"y\.png \(line 1\); paths are relative"),
-        (b"\xff\xfe\xff", ValueError, "no UTF-8 text"),
+        (b"\xff\xfe\xff", ValueError, "not UTF-8 text"),
     ],
 )
 def test_wrong_lists(

@@ -32,7 +32,7 @@ def browser(downloads):
         "--disable-dev-shm-usage",
         "--disable-gpu",
         "--window-size=1200,1000",
-        "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",  # whatever needs the internet fails
+        "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",  # requests to the internet fail
     ):
         options.add_argument(argument)
     options.add_experimental_option("prefs", {"download.default_directory": str(downloads)})
@@ -46,7 +46,7 @@ def browser(downloads):
 
 
 class Page:
-    """What a visitor sees and does, in one browser tab."""
+    """A visitor in one browser tab."""
 
     def __init__(self, driver, url):
         self.driver, self.handle = driver, driver.current_window_handle

@@ -38,7 +38,7 @@ def start_here(page):
 
 @pytest.fixture
 def scene(tmp_path, service):
-    """A file of the second example, half a mirror of itself, so that it is nobody's example."""
+    """A file of the second example, half mirrored, so that it equals no example."""
     path = tmp_path / "scene of mine.jpg"
     Image.fromarray(np.concatenate([service.examples[1].pixels, service.examples[1].pixels[:, ::-1]], axis=1)).save(
         path, quality=90
@@ -52,7 +52,7 @@ def encoded(image, form="PNG"):
     return buffer.getvalue()
 
 
-def test_opens_with_an_example_and_asks_nobody_else(page, demo, driver):
+def test_opens_with_an_example_and_loads_from_no_other_site(page, demo, driver):
     assert sorted(page.classes()) == sorted(demo.service.examples[0].words.split(", "))
     assert driver.title == "Segment anything you can name"
     assert "once · words" in page.text("times")

@@ -1,4 +1,4 @@
-"""Bounds on connections, as somebody who means harm would try them on a real server."""
+"""Limits on connections, attacked on a real server."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_who_holds_most_connections_makes_room(serve, sent):
     assert not is_cut(other), "who holds one keeps it"
 
 
-def test_behind_a_proxy_its_visitors_count(serve):
+def test_visitors_of_a_proxy_are_counted(serve):
     port = serve(trusted_proxies=["127.0.0.1"])
     crowd = [opened(port, WHOLE % (b"stream", b"192.0.2.1"), "127.0.0.1") for _ in range(60)]
     other = opened(port, WHOLE % (b"stream", b"192.0.2.2"), "127.0.0.1")
@@ -143,7 +143,7 @@ def test_a_connection_in_use_is_kept(serve):
     assert not is_cut(stream), "an answer may take its time"
 
 
-def test_answers_that_nobody_reads_are_dropped(serve):
+def test_unread_answers_are_dropped(serve):
     port = serve(answer=0.5)
     server_side = opened(port, WHOLE % (b"large", b""))
     assert soon(lambda: is_cut(server_side, reading=False))

@@ -35,7 +35,7 @@ def slow_jpeg():
 
 
 def decoded(*steps, limits=LIMITS):
-    """What a decoder makes of each step: a file's content, or something to do with its process."""
+    """The results of a decoder for each step: a file's content, or an action on its process."""
 
     async def run():
         decoder, results = Decoder(limits), []

@@ -1,4 +1,4 @@
-"""The demo over HTTP, as somebody without the page would talk to it."""
+"""The demo over HTTP, without the page."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def test_a_file_s_record_is_no_input(demo, file):
     ):
         status, _, text = visitor.join(data, event, sent)
         assert status == 400
-        assert "files and records are no input" in text
+        assert "files and records are not an input" in text
 
 
 def test_a_path_as_token_or_words_is_only_text(demo):
@@ -191,7 +191,7 @@ def test_other_sites_pages_are_refused(demo):
 @pytest.mark.parametrize("path", ["/", "/config", "/gradio_api/queue/data?session_hash=x", "/san/image"])
 @pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "localhost@evil.example", "192.0.2.7", ""])
 def test_a_name_that_is_not_ours_is_refused(demo, path, host):
-    """As of a page whose owner lets its name point to this machine (DNS rebinding)."""
+    """From a page whose owner points its name to this machine (DNS rebinding)."""
     port = urllib.parse.urlsplit(demo.url).port
     method = "POST" if path == "/san/image" else "GET"
     sender = {"host": f"{host}:{port}", "origin": f"http://{host}:{port}"}
@@ -201,7 +201,7 @@ def test_a_name_that_is_not_ours_is_refused(demo, path, host):
 
 
 def test_names_of_this_machine_are_answered(demo):
-    """And a header that claims another name is not heeded."""
+    """A header with another name is ignored."""
     port = urllib.parse.urlsplit(demo.url).port
     assert "evil" not in ask(demo.url, "GET", "/config", headers={"x-forwarded-host": "evil.example"})[2]
     for host in (f"localhost:{port}", "LOCALHOST.", "127.0.0.1", f"[::1]:{port}"):
@@ -259,7 +259,7 @@ def test_every_answer_forbids_other_sources(demo):
         assert "server" not in headers
 
 
-def test_a_full_queue_is_told_in_our_words():
+def test_a_full_queue_has_a_clear_message():
     """Gradio's own words are about its insides."""
     sent = []
 
@@ -277,7 +277,7 @@ def test_a_full_queue_is_told_in_our_words():
     scope = {"type": "http", "method": "POST", "path": "/gradio_api/queue/join", "headers": []}
     asyncio.run(Guard(app, Limits(), {3: lambda values: None})(scope, receive, send))
     assert [message.get("status") for message in sent] == [503, None]
-    assert json.loads(sent[1]["body"]) == {"detail": "Too many visitors ask at the moment; try again in a minute."}
+    assert json.loads(sent[1]["body"]) == {"detail": "Too many visitors at the moment; try again in a minute."}
 
 
 def test_an_address_that_asks_too_often_waits():

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from san.demo.limits import Limits, RateLimit, Turns, visitor_of
+from san.demo.limits import ConcurrencyLimit, Limits, RateLimit, visitor_of
 
 
 def test_every_limit_must_be_positive():
@@ -34,7 +34,7 @@ def test_addresses_are_forgotten():
 
 def test_turns_of_one_address_leave_room_for_others():
     async def crowd() -> list[str]:
-        turns, holding, done = Turns(3, 2), asyncio.Event(), []
+        turns, holding, done = ConcurrencyLimit(3, 2), asyncio.Event(), []
 
         async def visit(address: str, stays: bool) -> None:
             async with turns.take(address):
@@ -56,7 +56,7 @@ def test_turns_of_one_address_leave_room_for_others():
 
 def test_addresses_take_turns():
     async def line() -> list[str]:
-        turns, done = Turns(1, 1), []
+        turns, done = ConcurrencyLimit(1, 1), []
 
         async def visit(address: str) -> None:
             async with turns.take(address[0]):

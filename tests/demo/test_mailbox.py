@@ -18,7 +18,7 @@ def test_what_was_put_is_taken_once():
     assert box.take(other) == b"two"
 
 
-def test_what_nobody_fetches_is_dropped():
+def test_items_that_are_not_taken_are_dropped():
     now = [0.0]
     box = Mailbox(100, keep_seconds=60, clock=lambda: now[0])
     box.put(np.zeros((4, 5, 3), np.uint8))

@@ -179,7 +179,7 @@ def another_site(content):
 
 
 def behind(app, folder, *, stripped):
-    """A proxy that serves an application in a folder, whose name it takes off or not, and nothing beside it."""
+    """A proxy that serves an application in a folder, and keeps or removes the folder's name."""
 
     async def proxy(scope, receive, send):
         if scope["type"] != "http":

@@ -1,4 +1,4 @@
-"""What visitors upload: decoded within limits, or refused with a message."""
+"""Uploads of visitors: decoded within limits, or refused with a message."""
 
 from __future__ import annotations
 

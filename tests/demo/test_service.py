@@ -1,4 +1,4 @@
-"""What happens between an upload and a result, without a browser."""
+"""The demo's service, without a browser."""
 
 from __future__ import annotations
 
@@ -96,14 +96,15 @@ def test_a_long_request_is_given_up(service, monkeypatch):
     session = service.open_example(0)
     segment = service._predictor.segment
     monkeypatch.setattr(service._predictor, "segment", lambda *a, **k: time.sleep(0.3) or segment(*a, **k))
-    with pytest.raises(ValueError, match=r"longer than 0\.05 s and was given up"):
+    with pytest.raises(ValueError, match=r"longer than 0\.05 s and was stopped"):
         quick.segment(session, Words("red star"))
     quick.close()
 
 
 def test_words_reach_neither_disk_nor_log(service, tmp_path, caplog):
     predictor = service._predictor
-    before, predictor.text_cache = predictor.text_cache, tmp_path / "cache"
+    before = predictor.text_cache
+    predictor.set_text_cache(tmp_path / "cache")
     try:
         with caplog.at_level(logging.INFO):
             service.segment(service.open_example(0), Words("my secret teapot, red star", "shapes_36"))
@@ -112,23 +113,23 @@ def test_words_reach_neither_disk_nor_log(service, tmp_path, caplog):
         assert len(files) <= 1, "the label set's names may be kept"
         assert predictor.text_cache == tmp_path / "cache"
         service._predictor.segment("my other teapot, red star", encoded=service.open_example(0).encoded)
-        assert "'teapot'" in caplog.text, "whoever is no visitor is warned"
+        assert "'teapot'" in caplog.text, "callers other than visitors get a warning"
     finally:
-        predictor.text_cache = before
+        predictor.set_text_cache(before)
 
 
 def test_remarks(service):
     session = service.open_example(0)
     (note,) = service.segment(session, Words("green star, teapot")).notes
-    assert "never met: teapot. It knows bar, black, " in note
+    assert "does not know: teapot. It knows bar, black, " in note
     assert service.segment(session, Words("green star")).notes == ()
     assert service.segment(session, Words("green star", "voc_20")).notes == (), "the context is nobody's words"
     long = " ".join(["star"] * 300)
-    for _ in range(2):  # told each visitor, not only the first
+    for _ in range(2):  # each visitor gets the remark, not only the first
         (note,) = service.segment(session, Words(f"{long}, plain ground", "shapes_36")).notes
         assert "longer than the 32 tokens" in note
     (note,) = DemoService(service._predictor, service.examples, LIMITS).segment(session, Words("teapot")).notes
-    assert note == "This small model has never met: teapot. For all other words the demo needs a larger model."
+    assert note == "This small model does not know: teapot. For all other words the demo needs a larger model."
 
 
 def test_the_view_holds_the_result(service):
@@ -170,7 +171,7 @@ def test_a_file_name_never_leads_anywhere(service):
     assert stem == "etc_b_passwd_b"
 
 
-def test_errors_of_ours_are_not_told(caplog):
+def test_internal_errors_are_not_shown(caplog):
     assert explain(ValueError("too large")) == "too large"
     told = explain(RuntimeError("/home/somebody/weights.pth is broken"))
     assert "somebody" not in told

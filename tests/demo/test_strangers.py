@@ -1,4 +1,4 @@
-"""What strangers send to the demo, and crowds; in folders and frames of other sites."""
+"""Invalid requests and many visitors; the demo in folders and frames of other sites."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_odd_cancellations_are_refused_and_not_logged(demo, capfd, caplog, path,
     assert written.err + written.out + caplog.text == ""
 
 
-def test_a_stream_that_nobody_asked_for_is_refused(demo, capfd, caplog):
+def test_a_stream_without_a_request_is_refused(demo, capfd, caplog):
     """Gradio writes a page into the log for each."""
     for query in ("", "?session_hash=nobody", "?session_hash=", "?session_hash=%ED%A0%80"):
         assert ask(demo.url, "GET", f"/gradio_api/queue/data{query}")[0] == 404
@@ -118,7 +118,7 @@ def test_slow_uploads_of_one_address_leave_room_for_others(demo):
 
 
 def test_who_stalls_does_not_hold_an_upload_s_place(demo, monkeypatch):
-    """Not from those behind the same address either."""
+    """Also not for others of the same address."""
     monkeypatch.setattr(guard, "_FIRST_SECONDS", 0.2)
     port = urllib.parse.urlsplit(demo.url).port
     with contextlib.ExitStack() as stack:

@@ -152,7 +152,7 @@ def test_misfits_are_refused() -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.int32, np.int64, np.uint64])
-def test_every_integer_type_counts_alike(dtype: type) -> None:
+def test_every_integer_type_gives_the_same_counts(dtype: type) -> None:
     """Also a matrix whose cells exceed the type's range, with any prediction under ignored pixels."""
     rng = np.random.default_rng(2)
     label, prediction = rng.integers(0, 120, (2, 40, 50))

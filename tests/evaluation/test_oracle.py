@@ -1,4 +1,4 @@
-"""Masks told from names, in closed form on 2 proposals, 3 classes and 4 x 4 pixels."""
+"""Errors of masks and of names, in closed form on 2 proposals, 3 classes and 4 x 4 pixels."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_a_copy_that_the_network_drops_names_nothing() -> None:
 
 
 def test_true_names_keep_the_scores() -> None:
-    """Where two proposals meet, the one wins that the network is surer of, not the one with the sharper mask."""
+    """Of overlapping proposals the one with the higher class probability wins, not the one with the sharper mask."""
     truth = np.repeat([[0, 0, 1, 1]], 4, axis=0).astype(np.uint8)
     sharp, sure = torch.full((4, 4), -20.0), torch.full((4, 4), -20.0)
     sharp[:, :3], sure[:, 2:] = 20.0, 0.5  # meet in the third column: 1 * 0.1 < 0.62 * 0.9
@@ -225,7 +225,7 @@ def test_memory_does_not_grow_with_the_number_of_images() -> None:
 
 
 def test_true_masks_reach_100_where_every_name_is_right() -> None:
-    """On random masks, as long as each segment's proposal has the name."""
+    """With random masks, if each segment's proposal has the name."""
     found, truth = random_case(2)
     logits = torch.full((7, 4), -20.0)
     logits[:, 1] = 20.0  # everything is b

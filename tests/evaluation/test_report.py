@@ -87,7 +87,7 @@ def test_rle_entries_decode_to_the_label_map() -> None:
 
 @pytest.mark.parametrize("num_classes", [1, 2, 40])
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (7, 1), (5, 8), (37, 23)])
-def test_rle_entries_are_pycocotools_to_the_letter(num_classes: int, size: tuple[int, int]) -> None:
+def test_rle_entries_equal_those_of_pycocotools(num_classes: int, size: tuple[int, int]) -> None:
     rng = np.random.default_rng(0)
     for scale in (1, 3, 70):  # runs of one letter to four
         labels = np.kron(rng.integers(0, num_classes, size), np.ones((scale, scale), np.int64))

@@ -32,7 +32,7 @@ def test_directions_on_a_circle():
 
 
 def test_it_is_a_hausdorff_distance():
-    """Of the squared Euclidean distance, halved: |a - b|^2 = 2 (1 - s) for unit vectors."""
+    """Half of the squared Euclidean distance: |a - b|^2 = 2 (1 - s) for unit vectors."""
     generator = torch.manual_seed(0)
     ours, theirs = (torch.nn.functional.normalize(torch.randn(n, 8, generator=generator), dim=1) for n in (7, 11))
     distances = torch.cdist(ours, theirs)
@@ -60,7 +60,7 @@ def test_correlation_that_is_not_defined():
     assert constant.count == 3 and constant.pearson is None and constant.spearman is None
 
 
-def test_a_table_that_is_none(tmp_path):
+def test_an_invalid_table_is_refused(tmp_path):
     path = tmp_path / "per_class.csv"
     with pytest.raises(FileNotFoundError, match="give the per_class.csv of an evaluation"):
         read_per_class(path)

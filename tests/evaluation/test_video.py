@@ -68,7 +68,7 @@ def test_scores_of_videos_in_closed_form() -> None:
 
 
 def test_a_class_counts_in_all_frames_of_a_video_that_shows_it() -> None:
-    """Also where it is not there: J is 1 if it is not predicted either, 0 otherwise."""
+    """Also in frames without it: J is 1 if it is not predicted either, 0 otherwise."""
     truth = np.zeros((3, 40, 40), int)
     truth[0, square(5)] = 1
     prediction = truth.copy()

@@ -29,7 +29,7 @@ HANG = 900
 
 @contextlib.contextmanager
 def single_threaded() -> Iterator[None]:
-    """Forked processes must not wait for threads that they have not inherited; nor is the last bit another's then."""
+    """Forked processes must not wait for threads that they have not inherited; one thread also fixes the last bit."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -46,7 +46,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def reference(shared_voc: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As that of tests/d2, computed as everything here."""
+    """The fixture of tests/d2, with the settings of this folder."""
     with single_threaded(), one_id():
         return reference_run(shared_voc, tmp_path_factory.mktemp("reference"))
 
@@ -86,7 +86,7 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 
 
 def silently(action: Callable[[], Any]) -> None:
-    """For a process of its own: runs something without a word."""
+    """Runs a function without output, in its own process."""
     sink = os.open(os.devnull, os.O_WRONLY)
     os.dup2(sink, 1)
     os.dup2(sink, 2)

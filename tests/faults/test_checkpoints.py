@@ -34,7 +34,7 @@ MakeCfg = Callable[..., Any]
 
 
 def losses(folder: str | Path) -> dict[int, dict[str, float]]:
-    """The losses of every iteration, none of which stands twice."""
+    """The losses of every iteration; none is repeated."""
     found = [row for row in rows(Path(folder)) if "total_loss" in row]
     assert len({row["iteration"] for row in found}) == len(found)
     return {row["iteration"]: {k: v for k, v in row.items() if "loss" in k} for row in found}
@@ -63,7 +63,7 @@ def test_a_sum_of_any_length_is_not_read_whole(reference: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("how", ["cut", "bit", *SLOWLY])
-def test_a_damaged_latest_checkpoint_is_passed_over(make_cfg: MakeCfg, reference: Path, how: str) -> None:
+def test_a_damaged_latest_checkpoint_is_skipped(make_cfg: MakeCfg, reference: Path, how: str) -> None:
     cfg = make_cfg(SOLVER__CHECKPOINT_PERIOD=2)
     folder = Path(cfg.OUTPUT_DIR)
     run(make_cfg(SOLVER__CHECKPOINT_PERIOD=2, SOLVER__MAX_ITER=6))
@@ -128,7 +128,7 @@ def test_a_full_disk_costs_one_checkpoint(make_cfg: MakeCfg, monkeypatch: Any) -
 def test_a_run_without_its_last_checkpoint_ends_with_an_error(
     make_cfg: MakeCfg, reference: Path, monkeypatch: pytest.MonkeyPatch, earlier: bool
 ) -> None:
-    """And says what it goes on from; with room, --resume ends with the very bytes of an undisturbed run."""
+    """The error names the last checkpoint; with space, --resume ends with the bytes of an undisturbed run."""
     cfg = make_cfg(SOLVER__CHECKPOINT_PERIOD=4 if earlier else 100)
     folder = Path(cfg.OUTPUT_DIR)
     real = checkpointer.write_checkpoint
@@ -143,7 +143,7 @@ def test_a_run_without_its_last_checkpoint_ends_with_an_error(
         with pytest.raises(OSError, match=r"model_final.pth is not written \(No space left on device\); ") as caught:
             run(cfg)
     goes_on = (
-        "model_0000003.pth is whole. Make room" if earlier else "no earlier checkpoint is there, so it starts anew"
+        "model_0000003.pth is whole. Make room" if earlier else "there is no earlier checkpoint, so it starts again"
     )
     assert goes_on in str(caught.value) and "\n" not in str(caught.value)
     assert str(caught.value) in (folder / "log.txt").read_text()
@@ -217,7 +217,7 @@ def test_killed_around_a_save(make_cfg: MakeCfg, reference: Path, moment: str) -
 def test_lines_that_will_be_written_again_are_taken_out(
     tmp_path: Path, start: int, max_iter: int, kept: list[int]
 ) -> None:
-    """Of iterations and evaluations; that at the end of a shorter run stays, as its iterations do."""
+    """Lines of iterations and evaluations; those of a shorter run stay."""
     path = tmp_path / "metrics.json"
     take_out(path, start, max_iter)
     assert not path.exists()
@@ -264,7 +264,7 @@ def test_the_best_checkpoint_stays_after_resuming(make_cfg: MakeCfg, monkeypatch
 
 
 def test_the_best_checkpoint_is_the_best_that_is_there(make_cfg: MakeCfg, monkeypatch: Any) -> None:
-    """The best finds no room, so the second best is written after it; and another metric starts anew."""
+    """The disk is full for the best, so the second best is written after it; another metric starts again."""
     values = iter([10.0, 30.0, 20.0, 1.0])
     monkeypatch.setattr("san.d2.train.trainer.evaluate", lambda *_, **__: {"voc_sem_seg_val": scores(next(values))})
     monkeypatch.setattr("san.d2.train.trainer.summary", lambda results: results)
@@ -336,7 +336,7 @@ def check_equal(folder: Path, uninterrupted: Path) -> None:
 def test_a_run_that_is_asked_to_stop(options: dict[str, Any], uninterrupted: Callable[..., Path]) -> None:
     """SIGTERM to all processes at once, the loading ones too, as a scheduler sends it: it saves and ends with 75.
 
-    It comes in the midst of an iteration of the run's own choosing, whatever else the machine does.
+    It arrives during an iteration that the run chooses, independently of the load.
     """
     folder = Path(options["OUTPUT_DIR"])
     arguments = ["train", "--resume", *as_arguments(options | SHORT | {"DATALOADER.NUM_WORKERS": 2})]

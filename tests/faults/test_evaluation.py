@@ -41,7 +41,7 @@ def evaluation(reference: Path) -> dict[str, Any]:
 
 
 def results(folder: Path) -> dict[str, bytes]:
-    """What an evaluation leaves, but for the log."""
+    """The files of an evaluation, without the log."""
     paths = [folder / "inference" / name / result for name in SETS for result in RESULTS]
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
@@ -74,7 +74,7 @@ def watch(monkeypatch: pytest.MonkeyPatch, then: Callable[[int], None] = lambda 
 def undisturbed(
     shared_voc: Path, evaluation: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, bytes]:
-    """What the evaluation leaves where nothing disturbs it."""
+    """The files of an undisturbed evaluation."""
     folder = tmp_path_factory.mktemp("undisturbed")
     changes = {key.replace("__", "."): value for key, value in evaluation.items()}
     options = TINY | {"DATASETS.ROOT": str(shared_voc), "OUTPUT_DIR": str(folder)} | changes

@@ -69,7 +69,7 @@ def test_checkpoints_on_a_full_disk(make_cfg: MakeCfg, small_disk: Path, referen
 def test_a_disk_without_a_byte_left(
     make_cfg: MakeCfg, small_disk: Path, reference: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From the second iteration to the fourth nothing can be written, of an evaluation and TensorBoard neither."""
+    """From the second to the fourth iteration nothing can be written, also by evaluation and TensorBoard."""
     filler = small_disk / "filler"
     folder = small_disk / "run"
     real = Trainer.run_step
@@ -133,7 +133,7 @@ def test_lines_that_find_no_room_are_written_later(tmp_path: Path, caplog: pytes
 
 
 def test_a_writer_that_fails_is_tried_again(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """As TensorBoard's, whose own thread has died of a full disk."""
+    """Like TensorBoard's writer, whose thread has died of a full disk."""
     seen: list[str] = []
 
     class Writer(EventWriter):

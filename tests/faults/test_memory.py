@@ -1,4 +1,4 @@
-"""Out of memory in evaluation: smaller chunks, then the CPU, each told once; figures stay. The error is injected."""
+"""Out of memory in evaluation: smaller chunks, then the CPU, each logged once; figures stay. Errors are injected."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ def test_a_row_of_them_stops_with_a_dump_that_replays(
 
 
 def dump_of(make_cfg: MakeCfg, folder: Path, log_period: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The dump of a run that stops, and the weights beside it."""
+    """The dump of a run that stops, and its weights."""
     cfg = make_cfg(OUTPUT_DIR=str(folder), SOLVER__LOG_PERIOD=log_period, SOLVER__CHECKPOINT_PERIOD=100)
     with pytest.MonkeyPatch.context() as patch:
         spoil(patch, {1, 2, 3})
@@ -112,7 +112,7 @@ def dump_of(make_cfg: MakeCfg, folder: Path, log_period: int) -> tuple[dict[str,
 
 
 def test_outcomes_read_late_lose_nothing(make_cfg: MakeCfg, tmp_path: Path) -> None:
-    """Between two lines an iteration is heard of in the next one, which has not changed the weights by then."""
+    """Between two lines, an iteration's losses are read in the next one, before that changes the weights."""
     at_once, weights = dump_of(make_cfg, tmp_path / "at_once", log_period=1)
     late, other_weights = dump_of(make_cfg, tmp_path / "late", log_period=100)
     assert at_once == late
@@ -138,7 +138,7 @@ def test_losses_of_the_iteration_before_an_error_are_logged(make_cfg: MakeCfg, m
     assert [row["iteration"] for row in rows if "total_loss" in row] == [1]
 
 
-def test_a_bad_update_before_another_error_is_told(make_cfg: MakeCfg, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bad_update_before_another_error_is_reported(make_cfg: MakeCfg, monkeypatch: pytest.MonkeyPatch) -> None:
     spoil(monkeypatch, {1})
     monkeypatch.setattr("san.d2.train.trainer.CheckpointHook.after_step", lambda self: self.trainer.iter and fail())
     cfg = make_cfg(SOLVER__LOG_PERIOD=100)
@@ -185,7 +185,7 @@ def start_scale(patch: pytest.MonkeyPatch, scale: float) -> None:
 
 
 def test_an_overflow_of_scaled_gradients_is_the_scalers(make_cfg: MakeCfg) -> None:
-    """With fp16 the first scale is far too large here; the scaler halves it, and nothing is counted as left out."""
+    """With fp16 the first scale is far too large; the scaler halves it, and no update is counted as skipped."""
     cfg = make_cfg(SOLVER__AMP__ENABLED=True, SOLVER__AMP__DTYPE="fp16", SOLVER__MAX_NONFINITE=1, SOLVER__MAX_ITER=2)
     with pytest.MonkeyPatch.context() as patch:
         start_scale(patch, 2.0**100)
@@ -270,7 +270,7 @@ def _late(rank: int, port: int, cfg: Any) -> None:
 
 
 def test_processes_hear_late_of_bad_updates_and_go_on(make_cfg: MakeCfg) -> None:
-    """A bad loss on one process, heard of in the next iteration, where the other one's matching fails."""
+    """A bad loss on one process, read in the next iteration, in which matching fails on the other process."""
     from san.d2.standin.launch import _find_free_port
 
     cfg = make_cfg(SOLVER__LOG_PERIOD=100, SOLVER__ACCUMULATION_STEPS=2, SOLVER__MAX_ITER=5)

@@ -32,7 +32,7 @@ GREY = WHITE // 2
 
 
 def spoil(model: SANModel, value: float = math.nan, part: str = "mask_logits") -> None:
-    """From now on one number of what is proposed for a white image is this value."""
+    """Sets one number of the proposals of a white image to this value from now on."""
     propose = model.propose
 
     def spoiled(images: torch.Tensor) -> list[MaskProposals]:
@@ -91,7 +91,7 @@ def test_the_command_passes_the_image_over(
     command = ["predict", str(tmp_path / "in"), "--vocab", "cat, dog", "--out", str(tmp_path / "out")]
     assert main([*command, "--format", "labels", "--batch-size", "3"]) == 3
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a_labels.png", "c_labels.png"]
-    (line,) = [each for each in capsys.readouterr().err.splitlines() if each.startswith("passed over")]
+    (line,) = [each for each in capsys.readouterr().err.splitlines() if each.startswith("skipped")]
     assert "b.png" in line
     assert "NaN or infinite" in line
 

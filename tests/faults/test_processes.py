@@ -27,7 +27,7 @@ def process_writing(path: Path) -> int | None:
         try:
             if os.readlink(link) == str(path):
                 return int(link.parts[2])
-        except OSError:  # it has ended meanwhile, or is another user's
+        except OSError:  # it has ended, or belongs to another user
             continue
     return None
 
@@ -81,7 +81,7 @@ def test_an_error_of_one_process_ends_the_job(
 
 
 def test_a_killed_loading_process_ends_the_run(make_cfg: MakeCfg, tmp_path: Path) -> None:
-    """As by a kernel that is out of memory."""
+    """Like a kernel that is out of memory."""
     parent = os.getpid()
 
     def killed(*_: Any) -> None:
@@ -118,7 +118,7 @@ def test_deterministic_runs_give_the_same_bytes(make_cfg: MakeCfg, tmp_path: Pat
 
 
 def test_the_option_sets_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And refuses a seed that is drawn anew in every run."""
+    """A seed that is drawn in every run is refused."""
     from san.cli import train
     from san.cli.main import make_parser
 

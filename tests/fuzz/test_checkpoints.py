@@ -62,7 +62,7 @@ def test_damaged_weights(suffix, tmp_path):
 
 
 def test_damaged_clip_files(tmp_path):
-    """Of this project's own form, whose header describes the architecture and the vocabulary."""
+    """CLIP files of this project, whose header describes the architecture and the vocabulary."""
     path, taken = tmp_path / "clip.safetensors", 0
     arch = ClipArch(8, VisionArch(16, 8, 8, 1, 1), TextArch(4, 5, 8, 1, 1))
     save_clip_file(path, {"visual.class_embedding": torch.ones(8)}, arch, token_ids=[1, 2, 3, 4])
@@ -92,10 +92,10 @@ def test_weights_that_hold_code_are_refused_unrun(form, tmp_path):
         path.write_bytes(pickle.dumps({"extra": Evil(marker)}))
     else:
         torch.save(content, path, _use_new_zipfile_serialization=form == "zip")
-    with pytest.raises(ValueError, match=r"x\.pth.*no readable weights file"):
+    with pytest.raises(ValueError, match=r"x\.pth.*cannot be read as a weights file"):
         load_checkpoint_file(path)
     assert not marker.exists()
-    with pytest.raises(ValueError, match="no readable weights file"):
+    with pytest.raises(ValueError, match="cannot be read as a weights file"):
         load_pretrained(path, "tiny")
 
 
@@ -211,7 +211,7 @@ def test_a_small_archive_that_unpacks_to_a_full_disk(what, tmp_path, monkeypatch
 
 
 class Zeros(io.RawIOBase):
-    """As many zeros as asked for, without holding them."""
+    """A stream of the given number of zeros, which are not in memory."""
 
     def __init__(self, size: int) -> None:
         self.left = size

@@ -1,4 +1,4 @@
-"""Configurations from anything that somebody may write: a configuration, ValueError or FileNotFoundError."""
+"""Configurations from arbitrary input: a configuration, ValueError or FileNotFoundError."""
 
 # ruff: noqa: PT017 (an example is either taken or refused with such a message)
 
@@ -101,7 +101,7 @@ def test_odd_yaml(name, tmp_path):
 
 
 @pytest.mark.parametrize("text", [LAUGHS, ENDLESS, DEEP], ids=["billions", "endless", "deep"])
-def test_small_files_that_stand_for_huge_data_are_refused(text):
+def test_small_files_that_expand_to_huge_data_are_refused(text):
     with pytest.raises(ValueError, match=r"over [\d,]+ values|levels deep|nesting depth"):
         parse_yaml(text)
 
@@ -205,7 +205,7 @@ def test_mutated_data_set_files(form, tmp_path, repo):
 def test_odd_json(text, tmp_path):
     path = tmp_path / "x.json"
     path.write_text(text, encoding="utf-8")
-    with pytest.raises(ValueError, match=r"x\.json is no JSON"):
+    with pytest.raises(ValueError, match=r"x\.json is not JSON"):
         read_plain_file(path, "data set file")
 
 

@@ -99,14 +99,14 @@ def test_the_good_ones_are_read(corpus):
     ],
 )
 def test_other_formats_of_pillow(name, content, message, tmp_path):
-    """What fuzzing 102 files of all formats that Pillow writes has found; under any name."""
+    """Errors that fuzzing of 102 files of all formats of Pillow has found; with any name."""
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message):
         read_image(tmp_path / name)
 
 
 def test_pixels_survive_what_is_no_damage(tmp_path):
-    """Bytes behind the end of a file change nothing."""
+    """Bytes after the end of a file change nothing."""
     path = tmp_path / "a.png"
     path.write_bytes(good_images()["rgb.png"])
     before = read_image(path)

@@ -43,7 +43,7 @@ def alone(view: View) -> Tensor:
 def test_the_mean_of_views_is_that_of_their_scores(
     monkeypatch: pytest.MonkeyPatch, num_classes: int, block_side: int
 ) -> None:
-    """Of two scales, one of them mirrored, with weights, in blocks of any width."""
+    """Two scales, one of them mirrored, with weights, in blocks of any width."""
     monkeypatch.setattr(postprocess, "_BLOCK_SIDE", block_side)
     first = drawn(0, FIRST, num_classes=num_classes, weight=3.0)
     second = drawn(1, SECOND, num_queries=4, num_classes=num_classes, mirrored=True)
@@ -56,7 +56,7 @@ def test_the_mean_of_views_is_that_of_their_scores(
 
 
 def test_no_object_is_averaged_too() -> None:
-    """Where its mean exceeds that of every class, a pixel is none of them."""
+    """A pixel gets no class if the mean of "no object" exceeds that of every class."""
     views = [drawn(0, FIRST), drawn(1, SECOND, mirrored=True)]
     moved = [replace(view, class_logits=view.class_logits.roll(1, dims=1)) for view in views]  # it is class 0 there
     background, best = mean_scores(moved)[0], mean_scores(views).amax(0)
@@ -71,7 +71,7 @@ def test_a_weight_of_zero_leaves_a_view_out() -> None:
 
 
 def test_one_view_is_what_it_was_before_there_were_several() -> None:
-    """Bit for bit, whatever its weight."""
+    """Bit for bit, for any weight."""
     view = drawn(0, FIRST, weight=0.7)
     for found, expected in zip(
         mean_labels([view]), labels_and_scores(view.mask_logits, view.class_logits, FIRST), strict=True
@@ -98,7 +98,7 @@ def test_views_that_cannot_be_averaged(changes: dict[str, Any], message: str) ->
 
 @pytest.mark.parametrize("num_queries", [2, 30])
 def test_the_label_map_of_many_views_never_holds_all_scores(monkeypatch: pytest.MonkeyPatch, num_queries: int) -> None:
-    """Of 12 views and 847 classes: their scores would be 400 million values, those of one view 34 million."""
+    """With 12 views and 847 classes: all scores would be 400 million values, those of one view 34 million."""
     monkeypatch.setattr(postprocess, "_BLOCK_SIDE", 1024)
     geometry = replace(FIRST, output_size=(200, 200))
     views = [
@@ -184,7 +184,7 @@ def test_a_model_with_itself_is_the_model(shapes: Predictor, scene: np.ndarray, 
     )
     ensemble, expected = Predictor.ensemble(tmp_path / "twice.yaml"), shapes.predict(scene, WORDS)
     assert ensemble.weights == (0.5, 1.0)
-    ensemble.text_cache = None
+    ensemble.set_text_cache(None)
     ensemble.set_image(scene)
     for found in (ensemble.segment(WORDS), *ensemble.predict_batch([scene], WORDS)):
         assert np.array_equal(found.labels, expected.labels)

@@ -1,4 +1,4 @@
-"""The predictor: encode once, name many times, whatever the image and the words; refuse what makes no sense."""
+"""The predictor: encodes once, segments many times, any image and words; refuses invalid input."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_a_rotated_photo_is_segmented_upright(shapes: Predictor, tmp_path: Path)
 
 
 def test_the_image_of_a_result_may_be_drawn_on(predictor: Predictor) -> None:
-    """As supervision and OpenCV do; neither the caller's array nor another result sees it."""
+    """As supervision and OpenCV do; neither the caller's array nor another result changes."""
     given = picture()
     predictor.set_image(given)
     first, second = predictor.segment("cat, dog"), predictor.segment("cat, dog")
@@ -237,7 +237,7 @@ def test_predictors_of_one_model_embed_words_in_turn(predictor: Predictor, monke
 
 
 def test_a_name_that_is_too_long_is_logged_once(predictor: Predictor, caplog: pytest.LogCaptureFixture) -> None:
-    """And not at all for whoever brings the embeddings along, which must be of this vocabulary."""
+    """Not at all if the caller passes the embeddings, which must be of this vocabulary."""
     classifier, long = predictor.model.text_classifier, "far " * 90 + "away"
     encoded = predictor.encode(picture())
     text = classifier.embedder.embed(classifier, ["cat", long])
@@ -269,7 +269,7 @@ def test_synonyms_prompts_and_context(shapes: Predictor, scenes: tuple[np.ndarra
 
 
 def test_none_of_these(shapes: Predictor, scenes: tuple[np.ndarray, np.ndarray]) -> None:
-    """Of the words one that is in the picture is left out: its pixels become none more than the others' do."""
+    """One word of the picture is missing: its pixels get no class more often than the others."""
     shares = {"plain": [[], []], "learnt": [[], []], "threshold": [[], []]}
     for image, truth in zip(*scenes, strict=True):
         *words, left_out = (NAMES[i] for i in np.unique(truth) if i < 36)
@@ -345,14 +345,14 @@ def test_cuda_gives_mostly_the_same_labels(
 def test_words_are_kept_on_disk_and_need_not_be(predictor: Predictor, tmp_path: Path) -> None:
     assert predictor.text_cache == default_folder()
     try:
-        predictor.text_cache = tmp_path / "words"
+        predictor.set_text_cache(tmp_path / "words")
         predictor.predict(picture(), ["never said before"])
         assert len(list((tmp_path / "words").rglob("*.safetensors"))) == 1
-        predictor.text_cache = None
+        predictor.set_text_cache(None)
         predictor.predict(picture(), ["never said before either"])
         assert len(list((tmp_path / "words").rglob("*.safetensors"))) == 1
     finally:
-        predictor.text_cache = default_folder()
+        predictor.set_text_cache(default_folder())
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 700), (3000, 2), (33, 31)])

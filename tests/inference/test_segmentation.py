@@ -1,4 +1,4 @@
-"""What a predictor gives back: areas, confidences, masks, proposals, and files that appear whole or not at all."""
+"""Results of a predictor: areas, confidences, masks, proposals, and files that are written atomically."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def by_hand(num_classes: int = 3) -> Segmentation:
 
 
 def made() -> Segmentation:
-    """From drawn evidence."""
+    """A segmentation of random evidence."""
     generator = torch.Generator().manual_seed(0)
     evidence = Evidence(
         4 * torch.randn(5, 4, 4, generator=generator),
@@ -268,7 +268,7 @@ def test_threads_writing_one_file_leave_one_whole_file(tmp_path: Path) -> None:
 
 
 def test_write_takes_each_files_name(tmp_path: Path) -> None:
-    """Also one that is a folder but for its ending, which `save` would fill."""
+    """Also a folder with an ending, into which `save` would write."""
     (tmp_path / "a").mkdir()
     files = {"labels": tmp_path / "a.tif.part", "json": tmp_path / "new" / "a"}
     by_hand().write(files, file_name="a.jpg")

@@ -1,4 +1,4 @@
-"""Messages hold names that strangers chose: one line, cut, nothing that a terminal obeys."""
+"""Messages contain untrusted names: one line, limited length, no control characters."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from san.io.errors import MAX_LINE, MissingExtraError, brief_repr, excerpt, one_line, printable, require_extra
+from san.io.errors import MAX_LINE, MissingExtraError, brief_repr, excerpt, listed, one_line, printable, require_extra
+
+
+def test_the_first_items_are_listed() -> None:
+    assert listed([]) == ""
+    assert listed([1, 2, 3]) == "1, 2, 3"
+    assert listed(range(2004)) == "0, 1, 2 and 2,001 more"
+    assert listed("abc", 2, "; ") == "a; b; and 1 more"
 
 
 def test_a_message_is_one_line_of_bounded_length() -> None:
@@ -27,7 +34,7 @@ def test_a_message_is_one_line_of_bounded_length() -> None:
         ("a\x07\x08b", "a\\x07\\x08b"),
         ("\x9b31m", "\\x9b31m"),  # the 8-bit form of the escape above
         ("png\u202egpj", "png\\u202egpj"),  # right to left
-        ("\udcff.jpg", "\\udcff.jpg"),  # a byte of a file name that is no UTF-8
+        ("\udcff.jpg", "\\udcff.jpg"),  # a byte of a file name that is not UTF-8
         ("Straße, 猫 ×", "Straße, 猫 ×"),
     ],
 )

@@ -89,7 +89,7 @@ def test_a_jpeg_of_many_scans_is_refused_before_it_is_decoded(tmp_path: Path) ->
 
 
 def test_markers_elsewhere_are_no_scans(tmp_path: Path) -> None:
-    """A preview inside the EXIF data, and whatever follows the picture, such as a phone's video."""
+    """A preview inside the EXIF data, and data after the picture, such as a phone's video."""
     path = tmp_path / "phone.jpg"
     Image.new("RGB", (8, 8)).save(path, exif=b"Exif\0\0" + b"\xff\xda\0\x02" * 200)
     path.write_bytes(path.read_bytes() + b"\xff\xda\0\x02" * 200)
@@ -157,7 +157,7 @@ def test_pipes_and_devices_do_not_wait(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.png")
     (tmp_path / "b.png").symlink_to("/dev/zero")
     for name in ("a.png", "b.png"):
-        with pytest.raises(ValueError, match=f"{name} is no regular file but a pipe, a socket or a device"):
+        with pytest.raises(ValueError, match=f"{name} is not a regular file but a pipe, a socket or a device"):
             read_image(tmp_path / name)
     (tmp_path / "c.png").symlink_to("c.png")
     for name in ("c.png", "x" * 300 + ".png", "a\0.png"):
@@ -167,8 +167,8 @@ def test_pipes_and_devices_do_not_wait(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("tag", range(1, 9))
 @pytest.mark.parametrize("ending", ["png", "tif"])
-def test_image_and_label_turn_alike(tag: int, ending: str, tmp_path: Path) -> None:
-    """By the orientation of their own file, as viewers show them; of a TIFF Pillow itself applies it."""
+def test_image_and_label_are_rotated_together(tag: int, ending: str, tmp_path: Path) -> None:
+    """According to the orientation in their own file, as in viewers; Pillow itself applies that of a TIFF."""
     path = tmp_path / f"a.{ending}"
     Image.fromarray(numbered()).save(path, exif=exif(tag))
     expected = turn_upright(numbered(), tag)
@@ -221,7 +221,7 @@ def test_no_exif_refuses_a_picture(data: bytes, tag: int, ending: str, tmp_path:
     assert read_image(path.read_bytes(), Limits().of_pictures, source="the picture").shape == read_image(path).shape
 
 
-def test_an_orientation_that_is_none(tmp_path: Path) -> None:
+def test_an_invalid_orientation(tmp_path: Path) -> None:
     for tag in (0, 9, 65535):
         Image.new("L", (2, 3)).save(tmp_path / "a.png", exif=exif(tag))
         with Image.open(tmp_path / "a.png") as image:

@@ -37,7 +37,7 @@ def test_files_come_before_those_of_sub_folders(tmp_path: Path) -> None:
 
 
 def test_links_are_followed_once(tmp_path: Path) -> None:
-    """Folders keep their own names, whatever else leads to them."""
+    """Folders keep their own names, also if links lead to them."""
     inside = touch(tmp_path / "in", "z/a.jpg")
     touch(tmp_path / "other", "b.jpg", "sub/c.jpg")
     for name, target in (("a", "z"), ("z/loop", "../z"), ("first", "../other"), ("second", "../other"), ("up", "..")):
@@ -80,7 +80,7 @@ def test_pipes_and_folders_that_cannot_be_read(tmp_path: Path, monkeypatch: pyte
 
 
 def test_data_sets_follow_links_and_say_what_they_skip(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Half of a data set lay behind a link and was not seen; a Mac's ._a.jpg was an image."""
+    """Half of a data set was behind a link and was missed; ._a.jpg of macOS was read as an image."""
     touch(tmp_path / "disk", "b.jpg")
     images = touch(tmp_path / "images", "a.jpg", "._a.jpg")
     labels = touch(tmp_path / "labels", "a.png", "._a.png", "town/b.png")

@@ -43,7 +43,7 @@ def test_a_file_of_too_many_values(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("options", [{}, {"as_written": True}])
 def test_reading_stops_at_the_limit(monkeypatch: pytest.MonkeyPatch, options: dict[str, bool]) -> None:
-    """What follows is not looked at: it is no YAML."""
+    """The rest is not read: it is not YAML."""
     monkeypatch.setattr(plain_file, "MAX_VALUES", 100)
     with pytest.raises(ValueError, match="over 100 values"):
         parse_yaml("- 1\n" * 200 + "}", **options)

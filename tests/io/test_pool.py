@@ -55,7 +55,7 @@ def test_work_waits_for_a_consumer(tmp_path: Path) -> None:
 
 
 def interrupt(pool: ProcessPoolExecutor) -> None:
-    """As Ctrl-C does while a process reads a file that never comes."""
+    """Like Ctrl-C while a process reads a file that never arrives."""
     pool.submit(time.sleep, 1000)
     raise KeyboardInterrupt
 

@@ -1,4 +1,4 @@
-"""No secret and no home folder on the terminal, in a log or in a run of Weights & Biases."""
+"""Secrets and the home folder are masked on the terminal, in logs and in runs of Weights & Biases."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ def redacted(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_terminal(planted: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """What other packages write there: iopath's log and bar, a stack trace."""
+    """Output of other packages: iopath's log and bar, a stack trace."""
     with redacted(capsys, monkeypatch):
         print("on stdout", TOKEN)
         with tqdm(total=2, desc=f"x.pth?token=abcdef&t={TOKEN}") as bar:

@@ -60,7 +60,7 @@ def test_mask_loss_closed_form():
 
 
 def test_constant_masks_closed_form():
-    """With maps constant inside, the points do not matter; one query, one target, known numbers."""
+    """Maps are constant, so the points do not matter; one query, one target, known numbers."""
     class_logits = torch.tensor([[[math.log(2.0), 0.0, 0.0]]])  # 1/2, 1/4 and 1/4 for "no object"
     outputs = {"pred_logits": class_logits, "pred_masks": torch.zeros(1, 1, 4, 4)}
     target = Target(torch.tensor([0]), torch.zeros(1, 16, 16, dtype=torch.bool))
@@ -71,7 +71,7 @@ def test_constant_masks_closed_form():
 
 
 def test_cross_entropy_is_a_mean_weighted_by_class():
-    """Of two queries one is matched (weight 1), one is "no object" (weight 0.1)."""
+    """Two queries: one is matched (weight 1), one is "no object" (weight 0.1)."""
     logits = torch.tensor([[[3.0, 0.0, 1.0], [0.0, 1.0, 2.0]]])
     outputs = {"pred_logits": logits, "pred_masks": torch.zeros(1, 2, 4, 4)}
     target = Target(torch.tensor([0]), torch.ones(1, 8, 8, dtype=torch.bool))

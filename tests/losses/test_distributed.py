@@ -45,7 +45,7 @@ def work(rank, folder):
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     try:
         torch.save([losses_and_gradients(counts, parts[rank]) for counts, parts in CASES], f"{folder}/{rank}.pt")
-        dist.barrier()  # nobody leaves while another still talks to it
+        dist.barrier()  # no process ends while another still communicates with it
     finally:
         dist.destroy_process_group()
 
@@ -71,7 +71,7 @@ def test_two_processes_equal_one(results, case):
 
 @pytest.mark.parametrize("case", range(len(CASES)))
 def test_counts_of_an_iteration_make_parts_add_up(case):
-    """As the trainer counts them, over two processes of one accumulation step, or two steps of one process."""
+    """Normalisers as counted by the trainer, over two processes, or over two accumulation steps of one process."""
     counts, parts = CASES[case]
     expected_losses, expected_gradients = losses_and_gradients(counts, [0, 1, 2, 3])
     num_queries = make_outputs(batch=4)["pred_logits"].shape[1]

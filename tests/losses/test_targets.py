@@ -54,7 +54,7 @@ def test_values_at_points_equal_those_of_masks(dtype):
 
 @pytest.mark.parametrize(("dtype", "label"), [(torch.uint8, 255), (torch.int16, 0), (torch.int64, 2**40)])
 def test_a_class_of_the_whole_map_fades_towards_outside(dtype, label):
-    """What lies around the map is of no class, whatever the numbers; half a pixel at the border reads half of it."""
+    """Points outside the map have no class, for any values; half a pixel at the border reads half of it."""
     target = LabelMapTarget(torch.tensor([label]), torch.full((4, 5), label, dtype=torch.int64).to(dtype))
     points = torch.tensor([[0.5, 0.5], [0, 0.5], [1, 1], [0.5, 0]])
     values = LabelMapTargetBatch([target], CPU).at_shared_points(points[None])

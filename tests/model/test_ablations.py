@@ -38,7 +38,7 @@ def reached_by_recognition(config: SANConfig) -> set[str]:
 
 
 def test_recognition_reaches_the_side_network_unless_it_is_stopped() -> None:
-    """What is blocked, exactly: the bias head, "no object" and CLIP's positions go on learning from recognition."""
+    """The bias head, "no object" and CLIP's positions still learn from recognition."""
     open_, blocked = reached_by_recognition(TINY), reached_by_recognition(stopping(TINY))
     assert {"side_adapter.blocks", "side_adapter.query_embed", "side_adapter.fusions", "mask_head.query_mlp"} <= open_
     assert "mask_head.pixel_mlp" not in open_  # the bias head takes the queries alone
@@ -78,7 +78,7 @@ def test_the_biases_of_a_coupled_head_are_the_masks() -> None:
 
 
 def test_the_gated_fusion_starts_as_the_addition() -> None:
-    """Its gate is 2 sigmoid(0) = 1; a bias of -30 closes it, which is no fusion."""
+    """Its gate is 2 sigmoid(0) = 1; a bias of -30 closes it, which is not a fusion."""
     gated = build_san(replace(TINY, fusion=PartConfig("gated"))).eval()
     added = build_san(TINY).eval()
     added.load_state_dict({k: v for k, v in gated.state_dict().items() if ".gate." not in k})
@@ -93,7 +93,7 @@ def test_the_gated_fusion_starts_as_the_addition() -> None:
 
 
 def test_cross_attention_finds_a_token_wherever_it_is() -> None:
-    """With one token of CLIP there is no choice; and the order of tokens does not count."""
+    """With one token of CLIP the attention is fixed; the order of tokens does not matter."""
     torch.manual_seed(0)
     fusion = CrossAttentionFusion(CrossAttentionOptions(num_heads=2), clip_width=6, embed_dim=4)
     patches, feature = torch.randn(1, 3, 4), torch.randn(1, 5, 6)

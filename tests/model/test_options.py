@@ -133,7 +133,7 @@ REFUSED = {
     ),
     "a template with two": (lambda: tiny(clip={"templates": ("a {} {}",)}), "with one {} for the class's name"),
     "a template with a field": (lambda: tiny(clip={"templates": ("a {x.y} {}",)}), "no other brace"),
-    "a template that is no text": (lambda: tiny(clip={"templates": (5,)}), "holds 5"),
+    "a template that is not text": (lambda: tiny(clip={"templates": (5,)}), "holds 5"),
     "bias heads": (
         lambda: build_san(tiny(attn_bias={"num_heads": 4})),
         "4 heads .* has 3; set attn_bias.num_heads",
@@ -182,7 +182,7 @@ def test_refused_with_value_and_remedy(make: Any, message: str) -> None:
 
 
 def test_pixels_that_clip_does_not_see_are_logged_once(caplog: pytest.LogCaptureFixture) -> None:
-    """Of the side the model is made for when it is built, of another one when it is chosen."""
+    """For the model's own side when it is built, for another one when it is chosen."""
     expected = "become 57 at clip.input_scale 0.6, which the patch of 16 of CLIP 'tiny' does not divide: it does not"
     with caplog.at_level(logging.WARNING, "san"):
         model = build_san(tiny(clip={"input_scale": 0.6}))

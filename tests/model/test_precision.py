@@ -10,7 +10,7 @@ import torch
 from san.hub import save_pretrained
 from san.model.build import build_san
 from san.model.config import variant
-from san.model.precision import hold_weights
+from san.model.precision import round_weights
 from san.model.san import SANModel
 
 
@@ -25,7 +25,7 @@ def test_the_numbers_are_autocasts(dtype: torch.dtype) -> None:
     for held in (False, True):
         model = drawn()
         if held:
-            hold_weights(model, dtype)
+            round_weights(model, dtype)
         with torch.inference_mode(), torch.autocast("cpu", dtype):
             results.append(model.propose(images)[0])
     for name in ("mask_logits", "attn_bias", "sls_embed"):
@@ -34,7 +34,7 @@ def test_the_numbers_are_autocasts(dtype: torch.dtype) -> None:
 
 def test_what_is_rounded_and_what_is_not() -> None:
     model = drawn()
-    hold_weights(model, torch.bfloat16)
+    round_weights(model, torch.bfloat16)
     left = {name for name, value in model.named_parameters() if value.dtype == torch.float32}
     for name, value in model.named_parameters():
         if name.startswith("text_classifier.") or "ln_" in name or "norm" in name:
@@ -46,13 +46,13 @@ def test_what_is_rounded_and_what_is_not() -> None:
 
 def test_float32_stays(tmp_path: Path) -> None:
     model = drawn()
-    hold_weights(model, torch.float32)
+    round_weights(model, torch.float32)
     assert {value.dtype for value in model.parameters()} == {torch.float32}
 
 
 def test_rounded_weights_are_not_saved(tmp_path: Path) -> None:
     model = drawn()
-    hold_weights(model, torch.bfloat16)
+    round_weights(model, torch.bfloat16)
     with pytest.raises(ValueError, match=r"rounded to torch.bfloat16 for prediction; load it in float32"):
         save_pretrained(model, tmp_path / "out")
     assert not (tmp_path / "out").exists()

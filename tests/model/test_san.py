@@ -1,4 +1,4 @@
-"""What must hold of the model whatever its weights. Numbers against the published code are in tests/test_golden.py."""
+"""Invariants of the model for any weights. Comparisons with the published code are in tests/test_golden.py."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_sls_attention_equals_the_masked_softmax(heads: int) -> None:
 
 
 def test_patch_tokens_never_see_sls_tokens(model: SANModel) -> None:
-    """However many [SLS] tokens there are and whatever their bias, each one's embedding is the same as alone."""
+    """For any number of [SLS] tokens and any bias, the embedding of each is the same as alone."""
     clip = model.shallow_clip(draw(1, 3, 32, 48))
     sls = draw(1, 4, 96, seed=1)
     bias = draw(1, 1, 3, 4, 6, seed=2)

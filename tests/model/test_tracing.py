@@ -47,7 +47,7 @@ def inputs(batch: int, height: int, width: int, classes: int) -> tuple[torch.Ten
     [("vit_b16", "max"), *(("vit_l14_336", each) for each in ("max", "average", "bilinear", "nearest"))],
 )
 def test_an_export_takes_any_size(model: str, pooling: str) -> None:
-    """Also where CLIP's grid does not divide the side network's, and the grid that positions were made for."""
+    """Also if CLIP's grid does not divide the grids of the side network and of the positions."""
     plain = settings(model, pooling=pooling)
     batch, classes = torch.export.Dim("batch", min=1, max=8), torch.export.Dim("classes", min=2, max=999)
     height, width = (32 * torch.export.Dim(name, min=2, max=64) for name in ("height", "width"))
@@ -71,7 +71,7 @@ def test_dynamic_pooling_is_adaptive_pooling(length: int, size: int) -> None:
 
 def test_the_meta_device_and_the_counters(tmp_path: Path) -> None:
     model = settings("vit_b16")
-    model.text_classifier.embedder.disk_cache = tmp_path  # for the model that has values
+    model.text_classifier.embedder.use_disk_cache(tmp_path)  # for the model that has values
     counts = []
     for each in (model, copy.deepcopy(model).to("meta")):
         images, text_embed = each.stack([torch.zeros(3, 90, 120)]), each.text_classifier.embed(["cat", "dog"])

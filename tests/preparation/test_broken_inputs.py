@@ -1,4 +1,4 @@
-"""What is broken, missing or of another release is refused with its file and the remedy; the rest is converted."""
+"""Broken, missing and foreign files are refused with their name and the remedy; the rest is converted."""
 
 from __future__ import annotations
 
@@ -302,7 +302,7 @@ def test_voc_list_as_windows_saves_it(tmp_path):
 
 
 def test_voc_train_list_of_the_download_is_trainaug(tmp_path):
-    """A train.txt beside it may be anything."""
+    """The content of train.txt next to it does not matter."""
     tree = make_raw_tree("voc", tmp_path / "raw")
     (tree.raw / "train.txt").write_text("something\nelse\n")
     assert run(tree, tmp_path).good

@@ -43,7 +43,7 @@ def test_ade_numbers_do_not_overflow():
 
 @pytest.mark.parametrize("tag", range(1, 9))
 def test_labels_turn_with_their_image(tag, tmp_path):
-    """Of a picture whose pixels are numbered, the label is turned exactly as Pillow turns the picture."""
+    """The label of a picture with numbered pixels is rotated exactly as Pillow rotates the picture."""
     values = np.arange(6 * 8, dtype=np.uint8).reshape(6, 8)
     image = Image.fromarray(values)
     exif = image.getexif()

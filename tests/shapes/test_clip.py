@@ -122,7 +122,7 @@ def test_help_is_complete() -> None:
 
 
 def unknown_words(caplog: Any) -> list[str]:
-    return [record.getMessage() for record in caplog.records if "never met" in record.getMessage()]
+    return [record.getMessage() for record in caplog.records if "does not know" in record.getMessage()]
 
 
 def test_an_unknown_word_is_logged_once(caplog):
@@ -137,7 +137,7 @@ def test_an_unknown_word_is_logged_once(caplog):
 
 
 def test_things_are_named_under_their_masks(repo, capsys):
-    """What SAN asks of the committed CLIP: one thing among several, seen through its mask alone."""
+    """The task of the committed CLIP in SAN: to recognise one thing among several through its mask."""
     tool = load_tool(repo / "tools/maintainers/check_shapes_clip.py")
     images, labels = tool.scenes(60, seed=5)
     found = tool.recognition(load_clip("shapes", "shapes"), 3, images, labels)

@@ -32,7 +32,7 @@ def test_things_move_at_their_speed_and_bounce() -> None:
 
 
 def test_things_cover_each_other() -> None:
-    """In most videos some thing loses a fifth of its pixels on the way."""
+    """In most videos some thing loses a fifth of its pixels."""
     covered = 0
     for index in range(12):
         labels = render_clip(clip_at(0, index))[1]

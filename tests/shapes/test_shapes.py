@@ -85,13 +85,13 @@ IMAGE_MEANS = [126.094, 101.07, 117.848, 95.088]
 
 
 def test_images_have_not_changed() -> None:
-    """What a seed gives is part of the benchmark: if this fails on purpose, raise `dataset.FORMAT`."""
+    """The scenes of a seed are part of the benchmark: if a change is intended, raise `dataset.FORMAT`."""
     images, labels = render([scene_at(0, index) for index in range(4)])
     assert [int(label.astype(np.int64).sum()) for label in labels] == LABEL_SUMS
     np.testing.assert_allclose(images.mean(axis=(1, 2, 3)), IMAGE_MEANS, atol=0.05)
 
 
-def test_no_two_pictures_alike() -> None:
+def test_all_pictures_differ() -> None:
     images, _ = render([scene_at(0, index) for index in range(40)])
     assert len({image.tobytes() for image in images}) == 40
 
@@ -183,7 +183,7 @@ def test_true_pairs_count_every_true_caption() -> None:
     assert pairs.shape == (30, len(captions)) and bank.holds.shape == (30, len(FACTS))
     expected = [[is_true(caption, names) for caption in captions] for names in bank.names]
     np.testing.assert_array_equal(pairs, expected)
-    assert pairs.any(axis=1).all() and not pairs.any(axis=0).all()  # siblings nobody holds are the hard negatives
+    assert pairs.any(axis=1).all() and not pairs.any(axis=0).all()  # unused siblings are hard negatives
 
 
 def test_crops_show_their_thing() -> None:

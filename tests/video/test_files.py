@@ -28,7 +28,8 @@ def copy(source: Path, target: Path, *, whole: bool = True, count: int | None = 
     with VideoReader(source) as reader, VideoWriter(target, reader.info, source) as writer:
         for frame in itertools.islice(reader.frames(), count):
             writer.write(frame)
-        writer.whole = whole
+        if whole:
+            writer.copy_all_sound()
     return writer
 
 

@@ -132,7 +132,7 @@ def test_a_chunk_is_what_its_frames_alone_give(shapes: Predictor, clip: np.ndarr
 
 
 def test_frames_are_taken_as_they_are_needed_and_let_go() -> None:
-    """Of a stream without end, a chunk and a batch are alive, whatever has gone by."""
+    """For an endless stream, only a chunk and a batch are in memory."""
     taken = 0
 
     def frames() -> Iterator[np.ndarray]:
@@ -209,7 +209,7 @@ class OtherProposals(SANModel):
 
 def test_models_that_cannot_share_queries_are_refused(shapes: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
     other = tiny(model_class=OtherProposals)
-    with pytest.raises(ValueError, match="OtherProposals has a `propose` of its own"):
+    with pytest.raises(ValueError, match="OtherProposals overrides `propose`"):
         VideoPredictor(other)
     VideoPredictor(other, VideoOptions(shared=False))
     monkeypatch.setattr(shapes, "compiled", True)

@@ -108,7 +108,7 @@ def broken(change: str) -> Any:
 @pytest.mark.parametrize("change", ["layout", "no videos", "outside", "absolute"])
 def test_other_layouts_are_refused(tmp_path: Path, change: str) -> None:
     write(tmp_path, broken(change))
-    with pytest.raises(ValueError, match="is no file of YouTube-VIS"):
+    with pytest.raises(ValueError, match="is not a file of YouTube-VIS"):
         YouTubeVIS.registered("ytvis_2019_train", tmp_path)
 
 

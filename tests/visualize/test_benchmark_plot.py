@@ -1,4 +1,4 @@
-"""Bars of time beside floors."""
+"""Bars of times and floors."""
 
 from __future__ import annotations
 

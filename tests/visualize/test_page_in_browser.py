@@ -75,7 +75,7 @@ def test_the_page_works_and_no_name_runs(browser: Any, page: Path) -> None:
     browser.execute_script("document.querySelector('#filter').value = ''; update()")
     pictures = "[...document.images].filter((image) => image.src).map((image) => image.decode())"
     wait = f"const done = arguments[0]; Promise.all({pictures}).then(() => done(true), () => done(false))"
-    assert browser.execute_async_script(wait)  # every picture is found, whatever is in its name
+    assert browser.execute_async_script(wait)  # every picture is found, with any name
     assert browser.title == "t"
     assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
 

@@ -39,7 +39,7 @@ def least_distance(names: list[str]) -> float:
     ],
 )
 def test_classes_of_one_set_are_well_apart_in_their_own_colors(name: str, least: float) -> None:
-    """In Oklab, where 0.02 is about the least that is seen."""
+    """In Oklab, where 0.02 is about the smallest visible difference."""
     names = list(NAMES if name == "shapes" else load_label_set(name).classes)
     assert least_distance(names) >= least
     assert palette(names).tolist() == [list(class_color(each)) for each in names]  # nothing had to be moved

@@ -63,7 +63,7 @@ def test_panel_shows_errors_only_with_truth() -> None:
     image, labels = np.zeros((64, 64, 3), np.uint8), np.zeros((64, 64), int)
     with_truth, without = panel(image, labels, labels, NAMES), panel(image, None, labels, NAMES)
     assert with_truth.width == pytest.approx(2 * without.width, abs=20)
-    assert WRONG_COLOR in colors_of(with_truth)  # in the key beside the heading
+    assert WRONG_COLOR in colors_of(with_truth)  # in the key next to the heading
     assert WRONG_COLOR not in colors_of(without)
 
 
@@ -161,7 +161,7 @@ def test_pixels_without_a_class_have_a_hatched_entry() -> None:
     assert hatched(panel(image, np.where(labels < 0, 255, 1), none, NAMES[:1]))
     assert hatched(contact_sheet([("a", image, none)], NAMES))
     part = panel(image, None, labels, NAMES)
-    assert (np.asarray(part)[-40:] == 185).all(axis=-1).sum() > 30  # behind the class
+    assert (np.asarray(part)[-40:] == 185).all(axis=-1).sum() > 30  # after the class
 
 
 def test_all_parts_of_a_picture_take_their_colors_from_the_whole_vocabulary() -> None:

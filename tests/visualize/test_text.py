@@ -36,7 +36,7 @@ def test_text_is_legible_on_any_background(background: str, name: str) -> None:
     shown = np.asarray(annotate(Image.fromarray(overlay(image, labels, NAMES)), labels, NAMES))
     plate = shown[top + 1 : bottom - 1, left + 1 : right - 1]
     assert contrast(plate) > 15  # WCAG asks for 4.5
-    assert (luminance(plate) > 0.9).mean() > 0.5  # dark letters on light ground, whatever lies below
+    assert (luminance(plate) > 0.9).mean() > 0.5  # dark letters on a light ground, on any picture
     assert (luminance(plate) < 0.1).mean() > 0.05
 
 
@@ -72,7 +72,7 @@ def test_no_name_hides_an_object(seed: int) -> None:
             assert apart, f"{tag.name} lies on {other.name}"
 
 
-def test_a_small_object_is_named_beside_it() -> None:
+def test_a_small_object_is_named_next_to_it() -> None:
     labels = np.full((200, 300), 1)
     labels[90:104, 140:154] = 0
     named = {tag.name: tag for tag in place_tags(labels, ["small", "ground"])}

@@ -1,4 +1,4 @@
-"""Which texts are the same to CLIP: held against its own tokenizer; and what a text keeps of what somebody wrote."""
+"""Which texts are equal for CLIP, compared with its own tokenizer, and how the user's spelling is kept."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ COUNTS = PUBLISHED | {"shapes_36": 36}
 
 HERE = Path(__file__).resolve().parent
 OUTSIDE = Path(os.environ.get("SAN_LABELS_DIR") or HERE.parents[2] / "shared" / "labels")
-"""The reference facts where they lie beside the repository; `labels/` here is a copy of them."""
+"""The reference facts next to the repository, if they exist; `labels/` here is a copy of them."""
 
 REFERENCES = [HERE / "labels", *([OUTSIDE] if OUTSIDE.is_dir() else [])]
 

@@ -56,7 +56,7 @@ def test_files(tmp_path: Path, name: str, content: str) -> None:
         ("a.txt", "cat\n\nCat\u200b\n", r"a\.txt names the class 'Cat' twice, at index 0 and 1 \(once as 'cat'\)"),
         ("a.txt", "# nothing\n", r"a\.txt is empty"),
         ("a.txt", "cat, dog\n", r"a\.txt has one line, 'cat, dog'; write one class a line"),
-        ("a.txt", b"\xff\xfec\0", r"a\.txt is no UTF-8 text .* save it as UTF-8"),
+        ("a.txt", b"\xff\xfec\0", r"a\.txt is not UTF-8 text .* save it as UTF-8"),
         ("a.csv", "cat", r"a\.csv ends in '\.csv'; give a file that ends in \.txt, \.json"),
         ("a.json", '["cat", 3]', r"a\.json\[1\]: a class is 3"),
         ("a.json", '{"cat": 3}', r"a\.json: the prompts of class 'cat' are 3"),

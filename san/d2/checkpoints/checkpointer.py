@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import torch
+from torch import nn
 
 from san.checkpoint import brings_clip, load_checkpoint_file, part_note, with_average
 from san.clip.weights_file import read_tensors
@@ -19,7 +20,7 @@ from san.d2.checkpoints.run_folder import LAST, RECORD, recorded_run
 from san.d2.processes import stopping
 from san.hub.remote import CONFIG_FILE, WEIGHTS_FILE
 from san.io.errors import excerpt, one_line
-from san.io.files import replacing, sha256_of
+from san.io.files import replacing, sha256_of, write_whole
 
 _SUM_SUFFIX = ".sha256"
 """Suffix of the file beside a checkpoint that contains its SHA-256, in the format of sha256sum."""
@@ -35,19 +36,26 @@ class SANCheckpointer(DetectionCheckpointer):
     Files are ``model_0004999.pth`` ... ``model_final.pth`` with the keys model, trainer, iteration and run, the run's
     id; ``last_checkpoint`` names the latest, and beside each lies its SHA-256. With SOLVER.EMA there is also ema: the
     averaged weights, which are loaded as the model's unless training goes on (a trainer is loaded too).
+
+    Args:
+        model: see Detectron2's ``DetectionCheckpointer``.
+        save_dir: likewise; the run's OUTPUT_DIR.
+        run_id: id of the run, written into checkpoints; "" writes none.
+        **checkpointables: further objects that are saved and loaded, by name.
     """
 
     failure = ""
     """Error of the latest `save`; "" if it succeeded."""
-
-    run_id = ""
-    """Id of the run, written into checkpoints; "" writes none."""
 
     _source = ""
     _requested: Sequence[str] | None = None
 
     loaded: Mapping[str, Any] = {}
     """States of further objects that the latest `load` found, by name; on the CPU."""
+
+    def __init__(self, model: nn.Module, save_dir: str = "", *, run_id: str = "", **checkpointables: Any) -> None:
+        super().__init__(model, save_dir, **checkpointables)
+        self.run_id = run_id
 
     def save(self, name: str, *, latest: bool = True, **extra: Any) -> bool:
         """Write a checkpoint. A killed process or a full disk leaves earlier ones unchanged.
@@ -85,8 +93,7 @@ class SANCheckpointer(DetectionCheckpointer):
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Make a checkpoint the latest one."""
-        with replacing(Path(self.save_dir) / LAST, durable=True) as partial:
-            partial.write_text(last_filename_basename, encoding="utf-8")
+        write_whole(Path(self.save_dir) / LAST, last_filename_basename, durable=True)
 
     def has_checkpoint(self) -> bool:
         """Whether a checkpoint to resume from exists."""
@@ -155,8 +162,7 @@ def write_checkpoint(content: dict[str, Any], path: Path) -> None:
                 raise recorder.error or OSError(f"{path} cannot be written: {reason}") from error
         digest = sha256_of(partial)
         sum_file.unlink(missing_ok=True)  # the old sum does not match the new content
-    with replacing(sum_file, durable=True) as partial:
-        partial.write_text(f"{digest}  {path.name}\n", encoding="utf-8")
+    write_whole(sum_file, f"{digest}  {path.name}\n", durable=True)
 
 
 class _ErrorRecorder:

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from san.d2.api import CfgNode, forget_log_files
-from san.io.errors import excerpt, one_line, printable
-from san.io.files import replacing
+from san.io.errors import excerpt, listed, one_line, printable
+from san.io.files import write_whole
 from san.io.plain_file import read_plain_file
 
 CONFIG = "config.yaml"
@@ -65,7 +65,7 @@ def occupied(folder: Path, *, resume: bool, move_aside: bool) -> Iterator[None]:
         if not resume and (found := traces_of_run(folder)):
             if not move_aside:
                 raise ValueError(
-                    f"OUTPUT_DIR {folder} already has a run ({', '.join(found[:3])}{', ...' if found[3:] else ''}); "
+                    f"OUTPUT_DIR {folder} already has a run ({listed(found)}); "
                     "resume it with --resume, move it aside with --move-aside, or use another OUTPUT_DIR"
                 )
             logger.warning("The run in %s was moved to %s", folder, move_run(folder))
@@ -212,8 +212,7 @@ def record_start(folder: Path, run_id: str, cfg: CfgNode) -> None:
     Raises:
         OSError: they cannot be written.
     """
-    with replacing(folder / RECORD) as partial:
-        partial.write_text(json.dumps({"id": run_id}) + "\n", encoding="utf-8")
+    write_whole(folder / RECORD, json.dumps({"id": run_id}) + "\n")
     write_config(folder, cfg)
 
 
@@ -224,6 +223,5 @@ def write_config(folder: Path, cfg: CfgNode) -> None:
         OSError: it cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / CONFIG) as partial:
-        partial.write_text(cfg.dump(), encoding="utf-8")
+    write_whole(folder / CONFIG, cfg.dump())
     logger.info("Configuration: %s", folder / CONFIG)

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from san.clip.weights import listed
-from san.clip.weights_file import flaw_of
+from san.clip.weights import listed_tensors
+from san.clip.weights_file import kind_of_flaw
 from san.d2.api import CfgNode, HookBase
 from san.d2.config.yaml_file import flatten
 from san.io.errors import excerpt
@@ -156,7 +156,7 @@ def _check_moments(values: object, parameter: Tensor, name: str) -> None:
         dtype = torch.float32 if key == "step" else parameter.dtype
         if not isinstance(value, Tensor):
             raise ValueError(f"{title} is {excerpt(value)} instead of a tensor")
-        flaw = flaw_of(value)
+        flaw = kind_of_flaw(value)
         if flaw or value.shape != wanted or value.dtype != dtype:
             is_now = f"{flaw or 'dense'}, {value.dtype}, {excerpt(tuple(value.shape))}"
             raise ValueError(f"{title} is {is_now} instead of dense, {dtype}, {tuple(wanted)}")
@@ -228,7 +228,7 @@ def check_finite_run(model: nn.Module, optimizer: torch.optim.Optimizer, iterati
     if wrong:
         raise FloatingPointError(
             f"after iteration {iteration} {len(wrong)} of {len(floats)} trained tensors and moments are NaN or "
-            f"infinite ({listed(wrong)}); no checkpoint of them is written, earlier ones are unchanged; lower "
+            f"infinite ({listed_tensors(wrong)}); no checkpoint of them is written, earlier ones are unchanged; lower "
             "SOLVER.BASE_LR, then resume from an earlier checkpoint with --resume, or start a new run"
         )
 

@@ -35,7 +35,7 @@ def check_values(cfg: CfgNode) -> None:
     checked_device(cfg.MODEL.DEVICE, "MODEL.DEVICE", types=("cpu", "cuda"))
     _check_expected(cfg.TEST.EXPECTED_RESULTS)
     if cfg.DETERMINISTIC and cfg.SEED < 0:
-        raise ValueError("DETERMINISTIC is set but SEED is -1, drawn anew in every run; set SEED to 0 or more")
+        raise ValueError("DETERMINISTIC is set but SEED is -1, drawn in every run; set SEED to 0 or more")
 
 
 def _check_expected(entries: Any) -> None:

@@ -64,7 +64,7 @@ def _coerce_union(value: Any, raw: Any, hints: tuple[Any, ...]) -> Any:
         return None
     lists = [each for each in hints if typing.get_origin(each) is tuple]
     if lists and str in hints:
-        return value if isinstance(value, str) else coerce(value, raw, lists[0])
+        return coerce(value, raw, lists[0]) if isinstance(value, (list, tuple)) else as_text(value, raw)
     return coerce(value, raw, next(each for each in hints if each is not type(None)))
 
 

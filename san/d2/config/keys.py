@@ -14,7 +14,8 @@ import os
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from types import MappingProxyType
+from typing import Any
 
 import torch
 
@@ -23,18 +24,24 @@ from san.d2.api import CfgNode, get_cfg
 from san.d2.config.checks import check_values
 from san.d2.config.coerce import coerce
 from san.d2.config.imports import import_configured
-from san.d2.config.schema import KEYS, SECTIONS, Section, part_keys
-from san.d2.config.yaml_file import expand_paths, flatten, merge_file, merge_overrides, override_pairs, use_datasets
+from san.d2.config.schema import FORMS, KEYS, SECTIONS, Section, part_keys
+from san.d2.config.yaml_file import (
+    expand_paths,
+    flatten,
+    merge_file,
+    merge_overrides,
+    override_pairs,
+    plain_value,
+    use_datasets,
+)
 from san.d2.solver import SolverConfig
 from san.data.transforms import AugmentationConfig
 from san.io.errors import excerpt
 from san.losses import TERMS, LossConfig
-from san.model.config import AttnBiasConfig, ClipConfig, HeadConfig, SANConfig, SideAdapterConfig
+from san.model.config import SANConfig
 from san.model.parts import REGISTRIES, check_parts
-from san.record import AUTO, FieldError, FieldFileError, Options
+from san.record import FieldError, FieldFileError, Options
 from san.registry import PartConfig, Registry, options_class
-
-Record = TypeVar("Record", bound=Options)
 
 
 def add_san_config(cfg: CfgNode) -> None:
@@ -58,7 +65,7 @@ def san_cfg() -> CfgNode:
 def _add_keys(cfg: CfgNode, engine: Mapping[str, Any]) -> None:
     """Sets every key to its default, but those whose default is the engine's: the user may have changed them."""
     for key in KEYS.values():
-        if key.name in engine and _plain(engine[key.name]) == _plain(key.default):
+        if key.name in engine and plain_value(engine[key.name]) == plain_value(key.default):
             continue
         *sections, leaf = key.name.split(".")
         node = cfg
@@ -66,10 +73,6 @@ def _add_keys(cfg: CfgNode, engine: Mapping[str, Any]) -> None:
             node = node.setdefault(section, CfgNode())
         node[leaf] = CfgNode(new_allowed=True) if key.is_table else copy.copy(key.default)
     cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
 
 
 def load_config(
@@ -94,17 +97,19 @@ def load_config(
 
     Raises:
         FileNotFoundError: if the file, or one it is based on, does not exist.
-        ValueError: if it is no YAML, a key is unknown, or a value does not fit.
+        ValueError: if it is not YAML, a key is unknown, or a value does not fit.
     """
-    cfg = san_cfg()
-    files = merge_file(cfg, path) if path else []
+    cfg, option_texts = san_cfg(), dict[str, Any]()
+    files = merge_file(cfg, path, option_texts) if path else []
     if data_root:
         cfg.DATASETS.ROOT = data_root
     use_datasets(cfg, datasets)
     pairs = override_pairs(overrides or [])
-    merge_overrides(cfg, pairs)
+    merge_overrides(cfg, pairs, option_texts)
     expand_paths(cfg)
     import_configured(cfg, [] if "MODEL.IMPORTS" in dict(pairs) else files, imports)
+    with naming_keys():
+        _set_option_types(cfg, option_texts)
     check_config(cfg)
     return cfg
 
@@ -115,10 +120,10 @@ def check_config(cfg: CfgNode) -> None:
     Raises:
         ValueError: with the key, the value seen and the values accepted.
     """
-    model = (SANConfig, ClipConfig, SideAdapterConfig, HeadConfig, AttnBiasConfig, LossConfig)
+    checked_below = (SANConfig, *_section(SANConfig).nested.values(), LossConfig)
     with naming_keys():
         for section in SECTIONS:
-            if section.kind not in model:
+            if section.kind not in checked_below:
                 _record(section, cfg)
     check_values(cfg)
     san_config(cfg)
@@ -157,16 +162,17 @@ def _value(cfg: CfgNode, name: str) -> Any:
 
 
 def _record(section: Section, cfg: CfgNode, **given: Any) -> Any:
-    """The dataclass of a section from its keys; lists become tuples."""
-    values = dict(given)
+    """The dataclass of a section from its keys, with nested dataclasses; lists become tuples."""
+    values = {name: _record(_section(kind), cfg) for name, kind in section.nested.items()} | given
     for field, name in section:
-        if field.name not in values:
-            value = (
-                _part(section.kind.PLACE + field.name, name, cfg)
-                if isinstance(field.default, PartConfig)
-                else _value(cfg, name)
-            )
-            values[field.name] = tuple(value) if isinstance(value, list) else value
+        if field.name in values:
+            continue
+        if isinstance(field.default, PartConfig):
+            values[field.name] = _part(section.kind.PLACE + field.name, name, cfg)
+            continue
+        value = _value(cfg, name)
+        value = FORMS[name].read(value) if name in FORMS else value
+        values[field.name] = tuple(value) if isinstance(value, list) else value
     return section.kind(**values)
 
 
@@ -178,49 +184,58 @@ def _part(field: str, name: str, cfg: CfgNode) -> PartConfig:
     return PartConfig(part.name, _options(registry, part, _value(cfg, options_key)))
 
 
-def _options(registry: Registry[Any], part: PartConfig, node: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a part as its dataclass has them."""
+def _set_option_types(cfg: CfgNode, option_texts: Mapping[str, Any]) -> None:
+    """Gives options that were read from text the types that their parts declare: "007" of a text stays "007"."""
+    for section in SECTIONS:
+        for field, name in section:
+            if isinstance(field.default, PartConfig):
+                registry = REGISTRIES[section.kind.PLACE + field.name]
+                name_key, options_key = part_keys(registry, name)
+                _set_types(cfg, options_key, registry, _value(cfg, name_key), option_texts)
+    for term in cfg.MODEL.LOSS.OPTIONS:
+        _set_types(cfg, f"MODEL.LOSS.OPTIONS.{term}", TERMS, str(term).lower(), option_texts)
+
+
+def _set_types(cfg: CfgNode, table: str, registry: Registry[Any], part: str, option_texts: Mapping[str, Any]) -> None:
+    texts = {key.removeprefix(f"{table}."): raw for key, raw in option_texts.items() if key.startswith(f"{table}.")}
+    if texts:
+        node = _value(cfg, table)
+        typed = _options(registry, PartConfig(part), node, texts)
+        for name in texts:
+            if name in node:
+                node[name] = typed[name.lower()]
+
+
+def _options(
+    registry: Registry[Any], part: PartConfig, node: Mapping[str, Any], texts: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, Any]:
+    """The options of a part as its dataclass has them; `texts` has those that the user wrote, as written."""
     hints = typing.get_type_hints(options_class(registry.get(part.name)))
+    if not isinstance(node, Mapping):
+        place = registry.options_place.format(name=part.name).removesuffix(".")
+        raise FieldError(f"{place} is {excerpt(node)}; give its options, such as {place}.NAME VALUE", place)
     found = {}
     for name, value in node.items():
-        field = str(name).lower()
+        field, raw = str(name).lower(), texts.get(name, value)
         place = registry.options_place.format(name=part.name) + field
+        if hints.get(field) is str and raw == "None":
+            value = raw  # on the command line, where it is None for all other types
         try:
-            found[field] = coerce(value, value, hints[field]) if field in hints else value
+            found[field] = coerce(value, raw, hints[field]) if field in hints else value
         except TypeError as error:
             kind = type(value).__name__
             raise FieldError(f"{place} is {excerpt(value)}, of type {kind}; give {error}", place) from None
     return found
 
 
-def _fusion(pairs: Any) -> Any:
-    """MODEL.SIDE_ADAPTER.FUSION as pairs of numbers, or AUTO."""
-    if list(pairs) == [AUTO]:
-        return AUTO
-    try:
-        return tuple((int(feature), int(block)) for feature, block in (pair.split("->") for pair in pairs))
-    except (ValueError, AttributeError):
-        raise ValueError(
-            f"MODEL.SIDE_ADAPTER.FUSION is {excerpt(pairs)}; write each pair as 'CLIP feature->side block', such as "
-            "'3->1', or auto"
-        ) from None
-
-
-def _section(kind: type[Record]) -> Section:
+def _section(kind: type[Options]) -> Section:
     return next(section for section in SECTIONS if section.kind is kind)
 
 
 def san_config(cfg: CfgNode) -> SANConfig:
     """The model's dataclass; raises ValueError where keys do not fit each other, or a part is not registered."""
     with naming_keys():
-        config: SANConfig = _record(
-            _section(SANConfig),
-            cfg,
-            clip=_record(_section(ClipConfig), cfg, pretrained=cfg.MODEL.CLIP.PRETRAINED or None),
-            side_adapter=_record(_section(SideAdapterConfig), cfg, fusion=_fusion(cfg.MODEL.SIDE_ADAPTER.FUSION)),
-            head=_record(_section(HeadConfig), cfg),
-            attn_bias=_record(_section(AttnBiasConfig), cfg),
-        )
+        config: SANConfig = _record(_section(SANConfig), cfg)
         check_parts(config)
         return config
 

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from san.clip.arch import IMAGE_SIZE
 from san.d2.solver import SolverConfig
 from san.data.transforms import AugmentationConfig
+from san.io.errors import excerpt
 from san.losses.config import LossConfig
 from san.model.config import AttnBiasConfig, ClipConfig, HeadConfig, SANConfig, SideAdapterConfig
 from san.model.parts import REGISTRIES
-from san.record import Constraint, FieldError, Options, option
+from san.record import AUTO, Constraint, FieldError, Options, option
 from san.registry import PartConfig, Registry
 
 _PATH: dict[str, Any] = {"is_path": True}
@@ -215,7 +216,9 @@ class Section:
         prefix: of the keys, with a dot at the end where it is not empty; a field's name in capitals follows.
         kind: the dataclass. Its fields that are dataclasses, other than parts, are sections of their own.
         names: keys of fields that are called otherwise.
-        skip: fields that are no keys.
+        skip: fields that are not keys.
+
+    Iterating gives each field that is a key, and the key.
     """
 
     prefix: str
@@ -225,9 +228,18 @@ class Section:
 
     def __iter__(self) -> Iterator[tuple[dataclasses.Field[Any], str]]:
         for each in dataclasses.fields(self.kind):
-            nested = isinstance(each.default_factory, type) and issubclass(each.default_factory, Options)
-            if each.name not in self.skip and not nested:
+            if each.name not in self.skip and each.name not in self.nested:
                 yield each, self.names.get(each.name, self.prefix + each.name.upper())
+
+    @property
+    def nested(self) -> dict[str, type[Options]]:
+        """Fields that are sections of their own, and their dataclasses."""
+        found: dict[str, type[Options]] = {}
+        for each in dataclasses.fields(self.kind):
+            kind = each.default_factory
+            if isinstance(kind, type) and issubclass(kind, Options):
+                found[each.name] = kind
+        return found
 
 
 _INPUT = {"short_sides": "INPUT.MIN_SIZE_TRAIN", "max_size": "INPUT.MAX_SIZE_TRAIN", "crop_size": "INPUT.CROP.SIZE"}
@@ -290,23 +302,46 @@ class Key:
         """Whether it holds a list and nothing else."""
         return typing.get_origin(self.hint) is tuple
 
-    @property
-    def list_hint(self) -> Any:
-        """Of a key that holds a list, or a text instead, the type of the list; else None."""
-        hints = [self.hint] if self.is_list else typing.get_args(self.hint)
-        return next((each for each in hints if typing.get_origin(each) is tuple), None)
+
+@dataclass(frozen=True)
+class Form:
+    """How a configuration writes a field whose value there is another than in the dataclass.
+
+    Attributes:
+        hint: type of the value in a configuration.
+        write: the field's value -> the configuration's.
+        read: the configuration's value -> the field's.
+    """
+
+    hint: Any
+    write: Callable[[Any], Any]
+    read: Callable[[Any], Any]
 
 
-def fusion_texts(pairs: Any) -> Any:
-    """Pairs of CLIP feature and side block as a configuration has them: ``feature->block``."""
-    return pairs if isinstance(pairs, str) else [f"{feature}->{block}" for feature, block in pairs]
+def _fusion_texts(pairs: Sequence[tuple[int, int]]) -> list[str]:
+    """Pairs of CLIP feature and side block as ``feature->block``."""
+    return [f"{feature}->{block}" for feature, block in pairs]
 
 
-_WRITE: dict[str, tuple[Any, Callable[[Any], Any]]] = {
-    "MODEL.SIDE_ADAPTER.FUSION": (tuple[str, ...], fusion_texts),
-    "MODEL.CLIP.PRETRAINED": (str, lambda value: value or ""),
+def _fusion_pairs(texts: Any) -> Any:
+    """Texts ``feature->block`` as pairs of numbers, or AUTO."""
+    if list(texts) == [AUTO]:
+        return AUTO
+    try:
+        return tuple((int(feature), int(block)) for feature, block in (text.split("->") for text in texts))
+    except (ValueError, AttributeError):
+        raise FieldError(
+            f"side_adapter.fusion is {excerpt(texts)}; write each pair as 'CLIP feature->side block', such as '3->1', "
+            "or auto",
+            "side_adapter.fusion",
+        ) from None
+
+
+FORMS: dict[str, Form] = {
+    "MODEL.SIDE_ADAPTER.FUSION": Form(tuple[str, ...], _fusion_texts, _fusion_pairs),
+    "MODEL.CLIP.PRETRAINED": Form(str, lambda weights: weights or "", lambda text: text or None),
 }
-"""Type and form in a configuration of keys whose values are another in the dataclass."""
+"""Keys whose values in a configuration differ from those of the dataclass."""
 
 
 def part_keys(registry: Registry[Any], name: str) -> tuple[str, str]:
@@ -320,8 +355,9 @@ def _keys_of(section: Section) -> Iterator[Key]:
     hints = typing.get_type_hints(section.kind)
     for each, name in section:
         default = each.default if each.default_factory is dataclasses.MISSING else each.default_factory()
-        hint, write = _WRITE.get(name, (hints[each.name], lambda value: value))
-        default = write(default)
+        hint = hints[each.name]
+        if name in FORMS:
+            hint, default = FORMS[name].hint, FORMS[name].write(default)
         if isinstance(default, tuple):
             default = list(default)
         about = (each.metadata["help"], each.metadata["constraint"], each.metadata.get("is_path", False))

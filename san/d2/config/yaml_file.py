@@ -34,21 +34,22 @@ MAX_VALUES = 20_000
 """Values of a configuration file: one that a run wrote holds some hundreds."""
 
 
-def merge_file(cfg: CfgNode, path: str) -> list[Path]:
+def merge_file(cfg: CfgNode, path: str, option_texts: dict[str, Any] | None = None) -> list[Path]:
     """Reads a YAML file, and those it is based on, into a configuration.
 
-    Of a record that Detectron2 dumped, which holds all of its keys, those that SAN does not read are passed over.
+    Of a record that Detectron2 dumped, which holds all of its keys, those that SAN does not read are skipped.
 
     Args:
         cfg: changed in place; its keys are the legal ones.
         path: plain YAML; ``_BASE_`` names a file, relative to it, to start from.
+        option_texts: gets the options of parts that were set, as the user wrote them, by key.
 
     Returns:
         The files read.
 
     Raises:
         FileNotFoundError: if the file, or one it is based on, does not exist.
-        ValueError: if it is no YAML mapping, a key is unknown, or a value does not fit.
+        ValueError: if it is not a YAML mapping, a key is unknown, or a value does not fit.
     """
     files = []
     for source, content in _with_bases(user_path(path, "the configuration file")):
@@ -60,7 +61,7 @@ def merge_file(cfg: CfgNode, path: str) -> list[Path]:
             warn_without_effect(content)
             content = _without_foreign(content)
         for key, value in flatten(content):
-            _set(cfg, key, value, texts.get(key, value), source=str(source))
+            _set(cfg, key, value, texts.get(key, value), source=str(source), option_texts=option_texts)
     return files
 
 
@@ -86,18 +87,21 @@ def override_pairs(overrides: Sequence[str]) -> list[tuple[str, str]]:
     return pairs
 
 
-def merge_overrides(cfg: CfgNode, overrides: Sequence[tuple[str, str]]) -> None:
+def merge_overrides(
+    cfg: CfgNode, overrides: Sequence[tuple[str, str]], option_texts: dict[str, Any] | None = None
+) -> None:
     """Sets keys of the command line.
 
     Args:
         cfg: changed in place.
         overrides: pairs of key and value.
+        option_texts: see `merge_file`.
 
     Raises:
         ValueError: if a key is unknown, or a value does not fit.
     """
     for key, text in overrides:
-        _set(cfg, key, parse(text), text, source="the command line")
+        _set(cfg, key, parse(text), text, source="the command line", option_texts=option_texts)
 
 
 def expand_paths(cfg: CfgNode) -> None:
@@ -107,7 +111,7 @@ def expand_paths(cfg: CfgNode) -> None:
         cfg: changed in place.
 
     Raises:
-        ValueError: there is no such home folder, or a value can be no path.
+        ValueError: there is no such home folder, or a value cannot be a path.
     """
     for key in (each.name for each in KEYS.values() if each.is_path):
         *sections, leaf = key.split(".")
@@ -152,7 +156,7 @@ def _with_bases(path: Path, above: tuple[Path, ...] = ()) -> Iterator[tuple[Path
     try:
         content = parse_yaml(text, max_values=MAX_VALUES) or {}
     except ValueError as error:
-        raise ValueError(f"configuration file {path} is no plain YAML: {one_line(error)}") from None
+        raise ValueError(f"configuration file {path} is not plain YAML: {one_line(error)}") from None
     if not isinstance(content, dict):
         raise ValueError(f"configuration file {path} holds no mapping of keys to values; see configs/ for examples")
     base = content.pop("_BASE_", None)
@@ -196,7 +200,7 @@ def warn_without_effect(content: Mapping[str, Any], *sections: str) -> None:
     defaults, changed = dict(flatten(get_cfg())), []
     for key, value in flatten({section: content[section] for section in sections or content if section in content}):
         name = foreign_name(key)
-        if name is None or key not in defaults or _plain(value) == _plain(defaults[key]):
+        if name is None or key not in defaults or plain_value(value) == plain_value(defaults[key]):
             continue
         instead = INSTEAD[name]
         if instead is not None:
@@ -205,9 +209,9 @@ def warn_without_effect(content: Mapping[str, Any], *sections: str) -> None:
         _warn_once(f"Keys of Detectron2 that have no effect on SAN are set: {', '.join(changed)}")
 
 
-def _plain(value: Any) -> Any:
+def plain_value(value: Any) -> Any:
     """A value as YAML gives it back."""
-    return [_plain(each) for each in value] if isinstance(value, (list, tuple)) else value
+    return [plain_value(each) for each in value] if isinstance(value, (list, tuple)) else value
 
 
 @functools.cache
@@ -215,12 +219,14 @@ def _warn_once(message: str) -> None:
     logger.warning(message)
 
 
-def leaf_keys(cfg: CfgNode, prefix: str = "") -> list[str]:
+def leaf_keys(cfg: CfgNode) -> list[str]:
     """All dotted keys of a configuration that hold a value."""
-    return [key for key, _ in flatten(cfg, prefix)]
+    return [key for key, _ in flatten(cfg)]
 
 
-def _set(cfg: CfgNode, key: str, value: Any, raw: Any, *, source: str) -> None:
+def _set(
+    cfg: CfgNode, key: str, value: Any, raw: Any, *, source: str, option_texts: dict[str, Any] | None = None
+) -> None:
     """Sets one dotted key to a value of the type it has; raw is the value with every scalar as the user wrote it."""
     node, leaf = _node_of(cfg, key), key.rpartition(".")[2]
     if node is None:
@@ -238,7 +244,10 @@ def _set(cfg: CfgNode, key: str, value: Any, raw: Any, *, source: str) -> None:
             f"{key} in {source} is {excerpt(value)}, of {size:,} characters or elements; give {MAX_TEXT} at most"
         )
     if leaf not in node or (key not in KEYS and any(key.startswith(f"{table}.") for table in TABLES)):
-        node[leaf] = list(value) if isinstance(value, tuple) else value  # an option of a part, which knows its type
+        # an option of a part, which declares its type and may not be imported yet
+        node[leaf] = list(value) if isinstance(value, tuple) else value
+        if option_texts is not None:
+            option_texts[key] = raw
         return
     present, known = node[leaf], KEYS.get(key)
     try:

@@ -10,7 +10,8 @@ from typing import Any
 
 from san.d2.api import comm
 from san.d2.data.batches import BadSample
-from san.io.files import replacing, write_text
+from san.io.errors import listed
+from san.io.files import write_whole
 
 logger = logging.getLogger("san.d2.bad_data")
 
@@ -47,12 +48,9 @@ class BadData:
             return
         self.found |= new
         share = len(self.found) / self.total
-        messages = list(new.values())
-        more = f" and {len(messages) - MAX_NAMED_FILES} more" if len(messages) > MAX_NAMED_FILES else ""
         logger.warning(
-            "%s%s; using another sample instead (%d of %d cannot be read)",
-            "; ".join(messages[:MAX_NAMED_FILES]),
-            more,
+            "%s; using another sample instead (%d of %d cannot be read)",
+            listed(new.values(), MAX_NAMED_FILES, "; "),
             len(self.found),
             self.total,
         )
@@ -61,17 +59,15 @@ class BadData:
         if share > self.max_share:
             raise ValueError(
                 f"{len(self.found)} of {self.total} training samples ({100 * share:.2g} %) cannot be read, more than "
-                f"DATALOADER.MAX_BAD_SHARE {self.max_share}: {'; '.join([*self.found.values()][:MAX_NAMED_FILES])}"
-                f"{'; ...' if len(self.found) > MAX_NAMED_FILES else ''}. All are listed in "
-                f"{self.folder / 'bad_data.json'}; fix or remove them, or raise DATALOADER.MAX_BAD_SHARE, and resume "
-                "with --resume"
+                f"DATALOADER.MAX_BAD_SHARE {self.max_share}: {listed(self.found.values(), MAX_NAMED_FILES, '; ')}. "
+                f"All are listed in {self.folder / 'bad_data.json'}; fix or remove them, or raise "
+                "DATALOADER.MAX_BAD_SHARE, and resume with --resume"
             )
 
 
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file atomically; logs a warning if that fails, as the caller has more to report."""
     try:
-        with replacing(path) as file:
-            write_text(file, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        write_whole(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     except OSError as error:
         logger.warning("%s cannot be written: %s", path, error.strerror or error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import multiprocessing.process
 import multiprocessing.queues
@@ -55,8 +56,8 @@ class Batches:
     the iteration ends, for any reason, or with this process.
 
     Args:
-        loader: yields lists of samples; its ``timeout`` is set.
-        timeout: maximum number of seconds to wait for a batch of the workers; 0 waits forever.
+        loader: yields lists of samples.
+        timeout: maximum number of seconds to wait for a batch of the workers; 0 waits forever. The loader has the same.
     """
 
     def __init__(self, loader: DataLoader[Any], timeout: float = 0) -> None:
@@ -81,8 +82,6 @@ class Batches:
             TimeoutError: the workers sent nothing for `timeout` seconds.
             san.d2.processes.stopping.StopRequested: a stop was requested before a batch arrived.
         """
-        if self.loader.num_workers:
-            self.loader.timeout = self.timeout
         source = iter(self.loader)
         watch = _Watch(self.timeout, getattr(source, "_workers", []))  # of the workers, if any
         end = Finalize(None, _end_processes, args=(source,), exitpriority=0)  # also at the end of this process
@@ -99,9 +98,9 @@ class Batches:
 
     def _next(self, source: Iterator[list[BatchSample]], watch: _Watch) -> list[BatchSample] | None:
         """Return the next batch, or None after the last."""
-        start = watch.since = time.monotonic()
+        start = time.monotonic()
         try:
-            with stopping.waiting():
+            with watch.waiting(), stopping.waiting():
                 return next(source, None)
         except Exception:
             waited = time.monotonic() - start
@@ -112,8 +111,6 @@ class Batches:
                 f"(DATALOADER.TIMEOUT {self.timeout:g}): is the file system slow or unavailable, or a worker stopped? "
                 "Raise DATALOADER.TIMEOUT (0: no limit), or set DATALOADER.NUM_WORKERS 0 to load in this process"
             ) from None
-        finally:
-            watch.since = None
 
 
 class _Watch:
@@ -126,15 +123,22 @@ class _Watch:
         workers: the workers; without any, no thread is started.
     """
 
-    since: float | None = None
-    """Start of the wait (`time.monotonic`); None while not waiting."""
-
     def __init__(self, limit: float, workers: Sequence[multiprocessing.process.BaseProcess]) -> None:
         self.limit = limit
         self.workers = workers
+        self._since: float | None = None  # start of the wait (`time.monotonic`)
         self._done = threading.Event()
         if workers:
             threading.Thread(target=self._run, daemon=True).start()
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Watch the wait for a batch, which is the body of the `with`."""
+        self._since = time.monotonic()
+        try:
+            yield
+        finally:
+            self._since = None
 
     def stop(self) -> None:
         """Stop the thread."""
@@ -143,7 +147,7 @@ class _Watch:
     def _run(self) -> None:
         warned = 0
         while not self._done.wait(POLL_INTERVAL):
-            since = self.since
+            since = self._since
             waited = 0.0 if since is None else time.monotonic() - since
             if 0 < self.limit <= waited:
                 for worker in self.workers:

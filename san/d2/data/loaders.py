@@ -229,6 +229,7 @@ def build_train_loader(
         collate_fn=as_list,
         pin_memory=pin_memory,
         worker_init_fn=set_up_worker,
+        timeout=timeout if num_workers else 0,  # without workers PyTorch refuses one
     )
     return Batches(loader, timeout)
 
@@ -264,5 +265,6 @@ def build_eval_loader(
         num_workers=num_workers,
         collate_fn=as_list,
         worker_init_fn=set_up_worker,
+        timeout=timeout if num_workers else 0,  # without workers PyTorch refuses one
     )
     return Batches(loader, timeout)

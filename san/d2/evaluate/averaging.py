@@ -46,16 +46,18 @@ class SegmenterModel(nn.Module):
     Args:
         segmenter: a `Predictor` or an `Ensemble`; its models are this module's.
         classes: the vocabulary of a sample.
-
-    Attributes:
-        vocabulary: classes that stand for those of every sample, if there are any; resumed evaluations compare it.
+        vocabulary: the classes of every sample, if they have the same; resumed evaluations compare them.
     """
 
-    vocabulary: tuple[str | ClassText, ...] | None = None
-
-    def __init__(self, segmenter: Segmenter, classes: Callable[[BatchSample], tuple[str | ClassText, ...]]) -> None:
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        classes: Callable[[BatchSample], tuple[str | ClassText, ...]],
+        *,
+        vocabulary: tuple[str | ClassText, ...] | None = None,
+    ) -> None:
         super().__init__()
-        self.segmenter, self.classes = segmenter, classes
+        self.segmenter, self.classes, self.vocabulary = segmenter, classes, vocabulary
         self.models = nn.ModuleList(each.model for each in _predictors(segmenter))
         self._band_shrink = 1
         self.eval()
@@ -106,11 +108,11 @@ def inner_san(model: nn.Module) -> SAN:
     """A meta-architecture whose inner model is to predict; one with a forward of its own is warned about.
 
     Raises:
-        ValueError: it is no `SAN`.
+        ValueError: it is not a `SAN`.
     """
     name = type(model).__name__
     if not isinstance(model, SAN):
-        raise ValueError(f"MODEL.META_ARCHITECTURE {name} is no subclass of san.d2.SAN, whose model predicts")
+        raise ValueError(f"MODEL.META_ARCHITECTURE {name} is not a subclass of san.d2.SAN, whose model predicts")
     if type(model).forward is not SAN.forward:
         logger.warning("Predicting with the SAN in %s, without what its forward adds.", name)
     return model
@@ -130,11 +132,9 @@ def augmented(cfg: CfgNode, model: nn.Module) -> SegmenterModel:
         flip=options.FLIP,
         device=san.device,
         max_pixels=None,
+        text_cache=text_cache_folder(cfg),
     )
-    predictor.text_cache = text_cache_folder(cfg)
-    wrapped = SegmenterModel(predictor, san.vocabulary_of)
-    wrapped.vocabulary = san.vocabulary
-    return wrapped
+    return SegmenterModel(predictor, san.vocabulary_of, vocabulary=san.vocabulary)
 
 
 def check_averaging(cfg: CfgNode, *, training: bool) -> None:
@@ -156,7 +156,7 @@ def check_averaging(cfg: CfgNode, *, training: bool) -> None:
     kind = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
     if not (isinstance(kind, type) and issubclass(kind, SAN)):
         raise ValueError(
-            f"TEST.AUG.ENABLED is set, but MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} is no subclass of "
+            f"TEST.AUG.ENABLED is set, but MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} is not a subclass of "
             "san.d2.SAN; set it to False"
         )
 

@@ -24,7 +24,7 @@ from san.d2.api import CfgNode, DatasetEvaluator, comm
 from san.d2.checkpoints.checkpointer import damage_of, write_checkpoint
 from san.d2.data.loaders import Record
 from san.io.errors import one_line
-from san.io.files import replacing
+from san.io.files import write_whole
 from san.io.plain_file import read_plain_file
 
 logger = logging.getLogger("san.d2.evaluation")
@@ -181,8 +181,7 @@ class SavedCounts:
         """Save the metrics of a finished data set; for the main process."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with replacing(self.folder / RESULT, durable=True) as file:
-                file.write_text(json.dumps({"key": self.key, "values": values}), encoding="utf-8")
+            write_whole(self.folder / RESULT, json.dumps({"key": self.key, "values": values}), durable=True)
         except OSError as error:
             logger.warning("%s cannot be written (%s)", self.folder / RESULT, error.strerror or error)
 

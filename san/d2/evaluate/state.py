@@ -49,11 +49,11 @@ def unpack_state(
         counts, entries = state["counts"].numpy(), parse_json(state["rle"].numpy().tobytes().decode("utf-8"))
         rows = [(file, prediction.numpy(), truth.numpy()) for file, prediction, truth in state["rows"]]
     except (LookupError, TypeError, AttributeError) as error:
-        raise ValueError(f"it is no state of an evaluation ({type(error).__name__}: {error})") from error
+        raise ValueError(f"it is not a state of an evaluation ({type(error).__name__}: {error})") from error
     if counts.dtype != np.int64 or counts.shape != (num_classes, num_classes) or (counts < 0).any():
-        raise ValueError(f"its counts are no numbers of pixels of {num_classes} classes")
+        raise ValueError(f"its counts are not numbers of pixels of {num_classes} classes")
     if not isinstance(entries, list) or not all(isinstance(each, dict) and "file_name" in each for each in entries):
-        raise ValueError("its predictions are no run-length entries")
+        raise ValueError("its predictions are not run-length entries")
     for file, prediction, truth in rows:
         ConfusionMatrix(num_classes, ignore_label).update(prediction, truth, file_name=excerpt(file))
         if not isinstance(file, str) or not is_file(Path(file)):

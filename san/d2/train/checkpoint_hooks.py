@@ -148,7 +148,7 @@ class BestCheckpointHook(HookBase):
             return
         problem = damage_of(path)
         if problem is not None:
-            logger.warning("%s; the next evaluation writes it anew", problem)
+            logger.warning("%s; the next evaluation rewrites it", problem)
             return
         try:
             state = flat_state(load_checkpoint_file(path).get("trainer"))["hooks"][type(self).__qualname__]

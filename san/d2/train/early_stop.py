@@ -58,7 +58,7 @@ class EarlyStopHook(HookBase):
         """Counts an evaluation, unless it is counted already.
 
         Args:
-            value: of the metric; NaN is no better value.
+            value: of the metric; NaN is never better.
             iteration: after which it was made.
         """
         if iteration <= self.iteration:
@@ -87,8 +87,8 @@ class EarlyStopHook(HookBase):
         """Takes up what `state_dict` gave; where it is of another metric, or odd, a warning says that it is not."""
         kinds = {"metric": str, "best": float, "since": int, "iteration": int}
         if any(type(state.get(name)) is not kind for name, kind in kinds.items()):
-            logger.warning("The checkpoint's state of SOLVER.EARLY_STOP cannot be read: evaluations are counted anew")
+            logger.warning("The checkpoint's SOLVER.EARLY_STOP state cannot be read: evaluations are counted from zero")
         elif state["metric"] != self.name:
-            logger.warning("SOLVER.EARLY_STOP.METRIC is %s from here on: evaluations are counted anew", self.name)
+            logger.warning("SOLVER.EARLY_STOP.METRIC is %s from here on: evaluations are counted from zero", self.name)
         else:
             self.best, self.since, self.iteration = state["best"], state["since"], state["iteration"]

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from san.clip.weights import listed
+from san.clip.weights import listed_tensors
 from san.d2.api import comm
 from san.d2.data.batches import BatchSample
 from san.d2.solver import SolverConfig, clip_gradient
@@ -230,7 +230,7 @@ class Stepper:
         unused = [name for name, each in self._inner.named_parameters() if each.requires_grad and each.grad is None]
         if not unused:
             return
-        found = f"{len(unused)} trained parameters have no gradient ({listed(unused)})"
+        found = f"{len(unused)} trained parameters have no gradient ({listed_tensors(unused)})"
         if isinstance(self.model, DistributedDataParallel) and not self.config.find_unused:
             raise ValueError(
                 f"{found}; use them in every loss, freeze them with SOLVER.PARAM_RULES, or set "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from san.d2.checkpoints.checkpointer import write_checkpoint
 from san.d2.data.bad_data import MAX_NAMED_FILES, write_json
 from san.d2.data.batches import BatchSample
 from san.d2.train.iteration import NonFiniteError, PendingLosses
+from san.io.errors import listed
 
 logger = logging.getLogger("san.d2.iteration_log")
 
@@ -38,15 +39,15 @@ class IterationLog:
     Args:
         model: whose weights are written when training stops; not wrapped.
         max_skipped: so many skipped updates in a row stop training.
-        seed: of the sample stream.
         folder: OUTPUT_DIR.
+        seed: returns the seed of the sample stream, which a resumed run may change.
     """
 
-    def __init__(self, model: nn.Module, max_skipped: int, seed: int, folder: Path) -> None:
+    def __init__(self, model: nn.Module, max_skipped: int, folder: Path, *, seed: Callable[[], int]) -> None:
         self.model = model
         self.max_skipped = max_skipped
-        self.seed = seed
         self.folder = folder
+        self.seed = seed
         self.num_skipped = 0
         self._in_a_row: list[dict[str, Any]] = []
         self._pending: tuple[PendingLosses, Sequence[StepSource], float] | None = None
@@ -105,8 +106,8 @@ class IterationLog:
         self._in_a_row.append({"iteration": iteration, "processes": everyone})
         problems = "; ".join(dict.fromkeys(each["problem"] for each in everyone))
         files = [file for each in everyone for step in each["steps"] for file in step["files"]]
-        named = ", ".join(files[:MAX_NAMED_FILES]) + (", ..." if len(files) > MAX_NAMED_FILES else "")
-        what, count = f"iteration {iteration}, images {named}: {problems}", len(self._in_a_row)
+        what = f"iteration {iteration}, images {listed(files, MAX_NAMED_FILES)}: {problems}"
+        count = len(self._in_a_row)
         if count >= self.max_skipped:
             raise FloatingPointError(
                 f"{what}. {count} updates in a row (SOLVER.MAX_NONFINITE) were left out and training stops, "
@@ -156,7 +157,7 @@ class IterationLog:
             write_checkpoint({"model": self.model.state_dict(), "iteration": iteration}, weights)
         except OSError as error:
             logger.warning("%s cannot be written (%s); replay with MODEL.WEIGHTS of a checkpoint", weights, error)
-        write_json(path, {"seed": self.seed, "weights": weights.name, "iterations": self._in_a_row})
+        write_json(path, {"seed": self.seed(), "weights": weights.name, "iterations": self._in_a_row})
         return path
 
 

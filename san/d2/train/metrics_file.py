@@ -15,7 +15,7 @@ from pathlib import Path
 
 from san.d2.api import EventWriter, HookBase, get_event_storage
 from san.data.metrics_lines import metrics_lines
-from san.io.files import replacing
+from san.io.files import write_whole
 
 NAME = "metrics.json"
 """Of the file, in OUTPUT_DIR."""
@@ -143,7 +143,7 @@ def take_out(path: Path, start_iter: int, max_iter: int) -> None:
     """Takes out the lines that a resumed run will write again, and a last one that is cut short.
 
     Args:
-        path: ``metrics.json``; it may be missing. Where there is no room to write it anew, a warning says so, and the
+        path: ``metrics.json``; it may be missing. Where there is no room to rewrite it, a warning says so, and the
             lines stand twice.
         start_iter: the first iteration to be done. The last evaluation of a shorter run bears this number too; it
             stands before the lines of that iteration, and stays unless it will be done again.
@@ -163,8 +163,7 @@ def take_out(path: Path, start_iter: int, max_iter: int) -> None:
     if wanted == "".join(line for line, _ in lines):
         return
     try:
-        with replacing(path, durable=True) as partial:
-            partial.write_text(wanted, encoding="utf-8")
+        write_whole(path, wanted, durable=True)
     except OSError as error:
         logger.warning(
             "%s cannot be written (%s); iterations that are done again stand in it twice", path, error.strerror or error

@@ -83,11 +83,10 @@ class Trainer(TrainerBase):
         self.average = WeightAverage(self.san, cfg.SOLVER.EMA.DECAY) if cfg.SOLVER.EMA.ENABLED else None
         self.stepper = Stepper(distributed, self.optimizer, step_config(cfg), self.average)
         self.saved: dict[str, Any] = {"trainer": weakref.proxy(self)} | ({"ema": self.average} if self.average else {})
-        self.checkpointer = SANCheckpointer(self.san, cfg.OUTPUT_DIR, **self.saved)
-        self.checkpointer.run_id = self.run_id
+        self.checkpointer = SANCheckpointer(self.san, cfg.OUTPUT_DIR, run_id=self.run_id, **self.saved)
         folder = Path(cfg.OUTPUT_DIR)
         self.bad_data = BadData(len(self.records), cfg.DATALOADER.MAX_BAD_SHARE, folder)
-        self.log = IterationLog(self.san, cfg.SOLVER.MAX_NONFINITE, self.stream.seed, folder)
+        self.log = IterationLog(self.san, cfg.SOLVER.MAX_NONFINITE, folder, seed=lambda: self.stream.seed)
         self.saving = CheckpointHook(
             self.checkpointer,
             cfg.SOLVER.CHECKPOINT_PERIOD,
@@ -273,7 +272,7 @@ class Trainer(TrainerBase):
             whole = latest_checkpoint(self.cfg.OUTPUT_DIR)
         except ValueError as error:
             return str(error)
-        return "no earlier checkpoint is there, so it starts anew" if whole is None else f"{whole} is whole"
+        return "there is no earlier checkpoint, so it starts again" if whole is None else f"{whole} is whole"
 
     def _stop(self) -> None:
         """Saves what the next run goes on from."""
@@ -367,7 +366,6 @@ class Trainer(TrainerBase):
         load_scaler(self.stepper.scaler, content["grad_scaler"])
         if self.cfg.SEED < 0:
             self.stream = replace(self.stream, seed=content.get("seed", self.stream.seed))
-            self.log.seed = self.stream.seed
         log_changes(content["solver"], recorded_settings(self.cfg))
 
     def check_state_dict(self, state: object) -> None:

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from san.clip.weights import listed
-from san.clip.weights_file import flaw_of
+from san.clip.weights import listed_tensors
+from san.clip.weights_file import kind_of_flaw
 from san.io.errors import excerpt
 
 RAMP = 9.0
@@ -120,7 +120,7 @@ class WeightAverage:
         wrong = [f"{excerpt(name)} is unknown" for name in found if name not in wanted]
         for name, average in wanted.items():
             value = found.get(name)
-            if not isinstance(value, Tensor) or flaw_of(value):
+            if not isinstance(value, Tensor) or kind_of_flaw(value):
                 wrong.append(f"{name} is missing or no plain tensor")
             elif value.shape != average.shape or value.dtype != average.dtype:
                 wrong.append(f"{name} is {value.dtype}, {excerpt(tuple(value.shape))}")
@@ -128,6 +128,6 @@ class WeightAverage:
                 wrong.append(f"{name} is NaN or infinite")
         if wrong:
             raise ValueError(
-                f"its averaged weights (ema) are not those of this run's trained tensors: {listed(wrong)}; set "
+                f"its averaged weights (ema) are not those of this run's trained tensors: {listed_tensors(wrong)}; set "
                 "SOLVER.EMA.ENABLED to False to go on without them"
             )

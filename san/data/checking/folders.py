@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from san.data.checking.pair import Finding
+from san.io.errors import listed
 from san.io.image_files import image_endings
 from san.io.listing import Skipped, list_files
 
@@ -113,6 +114,5 @@ def _duplicates(files: Iterable[_File]) -> list[Finding]:
 def _unlabelled(stems: set[str], num_images: int, folder: Path, *, wrong: bool) -> list[Finding]:
     if not stems:
         return []
-    shown = ", ".join(sorted(stems)[:_NUM_SHOWN]) + (", …" if len(stems) > _NUM_SHOWN else "")
-    message = f"{len(stems):,} of {num_images:,} images: {shown}"
+    message = f"{len(stems):,} of {num_images:,} images: {listed(sorted(stems), _NUM_SHOWN)}"
     return [Finding("image_without_label", message, str(folder), wrong=wrong)]

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from san.data.label_mapping import LabelMapping
 from san.data.label_maps import needs_16_bits
-from san.io.errors import one_line
+from san.io.errors import listed, one_line
 from san.io.image_files import open_image, orientation, read_image, read_label_map
 
 Array = npt.NDArray[Any]
@@ -179,9 +179,7 @@ def _unmapped_findings(raw: Array, label_file: str, mapping: LabelMapping) -> li
     values = mapping.unmapped_values(raw) if mapping.unmapped == "ignore" else []
     if not values:
         return []
-    rest = f" and {len(values) - _NUM_SHOWN} more" if len(values) > _NUM_SHOWN else ""
-    message = f"{', '.join(map(str, values[:_NUM_SHOWN]))}{rest}"
-    return [Finding("unmapped_values", message, label_file, wrong=False)]
+    return [Finding("unmapped_values", listed(values, _NUM_SHOWN), label_file, wrong=False)]
 
 
 def _value_findings(values: Array, counts: Array, label_file: str, target: CheckTarget) -> list[Finding]:
@@ -190,9 +188,8 @@ def _value_findings(values: Array, counts: Array, label_file: str, target: Check
     wrong = ~legal & (values != target.ignore_label)
     if wrong.any():
         shown = [f"{value} ({count:,} px)" for value, count in zip(values[wrong], counts[wrong], strict=True)]
-        rest = f" and {len(shown) - _NUM_SHOWN} more values" if len(shown) > _NUM_SHOWN else ""
         allowed = f"allowed are 0..{len(target.classes) - 1} and the ignore label {target.ignore_label}"
-        return [Finding("illegal_values", f"{', '.join(shown[:_NUM_SHOWN])}{rest}; {allowed}", label_file)]
+        return [Finding("illegal_values", f"{listed(shown, _NUM_SHOWN)}; {allowed}", label_file)]
     if not legal.any():
         return [Finding("nothing_labelled", "no pixel has a class", label_file, wrong=False)]
     return []

@@ -11,6 +11,7 @@ import numpy as np
 
 from san.data.checking.pair import Finding
 from san.data.checking.report import HEADLINES, CheckReport
+from san.io.errors import listed
 from san.io.files import write_text
 
 _MAX_ROWS = 60  # classes in the printed table; above, the most and the least frequent
@@ -111,8 +112,7 @@ def _finding_lines(findings: list[Finding], file: str | None) -> list[str]:
     """The first findings; those without a file (class names) in one line."""
     indent = " " * 9
     if all(finding.file is None for finding in findings):
-        rest = f"; and {len(findings) - _MAX_SHORT} more" if len(findings) > _MAX_SHORT else ""
-        text = "; ".join(finding.message for finding in findings[:_MAX_SHORT]) + rest
+        text = listed((finding.message for finding in findings), _MAX_SHORT, "; ")
         return textwrap.wrap(text, _WIDTH, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False,
                              break_long_words=False)  # fmt: skip
     shown = _MAX_SHOWN if file else _MAX_SHOWN_ALONE
