@@ -166,7 +166,7 @@ def parse_words(text: str, option: str) -> Vocabulary:
     return vocabulary
 
 
-def add_data_root_option(parser: argparse.ArgumentParser) -> None:
+def add_data_root_option(parser: argparse._ActionsContainer) -> None:
     """--data-root."""
     parser.add_argument(
         "--data-root",

@@ -4,12 +4,16 @@ Examples:
   san video street.mp4 --vocab "car, road, sky" --model san_vit_b_16
   san video a.mp4 b.webm --vocab-file names.txt --out masks --chunk 16 --clusters 100
   san video street.mp4 --label-set ade20k_150 --frame-by-frame --format labels,json
+  san video --evaluate ytvis_2019_train --model san_vit_b_16 --subset 20
 
 Of a video DIR/street.mp4 come, below --out, street_overlay.mp4 (class colours over the frames, with the sound; .mkv if
 MP4 cannot hold it), street_labels/000000.png and so on (class indices), and street.json (names, colours, areas,
 settings, and what could not be read). By default the frames of a chunk share queries, which makes names steadier from
 frame to frame (docs/video.md). Words are written as for `san predict`. What was done when a video breaks off, or on
 Ctrl-C, is kept and can be played.
+
+--evaluate NAME instead of VIDEO measures J, F and mIoU on a set of annotated videos, with its own class names: OUT/NAME
+gets metrics.json and per_class.csv.
 
 Exit codes: 0 all done, 1 error, 2 wrong command line, 3 some videos were passed over or not read whole, 130
 interrupted.
@@ -31,6 +35,7 @@ from typing import TYPE_CHECKING
 from san.cli.jobs import Job, prepare_output, refuse_collisions
 from san.cli.options import add_model_options, formats_option, load_predictor, path_option, positive_option
 from san.cli.predict import SOME_PASSED_OVER, add_vocabulary_options, read_vocabulary
+from san.cli.video_sets import add_evaluation_options, evaluate_video_set
 from san.io.errors import one_line, printable, require_extra
 from san.io.files import VIDEO_FORMATS
 
@@ -42,7 +47,9 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
-    parser.add_argument("videos", nargs="+", type=path_option, metavar="VIDEO", help="files that FFmpeg reads")
+    parser.usage = "%(prog)s VIDEO [VIDEO ...] [options]\n       %(prog)s --evaluate NAME [options]"
+    parser.add_argument("videos", nargs="*", type=path_option, metavar="VIDEO", help="files that FFmpeg reads")
+    add_evaluation_options(parser)
     add_vocabulary_options(parser)
     queries = parser.add_argument_group("queries")
     queries.add_argument("--frame-by-frame", action="store_true", help="share none: each frame is a picture by itself")
@@ -89,7 +96,6 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ValueError, OSError: what the command line, the model or the disk did wrong, as far as can be before any work.
     """
-    require_extra("video", "reading and writing videos", "av")
     from san.video.predictor import VideoOptions, VideoPredictor
 
     options = VideoOptions(
@@ -100,6 +106,11 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
         batch_size=args.batch_size,
     )
+    if args.evaluate is not None:
+        return evaluate_video_set(args, options)
+    require_extra("video", "reading and writing videos", "av")
+    if not args.videos:
+        raise ValueError("no video is given; name files, or a set of annotated videos with --evaluate")
     jobs = [Job(video, args.out / video.stem) for video in dict.fromkeys(args.videos)]
     missing = [str(job.image) for job in jobs if not job.image.is_file()]
     if missing:
