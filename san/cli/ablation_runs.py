@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
 METRICS, FINAL, LOG = "metrics.json", "model_final.pth", "ablate.log"
 STOPPED = 75
 """Exit status of a run that was asked to stop and can be resumed."""
+
+_PR_SET_PDEATHSIG = 1  # of Linux: the signal that a process gets when the one that has started it ends
 
 _WITHOUT_EFFECT = ("OUTPUT_DIR", "DATASETS.ROOT", "DATALOADER.", "WANDB.", "MODEL.CLIP.TEXT_CACHE", "MODEL.DEVICE",
                    "MODEL.WEIGHTS", "TEST.PARTIAL_PERIOD", "TEST.NUM_PANELS", "SOLVER.LOG_PERIOD",
@@ -200,11 +205,14 @@ def run_serially(runs: Sequence[AblationRun], say: Callable[[str], object]) -> d
                 raise ValueError(f"not run, as {run.after.name}, whose weights it starts from, is not finished")
             say(f"{title}: {'goes on' if (run.folder / METRICS).is_file() else 'starts'}; log: {run.folder / LOG}")
             run.folder.mkdir(parents=True, exist_ok=True)
+            earlier = _size(run.folder / LOG)
             status = run_command(run.command, run.folder / LOG)
             if status == STOPPED:
                 problem = "was asked to stop; the same command goes on"
+            elif status < 0:
+                problem = f"was killed by signal {-status}; the same command goes on"
             elif status or run.final_metrics() is None:
-                problem = f"failed with exit status {status} ({last_error(run.folder / LOG)})"
+                problem = f"failed with exit status {status} ({last_error(run.folder / LOG, earlier)})"
         except (ValueError, OSError) as error:
             problem = one_line(error)
         if problem:
@@ -213,25 +221,40 @@ def run_serially(runs: Sequence[AblationRun], say: Callable[[str], object]) -> d
     return problems
 
 
-def last_error(log: Path) -> str:
-    """Return the last line of a log that contains an error, or its last line."""
+def _size(log: Path) -> int:
+    return log.stat().st_size if log.is_file() else 0
+
+
+def last_error(log: Path, start: int = 0) -> str:
+    """Return the last line of a log with an error, or its last line; bytes before `start` belong to earlier runs."""
     if not log.is_file():
         return "no log"
     with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - 20_000))
+        file.seek(max(start, _size(log) - 20_000))
         lines = [line for line in file.read().decode("utf-8", "replace").splitlines() if line.strip()]
     wrong = [line for line in lines if line.startswith("error:")]
     return one_line((wrong or lines or ["empty log"])[-1].removeprefix("error: "), limit=300)
 
 
-def run_command(command: Sequence[str], log: Path) -> int:
+def run_command(command: Sequence[str], log: Path, started: Callable[[int], object] = lambda pid: None) -> int:
     """Run a command to its end. Ctrl-C and SIGTERM are passed on, and raised here after it has saved and ended.
+
+    Where this process is killed, the command gets SIGTERM, so that no run trains on without anybody who waits for it.
+
+    Args:
+        command: to run.
+        log: its output is added to this file.
+        started: is given its process id.
+
+    Returns:
+        The exit status; minus the signal that ended it, if one did.
 
     Raises:
         KeyboardInterrupt, SystemExit: this process received a signal.
     """
     with log.open("ab") as file, _sigterm_raises():
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, preexec_fn=_set_child_signals)
+        started(process.pid)
         try:
             return process.wait()
         except BaseException:
@@ -239,6 +262,13 @@ def run_command(command: Sequence[str], log: Path) -> int:
                 process.terminate()
             process.wait()
             raise
+
+
+def _set_child_signals() -> None:
+    """Of a run, in its own process, before it starts."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # Slurm sends submitit's signal to all processes of a job
 
 
 @contextmanager
@@ -253,10 +283,41 @@ def _sigterm_raises() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _run_job(command: Sequence[str], log: Path) -> None:
-    """Run a job; it fails with its run, so that a scheduler does not start dependent jobs."""
-    if status := run_command(command, log):
-        raise RuntimeError(f"exit status {status}: {last_error(log)}")
+@dataclass
+class TrainingJob:
+    """A job of one run; it fails with its run, so that a scheduler does not start dependent jobs.
+
+    Attributes:
+        command: of the run.
+        log: of the run.
+    """
+
+    command: Sequence[str]
+    log: Path
+    _pid: int = 0
+
+    def __call__(self) -> None:
+        """Run the command.
+
+        Raises:
+            RuntimeError: it fails.
+        """
+        earlier = _size(self.log)
+        if status := run_command(self.command, self.log, partial(setattr, self, "_pid")):
+            raise RuntimeError(f"exit status {status}: {last_error(self.log, earlier)}")
+
+    def checkpoint(self) -> Any:
+        """End the run, which saves, and return the job that resumes it.
+
+        submitit calls this in a signal handler before the time limit, or where a job is preempted, and queues the job
+        again.
+        """
+        from submitit.helpers import DelayedSubmission
+
+        if self._pid:
+            os.kill(self._pid, signal.SIGTERM)
+            os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOWAIT)  # `run_command`, interrupted, is waiting too
+        return DelayedSubmission(TrainingJob(self.command, self.log))
 
 
 def submit_jobs(
@@ -272,8 +333,7 @@ def submit_jobs(
 
     Raises:
         MissingExtraError: submitit is not installed.
-        ValueError, RuntimeError: a folder contains a run with other settings, or the scheduler or an option is not
-            valid.
+        ValueError: a folder contains a run with other settings, or the scheduler or an option is not valid.
     """
     require_extra("slurm", "san ablate --submit", "submitit")
     import submitit
@@ -284,7 +344,6 @@ def submit_jobs(
     for run in runs:
         if run.final_metrics() is not None:
             continue
-        executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
         own: dict[str, Any] = {"name": f"{run.name}-{run.seed}".replace("/", "-"), **options}
         earlier = jobs.get((run.after.name, run.after.seed)) if run.after else None
         if earlier and cluster == "slurm":
@@ -292,7 +351,16 @@ def submit_jobs(
             own["slurm_additional_parameters"] = {**more, "dependency": f"afterok:{earlier}"}
         elif earlier:
             raise ValueError(f"{run.name} starts from a run of the list, which jobs of this machine do not wait for")
-        executor.update_parameters(**own)
         run.folder.mkdir(parents=True, exist_ok=True)
-        jobs[run.name, run.seed] = executor.submit(_run_job, run.command, run.folder / LOG).job_id
+        try:
+            executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
+            executor.update_parameters(**own)
+            job = executor.submit(TrainingJob(run.command, run.folder / LOG))
+        except (RuntimeError, NameError, TypeError, AssertionError) as error:  # what submitit raises
+            before = ", ".join(f"{name}, seed {seed}: job {job}" for (name, seed), job in jobs.items())
+            raise ValueError(
+                f"{run.name}, seed {run.seed} cannot be submitted ({one_line(error, limit=600)}); correct --job, or "
+                f"train without --submit{'. Submitted before: ' if before else ''}{before}"
+            ) from None
+        jobs[run.name, run.seed] = job.job_id
     return jobs

@@ -165,7 +165,7 @@ def parse_words(text: str, option: str) -> Vocabulary:
     return vocabulary
 
 
-def add_data_root_option(parser: argparse.ArgumentParser) -> None:
+def add_data_root_option(parser: argparse._ActionsContainer) -> None:
     """Add --data-root."""
     parser.add_argument(
         "--data-root",

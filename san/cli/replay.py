@@ -95,7 +95,7 @@ def prepare_replay(cfg: CfgNode, seed: int) -> tuple[PositionDataset, Stepper]:
     from san.d2.config.keys import solver_config
     from san.d2.data.datasets import register_custom_files, register_datasets
     from san.d2.data.loaders import PositionDataset
-    from san.d2.data.train_data import train_mapper, training_records
+    from san.d2.data.train_data import train_mapper, training_data
     from san.d2.solver import build_optimizer
     from san.d2.sources import load_model
     from san.d2.train.iteration import Stepper
@@ -105,10 +105,10 @@ def prepare_replay(cfg: CfgNode, seed: int) -> tuple[PositionDataset, Stepper]:
     register_custom_files(cfg.DATASETS.CUSTOM)
     if cfg.FLOAT32_PRECISION:
         torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
-    records, info = training_records(cfg.DATASETS.TRAIN)
+    data = training_data(cfg)
     model = load_model(cfg).train()
     stepper = Stepper(model, build_optimizer(model, solver_config(cfg)), step_config(cfg))
-    return PositionDataset(records, train_mapper(cfg, info), seed), stepper
+    return PositionDataset(data.records, train_mapper(cfg, data), seed, data.mixture), stepper
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,16 @@ Examples:
   san video street.mp4 --vocab "car, road, sky" --model san_vit_b_16
   san video a.mp4 b.webm --vocab-file names.txt --out masks --chunk 16 --clusters 100
   san video street.mp4 --label-set ade20k_150 --frame-by-frame --format labels,json
+  san video --evaluate ytvis_2019_train --model san_vit_b_16 --subset 20
 
 The results of a video DIR/street.mp4 are, below --out, street_overlay.mp4 (class colours over the frames, with sound;
 .mkv if MP4 does not support it), street_labels/000000.png and so on (class indices), and street.json (names, colours,
 areas, settings, read errors). By default the frames of a chunk share queries, which makes classes more stable over time
 (docs/video.md). Words are written as for `san predict`. If a video breaks off, or after Ctrl-C, the results so far are
 kept and can be played.
+
+--evaluate NAME instead of VIDEO measures J, F and mIoU on a set of annotated videos, with its own class names: OUT/NAME
+gets metrics.json and per_class.csv.
 
 Exit codes: 0 all done, 1 error, 2 wrong command line, 3 some videos were skipped or partly read, 130 interrupted.
 """
@@ -30,6 +34,7 @@ from typing import TYPE_CHECKING
 from san.cli.jobs import Job, prepare_output, refuse_collisions
 from san.cli.options import add_model_options, formats_option, load_predictor, path_option, positive_option
 from san.cli.predict import SOME_PASSED_OVER, add_vocabulary_options, read_vocabulary
+from san.cli.video_sets import add_evaluation_options, evaluate_video_set
 from san.io.errors import one_line, printable, require_extra
 from san.io.files import VIDEO_FORMATS
 
@@ -41,7 +46,9 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    parser.add_argument("videos", nargs="+", type=path_option, metavar="VIDEO", help="files that FFmpeg reads")
+    parser.usage = "%(prog)s VIDEO [VIDEO ...] [options]\n       %(prog)s --evaluate NAME [options]"
+    parser.add_argument("videos", nargs="*", type=path_option, metavar="VIDEO", help="files that FFmpeg reads")
+    add_evaluation_options(parser)
     add_vocabulary_options(parser)
     queries = parser.add_argument_group("queries")
     queries.add_argument("--frame-by-frame", action="store_true", help="share no queries between frames")
@@ -88,7 +95,6 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ValueError, OSError: the command line, the model or the disk has an error that is found before any work.
     """
-    require_extra("video", "reading and writing videos", "av")
     from san.video.predictor import VideoOptions, VideoPredictor
 
     options = VideoOptions(
@@ -99,6 +105,11 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
         batch_size=args.batch_size,
     )
+    if args.evaluate is not None:
+        return evaluate_video_set(args, options)
+    require_extra("video", "reading and writing videos", "av")
+    if not args.videos:
+        raise ValueError("no video is given; name files, or a set of annotated videos with --evaluate")
     jobs = [Job(video, args.out / video.stem) for video in dict.fromkeys(args.videos)]
     missing = [str(job.image) for job in jobs if not job.image.is_file()]
     if missing:

@@ -25,7 +25,7 @@ from san.data.targets import classes_present
 from san.evaluation.oracle import Proposals
 from san.losses import LabelMapTarget, Normalisers, SetCriterion
 from san.model.build import build_san, warn_of_unseen_pixels
-from san.model.san import SANOutput
+from san.model.san import MaskProposals, SANOutput
 from san.postprocess import Geometry, have_non_finite, refuse_non_finite, semantic_labels, semantic_scores
 from san.vocabulary.classes import ClassText
 
@@ -69,8 +69,7 @@ class SAN(nn.Module):
         self.criterion = SetCriterion(loss_config(cfg))
         self.return_scores = bool(cfg.TEST.SCORES)
         self.return_proposals = bool(cfg.TEST.ORACLE)
-        self.train_dataset: str | None = cfg.DATASETS.TRAIN[0] if cfg.DATASETS.TRAIN else None
-        self.datasets: tuple[str, ...] = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
+        self.train_datasets, self.test_datasets = tuple(cfg.DATASETS.TRAIN), tuple(cfg.DATASETS.TEST)
         self.vocabulary: tuple[str | ClassText, ...] | None = None
         self._band_shrink = 1
 
@@ -117,8 +116,8 @@ class SAN(nn.Module):
             a `san.evaluation.oracle.Proposals`.
 
         Raises:
-            ValueError: if samples are of several data sets in training, no vocabulary is known, the weights that
-                MODEL.WEIGHTS promised were not loaded, or an image's outputs are NaN or infinite in evaluation.
+            ValueError: if no vocabulary is known, the weights that MODEL.WEIGHTS promised were not loaded, or an
+                image's outputs are NaN or infinite in evaluation.
         """
         if self.model.config.clip.pretrained and not self.model.has_clip_weights:
             raise ValueError(
@@ -126,10 +125,9 @@ class SAN(nn.Module):
                 "DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS), or leave MODEL.WEIGHTS empty"
             )
         with naming_keys():
-            images = self.model.stack([sample["image"] for sample in batched_inputs])
             if self.training:
-                return self._losses(images, batched_inputs, norm)
-            return self._predict(images, batched_inputs)
+                return self._losses(batched_inputs, norm)
+            return self._predict(batched_inputs)
 
     def vocabulary_of(self, sample: dict[str, Any]) -> tuple[str | ClassText, ...]:
         """The vocabulary of a sample."""
@@ -141,16 +139,17 @@ class SAN(nn.Module):
         return classes_of_dataset(dataset)
 
     def _dataset(self, sample: dict[str, Any]) -> str | None:
-        """The data set a sample says it is of, else the one trained on, unless it may be another."""
-        if sample.get("dataset_name") or self.training:
-            return sample.get("dataset_name") or self.train_dataset
-        known = [name for name in self.datasets if MetadataCatalog.get(name).get("stuff_classes")]
+        """The data set a sample says it is of, else the first of the configuration, unless it may be another."""
+        if sample.get("dataset_name"):
+            return str(sample["dataset_name"])
+        names = self.train_datasets if self.training else (*self.train_datasets, *self.test_datasets)
+        known = [name for name in names if MetadataCatalog.get(name).get("stuff_classes")]
         if len({classes_of_dataset(name) for name in known}) > 1:
             raise ValueError(
                 f"a sample has no dataset_name, and {', '.join(known)} have different class names; give records a "
                 "dataset_name, or call set_vocabulary with class names"
             )
-        return known[0] if known else self.train_dataset
+        return next(iter([*known, *self.train_datasets]), None)
 
     def _ignore_label(self, sample: dict[str, Any]) -> int:
         """The sample's own, else that of its data set's metadata, else 255."""
@@ -160,16 +159,39 @@ class SAN(nn.Module):
         found = None if dataset is None else MetadataCatalog.get(dataset).get("ignore_label")
         return 255 if found is None else int(found)
 
-    def _losses(self, images: Tensor, samples: list[dict[str, Any]], norm: Normalisers | None) -> dict[str, Tensor]:
-        """The criterion's weighted losses of a batch of one vocabulary."""
-        classes = self.vocabulary_of(samples[0])
-        if any(self.vocabulary_of(sample) != classes for sample in samples[1:]):
-            raise ValueError("training samples of one batch have different class names; train on one vocabulary")
-        text_embed = self.model.text_classifier.embed(classes)
-        outputs = self.model(images, text_embed).as_dict() | {"text_embed": text_embed}
-        targets = [self._target(sample, len(classes), images.shape[-2:]) for sample in samples]
+    def _by_vocabulary(self, samples: Sequence[dict[str, Any]]) -> dict[tuple[str | ClassText, ...], list[int]]:
+        """Which samples of a batch are of which vocabulary."""
+        groups: dict[tuple[str | ClassText, ...], list[int]] = {}
+        for index, sample in enumerate(samples):
+            groups.setdefault(self.vocabulary_of(sample), []).append(index)
+        return groups
+
+    def _losses(self, samples: list[dict[str, Any]], norm: Normalisers | None) -> dict[str, Tensor]:
+        """The criterion's weighted losses of a batch, each image among the names of its own data set alone.
+
+        All images go through the network together, also those of different vocabularies.
+        """
+        groups = self._by_vocabulary(samples)
+        samples = [samples[index] for members in groups.values() for index in members]  # those of a vocabulary adjoin
+        images = self.model.stack([sample["image"] for sample in samples])
+        sizes = [len(classes) for classes, members in groups.items() for _ in members]
+        targets = [self._target(*each, images.shape[-2:]) for each in zip(samples, sizes, strict=True)]
         seeds = [sample["seed"] for sample in samples] if all("seed" in sample for sample in samples) else None
-        return self.criterion(outputs, targets, seeds=seeds, norm=norm)
+        embeds = [self.model.text_classifier.embed(classes) for classes in groups]
+        if len(groups) == 1:
+            outputs = self.model(images, embeds[0]).as_dict() | {"text_embed": embeds[0]}
+            return self.criterion(outputs, targets, seeds=seeds, norm=norm)
+        blocks, first, losses = self.model.image_side(self.model, images), 0, dict[str, Tensor]()
+        counts = [len(target.labels) for target in targets]
+        norm = norm or self.criterion.normalisers(counts, blocks[-1].mask_logits.shape[1], images.device)
+        for text_embed, members in zip(embeds, groups.values(), strict=True):
+            own = slice(first, first := first + len(members))
+            parts = [MaskProposals(*(part[own] for part in block)) for block in blocks]
+            *earlier, last = (self.model.classify(block, text_embed) for block in parts)
+            outputs = last._replace(aux=tuple(earlier)).as_dict() | {"text_embed": text_embed}
+            found = self.criterion(outputs, targets[own], seeds=seeds and seeds[own], norm=norm)
+            losses = {name: losses[name] + loss if losses else loss for name, loss in found.items()}
+        return losses
 
     def _target(self, sample: dict[str, Any], num_classes: int, size: Sequence[int]) -> LabelMapTarget:
         """The classes present in a sample, and its label map padded with "ignored" to the batch's size."""
@@ -182,11 +204,9 @@ class SAN(nn.Module):
         label_map = label_map.to(self.device, non_blocking=True)
         return LabelMapTarget(classes, F.pad(label_map, padding, value=ignore))  # (M,), (H, W)
 
-    def _predict(self, images: Tensor, samples: list[dict[str, Any]]) -> list[Mapping[str, Any]]:
+    def _predict(self, samples: list[dict[str, Any]]) -> list[Mapping[str, Any]]:
         """Predictions of a batch; images of one vocabulary go through the network together."""
-        groups: dict[tuple[str | ClassText, ...], list[int]] = {}
-        for index, sample in enumerate(samples):
-            groups.setdefault(self.vocabulary_of(sample), []).append(index)
+        images, groups = self.model.stack([sample["image"] for sample in samples]), self._by_vocabulary(samples)
         results: list[Mapping[str, Any]] = [{} for _ in samples]
         height, width = images.shape[-2:]
         non_finite: list[Tensor] = []

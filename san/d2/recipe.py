@@ -22,7 +22,7 @@ from san.d2.config.keys import san_cfg, solver_config
 from san.d2.config.yaml_file import flatten, warn_without_effect
 from san.d2.data.bad_data import BadData
 from san.d2.data.batches import Batches, BatchSample
-from san.d2.data.train_data import stream_config, train_batches, training_records
+from san.d2.data.train_data import stream_config, train_batches, training_data
 from san.d2.evaluate.evaluation import SemSegEvaluator, eval_loader, eval_records, output_config
 from san.d2.solver import SolverConfig, build_lr_scheduler, build_optimizer, clip_gradient
 
@@ -130,14 +130,14 @@ class TrainStream:
 
     def __init__(self, cfg: CfgNode) -> None:
         self.cfg = cfg
-        self.records, self.info = training_records(cfg.DATASETS.TRAIN)
+        self.data = training_data(cfg)
         self.stream = stream_config(cfg)
-        self.bad_data = BadData(len(self.records), cfg.DATALOADER.MAX_BAD_SHARE, Path(cfg.OUTPUT_DIR))
+        self.bad_data = BadData(len(self.data.records), cfg.DATALOADER.MAX_BAD_SHARE, Path(cfg.OUTPUT_DIR))
 
     def __iter__(self) -> Iterator[list[BatchSample]]:
         """Yields lists of samples, inside the trainer's event storage; every process must ask for as many."""
         stream = replace(self.stream, start_iter=get_event_storage().iter)
-        batches = train_batches(self.cfg, self.records, self.info, stream)
+        batches = train_batches(self.cfg, self.data, stream)
         for batch in batches:
             found = comm.all_gather(batches.take_replaced())
             self.bad_data.note(bad for each in found for bad in each)

@@ -78,5 +78,12 @@ _TABLE = (
 )
 # fmt: on
 
+YTVIS_SPLITS: dict[str, tuple[str, str]] = {
+    f"ytvis_{year}_{split}": (f"ytvis_{year}/{split}.json", f"ytvis_{year}/{split}/JPEGImages")
+    for year in (2019, 2021)
+    for split in ("train", "valid", "test")
+}
+"""Sets of videos: file of annotations and folder of images below the datasets root, by name."""
+
 BENCHMARKS: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in _TABLE}
 """The twelve real splits by registered name; the embedded `shapes_*` splits are registered by `san.shapes`."""

@@ -95,14 +95,18 @@ class VideoScores:
                 self.intersection[label] += np.count_nonzero(found & true)
                 self.union[label] += np.count_nonzero(found | true)
 
+    def per_class(self) -> dict[str, Array]:
+        """J, F and IoU in percent, (C,) each; NaN for classes that do not occur."""
+        with np.errstate(invalid="ignore"):
+            parts = (self.region / self.frames, self.boundary / self.frames, self.intersection / self.union)
+        return {name: 100 * part for name, part in zip(("J", "F", "IoU"), parts, strict=True)}
+
     def metrics(self) -> dict[str, float]:
         """J, F, their mean J&F, and mIoU in percent, means over the classes that occur; NaN where none does."""
         seen = self.frames > 0
         if not seen.any():
             return dict.fromkeys(("J", "F", "J&F", "mIoU"), math.nan)
-        region = 100 * float((self.region[seen] / self.frames[seen]).mean())
-        boundary = 100 * float((self.boundary[seen] / self.frames[seen]).mean())
-        iou = 100 * float((self.intersection[seen] / self.union[seen]).mean())
+        region, boundary, iou = (float(each[seen].mean()) for each in self.per_class().values())
         return {"J": region, "F": boundary, "J&F": (region + boundary) / 2, "mIoU": iou}
 
 

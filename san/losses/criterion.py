@@ -78,7 +78,7 @@ class SetCriterion(nn.Module):
         truth = target_batch(targets, num_images, num_logits - 1, device)
         if seeds is not None and len(seeds) != num_images:
             raise ValueError(f"{len(seeds)} seeds for {num_images} images; give one per image, or none at all")
-        norm = norm or self._normalisers(num_queries, truth, device)
+        norm = norm or self.normalisers(truth.counts, num_queries, device)
         layers = [*outputs.get("aux_outputs", ()), outputs]
         suffixes = [f"_{index}" for index in range(len(layers) - 1)] + [""]
         losses: dict[str, Tensor] = {}
@@ -158,9 +158,15 @@ class SetCriterion(nn.Module):
             found |= own
         return found
 
-    def _normalisers(self, num_queries: int, truth: TargetBatch, device: torch.device) -> Normalisers:
-        """Of this batch, over all processes; on the device where there are several."""
-        counts = count_batch(truth.counts, num_queries, self.config.no_object_weight)
+    def normalisers(self, num_targets: Sequence[int], num_queries: int, device: torch.device) -> Normalisers:
+        """Counts of a batch over all processes, each of which must call it; on the device where there are several.
+
+        Args:
+            num_targets: M of each image of this process.
+            num_queries: Q.
+            device: of the outputs.
+        """
+        counts = count_batch(num_targets, num_queries, self.config.no_object_weight)
         if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
             return average_counts(*counts, num_processes=1)
         world = dist.get_world_size()

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from san.data.benchmarks import YTVIS_SPLITS
 from san.data.subset import evenly_spread
 from san.evaluation.per_image import decode_entries
 from san.evaluation.video import VideoScores
@@ -23,13 +24,6 @@ from san.io.errors import excerpt
 from san.io.files import check_file_size
 from san.io.image_files import read_image
 from san.video.predictor import VideoPredictor
-
-YTVIS_SPLITS = {
-    f"ytvis_{year}_{split}": (f"ytvis_{year}/{split}.json", f"ytvis_{year}/{split}/JPEGImages")
-    for year in (2019, 2021)
-    for split in ("train", "valid", "test")
-}
-"""File of annotations and folder of images of each registered split, below the data sets' root."""
 
 _MAX_BYTES = 2_000_000_000  # the annotations of a training split have some 100 MB
 
@@ -74,9 +68,7 @@ class YouTubeVIS:
     def __init__(self, annotations: str | Path, images: str | Path) -> None:
         self.path = Path(annotations)
         if not self.path.is_file():
-            raise FileNotFoundError(
-                f"no annotations at {str(annotations)!r}; see docs/video.md#youtube_vis for the layout"
-            )
+            raise FileNotFoundError(f"no annotations at {str(annotations)!r}; see docs/video.md for the layout")
         check_file_size(self.path, _MAX_BYTES)
         try:
             content = json.loads(self.path.read_text(encoding="utf-8"))
@@ -98,8 +90,14 @@ class YouTubeVIS:
             ValueError, FileNotFoundError: the name is unknown, or see `YouTubeVIS`.
         """
         if name not in YTVIS_SPLITS:
-            raise ValueError(f"unknown split {name!r}; there are {', '.join(YTVIS_SPLITS)}")
+            raise ValueError(f"unknown set of videos {excerpt(name)}; there are {', '.join(YTVIS_SPLITS)}")
         annotations, images = YTVIS_SPLITS[name]
+        if not (Path(root) / annotations).is_file():
+            here = [other for other, (file, _) in YTVIS_SPLITS.items() if (Path(root) / file).is_file()]
+            raise FileNotFoundError(
+                f"{name} is not there: no annotations at {str(Path(root) / annotations)!r} (of the sets of videos, "
+                f"{', '.join(here) or 'none'} is there); see docs/video.md for the layout"
+            )
         return cls(Path(root) / annotations, Path(root) / images)
 
     def label_maps(self, video: AnnotatedVideo) -> npt.NDArray[np.int32]:
@@ -149,10 +147,20 @@ def evaluate_videos(predictor: VideoPredictor, dataset: YouTubeVIS, *, limit: in
     """
     scores = VideoScores(len(dataset.names))
     for video in evenly_spread(dataset.videos, limit or 0):
-        truth = dataset.label_maps(video)
-        found = [result.labels for result in predictor.segment(video.frames(), list(dataset.names))]
-        scores.update(np.stack(found), truth)
+        score_video(predictor, dataset, video, scores)
     return scores.metrics()
+
+
+def score_video(predictor: VideoPredictor, dataset: YouTubeVIS, video: AnnotatedVideo, scores: VideoScores) -> None:
+    """Adds one video to scores; adds nothing where it raises.
+
+    Raises:
+        ValueError, OSError: the video has no annotations or damaged ones, or frames that are missing, damaged or of
+            another size.
+    """
+    truth = dataset.label_maps(video)
+    found = [result.labels for result in predictor.segment(video.frames(), list(dataset.names))]
+    scores.update(np.stack(found), truth)
 
 
 def _videos(content: dict[str, Any], images: Path) -> Iterator[AnnotatedVideo]:

@@ -4,6 +4,7 @@ real ones."""
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import signal
 import subprocess
@@ -213,25 +214,71 @@ def test_real_runs_of_which_one_cannot_work(folder: Path, capfd: pytest.CaptureF
     assert "q/base, seed 0: finished before" in capfd.readouterr().out
 
 
-def test_a_stop_reaches_the_run_and_waits_for_it(tmp_path: Path) -> None:
-    """The run notes SIGTERM, takes a moment to save, and has ended before the command does."""
-    child = (
-        "import pathlib, signal, sys, time\n"
-        "def stop(*_): time.sleep(0.3); pathlib.Path('saved').touch(); sys.exit(75)\n"
-        "signal.signal(signal.SIGTERM, stop); pathlib.Path('ready').touch(); time.sleep(60)"
-    )
+CHILD = (
+    "import pathlib, signal, sys, time\n"
+    "def stop(*_): time.sleep(0.3); pathlib.Path('saved').touch(); sys.exit(75)\n"
+    "signal.signal(signal.SIGTERM, stop); pathlib.Path('ready').touch(); time.sleep(60)"
+)
+"""A run that notes SIGTERM, and takes a moment to save."""
+
+
+def wait_for(path: Path) -> bool:
+    for _ in range(600):
+        if path.exists():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_stop_reaches_the_run_and_waits_for_it(tmp_path: Path, number: signal.Signals) -> None:
+    """The run has ended before the command does; if the command is killed, it ends too, and saves."""
+    if number == signal.SIGKILL and sys.platform != "linux":
+        pytest.skip("only Linux tells a process that its parent has ended")
     parent = (
         "import sys; from pathlib import Path; from san.cli.ablation_runs import run_command\n"
-        f"run_command([sys.executable, '-c', {child!r}], Path('log'))"
+        f"run_command([sys.executable, '-c', {CHILD!r}], Path('log'))"
     )
     process = subprocess.Popen([sys.executable, "-c", parent], cwd=tmp_path)
-    for _ in range(600):
-        if (tmp_path / "ready").exists():
-            break
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=30) == 75
-    assert (tmp_path / "saved").exists()
+    assert wait_for(tmp_path / "ready")
+    process.send_signal(number)
+    assert process.wait(timeout=30) == (75 if number == signal.SIGTERM else -number)
+    assert wait_for(tmp_path / "saved") if number == signal.SIGKILL else (tmp_path / "saved").exists()
+
+
+def test_a_job_saves_before_its_time_limit_and_goes_on(tmp_path: Path) -> None:
+    """As submitit does it: its signal reaches the job and its run, and a handler asks for the job that goes on."""
+    pytest.importorskip("submitit")
+    job = (
+        "import os, signal, sys; from pathlib import Path; from san.cli.ablation_runs import TrainingJob\n"
+        f"job = TrainingJob((sys.executable, '-c', {CHILD!r}), Path('log'))\n"
+        "def limit(*_):\n"
+        "    next_one = job.checkpoint().function\n"
+        "    assert Path('saved').exists() and (next_one.command, next_one.log) == (job.command, job.log)\n"
+        "    sys.exit(3)\n"
+        "signal.signal(signal.SIGUSR2, limit); os.setpgid(0, 0); job()"
+    )
+    process = subprocess.Popen([sys.executable, "-c", job], cwd=tmp_path)
+    assert wait_for(tmp_path / "ready")
+    os.killpg(process.pid, signal.SIGUSR2)
+    assert process.wait(timeout=30) == 3
+
+
+def test_a_killed_run_is_not_blamed_on_an_earlier_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (run, other) = plan_ablation([Path("q/base.yaml"), Path("q/few.yaml")], [0], SharedRunOptions(Path("out")))
+    for each in (run, other):
+        each.folder.mkdir(parents=True)
+        (each.folder / "ablate.log").write_text("error: of the run before\n")
+
+    def execute(command: Sequence[str], log: Path) -> int:
+        with log.open("a") as file:
+            file.write("no room\n")
+        return -9 if command == run.command else 1
+
+    monkeypatch.setattr(ablation_runs, "run_command", execute)
+    found = ablation_runs.run_serially([run, other], lambda line: None)
+    assert found["q/base", 0] == "was killed by signal 9; the same command goes on"
+    assert found["q/few", 0] == "failed with exit status 1 (no room)"
 
 
 def test_without_submitit_the_error_names_the_extra(
@@ -255,3 +302,32 @@ def test_each_unfinished_run_is_a_job(folder: Path, fake: FakeRuns) -> None:
     assert "exit status 1: no room" in str(job.exception())
     with pytest.raises(ValueError, match="which jobs of this machine do not wait for"):
         ablation_runs.submit_jobs([*child, replace(child[0], name="b", after=child[0])], "local", folder / "jobs", {})
+
+
+def test_jobs_of_slurm(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second stage waits for the first; what the scheduler refuses is one error, which names what it took."""
+    pytest.importorskip("submitit")
+    programs = folder / "bin"
+    programs.mkdir()
+    script = '#!/bin/sh\ncp "$1" $(mktemp {0}/script.XXXXXX)\necho Submitted batch job $(ls {0} | grep -c script)\n'
+    (programs / "sbatch").write_text(script.format(programs))
+    (programs / "srun").touch()
+    for each in programs.iterdir():
+        each.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    runs = plan_ablation([Path("s/first.yaml"), Path("s/second.yaml")], [0], SharedRunOptions(Path("out")))
+    assert ablation_runs.submit_jobs(runs, "slurm", folder / "jobs", {"slurm_partition": "gpu"}) == {
+        ("s/first", 0): "1",
+        ("s/second", 0): "2",
+    }
+    written = [path.read_text() for path in programs.glob("script.*")]
+    assert sum("--dependency=afterok:1" in text for text in written) == 1
+    assert all("--partition=gpu" in text and "--signal=USR2@90" in text for text in written)
+    with pytest.raises(ValueError, match=r"s/first, seed 0 cannot be submitted .*partitoin.*; correct --job"):
+        ablation_runs.submit_jobs(runs, "slurm", folder / "jobs", {"slurm_partitoin": "gpu"})
+    refuse = script.format(programs) + f"test $(ls {programs} | grep -c script) -lt 4 || exit 1\n"
+    (programs / "sbatch").write_text(refuse)
+    with pytest.raises(
+        ValueError, match=r"s/second, seed 0 cannot be submitted .*Submitted before: s/first, seed 0: job 3"
+    ):
+        ablation_runs.submit_jobs(runs, "slurm", folder / "jobs", {})

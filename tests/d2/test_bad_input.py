@@ -58,11 +58,6 @@ def test_no_dataset_name(make_cfg: MakeCfg) -> None:
     refused(lambda: run(make_cfg(DATASETS__TEST=[]), eval_only=True), ValueError, "DATASETS.TEST is empty")
 
 
-def test_datasets_of_different_classes(make_cfg: MakeCfg) -> None:
-    names = ["voc_sem_seg_train", "pcontext_sem_seg_train"]
-    refused(lambda: run(make_cfg(DATASETS__TRAIN=names)), ValueError, "different classes")
-
-
 @pytest.mark.parametrize("folder", [IMAGES, LABELS])
 @pytest.mark.parametrize("emptied", [True, False])
 def test_empty_or_missing_folder(spoilt: Callable[..., None], own_voc: Path, folder: str, emptied: bool) -> None:

@@ -139,15 +139,6 @@ def test_key_value_pairs_win_and_files_add_up(seats: Path, tmp_path: Path) -> No
         load_config("", datasets=["gone.yaml"])
 
 
-def test_sets_of_different_mappings_are_not_trained_together(make_cfg: MakeCfg, seats: Path) -> None:
-    content = yaml.safe_load(seats.read_text())
-    second = seats.with_name("second.yaml")
-    second.write_text(yaml.safe_dump(content | {"name": "second", "unmapped": "refuse"}))
-    cfg = make_cfg(DATASETS__CUSTOM=[str(seats), str(second)], DATASETS__TRAIN=["seats_train", "second_train"])
-    with pytest.raises(ValueError, match="different classes, ignore labels or label mappings"):
-        run(cfg)
-
-
 def test_a_subset_is_reported(make_cfg: MakeCfg, reference: Path, tmp_path: Path) -> None:
     weights = str(reference / "model_final.pth")
     cfg = make_cfg(DATASETS__TEST=["voc_sem_seg_val"], DATASETS__TEST_SUBSET=2, MODEL__WEIGHTS=weights)

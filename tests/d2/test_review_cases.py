@@ -77,7 +77,7 @@ def test_the_ignore_label_falls_back_to_the_data_set(make_cfg: MakeCfg, given: b
     MetadataCatalog.remove("odd_ignore")
     register_folder("odd_ignore", "a", "b", ["cat", "dog"])
     assert model._ignore_label({"dataset_name": "odd_ignore"}) == 255
-    model.train_dataset = None
+    model.train_datasets = ()
     assert model._ignore_label({}) == 255
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from san.cli.main import main
+from san.d2.data.datasets import check_names
+from san.data.benchmarks import YTVIS_SPLITS
 from san.evaluation.predictions import rle_entries
 from san.inference.predictor import Predictor
 from san.shapes.clips import MotionStyle, clip_at, render_clip
 from san.shapes.world import NAMES
 from san.video.predictor import VideoOptions, VideoPredictor
-from san.video.youtube_vis import YTVIS_SPLITS, YouTubeVIS, evaluate_videos
+from san.video.youtube_vis import YouTubeVIS, evaluate_videos
 
 SIZE = (4, 6)
 
@@ -113,7 +117,7 @@ def test_other_layouts_are_refused(tmp_path: Path, change: str) -> None:
 
 
 def test_unknown_and_missing_splits_and_damaged_codes(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"unknown split 'ytvis_2020'; there are ytvis_2019_train"):
+    with pytest.raises(ValueError, match=r"unknown set of videos 'ytvis_2020'; there are ytvis_2019_train"):
         YouTubeVIS.registered("ytvis_2020", tmp_path)
     with pytest.raises(FileNotFoundError, match="no annotations at"):
         YouTubeVIS.registered("ytvis_2019_train", tmp_path)
@@ -124,12 +128,13 @@ def test_unknown_and_missing_splits_and_damaged_codes(tmp_path: Path) -> None:
         dataset.label_maps(dataset.videos[0])
 
 
-def test_the_evaluation_of_shapes_in_this_layout(tmp_path: Path) -> None:
-    """Frames of a shapes video, annotated as YouTube-VIS would: J, F and mIoU are high, and those of the label maps."""
+def write_shapes_videos(root: Path, name: str = "ytvis_2021_train") -> np.ndarray:
+    """Frames of a shapes video, annotated as YouTube-VIS would, and one whose frames are gone; returns the truth."""
     images, truth, _ = render_clip(clip_at(11, 0, motion=MotionStyle(num_frames=3)))
-    (tmp_path / "v").mkdir()
+    annotations, folder = (root / each for each in YTVIS_SPLITS[name])
+    (folder / "v").mkdir(parents=True)
     for index, image in enumerate(images):
-        Image.fromarray(image).save(tmp_path / f"v/{index}.png")
+        Image.fromarray(image).save(folder / f"v/{index}.png")
     found = np.unique(truth).tolist()
     instances = [
         {
@@ -141,14 +146,74 @@ def test_the_evaluation_of_shapes_in_this_layout(tmp_path: Path) -> None:
         for label in found
     ]
     names = [{"id": index + 1, "name": name.replace(" ", "_")} for index, name in enumerate(NAMES)]
-    files = [f"v/{index}.png" for index in range(3)]
-    video = {"id": 1, "height": 128, "width": 128, "length": 3, "file_names": files}
-    data = {"videos": [video], "categories": names, "annotations": instances}
-    (tmp_path / "a.json").write_text(json.dumps(data))
-    dataset = YouTubeVIS(tmp_path / "a.json", tmp_path)
+    videos = [
+        {"id": number, "height": 128, "width": 128, "file_names": [f"{name}/{index}.png" for index in range(3)]}
+        for number, name in ((1, "v"), (2, "gone"))
+    ]
+    annotations.write_text(json.dumps({"videos": videos, "categories": names, "annotations": instances}))
+    return truth
+
+
+def test_the_evaluation_of_shapes_in_this_layout(tmp_path: Path) -> None:
+    """J, F and mIoU are high, and those of the label maps."""
+    truth = write_shapes_videos(tmp_path)
+    dataset = YouTubeVIS.registered("ytvis_2021_train", tmp_path)
     assert dataset.names == NAMES
     assert np.array_equal(dataset.label_maps(dataset.videos[0]), truth)
     predictor = VideoPredictor(Predictor.from_pretrained("shapes"), VideoOptions(shared=False))
-    values = evaluate_videos(predictor, dataset)
+    with pytest.raises(FileNotFoundError, match="gone"):
+        evaluate_videos(predictor, dataset)
+    values = evaluate_videos(predictor, replaced_videos(dataset))
     assert set(values) == {"J", "F", "J&F", "mIoU"}
     assert 50 < values["J"] <= 100 and 50 < values["F"] <= 100
+
+
+def replaced_videos(dataset: YouTubeVIS) -> YouTubeVIS:
+    dataset.videos = dataset.videos[:1]
+    return dataset
+
+
+def test_the_command_evaluates_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is damaged is passed over and named; the figures are those of the function."""
+    write_shapes_videos(tmp_path / "data")
+    common = ["video", "--evaluate", "ytvis_2021_train", "--data-root", str(tmp_path / "data"), "--frame-by-frame"]
+    assert main([*common, "--out", str(tmp_path / "out"), "--quiet"]) == 3
+    shown = capsys.readouterr()
+    assert "passed over gone: " in shown.err and "ytvis_2021_train, 1 of 2 videos: J " in shown.out
+    content = json.loads((tmp_path / "out/ytvis_2021_train/metrics.json").read_text())
+    dataset = replaced_videos(YouTubeVIS.registered("ytvis_2021_train", tmp_path / "data"))
+    predictor = VideoPredictor(Predictor.from_pretrained("shapes"), VideoOptions(shared=False))
+    values = evaluate_videos(predictor, dataset)
+    assert {name: content[name] for name in values} == pytest.approx(values)
+    assert (content["videos"], content["of"], list(content["passed_over"])) == (1, 2, ["gone"])
+    assert content["settings"]["shared"] is False and content["model"] == "shapes"
+    rows = list(csv.DictReader((tmp_path / "out/ytvis_2021_train/per_class.csv").read_text().splitlines()))
+    assert [row["class"] for row in rows] == list(NAMES)
+    present = [row for row in rows if row["frames"] != "0"]
+    assert len(present) < 36 and np.mean([float(row["J"]) for row in present]) == pytest.approx(values["J"], abs=1e-3)
+    assert all(not row["J"] for row in rows if row not in present)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--evaluate", "ytvis_2020"], "unknown set of videos 'ytvis_2020'; there are ytvis_2019_train"),
+        (["--evaluate", "ytvis_2019_train"], "ytvis_2021_valid is there); see docs/video.md"),
+        (["--evaluate", "ytvis_2021_valid"], "no video of ytvis_2021_valid could be evaluated"),
+        (["--evaluate", "ytvis_2021_valid", "--vocab", "cat"], "leave out --vocab"),
+        (["a.mp4", "--evaluate", "ytvis_2021_valid"], "leave out a.mp4"),
+    ],
+)
+def test_what_cannot_be_evaluated(
+    tmp_path: Path, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path, content() | {"annotations": None}, "ytvis_2021_valid")
+    assert main(["video", *options, "--data-root", str(tmp_path), "--out", str(tmp_path / "out")]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_commands_for_images_name_the_one_for_videos() -> None:
+    with pytest.raises(
+        ValueError, match=r"DATASETS.TEST names 'ytvis_2019_train', .* `san video --evaluate ytvis_2019_"
+    ):
+        check_names(["ytvis_2019_train"], "DATASETS.TEST")

@@ -61,7 +61,10 @@ class ModelOptions(Options):
 class DatasetOptions(Options):
     """DATASETS."""
 
-    train: tuple[str, ...] = option((), "names of data sets to train on, of one vocabulary")
+    train: tuple[str, ...] = option((), "names of data sets to train on; each image has the classes of its own")
+    train_weights: tuple[float, ...] = option(
+        (), "relative number of samples from each data set of TRAIN; empty: all images are equally frequent", above=0
+    )
     test: tuple[str, ...] = option((), "names of data sets to evaluate on")
     root: str = option(
         "", "folder of the data sets; empty: environment variable DETECTRON2_DATASETS, else datasets", **_PATH

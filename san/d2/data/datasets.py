@@ -21,7 +21,7 @@ from typing import Any
 
 from san.d2.api import CfgNode, DatasetCatalog, MetadataCatalog, comm
 from san.d2.data.loaders import Record
-from san.data.benchmarks import BENCHMARKS, Benchmark
+from san.data.benchmarks import BENCHMARKS, YTVIS_SPLITS, Benchmark
 from san.data.checking.pair import count_values
 from san.data.custom import load_custom_dataset
 from san.data.label_mapping import LabelMapping
@@ -256,6 +256,10 @@ def check_names(names: Sequence[str], key: str) -> None:
     """
     known = sorted(DatasetCatalog.list())
     for name in names:
+        if name in YTVIS_SPLITS:
+            raise ValueError(
+                f"{key} names {name!r}, which is a set of videos; evaluate it with `san video --evaluate {name}`"
+            )
         if name not in known:
             nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
             raise ValueError(

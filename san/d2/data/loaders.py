@@ -3,7 +3,8 @@
 All randomness of training is a pure function of (seed, position in the sample stream). Position p of the stream is one
 sample of shuffle p // n of the n samples; its augmentation and loss points are drawn from generators seeded by
 (seed, p). Batch i contains positions i * B .. i * B + B - 1. Therefore the number of workers, the number of processes
-and interruptions do not change the training data.
+and interruptions do not change the training data. With weights of data sets (`Mixture`), position p is of a data set,
+and is the next sample in that set's own shuffles.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -29,6 +30,7 @@ _SHUFFLE_STREAM = 0
 _AUGMENT_STREAM = 1
 _POINT_STREAM = 2
 _REPLACE_STREAM = 3
+_MIXTURE_STREAM = 4
 
 RETRY_PAUSE = 0.1
 """Seconds before a failed sample is retried: errors of network file systems may be temporary."""
@@ -64,6 +66,49 @@ def epoch_order(seed: int, epoch: int, size: int) -> np.ndarray:
     return np.random.default_rng((seed, _SHUFFLE_STREAM, epoch)).permutation(size)
 
 
+@dataclass(frozen=True)
+class Mixture:
+    """Several data sets whose shares of the stream are fixed, whatever their sizes.
+
+    Every `BLOCK` positions contain the same number of samples of a data set, in random order. Each data set is shown
+    in shuffles of its own.
+
+    Attributes:
+        sizes: number of records of each data set; its records follow those of the one before.
+        quotas: samples of each data set in a block, at least 1; their sum is `BLOCK`.
+    """
+
+    BLOCK: ClassVar[int] = 1000
+    sizes: tuple[int, ...]
+    quotas: tuple[int, ...]
+
+    def sample_at(self, seed: int, position: int) -> tuple[int, range]:
+        """Return the index of the record at a position, and the indices of all records of its data set."""
+        block, place = divmod(position, self.BLOCK)
+        sets, numbers = _block_order(seed, block, self.quotas)
+        which = int(sets[place])
+        first, size = sum(self.sizes[:which]), self.sizes[which]
+        epoch, rank = divmod(block * self.quotas[which] + int(numbers[place]), size)
+        return first + int(_set_order(seed, which, epoch, size)[rank]), range(first, first + size)
+
+
+@functools.lru_cache(maxsize=16)
+def _set_order(seed: int, which: int, epoch: int, size: int) -> np.ndarray:
+    """Return the order of the samples of one data set of a mixture in one of its epochs."""
+    return np.random.default_rng((seed, _MIXTURE_STREAM, 1, which, epoch)).permutation(size)
+
+
+@functools.lru_cache(maxsize=4)
+def _block_order(seed: int, block: int, quotas: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the data set of each position of a block, and how many samples of it the block has before it."""
+    sets = np.repeat(np.arange(len(quotas)), quotas)
+    sets = np.random.default_rng((seed, _MIXTURE_STREAM, 0, block)).permutation(sets)
+    numbers = np.zeros_like(sets)
+    for which, quota in enumerate(quotas):
+        numbers[sets == which] = np.arange(quota)
+    return sets, numbers
+
+
 def point_seed(seed: int, position: int) -> int:
     """Return the seed of the loss points of the sample at a position: 31 bits."""
     return int(np.random.default_rng((seed, _POINT_STREAM, position)).integers(2**31 - 1))
@@ -76,21 +121,25 @@ class PositionDataset(Dataset[Any]):
         records: the data set.
         mapping: (record, generator) -> sample.
         seed: seed of the run, 0 or more.
+        mixture: of several data sets whose shares are fixed; None shuffles all records together.
     """
 
-    def __init__(self, records: Sequence[Record], mapping: TrainMapping, seed: int) -> None:
+    def __init__(
+        self, records: Sequence[Record], mapping: TrainMapping, seed: int, mixture: Mixture | None = None
+    ) -> None:
         self.records = records
         self.mapping = mapping
         self.seed = seed
+        self.mixture = mixture
 
     def __getitem__(self, position: int) -> BatchSample | BadSample:
         """Return the sample at a position.
 
-        A sample that cannot be read is replaced by another, drawn from (seed, position), whose entry ``bad`` has the
-        errors. If the replacements cannot be read either, the result is a `BadSample`.
+        A sample that cannot be read is replaced by another, drawn from (seed, position), in a mixture from the same
+        data set, whose entry ``bad`` has the errors. If the replacements cannot be read either, the result is a
+        `BadSample`.
         """
-        epoch, rank_in_epoch = divmod(position, len(self.records))
-        index = int(epoch_order(self.seed, epoch, len(self.records))[rank_in_epoch])
+        index, among = self._index(position)
         bad: list[BadSample] = []
         draw = np.random.default_rng((self.seed, _REPLACE_STREAM, position))
         while len(bad) <= MAX_REPLACEMENTS:
@@ -99,8 +148,16 @@ class PositionDataset(Dataset[Any]):
                 found = {"bad": tuple(bad)} if bad else {}
                 return sample | {"seed": point_seed(self.seed, position), "position": position} | found
             bad.append(sample)
-            index = int(draw.integers(len(self.records)))
+            index = among[int(draw.integers(len(among)))]
         return bad[0]
+
+    def _index(self, position: int) -> tuple[int, range]:
+        """Return the index of the record at a position, and the indices that may replace it."""
+        if self.mixture is not None:
+            return self.mixture.sample_at(self.seed, position)
+        size = len(self.records)
+        epoch, rank_in_epoch = divmod(position, size)
+        return int(epoch_order(self.seed, epoch, size)[rank_in_epoch]), range(size)
 
     def _load(self, index: int, position: int) -> BatchSample | BadSample:
         """Load a record with the augmentation of a position."""
@@ -202,6 +259,7 @@ def build_train_loader(
     stream: StreamConfig,
     *,
     num_workers: int,
+    mixture: Mixture | None = None,
     pin_memory: bool = False,
     timeout: float = 0,
 ) -> Batches:
@@ -212,6 +270,7 @@ def build_train_loader(
         mapping: (record, generator) -> sample.
         stream: the part of the stream.
         num_workers: number of loader workers; 0 loads in this process.
+        mixture: see `PositionDataset`.
         pin_memory: pin memory for copies to a GPU.
         timeout: see `Batches`.
 
@@ -222,7 +281,7 @@ def build_train_loader(
         stream.start_iter * stream.batch_size, stream.max_iter * stream.batch_size, stream.rank, stream.world
     )
     loader = DataLoader(
-        PositionDataset(records, mapping, stream.seed),
+        PositionDataset(records, mapping, stream.seed, mixture),
         batch_size=stream.step_size,
         sampler=sampler,
         num_workers=num_workers,

@@ -7,6 +7,7 @@ the classes present, and ``num_masks``, their number.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,6 +95,21 @@ class TrainMapper:
         present = _present(labels, self.info)
         sample = _sample(record, self.info, image, labels, (height, width))
         return sample | {"num_masks": len(present), "classes": torch.from_numpy(present.astype(np.int64))}
+
+
+class MapperPerSet:
+    """Maps each training sample by the mapper of its own data set.
+
+    Args:
+        mappers: by registered name, a record's ``dataset_name``.
+    """
+
+    def __init__(self, mappers: Mapping[str, TrainMapper]) -> None:
+        self.mappers = mappers
+
+    def __call__(self, record: Record, rng: np.random.Generator) -> BatchSample:
+        """Return the sample of a record; raises like `TrainMapper`."""
+        return self.mappers[record["dataset_name"]](record, rng)
 
 
 def _present(labels: np.ndarray, info: DatasetInfo) -> np.ndarray:

@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 
 from san.d2.api import CfgNode, comm
 from san.d2.config.keys import augmentation_config
 from san.d2.data.batches import Batches
-from san.d2.data.datasets import check_names, class_texts, load_records, metadata_of
-from san.d2.data.loaders import Record, StreamConfig, build_train_loader
-from san.d2.data.mapper import DatasetInfo, TrainMapper, dataset_info
+from san.d2.data.datasets import check_names, load_records, metadata_of
+from san.d2.data.loaders import Mixture, Record, StreamConfig, TrainMapping, build_train_loader
+from san.d2.data.mapper import DatasetInfo, MapperPerSet, TrainMapper, dataset_info
 from san.data.transforms import TrainAugmentation
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The data sets that a run trains on.
+
+    Attributes:
+        records: of all data sets, those of one behind those of the other; each has a ``dataset_name``.
+        infos: properties of each data set, by name.
+        mixture: their shares; None if all records are shuffled together.
+    """
+
+    records: list[Record]
+    infos: Mapping[str, DatasetInfo]
+    mixture: Mixture | None = None
 
 
 def stream_config(cfg: CfgNode) -> StreamConfig:
@@ -28,44 +44,66 @@ def stream_config(cfg: CfgNode) -> StreamConfig:
     )
 
 
-def train_batches(cfg: CfgNode, records: Sequence[Record], info: DatasetInfo, stream: StreamConfig) -> Batches:
+def train_batches(cfg: CfgNode, data: TrainingData, stream: StreamConfig) -> Batches:
     """Return the batches of a part of the stream."""
     return build_train_loader(
-        records,
-        train_mapper(cfg, info),
+        data.records,
+        train_mapper(cfg, data),
         stream,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
+        mixture=data.mixture,
         timeout=cfg.DATALOADER.TIMEOUT,
         pin_memory=torch.device(cfg.MODEL.DEVICE).type == "cuda",
     )
 
 
-def train_mapper(cfg: CfgNode, info: DatasetInfo) -> TrainMapper:
-    """Return the mapper from records of a training set to augmented samples."""
-    return TrainMapper(info, TrainAugmentation(augmentation_config(cfg, info.ignore_label)))
+def train_mapper(cfg: CfgNode, data: TrainingData) -> TrainMapping:
+    """Return the mapper from records of the training sets to augmented samples."""
+    mappers = {
+        name: TrainMapper(info, TrainAugmentation(augmentation_config(cfg, info.ignore_label)))
+        for name, info in data.infos.items()
+    }
+    return next(iter(mappers.values())) if len(mappers) == 1 else MapperPerSet(mappers)
 
 
-def training_records(names: Sequence[str]) -> tuple[list[Record], DatasetInfo]:
-    """Return the records of all training sets.
+def training_data(cfg: CfgNode) -> TrainingData:
+    """Return the records of all training sets, each with its own classes, ignore label and label mapping.
 
     Args:
-        names: DATASETS.TRAIN, with one vocabulary.
-
-    Returns:
-        the records, and their `DatasetInfo`.
+        cfg: has DATASETS.TRAIN and DATASETS.TRAIN_WEIGHTS.
 
     Raises:
-        ValueError: `names` is empty, a name is unknown, or class names differ.
+        ValueError: there is no training set, a name is unknown, or the weights do not fit.
         FileNotFoundError: folders are missing or empty.
     """
+    names, weights = cfg.DATASETS.TRAIN, cfg.DATASETS.TRAIN_WEIGHTS
     if not names:
         raise ValueError("DATASETS.TRAIN is empty; set it to a data set such as shapes_sem_seg_train")
     check_names(names, "DATASETS.TRAIN")
-    kinds = {(class_texts(name), dataset_info("", metadata_of(name))) for name in names}
-    if len(kinds) > 1:
+    quotas = _quotas(names, weights) if weights else ()
+    infos = {name: dataset_info(name, metadata_of(name)) for name in names}
+    records = [load_records(name) for name in names]
+    mixture = Mixture(tuple(map(len, records)), quotas) if len(quotas) > 1 else None
+    named = [{**record, "dataset_name": name} for name, own in zip(names, records, strict=True) for record in own]
+    return TrainingData(named, infos, mixture)
+
+
+def _quotas(names: Sequence[str], weights: Sequence[float]) -> tuple[int, ...]:
+    """Return how many samples of each data set a block of a `Mixture` contains."""
+    if len(weights) != len(names):
         raise ValueError(
-            f"DATASETS.TRAIN has sets with different classes, ignore labels or label mappings: {', '.join(names)}; "
-            "use sets with equal ones"
+            f"DATASETS.TRAIN_WEIGHTS has {len(weights)} numbers, but DATASETS.TRAIN has {len(names)} data sets "
+            f"({', '.join(names)}); give one weight for each, or none"
         )
-    records = [record for name in names for record in load_records(name)]
-    return records, dataset_info(names[0], metadata_of(names[0]))
+    exact = [Mixture.BLOCK * weight / sum(weights) for weight in weights]
+    quotas = [int(each) for each in exact]
+    by_remainder = sorted(range(len(exact)), key=lambda which: quotas[which] - exact[which])
+    for which in by_remainder[: Mixture.BLOCK - sum(quotas)]:
+        quotas[which] += 1
+    for name, weight, quota in zip(names, weights, quotas, strict=True):
+        if not quota:
+            raise ValueError(
+                f"DATASETS.TRAIN_WEIGHTS gives {name} {weight:g} of {sum(weights):g}, which is less than one sample in "
+                f"{Mixture.BLOCK}; give it a larger weight, or take it out of DATASETS.TRAIN"
+            )
+    return tuple(quotas)

@@ -33,7 +33,7 @@ from san.d2.config.keys import solver_config
 from san.d2.data.bad_data import BadData
 from san.d2.data.batches import Batches, BatchSample
 from san.d2.data.datasets import check_distinct_classes, check_names, load_records
-from san.d2.data.train_data import stream_config, train_batches, training_records
+from san.d2.data.train_data import stream_config, train_batches, training_data
 from san.d2.evaluate.evaluation import evaluate, summary
 from san.d2.processes import stopping
 from san.d2.solver import build_lr_scheduler, build_optimizer
@@ -70,7 +70,7 @@ class Trainer(TrainerBase):
         self.cfg = cfg
         self.run_id = run_id or new_run_id()
         self.max_iter = cfg.SOLVER.MAX_ITER
-        self.records, self.info = training_records(cfg.DATASETS.TRAIN)
+        self.data = training_data(cfg)
         self.stream = stream_config(cfg)
         check_names(cfg.DATASETS.TEST, "DATASETS.TEST")
         for name in cfg.DATASETS.TEST:
@@ -85,7 +85,7 @@ class Trainer(TrainerBase):
         self.saved: dict[str, Any] = {"trainer": weakref.proxy(self)} | ({"ema": self.average} if self.average else {})
         self.checkpointer = SANCheckpointer(self.san, cfg.OUTPUT_DIR, run_id=self.run_id, **self.saved)
         folder = Path(cfg.OUTPUT_DIR)
-        self.bad_data = BadData(len(self.records), cfg.DATALOADER.MAX_BAD_SHARE, folder)
+        self.bad_data = BadData(len(self.data.records), cfg.DATALOADER.MAX_BAD_SHARE, folder)
         self.log = IterationLog(self.san, cfg.SOLVER.MAX_NONFINITE, folder, seed=lambda: self.stream.seed)
         self.saving = CheckpointHook(
             self.checkpointer,
@@ -103,7 +103,8 @@ class Trainer(TrainerBase):
         self._batches: Iterator[list[BatchSample]] = iter(())
         self.register_hooks(self.build_hooks())
         trained = sum(p.numel() for p in self.san.parameters() if p.requires_grad)
-        logger.info("%d images of %s; %d parameters trained", len(self.records), self.info.name, trained)
+        names = ", ".join(self.data.infos)
+        logger.info("%d images of %s; %d parameters trained", len(self.data.records), names, trained)
 
     def build_optimizer(self) -> torch.optim.Optimizer:
         """The optimiser of ``self.san``, by default AdamW with the groups of SOLVER.PARAM_RULES.
@@ -315,7 +316,7 @@ class Trainer(TrainerBase):
 
     def _train_loader(self) -> Batches:
         stream = replace(self.stream, start_iter=min(self.start_iter, self.max_iter))
-        return train_batches(self.cfg, self.records, self.info, stream)
+        return train_batches(self.cfg, self.data, stream)
 
     def run_step(self) -> None:
         """One iteration; an update whose loss or gradient is not finite is skipped.
