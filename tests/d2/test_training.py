@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from san.d2.api import META_ARCH_REGISTRY, HookBase, MetadataCatalog, build_model
 from san.d2.data.datasets import register_datasets
@@ -36,6 +37,8 @@ def test_a_run_leaves_its_files(reference: Path) -> None:
     assert {"model_0000002.pth", "model_0000005.pth"} <= names and any("tfevents" in name for name in names)
     report = {path.name for path in (reference / "inference/voc_sem_seg_val").iterdir()}
     assert report >= {"metrics.json", "per_class.csv", "per_class.png", "panel.png"}
+    for path in reference.rglob("*.png"):
+        Image.open(path).verify()
 
 
 def test_progress_line_says_all(reference: Path) -> None:

@@ -17,9 +17,9 @@ import pytest
 import torch
 import torch.utils.tensorboard  # once, not in every forked process
 
-from tests.d2.conftest import as_arguments, make_cfg, options, own_voc, reference_run, shared_voc
+from tests.d2.conftest import as_arguments, make_cfg, no_charts, options, own_voc, reference_run, shared_voc, without_charts
 
-__all__ = ["make_cfg", "options", "own_voc", "shared_voc"]
+__all__ = ["make_cfg", "no_charts", "options", "own_voc", "shared_voc"]
 
 REPO = Path(__file__).resolve().parent.parent.parent
 
@@ -47,7 +47,7 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def reference(shared_voc: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As that of tests/d2, computed as everything here."""
-    with single_threaded(), one_id():
+    with single_threaded(), one_id(), without_charts():
         return reference_run(shared_voc, tmp_path_factory.mktemp("reference"))
 
 
@@ -68,15 +68,6 @@ def same_run_id() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def short_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("san.d2.data.loaders.RETRY_PAUSE", 0.01)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def no_charts() -> Iterator[None]:
-    """Curves and bars take most of a tiny run's time, and no fault is about them; tests/d2 looks at them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("san.d2.train.run_hooks.plot_curves", lambda *_, **__: None)
-        patch.setattr("san.visualize.plot_per_class", lambda *_, **__: None)
-        yield
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
