@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import importlib
 import multiprocessing
@@ -11,7 +12,6 @@ import runpy
 import signal
 import socket
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ class Fork:
         self.output = output
         self._process = context.Process(target=_run, args=(action, str(output), environment or {}))
         self._process.start()
+        atexit.register(self._process.kill)  # where a test has failed, this process must not wait for it
         self.pid: int = self._process.pid
 
     @property
@@ -50,26 +51,18 @@ class Fork:
         code: int | None = self._process.exitcode
         return code
 
-    def communicate(self) -> str:
+    def poll(self) -> int | None:
+        """Its exit code, or None while it runs."""
+        return self.returncode
+
+    def communicate(self, timeout: float = HANG) -> tuple[str, None]:
         """Waits for its end; returns what it has written."""
-        self._process.join(HANG)
-        if self._process.is_alive():
-            self._fail(f"hangs for {HANG} s")
-        return self.output.read_text(errors="replace")
-
-    def wait_for(self, condition: Callable[[], bool]) -> None:
-        """Waits until something is so; the process must not end before."""
-        end = time.monotonic() + HANG
-        while not condition():
-            if not self._process.is_alive() or time.monotonic() > end:
-                self._fail("has ended" if self._process.exitcode is not None else "does not get there")
-            time.sleep(0.01)
-
-    def _fail(self, why: str) -> None:
+        self._process.join(timeout)
         if self._process.is_alive():
             os.killpg(self.pid, signal.SIGKILL)
-        self._process.join()
-        raise AssertionError(f"the process {why}:\n{self.output.read_text(errors='replace')}")
+            self._process.join()
+            raise AssertionError(f"a process hangs for {timeout} s: {self.output.read_text(errors='replace')}")
+        return self.output.read_text(errors="replace"), None
 
 
 def _run(action: Callable[[], Any], output: str, environment: dict[str, str]) -> None:
@@ -78,7 +71,7 @@ def _run(action: Callable[[], Any], output: str, environment: dict[str, str]) ->
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for number in (1, 2):
         os.dup2(file, number)
-    sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))
+    sys.stdout = sys.stderr = os.fdopen(1, "w", buffering=1, closefd=False)
     torch.set_num_threads(1)  # it would wait for threads that it has not inherited
     action()
 

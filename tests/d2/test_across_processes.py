@@ -27,7 +27,7 @@ def train_on_two_machines(engine: str, options: dict[str, Any], folders: list[Pa
         command = script(TRAIN_NET, [*flags, *as_arguments(options | {"OUTPUT_DIR": str(folder)})])
         output = folder.with_suffix(".txt")
         started.append(Fork(command, output, {"SAN_BACKEND": engine}, spawned=engine != BACKEND))
-    outputs = [process.communicate() for process in started]
+    outputs = [process.communicate()[0] for process in started]
     return [(process.returncode, output) for process, output in zip(started, outputs, strict=True)]
 
 
@@ -95,7 +95,7 @@ def outcomes(folder: str) -> None:
 def test_all_end_as_one(engine: str, tmp_path: Path) -> None:
     command = script(Path(__file__), [tmp_path])
     process = Fork(command, tmp_path / "output", {"SAN_BACKEND": engine}, spawned=engine != BACKEND)
-    output = process.communicate()
+    output = process.communicate()[0]
     assert process.returncode == 0, output
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert first[:4] == ["'of 0'", "FileNotFoundError: gone.pth", "KeyError: 'a defect'", "None"]

@@ -146,7 +146,7 @@ def test_two_tasks_of_srun_are_one_run(engine: str, options: dict[str, Any], tmp
         )
         for rank in "01"
     ]  # fmt: skip
-    outputs = [task.communicate() for task in tasks]
+    outputs = [task.communicate()[0] for task in tasks]
     assert [task.returncode for task in tasks] == [0, 0], outputs
     folder = tmp_path / "run"
     assert "2 x " in (folder / "log.txt").read_text() and (folder / "log.txt.rank1").is_file()

@@ -37,7 +37,7 @@ def start(*arguments: str, launcher: tuple[str, ...] = ()) -> Done:
 def start_forked(folder: Path, *arguments: str) -> Done:
     """Runs it in processes that are forked from this one."""
     process = Fork(script(TRAIN_NET, arguments), folder / "output")
-    output = process.communicate()
+    output = process.communicate()[0]
     return process.returncode, output
 
 
@@ -48,7 +48,7 @@ def start_as_torchrun(folder: Path, *arguments: str) -> Done:
         Fork(script(TRAIN_NET, arguments), folder / f"output{rank}", common | {"RANK": rank, "LOCAL_RANK": rank})
         for rank in "01"
     ]
-    outputs = [process.communicate() for process in processes]
+    outputs = [process.communicate()[0] for process in processes]
     return max(process.returncode or 0 for process in processes), "".join(outputs)
 
 

@@ -17,14 +17,21 @@ import pytest
 import torch
 import torch.utils.tensorboard  # once, not in every forked process
 
-from tests.d2.conftest import as_arguments, make_cfg, no_charts, options, own_voc, reference_run, shared_voc, without_charts
+from tests.d2.conftest import (
+    as_arguments,
+    make_cfg,
+    no_charts,
+    options,
+    own_voc,
+    reference_run,
+    shared_voc,
+    without_charts,
+)
+from tests.forks import HANG, Fork
 
 __all__ = ["make_cfg", "no_charts", "options", "own_voc", "shared_voc"]
 
 REPO = Path(__file__).resolve().parent.parent.parent
-
-HANG = 900
-"""Seconds after which something hangs: no measure of speed, as a busy machine may need a hundred times as long."""
 
 
 @contextlib.contextmanager
@@ -133,7 +140,7 @@ def train_net(options: dict[str, Any], *arguments: str, torchrun: int = 0) -> su
     )  # fmt: skip
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str] | Fork) -> None:
     """Waits until something is so; the process must not end before."""
     end = time.monotonic() + HANG
     while not condition():
