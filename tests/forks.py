@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import functools
-import importlib
 import multiprocessing
 import os
 import pickle
@@ -77,20 +76,24 @@ def _run(action: Callable[[], Any], output: str, environment: dict[str, str]) ->
 
 
 def script(path: Path, arguments: Sequence[object]) -> Callable[[], Any]:
-    """What ``python PATH ARGUMENTS`` does; the processes that the stand-in starts are forked, too."""
+    """What ``python PATH ARGUMENTS`` does."""
     return functools.partial(_run_script, str(path), [str(each) for each in arguments])
 
 
 def _run_script(path: str, arguments: list[str]) -> None:
-    importlib.import_module("san.d2.standin.launch").spawn = fork_as_spawn  # type: ignore[attr-defined]
     sys.argv = [path, *arguments]
     runpy.run_path(path, run_name="__main__")
 
 
 def fork_as_spawn(function: Callable[..., Any], args: tuple[Any, ...], nprocs: int) -> None:
     """`torch.multiprocessing.spawn` by forks, which get what a spawned process would: what can be pickled."""
-    function, args = pickle.loads(pickle.dumps((function, args)))
-    start_processes(function, args=args, nprocs=nprocs, start_method="fork")
+    given = pickle.loads(pickle.dumps((function, args)))
+    start_processes(_run_one, args=given, nprocs=nprocs, start_method="fork")
+
+
+def _run_one(rank: int, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    function(rank, *args)
 
 
 def free_port() -> int:

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.forks import fork_as_spawn
+
 TINY = {
     "MODEL.DEVICE": "cpu",
     "MODEL.CLIP.NAME": "tiny",
@@ -138,6 +140,14 @@ def without_charts() -> Iterator[None]:
 def no_charts() -> Iterator[None]:
     """Only `reference` has charts."""
     with without_charts():
+        yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forked_workers() -> Iterator[None]:
+    """The stand-in forks its workers; a worker that imports everything itself takes seconds more."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(importlib.import_module("san.d2.standin.launch"), "spawn", fork_as_spawn)
         yield
 
 

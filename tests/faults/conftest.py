@@ -19,6 +19,7 @@ import torch.utils.tensorboard  # once, not in every forked process
 
 from tests.d2.conftest import (
     as_arguments,
+    forked_workers,
     make_cfg,
     no_charts,
     options,
@@ -29,7 +30,7 @@ from tests.d2.conftest import (
 )
 from tests.forks import HANG, Fork
 
-__all__ = ["make_cfg", "no_charts", "options", "own_voc", "shared_voc"]
+__all__ = ["forked_workers", "make_cfg", "no_charts", "options", "own_voc", "shared_voc"]
 
 REPO = Path(__file__).resolve().parent.parent.parent
 
