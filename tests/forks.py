@@ -54,6 +54,10 @@ class Fork:
         """Its exit code, or None while it runs."""
         return self.returncode
 
+    def kill(self) -> None:
+        """Ends it, if it has not ended."""
+        self._process.kill()
+
     def communicate(self, timeout: float = HANG) -> tuple[str, None]:
         """Waits for its end; returns what it has written."""
         self._process.join(timeout)
