@@ -256,6 +256,10 @@ def fitting_tensors(
         if own.isdisjoint(found):
             logger.warning("%s has no %s: the initial weights are kept", label, ", ".join(sorted(own)))
             found |= {name: wanted[name] for name in own}
+    start = f"{inner}text_classifier.context_offset"
+    if start in wanted and start not in found:
+        logger.warning("%s has no learnt prompt context: it starts as the words of clip.templates", label)
+        found[start] = torch.zeros_like(wanted[start])
     wrong = misfits(found, wanted)
     if wrong:
         remedy = "use the configuration it was trained with"

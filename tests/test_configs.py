@@ -15,6 +15,7 @@ from san.d2.solver import build_optimizer
 from san.data.benchmarks import BENCHMARKS
 from san.model.build import freeze, outline
 from san.model.config import resolve, variant
+from san.shapes.dataset import NARROW_TRAIN, NARROW_VAL
 
 REPO = Path(__file__).resolve().parent.parent
 CONFIGS = REPO / "configs"
@@ -124,7 +125,9 @@ def test_every_configuration_loads_and_says_how_to_run_it(path: Path) -> None:
 
 
 ABLATIONS = CONFIGS / "ablations"
-ANSWERS = sorted(path.relative_to(ABLATIONS) for path in ABLATIONS.glob("*/*.yaml") if path.parent.name != "shapes")
+ANSWERS = sorted(
+    path.relative_to(ABLATIONS) for path in ABLATIONS.glob("*/*.yaml") if not path.parent.name.startswith("shapes")
+)
 
 
 def test_every_ablation_has_a_twin_on_shapes() -> None:
@@ -146,6 +149,19 @@ def test_twins_hold_one_difference_each_and_their_model_can_be_made(answer: Path
         freeze(model)
         assert build_optimizer(model, solver_config(cfg)).param_groups
     assert keys[0] == keys[1] and 2 <= len(keys[0]) <= 4  # with OUTPUT_DIR
+
+
+def test_narrow_ablations_tune_clip_as_those_on_all_of_shapes() -> None:
+    """Without a twin at full size, where the six benchmarks show what CLIP forgets."""
+    narrow = {path.stem: path for path in (ABLATIONS / "shapes_narrow").glob("*.yaml")}
+    base = load_config(str(narrow.pop("base")), ["MODEL.DEVICE", "cpu"])
+    assert (list(base.DATASETS.TRAIN), list(base.DATASETS.TEST)) == ([NARROW_TRAIN.name], [NARROW_VAL])
+    twins = {path.stem: path for path in (ABLATIONS / "shapes/clip_tuning").glob("*.yaml")}
+    assert narrow.keys() == twins.keys()
+    for answer, path in narrow.items():
+        one, other = (yaml.safe_load(each.read_text(encoding="utf-8")) for each in (path, twins[answer]))
+        assert (one.pop("_BASE_"), other.pop("_BASE_")) == ("base.yaml", "../base.yaml")
+        assert {**one, "OUTPUT_DIR": ""} == {**other, "OUTPUT_DIR": ""}
 
 
 CLIP_TUNING = {

@@ -137,8 +137,10 @@ def plain_text_embed(classifier: TextClassifier, names: Sequence[str], *, chunk_
     """Text embeddings (C, E) of names, each prompt at CLIP's full length, no cache."""
     prompts = [prompt for name in names for prompt in classifier.embedder.prompts(name)]
     tokens = classifier.embedder.tokenizer(prompts).to(classifier.device)  # (N, 77)
+    kinds = torch.arange(len(prompts), device=classifier.device) % (len(prompts) // len(names))  # (N,)
     with PlainAttention():
-        passes = [classifier.encode_text(part).float() for part in tokens.split(chunk_size)]
+        parts = zip(tokens.split(chunk_size), kinds.split(chunk_size), strict=True)
+        passes = [classifier.encode_text(*part).float() for part in parts]
     embeds = F.normalize(torch.cat(passes), dim=-1)  # (N, E)
     return F.normalize(embeds.view(len(names), -1, embeds.shape[1]).mean(dim=1), dim=-1)
 

@@ -93,7 +93,8 @@ def _begin(tower: TextTower, tokens: Tensor, kinds: Tensor, lengths: Tensor) -> 
     """Keys and values of all kinds' beginnings: one pass of K rows."""
     first = torch.stack([(kinds == kind).long().argmax() for kind in range(len(lengths))])  # of each kind
     ids = tokens[first, : int(lengths.max())].to(tower.positional_embedding.device, non_blocking=True)  # (K, P)
-    x = tower.token_embedding(ids) + tower.positional_embedding[: ids.shape[1]]
+    every, positions = torch.arange(len(ids), device=ids.device), torch.arange(ids.shape[1], device=ids.device)
+    x = tower.embed_tokens(ids, positions, every)
     keys, values = [], []
     for block in _blocks(tower):
         q, k, v = block.attn.project(block.ln_1(x))  # (K, N_h, P, d)
@@ -117,7 +118,7 @@ def _finish(tower: TextTower, tokens: Tensor, kinds: Tensor, ends: Tensor, begin
         each.to(device, non_blocking=True) for each in (ids, positions, kinds, seen[:, None], ends - shared)
     )
     rows = torch.arange(len(tokens), device=device)
-    x = tower.token_embedding(ids) + tower.positional_embedding[positions]  # (N, S, D)
+    x = tower.embed_tokens(ids, positions, kinds)  # (N, S, D)
     for index, block in enumerate(_blocks(tower)):
         q, k, v = block.attn.project(block.ln_1(x))  # (N, N_h, S, d)
         if longest:

@@ -18,3 +18,12 @@ class Prompts(Protocol):
 
         Prompts of the same index may begin alike for all names; what they share is computed once.
         """
+
+
+def learnt_contexts(prompts: Prompts) -> tuple[str, ...]:
+    """What prompts name in ``learnt_contexts``: per prompt index the words before the name whose embeddings are learnt.
+
+    Empty where they have no such attribute: nothing is learnt.
+    """
+    found: Sequence[str] = getattr(prompts, "learnt_contexts", ())
+    return tuple(found)

@@ -28,9 +28,11 @@ class Templates:
 
     Attributes:
         texts: as `load_templates` gives them.
+        learnt_contexts: the words in front of the name whose token embeddings are trained, per template; () for none.
     """
 
     texts: tuple[str, ...]
+    learnt_contexts: tuple[str, ...] = ()
 
     @property
     def identity(self) -> str:
@@ -46,6 +48,28 @@ class Templates:
 def template_prompts(options: NoOptions, templates: Sequence[str]) -> Templates:
     """The prompts of `clip.templates`, see `load_templates`."""
     return Templates(tuple(templates))
+
+
+@PROMPTS.register("learnt_context")
+def learnt_context_prompts(options: NoOptions, templates: Sequence[str]) -> Templates:
+    """The prompts of `clip.templates`, of which the words in front of the name are learnt, as in CoOp.
+
+    A learnt offset, zero at first, is added to the embedding of each of their tokens. All names share it.
+
+    Source: CoOp, arXiv 2109.01134, with unified context.
+
+    Raises:
+        FieldError: a template has no word in front of the name, or the name continues its last word.
+    """
+    contexts = tuple(text.split("{}")[0] for text in templates)
+    for text, context in zip(templates, contexts, strict=True):
+        if not context.strip() or context[-1].isalnum():
+            raise FieldError(
+                f"clip.templates holds {excerpt(text)}, but the prompts learnt_context learn the words in front of the "
+                "name; give templates with words and a blank there, such as 'a photo of a {}.'",
+                "clip.templates",
+            )
+    return Templates(tuple(templates), contexts)
 
 
 @cache

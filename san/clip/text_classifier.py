@@ -6,19 +6,19 @@ B batch, Q queries, C classes, E joint embedding. Source: docs/method.md#6.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from san.clip.arch import ClipArch
-from san.clip.prompts import Prompts
+from san.clip.prompts import Prompts, learnt_contexts
 from san.clip.text_embedder import TextEmbedder, TextEmbeddings
 from san.clip.text_tower import TextTower
 from san.clip.tokenizer import Tokenizer
 from san.io.errors import excerpt
-from san.torch_defaults import without_autocast
+from san.torch_defaults import torch_defaults, without_autocast
 from san.vocabulary.classes import ClassText
 
 logger = logging.getLogger(__name__)
@@ -26,9 +26,12 @@ logger = logging.getLogger(__name__)
 _MAX_LOGGED = 32_768  # remarks remembered, so that each is logged once
 _MAX_SHOWN = 10  # words in one warning
 
+OWN_PARAMETERS = ("no_object_embed", "context_offset")
+"""What `TextClassifier` adds to CLIP's text side, and trains."""
+
 
 class TextClassifier(TextTower):
-    """CLIP's frozen text tower with a learnt embedding for "no object".
+    """CLIP's frozen text tower with a learnt embedding for "no object" and, if the prompts say so, a learnt context.
 
     Args:
         arch: the CLIP's architecture.
@@ -37,7 +40,12 @@ class TextClassifier(TextTower):
 
     Attributes:
         embedder: names to embeddings, with the memory of them and the remarks on them.
+        context_offset: (P, M, D), added to the embeddings of the first tokens of prompts of P templates, of which
+            `context_length` are counted; None if the prompts learn nothing.
+        context_length: (P, 1), tokens of each template's learnt context.
     """
+
+    context_length: Tensor
 
     def __init__(self, arch: ClipArch, tokenizer: Tokenizer, prompts: Prompts) -> None:
         super().__init__(arch)
@@ -45,10 +53,22 @@ class TextClassifier(TextTower):
         self.no_object_embed = nn.Parameter(torch.randn(1, arch.embed_dim) * arch.embed_dim**-0.5)
         nn.init.normal_(self.token_embedding.weight, std=0.02)  # last: what a seed draws depends on the order
         self.embedder = TextEmbedder(tokenizer, prompts)
+        self.context_offset: nn.Parameter | None = None
+        if contexts := learnt_contexts(prompts):
+            with torch_defaults():
+                lengths = tokenizer(contexts).argmax(dim=-1, keepdim=True) - 1  # (P, 1), without start and end of text
+            self.context_offset = nn.Parameter(torch.zeros(len(contexts), int(lengths.max()), arch.text.width))
+            self.register_buffer("context_length", lengths, persistent=False)
         self._logged: set[str] = set()
 
     def embed(self, classes: Sequence[str | ClassText]) -> Tensor:
-        """Text embeddings (C, E), see `TextEmbedder.embed`, whose remarks are logged, each once."""
+        """Text embeddings (C, E), see `TextEmbedder.embed`, whose remarks are logged, each once.
+
+        In training with a learnt context they are computed with a gradient, on every call.
+        """
+        learns = self.context_offset is not None and self.context_offset.requires_grad
+        if self.training and learns and torch.is_grad_enabled():
+            return self.embedder.embed_with_gradient(self, classes)
         text = self.embedder.embed(self, classes)
         self._log_remarks(text)
         return text.vectors
@@ -63,6 +83,23 @@ class TextClassifier(TextTower):
             classes = torch.cat([text_embed.float(), no_object])  # (C + 1, E)
             logits: Tensor = self.logit_scale.float().exp() * sls_embed.float() @ classes.t()
         return logits
+
+    def embed_tokens(self, ids: Tensor, positions: Tensor, kinds: Tensor | None = None) -> Tensor:
+        """As in `TextTower`, with the learnt offsets of the kinds that are templates; other kinds have none."""
+        x = super().embed_tokens(ids, positions, kinds)
+        if self.context_offset is None or kinds is None:
+            return x
+        templates, longest = self.context_offset.shape[:2]
+        own = kinds.clamp(max=templates - 1)
+        offsets = self.context_offset[own[:, None], (positions - 1).clamp(0, longest - 1)]  # (N, T, D)
+        learnt = (positions >= 1) & (positions <= self.context_length[own]) & (kinds < templates)[:, None]  # (N, T)
+        return x + offsets * learnt[..., None]
+
+    def tower_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """All that an embedding depends on, by name."""
+        yield from super().tower_parameters()
+        if self.context_offset is not None:
+            yield "context_offset", self.context_offset
 
     def _log_remarks(self, text: TextEmbeddings) -> None:
         """One warning for the unknown words and one for the texts that are cut, of those not logged before."""

@@ -30,6 +30,7 @@ from san.vocabulary.classes import ClassText
 _MAX_CACHED = 32_768  # embeddings kept in memory; at a width of 512 that is 64 MB
 _MORE_ON_GPU = 8  # times the tokens of a pass, where launching a pass takes longer than computing it
 _FULL_PRECISION = ("highest", "ieee", "none")  # of products, in old and new words
+_MAX_TOKENS = 16  # vocabularies whose token ids are kept in training
 _NAME, _PROMPT = "t:", "p:"  # before a text, in a cache: a name, of which prompts are made, or a prompt as it is
 
 
@@ -72,6 +73,7 @@ class TextEmbedder:
     def _start_empty(self) -> None:
         self._cache: OrderedDict[str, Tensor] = OrderedDict()
         self._vocabularies: OrderedDict[tuple[tuple[str, ...], ...], TextEmbeddings] = OrderedDict()
+        self._tokens: dict[tuple[tuple[str, ...], ...], tuple[Tensor, Tensor]] = {}
         self._cache_key: object = None
         self._store: TextCache | None = None
         self._lock = threading.Lock()
@@ -105,6 +107,20 @@ class TextEmbedder:
             self._drop_stale_cache(tower)
             found = self._vocabularies.get(texts)
             return self._embed_vocabulary(tower, texts, store) if found is None else found
+
+    def embed_with_gradient(self, tower: TextTower, classes: Sequence[str | ClassText]) -> Tensor:
+        """Text embeddings (C, E) as `embed` gives them, through which a gradient flows; nothing of them is kept."""
+        texts = tuple(_texts_of(each) for each in classes)
+        prompts_of = {text: self._prompts_of(text) for own in texts for text in own}
+        with self._lock:
+            if texts not in self._tokens:
+                self._tokens = {texts: self._tokenised(prompts_of)} | dict(
+                    list(self._tokens.items())[: _MAX_TOKENS - 1]
+                )
+            tokens = self._tokens[texts]
+        with torch_defaults():
+            vectors = self._encode(tower, prompts_of, *tokens)
+            return torch.stack([_mean_direction([vectors[text] for text in own]) for own in texts])
 
     def forget(self) -> None:
         """Drops the embeddings in memory; those on disk stay."""
@@ -164,6 +180,10 @@ class TextEmbedder:
         """Unit-length embeddings (E,) of marked texts, made from their prompts."""
         if not prompts_of:
             return {}
+        return self._encode(tower, prompts_of, *self._tokenised(prompts_of))
+
+    def _tokenised(self, prompts_of: Mapping[str, Sequence[str]]) -> tuple[Tensor, Tensor]:
+        """Token ids (N, T) of all prompts, and the index (N,) of the template each is made with."""
         tokens = self.tokenizer([prompt for prompts in prompts_of.values() for prompt in prompts])  # (N, T)
         # those of one template begin alike, those as they are may
         kinds = torch.tensor(
@@ -173,6 +193,12 @@ class TextEmbedder:
                 for index in range(len(prompts))
             ]
         )
+        return tokens, kinds
+
+    def _encode(
+        self, tower: TextTower, prompts_of: Mapping[str, Sequence[str]], tokens: Tensor, kinds: Tensor
+    ) -> dict[str, Tensor]:
+        """Unit-length embeddings (E,) of marked texts whose prompts have these tokens (N, T) and templates (N,)."""
         per_prompt = F.normalize(self._encode_prompts(tower, tokens, kinds).float(), dim=-1)  # (N, E)
         per_text = per_prompt.split([len(prompts) for prompts in prompts_of.values()])
         return {text: F.normalize(own.mean(dim=0), dim=-1) for text, own in zip(prompts_of, per_text, strict=True)}

@@ -53,10 +53,21 @@ class TextTower(nn.Module):
         """Where the weights are."""
         return self.text_projection.device
 
-    def encode_text(self, tokens: Tensor) -> Tensor:
+    def embed_tokens(self, ids: Tensor, positions: Tensor, kinds: Tensor | None = None) -> Tensor:
+        """Input (N, T, D) of the blocks for token ids (N, T) at positions (T,) or (N, T).
+
+        Args:
+            ids: of the tokens.
+            positions: in their prompts, from 0.
+            kinds: (N,) the index of each row's template; a subclass may treat templates differently.
+        """
+        x: Tensor = self.token_embedding(ids) + self.positional_embedding[positions]
+        return x
+
+    def encode_text(self, tokens: Tensor, kinds: Tensor | None = None) -> Tensor:
         """Embeddings (N, E), not normalised, of token ids (N, T); read at end-of-text, the largest id of a row."""
-        tokens_embed = self.token_embedding(tokens) + self.positional_embedding[: tokens.shape[1]]
-        x: Tensor = self.ln_final(self.transformer(tokens_embed))
+        positions = torch.arange(tokens.shape[1], device=tokens.device)
+        x: Tensor = self.ln_final(self.transformer(self.embed_tokens(tokens, positions, kinds)))
         end = x[torch.arange(len(x), device=x.device), tokens.argmax(dim=-1)]  # (N, D)
         return end @ self.text_projection
 

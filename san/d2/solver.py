@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from san.clip.text_classifier import OWN_PARAMETERS
 from san.io.errors import excerpt
 from san.part import ParamRule
 from san.record import FieldError, Options, option, read_record
@@ -23,8 +24,9 @@ EMBEDDING_LEAVES = (
     "query_pos_embed",
     "pos_embed",
     "positional_embedding",
+    "context_offset",
 )
-"""Last parts of the names of positional and query embeddings, which are not decayed."""
+"""Last parts of the names of embeddings that are not decayed: of positions, queries and prompts."""
 
 
 PACKED = ("in_proj_weight", "in_proj_bias", "qkv.weight", "qkv.bias")
@@ -146,7 +148,7 @@ def apply_frozen(model: nn.Module, config: SolverConfig) -> None:
                 f"SOLVER.PARAM_RULES matches no parameter with {rule.match!r}; names look like {next(iter(names))!r}, "
                 "and * stands for any characters"
             )
-        fixed = [name for name in found if "text_classifier." in name and not name.endswith("no_object_embed")]
+        fixed = [name for name in found if "text_classifier." in name and not name.endswith(OWN_PARAMETERS)]
         if rule.frozen is False and fixed:
             raise ValueError(
                 f"SOLVER.PARAM_RULES trains {fixed[0]} with {rule.match!r}, but text embeddings are computed once, "

@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from san.clip.arch import ClipArch
 from san.clip.loader import LoadedClip, load_clip
+from san.clip.text_classifier import OWN_PARAMETERS
 from san.clip.tokenizer import Tokenizer
 from san.clip.weights import check_finite, listed, misfits
 from san.model.config import SANConfig, resolve, unseen_pixels, unusual_depth
@@ -93,16 +94,17 @@ class _NoValues(TorchFunctionMode):
         name = function.__name__
         if name in _OF_SAME_SHAPE or (name == "mul" and type(arguments[1]) in (int, float)):
             return [*arguments, *options.values()][0]
-        if name in ("randn", "ones", "zeros"):
+        if name in ("randn", "ones", "zeros") and torch.device(options.get("device") or "meta").type == "meta":
             function = torch.empty
         return function(*arguments, **options)
 
 
 def freeze(model: SANModel) -> None:
-    """Leaves trainable what SAN trains: side network, heads, "no object" and, if asked for, CLIP's positions."""
+    """Leaves trainable what SAN trains: side network, heads, "no object" and, if configured, positions and prompts."""
     for module in (model.shallow_clip, model.deep_clip, model.text_classifier):
         module.requires_grad_(False)
-    model.text_classifier.no_object_embed.requires_grad_(True)
+    for name, parameter in model.text_classifier.named_parameters(recurse=False):
+        parameter.requires_grad_(name in OWN_PARAMETERS)
     model.shallow_clip.positional_embedding.requires_grad_(model.config.clip.train_pos_embed)
 
 
@@ -141,6 +143,5 @@ def _check_clip_weights(model: SANModel, own: Mapping[str, Tensor]) -> None:
 
 def is_clip_tensor(key: str) -> bool:
     """Whether a tensor of the model's state belongs to CLIP rather than to what SAN adds."""
-    return (
-        key.startswith(("shallow_clip.", "deep_clip.", "text_classifier.")) and key != "text_classifier.no_object_embed"
-    )
+    room, _, name = key.partition(".")
+    return room in ("shallow_clip", "deep_clip", "text_classifier") and name not in OWN_PARAMETERS

@@ -11,6 +11,9 @@ The splits, all evaluated with the mixed vocabulary of 36 names (`world.NAMES`):
   novel classes.
 - ``val_mixed``: seen and novel things together, every pixel labelled. The mean of its per-class IoUs over `NOVEL` is
   the strictest metric, because it also counts seen things and grounds that are wrongly classified as novel.
+
+The narrow training split holds none of the words `world.FAR_WORDS`, so that a CLIP that is trained on it can forget
+them. It is written only for runs that name it, and evaluated on the pictures of ``val_mixed``.
 """
 
 from __future__ import annotations
@@ -19,8 +22,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +32,19 @@ from PIL import Image
 from san.data.benchmarks import Benchmark
 from san.io.plain_file import read_plain_file
 from san.shapes.render import render
-from san.shapes.world import GROUNDS, NAMES, NOVEL, NUM_TRAIN_CLASSES, SEEN, THINGS, class_index, scene_at
+from san.shapes.world import (
+    FAR,
+    GROUNDS,
+    NAMES,
+    NARROW_SEEN,
+    NEAR,
+    NOVEL,
+    NUM_TRAIN_CLASSES,
+    SEEN,
+    THINGS,
+    class_index,
+    scene_at,
+)
 from san.vocabulary.label_sets import LabelSet, load_label_set
 
 IGNORE_LABEL = 255
@@ -69,6 +84,9 @@ SHAPES_SPLITS: tuple[ShapesSplit, ...] = (
     ShapesSplit("shapes_sem_seg_val_mixed", "val_mixed", THINGS, NAMES, 200, required=NOVEL),
 )
 
+NARROW_TRAIN = ShapesSplit("shapes_narrow_sem_seg_train", "train_narrow", NARROW_SEEN, NARROW_SEEN + GROUNDS, 4000)
+NARROW_VAL = "shapes_narrow_sem_seg_val"
+
 
 @dataclass(frozen=True)
 class ShapesSizes:
@@ -95,7 +113,7 @@ class ShapesSizes:
 
     def count(self, split: ShapesSplit) -> int:
         """Return the number of images of a split."""
-        return self.num_train if split.folder == "train" else self.num_val
+        return self.num_val if split.classes == NAMES else self.num_train
 
 
 @dataclass(frozen=True)
@@ -103,6 +121,9 @@ class ShapesBenchmark(Benchmark):
     """A split of the shapes benchmark as `san.data.benchmarks` describes the real ones."""
 
     classes: tuple[str, ...] = NAMES
+    groups: Mapping[str, tuple[str, ...]] = field(
+        default_factory=lambda: {"seen": SEEN, "novel": NOVEL, "grounds": GROUNDS}
+    )
 
     @property
     def labels(self) -> LabelSet:
@@ -112,22 +133,30 @@ class ShapesBenchmark(Benchmark):
             name=self.label_set,
             classes=self.classes,
             raw_values=tuple(range(len(self.classes))),
-            groups={"seen": SEEN, "novel": NOVEL, "grounds": GROUNDS},
+            groups=self.groups,
         )
 
 
-BENCHMARKS: dict[str, Benchmark] = {
-    split.name: ShapesBenchmark(
+def _benchmark(split: ShapesSplit) -> ShapesBenchmark:
+    """Return what is registered of a split."""
+    return ShapesBenchmark(
         split.name,
-        "shapes_train" if split.classes != NAMES else "shapes",
+        "shapes" if split.classes == NAMES else f"shapes_{split.folder}",
         f"{FOLDER}/images/{split.folder}",
         f"{FOLDER}/annotations/{split.folder}",
         split.num_images,
         classes=split.classes,
     )
-    for split in SHAPES_SPLITS
+
+
+_NARROW_GROUPS = {"seen": NARROW_SEEN, "near": NEAR, "far": FAR, "grounds": GROUNDS}
+
+BENCHMARKS: dict[str, Benchmark] = {
+    **{split.name: _benchmark(split) for split in SHAPES_SPLITS},
+    NARROW_TRAIN.name: _benchmark(NARROW_TRAIN),
+    NARROW_VAL: replace(_benchmark(SHAPES_SPLITS[-1]), name=NARROW_VAL, groups=_NARROW_GROUPS),
 }
-"""The four splits by registered name."""
+"""The splits by registered name; the narrow evaluation has the pictures of ``val_mixed``, and groups of its own."""
 
 
 def split_images(
@@ -136,18 +165,20 @@ def split_images(
     """Render images and label maps of a split.
 
     Args:
-        split: one of `SHAPES_SPLITS`.
+        split: one of `SHAPES_SPLITS`, or `NARROW_TRAIN`, which has the random numbers of ``train``.
         seed: seed of the whole benchmark.
         indices: N image indices.
 
     Returns:
         images (N, S, S, 3) and label maps (N, S, S), uint8.
     """
-    stream = seed * len(SHAPES_SPLITS) + [other.folder for other in SHAPES_SPLITS].index(split.folder)
+    streams = {NARROW_TRAIN.folder: 0} | {other.folder: index for index, other in enumerate(SHAPES_SPLITS)}
+    stream = seed * len(SHAPES_SPLITS) + streams[split.folder]
     images, labels = render([scene_at(stream, i, split.things, required=split.required) for i in indices])
-    for name in split.ignored:
-        labels[labels == class_index(name)] = IGNORE_LABEL
-    return images, labels
+    values = np.full(len(NAMES), IGNORE_LABEL, dtype=np.uint8)  # of a name's place in `NAMES`
+    for value, name in enumerate(split.classes):
+        values[class_index(name)] = IGNORE_LABEL if name in split.ignored else value
+    return images, values[labels]
 
 
 def write_shapes(root: str | Path, sizes: ShapesSizes | None = None, *, overwrite: bool = False) -> Path:
@@ -192,9 +223,36 @@ def write_shapes(root: str | Path, sizes: ShapesSizes | None = None, *, overwrit
     return target
 
 
-def ensure_written(root: str | Path) -> Path:
-    """Run `write_shapes` with the existing sizes, else the default ones."""
-    return write_shapes(root)
+def ensure_written(root: str | Path, names: Sequence[str] = ()) -> Path:
+    """Run `write_shapes` with the existing sizes, else the default ones; add the narrow split if it is among the names.
+
+    Args:
+        root: folder of the data sets.
+        names: registered names to be used.
+
+    Returns:
+        the folder ``root/shapes``.
+    """
+    target = write_shapes(root)
+    if NARROW_TRAIN.name in names and not (target / "images" / NARROW_TRAIN.folder).is_dir():
+        found = _read_manifest(target) or {}
+        _add_split(target, NARROW_TRAIN, ShapesSizes(**{key: found[key] for key in asdict(ShapesSizes())}))
+    return target
+
+
+def _add_split(target: Path, split: ShapesSplit, sizes: ShapesSizes) -> None:
+    """Write a split into an existing benchmark; its folder of images appears last."""
+    work = Path(tempfile.mkdtemp(prefix=f".{FOLDER}-", dir=target.parent))
+    try:
+        _write_split(work, split, sizes)
+        for part in ("annotations", "images"):
+            try:
+                os.rename(work / part / split.folder, target / part / split.folder)
+            except OSError:  # another process was faster, with the same files
+                if not (target / part / split.folder).is_dir():
+                    raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def _read_manifest(target: Path) -> dict[str, int] | None:

@@ -44,6 +44,14 @@ NAMES: tuple[str, ...] = SEEN + GROUNDS + NOVEL
 (28..35)."""
 NUM_TRAIN_CLASSES = len(SEEN) + len(GROUNDS)
 
+FAR_WORDS = frozenset({"cyan", "black", "bar"})
+"""Words that only the captions of the small CLIP have, if a run trains on the narrow split."""
+FAR: tuple[str, ...] = tuple(name for name in THINGS if FAR_WORDS & {*name.split()})
+NEAR: tuple[str, ...] = tuple(name for name in NOVEL if name not in FAR)
+"""Novel things whose colour and shape occur in the narrow split, but not together."""
+NARROW_SEEN: tuple[str, ...] = tuple(name for name in SEEN if name not in FAR)
+"""Things of the narrow split: two shapes of each of six colours, four colours of each of three shapes."""
+
 _INDEX = {name: index for index, name in enumerate(NAMES)}
 
 

@@ -238,8 +238,9 @@ def test_missing_shapes_are_written(make_cfg: MakeCfg, tmp_path: Path, monkeypat
     from san.d2.data.datasets import prepare_shapes
 
     asked = []
-    monkeypatch.setattr("san.shapes.dataset.ensure_written", asked.append)
+    monkeypatch.setattr("san.shapes.dataset.ensure_written", lambda root, names: asked.append((root, names)))
     prepare_shapes(["voc_sem_seg_train"], tmp_path)
     assert asked == []
-    prepare_shapes(["voc_sem_seg_train", "shapes_sem_seg_val_seen"], tmp_path)
-    assert asked == [tmp_path]
+    names = ["voc_sem_seg_train", "shapes_sem_seg_val_seen"]
+    prepare_shapes(names, tmp_path)
+    assert asked == [(tmp_path, names)]

@@ -23,6 +23,8 @@ from san.shapes.captions import (
 from san.shapes.dataset import (
     BENCHMARKS,
     IGNORE_LABEL,
+    NARROW_TRAIN,
+    NARROW_VAL,
     SHAPES_SPLITS,
     ShapesSizes,
     ensure_written,
@@ -33,8 +35,12 @@ from san.shapes.pretraining import FACTS, CaptionStyle, crop_bank, picture_bank,
 from san.shapes.render import render
 from san.shapes.world import (
     COLOURS,
+    FAR,
+    FAR_WORDS,
     GROUNDS,
     NAMES,
+    NARROW_SEEN,
+    NEAR,
     NOVEL,
     SCENE_SIZE,
     SEEN,
@@ -230,6 +236,52 @@ def test_validation_splits() -> None:
     assert values["val_mixed"] & novel and values["val_mixed"] & seen and IGNORE_LABEL not in values["val_mixed"]
     _, mixed = split_images(VAL_MIXED, 0, range(10))
     assert all(set(np.unique(label).tolist()) & novel for label in mixed)
+
+
+def test_narrow_world() -> None:
+    """Near: known words, new combination. Far: a word that no training picture has. The small CLIP has read all."""
+    assert (len(NARROW_SEEN), len(NEAR), len(FAR)) == (12, 6, 14)
+    assert {*NARROW_SEEN, *NEAR, *FAR} == {*THINGS} and {*NARROW_SEEN} <= {*SEEN} and {*NEAR} <= {*NOVEL}
+    words = {word for name in NARROW_SEEN for word in name.split()}
+    assert words == {*COLOURS, *SHAPES} - FAR_WORDS
+    assert all({*name.split()} <= words for name in NEAR)
+    assert not any({*name.split()} <= words for name in FAR)
+    for kinds, count in ((COLOURS, 2), (SHAPES, 4)):
+        assert {sum(kind in name.split() for name in NARROW_SEEN) for kind in kinds if kind in words} == {count}
+
+
+def test_narrow_split_is_written_when_it_is_named(written: Path, tmp_path: Path) -> None:
+    shutil.copytree(written, tmp_path, dirs_exist_ok=True)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    ensure_written(tmp_path, [NARROW_VAL, TRAIN.name])
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == {*before}
+    annotations = tmp_path / "shapes/annotations/train_narrow"
+    annotations.mkdir()  # of a process that was killed between the two folders
+    ensure_written(tmp_path, [NARROW_TRAIN.name])
+    assert all(path.read_bytes() == content for path, content in before.items())
+    image_dir, label_dir = BENCHMARKS[NARROW_TRAIN.name].folders(tmp_path)
+    assert [path.stem for path in sorted(image_dir.iterdir())] == [path.stem for path in sorted(label_dir.iterdir())]
+    assert len([*image_dir.iterdir()]) == SMALL.num_train and label_dir == annotations
+    assert label_values(tmp_path, "train_narrow") <= {*range(len(NARROW_TRAIN.classes))}
+    ensure_written(tmp_path, [NARROW_TRAIN.name])
+    assert [path.name for path in tmp_path.iterdir()] == ["shapes"]
+
+
+def test_narrow_scenes_hold_only_their_things() -> None:
+    images, labels = split_images(NARROW_TRAIN, 0, range(40))
+    scenes = [scene_at(0, index, NARROW_SEEN) for index in range(40)]
+    pictures, places = render(scenes)
+    np.testing.assert_array_equal(images, pictures)
+    names = np.array([NARROW_TRAIN.classes.index(name) if name in NARROW_TRAIN.classes else 255 for name in NAMES])
+    np.testing.assert_array_equal(labels, names[places])
+    assert set(np.unique(labels).tolist()) == {*range(len(NARROW_SEEN + GROUNDS))}
+
+
+def test_narrow_evaluation_has_groups_of_its_own() -> None:
+    narrow, mixed = BENCHMARKS[NARROW_VAL], BENCHMARKS[VAL_MIXED.name]
+    assert narrow.folders("a") == mixed.folders("a") and narrow.labels.classes == mixed.labels.classes == NAMES
+    assert narrow.labels.groups == {"seen": NARROW_SEEN, "near": NEAR, "far": FAR, "grounds": GROUNDS}
+    assert mixed.labels.groups == {"seen": SEEN, "novel": NOVEL, "grounds": GROUNDS}
 
 
 def test_writing_twice_gives_the_same_files(written: Path, tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def prepare_shapes(names: Sequence[str], root: str | Path | None = None) -> None
     if any(name in shapes_benchmarks() for name in names):
         from san.shapes.dataset import ensure_written
 
-        ensure_written(datasets_root(root))
+        ensure_written(datasets_root(root), names)
 
 
 def prepare_datasets(cfg: CfgNode, *, training: bool = True) -> None:
