@@ -32,7 +32,11 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     os.environ.setdefault("MPLBACKEND", "Agg")
     os.environ.setdefault("WANDB_MODE", "offline")
-    torch.set_num_threads(min(torch.get_num_threads(), 2))
+    # with a worker of xdist per core, further threads only wait for each other; in processes that tests start, too
+    most = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
+    torch.set_num_threads(min(torch.get_num_threads(), most))
+    if most == 1:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
     # no test writes to the user's cache, neither here nor in a process that it starts
     folder = os.environ["SAN_CACHE"] = tempfile.mkdtemp(prefix="san-cache-")
     text_cache.DEFAULT_FOLDER = f"{folder}/text"

@@ -14,6 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.d2.conftest import no_charts
+
+__all__ = ["no_charts"]
+
 REPO = Path(__file__).resolve().parent.parent
 PAGE = REPO / "docs/custom_dataset.md"
 TRAINING = "OUTPUT_DIR output/toy/run"
@@ -45,6 +49,7 @@ def run_command(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert status in (0, None), f"{line}: {status}"
 
 
+@pytest.mark.usefixtures("no_charts")
 def test_the_page_runs_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("tools", "configs", "san"):
         (tmp_path / name).symlink_to(REPO / name)

@@ -146,7 +146,7 @@ def test_tiny_inference(golden: Path, tiny: SANModel, name: str) -> None:
     check_inference(golden, tiny, read_case(golden, name))
 
 
-@pytest.mark.parametrize("name", ["vit_b16", "vit_l14_336"])
+@pytest.mark.parametrize("name", ["vit_b16", pytest.param("vit_l14_336", marks=pytest.mark.slow)])
 def test_full_size_inference(golden: Path, name: str) -> None:
     check_inference(golden, drawn_model(golden, name), read_case(golden, name))
 

@@ -22,6 +22,7 @@ from san.cli import ablation_runs
 from san.cli.ablation_runs import SharedRunOptions, plan_ablation
 from san.cli.main import main
 from tests.d2.conftest import TINY, write_voc
+from tests.forks import Fork
 
 
 @pytest.fixture
@@ -202,7 +203,19 @@ def test_wrong_seeds_are_a_wrong_command_line(seeds: str) -> None:
     assert main(["ablate", "x.yaml", f"--seeds={seeds}"]) == 2
 
 
-def test_real_runs_of_which_one_cannot_work(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def run_forked(command: Sequence[str], log: Path) -> int:
+    """As `run_command`, in a process that has imported everything already."""
+    assert command[:3] == (sys.executable, "-m", "san")
+    process = Fork(lambda: sys.exit(main(command[3:])), log)
+    process.communicate()
+    assert process.returncode is not None
+    return process.returncode
+
+
+def test_real_runs_of_which_one_cannot_work(
+    folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ablation_runs, "run_command", run_forked)
     write_voc(folder / "datasets", train=4, val=2)
     command = ["ablate", "q/bad.yaml", "q/base.yaml", "--base", "q/base.yaml", "--seeds", "0", "--out", "out"]
     assert main(command) == 1

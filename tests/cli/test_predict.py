@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -21,6 +20,7 @@ from san.inference.segmentation import Segmentation
 from san.io.files import FORMATS
 from san.shapes.dataset import SHAPES_SPLITS, split_images
 from san.vocabulary.vocabulary import Vocabulary
+from tests.forks import Fork
 
 REPO = Path(__file__).resolve().parents[2]
 WORDS = "red star, blue ring; green square|green cross, striped ground"
@@ -261,22 +261,20 @@ def test_ctrl_c_leaves_whole_files_only(images: Path, tmp_path: Path) -> None:
     folder.mkdir()
     for number in range(400):
         os.link(images / "a.png", folder / f"{number:03}.png")
-    # where the tests run in the background the shell has switched SIGINT off
-    code = (
-        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
-        "from san.cli.main import main; sys.exit(main(sys.argv[1:]))"
-    )
-    command = [sys.executable, "-c", code, "predict", str(folder), "--vocab", WORDS, "--out", str(out)]
-    environment = os.environ | {"PYTHONPATH": str(REPO), "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
-    environment |= {"SAN_CACHE": str(tmp_path / "cache")}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+    def predict_all() -> None:
+        # where the tests run in the background the shell has switched SIGINT off
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        sys.exit(main(["predict", str(folder), "--vocab", WORDS, "--out", str(out)]))
+
+    process = Fork(predict_all, tmp_path / "shown")
     try:
         deadline = time.monotonic() + 120
         while not list(out.glob("*_labels.png")):
             assert time.monotonic() < deadline and process.poll() is None, "no result yet"
             time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-        _, shown = process.communicate(timeout=60)
+        os.kill(process.pid, signal.SIGINT)
+        shown, _ = process.communicate(timeout=60)
     finally:
         process.kill()
     assert process.returncode == 130

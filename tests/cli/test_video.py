@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ from san.model.config import variant
 from san.shapes.clips import MotionStyle, clip_at, render_clip
 from san.video.files import VideoReader
 from san.video.predictor import VideoOptions, VideoPredictor
+from tests.forks import Fork
 from tests.video.conftest import damaged, moving_square, packets, write_video
 
 pytest.importorskip("av")
@@ -177,15 +177,18 @@ def test_predict_names_the_command_for_videos(tmp_path: Path, capsys: pytest.Cap
 
 def test_an_interrupted_run_keeps_what_is_done(clip: Path, tmp_path: Path) -> None:
     source = write_video(tmp_path / "long.mp4", pixels_of(clip) * 20)
-    command = [sys.executable, "-m", "san", "video", str(source), "--vocab", WORDS, "--out", str(tmp_path / "out")]
-    process = subprocess.Popen(
-        [*command, "--chunk", "2", "--overlap", "0"], cwd=REPO, stderr=subprocess.PIPE, text=True, env=os.environ
-    )
+    command = ["video", str(source), "--vocab", WORDS, "--out", str(tmp_path / "out"), "--chunk", "2", "--overlap", "0"]
+
+    def segment() -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        sys.exit(main(command))
+
+    process = Fork(segment, tmp_path / "shown")
     folder, end = tmp_path / "out/long_labels", time.monotonic() + 60
     while not (folder.is_dir() and len(list(folder.iterdir())) > 3) and time.monotonic() < end:
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    error = process.communicate(timeout=60)[1]
+    os.kill(process.pid, signal.SIGINT)
+    error, _ = process.communicate(timeout=60)
     assert process.returncode == 130, error
     count = int(re.search(r"interrupted after (\d+) frames", error)[1])  # type: ignore[index]
     assert 3 <= count < 200

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from tests.forks import fork_as_spawn
 
 TINY = {
     "MODEL.DEVICE": "cpu",
@@ -122,10 +126,40 @@ def lines_writer(engine: Any, path: Path) -> Any:
     return Lines()
 
 
+@contextlib.contextmanager
+def without_charts() -> Iterator[None]:
+    """Charts and large panels take most of a tiny run's time; here charts are empty files, and panels small."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("san.d2.train.run_hooks.plot_curves", lambda metrics, path, **_: path.touch())
+        patch.setattr("san.visualize.plot_per_class", lambda values, path, **_: path.touch())
+        patch.setattr(importlib.import_module("san.visualize.panel"), "_MIN_SIDE", 48)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_charts() -> Iterator[None]:
+    """Only `reference` has charts."""
+    with without_charts():
+        yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forked_workers() -> Iterator[None]:
+    """The stand-in forks its workers; a worker that imports everything itself takes seconds more."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(importlib.import_module("san.d2.standin.launch"), "spawn", fork_as_spawn)
+        yield
+
+
 @pytest.fixture(scope="session")
 def reference(shared_voc: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of `reference_run`."""
-    return reference_run(shared_voc, tmp_path_factory.mktemp("reference"))
+    """The folder of `reference_run`, with its charts."""
+    from san.visualize import plots
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("san.d2.train.run_hooks.plot_curves", plots.plot_curves)
+        patch.setattr("san.visualize.plot_per_class", plots.plot_per_class)
+        return reference_run(shared_voc, tmp_path_factory.mktemp("reference"))
 
 
 def reference_run(voc: Path, folder: Path) -> Path:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import socket
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,33 +11,23 @@ from typing import Any
 import pytest
 
 from san.checkpoint import load_checkpoint_file
+from san.d2.api import BACKEND
 from tests.d2.conftest import as_arguments
+from tests.forks import TRAIN_NET, Fork, free_port, script
 
-REPO = Path(__file__).resolve().parents[2]
 ENGINES = ["standin", pytest.param("detectron2", marks=pytest.mark.detectron2)]
 
 
-def environment(engine: str) -> dict[str, str]:
-    own = {"SAN_BACKEND": engine, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return {**os.environ, **own}
-
-
-def train_on_two_machines(engine: str, options: dict[str, Any], folders: list[Path]) -> list[tuple[int, str]]:
+def train_on_two_machines(engine: str, options: dict[str, Any], folders: list[Path]) -> list[tuple[int | None, str]]:
     """Resumes one run of two machines, each with an OUTPUT_DIR of its own; returns exit codes and outputs."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        url = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    url = f"tcp://127.0.0.1:{free_port()}"
     started = []
     for rank, folder in enumerate(folders):
-        flags = ["--resume", "--num-machines", "2", "--machine-rank", str(rank), "--dist-url", url]
-        values = as_arguments(options | {"OUTPUT_DIR": str(folder)})
-        command = [sys.executable, "-W", "ignore", str(REPO / "tools/train_net.py"), *flags, *values]
-        started.append(
-            subprocess.Popen(
-                command, env=environment(engine), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-            )
-        )
-    outputs = [process.communicate(timeout=900)[0] for process in started]
+        flags = ["--resume", "--num-machines", "2", "--machine-rank", rank, "--dist-url", url]
+        command = script(TRAIN_NET, [*flags, *as_arguments(options | {"OUTPUT_DIR": str(folder)})])
+        output = folder.with_suffix(".txt")
+        started.append(Fork(command, output, {"SAN_BACKEND": engine}, spawned=engine != BACKEND))
+    outputs = [process.communicate()[0] for process in started]
     return [(process.returncode, output) for process, output in zip(started, outputs, strict=True)]
 
 
@@ -106,9 +93,10 @@ def outcomes(folder: str) -> None:
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_all_end_as_one(engine: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-W", "ignore", __file__, str(tmp_path)]
-    result = subprocess.run(command, env=environment(engine), capture_output=True, text=True, timeout=300, check=False)
-    assert result.returncode == 0, result.stderr
+    command = script(Path(__file__), [tmp_path])
+    process = Fork(command, tmp_path / "output", {"SAN_BACKEND": engine}, spawned=engine != BACKEND)
+    output = process.communicate()[0]
+    assert process.returncode == 0, output
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert first[:4] == ["'of 0'", "FileNotFoundError: gone.pth", "KeyError: 'a defect'", "None"]
     assert second[:4] == [

@@ -137,9 +137,8 @@ def by_hand(truth: Labels, predictions: Labels, num_classes: int, ignore_label: 
 
 
 def test_the_mean_iou_of_known_predictions_is_exact(
-    prepared: tuple[RawTree, Path], make_cfg: MakeCfg, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prepared: tuple[RawTree, Path], make_cfg: MakeCfg, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("san.visualize.plot_per_class", lambda *_, **__: None)  # seconds, and tested elsewhere
     tree, root = prepared
     name = evaluation_split(tree)
     labels, truth = BENCHMARKS[name].labels, tree.expected[name]

@@ -183,7 +183,7 @@ def test_every_number_has_a_largest_one(key: str) -> None:
         assert key.rpartition(".")[2] in str(caught.value) and len(str(caught.value)) < 400
 
 
-@pytest.mark.parametrize("text", ["x" * 10**6, f"'{'x' * 10**6}'", f"[{'7,' * 10**4}7]", f"[{'7' * 5000}]", "7" * 5000])
+@pytest.mark.parametrize("text", ["x" * 10**6, f"'{'x' * 10**6}'", f"[{'7,' * 3000}7]", f"[{'7' * 5000}]", "7" * 5000])
 def test_a_long_value_makes_a_short_message(tmp_path: Path, text: str) -> None:
     for key in leaf_keys(san_cfg()):
         with pytest.raises(ValueError) as caught:

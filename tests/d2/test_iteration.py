@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -23,6 +22,7 @@ from san.d2.solver import SolverConfig, build_optimizer, clip_gradient
 from san.d2.train.across_processes import distribute
 from san.d2.train.iteration import NonFiniteError, PendingLosses, StepConfig, Stepper
 from san.losses import LossConfig, MatchedLayer, Normalisers, SetCriterion, Target, Term
+from tests.forks import fork_as_spawn
 
 READS = ("cpu", "item", "tolist", "nonzero", "unique", "__bool__", "__float__", "__int__")
 """Methods of a tensor for which the host waits when it is on a GPU."""
@@ -293,7 +293,7 @@ def train_unused(rank: int, folder: str) -> None:
 
 
 def test_two_processes_need_a_switch_for_unused_parameters(tmp_path: Path) -> None:
-    mp.spawn(train_unused, args=(str(tmp_path),), nprocs=2)
+    fork_as_spawn(train_unused, args=(str(tmp_path),), nprocs=2)
     for rank in range(2):
         allowed, refused = json.loads((tmp_path / f"{rank}.json").read_text())
         assert allowed == ""

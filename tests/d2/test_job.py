@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from san.d2.api import BACKEND
 from san.d2.processes import launcher
 from san.d2.processes.job import JobRank, find_rank, first_host
 from tests.d2.conftest import as_arguments
-
-REPO = Path(__file__).resolve().parents[2]
+from tests.forks import TRAIN_NET, Fork, script
 
 STEP = {
     "SLURM_JOB_ID": "1234",
@@ -140,16 +138,15 @@ ENGINES = ["standin", pytest.param("detectron2", marks=[pytest.mark.detectron2, 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_two_tasks_of_srun_are_one_run(engine: str, options: dict[str, Any], tmp_path: Path) -> None:
     step = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2"}
-    step |= {"SLURM_STEP_NUM_NODES": "1", "SAN_BACKEND": engine, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(REPO / "tools/train_net.py"), *as_arguments(options | {"SOLVER.MAX_ITER": 2})]
+    step |= {"SLURM_STEP_NUM_NODES": "1", "SAN_BACKEND": engine}
+    command = script(TRAIN_NET, as_arguments(options | {"SOLVER.MAX_ITER": 2}))
     tasks = [
-        subprocess.Popen(
-            command, env={**os.environ, **step, "SLURM_PROCID": rank, "SLURM_LOCALID": rank}, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        Fork(
+            command, tmp_path / rank, step | {"SLURM_PROCID": rank, "SLURM_LOCALID": rank}, spawned=engine != BACKEND
         )
         for rank in "01"
     ]  # fmt: skip
-    outputs = [task.communicate(timeout=900)[0] for task in tasks]
+    outputs = [task.communicate()[0] for task in tasks]
     assert [task.returncode for task in tasks] == [0, 0], outputs
     folder = tmp_path / "run"
     assert "2 x " in (folder / "log.txt").read_text() and (folder / "log.txt.rank1").is_file()

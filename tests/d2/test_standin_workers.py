@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-REPO = Path(__file__).resolve().parents[2]
+from san.d2.api import BACKEND
+from tests.forks import Fork, script
+
 ENGINES = ["standin", pytest.param("detectron2", marks=pytest.mark.detectron2)]
 
 
@@ -62,18 +62,18 @@ def fail(engine: str, folder: str) -> None:
     comm.synchronize()
 
 
-def run(task: str, engine: str, folder: Path, *, workers: int = 2) -> subprocess.CompletedProcess[str]:
-    """Runs a task of this file in several workers."""
-    environment = {**os.environ, "SAN_BACKEND": engine, "PYTHONPATH": str(REPO)}
-    environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-W", "ignore", __file__, task, engine, str(folder), str(workers)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+def run(task: str, engine: str, folder: Path, *, workers: int = 2) -> tuple[int | None, str]:
+    """Runs a task of this file in several workers; returns the exit code and the output."""
+    command = script(Path(__file__), [task, engine, folder, workers])
+    process = Fork(command, folder / "output", {"SAN_BACKEND": engine}, spawned=engine != BACKEND)
+    output = process.communicate()[0]
+    return process.returncode, output
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_workers_talk(engine, tmp_path):
-    result = run("talk", engine, tmp_path)
-    assert result.returncode == 0, result.stderr
+    code, output = run("talk", engine, tmp_path)
+    assert code == 0, output
     heard = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     everyone = {
         "world": 2,
@@ -90,9 +90,9 @@ def test_workers_talk(engine, tmp_path):
 
 
 def test_a_failing_worker_ends_all(tmp_path):
-    result = run("fail", "standin", tmp_path)
-    assert result.returncode != 0
-    assert "worker 1 stumbled" in result.stderr
+    code, output = run("fail", "standin", tmp_path)
+    assert code != 0
+    assert "worker 1 stumbled" in output
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -15,16 +15,41 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.forks import TRAIN_NET, Fork, free_port, script
+
 REPO = Path(__file__).resolve().parents[2]
-SCRIPT = str(REPO / "tools/train_net.py")
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+LAUNCH = ("--num-gpus", "2", "--dist-url", "auto")
+Done = tuple[int | None, str]
+"""Exit code and output."""
 
 
-def start(*arguments: str, launcher: tuple[str, ...] = (sys.executable,)) -> subprocess.CompletedProcess[str]:
-    """Runs the program in a process of its own."""
+def start(*arguments: str, launcher: tuple[str, ...] = ()) -> Done:
+    """Runs the program as its users do, in processes of its own that import everything."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO), "PYTHONWARNINGS": "ignore"}
-    return subprocess.run(
-        [*launcher, SCRIPT, *arguments], capture_output=True, text=True, env=environment, timeout=600, check=False
-    )
+    done = subprocess.run(
+        [sys.executable, *launcher, TRAIN_NET, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env=environment, timeout=600, check=False,
+    )  # fmt: skip
+    return done.returncode, done.stdout
+
+
+def start_forked(folder: Path, *arguments: str) -> Done:
+    """Runs it in processes that are forked from this one."""
+    process = Fork(script(TRAIN_NET, arguments), folder / "output")
+    output = process.communicate()[0]
+    return process.returncode, output
+
+
+def start_as_torchrun(folder: Path, *arguments: str) -> Done:
+    """Two forks that have the environment which torchrun gives."""
+    common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    processes = [
+        Fork(script(TRAIN_NET, arguments), folder / f"output{rank}", common | {"RANK": rank, "LOCAL_RANK": rank})
+        for rank in "01"
+    ]
+    outputs = [process.communicate()[0] for process in processes]
+    return max(process.returncode or 0 for process in processes), "".join(outputs)
 
 
 @pytest.fixture
@@ -45,7 +70,7 @@ def config_file(options: dict[str, Any], tmp_path: Path) -> str:
 @pytest.fixture(scope="module")
 def train_net() -> ModuleType:
     """The program as a module."""
-    spec = importlib.util.spec_from_file_location("train_net", SCRIPT)
+    spec = importlib.util.spec_from_file_location("train_net", TRAIN_NET)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -64,46 +89,44 @@ def summary(folder: Path) -> dict[str, float]:
     return found
 
 
-LAUNCHERS: dict[str, Callable[..., Any]] = {
-    "launch": lambda *arguments: start(*arguments[:2], "--num-gpus", "2", "--dist-url", "auto", *arguments[2:]),
-    "torchrun": lambda *arguments: start(
-        *arguments, launcher=(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    ),
+LAUNCHERS: dict[str, Callable[..., Done]] = {
+    "launch": lambda folder, *arguments: start(*arguments),
+    "as torchrun": start_as_torchrun,
+    "torchrun": lambda folder, *arguments: start(*arguments, launcher=TORCHRUN),
 }
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize("launcher", ["launch", "as torchrun", pytest.param("torchrun", marks=pytest.mark.slow)])
 def test_two_processes_do_what_one_does(launcher: str, config_file: str, reference: Path, tmp_path: Path) -> None:
-    done = LAUNCHERS[launcher](
-        "--config-file", config_file, "MODEL.DEVICE", "cpu", "DATASETS.TEST", "voc_sem_seg_val",
-        "SOLVER.ACCUMULATION_STEPS", "2" if launcher == "torchrun" else "1",
+    code, output = LAUNCHERS[launcher](
+        tmp_path, "--config-file", config_file, *(() if "torchrun" in launcher else LAUNCH), "MODEL.DEVICE", "cpu",
+        "DATASETS.TEST", "voc_sem_seg_val", "SOLVER.ACCUMULATION_STEPS", "2" if "torchrun" in launcher else "1",
     )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "2 x" in done.stdout
+    assert code == 0, output
+    assert "2 x" in output
     assert losses(tmp_path / "run") == pytest.approx(losses(reference), rel=1e-5)
     ours, theirs = summary(tmp_path / "run"), summary(reference)
     assert ours["pACC"] == pytest.approx(theirs["pACC"], abs=0.5)
 
 
 def test_two_processes_count_what_one_counts(config_file: str, reference: Path, tmp_path: Path) -> None:
-    done = LAUNCHERS["launch"](
-        "--config-file", config_file, "--eval-only", "MODEL.WEIGHTS", str(reference / "model_final.pth"),
-        "DATASETS.TEST", "voc_sem_seg_val", "TEST.SAVE_RLE", "true",
+    code, output = start_forked(
+        tmp_path, "--config-file", config_file, *LAUNCH, "--eval-only", "MODEL.WEIGHTS",
+        str(reference / "model_final.pth"), "DATASETS.TEST", "voc_sem_seg_val", "TEST.SAVE_RLE", "true",
     )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert code == 0, output
     assert summary(tmp_path / "run") == summary(reference)
     entries = json.loads((tmp_path / "run/inference/voc_sem_seg_val/sem_seg_predictions.json").read_text())
     assert {Path(entry["file_name"]).stem for entry in entries} == {"val_000", "val_001", "val_002"}
 
 
 @pytest.mark.parametrize("processes", ["1", "2"])
-def test_an_error_is_one_line(config_file: str, processes: str) -> None:
-    done = start(
-        "--config-file", config_file, "--num-gpus", processes, "--dist-url", "auto", "MODEL.WEIGHTS", "gone.pth"
-    )
-    assert done.returncode == 1
-    assert "error: checkpoint gone.pth does not exist" in done.stderr
-    assert "Traceback" not in done.stdout + done.stderr
+def test_an_error_is_one_line(config_file: str, processes: str, tmp_path: Path) -> None:
+    launch = ("--num-gpus", processes, "--dist-url", "auto")
+    code, output = start_forked(tmp_path, "--config-file", config_file, *launch, "MODEL.WEIGHTS", "gone.pth")
+    assert code == 1
+    assert "error: checkpoint gone.pth does not exist" in output
+    assert "Traceback" not in output
 
 
 @pytest.mark.parametrize(

@@ -17,14 +17,22 @@ import pytest
 import torch
 import torch.utils.tensorboard  # once, not in every forked process
 
-from tests.d2.conftest import as_arguments, make_cfg, options, own_voc, reference_run, shared_voc
+from tests.d2.conftest import (
+    as_arguments,
+    forked_workers,
+    make_cfg,
+    no_charts,
+    options,
+    own_voc,
+    reference_run,
+    shared_voc,
+    without_charts,
+)
+from tests.forks import HANG, Fork
 
-__all__ = ["make_cfg", "options", "own_voc", "shared_voc"]
+__all__ = ["forked_workers", "make_cfg", "no_charts", "options", "own_voc", "shared_voc"]
 
 REPO = Path(__file__).resolve().parent.parent.parent
-
-HANG = 900
-"""Seconds after which something hangs: no measure of speed, as a busy machine may need a hundred times as long."""
 
 
 @contextlib.contextmanager
@@ -47,7 +55,7 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def reference(shared_voc: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The fixture of tests/d2, with the settings of this folder."""
-    with single_threaded(), one_id():
+    with single_threaded(), one_id(), without_charts():
         return reference_run(shared_voc, tmp_path_factory.mktemp("reference"))
 
 
@@ -68,15 +76,6 @@ def same_run_id() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def short_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("san.d2.data.loaders.RETRY_PAUSE", 0.01)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def no_charts() -> Iterator[None]:
-    """Curves and bars take most of a tiny run's time, and no fault is about them; tests/d2 looks at them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("san.d2.train.run_hooks.plot_curves", lambda *_, **__: None)
-        patch.setattr("san.visualize.plot_per_class", lambda *_, **__: None)
-        yield
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
@@ -142,7 +141,7 @@ def train_net(options: dict[str, Any], *arguments: str, torchrun: int = 0) -> su
     )  # fmt: skip
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str] | Fork) -> None:
     """Waits until something is so; the process must not end before."""
     end = time.monotonic() + HANG
     while not condition():

@@ -13,12 +13,14 @@ import pytest
 import torch
 
 from san.d2.run import run
-from tests.faults.conftest import HANG, in_a_process, train_net, wait_for
+from tests.d2.conftest import as_arguments
+from tests.faults.conftest import in_a_process, train_net, wait_for
+from tests.forks import HANG, TRAIN_NET, Fork, script
 
 MakeCfg = Callable[..., Any]
 
-WAYS = [0, pytest.param(2, marks=pytest.mark.slow)]
-"""--num-gpus 2, and torchrun with 2 processes."""
+WAYS = ["forked", *(pytest.param(way, marks=pytest.mark.slow) for way in ("num-gpus", "torchrun"))]
+"""--num-gpus 2, in processes that are forked or import everything themselves, and torchrun with 2 processes."""
 
 
 def process_writing(path: Path) -> int | None:
@@ -32,12 +34,18 @@ def process_writing(path: Path) -> int | None:
     return None
 
 
-@pytest.mark.parametrize("torchrun", WAYS, ids=["num-gpus", "torchrun"])
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="no /proc to find the process in")
-def test_a_killed_process_ends_the_job(options: dict[str, Any], tmp_path: Path, torchrun: int) -> None:
+def test_a_killed_process_ends_the_job(options: dict[str, Any], tmp_path: Path, way: str) -> None:
     """SIGKILL of one of two processes in the midst of training."""
-    arguments = () if torchrun else ("--num-gpus", "2", "--dist-url", "auto")
-    process = train_net(options | {"SOLVER.MAX_ITER": 100000}, *arguments, torchrun=torchrun)
+    torchrun = way == "torchrun"
+    options = options | {"SOLVER.MAX_ITER": 100000}
+    arguments = [] if torchrun else ["--num-gpus", "2", "--dist-url", "auto"]
+    process: Any
+    if way == "forked":
+        process = Fork(script(TRAIN_NET, [*arguments, *as_arguments(options)]), tmp_path / "output")
+    else:
+        process = train_net(options, *arguments, torchrun=2 * torchrun)
     folder = tmp_path / "run"
     metrics = folder / "metrics.json"
     wait_for(lambda: metrics.is_file() and "total_loss" in metrics.read_text(), process)

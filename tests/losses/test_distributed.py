@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from san.losses import MatchedLayer, SetCriterion, Term
 from san.losses.terms import average_counts, count_batch
+from tests.forks import fork_as_spawn
 from tests.losses.test_criterion import SMALL, make_outputs, make_targets, select, tensors
 
 SEEDS = [21, 22, 23, 24]
@@ -54,7 +54,7 @@ def work(rank, folder):
 def results(tmp_path_factory):
     """Per process, per case."""
     folder = tmp_path_factory.mktemp("workers")
-    mp.spawn(work, args=(str(folder),), nprocs=2)
+    fork_as_spawn(work, args=(str(folder),), nprocs=2)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 

@@ -44,7 +44,14 @@ def inputs(batch: int, height: int, width: int, classes: int) -> tuple[torch.Ten
 
 @pytest.mark.parametrize(
     ("model", "pooling"),
-    [("vit_b16", "max"), *(("vit_l14_336", each) for each in ("max", "average", "bilinear", "nearest"))],
+    [
+        ("vit_l14_336", "max"),
+        ("vit_l14_336", "bilinear"),
+        *(
+            pytest.param(model, pooling, marks=pytest.mark.slow)
+            for model, pooling in (("vit_b16", "max"), ("vit_l14_336", "average"), ("vit_l14_336", "nearest"))
+        ),
+    ],
 )
 def test_an_export_takes_any_size(model: str, pooling: str) -> None:
     """Also if CLIP's grid does not divide the grids of the side network and of the positions."""
