@@ -155,7 +155,7 @@ def test_odd_lines_of_a_metrics_file_are_one_warning(tmp_path: Path, caplog: pyt
         assert read_curves(file) == {"loss": ([19], [8.0])}
     (record,) = caplog.records
     assert "metrics.json: 12 line(s) cannot be read as records and are skipped" in record.getMessage()
-    assert record.getMessage().endswith(": 2, 3, 4, 5, 6 and 1 more")
+    assert record.getMessage().endswith(": 2, 3, 4, 5, 6 and 7 more")
 
 
 def test_characters_without_a_glyph_are_one_line(

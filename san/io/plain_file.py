@@ -195,7 +195,7 @@ def read_plain_file(path: str | Path, title: str) -> Any:
         return parse_yaml(text) if kind != "json" else _parse_json(text)
     except (ValueError, RecursionError) as error:
         what = "JSON" if kind == "json" else "plain YAML"
-        raise ValueError(f"{title} {path} is no {what}: {one_line(error)}") from None
+        raise ValueError(f"{title} {path} is not {what}: {one_line(error)}") from None
 
 
 def _parse_json(text: str) -> Any:

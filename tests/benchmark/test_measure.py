@@ -180,7 +180,7 @@ def test_host_waits_are_those_of_the_run(monkeypatch):
 def test_where_the_plain_path_fails_the_case_is_measured_without(monkeypatch):
     jobs = []
 
-    def in_process(job, timeout):
+    def in_process(job):
         jobs.append(job)
         if job["settings"]["plain"]:
             raise RuntimeError("ended by SIGKILL")
