@@ -77,6 +77,8 @@ ADDRESSES = [
     ("x.pth?sv=1&sig=ab: 45%|", f"x.pth?sv={MASK}&sig={MASK}: 45%|"),  # a file name of an address, as tqdm shows it
     ("x#access_token=ab", f"x#access_token={MASK}"),
     ("cache/x.pth#abc ...", f"cache/x.pth#{MASK} ..."),
+    ("see docs/video.md#youtube_vis", "see docs/video.md#youtube_vis"),  # a part of our own pages
+    ("https://host.org/x.md#abc", f"https://host.org/x.md#{MASK}"),
     ("x.safetensors?abc", f"x.safetensors?{MASK}"),
     ("is it x.yaml? (or y.json?)", "is it x.yaml? (or y.json?)"),
     ("lr = 3 & momentum = 4, x=5", "lr = 3 & momentum = 4, x=5"),
