@@ -19,7 +19,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from san.checkpoint import load_weights, own_name, published_name, to_published, trained_names
+from san.checkpoint import load_weights, trained_names
 from san.clip.templates import load_templates
 from san.d2.solver import SolverConfig, build_optimizer, poly_factor
 from san.data.targets import classes_present
@@ -29,6 +29,7 @@ from san.evaluation.metrics import metrics
 from san.losses import LossConfig, SetCriterion
 from san.model.build import build_san
 from san.model.config import SANConfig, variant
+from san.model.names import PUBLISHED, to_published
 from san.model.san import SANModel, SANOutput
 from san.postprocess import Geometry, semantic_labels, semantic_scores
 from san.vocabulary.label_sets import load_label_set
@@ -167,9 +168,9 @@ def test_tiny_gradients(golden: Path, tiny: SANModel) -> None:
     gradients = {name: parameter.grad for name, parameter in tiny.named_parameters() if parameter.grad is not None}
     assert set(gradients) == trained_names(tiny)
     expected = {key.removeprefix("grad/"): value for key, value in case.items() if key.startswith("grad/")}
-    assert {published_name(name) for name in gradients} == set(expected)
+    assert {PUBLISHED.name_of(name) for name in gradients} == set(expected)
     for name, value in expected.items():
-        gradient = gradients[own_name(name)].double().flatten()
+        gradient = gradients[PUBLISHED.own_name(name)].double().flatten()
         assert_close(torch.cat([gradient.norm()[None], gradient[:8]]), value, f"gradient of {name}")
 
 
@@ -205,7 +206,7 @@ def test_checkpoint_keys(golden: Path, name: str) -> None:
     published = {key: list(value.shape) for key, value in to_published(model.state_dict()).items()}
     assert published == keys["state_dict"]
     trained = trained_names(model)
-    assert {published_name(key) for key in trained} == set(keys["trainable"])
+    assert {PUBLISHED.name_of(key) for key in trained} == set(keys["trainable"])
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == keys["num_trainable"]
 
 
@@ -247,7 +248,7 @@ def test_optimizer_groups(golden: Path) -> None:
         model = build_san(golden_config("vit_b16"))
     optimizer = build_optimizer(model, SolverConfig())
     groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
-    found = {published_name(name): p for name, p in model.named_parameters() if p.requires_grad}
+    found = {PUBLISHED.name_of(name): p for name, p in model.named_parameters() if p.requires_grad}
     assert found.keys() == expected.keys() and len(groups) == len(found)
     for name, parameter in found.items():
         assert groups[id(parameter)]["weight_decay"] == expected[name]["weight_decay"], name
