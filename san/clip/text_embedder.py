@@ -9,6 +9,7 @@ import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,11 +63,13 @@ class TextEmbedder:
 
     Attributes:
         disk_cache: folder in which embeddings are kept from one run to the next; None keeps them in memory only.
+        amp_dtype: number type of the blocks' products; None computes in that of the weights. Embeddings are float32.
     """
 
     def __init__(self, tokenizer: Tokenizer, prompts: Prompts, *, tokens_per_pass: int = 1024) -> None:
         self.tokenizer, self.prompts, self.tokens_per_pass = tokenizer, prompts, tokens_per_pass
         self.disk_cache: str | Path | None = None
+        self.amp_dtype: torch.dtype | None = None
         self._start_empty()
 
     def _start_empty(self) -> None:
@@ -119,6 +122,8 @@ class TextEmbedder:
         precision = _product_precision(tower.device)
         if tower.device.type != "cpu" or precision not in _FULL_PRECISION:
             digest.update(precision.encode())
+        if self.amp_dtype is not None:
+            digest.update(str(self.amp_dtype).encode())
         for name, parameter in tower.tower_parameters():
             values = parameter.detach().float().cpu().contiguous().numpy()
             digest.update(f"{name}{values.shape}".encode())
@@ -180,7 +185,9 @@ class TextEmbedder:
     def _encode_prompts(self, tower: TextTower, tokens: Tensor, kinds: Tensor) -> Tensor:
         """As `TextTower.encode_text`, without computing a token twice or in vain; a kind's prompts may begin alike."""
         more = _MORE_ON_GPU if tower.device.type == "cuda" else 1
-        return encode_prompts(tower, tokens, kinds, tokens_per_pass=self.tokens_per_pass * more)
+        amp, device = self.amp_dtype, tower.device.type
+        with nullcontext() if amp is None or device == "meta" else torch.autocast(device, amp):
+            return encode_prompts(tower, tokens, kinds, tokens_per_pass=self.tokens_per_pass * more)
 
     def _prompts_of(self, text: str) -> Sequence[str]:
         """The prompts of a marked text."""
@@ -200,6 +207,7 @@ class TextEmbedder:
         # tensors of inference mode count no versions: of those, only replaced and moved ones are seen
         key = (
             self.prompts.identity,
+            self.amp_dtype,
             _product_precision(tower.device),
             *(
                 (id(each), None if each.is_inference() else each._version, each.device)
