@@ -1,7 +1,8 @@
-"""The check of a device that a user names."""
+"""The check of a device that a user names, and what this machine's CPU can do."""
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Collection
 
 import torch
@@ -39,3 +40,15 @@ def checked_device(
     if found.type == "mps" and not torch.backends.mps.is_available():
         raise ValueError(f"{seen} but this machine has no Metal GPU; set it to cpu")
     return found
+
+
+def cpu_supports(instructions: str) -> bool:
+    """Whether this CPU has instructions that PyTorch uses: "avx512_bf16", "vnni", "amx_tile", ..."""
+    ask = getattr(torch.cpu, f"_is_{instructions}_supported", None)  # private; an older PyTorch may lack one
+    return ask is not None and bool(ask())
+
+
+def computes_bfloat16(device: torch.device) -> bool:
+    """False where PyTorch computes bfloat16 several times slower than float32: on an x86 CPU without AVX512-BF16."""
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    return device.type != "cpu" or not x86 or cpu_supports("avx512_bf16")

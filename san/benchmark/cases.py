@@ -26,6 +26,10 @@ MODEL_TITLES = {"vit_b16": "B/16", "vit_l14_336": "L/14"}
 """Names of models in tables."""
 
 
+DTYPES = {"float32": "fp32", "bfloat16": "bf16", "int8": "int8"}
+"""Number types as names of cases have them."""
+
+
 @dataclass(frozen=True)
 class Case:
     """One case to measure.
@@ -37,7 +41,7 @@ class Case:
         out_height, out_width: of the label map.
         classes: size of the vocabulary.
         batch: images per run.
-        dtype: "float32", or "bfloat16" for mixed precision.
+        dtype: one of DTYPES: "float32", "bfloat16" for mixed precision, or, but for training, "int8".
         compiled: the network through torch.compile.
         queries: number of queries; None for the model's own.
         workers: number of loading processes; 0 loads in the main process.
@@ -63,8 +67,10 @@ class Case:
         """Refuse unknown names and numbers that are too small."""
         if self.task not in TASKS:
             raise ValueError(f"unknown task {self.task!r}; choose one of {', '.join(TASKS)}")
-        if self.dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"unknown number type {self.dtype!r}; choose float32 or bfloat16")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"unknown number type {self.dtype!r}; choose one of {', '.join(DTYPES)}")
+        if self.dtype == "int8" and self.task == "training":
+            raise ValueError("int8 is for prediction; choose float32 or bfloat16 for a training step")
         sizes = (self.height, self.width, self.out_height, self.out_width, self.classes, self.batch, self.queries or 1)
         if min(sizes) < 1 or self.workers < 0:
             raise ValueError(f"sizes, classes, batch and queries must be 1 or more and workers 0 or more; got {self}")
@@ -80,7 +86,7 @@ class Case:
         if self.task != "training" and (self.out_height, self.out_width) != (self.height, self.width):
             size += f"-{self.out_height}x{self.out_width}"
         parts = [self.task, self.model, size, f"{self.classes}", f"b{self.batch}"]
-        parts.append({"float32": "fp32", "bfloat16": "bf16"}[self.dtype])
+        parts.append(DTYPES[self.dtype])
         if self.task != "training" or self.compiled:
             parts.append("compiled" if self.compiled else "eager")
         return "/".join([*parts, *([f"q{self.queries}"] if self.queries else [])])
@@ -98,7 +104,7 @@ class Case:
             size += f" to {self.out_height}×{self.out_width}"
         parts = [model, size, f"{self.classes} classes"]
         parts += [f"batch {self.batch}"] if self.batch > 1 or self.task == "training" else []
-        parts += [{"float32": "fp32", "bfloat16": "bf16"}[self.dtype]]
+        parts += [DTYPES[self.dtype]]
         parts += ["compiled"] if self.compiled else []
         return ", ".join(parts + ([f"{self.queries} queries"] if self.queries else []))
 
@@ -131,6 +137,7 @@ _OTHERS = (
 STANDARD: tuple[Case, ...] = (
     *(sized(replace(_B16, classes=c), size) for size, c in product((SQUARE, WIDE), (20, 171, 847))),
     replace(_B16, dtype="bfloat16"),
+    replace(_B16, dtype="int8"),
     replace(_B16, compiled=True),
     replace(_B16, batch=8),
     _L14,

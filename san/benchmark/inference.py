@@ -15,7 +15,6 @@ from san.benchmark.reference import PlainSAN, plain_labels
 from san.benchmark.workload import (
     PartMarks,
     Workload,
-    mixed_precision,
     random_images,
     random_label_map,
     random_model,
@@ -23,7 +22,7 @@ from san.benchmark.workload import (
     synthetic_scene,
 )
 from san.evaluation import ConfusionMatrix
-from san.model.precision import round_weights
+from san.model.precision import hold_weights, mixed_precision
 from san.model.san import SANModel
 from san.postprocess import Geometry, semantic_labels
 
@@ -46,8 +45,9 @@ def make_workload(case: Case, device: torch.device, *, plain: bool) -> Workload:
     scene = synthetic_scene(side.num_queries, (height // side.patch_size, width // side.patch_size), case.classes)
     masks, classes = (logits.to(device) for logits in scene)
     labels = plain_labels if plain else semantic_labels
+    dtype: torch.dtype = getattr(torch, case.dtype)
     if not plain:
-        round_weights(model, getattr(torch, case.dtype))
+        hold_weights(model, dtype)
     marks = None if case.compiled else PartMarks(model)  # hooks would cut the compiled graph
     if case.compiled and not plain:
         model.image_side.compile()
@@ -55,7 +55,7 @@ def make_workload(case: Case, device: torch.device, *, plain: bool) -> Workload:
 
     @torch.inference_mode()
     def run(recorder: Recorder) -> None:
-        with marks.to(recorder) if marks else nullcontext(), mixed_precision(case, device):
+        with marks.to(recorder) if marks else nullcontext(), mixed_precision(device, dtype):
             batch = model.stack(images)
             (proposals,) = model.image_side(model, batch)
         recorder.mark("network" if case.compiled else "recognition")

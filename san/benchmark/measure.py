@@ -161,11 +161,12 @@ def _product_size(settings: Settings, device: torch.device) -> int:
 def _product(case: Case, settings: Settings, device: torch.device) -> Callable[[], float]:
     """Return a function that multiplies two large matrices and returns the seconds."""
     size = _product_size(settings, device)
+    multiply = torch._int_mm if case.dtype == "int8" else torch.mm
     a, b = (torch.randn(size, size, device=device).to(getattr(torch, case.dtype)) for _ in range(2))
-    out = a @ b
+    out = multiply(a, b)
 
     def run(recorder: Recorder) -> None:
-        torch.mm(a, b, out=out)
+        multiply(a, b, out=out)
         recorder.mark("product")
 
     workload = Workload(run, 1, "products")

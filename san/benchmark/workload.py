@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -120,13 +119,6 @@ def synthetic_scene(
     classes[queries, torch.randint(num_classes, (num_things,), generator=generator)[thing]] += 8
     classes[weak, -1] += 9
     return masks, classes
-
-
-def mixed_precision(case: Case, device: torch.device) -> Any:
-    """Return the autocast context of a case."""
-    if case.dtype == "float32":
-        return nullcontext()
-    return torch.autocast(device.type, getattr(torch, case.dtype))
 
 
 class PartMarks:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from san.clip.blocks import Block
 from san.clip.text_tower import TextTower
+from san.torch_defaults import without_autocast
 
 _WORTH_SHARING = 512
 """Tokens that sharing must save: the pass for the beginnings reads every weight once more."""
@@ -127,7 +128,8 @@ def _finish(tower: TextTower, tokens: Tensor, kinds: Tensor, ends: Tensor, begin
         if index == len(tower.transformer.resblocks) - 1:  # only end-of-text is used
             q, x, seen = q[rows, :, last].unsqueeze(2), x[rows, last].unsqueeze(1), seen[rows, :, last].unsqueeze(2)
         x = block.finish(x, F.scaled_dot_product_attention(q, k, v, attn_mask=seen))
-    embed: Tensor = tower.ln_final(x[:, 0]) @ tower.text_projection
+    with without_autocast(device):
+        embed: Tensor = tower.ln_final(x[:, 0].to(tower.text_projection.dtype)) @ tower.text_projection
     return embed
 
 

@@ -9,6 +9,7 @@ import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,11 +64,13 @@ class TextEmbedder:
 
     Attributes:
         disk_cache: folder that keeps embeddings between runs; None keeps them in memory only. See `use_disk_cache`.
+        amp_dtype: number type of the blocks' products; None computes in that of the weights. Embeddings are float32.
     """
 
     def __init__(self, tokenizer: Tokenizer, prompts: Prompts, *, tokens_per_pass: int = 1024) -> None:
         self.tokenizer, self.prompts, self.tokens_per_pass = tokenizer, prompts, tokens_per_pass
         self.disk_cache: Path | None = None
+        self.amp_dtype: torch.dtype | None = None
         self._start_empty()
 
     def _start_empty(self) -> None:
@@ -139,6 +142,8 @@ class TextEmbedder:
         precision = _product_precision(tower.device)
         if tower.device.type != "cpu" or precision not in _FULL_PRECISION:
             digest.update(precision.encode())
+        if self.amp_dtype is not None:
+            digest.update(str(self.amp_dtype).encode())
         for name, parameter in tower.tower_parameters():
             values = parameter.detach().float().cpu().contiguous().numpy()
             digest.update(f"{name}{values.shape}".encode())
@@ -210,7 +215,9 @@ class TextEmbedder:
     def _encode_prompts(self, tower: TextTower, tokens: Tensor, kinds: Tensor) -> Tensor:
         """Encode prompts; see `encode_prompts`."""
         more = _MORE_ON_GPU if tower.device.type == "cuda" else 1
-        return encode_prompts(tower, tokens, kinds, tokens_per_pass=self.tokens_per_pass * more)
+        amp, device = self.amp_dtype, tower.device.type
+        with nullcontext() if amp is None or device == "meta" else torch.autocast(device, amp):
+            return encode_prompts(tower, tokens, kinds, tokens_per_pass=self.tokens_per_pass * more)
 
     def _prompts_of(self, text: str) -> Sequence[str]:
         """Return the prompts of a prefixed text."""
@@ -230,6 +237,7 @@ class TextEmbedder:
         # tensors of inference mode have no version: for them only replacing and moving is detected
         key = (
             self.prompts.identity,
+            self.amp_dtype,
             _product_precision(tower.device),
             *(
                 (id(each), None if each.is_inference() else each._version, each.device)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from san.clip.arch import ClipArch
-from san.clip.blocks import Block
+from san.clip.blocks import Block, attend
 from san.clip.pos_embed import resize_pos_embed
 from san.record import FieldError
 from san.torch_defaults import without_autocast
@@ -112,7 +112,8 @@ class DeepClip(nn.Module):
             bias = attn_bias[:, 0 if shared else index]
             last = index + 1 == len(self.resblocks)
             x, sls = _recognise(block, x, sls, bias, keep_patches=not last)
-        return F.normalize(self.ln_post(sls) @ self.proj, dim=-1)
+        with without_autocast(sls.device):  # of all roundings, this one would be seen most in the class logits
+            return F.normalize(self.ln_post(sls.to(self.proj.dtype)) @ self.proj, dim=-1)
 
 
 def _recognise(block: Block, x: Tensor, sls: Tensor, bias: Tensor, *, keep_patches: bool) -> tuple[Tensor, Tensor]:
@@ -121,7 +122,7 @@ def _recognise(block: Block, x: Tensor, sls: Tensor, bias: Tensor, *, keep_patch
     sls_qkv = block.attn.project(block.ln_1(sls))
     sls = block.finish(sls, sls_attention(*sls_qkv, k[:, :, 1:], v[:, :, 1:], bias))
     if keep_patches:
-        x = block.finish(x, F.scaled_dot_product_attention(q, k, v))
+        x = block.finish(x, attend(q, k, v))
     return x, sls
 
 

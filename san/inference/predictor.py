@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from san.clip.text_cache import resolve_folder
 from san.clip.text_embedder import TextEmbeddings
 from san.data.images import Layout, image_pixels
 from san.data.transforms import resize_image, resize_short_side
-from san.devices import checked_device
+from san.devices import checked_device, computes_bfloat16
 from san.hub import SHAPES_CHECKPOINT, load_pretrained
 from san.inference.ensemble import Ensemble, is_ensemble_file, load_ensemble
 from san.inference.segmentation import EncodedImage, Evidence, Segmentation
@@ -27,13 +28,15 @@ from san.io.errors import excerpt
 from san.io.image_files import MAX_PIXELS
 from san.model.build import warn_of_unseen_pixels
 from san.model.config import SANConfig
-from san.model.precision import round_weights
+from san.model.precision import hold_weights, mixed_precision
 from san.model.san import MaskProposals, SANModel
 from san.postprocess import Geometry, View
 from san.torch_defaults import torch_defaults
 from san.vocabulary.classes import ClassText
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+logger = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 """Number types the network can compute in."""
 
 
@@ -55,8 +58,9 @@ class Predictor(Segmenter):
         short_sides: several instead of `short_side`: the scores are the mean over them.
         flip: whether the scores are also the mean over the image and its mirror image.
         device: where the model runs: "cpu", "cuda", "cuda:N" or "mps".
-        dtype: what the network computes in: "float32" or "bfloat16" (mixed precision; words and scores stay float32).
-            "bfloat16" rounds the weights of the model in place: load it again to save or train it.
+        dtype: what the network computes in: "float32", "bfloat16" (mixed precision) or "int8" (CLIP's and the side
+            network's linear layers; the rest is mixed precision). Text embeddings and scores are float32. With others
+            than "float32" the model's weights are rounded for good: load it again to save or train it.
         max_pixels: a larger image is refused; None takes any.
         compiled: the network goes through torch.compile; the first image of each size takes a minute or more, and a C++
             compiler is needed.
@@ -86,7 +90,11 @@ class Predictor(Segmenter):
         """Prepare the model, in place."""
         self.dtype = _checked_dtype(dtype)
         self.model = model.to(checked_device(device)).eval()
-        round_weights(self.model, self.dtype)
+        if self.dtype == torch.bfloat16 and not computes_bfloat16(self.device):
+            logger.warning(
+                "this CPU has no bfloat16 instructions, and is faster in float32 or int8; choose one of these"
+            )
+        hold_weights(self.model, self.dtype)
         self.short_sides, self.flip = _checked_sides(short_sides or (short_side,)), flip
         for side in self.short_sides:
             warn_of_unseen_pixels(self.model, side)
@@ -268,7 +276,7 @@ class Predictor(Segmenter):
         """Encode images of one size in the network."""
         resized = [torch.from_numpy(resize_image(each, size)).permute(2, 0, 1) for each in pixels]  # (3, h, w)
         batch = self.model.stack([each.flip(2) for each in resized] if mirrored else resized)
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+        with mixed_precision(self.device, self.dtype):
             (proposals,) = self.model.image_side(self.model, batch)
         padded = (batch.shape[2], batch.shape[3])
         return [

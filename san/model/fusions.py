@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from san.clip.arch import NUM_HEADS
+from san.clip.blocks import attend
 from san.model.layers import LAYER_NORM_EPS, ChannelNorm
 from san.model.parts import FUSIONS, Fusion
 from san.record import FieldError, Options, option
@@ -97,7 +98,7 @@ class CrossAttentionFusion(Fusion):
         """See `Fusion.forward`."""
         q = self._heads(self.q(self.norm_patches(patches)))  # (B, N, T_s, S / N)
         k, v = map(self._heads, self.kv(self.norm(feature)).chunk(2, dim=-1))  # (B, N, T, S / N) each
-        found = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)  # (B, T_s, S)
+        found = attend(q, k, v).transpose(1, 2).flatten(2)  # (B, T_s, S)
         fused: Tensor = patches + self.proj(found)
         return fused
 

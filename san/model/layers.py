@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from san.clip.blocks import attend
 from san.clip.pos_embed import is_dynamic
 
 LAYER_NORM_EPS = 1e-6
@@ -29,7 +30,7 @@ class SideAttention(nn.Module):
         batch, length, width = x.shape
         qkv = self.qkv(x).view(batch, length, 3, self.num_heads, width // self.num_heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # 3 x (B, heads, T, S / heads)
-        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)  # (B, T, S)
+        mixed = attend(q, k, v).transpose(1, 2).flatten(2)  # (B, T, S)
         result: Tensor = self.proj(mixed)
         return result
 

@@ -22,6 +22,7 @@ from san.data.transforms import resize_image, resize_short_side
 from san.inference.predictor import Predictor
 from san.inference.segmentation import Segmentation
 from san.model.parts import SideFeatures
+from san.model.precision import mixed_precision
 from san.model.san import SANModel
 from san.postprocess import Geometry, have_non_finite, labels_and_scores, refuse_non_finite
 from san.record import FieldError, Options, option
@@ -248,8 +249,7 @@ class VideoPredictor:
         return Geometry(padded, size, (height, width))
 
     def _autocast(self) -> torch.autocast:
-        dtype = self.predictor.dtype
-        return torch.autocast(self.predictor.device.type, dtype, enabled=dtype != torch.float32)
+        return mixed_precision(self.predictor.device, self.predictor.dtype)
 
 
 def _of_one_size(frames: Iterable[Frame], max_pixels: int | None) -> Iterator[Frame]:

@@ -174,12 +174,12 @@ def test_a_dumped_configuration_loads_again(tmp_path: Path) -> None:
         ("MODEL: {LOSS: {NUM_POINTS: 0}}", "NUM_POINTS"),
         ("SEED: -2", "SEED is -2"),
         ("- a", "no mapping"),
-        ("a: [", "no plain YAML"),
-        ("SEED: !!python/object/apply:os.getpid []", "no plain YAML"),
+        ("a: [", "not plain YAML"),
+        ("SEED: !!python/object/apply:os.getpid []", "not plain YAML"),
         ("_BASE_: top.yaml", "based on itself"),
-        ("SOLVER: {MAX_ITER: 3}\nSEED: 1\nSOLVER: {BASE_LR: 1.0}", r"top.yaml is no .*'SOLVER' is there twice"),
-        ("SOLVER: {MAX_ITER: 3, MAX_ITER: 4}", r"top.yaml is no .*'MAX_ITER' is there twice"),
-        (f"SEED: [{'1, ' * 20_000}]", r"top.yaml is no .*over 20,000 values"),
+        ("SOLVER: {MAX_ITER: 3}\nSEED: 1\nSOLVER: {BASE_LR: 1.0}", r"top.yaml is not .*'SOLVER' is there twice"),
+        ("SOLVER: {MAX_ITER: 3, MAX_ITER: 4}", r"top.yaml is not .*'MAX_ITER' is there twice"),
+        (f"SEED: [{'1, ' * 20_000}]", r"top.yaml is not .*over 20,000 values"),
     ],
 )
 def test_wrong_files_are_refused_in_one_line(tmp_path: Path, content: str, message: str) -> None:

@@ -45,7 +45,7 @@ def assert_same(found: Segmentation, expected: Segmentation, rounding: float = 0
 
 
 @by_any_means
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 def test_copies_give_the_same(copied: Callable[[Any], Any], dtype: str) -> None:
     predictor = used(dtype=dtype)
     expected, encoded = predictor.predict(picture(7), WORDS), predictor.encode(picture(7))
