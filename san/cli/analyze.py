@@ -75,6 +75,8 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ValueError, FileNotFoundError: the model does not exist, or the image is too small for it.
     """
+    if args.dtype == "int8":
+        raise ValueError("--dtype is int8, but multiply-adds and weights are counted in floating point; give another")
     if args.plot is not None:
         require_extra("train", "the bar chart", "matplotlib")
     for file in (args.json, args.plot):
@@ -111,8 +113,6 @@ def _analyze(args: argparse.Namespace, model: SANModel, predictor: Predictor | N
     """Return all figures as plain data."""
     from san.benchmark import analysis
 
-    if args.dtype == "int8":
-        raise ValueError("--dtype is int8, but multiply-adds and weights are counted in floating point; give another")
     side = model.config.side_adapter.image_size
     height, width = args.size or (side, side)
     classes = args.classes or (36 if model.config.clip.name == "shapes" else 171)

@@ -67,7 +67,12 @@ def test_select():
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"task": "x"}, "unknown task"), ({"dtype": "int8"}, "number type"), ({"batch": 0}, "batch")],
+    [
+        ({"task": "x"}, "unknown task"),
+        ({"dtype": "int4"}, "number type 'int4'; choose one of float32, bfloat16, int8"),
+        ({"task": "training", "dtype": "int8"}, "int8 is for prediction"),
+        ({"batch": 0}, "batch"),
+    ],
 )
 def test_cases_that_cannot_be(change, message):
     with pytest.raises(ValueError, match=message):

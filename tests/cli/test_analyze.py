@@ -73,6 +73,7 @@ def test_a_configuration_and_a_part_of_the_users_own(tmp_path, capsys, monkeypat
         (["--variant", "nowhere.yaml"], "nowhere.yaml"),
         (["--variant", "tiny", "--json", "."], "is a folder; give the name of a file"),
         (["--model", "nowhere.pth"], "unknown model 'nowhere.pth'"),
+        (["--dtype", "int8"], "--dtype is int8"),
     ],
 )
 def test_what_is_refused(arguments, message, capsys):
