@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from san.clip.arch import TextArch
-from san.clip.open_clip_adapter import open_clip_version, open_tokenizer
+from san.clip.open_clip_adapter import open_clip_version, open_tokenizer, tokenize
 from san.io.errors import excerpt
 
 Tokenizer = Callable[[Sequence[str]], Tensor]
@@ -22,7 +21,7 @@ VOCAB_SIZE = 49408
 
 
 class BpeTokenizer:
-    """CLIP's byte-pair tokenizer, opened when it is first used: embeddings from a cache need none.
+    """CLIP's byte-pair tokenizer, opened when one is first used in the process: embeddings from a cache need none.
 
     Args:
         context_length: ids in a row.
@@ -30,11 +29,6 @@ class BpeTokenizer:
 
     def __init__(self, context_length: int) -> None:
         self.context_length = context_length
-        self._opened: Any = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        """A copy opens its own."""
-        return self.__dict__ | {"_opened": None}
 
     @property
     def identity(self) -> str:
@@ -43,10 +37,7 @@ class BpeTokenizer:
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """Ids (N, context_length); a longer text is cut, its last id the end-of-text's."""
-        if self._opened is None:
-            self._opened = open_tokenizer(self.context_length)
-        ids: Tensor = self._opened(list(texts))
-        return ids
+        return tokenize(texts, self.context_length)
 
 
 class CompactTokenizer:

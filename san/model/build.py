@@ -16,6 +16,7 @@ from san.clip.loader import LoadedClip, load_clip
 from san.clip.tokenizer import Tokenizer
 from san.clip.weights import check_finite, listed, misfits
 from san.model.config import SANConfig, resolve, unseen_pixels, unusual_depth
+from san.model.parts import parts_of
 from san.model.san import SANModel
 from san.record import FieldError
 from san.torch_defaults import torch_defaults
@@ -34,6 +35,7 @@ def build_san(
     clip: LoadedClip | None = None,
     clip_weights: bool = True,
     model_class: ModelClass = SANModel,
+    drawn: bool = True,
 ) -> SANModel:
     """A SAN with CLIP's weights and fresh side weights, in float32 on the CPU.
 
@@ -44,6 +46,9 @@ def build_san(
         clip: a CLIP already loaded, instead of `config.clip.name` and `config.clip.pretrained`.
         clip_weights: False leaves CLIP's weights to a checkpoint that holds them all; nothing is downloaded.
         model_class: what makes the model.
+        drawn: False leaves the weights that are not CLIP's without values, on the meta device, and takes CLIP's
+            without a copy: `san.checkpoint.load_weights` is to bring the others. Only where all of the model is SAN's
+            own; other parts may compute with what they draw, and are drawn.
 
     Raises:
         ValueError, FileNotFoundError: see `load_clip` and `check_against`.
@@ -51,16 +56,45 @@ def build_san(
     clip = clip or load_clip(config.clip.name, config.clip.pretrained, weights=clip_weights)
     config = resolve(config, clip.arch)
     own = None if clip.state_dict is None else clip_state_to_own(clip.state_dict, config.clip.shallow_depth)
-    if own is not None:
-        _check_clip_weights(outline(config, clip), own)
+    foreign = any(registry.described(part).module for registry, part in parts_of(config))
+    drawn = drawn or foreign or model_class is not SANModel
+    bare = None if drawn and own is None else outline(config, clip)
+    if own is not None and bare is not None:
+        _check_clip_weights(bare, own)
     for note in (unusual_depth(config, clip.arch), unseen_pixels(config, clip.arch, config.side_adapter.image_size)):
         if note:
             logger.warning("%s", note)
-    model = model_class(config, clip.arch, clip.tokenizer)
-    if own is not None:
-        model.load_state_dict(own, strict=False)
+    if drawn or bare is None:
+        model = model_class(config, clip.arch, clip.tokenizer)
+        if own is not None:
+            model.load_state_dict(own, strict=False)
+    else:
+        model = bare
+        model.set_pixel_statistics()
+        take_over(model, own or {})
     freeze(model)
     return model
+
+
+def take_over(model: SANModel, tensors: Mapping[str, Tensor]) -> None:
+    """Makes tensors the weights of a model without copying them, but for those of another number type.
+
+    What shares its memory with another tensor, or is a part of a larger one, is copied.
+
+    Args:
+        model: whose weights of these names are replaced.
+        tensors: some or all of its state, of the right shapes; they may be mapped from a file.
+    """
+    state, seen = model.state_dict(), set()
+    own: dict[str, Tensor] = {}
+    for name, value in tensors.items():
+        taken = value.detach().to(state[name].dtype)
+        storage = taken.untyped_storage()
+        if storage.nbytes() != taken.nbytes or not taken.is_contiguous() or storage.data_ptr() in seen:
+            taken = taken.clone(memory_format=torch.contiguous_format)
+        seen.add(taken.untyped_storage().data_ptr())
+        own[name] = taken
+    model.load_state_dict(own, strict=False, assign=True)
 
 
 def warn_of_unseen_pixels(model: SANModel, side: int) -> None:
