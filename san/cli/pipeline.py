@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import errno
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -36,11 +38,13 @@ class Line(Generic[Loaded, Result]):
 
     Attributes:
         read: a file to what the model takes; runs in threads.
-        predict: a batch of them to as many results; runs where `run_line` is called, alone.
+        predict: a batch of them to as many results; runs where `run_line` is called, or in threads, see `streams`.
         write: a job and its result to files; runs in threads.
         failed: told of an image that was passed over, and why; runs where `run_line` is called.
         batch_size: images per call of `predict`.
         workers: threads that read, and as many that write.
+        streams: calls of `predict` at once, see `san.devices.in_streams`; 1 for one after the other.
+        kind: images of different kinds are not put into one batch, but are done in another order instead.
     """
 
     read: Callable[[Path], Loaded]
@@ -49,10 +53,12 @@ class Line(Generic[Loaded, Result]):
     failed: Callable[[Job, Exception], None]
     batch_size: int = 1
     workers: int = 2
+    streams: int = 1
+    kind: Callable[[Loaded], Hashable] = lambda image: None
 
 
 def run_line(jobs: Sequence[Job], line: Line[Loaded, Result]) -> Generator[tuple[Job, Result], None, None]:
-    """Does all jobs; yields each with its result, in order, once it is on the disk.
+    """Does all jobs; yields each with its result, in order but for `Line.kind`, once it is on the disk.
 
     When it ends, normally or by an exception, what was begun to be written has been written, and nothing more runs.
 
@@ -60,14 +66,19 @@ def run_line(jobs: Sequence[Job], line: Line[Loaded, Result]) -> Generator[tuple
         OSError: a result could not be written, as none could. What could not be read, or written for a reason of its
             own, goes to `line.failed` instead.
     """
+    from san.devices import in_streams
+
     ahead = line.workers + 2 * line.batch_size
     readers = ThreadPoolExecutor(line.workers, thread_name_prefix="san-read")
     writers = ThreadPoolExecutor(line.workers, thread_name_prefix="san-write")
     writing: deque[tuple[Job, Result, Future[None]]] = deque()
     try:
-        loaded = _read_ahead(jobs, line, readers, ahead)
-        while batch := list(islice(loaded, line.batch_size)):
-            for job, result in _predict(batch, line):
+        batches = _batches(_read_ahead(jobs, line, readers, ahead), line)
+        with closing(in_streams(partial(_predict, line=line), batches, line.streams)) as predicted:
+            for job, result in chain.from_iterable(predicted):
+                if isinstance(result, ValueError):
+                    line.failed(job, result)
+                    continue
                 while len(writing) >= 2 * line.workers or (writing and writing[0][2].done()):
                     yield from _written(*writing.popleft(), line)
                 writing.append((job, result, writers.submit(line.write, job, result)))
@@ -108,18 +119,28 @@ def _read_ahead(
         yield job, image
 
 
-def _predict(batch: list[tuple[Job, Loaded]], line: Line[Loaded, Result]) -> Iterator[tuple[Job, Result]]:
+def _batches(loaded: Iterator[tuple[Job, Loaded]], line: Line[Loaded, Any]) -> Iterator[list[tuple[Job, Loaded]]]:
+    """Images of one kind together, `line.batch_size` of them; fewer where twice as many are waiting, and at the end."""
+    waiting: dict[Hashable, list[tuple[Job, Loaded]]] = {}
+    for job, image in loaded:
+        kind = line.kind(image)
+        waiting.setdefault(kind, []).append((job, image))
+        if len(waiting[kind]) == line.batch_size:
+            yield waiting.pop(kind)
+        elif sum(map(len, waiting.values())) == 2 * line.batch_size:
+            yield waiting.pop(next(iter(waiting)))  # the one that waits longest
+    yield from waiting.values()
+
+
+def _predict(batch: list[tuple[Job, Loaded]], line: Line[Loaded, Result]) -> list[tuple[Job, Result | ValueError]]:
     """The results of a batch; if the model refuses it, of its images one by one, so that one spoils no other."""
     try:
         results = line.predict([image for _, image in batch])
     except ValueError as error:
         if len(batch) == 1:
-            line.failed(batch[0][0], error)
-        else:
-            for single in batch:
-                yield from _predict([single], line)
-        return
-    yield from zip((job for job, _ in batch), results, strict=True)
+            return [(batch[0][0], error)]
+        return [each for single in batch for each in _predict([single], line)]
+    return list(zip((job for job, _ in batch), results, strict=True))
 
 
 def write_results(job: Job, result: Writable, endings: Mapping[str, str]) -> None:

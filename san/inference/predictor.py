@@ -191,6 +191,11 @@ class Predictor(Segmenter):
         return self.model.pixel_mean.device
 
     @property
+    def models(self) -> tuple[SANModel]:
+        """The model."""
+        return (self.model,)
+
+    @property
     def text_cache(self) -> Path | None:
         """Folder that keeps text embeddings from one run to the next; None keeps them in memory only."""
         folder = self.model.text_classifier.embedder.disk_cache

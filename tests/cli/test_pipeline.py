@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ class Recorder:
 
 
 def nothing_runs() -> bool:
-    return not [thread.name for thread in threading.enumerate() if thread.name.startswith(("san-read", "san-write"))]
+    return not [thread.name for thread in threading.enumerate() if thread.name.startswith("san-")]
 
 
 @pytest.mark.parametrize(("batch_size", "batches"), [(1, [1] * 7), (3, [3, 3, 1]), (10, [7])])
@@ -102,6 +103,47 @@ def test_writing_goes_on_while_the_model_works() -> None:
             assert second.wait(SECONDS), "the second image is not predicted while the first is written"
 
     assert len(list(run_line(jobs(3), seen.line(predict=predict, write=write)))) == 3
+
+
+def test_several_calls_of_the_model_at_once() -> None:
+    """After the first, which is made alone where the line runs; results and failures stay in order."""
+    seen, together, threads = Recorder(), threading.Barrier(2, timeout=SECONDS), set()
+
+    def predict(batch: list[int]) -> list[int]:
+        threads.add(threading.current_thread().name.split("_")[0])
+        if batch == [0]:
+            return batch
+        together.wait()  # of pairs
+        if batch == [3]:
+            raise ValueError("not this one")
+        return batch
+
+    done = [result for _, result in run_line(jobs(7), seen.line(predict=predict, streams=2))]
+    assert done == [0, 1, 2, 4, 5, 6] and seen.failed == ["3.png: not this one"]
+    assert threads == {"MainThread", "san-network"}
+    assert nothing_runs()
+
+
+def test_a_defect_in_one_of_several_calls_ends_all() -> None:
+    seen = Recorder()
+    with pytest.raises(ZeroDivisionError):
+        list(run_line(jobs(9), seen.line(predict=lambda batch: [1 // (3 - each) for each in batch], streams=2)))
+    assert nothing_runs() and not seen.failed
+
+
+def test_images_of_one_kind_go_together() -> None:
+    """None waits for its kind while more than twice a batch are there."""
+    seen = Recorder()
+    mixed = seen.line(batch_size=3, kind=lambda number: number % 2 if number < 8 else number)
+    batches: list[list[int]] = []
+
+    def predict(batch: list[int]) -> list[int]:
+        batches.append(batch)
+        return batch
+
+    done = [result for _, result in run_line(jobs(16), replace(mixed, predict=predict))]
+    assert sorted(done) == list(range(16)) and sorted(seen.written) == sorted(map(str, range(16)))
+    assert batches[:4] == [[0, 2, 4], [1, 3, 5], [6], [7]]
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])

@@ -16,16 +16,17 @@ from san.clip import open_clip_adapter
 from san.clip.tokenizer import VOCAB_SIZE, BpeTokenizer, compact_tokenizer, tokenizer_identity
 
 UNUSED = """
-import sys
+import gc, sys
+from san.cli.main import main
+picture, folder = sys.argv[1:]
+cache = ["--text-cache", folder + "/text"]
+assert main(["predict", picture, "--vocab", "red star, striped ground", "--out", folder, "--quiet", *cache]) == 0
+assert gc.get_freeze_count() and gc.isenabled()
 from san import variant
 from san.model.build import build_san
 model = build_san(variant("tiny"), clip_weights=False)
 from san.clip.loader import load_clip
 assert load_clip("ViT-L-14-336", "openai", weights=False).arch.quick_gelu
-from san.cli.main import main
-picture, folder = sys.argv[1:]
-cache = ["--text-cache", folder + "/text"]
-assert main(["predict", picture, "--vocab", "red star, striped ground", "--out", folder, "--quiet", *cache]) == 0
 heavy = {"open_clip", "torchvision", "timm", "torch._dynamo", "sympy", "scipy", "matplotlib", "wandb"}
 sys.exit(", ".join(heavy & {*sys.modules}) or 0)
 """
