@@ -30,8 +30,8 @@ def run_cases(cases: Iterable[Case], settings: Settings, *, timeout: float = 360
         timeout: seconds that a process may take.
 
     Yields:
-        Per case what `measure` returns, with the plain path's own peak memory; where that path failed, without it and
-        with "plain_error"; {"case", "error"} where the case failed. An error is one line. The other cases go on.
+        Per case what `measure` returns, with the other paths' own peak memory; where the plain path failed, without it
+        and with "plain_error"; {"case", "error"} where the case failed. An error is one line. The other cases go on.
     """
     for case in cases:
         try:
@@ -47,14 +47,19 @@ def _measured(case: Case, settings: Settings, timeout: float) -> dict[str, Any]:
     failure = {}
     if settings.plain:
         try:
-            record = _in_process(job, timeout)
-            if "plain" in record:
-                record["plain"] |= _in_process(job | {"memory_of_plain": True}, timeout)
-            return record
+            return _with_memory(_in_process(job, timeout), job, timeout)
         except RuntimeError as error:
             failure = {"plain_error": str(error)}
             job["settings"] = replace(settings, plain=False).to_dict()
-    return _in_process(job, timeout) | failure
+    return _with_memory(_in_process(job, timeout), job, timeout) | failure
+
+
+def _with_memory(record: dict[str, Any], job: dict[str, Any], timeout: float) -> dict[str, Any]:
+    """A record with the peaks of the paths beside the case's own, each of a process that runs nothing else."""
+    for path in ("plain", "against"):
+        if path in record:
+            record[path] |= _in_process(job | {"memory_of": path}, timeout)
+    return record
 
 
 def _in_process(job: dict[str, Any], timeout: float) -> dict[str, Any]:
