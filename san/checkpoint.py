@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from san.clip.weights import check_finite, listed_tensors, tensor_mismatches, weights_fingerprint
 from san.clip.weights_file import read_tensors
 from san.io.errors import excerpt
-from san.model.build import is_clip_tensor
+from san.model.build import is_clip_tensor, take_over
 from san.model.names import naming_of
 from san.model.parts import parts_of
 from san.model.san import SANModel
@@ -122,6 +122,9 @@ def _with_note(tensors: Mapping[str, Tensor], note: dict[str, Any]) -> OrderedDi
 def load_weights(model: SANModel, source: str | Path | Mapping[str, Any]) -> None:
     """Load a whole checkpoint into a whole model. If a part does not fit, nothing is changed.
 
+    A model without values (`build_san(..., drawn=False)`) takes the weights over without a copy: those of a file stay
+    mapped from it, as long as the model lives. Replace such a file by a new one; do not write into it.
+
     Args:
         model: any SAN.
         source: a file, or its content as returned by `load_checkpoint_file`; with published or own names; the full
@@ -136,7 +139,10 @@ def load_weights(model: SANModel, source: str | Path | Mapping[str, Any]) -> Non
     label = "the checkpoint" if isinstance(source, Mapping) else repr(str(source))
     tensors = fitting_tensors(model, content, label)
     check_finite(tensors, label)
-    model.load_state_dict(tensors)
+    if any(value.is_meta for value in model.parameters()):
+        take_over(model, tensors)
+    else:
+        model.load_state_dict(tensors)
 
 
 def fitting_tensors(
@@ -180,7 +186,7 @@ def fitting_tensors(
     start = f"{inner}text_classifier.context_offset"
     if start in wanted and start not in found:
         logger.warning("%s has no learnt prompt context: it starts as the words of clip.templates", label)
-        found[start] = torch.zeros_like(wanted[start])
+        found[start] = torch.zeros(wanted[start].shape)
     wrong = tensor_mismatches(found, wanted)
     if wrong:
         remedy = "use the configuration it was trained with"

@@ -21,12 +21,12 @@ from types import MethodType, SimpleNamespace
 from typing import Any
 
 import huggingface_hub
-import open_clip
 import pytest
 import torch
 from huggingface_hub import errors
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch.overrides import TorchFunctionMode
 
 from san.checkpoint import save_slim
 from san.clip import open_clip_adapter, text_cache
@@ -38,24 +38,19 @@ from san.hub.locations import find_known
 from san.hub.remote import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
 from san.inference.predictor import Predictor
 from san.io.redaction import redact_home
+from san.model.attention_bias import AttentionBiasHead
 from san.model.build import build_san
 from san.model.config import HeadConfig, variant
 from san.model.heads import MaskHead
 from san.model.names import to_published
+from san.model.parts import BIAS_HEADS
 from san.model.san import SANModel
 from san.record import read_record
+from san.registry import PartConfig
 from san.shapes.clip import CLIP_FILE
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TOKEN = "hf_ThisIsSecret"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_tokenizer() -> Iterator[None]:
-    """Reading CLIP's tokenizer takes longer than the rest of most tests here."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(open_clip, "SimpleTokenizer", cache(open_clip.SimpleTokenizer))
-        yield
 
 
 @cache
@@ -391,6 +386,69 @@ def test_damaged_folders(folder: Path) -> None:
     (folder / "config.json").unlink()
     with pytest.raises(FileNotFoundError, match="has no config.json; pass a folder written by save_pretrained"):
         load_pretrained(folder)
+
+
+class Refused(TorchFunctionMode):
+    """Functions that no tensor with values may go through meanwhile."""
+
+    def __init__(self, *names: str) -> None:
+        super().__init__()
+        self.names = names
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func.__name__ not in self.names or args[0].is_meta, f"{func.__name__} was called"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="tells what is mapped")
+@pytest.mark.parametrize("form", ["folder", "published", "half"])
+def test_weights_stay_in_their_file(form: str, folder: Path, tmp_path: Path) -> None:
+    """None is drawn, and none copied but where single precision is made of half."""
+    published = tmp_path / "model.pth"
+    state = to_published(make().state_dict())
+    torch.save({key: value.half() if form == "half" else value for key, value in state.items()}, published)
+    with Refused("uniform_", "normal_", "copy_"):
+        model = load_pretrained(folder) if form == "folder" else load_pretrained(published, "tiny")
+    weights = folder / WEIGHTS_FILE if form == "folder" else published
+    lines = [line for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith(str(weights))]
+    ranges = [[int(end, 16) for end in line.split()[0].split("-")] for line in lines]
+    mapped = [any(low <= each.data_ptr() < high for low, high in ranges) for each in model.parameters()]
+    assert not any(mapped) if form == "half" else all(mapped)
+    trained = {name for name, value in make().named_parameters() if value.requires_grad}
+    assert {name for name, value in model.named_parameters() if value.requires_grad} == trained
+    assert model.has_clip_weights
+    if form != "half":
+        assert_same(model, make())
+    loose = [each for part in model.modules() for each in vars(part).values() if isinstance(each, torch.Tensor)]
+    assert not any(each.is_meta for each in (*model.parameters(), *model.buffers(), *loose))
+    save_pretrained(model, folder)  # over its own file
+    assert_same(load_pretrained(folder), model)
+
+
+def test_weights_that_share_memory_are_told_apart(tmp_path: Path) -> None:
+    """Training one would change the other."""
+    state = dict(make().state_dict())
+    norm = "deep_clip.ln_post"
+    state[f"{norm}.bias"] = state[f"{norm}.weight"]
+    torch.save(state, tmp_path / "model.pth")
+    loaded = dict(load_pretrained(tmp_path / "model.pth", "tiny").named_parameters())
+    assert torch.equal(loaded[f"{norm}.bias"], loaded[f"{norm}.weight"])
+    assert loaded[f"{norm}.bias"].data_ptr() != loaded[f"{norm}.weight"].data_ptr()
+
+
+class SummedHead(AttentionBiasHead):
+    """Reads a value that it has drawn."""
+
+    def __init__(self, options: Any, config: Any) -> None:
+        super().__init__(options, config)
+        self.drawn_sum = float(next(self.parameters()).detach().sum())
+
+
+def test_parts_of_others_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BIAS_HEADS._entries, "summed", SummedHead)
+    model = build_san(replace(variant("tiny"), bias_head=PartConfig("summed")))
+    torch.save(model.state_dict(), tmp_path / "model.pth")
+    assert_same(load_pretrained(tmp_path / "model.pth", model.config), model)
 
 
 def test_saving_replaces_weights_and_keeps_your_words(folder: Path) -> None:

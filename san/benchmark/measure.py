@@ -2,27 +2,35 @@
 
 The floor of a case is the time of a large matrix product with the same number type and as many multiply-adds as the
 method without shortcuts (`san.benchmark.reference`) spends in matrix products and convolutions. It does not depend on
-the implementation. The product runs in every round, so that disturbances affect both.
+the implementation. The product runs in every round, so that disturbances affect both. So do
+those of other number types, whose floors are those that the case would have in them.
 """
 
 from __future__ import annotations
 
 import importlib
 import statistics
+import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from san.benchmark.against import make_workload as make_workload_against
 from san.benchmark.cases import Case
 from san.benchmark.clocks import Recorder, clock_of, counting
 from san.benchmark.machine import declared_peak, describe_machine, peak_memory
 from san.benchmark.report import network_total
 from san.benchmark.workload import MODULES, Workload, make_workload
+from san.io.errors import one_line
 
 Parts = dict[str, float]
+
+PRODUCTS = ("float32", "bfloat16", "int8")
+"""Number types whose products are timed for floors."""
 
 _SYNCHRONISED = (
     "called a synchronizing CUDA operation"  # torch's first such warning in a process is about the mode itself
@@ -41,6 +49,7 @@ class Settings:
         malloc: "keep" for the settings of san.allocator, "system" for none.
         plain: also time the plain path.
         product_size: rows and columns of the floor's matrices; None for 3072 on a CPU and 8192 on a GPU.
+        against: path of the adapter of another implementation, see `san.benchmark.against`; "" for none.
 
     Raises:
         ValueError: a number is too small, or a word is unknown.
@@ -53,6 +62,7 @@ class Settings:
     malloc: str = "keep"
     plain: bool = False
     product_size: int | None = None
+    against: str = ""
 
     def __post_init__(self) -> None:
         """Refuse unknown words and numbers that are too small."""
@@ -70,10 +80,12 @@ def measure(case: Case, settings: Settings) -> dict[str, Any]:
     """Measure a case in its own process; return all figures as plain data.
 
     Returns:
-        `case`, `machine`, `items` and `item` per run, `fast` and, if asked for, `plain` (see `_summary`; with
-        `sampled_items` where a run does only so many of the items and its times are extrapolated), `product`
-        (seconds and operations per second of the floor's), `multiply_adds` of the method, and on a GPU
-        `host_synchronisations` of a run.
+        `case`, `machine`, `items` and `item` per run, `fast` and, if asked for, `plain` and `against` (see `_summary`;
+        with `sampled_items` where a run does only so many of the items and its times are extrapolated), `product`
+        (seconds and operations per second of the floor's), `floors` (by number type; CPU seconds on a CPU, else
+        seconds), `multiply_adds` of the
+        method, and on a GPU `host_synchronisations` of a run. Where another implementation cannot be set up,
+        `against_error` says why.
     """
     device = torch.device(settings.device)
     torch.set_num_threads(settings.threads)
@@ -94,29 +106,56 @@ def measure(case: Case, settings: Settings) -> dict[str, Any]:
         workloads["plain"] = make_workload(case, device, plain=True)
         for _ in range(settings.warmup):
             _once(workloads["plain"], device)
-    multiplies = case.task != "loading"
-    product = _product(case, settings, device) if multiplies else None
+    if settings.against and case.task != "loading":
+        try:
+            other = make_workload_against(case, device, Path(settings.against))
+            if other is not None:
+                for _ in range(settings.warmup):
+                    _once(other, device)
+                workloads["against"] = other
+        except Exception as error:  # whatever a program of others raises: the case itself is measured
+            record["against_error"] = f"{type(error).__name__}: {one_line(error, limit=300)}"
+    products = {} if case.task == "loading" else _products(settings, device)
     parts: dict[str, list[Parts]] = {path: [] for path in workloads}
-    seconds: list[float] = []
+    cpu: dict[str, list[float]] = {path: [] for path in workloads}
+    seconds: dict[str, list[float]] = {dtype: [] for dtype in products}
+    product_cpu: dict[str, list[float]] = {dtype: [] for dtype in products}
     for _ in range(settings.runs):
         for path, workload in workloads.items():
+            start = time.process_time()
             parts[path].append(_once(workload, device))
-        if product:
-            seconds.append(product())
-    record |= _floor(case, settings, device, seconds) if multiplies else {}
+            cpu[path].append((time.process_time() - start) * workload.scale)
+        for dtype, product in products.items():
+            start = time.process_time()
+            seconds[dtype].append(product())
+            product_cpu[dtype].append(time.process_time() - start)
+    if products:
+        record |= _floor(case, settings, device, seconds)
+        network = network_total(record["multiply_adds"]) / _product_size(settings, device) ** 3
+        lasted = product_cpu if device.type == "cpu" else seconds
+        record["floors"] = {dtype: network * statistics.median(each) for dtype, each in lasted.items()}
     for path, rounds in parts.items():
-        record[path] = _summary(rounds, seconds, record.get("multiply_adds"), _product_size(settings, device))
+        own, size = seconds.get(case.dtype, []), _product_size(settings, device)
+        record[path] = _summary(rounds, own, record.get("multiply_adds"), size)
+        record[path]["cpu_seconds"] = statistics.median(cpu[path])
+        if products and device.type == "cpu":
+            pairs = zip(cpu[path], product_cpu[case.dtype], strict=True)
+            record[path]["cpu_times_floor"] = statistics.median(whole / (network * one) for whole, one in pairs)
         if workloads[path].sampled:
             record[path]["sampled_items"] = workloads[path].sampled
     record["fast"]["peak_bytes"] = peak
     return record
 
 
-def measure_memory(case: Case, settings: Settings, *, plain: bool) -> int:
-    """Return the peak memory of one path in bytes, in its own process."""
+def measure_memory(case: Case, settings: Settings, *, path: str) -> int:
+    """Return the peak memory of a path ("fast", "plain" or "against") in bytes, in its own process."""
     device = torch.device(settings.device)
     torch.set_num_threads(settings.threads)
-    workload = make_workload(case, device, plain=plain)
+    if path == "against":
+        workload = make_workload_against(case, device, Path(settings.against))
+        assert workload is not None, "only what was timed is asked for"
+    else:
+        workload = make_workload(case, device, plain=path == "plain")
     for _ in range(settings.warmup + 1):
         _once(workload, device)
     return peak_memory(device)
@@ -158,29 +197,49 @@ def _product_size(settings: Settings, device: torch.device) -> int:
     return settings.product_size or (8192 if device.type == "cuda" else 3072)
 
 
-def _product(case: Case, settings: Settings, device: torch.device) -> Callable[[], float]:
-    """Return a function that multiplies two large matrices and returns the seconds."""
-    size = _product_size(settings, device)
-    multiply = torch._int_mm if case.dtype == "int8" else torch.mm
-    a, b = (torch.randn(size, size, device=device).to(getattr(torch, case.dtype)) for _ in range(2))
-    out = multiply(a, b)
+def _products(settings: Settings, device: torch.device) -> dict[str, Callable[[], float]]:
+    """Return, by number type, a function that multiplies two large matrices and returns the seconds.
+
+    int8 is omitted where this PyTorch cannot multiply such matrices on the device.
+    """
+    size, found = _product_size(settings, device), {}
+    for dtype in PRODUCTS:
+        product = _product(dtype, size, device)
+        try:
+            product()
+        except (RuntimeError, NotImplementedError):
+            if dtype != "int8":
+                raise
+        else:
+            found[dtype] = product
+    return found
+
+
+def _product(dtype: str, size: int, device: torch.device) -> Callable[[], float]:
+    """Return a function that multiplies two matrices of a number type; int8 to int32, as torch's int8 layers do."""
+    a, b = ((20 * torch.randn(size, size, device=device)).to(getattr(torch, dtype)) for _ in range(2))
+    out = torch.empty(size, size, dtype=torch.int32 if dtype == "int8" else a.dtype, device=device)
+    multiply: Callable[..., Any] = torch._int_mm if dtype == "int8" else torch.mm
 
     def run(recorder: Recorder) -> None:
         multiply(a, b, out=out)
         recorder.mark("product")
 
     workload = Workload(run, 1, "products")
-    _once(workload, device)
     return lambda: _once(workload, device)["product"]
 
 
-def _floor(case: Case, settings: Settings, device: torch.device, seconds: Sequence[float]) -> dict[str, Any]:
-    """Add the figures of the floor to a record."""
+def _floor(
+    case: Case, settings: Settings, device: torch.device, seconds: Mapping[str, Sequence[float]]
+) -> dict[str, Any]:
+    """Add the figures of the floor, and the rates of all number types, to a record."""
     size = _product_size(settings, device)
-    rate = 2 * size**3 / statistics.median(seconds)
+    medians = {dtype: statistics.median(each) for dtype, each in seconds.items()}
+    rates = {dtype: 2 * size**3 / each for dtype, each in medians.items()}
+    rate, multiply_adds = rates[case.dtype], count(case, plain=True)
     record: dict[str, Any] = {
-        "product": {"size": size, "seconds": statistics.median(seconds), "operations_per_second": rate},
-        "multiply_adds": count(case, plain=True),
+        "product": {"size": size, "seconds": medians[case.dtype], "operations_per_second": rate, "rates": rates},
+        "multiply_adds": multiply_adds,
         "own_multiply_adds": count(case, plain=False),
     }
     if device.type == "cuda" and (declared := declared_peak(torch.cuda.get_device_name(device), case.dtype)):

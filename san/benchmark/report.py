@@ -20,8 +20,15 @@ NOTES = """\
 - floor: what one large matrix product of the same number type, timed in the same rounds, takes for the multiply-adds
   that the method without shortcuts spends in the network (without the label map). × floor is the time over it; below
   1 the case needs fewer multiply-adds than that method.
+- CPU: CPU time of all threads of the process in a run, the median of the rounds. On a shared machine it varies less
+  than the time. CPU × floor is it over the product's.
+- floors: the floor in each number type that this machine multiplies; on a CPU in CPU time.
 - peak: peak memory of a process with this case only; on a GPU that of torch's allocator.
-- plain: the method without shortcuts in the same rounds; ratio is the time over plain's, the median of the rounds'."""
+- plain: the method without shortcuts in the same rounds; ratio is the time over plain's, the median of the rounds'.
+- other: the implementation of --against, in the same rounds; ratio to other as the one to plain."""
+
+FLOORS = "floors fp32 / bf16 / int8 (ms)"
+"""The column of floors by number type; without int8 where that is not measured."""
 
 
 def heading(records: Sequence[CaseRecord], settings: Mapping[str, Any]) -> str:
@@ -44,7 +51,7 @@ def heading(records: Sequence[CaseRecord], settings: Mapping[str, Any]) -> str:
         f"{machine['date']}, commit {machine['commit']}, median of {settings['runs']} rounds, drawn weights.  \n",
         f"{where}; load {settings.get('load_at_start', machine['load'])} at the start; allocator {large}; ",
         f"torch {machine['torch']}, Python {machine['python']}.  \n",
-        f"One large matrix product: {_rates(records) or 'not measured'}.",
+        f"Operations of one large matrix product: {_rates(records) or 'not measured'}.",
     ]
     return "".join(lines)
 
@@ -54,8 +61,9 @@ def _rates(records: Iterable[CaseRecord]) -> str:
     rates: dict[str, list[float]] = {}
     for record in records:
         if "product" in record:
-            rates.setdefault(record["case"]["dtype"], []).append(record["product"]["operations_per_second"])
-    return ", ".join(f"{statistics.median(each) / 1e9:,.0f} GFLOP/s in {dtype}" for dtype, each in rates.items())
+            for dtype, rate in record["product"]["rates"].items():
+                rates.setdefault(dtype, []).append(rate)
+    return ", ".join(f"{statistics.median(each) / 1e9:,.0f} G/s in {dtype}" for dtype, each in rates.items())
 
 
 def table(records: Sequence[CaseRecord]) -> str:
@@ -71,6 +79,11 @@ def table(records: Sequence[CaseRecord]) -> str:
         for record in records
         if "plain_error" in record
     ]
+    failed += [
+        f"- {record['case']['name']}, other implementation: {record['against_error']}"
+        for record in records
+        if "against_error" in record
+    ]
     if failed:
         sections.append("## Failed\n\n" + "\n".join(failed))
     return "\n\n".join(sections)
@@ -79,8 +92,10 @@ def table(records: Sequence[CaseRecord]) -> str:
 def _task_table(records: Sequence[CaseRecord]) -> str:
     """Return the table of one task, without empty columns."""
     item = records[0]["item"]
-    header = ["case", "time (ms)", f"{item}/s", "floor (ms)", "× floor", "peak (MiB)"]
-    header += ["plain (ms)", "ratio", "plain peak (MiB)", "share of peak", "host waits"]
+    header = ["case", "time (ms)", f"{item}/s", "floor (ms)", "× floor", "CPU (ms)", "CPU × floor", FLOORS]
+    header += ["peak (MiB)"]
+    header += ["plain (ms)", "ratio", "plain peak (MiB)"]
+    header += ["other (ms)", "other CPU (ms)", "ratio to other", "other peak (MiB)", "share of peak", "host waits"]
     rows = without_empty([header, *(_row(record) for record in records)])
     sampled = {record["plain"]["sampled_items"] for record in records if record.get("plain", {}).get("sampled_items")}
     notes = [f"≈: extrapolated from an even sample of {n} {item}, as all cost the same on that path." for n in sampled]
@@ -96,8 +111,12 @@ def _row(record: CaseRecord) -> list[str]:
         f"{record['items'] / fast['seconds']:,.2f}",
         _ms(fast["floor_seconds"]) if "floor_seconds" in fast else "",
         f"{fast['times_floor']:.2f}" if "times_floor" in fast else "",
+        _ms(fast["cpu_seconds"]) if "cpu_seconds" in fast else "",
+        f"{fast['cpu_times_floor']:.2f}" if "cpu_times_floor" in fast else "",
+        " / ".join(_ms(floor) for floor in record.get("floors", {}).values()),
         _mib(fast["peak_bytes"]),
         *(_plain_columns(record) if "plain" in record else ["", "", ""]),
+        *(_other_columns(record) if "against" in record else ["", "", "", ""]),
         _share_of_peak(record) if on_gpu else "",
         f"{record.get('host_synchronisations', '')}",
     ]
@@ -108,6 +127,13 @@ def _plain_columns(record: CaseRecord) -> list[str]:
     sign = "≈ " if plain.get("sampled_items") else ""
     peak = plain.get("peak_bytes")
     return [sign + _ms(plain["seconds"]), f"{ratio(record):.3g}", _mib(peak) if peak else ""]
+
+
+def _other_columns(record: CaseRecord) -> list[str]:
+    other = record["against"]
+    peak = other.get("peak_bytes")
+    times = [_ms(other["seconds"]), _ms(other["cpu_seconds"]), f"{ratio(record, 'against'):.3g}"]
+    return [*times, _mib(peak) if peak else ""]
 
 
 def parts_table(records: Sequence[CaseRecord]) -> str:
@@ -171,10 +197,10 @@ def growth_table(records: Sequence[CaseRecord]) -> str:
     return f"## Growth\n\n{aligned(rows)}\n\n{fixed}\n- {meaning}"
 
 
-def ratio(record: CaseRecord) -> float:
-    """Return the ratio to the plain path's time, the median over rounds."""
-    pairs = zip(record["fast"]["all_seconds"], record["plain"]["all_seconds"], strict=True)
-    return float(statistics.median(fast / plain for fast, plain in pairs))
+def ratio(record: CaseRecord, path: str = "plain") -> float:
+    """Return the ratio to the time of the plain path or of "against", the median over rounds."""
+    pairs = zip(record["fast"]["all_seconds"], record[path]["all_seconds"], strict=True)
+    return float(statistics.median(fast / other for fast, other in pairs))
 
 
 def _share_of_peak(record: CaseRecord) -> str:

@@ -32,7 +32,7 @@ def run_cases(cases: Iterable[Case], settings: Settings) -> Iterator[dict[str, A
         settings: of the measurement.
 
     Yields:
-        per case the result of `measure`, with the peak memory of the plain path, or with "plain_error" if that path
+        per case the result of `measure`, with the peak memory of the other paths, or with "plain_error" if that path
         failed; {"case", "error"} if the case failed. An error is one line; the other cases continue.
     """
     for case in cases:
@@ -49,14 +49,19 @@ def _measured(case: Case, settings: Settings) -> dict[str, Any]:
     failure = {}
     if settings.plain:
         try:
-            record = _in_process(job)
-            if "plain" in record:
-                record["plain"] |= _in_process(job | {"memory_of_plain": True})
-            return record
+            return _with_memory(_in_process(job), job)
         except RuntimeError as error:
             failure = {"plain_error": str(error)}
             job["settings"] = replace(settings, plain=False).to_dict()
-    return _in_process(job) | failure
+    return _with_memory(_in_process(job), job) | failure
+
+
+def _with_memory(record: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
+    """Return a record with the peak memory of the other paths, each measured in its own process."""
+    for path in ("plain", "against"):
+        if path in record:
+            record[path] |= _in_process(job | {"memory_of": path})
+    return record
 
 
 def _in_process(job: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from san.allocator import keep_large_buffers
 
 
 def main(job_file: str, result_file: str) -> None:
-    """Read a job ({"case", "settings", "memory_of_plain"}), run it, and write the record.
+    """Read a job ({"case", "settings", "memory_of"}), run it, and write the record.
 
     The allocator is configured before torch is imported, as in the commands.
     """
@@ -21,8 +21,8 @@ def main(job_file: str, result_file: str) -> None:
     from san.benchmark.measure import Settings, measure, measure_memory
 
     case, settings = Case.from_dict(job["case"]), Settings(**job["settings"])
-    if job.get("memory_of_plain"):
-        result = {"peak_bytes": measure_memory(case, settings, plain=True)}
+    if job.get("memory_of"):
+        result = {"peak_bytes": measure_memory(case, settings, path=job["memory_of"])}
     else:
         result = measure(case, settings) | {"large_buffers_kept": kept}
     Path(result_file).write_text(json.dumps(result), encoding="utf-8")

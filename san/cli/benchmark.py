@@ -5,6 +5,7 @@ Examples:
   san benchmark --list                               # the cases and their names
   san benchmark --bars --plain                       # the targets of the project
   san benchmark --cases 'inference/vit_b16/*' --runs 9
+  san benchmark --cases 'inference/vit_b16/*' --against ~/published/san_benchmark.py
   san benchmark --growth                             # how cost grows with size, classes, queries, batch, workers
 
 Weights are random, nothing is downloaded. Writes benchmark.json (all figures), benchmark.md (the tables), benchmark.png
@@ -48,6 +49,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also time the method without shortcuts; "
         "text at 77 tokens is extrapolated from an even sample of the classes",
     )
+    parser.add_argument(
+        "--against",
+        type=path_option,
+        metavar="PATH",
+        help="time another implementation in the same rounds: a Python file with a function make_run, or a folder with "
+        "such a file called san_benchmark.py; it is imported and run (docs/benchmarks.md)",
+    )
     parser.add_argument("--runs", type=int, default=5, help="timed rounds per case (default: %(default)s)")
     parser.add_argument("--threads", type=int, help="of torch (default: one per CPU of this process)")
     parser.add_argument(
@@ -80,11 +88,13 @@ def run(args: argparse.Namespace) -> int:
         print("\n".join(case.name for case in cases))
         return 0
     require_extra("train", "measuring", "fvcore", "scipy", "matplotlib")
+    from san.benchmark.against import adapter_file
     from san.benchmark.measure import Settings
     from san.benchmark.runner import run_cases
     from san.devices import checked_device
 
     checked_device(args.device, "--device")  # otherwise every case would fail
+    against = "" if args.against is None else str(adapter_file(args.against).resolve())
     settings = Settings(
         runs=args.runs,
         threads=args.threads or _cpus(),
@@ -92,6 +102,7 @@ def run(args: argparse.Namespace) -> int:
         malloc=args.malloc,
         plain=args.plain,
         product_size=args.product_size,
+        against=against,
     )
     context = settings.to_dict() | {"command": command_of(args), "load_at_start": round(os.getloadavg()[0], 1)}
     records: list[dict[str, Any]] = []
@@ -103,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
     print(text)
     files = _write(records, context, text, args.out)
     print(f"\nwritten: {', '.join(map(str, files))}")
-    return int(any("error" in record or "plain_error" in record for record in records))
+    return int(any({"error", "plain_error", "against_error"} & record.keys() for record in records))
 
 
 def command_of(args: argparse.Namespace) -> str:
@@ -113,6 +124,7 @@ def command_of(args: argparse.Namespace) -> str:
     options += ["--threads", str(args.threads)] if args.threads else []
     options += ["--device", args.device] if args.device != "cpu" else []
     options += ["--malloc", args.malloc] if args.malloc != "keep" else []
+    options += ["--against", str(args.against)] if args.against else []
     options += ["--product-size", str(args.product_size)] if args.product_size else []
     return shlex.join(["san", "benchmark", *flags, *options])
 
@@ -147,7 +159,10 @@ def _line(record: Mapping[str, Any]) -> str:
     plain = f"; plain path failed: {record['plain_error']}" if "plain_error" in record else ""
     if "plain" in record:
         plain = f"; plain {record['plain']['seconds'] * 1000:,.1f} ms"
-    return f"{name}: {record['fast']['seconds'] * 1000:,.1f} ms{plain}"
+    other = f"; other implementation failed: {record['against_error']}" if "against_error" in record else ""
+    if "against" in record:
+        other = f"; other {record['against']['seconds'] * 1000:,.1f} ms"
+    return f"{name}: {record['fast']['seconds'] * 1000:,.1f} ms{plain}{other}"
 
 
 def _report(records: Sequence[Mapping[str, Any]], context: Mapping[str, Any]) -> str:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import errno
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -36,11 +38,13 @@ class PipelineSteps(Generic[Loaded, Result]):
 
     Attributes:
         read: file -> input of the model; runs in threads.
-        predict: batch of inputs -> results; runs in the calling thread.
+        predict: batch of inputs -> results; runs in the calling thread, or in threads if `streams` is above 1.
         write: writes the files of a job and its result; runs in threads.
         failed: called with each skipped image and its error; runs in the calling thread.
         batch_size: images per call of `predict`.
         workers: number of threads that read, and of threads that write.
+        streams: calls of `predict` at once, see `san.devices.in_streams`.
+        kind: images of different kinds are never in one batch; their order may change instead.
     """
 
     read: Callable[[Path], Loaded]
@@ -49,26 +53,33 @@ class PipelineSteps(Generic[Loaded, Result]):
     failed: Callable[[Job, Exception], None]
     batch_size: int = 1
     workers: int = 2
+    streams: int = 1
+    kind: Callable[[Loaded], Hashable] = lambda image: None
 
 
 def run_pipeline(
     jobs: Sequence[Job], steps: PipelineSteps[Loaded, Result]
 ) -> Generator[tuple[Job, Result], None, None]:
-    """Run all jobs; yields each with its result, in order, after it is written.
+    """Run all jobs; yields each with its result after it is written, in order except for `PipelineSteps.kind`.
 
     At the end, also after an exception, started writes are finished and no thread runs.
 
     Raises:
         OSError: no result can be written. Errors of single images go to `steps.failed` instead.
     """
+    from san.devices import in_streams
+
     ahead = steps.workers + 2 * steps.batch_size
     readers = ThreadPoolExecutor(steps.workers, thread_name_prefix="san-read")
     writers = ThreadPoolExecutor(steps.workers, thread_name_prefix="san-write")
     writing: deque[tuple[Job, Result, Future[None]]] = deque()
     try:
-        loaded = _read_ahead(jobs, steps, readers, ahead)
-        while batch := list(islice(loaded, steps.batch_size)):
-            for job, result in _predict(batch, steps):
+        batches = _batches(_read_ahead(jobs, steps, readers, ahead), steps)
+        with closing(in_streams(partial(_predict, steps=steps), batches, steps.streams)) as predicted:
+            for job, result in chain.from_iterable(predicted):
+                if isinstance(result, ValueError):
+                    steps.failed(job, result)
+                    continue
                 while len(writing) >= 2 * steps.workers or (writing and writing[0][2].done()):
                     yield from _written(*writing.popleft(), steps)
                 writing.append((job, result, writers.submit(steps.write, job, result)))
@@ -111,18 +122,32 @@ def _read_ahead(
         yield job, image
 
 
-def _predict(batch: list[tuple[Job, Loaded]], steps: PipelineSteps[Loaded, Result]) -> Iterator[tuple[Job, Result]]:
+def _batches(
+    loaded: Iterator[tuple[Job, Loaded]], steps: PipelineSteps[Loaded, Any]
+) -> Iterator[list[tuple[Job, Loaded]]]:
+    """Yield batches of one kind, of `steps.batch_size`; smaller ones if twice as many wait, and at the end."""
+    waiting: dict[Hashable, list[tuple[Job, Loaded]]] = {}
+    for job, image in loaded:
+        kind = steps.kind(image)
+        waiting.setdefault(kind, []).append((job, image))
+        if len(waiting[kind]) == steps.batch_size:
+            yield waiting.pop(kind)
+        elif sum(map(len, waiting.values())) == 2 * steps.batch_size:
+            yield waiting.pop(next(iter(waiting)))  # the oldest
+    yield from waiting.values()
+
+
+def _predict(
+    batch: list[tuple[Job, Loaded]], steps: PipelineSteps[Loaded, Result]
+) -> list[tuple[Job, Result | ValueError]]:
     """Return the results of a batch; if the model refuses it, of each image alone."""
     try:
         results = steps.predict([image for _, image in batch])
     except ValueError as error:
         if len(batch) == 1:
-            steps.failed(batch[0][0], error)
-        else:
-            for single in batch:
-                yield from _predict([single], steps)
-        return
-    yield from zip((job for job, _ in batch), results, strict=True)
+            return [(batch[0][0], error)]
+        return [each for single in batch for each in _predict([single], steps)]
+    return list(zip((job for job, _ in batch), results, strict=True))
 
 
 def write_results(job: Job, result: Writable, endings: Mapping[str, str]) -> None:

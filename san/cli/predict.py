@@ -172,6 +172,7 @@ class _Run:
 
     def run(self) -> int:
         """Predict all images; return the number of skipped ones."""
+        from san.devices import image_streams
         from san.io.image_files import read_image
 
         steps = PipelineSteps(
@@ -181,6 +182,8 @@ class _Run:
             failed=self._failed,
             batch_size=self.args.batch_size,
             workers=self.args.workers,
+            streams=image_streams(self.predictor.models) if len(self.jobs) > self.args.batch_size else 1,
+            kind=lambda image: image.shape,
         )
         start = time.perf_counter()
         try:

@@ -1,7 +1,7 @@
 """Models, weights and tokenizer of open_clip. Only this file imports it.
 
-The import also loads torchvision and timm and takes 4 s and 280 MB. Therefore each function imports open_clip itself,
-and architectures are read from its data files where possible.
+Importing open_clip also loads torchvision and timm and takes 4 s and 280 MB. Therefore each function imports it itself,
+architectures are read from its data files, and its tokenizer is loaded as a single module, where that is enough.
 """
 
 from __future__ import annotations
@@ -10,14 +10,16 @@ import json
 import socket
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import cache
 from importlib.metadata import version
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 from urllib.request import getproxies
 
-from torch import nn
+from torch import Tensor, nn
 
 from san.clip.arch import OPENAI_MEAN, OPENAI_STD, ClipArch
 from san.io.errors import excerpt, one_line
@@ -25,6 +27,7 @@ from san.io.files import home_folder, user_path
 from san.record import FieldError, FieldFileError
 
 _HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+_TOKENIZER_FILE = "tokenizer.py"
 OPENAI_MODELS = ("ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-L-14-336")
 """The class-token ViTs that OpenAI published (guarded by tests/clip/test_open_clip_adapter.py)."""
 
@@ -158,11 +161,31 @@ def _kept(folder: Path, hub: str, files: Sequence[str]) -> Path | None:
     return None
 
 
+def tokenize(texts: Sequence[str], context_length: int) -> Tensor:
+    """Ids (N, context_length) of CLIP's byte-pair tokenizer, the one of the process; a longer text is cut."""
+    ids: Tensor = _tokenizer_module().tokenize(list(texts), context_length=context_length)
+    return ids
+
+
 def open_tokenizer(context_length: int) -> Any:
     """Return CLIP's byte-pair tokenizer: texts -> ids (N, context_length)."""
+    return _tokenizer_module().SimpleTokenizer(context_length=context_length)
+
+
+@cache
+def _tokenizer_module() -> Any:
+    """Return open_clip's tokenizer module; without the rest of open_clip if that is not imported yet."""
+    spec = None if "open_clip" in sys.modules else find_spec("open_clip")
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        found = spec_from_file_location("open_clip_tokenizer", Path(folder) / _TOKENIZER_FILE)
+        if found is not None and found.loader is not None:
+            module = module_from_spec(found)
+            with suppress(ImportError, OSError):  # of a release whose module needs others of the package, or has moved
+                found.loader.exec_module(module)
+                return module
     import open_clip
 
-    return open_clip.SimpleTokenizer(context_length=context_length)
+    return open_clip
 
 
 def open_clip_version() -> str:

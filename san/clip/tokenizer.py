@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from san.clip.arch import TextArch
-from san.clip.open_clip_adapter import open_clip_version, open_tokenizer
+from san.clip.open_clip_adapter import open_clip_version, open_tokenizer, tokenize
 from san.io.errors import excerpt
 
 Tokenizer = Callable[[Sequence[str]], Tensor]
@@ -22,7 +21,7 @@ VOCAB_SIZE = 49408
 
 
 class BpeTokenizer:
-    """CLIP's byte-pair tokenizer, loaded at first use, because cached embeddings do not need it.
+    """CLIP's byte-pair tokenizer, loaded at first use in a process, because cached embeddings do not need it.
 
     Args:
         context_length: ids in a row.
@@ -30,11 +29,6 @@ class BpeTokenizer:
 
     def __init__(self, context_length: int) -> None:
         self.context_length = context_length
-        self._opened: Any = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Copy without the loaded tokenizer."""
-        return self.__dict__ | {"_opened": None}
 
     @property
     def identity(self) -> str:
@@ -43,10 +37,7 @@ class BpeTokenizer:
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """Return ids (N, context_length); a longer text is cut and ends with end-of-text."""
-        if self._opened is None:
-            self._opened = open_tokenizer(self.context_length)
-        ids: Tensor = self._opened(list(texts))
-        return ids
+        return tokenize(texts, self.context_length)
 
 
 class CompactTokenizer:

@@ -147,7 +147,7 @@ def load_folder(folder: Path, *, model_class: ModelClass = SANModel) -> SANModel
         raise ValueError(f"{str(folder / CONFIG_FILE)!r}: {error}") from error
     if model_class is SANModel:  # before memory is allocated for the model
         fitting_tensors(plain, load_checkpoint_file(weights), repr(str(weights)))
-    model = build_san(config.model, clip=clip, model_class=model_class)
+    model = build_san(config.model, clip=clip, model_class=model_class, drawn=False)
     if config.format_version > 1:
         _check_architecture(folder, config.architecture, architecture_of(model, plain))
     load_weights(model, weights)

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from san.checkpoint import brings_clip, fits, load_checkpoint_file, load_weights
 from san.clip.loader import load_clip
 from san.hub.folder import WEIGHTS_SUFFIXES, load_folder, read_config, save_pretrained
@@ -23,6 +25,7 @@ from san.model.san import SANModel
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
+@torch.inference_mode(False)
 def load_pretrained(
     source: str | Path,
     config: str | SANConfig | None = None,
@@ -33,6 +36,9 @@ def load_pretrained(
     model_class: ModelClass = SANModel,
 ) -> SANModel:
     """Load a model in single precision on the CPU. No code from any file is run.
+
+    Weights that a file has in single precision stay mapped from it: loading reads them once, to check them, and copies
+    none. Replace the file by a new one rather than write into it while the model is in use.
 
     Args:
         source: a name of `MODELS` ("shapes", "san_vit_b_16", "san_vit_large_14"); a checkpoint file (.pth or
@@ -169,7 +175,8 @@ def _load_file(
         cache_dir=cache_dir,
         local_files_only=local_files_only,
     )
-    model = build_san(resolved, clip=clip, model_class=model_class)
+    complete = clip.state_dict is not None or brings_clip(content["model"])
+    model = build_san(resolved, clip=clip, model_class=model_class, drawn=not complete)
     try:
         load_weights(model, content)
     except ValueError as error:

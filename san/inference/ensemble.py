@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from san.clip.text_embedder import TextEmbeddings
 from san.data.images import Layout, image_pixels
@@ -77,6 +78,11 @@ class Ensemble(Segmenter):
     def device(self) -> torch.device:
         """Device of the first model, where results are computed."""
         return self.members[0].device
+
+    @property
+    def models(self) -> tuple[nn.Module, ...]:
+        """Of all members."""
+        return tuple(model for member in self.members for model in member.models)
 
     @property
     def text_cache(self) -> Path | None:

@@ -203,6 +203,11 @@ class Predictor(Segmenter):
         return self.model.pixel_mean.device
 
     @property
+    def models(self) -> tuple[SANModel]:
+        """The model."""
+        return (self.model,)
+
+    @property
     def text_cache(self) -> Path | None:
         """See `Segmenter.text_cache`."""
         return self.model.text_classifier.embedder.disk_cache

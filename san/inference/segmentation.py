@@ -370,7 +370,8 @@ class Segmentation:
             text = json.dumps(content, indent=1, ensure_ascii=False)
             return partial(_write_text, text=text)
         picture = {"overlay": self.overlay, "labels": self.label_image, "panel": self.panel}[kind]()
-        return lambda path: picture.save(path, "PNG")
+        level = 6 if kind == "labels" else 3  # of photographs a third of the time, for 2 to 11 % more bytes
+        return lambda path: picture.save(path, "PNG", compress_level=level)
 
     @cached_property
     def _counts(self) -> npt.NDArray[np.int64]:

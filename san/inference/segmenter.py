@@ -13,7 +13,7 @@ from typing import Any
 import numpy.typing as npt
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from san.clip.text_embedder import TextEmbeddings
 from san.data.images import Layout
@@ -41,6 +41,11 @@ class Segmenter(ABC):
     @abstractmethod
     def device(self) -> torch.device:
         """Device of the results."""
+
+    @property
+    @abstractmethod
+    def models(self) -> tuple[nn.Module, ...]:
+        """What computes: one model, or several."""
 
     @property
     @abstractmethod

@@ -17,6 +17,7 @@ from san.clip.text_classifier import OWN_PARAMETERS
 from san.clip.tokenizer import Tokenizer
 from san.clip.weights import check_finite, listed_tensors, tensor_mismatches
 from san.model.config import SANConfig, resolve, unseen_pixels, unusual_depth
+from san.model.parts import parts_of
 from san.model.san import SANModel
 from san.record import FieldError
 from san.torch_defaults import torch_defaults
@@ -35,6 +36,7 @@ def build_san(
     clip: LoadedClip | None = None,
     clip_weights: bool = True,
     model_class: ModelClass = SANModel,
+    drawn: bool = True,
 ) -> SANModel:
     """Build a SAN with CLIP's weights and new side weights, in float32 on the CPU.
 
@@ -45,6 +47,9 @@ def build_san(
         clip: a CLIP already loaded, instead of `config.clip.name` and `config.clip.pretrained`.
         clip_weights: False if a checkpoint provides all of CLIP's weights; nothing is downloaded.
         model_class: makes the model.
+        drawn: False leaves tensors that are not CLIP's without values, on the meta device, and uses CLIP's without a
+            copy; `san.checkpoint.load_weights` must provide them. Ignored if a part or the class is not SAN's own,
+            as its constructor may compute with drawn values.
 
     Raises:
         ValueError, FileNotFoundError: see `load_clip` and `check_against`.
@@ -52,16 +57,45 @@ def build_san(
     clip = clip or load_clip(config.clip.name, config.clip.pretrained, weights=clip_weights)
     config = resolve(config, clip.arch)
     own = None if clip.state_dict is None else clip_state_to_own(clip.state_dict, config.clip.shallow_depth)
-    if own is not None:
-        _check_clip_weights(build_outline(config, clip), own)
+    foreign = any(registry.described(part).module for registry, part in parts_of(config))
+    drawn = drawn or foreign or model_class is not SANModel
+    bare = None if drawn and own is None else build_outline(config, clip)
+    if own is not None and bare is not None:
+        _check_clip_weights(bare, own)
     for note in (unusual_depth(config, clip.arch), unseen_pixels(config, clip.arch, config.side_adapter.image_size)):
         if note:
             logger.warning("%s", note)
-    model = model_class(config, clip.arch, clip.tokenizer)
-    if own is not None:
-        model.load_state_dict(own, strict=False)
+    if drawn or bare is None:
+        model = model_class(config, clip.arch, clip.tokenizer)
+        if own is not None:
+            model.load_state_dict(own, strict=False)
+    else:
+        model = bare
+        model.set_pixel_statistics()
+        take_over(model, own or {})
     freeze(model)
     return model
+
+
+def take_over(model: SANModel, tensors: Mapping[str, Tensor]) -> None:
+    """Make tensors the weights of a model, without a copy except for those of another number type.
+
+    A tensor that shares its memory with another one is copied.
+
+    Args:
+        model: its weights of these names are replaced.
+        tensors: some or all of its state, of the right shapes; may be mapped from a file.
+    """
+    state, seen = model.state_dict(), set()
+    own: dict[str, Tensor] = {}
+    for name, value in tensors.items():
+        taken = value.detach().to(state[name].dtype)
+        storage = taken.untyped_storage()
+        if storage.nbytes() != taken.nbytes or not taken.is_contiguous() or storage.data_ptr() in seen:
+            taken = taken.clone(memory_format=torch.contiguous_format)
+        seen.add(taken.untyped_storage().data_ptr())
+        own[name] = taken
+    model.load_state_dict(own, strict=False, assign=True)
 
 
 def warn_of_unseen_pixels(model: SANModel, side: int) -> None:

@@ -122,8 +122,12 @@ class SANModel(nn.Module):
         self.sls_init = SLS_INITS.build(clip.sls_init, config.side_adapter.num_queries, width)
         self.scorer = SCORERS.build(config.scorer, config)
         self.image_side = ImageSide()
-        self.register_buffer("pixel_mean", 255 * torch.tensor(arch.mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("pixel_std", 255 * torch.tensor(arch.std).view(3, 1, 1), persistent=False)
+        self.set_pixel_statistics()
+
+    def set_pixel_statistics(self) -> None:
+        """Sets mean and standard deviation of pixels, which no checkpoint holds, to those of the architecture."""
+        for name, values in (("pixel_mean", self.arch.mean), ("pixel_std", self.arch.std)):
+            self.register_buffer(name, 255 * torch.tensor(values).view(3, 1, 1), persistent=False)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Remember whether a state has CLIP's weights; every way of loading calls this."""

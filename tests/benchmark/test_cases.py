@@ -29,7 +29,7 @@ def record_of(case: Case, seconds: float, *, plain: float | None = None, flags: 
     }
     record = {"case": case.to_dict(), "machine": MACHINE | {"cpu_flags": list(flags)}, "items": 1, "item": "images"}
     record |= {"fast": path, "multiply_adds": {"shallow CLIP": 1e9}}
-    record["product"] = {"operations_per_second": 3e11}
+    record["product"] = {"operations_per_second": 3e11, "rates": {"float32": 3e11, "int8": 2e12}}
     return record | ({"plain": path | {"seconds": plain, "all_seconds": [plain]}} if plain else {})
 
 
@@ -133,7 +133,7 @@ def test_a_heading_says_what_was_measured_on_what():
         "load 0.7",
     ):
         assert each in text
-    assert "300 GFLOP/s in float32" in text
+    assert "300 G/s in float32, 2,000 G/s in int8" in text
     assert "allocator keeps large buffers" in text
     assert heading([], {"runs": 3}) == "Nothing was measured."
 

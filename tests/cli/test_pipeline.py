@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ class Recorder:
         self.batches: list[int] = []
         self.threads: set[str] = set()
 
-    def line(self, **changed: Any) -> PipelineSteps[int, int]:
+    def steps(self, **changed: Any) -> PipelineSteps[int, int]:
         parts: dict[str, Callable[..., Any]] = {
             "read": self.read,
             "predict": self.predict,
@@ -60,13 +61,13 @@ class Recorder:
 
 
 def nothing_runs() -> bool:
-    return not [thread.name for thread in threading.enumerate() if thread.name.startswith(("san-read", "san-write"))]
+    return not [thread.name for thread in threading.enumerate() if thread.name.startswith("san-")]
 
 
 @pytest.mark.parametrize(("batch_size", "batches"), [(1, [1] * 7), (3, [3, 3, 1]), (10, [7])])
 def test_everything_is_done_in_order(batch_size: int, batches: list[int]) -> None:
     seen = Recorder()
-    done = [(job.image.stem, result) for job, result in run_pipeline(jobs(7), seen.line(batch_size=batch_size))]
+    done = [(job.image.stem, result) for job, result in run_pipeline(jobs(7), seen.steps(batch_size=batch_size))]
     assert done == [(str(number), 2 * number) for number in range(7)]
     assert seen.written == dict(done)
     assert seen.batches == batches
@@ -86,7 +87,7 @@ def test_reading_goes_on_while_the_model_works() -> None:
         assert second.wait(SECONDS), "the second image is not read while the first is predicted"
         return batch
 
-    assert len(list(run_pipeline(jobs(3), seen.line(read=read, predict=predict)))) == 3
+    assert len(list(run_pipeline(jobs(3), seen.steps(read=read, predict=predict)))) == 3
 
 
 def test_writing_goes_on_while_the_model_works() -> None:
@@ -101,7 +102,48 @@ def test_writing_goes_on_while_the_model_works() -> None:
         if result == 0:
             assert second.wait(SECONDS), "the second image is not predicted while the first is written"
 
-    assert len(list(run_pipeline(jobs(3), seen.line(predict=predict, write=write)))) == 3
+    assert len(list(run_pipeline(jobs(3), seen.steps(predict=predict, write=write)))) == 3
+
+
+def test_several_calls_of_the_model_at_once() -> None:
+    """After the first, which is made alone where the line runs; results and failures stay in order."""
+    seen, together, threads = Recorder(), threading.Barrier(2, timeout=SECONDS), set()
+
+    def predict(batch: list[int]) -> list[int]:
+        threads.add(threading.current_thread().name.split("_")[0])
+        if batch == [0]:
+            return batch
+        together.wait()  # of pairs
+        if batch == [3]:
+            raise ValueError("not this one")
+        return batch
+
+    done = [result for _, result in run_pipeline(jobs(7), seen.steps(predict=predict, streams=2))]
+    assert done == [0, 1, 2, 4, 5, 6] and seen.failed == ["3.png: not this one"]
+    assert threads == {"MainThread", "san-network"}
+    assert nothing_runs()
+
+
+def test_a_defect_in_one_of_several_calls_ends_all() -> None:
+    seen = Recorder()
+    with pytest.raises(ZeroDivisionError):
+        list(run_pipeline(jobs(9), seen.steps(predict=lambda batch: [1 // (3 - each) for each in batch], streams=2)))
+    assert nothing_runs() and not seen.failed
+
+
+def test_images_of_one_kind_go_together() -> None:
+    """None waits for its kind while more than twice a batch are there."""
+    seen = Recorder()
+    mixed = seen.steps(batch_size=3, kind=lambda number: number % 2 if number < 8 else number)
+    batches: list[list[int]] = []
+
+    def predict(batch: list[int]) -> list[int]:
+        batches.append(batch)
+        return batch
+
+    done = [result for _, result in run_pipeline(jobs(16), replace(mixed, predict=predict))]
+    assert sorted(done) == list(range(16)) and sorted(seen.written) == sorted(map(str, range(16)))
+    assert batches[:4] == [[0, 2, 4], [1, 3, 5], [6], [7]]
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
@@ -116,7 +158,7 @@ def test_queues_are_bounded(batch_size: int) -> None:
             most["read"] = max(most["read"], counts["read"] - counts["predicted"])
             most["unwritten"] = max(most["unwritten"], counts["predicted"] - counts["written"])
 
-    line = seen.line(
+    line = seen.steps(
         read=lambda path: count("read"),
         predict=lambda batch: count("predicted", len(batch)) or batch,
         write=lambda job, result: threading.Event().wait(0.005) or count("written"),
@@ -136,7 +178,7 @@ def test_what_cannot_be_read_is_skipped() -> None:
             raise (ValueError if path.stem == "0" else OSError)(f"no {path.stem}")
         return int(path.stem)
 
-    done = [job.image.stem for job, _ in run_pipeline(jobs(5), seen.line(read=read, batch_size=2))]
+    done = [job.image.stem for job, _ in run_pipeline(jobs(5), seen.steps(read=read, batch_size=2))]
     assert done == ["1", "2", "4"] == list(seen.written)
     assert seen.failed == ["0.png: no 0", "3.png: no 3"]
 
@@ -149,7 +191,7 @@ def test_an_image_that_the_model_refuses_spoils_no_other_of_its_batch() -> None:
             raise ValueError("not this one")
         return batch
 
-    done = [result for _, result in run_pipeline(jobs(4), seen.line(predict=predict, batch_size=3))]
+    done = [result for _, result in run_pipeline(jobs(4), seen.steps(predict=predict, batch_size=3))]
     assert done == [0, 2, 3]
     assert seen.failed == ["1.png: not this one"]
 
@@ -162,7 +204,7 @@ def test_what_cannot_be_written_alone_is_skipped() -> None:
             raise ValueError("its name is too long")
         seen.write(job, result)
 
-    done = [job.image.stem for job, _ in run_pipeline(jobs(5), seen.line(write=write, batch_size=2))]
+    done = [job.image.stem for job, _ in run_pipeline(jobs(5), seen.steps(write=write, batch_size=2))]
     assert done == ["1", "2", "4"] == list(seen.written)
     assert seen.failed == ["0.png: its name is too long", "3.png: its name is too long"]
 
@@ -176,14 +218,14 @@ def test_a_full_disk_ends_it(number: int) -> None:
             raise OSError("no space left")
 
     with pytest.raises(OSError, match="no space left"):
-        list(run_pipeline(jobs(5), seen.line(write=write)))
+        list(run_pipeline(jobs(5), seen.steps(write=write)))
     assert nothing_runs()
 
 
 def test_a_defect_is_no_bad_image() -> None:
     seen = Recorder()
     with pytest.raises(ZeroDivisionError):
-        list(run_pipeline(jobs(3), seen.line(read=lambda path: 1 // 0)))
+        list(run_pipeline(jobs(3), seen.steps(read=lambda path: 1 // 0)))
     assert not seen.failed
     assert nothing_runs()
 
@@ -192,7 +234,7 @@ def test_interruption_ends_what_was_begun_and_starts_nothing_more() -> None:
     seen = Recorder()
 
     def interrupted() -> None:
-        with closing(run_pipeline(jobs(500), seen.line())) as done:
+        with closing(run_pipeline(jobs(500), seen.steps())) as done:
             for job, _ in done:
                 if job.image.stem == "5":
                     raise KeyboardInterrupt

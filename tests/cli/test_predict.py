@@ -6,11 +6,14 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from san.cli import predict
@@ -18,6 +21,7 @@ from san.cli.main import main
 from san.inference.predictor import Predictor
 from san.inference.segmentation import Segmentation
 from san.io.files import FORMATS
+from san.model.san import SANModel
 from san.shapes.dataset import SHAPES_SPLITS, split_images
 from san.vocabulary.vocabulary import Vocabulary
 from tests.forks import Fork
@@ -103,6 +107,30 @@ def test_again_is_the_same(images: Path, tmp_path: Path) -> None:
     assert sorted(before) == ["a_overlay.png", "a_panel.png", "b_overlay.png", "b_panel.png"]
     assert main([*command, "--workers", "4", "--batch-size", "2", "--overwrite"]) == 0
     assert {name: (tmp_path / name).read_bytes() for name in files(tmp_path)} == before
+
+
+@pytest.mark.usefixtures("loaded")
+def test_images_side_by_side_give_the_same(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads, propose = [], SANModel.propose
+
+    def noted(self: SANModel, batch: torch.Tensor) -> Any:
+        threads.append((threading.current_thread().name.split("_")[0], torch.get_num_threads()))
+        return propose(self, batch)
+
+    monkeypatch.setattr(SANModel, "propose", noted)
+    command = ["predict", str(images), "--recursive", "--vocab", WORDS, "--format", "labels", "--quiet", "--out"]
+    before = torch.get_num_threads()
+    for count in (1, 2):
+        torch.set_num_threads(count)
+        try:
+            assert main([*command, str(tmp_path / f"{count}")]) == 0
+            assert torch.get_num_threads() == count
+        finally:
+            torch.set_num_threads(before)
+    assert threads == [("MainThread", 1)] * 4 + [("MainThread", 2)] + [("san-network", 1)] * 3
+    for name in files(tmp_path / "1"):
+        one, two = (np.asarray(Image.open(tmp_path / count / name)) for count in ("1", "2"))
+        assert np.mean(one == two) > 0.999  # rounding of sums that threads share
 
 
 @pytest.mark.usefixtures("loaded")

@@ -4,27 +4,57 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import open_clip
 import pytest
+import torch
+from PIL import Image
 
 from san.clip import open_clip_adapter
 from san.clip.tokenizer import VOCAB_SIZE, BpeTokenizer, compact_tokenizer, tokenizer_identity
 
 UNUSED = """
-import sys
+import gc, sys
+from san.cli.main import main
+picture, folder = sys.argv[1:]
+cache = ["--text-cache", folder + "/text"]
+assert main(["predict", picture, "--vocab", "red star, striped ground", "--out", folder, "--quiet", *cache]) == 0
+assert gc.get_freeze_count() and gc.isenabled()
 from san import variant
 from san.model.build import build_san
 model = build_san(variant("tiny"), clip_weights=False)
 from san.clip.loader import load_clip
 assert load_clip("ViT-L-14-336", "openai", weights=False).arch.quick_gelu
-sys.exit("open_clip" in sys.modules)
+heavy = {"open_clip", "torchvision", "timm", "torch._dynamo", "sympy", "scipy", "matplotlib", "wandb"}
+sys.exit(", ".join(heavy & {*sys.modules}) or 0)
 """
 
 
-def test_a_model_is_built_without_importing_open_clip() -> None:
-    assert subprocess.run([sys.executable, "-c", UNUSED], check=False).returncode == 0
+def test_models_are_built_and_pictures_segmented_without_heavy_imports(tmp_path: Path) -> None:
+    """Each of these packages would take longer than the prediction; words are tokenised, as none are cached."""
+    Image.new("RGB", (32, 24)).save(tmp_path / "a.png")
+    done = subprocess.run(
+        [sys.executable, "-c", UNUSED, tmp_path / "a.png", tmp_path], capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr.decode()
+
+
+@pytest.mark.parametrize("loader", [None, "missing.py"])
+def test_the_tokenizer_by_itself_is_open_clips(loader: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where its file cannot be loaded by itself."""
+    texts = ["a photo of a cat", "Vélo 12x &amp; <end_of_text>", "long " * 80]
+    monkeypatch.delitem(sys.modules, "open_clip")
+    if loader:
+        monkeypatch.setattr(open_clip_adapter, "_TOKENIZER_FILE", loader)
+    open_clip_adapter._tokenizer_module.cache_clear()
+    try:
+        found = open_clip_adapter.tokenize(texts, 77)
+        assert open_clip_adapter._tokenizer_module().__name__ == ("open_clip" if loader else "open_clip_tokenizer")
+    finally:
+        open_clip_adapter._tokenizer_module.cache_clear()
+    assert torch.equal(found, open_clip.tokenize(texts, 77))
 
 
 @pytest.mark.parametrize("name", ["ViT-B-16", "ViT-L-14-336", "ViT-B-32-quickgelu"])

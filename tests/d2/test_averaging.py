@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from san.cli.main import main
@@ -18,6 +20,7 @@ from san.d2.run import run
 from san.evaluation import ConfusionMatrix, metrics
 from san.hub import SHAPES_CHECKPOINT
 from san.inference.predictor import Predictor
+from san.model.san import SANModel
 from san.shapes.dataset import ShapesSizes, write_shapes
 from tests.d2.conftest import as_arguments
 
@@ -54,6 +57,27 @@ def by_hand(data: Path, predictor: Predictor) -> float:
         labels = predictor.predict(data / "shapes/images/val_mixed" / f"{path.stem}.jpg", "shapes_36").labels
         matrix.update(labels, np.asarray(Image.open(path)), file_name=str(path))
     return metrics(matrix)["mIoU"]
+
+
+def test_images_side_by_side_give_the_same(evaluate: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for the rounding of sums that threads share; without gradients in any thread."""
+    threads, propose = [], SANModel.propose
+
+    def noted(self: SANModel, batch: torch.Tensor) -> Any:
+        threads.append(threading.current_thread().name.split("_")[0])
+        assert not torch.is_grad_enabled()
+        return propose(self, batch)
+
+    monkeypatch.setattr(SANModel, "propose", noted)
+    before, found = torch.get_num_threads(), []
+    for count in (1, 2):
+        torch.set_num_threads(count)
+        try:
+            found.append(evaluate(f"{count}", SHAPES_CHECKPOINT)["mIoU"])
+        finally:
+            torch.set_num_threads(before)
+    assert found[1] == pytest.approx(found[0], abs=0.05)
+    assert threads == ["MainThread"] * 4 + ["san-network"] * 2
 
 
 def test_both_figures_stand_side_by_side(evaluate: Callable[..., Any], data: Path, tmp_path: Path) -> None:

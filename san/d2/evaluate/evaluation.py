@@ -33,6 +33,7 @@ from san.d2.evaluate.resume import ResumeConfig, SavedCounts, forget, weights_di
 from san.d2.evaluate.state import pack_state, unpack_oracle, unpack_state
 from san.d2.processes import stopping
 from san.data.subset import evenly_spread
+from san.devices import image_streams, in_streams
 from san.evaluation import ConfusionMatrix, RLEWriter, format_summary, metrics, write_label_map, write_report
 from san.evaluation.oracle import OracleCounts, proposals_of
 from san.evaluation.oracle_report import format_oracle, write_oracle_report
@@ -321,14 +322,13 @@ def _count(
 ) -> None:
     """Count the remaining images of this process, and save the counts periodically."""
     share = range(comm.get_rank(), len(records), comm.get_world_size())
-    done = 0 if partial is None else partial.restore(evaluator, len(share))
+    done, saved = 0 if partial is None else partial.restore(evaluator, len(share)), time.monotonic()
     loader = eval_loader(cfg, evaluator.name, records, done, resized=not isinstance(model, SegmenterModel))
-    saved = time.monotonic()
-    predict = OutOfMemoryFallback(model)
+    predicted = in_streams(OutOfMemoryFallback(model).with_batch, loader, image_streams([model]))
     # a stop while waiting for an image: the other processes, which have other images, are notified below
-    with evaluation_mode(model), contextlib.suppress(stopping.StopRequested):
-        for batch in progress(loader, len(loader), f"evaluating {evaluator.name}"):
-            evaluator.process(batch, predict(batch))
+    with evaluation_mode(model), contextlib.suppress(stopping.StopRequested), contextlib.closing(predicted):
+        for batch, outputs in progress(predicted, len(loader), f"evaluating {evaluator.name}"):
+            evaluator.process(batch, outputs)
             done += 1
             if stopping.requested():
                 break

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from san.d2.data.batches import BatchSample
+from san.torch_defaults import torch_defaults
 
 logger = logging.getLogger("san.d2.memory")
 
@@ -54,6 +55,11 @@ class OutOfMemoryFallback:
             self._on_cpu = _copy_on_cpu(self.model)
         result: list[dict[str, Any]] = self._on_cpu(batch)
         return result
+
+    def with_batch(self, batch: list[BatchSample]) -> tuple[list[BatchSample], list[dict[str, Any]]]:
+        """A batch and its predictions, made with PyTorch's defaults and without gradients, in whatever thread."""
+        with torch_defaults(), torch.no_grad():
+            return batch, self(batch)
 
     def _attempt(self, batch: list[BatchSample]) -> list[dict[str, Any]] | None:
         """Predict a batch, or return None and free the memory if it runs out."""
