@@ -28,7 +28,7 @@ _MIN_LENGTH = 8
 """Shorter values of such variables ("1", "true") are not secrets; masking them would make logs unreadable."""
 
 _ADDRESS = re.compile(r"(?<=[A-Za-z0-9]:/)(/?)(\S+)")  # pathlib reduces "//" of a URL to "/"
-_FILE_WITH_QUERY = re.compile(  # "x.pth?token=abc", in a progress bar or a cache; "docs/page.md#part" is not one
+_FILE_WITH_QUERY = re.compile(  # "x.pth?token=abc", in a progress bar or a cache; not "x.md#part"
     r"(\.(?!md#)\w{1,11})([?#]\S+)"
 )
 _VALUE_IN_QUERY = re.compile(r"(?<=[?&#])([\w.~%+\[\]-]+=)([^\s&#]+)")

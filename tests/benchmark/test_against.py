@@ -86,7 +86,7 @@ def test_tasks_differ(toy: Path) -> None:
 def test_its_memory_is_that_of_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = []
 
-    def in_process(job: dict, timeout: float) -> dict:
+    def in_process(job: dict) -> dict:
         jobs.append(job.get("memory_of"))
         return {"peak_bytes": 5} if "memory_of" in job else {"fast": {}, "against": {"seconds": 1.0}}
 

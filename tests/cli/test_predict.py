@@ -257,7 +257,7 @@ def test_refused_before_the_model_is_loaded(
         (["--format", "labels,svg"], "no format 'svg'; choose of overlay"),
         (["--batch-size", "0"], "'0' is not a number from 1 to 100000"),
         (["--overwrite", "--skip-existing"], "not allowed with"),
-        (["--dtype", "int8"], "invalid choice: 'int8'"),
+        (["--dtype", "int4"], "invalid choice: 'int4'"),
     ],
 )
 def test_a_wrong_option_is_code_2(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
