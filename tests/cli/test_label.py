@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from san.io.files import LABEL_FORMATS
 from san.shapes.dataset import SHAPES_SPLITS, split_images
 from san.vocabulary.vocabulary import Vocabulary
 
+REPO = Path(__file__).resolve().parents[2]
 WORDS = "blue square, blue ring|azure ring; cyan square, striped ground"
 CONTEXT = "plain ground, dotted ground, checked ground, red square, yellow bar"
 
@@ -152,6 +155,16 @@ def test_bad_options_are_refused_before_any_work(
     assert main(["label", str(images), "--out", str(tmp_path / "out"), *words, *given]) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_the_snippet_of_the_page_runs(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (REPO / "docs/label.md").read_text(encoding="utf-8")
+    (snippet,) = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
+    monkeypatch.setattr(Predictor, "from_pretrained", lambda name: predictor)
+    scope: dict[str, Any] = {}
+    exec(snippet, scope)
+    assert len(scope["coco"]["annotations"]) >= len(scope["polygons"]) > 2
+    assert all(f"`{name}`" in page for name in LABEL_FORMATS)
 
 
 def test_an_unknown_format_is_refused(images: Path, capsys: pytest.CaptureFixture) -> None:
