@@ -175,8 +175,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _find_jobs(args: argparse.Namespace, begun: Path) -> tuple[list[Job], list[Any]]:
-    """Return the jobs, whose stems are below `begun`, and skipped files; pictures below --out are none."""
+    """Return the jobs, whose stems are below `begun`, and skipped files; pictures below --out are none.
+
+    Raises:
+        ValueError: see `find_jobs`; or a picture's name has no ending, by which tools pair pictures and labels.
+    """
     jobs, skipped = find_jobs(args.images, args.out, recursive=args.recursive)
+    for job in jobs:
+        if not job.image.suffix:
+            raise ValueError(f"{str(job.image)!r} has a name without an ending; rename it to .jpg or .png, as it is")
     jobs = [Job(job.image, begun / job.stem.relative_to(args.out)) for job in jobs]
     refuse_collisions(jobs, [_ENDING], overwrite=True)
     return jobs, skipped

@@ -157,6 +157,12 @@ def test_bad_options_are_refused_before_any_work(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_name_without_an_ending_is_refused(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "scan").write_bytes((images / "a.png").read_bytes())
+    assert main(command(tmp_path / "scan", tmp_path / "out")) == 1
+    assert "scan' has a name without an ending; rename it" in capsys.readouterr().err
+
+
 def test_the_snippet_of_the_page_runs(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
     page = (REPO / "docs/label.md").read_text(encoding="utf-8")
     (snippet,) = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
