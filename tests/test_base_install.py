@@ -30,7 +30,7 @@ DISTRIBUTIONS = {
     "PIL": "Pillow", "yaml": "PyYAML", "open_clip": "open_clip_torch", "fastapi": "gradio", "uvicorn": "gradio",
 }  # fmt: skip
 CHECKED_ROOMS = {"d2": "train", "visualize": "train", "demo": "demo"}  # by api.py, new_figure and build_app
-EXTRA_OF = {"demo": "demo", "video": "video"}  # all other commands need "train"
+EXTRA_OF = {"demo": "demo", "label": "label", "video": "video"}  # all other commands need "train"
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +148,7 @@ def test_a_base_installation_has_no_package_of_an_extra(base_environment):
         "wandb",
         "gradio",
         "av",
+        "shapely",
     }
 
 
@@ -167,7 +168,8 @@ def test_what_needs_an_extra_names_it_in_one_line(answers):
 
 def test_every_imported_package_is_declared_where_it_is_needed(requires):
     """Also those that another package requires; what `require_extra` checks is in the extra that it names."""
-    declared: dict[str, set[str]] = {"": set(), "train": set(), "demo": set(), "slurm": set(), "video": set()}
+    extras = ("", "train", "demo", "slurm", "video", "label", "supervision", "fiftyone")
+    declared: dict[str, set[str]] = {extra: set() for extra in extras}
     for requirement in map(Requirement, requires):
         for extra, names in declared.items():
             if requirement.marker is None or (extra and requirement.marker.evaluate({"extra": extra})):

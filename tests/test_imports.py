@@ -27,6 +27,7 @@ ROOMS: dict[str, set[str]] = {
     "visualize": {"data", "vocabulary"},
     "postprocess": set(),
     "evaluation": {"data", "postprocess", "visualize", "vocabulary"},
+    "labelling": {"evaluation", "visualize", "vocabulary"},
     "checkpoint": {"model", "clip"},
     "allocator": set(),
     "record": set(),
@@ -39,6 +40,7 @@ ROOMS: dict[str, set[str]] = {
     "hub": {"model", "clip", "checkpoint", "data", "vocabulary"},
     "inference": {
         "model", "clip", "checkpoint", "data", "postprocess", "evaluation", "visualize", "vocabulary", "hub",
+        "labelling",
     },
     "video": {"model", "clip", "data", "postprocess", "inference", "vocabulary", "evaluation", "visualize"},
     "d2": {

@@ -23,6 +23,7 @@ DONE, ERROR, USAGE = 0, 1, 2
 
 COMMANDS = {
     "predict": "segment pictures or folders of them with any words",
+    "label": "write annotations of pictures for labelling tools and training: COCO, YOLO, VOC, CVAT and others",
     "video": "segment videos with any words",
     "demo": "serve a web page that segments pictures",
     "models": "list models: size, licence, and whether they are on this machine",

@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -77,18 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     existing.add_argument("--overwrite", action="store_true", help="replace existing results")
     existing.add_argument("--skip-existing", action="store_true", help="skip pictures whose results exist")
     output.add_argument("--quiet", action="store_true", help="no progress bar and no line per picture")
-    work = parser.add_argument_group("work")
-    work.add_argument("--recursive", action="store_true", help="include sub-folders; --out gets the same ones")
-    work.add_argument(
-        "--batch-size", type=positive_option, default=1, metavar="N", help="pictures per pass (default: %(default)s)"
-    )
-    work.add_argument(
-        "--workers",
-        type=positive_option,
-        default=2,
-        metavar="N",
-        help="number of reading threads, and of writing threads (default: %(default)s)",
-    )
+    add_work_options(parser)
 
 
 def add_vocabulary_options(parser: argparse.ArgumentParser) -> None:
@@ -131,11 +121,28 @@ def run(args: argparse.Namespace) -> int:
     for line in describe_skipped(skipped):
         print(f"left out: {line}", file=sys.stderr)
     if jobs:
-        num_failed = _Run(args, jobs, load_segmenter(args), vocabulary).run()
+        write = partial(write_results, endings={name: FORMATS[name] for name in args.format})
+        num_failed = PredictionRun(args, jobs, load_segmenter(args), vocabulary, write).run()
     else:
         num_failed = 0
         print(f"all {total} pictures have their results in {args.out}", file=sys.stderr)
     return SOME_PASSED_OVER if num_failed or any(each.missed for each in skipped) else 0
+
+
+def add_work_options(parser: argparse.ArgumentParser) -> None:
+    """Add --recursive, --batch-size and --workers."""
+    work = parser.add_argument_group("work")
+    work.add_argument("--recursive", action="store_true", help="include sub-folders; --out gets the same ones")
+    work.add_argument(
+        "--batch-size", type=positive_option, default=1, metavar="N", help="pictures per pass (default: %(default)s)"
+    )
+    work.add_argument(
+        "--workers",
+        type=positive_option,
+        default=2,
+        metavar="N",
+        help="number of reading threads, and of writing threads (default: %(default)s)",
+    )
 
 
 def read_vocabulary(args: argparse.Namespace) -> Vocabulary:
@@ -160,13 +167,28 @@ def read_vocabulary(args: argparse.Namespace) -> Vocabulary:
     return vocabulary if args.context is None else vocabulary.with_context(parse_words(args.context, "--context"))
 
 
-class _Run:
-    """One run of the command: the model, the progress bar, and the number of skipped images."""
+class PredictionRun:
+    """Predicts and writes all images, with a progress bar; also for `san label`.
 
-    def __init__(self, args: argparse.Namespace, jobs: list[Job], predictor: Segmenter, vocabulary: Vocabulary) -> None:
+    Args:
+        args: options of the command, see `add_vocabulary_options` and `add_work_options`.
+        jobs: the images.
+        predictor: segments them.
+        vocabulary: the classes.
+        write: writes the files of a job and its `Segmentation`; called in threads.
+    """
+
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        jobs: list[Job],
+        predictor: Segmenter,
+        vocabulary: Vocabulary,
+        write: Callable[[Job, Any], None],
+    ) -> None:
         from tqdm import tqdm
 
-        self.args, self.jobs, self.predictor, self.vocabulary = args, jobs, predictor, vocabulary
+        self.args, self.jobs, self.predictor, self.vocabulary, self.write = args, jobs, predictor, vocabulary, write
         self.num_failed, self.num_done = 0, 0
         self.bar = tqdm(total=len(jobs), unit="image", disable=True if args.quiet else None)  # None: if a terminal
 
@@ -178,7 +200,7 @@ class _Run:
         steps = PipelineSteps(
             read=read_image,
             predict=self._predict,
-            write=partial(write_results, endings={name: FORMATS[name] for name in self.args.format}),
+            write=self.write,
             failed=self._failed,
             batch_size=self.args.batch_size,
             workers=self.args.workers,

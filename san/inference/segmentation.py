@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from san.evaluation.predictions import default_image_id, rle_entries
+from san.inference.exports import RegionExports
 from san.io.errors import brief_repr, printable
 from san.io.files import FORMATS, write_text, write_together
 from san.model.san import MaskProposals
@@ -127,7 +128,7 @@ class ProposedMask:
 
 
 @dataclass(frozen=True, eq=False)
-class Segmentation:
+class Segmentation(RegionExports):
     """The segmentation of one image.
 
     Attributes:

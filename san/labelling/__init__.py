@@ -1,0 +1,1 @@
+"""Annotations from label maps: regions, their outlines, and the files of labelling tools (docs/label.md)."""
