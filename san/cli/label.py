@@ -154,6 +154,12 @@ def run(args: argparse.Namespace) -> int:
                 f"there are {len(options.classes)} classes, but the format {name} holds {most} at most; give fewer, or "
                 "another --format"
             )
+        odd = [each for each in options.names if set(WRITERS[name].separators) & {*each}]
+        if odd:
+            raise ValueError(
+                f"the format {name} cannot hold the class name {excerpt(odd[0])}, as it separates values by "
+                f"{WRITERS[name].separators!r}; rename the class, or choose another --format"
+            )
     _refuse_existing([*writers], overwrite=args.overwrite)
     prepare_output(args.out)
     left = _begin(args, begun, vocabulary, jobs)

@@ -60,6 +60,7 @@ class VocWriter(AnnotationWriter):
     """Pascal VOC's folders: class i has the value i + 1; 0 is background (no class), 255 void (dropped)."""
 
     max_classes = 254  # 0 is background, 255 void
+    separators = ":"  # in labelmap.txt
 
     def __init__(self, folder: Path, options: SetOptions, names: Sequence[str]) -> None:
         super().__init__(folder, options, names)

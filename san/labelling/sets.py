@@ -83,9 +83,11 @@ class AnnotationWriter(ABC):
 
     Attributes:
         max_classes: number of classes that the format can hold; None for any.
+        separators: characters that a class name must not have, as the format separates values by them.
     """
 
     max_classes: int | None = None
+    separators = ""
 
     def __init__(self, folder: Path, options: SetOptions, names: Sequence[str]) -> None:
         self.folder, self.options, self.names = folder, options, names
