@@ -137,6 +137,7 @@ def test_a_damaged_picture_is_left_out(images: Path, tmp_path: Path, capsys: pyt
         (["--tolerance", "nan"], "--tolerance is nan; give a number of pixels, 0 or more"),
         (["--threshold", "-1"], "--threshold is -1.0; give a score, 0 or more"),
         (["--format", "voc", "--context", "shapes_36", "--vocab-file", "{many}"], "voc holds 254 at most; give fewer"),
+        (["--format", "png,voc", "--vocab-file", "{odd}"], "voc cannot hold the class name 'a:b'"),
     ],
 )
 def test_bad_options_are_refused_before_any_work(
@@ -150,7 +151,8 @@ def test_bad_options_are_refused_before_any_work(
     monkeypatch.setattr(label, "load_segmenter", lambda args: pytest.fail("the model was loaded"))
     many = tmp_path / "many.txt"
     many.write_text("\n".join(f"name{index}" for index in range(255)))
-    given = [each.replace("{many}", str(many)) for each in options]
+    (tmp_path / "odd.txt").write_text("cat\na:b\n")
+    given = [each.replace("{many}", str(many)).replace("{odd}", str(tmp_path / "odd.txt")) for each in options]
     words = [] if "--vocab-file" in given else ["--vocab", "cat"]
     assert main(["label", str(images), "--out", str(tmp_path / "out"), *words, *given]) == 1
     assert message in capsys.readouterr().err
