@@ -101,7 +101,7 @@ def test_an_interrupted_run_continues(
             raise KeyboardInterrupt
         return [predictor.predict(each, *args) for each in pictures]
 
-    monkeypatch.setattr(label, "load_segmenter", lambda args: SimpleNamespace(predict_batch=predict_batch))
+    monkeypatch.setattr(label, "load_segmenter", lambda args: SimpleNamespace(predict_batch=predict_batch, models=[]))
     assert main(command(images, tmp_path, "--format", "coco,png")) == 130
     assert [path.name for path in tmp_path.iterdir()] == [UNFINISHED]
     capsys.readouterr()
