@@ -93,7 +93,14 @@ def test_make_prefers_the_active_environment(tmp_path, active):
     shutil.copy(REPO / "Makefile", tmp_path)
     (tmp_path / ".venv/bin").mkdir(parents=True)
     (tmp_path / ".venv/bin/python").touch()
-    env = {key: value for key, value in os.environ.items() if key not in ("VIRTUAL_ENV", "CONDA_PREFIX", "PYTHON")}
+    left_out = (
+        "VIRTUAL_ENV",
+        "CONDA_PREFIX",
+        "PYTHON",
+        "MAKEFLAGS",
+        "MAKEOVERRIDES",
+    )  # also of a make around the tests
+    env = {key: value for key, value in os.environ.items() if key not in left_out}
     env |= {"VIRTUAL_ENV": "/somewhere"} if active else {}
     result = subprocess.run(
         ["make", "--no-print-directory", "-n", "check"],

@@ -37,7 +37,7 @@ def test_a_file_of_too_many_values(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     path.write_text(json.dumps([1] * 99))
     assert read_plain_file(path, "class file") == [1] * 99
     path.write_text(json.dumps([[1] * 50, {"a": 1}, [1] * 50]))
-    with pytest.raises(ValueError, match=rf"x\.{ending} is no .*it holds over 100 values, the limit"):
+    with pytest.raises(ValueError, match=rf"x\.{ending} is not .*it holds over 100 values, the limit"):
         read_plain_file(path, "class file")
 
 
