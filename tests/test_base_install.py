@@ -29,7 +29,8 @@ PROBE = REPO / "tests/base_probe.py"
 DISTRIBUTIONS = {
     "PIL": "Pillow", "yaml": "PyYAML", "open_clip": "open_clip_torch", "fastapi": "gradio", "uvicorn": "gradio",
 }  # fmt: skip
-CHECKED_ROOMS = {"d2": "train", "visualize": "train", "demo": "demo"}  # by api.py, new_figure and build_app
+CHECKED_ROOMS = {"d2": "train", "visualize": "train", "demo": "demo", "export": "export"}
+"""By api.py, new_figure, build_app and export_model."""
 EXTRA_OF = {"demo": "demo", "video": "video"}  # all other commands need "train"
 
 
@@ -167,7 +168,7 @@ def test_what_needs_an_extra_names_it_in_one_line(answers):
 
 def test_every_imported_package_is_declared_where_it_is_needed(requires):
     """Also those that another package requires; what `require_extra` checks is in the extra that it names."""
-    declared: dict[str, set[str]] = {"": set(), "train": set(), "demo": set(), "slurm": set(), "video": set()}
+    declared: dict[str, set[str]] = {each: set() for each in ("", "train", "demo", "slurm", "video", "export")}
     for requirement in map(Requirement, requires):
         for extra, names in declared.items():
             if requirement.marker is None or (extra and requirement.marker.evaluate({"extra": extra})):
