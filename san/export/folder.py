@@ -18,6 +18,7 @@ from san.export.formats import (
     AGREEMENT_FILE,
     COMPILED_FILE,
     FORMATS,
+    ONNX_TORCH,
     OPSET,
     OPSETS,
     PRECISIONS,
@@ -62,7 +63,7 @@ def export_model(
         One comparison per precision; empty without "onnx" or `check`.
 
     Raises:
-        ValueError: a format, precision or opset is unknown, or the predictor does not fit.
+        ValueError: a format, precision or opset is unknown, the predictor does not fit, or PyTorch is too old.
         MissingExtraError: the extra "export" is not installed.
     """
     for kind, given, known in (("format", formats, FORMATS), ("precision", precisions, PRECISIONS)):
@@ -76,6 +77,11 @@ def export_model(
     if len(predictor.short_sides) > 1 or predictor.flip:
         raise ValueError(f"an export has one size and no mirror image, not those of {predictor}; give one short side")
     if "onnx" in formats:
+        if torch_release() < ONNX_TORCH:
+            raise ValueError(
+                f"PyTorch {torch.__version__} is older than {'.'.join(map(str, ONNX_TORCH))}, the first release with which "
+                "exporting to ONNX was tested; update it, or choose the format pt2"
+            )
         require_extra("export", "exporting to ONNX", "onnx", "onnxscript", "onnxruntime")
     words = None if vocabulary is None else Vocabulary.parse(vocabulary)
     folder = Path(folder)
@@ -97,6 +103,11 @@ def export_model(
     found = [measure_agreement(predictor, folder, precision, shown, tokens) for precision in kinds]
     write_whole(folder / AGREEMENT_FILE, json.dumps([asdict(each) for each in found], indent=1) + "\n")
     return found
+
+
+def torch_release() -> tuple[int, ...]:
+    """Return the release of PyTorch, such as (2, 14)."""
+    return tuple(map(int, torch.__version__.split(".")[:2]))
 
 
 def tokens_of(predictor: Predictor, names: Sequence[str]) -> torch.Tensor:

@@ -16,6 +16,9 @@ OPSET = 23
 OPSETS = range(18, 24)
 """Those that can be chosen: PyTorch's exporter writes 18 and later."""
 
+ONNX_TORCH = (2, 14)
+"""The first release of PyTorch that writes ONNX files here; earlier ones are not tested."""
+
 VOCABULARY_FILE, PROGRAM_FILE, COMPILED_FILE = "vocabulary.npz", "image.pt2", "image_compiled.pt2"
 AGREEMENT_FILE = "agreement.json"
 
