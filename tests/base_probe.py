@@ -120,6 +120,7 @@ def beyond(repo: Path) -> dict[str, tuple[int, str]]:
         "predict": ["scene.png", "--vocab", WORDS, "--model", weights, "--config", config, "--out", "other"],
         "demo": [],
         "video": ["scene.png", "--vocab", WORDS, "--out", "other"],
+        "export": ["--variant", "tiny", "--out", "exported"],
     }
     found = {name: run([name.split()[0], *arguments]) for name, arguments in commands.items()}
     train_net = run(["--config-file", config], str(repo / "tools/train_net.py"))

@@ -31,7 +31,7 @@ DISTRIBUTIONS = {
 }  # fmt: skip
 CHECKED_ROOMS = {"d2": "train", "visualize": "train", "demo": "demo", "export": "export"}
 """By api.py, new_figure, build_app and export_model."""
-EXTRA_OF = {"demo": "demo", "video": "video"}  # all other commands need "train"
+EXTRA_OF = {"demo": "demo", "video": "video", "export": "export"}  # all other commands need "train"
 
 
 @pytest.fixture(scope="module")

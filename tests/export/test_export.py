@@ -34,13 +34,17 @@ def predictor(request: pytest.FixtureRequest) -> Predictor:
     return Predictor(settings(request.param), short_side=96, text_cache=None)
 
 
-@pytest.fixture(scope="module")
-def exported(predictor: Predictor, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Agreement]]:
-    """The folder, and the comparisons."""
+def need_onnx() -> None:
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)
     if torch_release() < ONNX_TORCH:
         pytest.skip("this PyTorch is too old")
+
+
+@pytest.fixture(scope="module")
+def exported(predictor: Predictor, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Agreement]]:
+    """The folder, and the comparisons."""
+    need_onnx()
     folder = tmp_path_factory.mktemp("exported")
     return folder, export_model(predictor, folder, vocabulary=WORDS, precisions=("int8", "float16"))
 
@@ -226,6 +230,7 @@ def test_the_shapes_model_agrees(tmp_path: Path) -> None:
     from san.shapes.render import render
     from san.shapes.world import NAMES, scene_at
 
+    need_onnx()
     pictures, _ = render([scene_at(seed=5, index=index) for index in range(4)])
     shapes = Predictor.from_pretrained("shapes", text_cache=None)
     options: dict[str, Any] = {"vocabulary": Vocabulary.parse([*NAMES]), "pictures": [*pictures]}
