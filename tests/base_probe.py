@@ -121,6 +121,7 @@ def beyond(repo: Path) -> dict[str, tuple[int, str]]:
         "demo": [],
         "label": ["scene.png", "--vocab", WORDS, "--out", "other"],
         "video": ["scene.png", "--vocab", WORDS, "--out", "other"],
+        "export": ["--variant", "tiny", "--out", "exported"],
     }
     found = {name: run([name.split()[0], *arguments]) for name, arguments in commands.items()}
     train_net = run(["--config-file", config], str(repo / "tools/train_net.py"))

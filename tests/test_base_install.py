@@ -29,8 +29,9 @@ PROBE = REPO / "tests/base_probe.py"
 DISTRIBUTIONS = {
     "PIL": "Pillow", "yaml": "PyYAML", "open_clip": "open_clip_torch", "fastapi": "gradio", "uvicorn": "gradio",
 }  # fmt: skip
-CHECKED_ROOMS = {"d2": "train", "visualize": "train", "demo": "demo"}  # by api.py, new_figure and build_app
-EXTRA_OF = {"demo": "demo", "label": "label", "video": "video"}  # all other commands need "train"
+CHECKED_ROOMS = {"d2": "train", "visualize": "train", "demo": "demo", "export": "export"}
+"""By api.py, new_figure, build_app and export_model."""
+EXTRA_OF = {"demo": "demo", "export": "export", "label": "label", "video": "video"}  # all other commands need "train"
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +169,7 @@ def test_what_needs_an_extra_names_it_in_one_line(answers):
 
 def test_every_imported_package_is_declared_where_it_is_needed(requires):
     """Also those that another package requires; what `require_extra` checks is in the extra that it names."""
-    extras = ("", "train", "demo", "slurm", "video", "label", "supervision", "fiftyone")
+    extras = ("", "train", "demo", "slurm", "video", "export", "label", "supervision", "fiftyone")
     declared: dict[str, set[str]] = {extra: set() for extra in extras}
     for requirement in map(Requirement, requires):
         for extra, names in declared.items():

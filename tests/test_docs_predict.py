@@ -9,24 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 
 
-def called_once(module: Any, inputs: tuple[Any, ...], **options: Any) -> Any:
-    """Instead of torch.export.export, which takes ten seconds; tests/model/test_tracing.py has a cheaper one."""
-    module(*inputs)
-    return inputs
-
-
-@pytest.mark.parametrize("exported", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_every_snippet_runs(exported: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_snippet_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One after the other, in one scope, as the page says."""
     monkeypatch.chdir(tmp_path)
-    if not exported:
-        monkeypatch.setattr("torch.export.export", called_once)
-        monkeypatch.setattr("torch.export.save", lambda program, path: torch.save(program, path))
     snippets = re.findall(r"^```python\n(.*?)^```", (DOCS / "predict.md").read_text(encoding="utf-8"), re.M | re.S)
     assert len(snippets) >= 7
     scope: dict[str, Any] = {}
@@ -36,7 +25,6 @@ def test_every_snippet_runs(exported: bool, tmp_path: Path, monkeypatch: pytest.
     assert 0 < scope["strict"].none_area() < 1
     assert all(path.is_file() for path in scope["files"].values())
     assert scope["predictor"].text_cache == Path("words")
-    assert Path("san.pt2").is_file()
 
 
 def test_the_notebook_runs_and_shows_what_it_stores(tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ ROOMS: dict[str, set[str]] = {
         "labelling",
     },
     "video": {"model", "clip", "data", "postprocess", "inference", "vocabulary", "evaluation", "visualize"},
+    "export": {"model", "clip", "data", "postprocess", "inference", "vocabulary"},
     "d2": {
         "allocator", "clip", "model", "losses", "data", "shapes", "visualize", "postprocess", "evaluation",
         "checkpoint", "inference", "vocabulary", "hub", "part", "user_modules",
@@ -78,6 +79,9 @@ GUESTS = {
     "yacs": "san/d2/",
     "scipy": "san/",
     "submitit": "san/cli/",
+    "onnx": "san/export/",
+    "onnxscript": "san/export/",
+    "onnxruntime": "san/export/",
     "pycocotools": ("san/preparation/", "tools/maintainers/"),
 }
 # Packages of several files, named.

@@ -36,6 +36,7 @@ COMMANDS = {
     "curves": "draw the losses and evaluations of a run",
     "replay": "recompute batches whose losses or gradients were not finite",
     "convert": "convert a checkpoint to published names, a slim file, or a folder for the hub",
+    "export": "export a model to ONNX or torch.export, and compare the files with it",
     "analyze": "measure parameters, multiply-adds, time and memory of each part of a model",
     "similarity": "compare the class names of data sets, and relate their similarity to the IoU",
     "benchmark": "measure speed and memory, and compare with the floor of this machine",
