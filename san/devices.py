@@ -1,4 +1,4 @@
-"""The check of a device that a user names, what this machine's CPU can do, and how images share it."""
+"""Checks a device name, queries CPU features, and computes several images in parallel on a CPU."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 MOST_STREAMS = 8
-"""Images that go through a network at once on a CPU, at most; each takes the memory of its activations."""
+"""Maximum number of images computed at once on a CPU; each needs memory for its activations."""
 
-_KNOWN = ("san", "torch")  # packages whose modules keep nothing of an image in themselves
+_KNOWN = ("san", "torch")  # packages with stateless modules
 
 
 def checked_device(
     device: str | torch.device, name: str = "device", *, types: Collection[str] | None = None
 ) -> torch.device:
-    """The device, if PyTorch sees it on this machine.
+    """Return the device if it is available on this machine.
 
     Args:
-        device: "cpu", "cuda", "cuda:N", "mps" or another that PyTorch knows.
-        name: what messages call it: an argument, an option or a configuration key.
-        types: the types that are accepted, such as ("cpu", "cuda"); None accepts all that PyTorch knows.
+        device: "cpu", "cuda", "cuda:N", "mps" or another device of PyTorch.
+        name: name of the argument, option or configuration key, for messages.
+        types: accepted device types, such as ("cpu", "cuda"); None accepts all of PyTorch's.
 
     Raises:
-        ValueError: there is no such device, or it is of another type.
+        ValueError: the device does not exist, or is of another type.
     """
     seen = f"{name} is {str(device)!r}"
     try:
@@ -57,21 +57,21 @@ def checked_device(
 
 def cpu_supports(instructions: str) -> bool:
     """Whether this CPU has instructions that PyTorch uses: "avx512_bf16", "vnni", "amx_tile", ..."""
-    ask = getattr(torch.cpu, f"_is_{instructions}_supported", None)  # private; an older PyTorch may lack one
+    ask = getattr(torch.cpu, f"_is_{instructions}_supported", None)  # private; missing in older versions
     return ask is not None and bool(ask())
 
 
 def computes_bfloat16(device: torch.device) -> bool:
-    """False where PyTorch computes bfloat16 several times slower than float32: on an x86 CPU without AVX512-BF16."""
+    """Return False on an x86 CPU without AVX512-BF16, where bfloat16 is several times slower than float32."""
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     return device.type != "cpu" or not x86 or cpu_supports("avx512_bf16")
 
 
 def image_streams(models: Iterable[nn.Module]) -> int:
-    """How many images are best computed at once: on a CPU one per thread of torch, at most `MOST_STREAMS`; else 1.
+    """Return how many images to compute at once: on a CPU one per thread of torch, at most `MOST_STREAMS`; else 1.
 
-    1 also where a model is compiled, for the number of threads there was, or has modules of another package, which may
-    not be made for several threads.
+    It is also 1 for a compiled model, which is compiled for a fixed number of threads, and for a model with modules of
+    another package, which may not be thread-safe.
     """
     modules = [each for model in models for each in model.modules()]
     devices = {tensor.device.type for each in modules for tensor in each.parameters(recurse=False)}
@@ -85,16 +85,16 @@ def image_streams(models: Iterable[nn.Module]) -> int:
 def in_streams(
     function: Callable[[Item], Result], items: Iterable[Item], streams: int
 ) -> Generator[Result, None, None]:
-    """Applies a function that runs a network to items, several at once; yields the results in order.
+    """Apply a function that runs a network to several items at once; yields the results in order.
 
-    Threads of torch that share an image wait for each other after every operator, and longer where other programs or
-    threads use the CPU too. Images side by side, each with its share of the threads, do not. The first item is
-    computed alone with all threads: it makes what the others use, such as text embeddings.
+    Torch's threads that share an image wait for each other after every operator, and longer if other programs or
+    threads use the CPU. Images computed in parallel, each with its share of the threads, do not wait. The first item is
+    computed alone with all threads, because it creates shared data such as text embeddings.
 
     Args:
-        function: may be called from several threads; grad mode and autocast there are PyTorch's defaults.
-        items: taken where this is called, as far as twice `streams` ahead.
-        streams: calls at once; with 1 they are made where this is called, and torch's threads stay as they are.
+        function: thread-safe; its threads have PyTorch's default grad mode and autocast.
+        items: read in the calling thread, up to twice `streams` ahead.
+        streams: number of parallel calls; 1 calls `function` in the calling thread, with torch's threads unchanged.
     """
     left = iter(items)
     for item in left if streams == 1 else islice(left, 1):

@@ -1,7 +1,7 @@
-"""Another implementation, measured in the same rounds: an adapter that its user writes says how a case is run with it.
+"""Measures another implementation in the same rounds, through an adapter that the user writes.
 
-An adapter is a Python file with a function ``make_run``, or a folder with such a file, ``san_benchmark.py``, whose
-folder is searched for modules first. See docs/benchmarks.md.
+An adapter is a Python file with a function ``make_run``, or a folder with such a file, ``san_benchmark.py``. Modules
+are searched for in this folder first. See docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -20,33 +20,33 @@ from san.benchmark.text import class_names
 from san.benchmark.workload import Workload, random_images
 
 ADAPTER_FILE = "san_benchmark.py"
-"""Of an adapter that is named by its folder."""
+"""File name of an adapter that is given as a folder."""
 
 PART = "all"
-"""What a run of another implementation is divided into."""
+"""The only part of a run of another implementation."""
 
 
 class MakeRun(Protocol):
     """The function ``make_run`` of an adapter."""
 
     def __call__(self, case: Mapping[str, Any], inputs: Mapping[str, Any]) -> Callable[[], object] | None:
-        """Sets a case up: builds the model, draws its weights.
+        """Set up a case: build the model, initialise its weights.
 
         Args:
             case: the fields of `san.benchmark.cases.Case`, such as task, model, classes and dtype.
-            inputs: ``device``, and ``images``, (3, height, width) uint8 each, on the device; for the task "text"
+            inputs: ``device``, and ``images``, (3, height, width) uint8 each, on the device; for the task "text",
                 ``names`` instead.
 
         Returns:
-            What does the task once, from these inputs to its result; None for a case that is not to be compared.
+            A function that does the task once, from these inputs to the result; None to skip the case.
         """
 
 
 def adapter_file(path: Path) -> Path:
-    """The file of an adapter.
+    """Return the file of an adapter.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: it does not exist.
     """
     file = path / ADAPTER_FILE if path.is_dir() else path
     if not file.is_file():
@@ -58,11 +58,11 @@ def adapter_file(path: Path) -> Path:
 
 
 def load_adapter(path: Path) -> MakeRun:
-    """The function ``make_run`` of an adapter, which is imported, with all that it imports.
+    """Import an adapter, and return its function ``make_run``.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it has no such function.
+        FileNotFoundError: the file does not exist.
+        ValueError: it has no function ``make_run``.
     """
     file = adapter_file(path)
     spec = importlib.util.spec_from_file_location("san_benchmark_adapter", file)
@@ -78,10 +78,10 @@ def load_adapter(path: Path) -> MakeRun:
 
 
 def make_workload(case: Case, device: torch.device, path: Path) -> Workload | None:
-    """A case as another implementation runs it; None where its adapter leaves the case out.
+    """Return a case as a workload of another implementation; None if its adapter skips the case.
 
     Raises:
-        FileNotFoundError, ValueError: see `load_adapter`; or whatever the adapter raises.
+        FileNotFoundError, ValueError: see `load_adapter`; errors of the adapter are raised unchanged.
     """
     inputs: dict[str, Any] = {"device": device}
     inputs |= {"names": class_names(case.classes)} if case.task == "text" else {"images": random_images(case, device)}

@@ -60,7 +60,7 @@ class AnalysisInput:
     """Input of a measurement: one random image, and a vocabulary.
 
     Attributes:
-        height, width: of the image as it goes into the network, and of the label map, in pixels.
+        height, width: size of the network's input image and of the label map, in pixels.
         classes: C.
 
     Raises:
@@ -72,7 +72,7 @@ class AnalysisInput:
     classes: int
 
     def __post_init__(self) -> None:
-        """Refuse values below 1."""
+        """Raise for values below 1."""
         if min(self.height, self.width, self.classes) < 1:
             raise ValueError(f"height, width and classes must be 1 or more; got {self}")
 
@@ -99,7 +99,7 @@ class Timing:
 
 
 def count_parameters(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """Return the number of all parameters of each part, and of the trained ones (that require a gradient)."""
+    """Return the number of all parameters and of trained parameters (that require a gradient) of each part."""
     found: dict[str, tuple[int, int]] = {}
     for name, parameter in model.named_parameters():
         part = next((owner for start, owner in _OWNERS.items() if name.startswith(start)), OTHER)
@@ -151,7 +151,7 @@ def count_multiply_adds(model: SANModel, piece: AnalysisInput, *, as_written: bo
         try:
             run(recorder)
         except RuntimeError as error:
-            if "meta" not in str(error):  # device of tensors without values
+            if "meta" not in str(error):  # the device of tensors without values
                 raise
             raise ValueError(
                 f"the model cannot be counted: one of its parts reads the values of tensors ({one_line(error)}); "
@@ -172,7 +172,7 @@ def count_text(model: SANModel, names: Sequence[str], *, as_written: bool = Fals
 
 
 def names_for(model: SANModel, count: int) -> list[str] | None:
-    """Return names to embed: those of a label set of this size, else the first of ADE20K-847; None for more."""
+    """Return names to embed: those of a label set of this size, else the first of ADE20K-847; None if too few."""
     if model.config.clip.name == "shapes":  # its tokenizer knows no other words
         return list(SHAPES_NAMES[:count]) if count <= len(SHAPES_NAMES) else None
     for label_set in map(load_label_set, LABEL_SETS):
@@ -189,7 +189,7 @@ def measure_time(
     Args:
         model: in evaluation mode, with weights in `dtype` (see `san.model.precision`).
         piece: the image and the vocabulary.
-        dtype: what the network computes in.
+        dtype: number type in which the network computes.
         runs: number of timed runs, after two others.
         compiled: the network is compiled, and is one part, "compiled network".
     """
@@ -236,7 +236,7 @@ def make_run(
         piece: the image and the vocabulary.
         marks: those of the model; None for a compiled one.
         plain: make the label map without shortcuts.
-        dtype: what the network computes in.
+        dtype: number type in which the network computes.
     """
     device, size = model.pixel_mean.device, (piece.height, piece.width)
     image = torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=torch.manual_seed(2)).to(device)
@@ -266,7 +266,7 @@ def make_run(
 
 
 def _scene(masks: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """Return logits of a synthetic scene with the shape (Q, h_s, w_s) and the device of the network's."""
+    """Return logits of a synthetic scene with the shape (Q, h_s, w_s) and device of the network's logits."""
     if masks.is_meta:
         return torch.empty_like(masks), masks.new_empty(len(masks), classes + 1)
     drawn, logits = synthetic_scene(len(masks), (masks.shape[1], masks.shape[2]), classes)

@@ -17,7 +17,7 @@ class Bar:
     """One target.
 
     Attributes:
-        what: description.
+        what: description of the target.
         cases: the cases to measure.
         value: computes the figure from their records.
         limit: maximum of the figure; minimum if `at_least` is set.
@@ -80,7 +80,7 @@ BARS: tuple[Bar, ...] = (
     Bar("evaluation, 847 classes, beyond the model", (_EVALUATION,), _beyond_model, 0.15),
     Bar("training samples per second and worker", (Case("loading"),), _per_second, 40, at_least=True),
 )
-"""For a CPU. "Second vocabulary" is the part "output": class logits and label map, with cached text embeddings."""
+"""Targets for a CPU. "Second vocabulary" is the part "output": class logits and label map with cached embeddings."""
 
 
 def bar_cases() -> tuple[Case, ...]:
@@ -89,7 +89,7 @@ def bar_cases() -> tuple[Case, ...]:
 
 
 def check_bars(records: Sequence[CaseRecord]) -> list[dict[str, Any]]:
-    """Return targets whose cases were measured on a CPU: `what`, `value`, `limit`, `unit`, `met`."""
+    """Return the targets with cases measured on a CPU: `what`, `value`, `limit`, `unit`, `met`."""
     by_case = {
         Case.from_dict(record["case"]): record
         for record in records

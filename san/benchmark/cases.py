@@ -27,7 +27,7 @@ MODEL_TITLES = {"vit_b16": "B/16", "vit_l14_336": "L/14"}
 
 
 DTYPES = {"float32": "fp32", "bfloat16": "bf16", "int8": "int8"}
-"""Number types as names of cases have them."""
+"""Number types in names of cases."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,12 @@ class Case:
     Attributes:
         task: one of TASKS.
         model: name of a variant; its weights are random.
-        height, width: of the image in the network.
-        out_height, out_width: of the label map.
+        height, width: size of the network's input image.
+        out_height, out_width: size of the label map.
         classes: size of the vocabulary.
         batch: images per run.
-        dtype: one of DTYPES: "float32", "bfloat16" for mixed precision, or, but for training, "int8".
-        compiled: the network through torch.compile.
+        dtype: one of DTYPES: "float32", "bfloat16" for mixed precision, or "int8", which is not supported in training.
+        compiled: compile the network with torch.compile.
         queries: number of queries; None for the model's own.
         workers: number of loading processes; 0 loads in the main process.
 
@@ -64,7 +64,7 @@ class Case:
     workers: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse unknown names and numbers that are too small."""
+        """Raise for unknown names and for numbers that are too small."""
         if self.task not in TASKS:
             raise ValueError(f"unknown task {self.task!r}; choose one of {', '.join(TASKS)}")
         if self.dtype not in DTYPES:
@@ -227,10 +227,10 @@ def growth_cases() -> tuple[Case, ...]:
 
 
 def select(cases: Sequence[Case], patterns: Sequence[str]) -> list[Case]:
-    """Return the cases whose name matches one of the patterns; all without a pattern.
+    """Return the cases with a name that matches one of the patterns; all without a pattern.
 
     Args:
-        cases: to choose from.
+        cases: cases to select from.
         patterns: shell patterns ("inference/vit_b16/*", "*/847/*"); the whole name must match.
 
     Raises:

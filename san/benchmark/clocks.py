@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Clock(Protocol):
-    """Interface of a clock: stamps, and differences between them."""
+    """Interface of a clock: time stamps and their differences."""
 
     def stamp(self) -> Any:
         """Now."""
@@ -31,7 +31,7 @@ class WallClock:
         return time.perf_counter()
 
     def between(self, earlier: float, later: float) -> float:
-        """Seconds."""
+        """Return seconds."""
         return later - earlier
 
 
@@ -58,7 +58,7 @@ class MultiplyAdds:
         self._counter = counter
 
     def stamp(self) -> int:
-        """Return the floating-point operations so far."""
+        """Return the number of floating-point operations so far."""
         return int(self._counter.get_total_flops())
 
     def between(self, earlier: int, later: int) -> float:
@@ -93,7 +93,7 @@ def clock_of(device: torch.device) -> Clock:
 
 @contextmanager
 def counting() -> Iterator[Callable[[], Recorder]]:
-    """Count multiply-adds in the body of the `with`; yields a function that makes a recorder of them."""
+    """Context manager that counts multiply-adds in its body; yields a function that makes a recorder of them."""
     from torch.utils.flop_counter import FlopCounterMode  # imports Triton, 70 MB that must not count as a case's memory
 
     with FlopCounterMode(display=False) as counter:

@@ -48,7 +48,7 @@ def make_workload(case: Case, device: torch.device, *, plain: bool) -> Workload:
     dtype: torch.dtype = getattr(torch, case.dtype)
     if not plain:
         hold_weights(model, dtype)
-    marks = None if case.compiled else PartMarks(model)  # hooks would cut the compiled graph
+    marks = None if case.compiled else PartMarks(model)  # hooks would split the compiled graph
     if case.compiled and not plain:
         model.image_side.compile()
     counts = _Counts(case) if case.task == "evaluation" else None

@@ -52,7 +52,7 @@ def describe_machine(device: torch.device, *, threads: int, malloc: str) -> dict
 
 
 def declared_peak(gpu: str, dtype: str) -> float | None:
-    """Return the floating-point operations per second of the data sheet; None if unknown."""
+    """Return the floating-point operations per second in the data sheet; None if unknown."""
     return next((value for (name, kind), value in DECLARED_PEAK.items() if name in gpu and kind == dtype), None)
 
 
@@ -82,7 +82,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def reset_peak_memory(device: torch.device) -> bool:
-    """Reset `peak_memory` to the present memory; return whether the system supports it."""
+    """Reset `peak_memory` to the current memory; return whether the system supports it."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return True

@@ -2,8 +2,8 @@
 
 The floor of a case is the time of a large matrix product with the same number type and as many multiply-adds as the
 method without shortcuts (`san.benchmark.reference`) spends in matrix products and convolutions. It does not depend on
-the implementation. The product runs in every round, so that disturbances affect both. So do
-those of other number types, whose floors are those that the case would have in them.
+the implementation. The product runs in every round, so that disturbances affect both. Products in the other number
+types run too; they give the floors of the case in these types.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from san.io.errors import one_line
 Parts = dict[str, float]
 
 PRODUCTS = ("float32", "bfloat16", "int8")
-"""Number types whose products are timed for floors."""
+"""Number types of the products that are timed for floors."""
 
 _SYNCHRONISED = (
     "called a synchronizing CUDA operation"  # torch's first such warning in a process is about the mode itself
@@ -65,14 +65,14 @@ class Settings:
     against: str = ""
 
     def __post_init__(self) -> None:
-        """Refuse unknown words and numbers that are too small."""
+        """Raise for unknown words and for numbers that are too small."""
         if self.runs < 1 or self.warmup < 1 or self.threads < 1 or (self.product_size or 1) < 1:
             raise ValueError(f"runs, warmup, threads and product_size must be 1 or more; got {self}")
         if self.malloc not in ("keep", "system"):
             raise ValueError(f"unknown allocator settings {self.malloc!r}; choose keep or system")
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain data."""
+        """Return the settings as plain data."""
         return asdict(self)
 
 
@@ -80,12 +80,11 @@ def measure(case: Case, settings: Settings) -> dict[str, Any]:
     """Measure a case in its own process; return all figures as plain data.
 
     Returns:
-        `case`, `machine`, `items` and `item` per run, `fast` and, if asked for, `plain` and `against` (see `_summary`;
-        with `sampled_items` where a run does only so many of the items and its times are extrapolated), `product`
-        (seconds and operations per second of the floor's), `floors` (by number type; CPU seconds on a CPU, else
-        seconds), `multiply_adds` of the
-        method, and on a GPU `host_synchronisations` of a run. Where another implementation cannot be set up,
-        `against_error` says why.
+        `case`, `machine`, `items` and `item` per run, `fast` and, if requested, `plain` and `against` (see `_summary`;
+        with `sampled_items` if a run processes only this number of items and its times are extrapolated), `product`
+        (seconds and operations per second of the floor's product), `floors` (by number type; CPU seconds on a CPU, else
+        seconds), `multiply_adds` of the method, and on a GPU `host_synchronisations` of a run. If another
+        implementation cannot be set up, `against_error` has the reason.
     """
     device = torch.device(settings.device)
     torch.set_num_threads(settings.threads)
@@ -113,7 +112,7 @@ def measure(case: Case, settings: Settings) -> dict[str, Any]:
                 for _ in range(settings.warmup):
                     _once(other, device)
                 workloads["against"] = other
-        except Exception as error:  # whatever a program of others raises: the case itself is measured
+        except Exception as error:  # the adapter may raise any error; the case itself is still measured
             record["against_error"] = f"{type(error).__name__}: {one_line(error, limit=300)}"
     products = {} if case.task == "loading" else _products(settings, device)
     parts: dict[str, list[Parts]] = {path: [] for path in workloads}

@@ -33,7 +33,7 @@ from san.postprocess import Geometry
 
 
 class PlainSAN(SANModel):
-    """A SAN whose image side is computed without shortcuts; weights have the same names as in `SANModel`."""
+    """A SAN with an image side without shortcuts; weights have the same names as in `SANModel`."""
 
     def __init__(self, config: SANConfig, arch: ClipArch, tokenizer: Tokenizer) -> None:
         super().__init__(config, arch, tokenizer)
@@ -41,7 +41,7 @@ class PlainSAN(SANModel):
         self.deep_clip = PlainDeepClip(arch, len(self.deep_clip.resblocks))
 
     def propose(self, images: Tensor) -> list[MaskProposals]:
-        """As `SANModel.propose`, with plain attention."""
+        """Compute `SANModel.propose` with plain attention."""
         with PlainAttention():
             return super().propose(images)
 
@@ -54,12 +54,12 @@ class PlainSAN(SANModel):
 
 
 class PlainAttention(TorchFunctionMode):
-    """Context in which `plain_attention` replaces torch's fused kernels."""
+    """Context manager in which `plain_attention` replaces torch's fused kernels."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Call a function of torch."""
+        """Call a torch function."""
         if func is F.scaled_dot_product_attention:
             func = plain_attention
         return func(*args, **(kwargs or {}))
@@ -68,7 +68,7 @@ class PlainAttention(TorchFunctionMode):
 def plain_attention(
     q: Tensor, k: Tensor, v: Tensor, *, attn_mask: Tensor | None = None, is_causal: bool = False
 ) -> Tensor:
-    """Attention (B, N_h, T, d) with all weights in memory; arguments as in torch, a mask or `is_causal`."""
+    """Return attention (B, N_h, T, d) with all weights in memory; arguments as in torch, a mask or `is_causal`."""
     assert attn_mask is None or not is_causal
     logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, N_h, T, keys)
     if is_causal:
@@ -85,7 +85,7 @@ class PlainBiasHead(AttentionBiasHead):
     """The bias head with an embedding of every patch for every layer and head, times the query embeddings."""
 
     def forward(self, features: SideFeatures, masks: MaskPrediction) -> Tensor:
-        """As `AttentionBiasHead.forward`."""
+        """See `AttentionBiasHead.forward`."""
         config = self.config
         patches = self.attn_mlp(features.patch_tokens)
         patches = patches.unflatten(2, (config.num_layers, config.num_heads, self.embed_channels))  # (B, T_s, L, N, c)
@@ -99,23 +99,23 @@ class PlainDeepClip(DeepClip):
     """CLIP's deep blocks as masked self-attention over [SLS], class and patch tokens together."""
 
     def forward(self, class_token: Tensor, patch_tokens: Tensor, sls_tokens: Tensor, attn_bias: Tensor) -> Tensor:
-        """As `DeepClip.forward`."""
+        """See `DeepClip.forward`."""
         count = sls_tokens.shape[1]
         x = torch.cat([sls_tokens, class_token, patch_tokens], dim=1)  # (B, S + 1 + T, D)
         for index, block in enumerate(self.resblocks):
             assert isinstance(block, Block)
             q, k, v = block.attn.project(block.ln_1(x))  # (B, N_h, S + 1 + T, d)
             mask = q.new_zeros(*q.shape[:2], x.shape[1], x.shape[1])
-            mask[..., :count] = float("-inf")  # no token sees an [SLS] token,
-            mask[..., :count, :count].diagonal(dim1=-2, dim2=-1).zero_()  # but itself;
-            mask[..., :count, count] = float("-inf")  # no [SLS] token sees the class token
+            mask[..., :count] = float("-inf")  # no token attends to an [SLS] token,
+            mask[..., :count, :count].diagonal(dim1=-2, dim2=-1).zero_()  # except itself;
+            mask[..., :count, count] = float("-inf")  # no [SLS] token attends to the class token
             mask[..., :count, count + 1 :] = attn_bias[:, 0 if attn_bias.shape[1] == 1 else index].to(q.dtype)
             x = block.finish(x, F.scaled_dot_product_attention(q, k, v, attn_mask=mask))
         return F.normalize(self.ln_post(x[:, :count]) @ self.proj, dim=-1)
 
 
 def plain_scores(mask_logits: Tensor, class_logits: Tensor, geometry: Geometry) -> Tensor:
-    """Return scores (C, H, W) of one image; masks are resized to the padded, then to the output size.
+    """Return scores (C, H, W) of one image; masks are resized to the padded size, then to the output size.
 
     Arguments as in `san.postprocess.semantic_scores`.
     """
@@ -155,7 +155,7 @@ class PlainCriterion:
         self.config = config
 
     def __call__(self, outputs: Mapping[str, Any], targets: Sequence[Target]) -> dict[str, Tensor]:
-        """As `SetCriterion`, with points from torch's global generator."""
+        """Compute the losses of `SetCriterion`, with points from torch's global generator."""
         layers = [*outputs.get("aux_outputs", ()), outputs]
         losses = {}
         for index, layer in enumerate(layers):

@@ -28,14 +28,14 @@ NOTES = """\
 - other: the implementation of --against, in the same rounds; ratio to other as the one to plain."""
 
 FLOORS = "floors fp32 / bf16 / int8 (ms)"
-"""The column of floors by number type; without int8 where that is not measured."""
+"""Header of the column of floors by number type; without int8 if that is not measured."""
 
 
 def heading(records: Sequence[CaseRecord], settings: Mapping[str, Any]) -> str:
     """Describe the machine and the settings, in a few lines.
 
     Args:
-        records: of all cases.
+        records: records of all cases.
         settings: `runs`, and, if known, `command` and `load_at_start`.
     """
     machine = next((record["machine"] for record in records if "machine" in record), None)

@@ -28,8 +28,8 @@ def run_cases(cases: Iterable[Case], settings: Settings) -> Iterator[dict[str, A
     """Measure cases one after the other.
 
     Args:
-        cases: what to measure.
-        settings: of the measurement.
+        cases: cases to measure.
+        settings: settings of the measurement.
 
     Yields:
         per case the result of `measure`, with the peak memory of the other paths, or with "plain_error" if that path
@@ -44,7 +44,7 @@ def run_cases(cases: Iterable[Case], settings: Settings) -> Iterator[dict[str, A
 
 
 def _measured(case: Case, settings: Settings) -> dict[str, Any]:
-    """Return the record of a case; the plain path may fail, as it needs more memory."""
+    """Return the record of a case; the plain path may fail because it needs more memory."""
     job = {"case": case.to_dict(), "settings": settings.to_dict()}
     failure = {}
     if settings.plain:

@@ -22,7 +22,7 @@ def make_workload(case: Case, device: torch.device, *, plain: bool) -> Workload:
     """Set up embedding of all names in all templates, with tokenising; plain: with 77 tokens per prompt.
 
     With 77 tokens all prompts cost the same, and 847 classes take minutes. Therefore the plain path embeds an even
-    sample of the classes, which fills one pass, and its time is extrapolated.
+    sample of the classes that fills one pass, and its time is extrapolated.
     """
     classifier = random_model(case, device).text_classifier.eval()
     names = class_names(case.classes)
@@ -55,7 +55,7 @@ def count_names(classifier: TextClassifier, names: Sequence[str], *, plain: bool
 
 
 def sample(names: Sequence[str], count: int = PLAIN_SAMPLE) -> list[str]:
-    """Return `count` of the names, evenly spread; all of them if there are hardly more."""
+    """Return `count` evenly spaced names; all of them if there are only a few more."""
     return evenly_spread(names, count if len(names) > 2 * count else 0)
 
 
@@ -63,7 +63,7 @@ def class_names(count: int) -> list[str]:
     """Return the first names of ADE20K-847, or all of COCO-Stuff for its number of classes.
 
     Raises:
-        ValueError: there are not so many names.
+        ValueError: there are not enough names.
     """
     names = list(load_label_set("coco_stuff_171" if count == 171 else "ade20k_847").classes)
     if count > len(names):

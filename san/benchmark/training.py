@@ -27,7 +27,7 @@ class Losses(nn.Module):
     Args:
         model: the network.
         criterion: computes losses by name.
-        text_embed: (C, E), of the vocabulary.
+        text_embed: (C, E), text embeddings of the vocabulary.
         marks: records the parts.
     """
 
@@ -36,7 +36,7 @@ class Losses(nn.Module):
         self.model, self.criterion, self.text_embed, self.marks = model, criterion, text_embed, marks
 
     def forward(self, samples: list[dict[str, Any]], norm: Normalisers | None = None) -> Mapping[str, Tensor]:
-        """Return the losses; `norm` is ignored, as there is one process and no accumulation."""
+        """Return the losses; `norm` is ignored, because there is one process and no accumulation."""
         recorder = self.marks.recorder
         assert recorder is not None
         output = self.model(self.model.stack([sample["image"] for sample in samples]), self.text_embed)
@@ -110,7 +110,7 @@ def make_targets(case: Case, *, masks: bool) -> Sequence[LabelMapTarget | Target
 
 
 def pinned(target: LabelMapTarget | Target) -> LabelMapTarget | Target:
-    """Return the target of a sample as from a loader, pinned for a GPU."""
+    """Return the target of a sample as a loader does, pinned for a GPU."""
     if isinstance(target, LabelMapTarget):
         return LabelMapTarget(target.labels, target.label_map.pin_memory())
     return Target(target.labels, target.masks.pin_memory())
@@ -124,7 +124,7 @@ def to_device(target: LabelMapTarget | Target, device: torch.device) -> LabelMap
 
 
 def plain_optimizer(model: nn.Module, solver: SolverConfig) -> torch.optim.AdamW:
-    """Return AdamW with a group per tensor, each updated by itself."""
+    """Return AdamW with a group per tensor, each updated separately."""
     trained = trained_parameters(model, solver)
     groups = [{"params": [each.parameter], "weight_decay": each.weight_decay} for each in trained]
     return torch.optim.AdamW(groups, lr=solver.base_lr, betas=solver.betas, foreach=False, fused=False)

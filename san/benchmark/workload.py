@@ -1,4 +1,4 @@
-"""Makes a function of a case that can be run repeatedly."""
+"""Makes a function that runs a case repeatedly."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Workload:
     """A case that is ready to run.
 
     Attributes:
-        run: runs it once, and marks its parts.
+        run: runs the case once, and marks its parts.
         items: number of items of the case.
         item: kind of the items.
-        sampled: number of items in a run if the time is extrapolated from a sample; None for all.
+        sampled: number of items per run if the time is extrapolated from a sample; None for all.
     """
 
     run: Callable[[Recorder], None]
@@ -37,7 +37,7 @@ class Workload:
 
     @property
     def scale(self) -> float:
-        """Factor from the time of a run to that of all items."""
+        """Ratio of the time of all items to that of a run."""
         return self.items / (self.sampled or self.items)
 
 
@@ -151,7 +151,7 @@ class PartMarks:
 
     @contextmanager
     def to(self, recorder: Recorder) -> Iterator[None]:
-        """Send marks to this recorder in the body of the `with`."""
+        """Context manager that sends marks to this recorder."""
         self.recorder = recorder
         try:
             yield

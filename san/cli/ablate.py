@@ -38,7 +38,7 @@ MAX_SEEDS = 1000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options."""
+    """Add the command's options."""
     parser.usage = "%(prog)s CONFIG [CONFIG ...] [options] [KEY VALUE ...]"
     parser.add_argument(
         "--seeds", type=_seeds, default=(0, 1, 2), metavar="N,N,...", help="SEED of the runs (default: 0,1,2)"
@@ -92,7 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 class _ConfigsAndOverrides(Overrides):
-    """Takes the configuration files at the front; `Overrides` handles the rest."""
+    """Parses the configuration files at the beginning; `Overrides` parses the rest."""
 
     def __call__(
         self,

@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 METRICS, FINAL, LOG = "metrics.json", "model_final.pth", "ablate.log"
 STOPPED = 75
-"""Exit status of a run that was asked to stop and can be resumed."""
+"""Exit status of a run that stopped on request and can be resumed."""
 
-_PR_SET_PDEATHSIG = 1  # of Linux: the signal that a process gets when the one that has started it ends
+_PR_SET_PDEATHSIG = 1  # prctl option of Linux: the signal that a process gets when its parent ends
 
 _WITHOUT_EFFECT = ("OUTPUT_DIR", "DATASETS.ROOT", "DATALOADER.", "WANDB.", "MODEL.CLIP.TEXT_CACHE", "MODEL.DEVICE",
                    "MODEL.WEIGHTS", "TEST.PARTIAL_PERIOD", "TEST.NUM_PANELS", "SOLVER.LOG_PERIOD",
                    "SOLVER.CHECKPOINT_")  # fmt: skip
-"""Prefixes of keys in which an existing run may differ from the requested one; MODEL.WEIGHTS of a resumed run is its
+"""Prefixes of keys that may differ between an existing run and the requested one; MODEL.WEIGHTS of a resumed run is its
 own checkpoint."""
 
 
@@ -57,7 +57,7 @@ class SharedRunOptions:
 
     @property
     def sources(self) -> dict[str, Any]:
-        """Further arguments of `san.d2.config.keys.load_config`."""
+        """Return further arguments of `san.d2.config.keys.load_config`."""
         return {"data_root": self.data_root, "datasets": self.datasets, "imports": self.imports}
 
 
@@ -66,12 +66,12 @@ class AblationRun:
     """One training run.
 
     Attributes:
-        name: of the configuration.
+        name: name of the configuration.
         seed: SEED.
         folder: OUTPUT_DIR.
-        command: trains or resumes it.
+        command: command that trains or resumes it.
         settings: the whole requested configuration.
-        after: the run of the list whose weights it starts from, if any.
+        after: the run of the list that provides its initial weights, if any.
     """
 
     name: str
@@ -92,10 +92,10 @@ class AblationRun:
         return None if found is None else {name: value for name, value in found.items() if "/" in name}
 
     def check_settings(self) -> None:
-        """Refuse a folder that contains a run with other settings.
+        """Check that the folder does not contain a run with other settings.
 
         Raises:
-            ValueError: names the keys that differ.
+            ValueError: it does; names the keys that differ.
         """
         from san.d2.config.keys import san_cfg
         from san.d2.config.yaml_file import flatten, merge_file, plain_value
@@ -125,13 +125,13 @@ def configuration_name(path: Path) -> str:
 
 
 def plan_ablation(configs: Sequence[Path], seeds: Sequence[int], common: SharedRunOptions) -> list[AblationRun]:
-    """Plan all runs; a run follows the one whose weights it starts from.
+    """Plan all runs; a run comes after the one that provides its initial weights.
 
     A configuration starts from another of the list if its MODEL.WEIGHTS is a file in the other's OUTPUT_DIR. Its run
     then uses the file of the other's run with the same seed.
 
     Raises:
-        ValueError, FileNotFoundError: a configuration cannot be read or is wrong, two have one name, or they start from
+        ValueError, FileNotFoundError: a configuration is missing or invalid, two have one name, or they start from
             each other.
     """
     from san.d2.config.keys import load_config
@@ -187,7 +187,7 @@ def run_serially(runs: Sequence[AblationRun], say: Callable[[str], object]) -> d
 
     Args:
         runs: see `plan_ablation`.
-        say: receives a line at each start and end.
+        say: called with a line at each start and end.
 
     Returns:
         reasons of unfinished runs, by name and seed.
@@ -237,17 +237,17 @@ def last_error(log: Path, start: int = 0) -> str:
 
 
 def run_command(command: Sequence[str], log: Path, started: Callable[[int], object] = lambda pid: None) -> int:
-    """Run a command to its end. Ctrl-C and SIGTERM are passed on, and raised here after it has saved and ended.
+    """Run a command to its end. Ctrl-C and SIGTERM are forwarded, and raised here after it has saved and ended.
 
-    Where this process is killed, the command gets SIGTERM, so that no run trains on without anybody who waits for it.
+    If this process is killed, the command gets SIGTERM, so that no run continues in the background.
 
     Args:
-        command: to run.
-        log: its output is added to this file.
-        started: is given its process id.
+        command: command to run.
+        log: its output is appended to this file.
+        started: called with its process id.
 
     Returns:
-        The exit status; minus the signal that ended it, if one did.
+        The exit status; the negative signal number if a signal ended it.
 
     Raises:
         KeyboardInterrupt, SystemExit: this process received a signal.
@@ -265,7 +265,7 @@ def run_command(command: Sequence[str], log: Path, started: Callable[[int], obje
 
 
 def _set_child_signals() -> None:
-    """Of a run, in its own process, before it starts."""
+    """Set the signals of a run, in its process before it starts."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # Slurm sends submitit's signal to all processes of a job
@@ -285,11 +285,11 @@ def _sigterm_raises() -> Iterator[None]:
 
 @dataclass
 class TrainingJob:
-    """A job of one run; it fails with its run, so that a scheduler does not start dependent jobs.
+    """A job of one run; it fails if the run fails, so that a scheduler does not start dependent jobs.
 
     Attributes:
-        command: of the run.
-        log: of the run.
+        command: command of the run.
+        log: log file of the run.
     """
 
     command: Sequence[str]
@@ -309,14 +309,14 @@ class TrainingJob:
     def checkpoint(self) -> Any:
         """End the run, which saves, and return the job that resumes it.
 
-        submitit calls this in a signal handler before the time limit, or where a job is preempted, and queues the job
+        submitit calls this in a signal handler before the time limit, or if a job is preempted, and queues the job
         again.
         """
         from submitit.helpers import DelayedSubmission
 
         if self._pid:
             os.kill(self._pid, signal.SIGTERM)
-            os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOWAIT)  # `run_command`, interrupted, is waiting too
+            os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOWAIT)  # the interrupted `run_command` waits for it too
         return DelayedSubmission(TrainingJob(self.command, self.log))
 
 
@@ -328,7 +328,7 @@ def submit_jobs(
     Args:
         runs: see `plan_ablation`.
         cluster: slurm, or local for processes on this machine.
-        folder: for submitit's files.
+        folder: folder for submitit's files.
         options: parameters of submitit's executor, such as slurm_partition.
 
     Raises:
@@ -356,7 +356,7 @@ def submit_jobs(
             executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
             executor.update_parameters(**own)
             job = executor.submit(TrainingJob(run.command, run.folder / LOG))
-        except (RuntimeError, NameError, TypeError, AssertionError) as error:  # what submitit raises
+        except (RuntimeError, NameError, TypeError, AssertionError) as error:  # raised by submitit
             before = ", ".join(f"{name}, seed {seed}: job {job}" for (name, seed), job in jobs.items())
             raise ValueError(
                 f"{run.name}, seed {run.seed} cannot be submitted ({one_line(error, limit=600)}); correct --job, or "

@@ -69,7 +69,7 @@ def add_model_options(parser: argparse.ArgumentParser, *, untrained: bool = Fals
     """Add the options of the model and its device, for `load_predictor`.
 
     Args:
-        parser: of a command.
+        parser: parser of a command.
         untrained: also add --variant, a model without weights, as an alternative to --model.
     """
     group = parser.add_argument_group("model")
@@ -149,11 +149,11 @@ def parse_words(text: str, option: str) -> Vocabulary:
     """Return the classes of a text on the command line.
 
     Args:
-        text: as `Vocabulary.parse` takes it.
+        text: input of `Vocabulary.parse`.
         option: its option, for messages.
 
     Raises:
-        ValueError: it is blank, `Vocabulary.parse` refuses it, or a word is a file's name.
+        ValueError: it is blank, `Vocabulary.parse` raises, or a word is a file's name.
     """
     from san.io.plain_file import is_file
     from san.vocabulary.class_file import ENDINGS
@@ -263,9 +263,10 @@ def load_predictor(args: argparse.Namespace) -> Predictor:
 
 @contextmanager
 def _importing_torch() -> Iterator[None]:
-    """Makes the first import of PyTorch, and what follows, faster: its million objects stay, and are not garbage.
+    """Context manager for the first import of PyTorch that excludes its objects from garbage collection, to save time.
 
-    The search for garbage would pass over them several times during the import, and again at the end of the process.
+    Its million objects are never freed, but the collector would scan them several times during the import, and again at
+    the end of the process.
     """
     if "torch" in sys.modules or not gc.isenabled():
         yield
@@ -313,7 +314,7 @@ def untrained_config(args: argparse.Namespace) -> SANConfig:
 
     Raises:
         ValueError, FileNotFoundError: the variant or file does not exist, it describes a meta-architecture of the
-            user's, or --config is given too.
+            user, or --config is given too.
     """
     from san.model.config import SANConfig, variant
 

@@ -22,14 +22,14 @@ Loaded = TypeVar("Loaded")
 Result = TypeVar("Result")
 
 _OF_THE_NAME = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.EEXIST, errno.EISDIR, errno.ENOTDIR)
-"""Error numbers for a file name that the file system refuses."""
+"""Error numbers for a file name that the file system does not accept."""
 
 
 class Writable(Protocol):
     """Result of a model for one image (`san.inference.segmentation.Segmentation`)."""
 
     def write(self, files: Mapping[str, Path], *, file_name: str = ...) -> None:
-        """Writes the file of each format, all or none; the files contain the image's name."""
+        """Write the file of each format, all or none; the files contain the image's name."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class PipelineSteps(Generic[Loaded, Result]):
         failed: called with each skipped image and its error; runs in the calling thread.
         batch_size: images per call of `predict`.
         workers: number of threads that read, and of threads that write.
-        streams: calls of `predict` at once, see `san.devices.in_streams`.
+        streams: number of parallel calls of `predict`, see `san.devices.in_streams`.
         kind: images of different kinds are never in one batch; their order may change instead.
     """
 
@@ -60,9 +60,9 @@ class PipelineSteps(Generic[Loaded, Result]):
 def run_pipeline(
     jobs: Sequence[Job], steps: PipelineSteps[Loaded, Result]
 ) -> Generator[tuple[Job, Result], None, None]:
-    """Run all jobs; yields each with its result after it is written, in order except for `PipelineSteps.kind`.
+    """Run all jobs; yield each with its result after it is written, in order except for `PipelineSteps.kind`.
 
-    At the end, also after an exception, started writes are finished and no thread runs.
+    At the end, also after an exception, started writes are finished and all threads have ended.
 
     Raises:
         OSError: no result can be written. Errors of single images go to `steps.failed` instead.
@@ -125,7 +125,7 @@ def _read_ahead(
 def _batches(
     loaded: Iterator[tuple[Job, Loaded]], steps: PipelineSteps[Loaded, Any]
 ) -> Iterator[list[tuple[Job, Loaded]]]:
-    """Yield batches of one kind, of `steps.batch_size`; smaller ones if twice as many wait, and at the end."""
+    """Yield batches of one kind and `steps.batch_size`; smaller ones if twice as many images wait, and at the end."""
     waiting: dict[Hashable, list[tuple[Job, Loaded]]] = {}
     for job, image in loaded:
         kind = steps.kind(image)
@@ -140,7 +140,7 @@ def _batches(
 def _predict(
     batch: list[tuple[Job, Loaded]], steps: PipelineSteps[Loaded, Result]
 ) -> list[tuple[Job, Result | ValueError]]:
-    """Return the results of a batch; if the model refuses it, of each image alone."""
+    """Return the results of a batch; if the model raises, those of each image alone."""
     try:
         results = steps.predict([image for _, image in batch])
     except ValueError as error:

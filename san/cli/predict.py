@@ -82,7 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_vocabulary_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of words, for `read_vocabulary`, --none-of-these and --threshold."""
+    """Add the vocabulary options of `read_vocabulary`, --none-of-these and --threshold."""
     words = parser.add_argument_group("words (one of --vocab, --vocab-file, --label-set, --dataset)")
     add_word_options(words)
     words.add_argument("--label-set", metavar="NAME", help="all classes of a label set, such as ade20k_150")

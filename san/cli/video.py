@@ -154,7 +154,7 @@ def _write_video(
     times: deque[int] = deque()
     settings, options = _settings(args, predictor.options), {"workers": args.workers, "tags": args.tags}
     results = VideoResults(job.stem, args.format, job.image, reader.info, vocabulary, settings=settings, **options)
-    disable = True if args.quiet else None  # None: if a terminal
+    disable = True if args.quiet else None  # None: show it on a terminal
     with (
         tqdm(total=reader.info.num_frames, unit="frame", desc=job.image.name, disable=disable) as bar,
         closing(_pixels(reader, times)) as frames,
@@ -166,7 +166,7 @@ def _write_video(
                 results.add(result, times.popleft())
                 bar.update()
             results.report(reader.problems)
-        except ValueError as error:  # of this video; the results so far stay
+        except ValueError as error:  # an error of this video; the results so far are kept
             results.report([*reader.problems, one_line(error)])
         except KeyboardInterrupt:
             print(f"interrupted after {results.num_frames} frames of {job.image}, which are kept", file=sys.stderr)

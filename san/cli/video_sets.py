@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def add_evaluation_options(parser: argparse.ArgumentParser) -> None:
-    """--evaluate, --subset and --data-root."""
+    """Add --evaluate, --subset and --data-root."""
     group = parser.add_argument_group("evaluation")
     group.add_argument(
         "--evaluate", metavar="NAME", help=f"measure on a set of annotated videos: {', '.join(YTVIS_SPLITS)}"
@@ -41,10 +41,10 @@ def add_evaluation_options(parser: argparse.ArgumentParser) -> None:
 
 
 def evaluate_video_set(args: argparse.Namespace, options: VideoOptions) -> int:
-    """Evaluates a model on a set of videos, prints and writes the metrics; returns the exit code.
+    """Evaluate a model on a set of videos, print and write the metrics; return the exit code.
 
     Raises:
-        ValueError, OSError: what the command line, the annotations, the model or the disk did wrong.
+        ValueError, OSError: the command line, the annotations, the model or the disk has an error.
     """
     from tqdm import tqdm
 
@@ -67,7 +67,7 @@ def evaluate_video_set(args: argparse.Namespace, options: VideoOptions) -> int:
         except (ValueError, OSError) as error:
             problems[video.name] = one_line(error)
             print(f"passed over {printable(video.name)}: {problems[video.name]}", file=sys.stderr)
-            if video.instances is None:  # nor has any other
+            if video.instances is None:  # then no video has instances
                 break
     if not scores.frames.any():
         raise ValueError(f"no video of {args.evaluate} could be evaluated; see the reasons above")
@@ -79,7 +79,7 @@ def evaluate_video_set(args: argparse.Namespace, options: VideoOptions) -> int:
 
 
 def _refuse_other_input(args: argparse.Namespace) -> None:
-    """Raises if videos or words are given, too: those of the set are used."""
+    """Raise if videos or words are given too, because those of the set are used."""
     given = [name for name in (*WORDS, "--context") if getattr(args, name[2:].replace("-", "_")) is not None]
     given += [*map(str, args.videos), *(["--none-of-these"] if args.none_of_these else [])]
     given += ["--threshold"] if args.threshold else []
@@ -88,7 +88,7 @@ def _refuse_other_input(args: argparse.Namespace) -> None:
 
 
 def _write_metrics(folder: Path, dataset: YouTubeVIS, scores: VideoScores, about: dict[str, object]) -> None:
-    """Writes metrics.json and per_class.csv, empty for classes that do not occur."""
+    """Write metrics.json and per_class.csv, with empty values for classes that do not occur."""
     from san.io.files import write_text, write_together
 
     values, rows = scores.per_class(), io.StringIO()

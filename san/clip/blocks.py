@@ -15,16 +15,16 @@ from torch import Tensor, nn
 from san.devices import cpu_supports
 
 _MAX_LOGITS = 2**25
-"""Attention logits that are held at a time where they are written out: 64 MB in bfloat16."""
+"""Maximum number of attention logits in memory if they are computed explicitly: 64 MB in bfloat16."""
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Softmax attention of queries (B, N_h, T, d) over keys and values (B, N_h, T', d): (B, N_h, T, d).
+    """Return softmax attention (B, N_h, T, d) of queries (B, N_h, T, d) over keys and values (B, N_h, T', d).
 
-    This is torch's fused kernel. In bfloat16 on a CPU without AMX that kernel is slower than in float32 (47 ms, 1700
-    tokens, 6 heads of 40), while products of matrices take half the time of float32: there attention is written out
-    (32 ms). Its logits are rounded to bfloat16. To make that error small, the mean of the keys is taken off: what is
-    added to all keys changes no softmax, and in a trained network it is a large part of the logits.
+    Uses torch's fused kernel. In bfloat16 on a CPU without AMX, that kernel is slower than in float32 (47 ms for 1700
+    tokens, 6 heads of 40), although matrix products take half the time of float32. In this case attention is computed
+    with matrix products (32 ms). Their logits are rounded to bfloat16. To reduce this error, the mean of the keys is
+    subtracted: this does not change the softmax, and in a trained network the mean is a large part of the logits.
     """
     written_out = q.dtype == torch.bfloat16 and q.device.type == "cpu" and not cpu_supports("amx_tile")
     if not written_out or torch.compiler.is_compiling():
@@ -42,7 +42,7 @@ class QuickGELU(nn.Module):
     """x * sigmoid(1.702 x), the activation of OpenAI's weights (guarded by tests/clip/test_loader.py)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply the activation; the shape stays."""
+        """Apply the activation; the shape does not change."""
         return x * torch.sigmoid(1.702 * x)
 
 
@@ -61,18 +61,18 @@ class Attention(nn.Module):
         nn.init.zeros_(self.out_proj.bias)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens (B, T, D) to queries, keys and values, each (B, N_h, T, d)."""
+        """Project tokens (B, T, D) to queries, keys and values, each (B, N_h, T, d)."""
         batch, length, width = x.shape
         qkv = self.packed(x).view(batch, length, 3, self.num_heads, width // self.num_heads)  # (B, T, 3, N_h, d)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # 3 x (B, N_h, T, d)
         return q, k, v
 
     def packed(self, x: Tensor) -> Tensor:
-        """Tokens (B, T, D) to queries, keys and values side by side, (B, T, 3 D)."""
+        """Project tokens (B, T, D) to concatenated queries, keys and values (B, T, 3 D)."""
         return F.linear(x, self.in_proj_weight, self.in_proj_bias)
 
     def merge(self, heads: Tensor) -> Tensor:
-        """Attention results (B, N_h, T, d) to output tokens (B, T, D)."""
+        """Project attention results (B, N_h, T, d) to output tokens (B, T, D)."""
         merged: Tensor = self.out_proj(heads.transpose(1, 2).flatten(2))  # (B, T, D)
         return merged
 
@@ -92,7 +92,7 @@ class Block(nn.Module):
         )
 
     def forward(self, x: Tensor, *, causal: bool = False) -> Tensor:
-        """(B, T, D) to (B, T, D); with `causal`, a token sees itself and earlier ones only."""
+        """Map (B, T, D) to (B, T, D); with `causal`, a token attends only to itself and earlier ones."""
         q, k, v = self.attn.project(self.ln_1(x))
         heads = F.scaled_dot_product_attention(q, k, v, is_causal=True) if causal else attend(q, k, v)
         return self.finish(x, heads)

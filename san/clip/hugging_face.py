@@ -1,4 +1,4 @@
-"""CLIP weights as transformers' `CLIPModel` saves them, to open_clip's names."""
+"""Converts CLIP weights of transformers' `CLIPModel` to open_clip's names."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _ROWS = (
     (_MARK, "visual.class_embedding"),
     ("vision_model.embeddings.patch_embedding.", "visual.conv1."),
     ("vision_model.embeddings.position_embedding.weight", "visual.positional_embedding"),
-    ("vision_model.pre_layrnorm.", "visual.ln_pre."),  # spelt so there
+    ("vision_model.pre_layrnorm.", "visual.ln_pre."),  # transformers' spelling
     *block_rows("vision_model.encoder.layers", "visual.transformer.resblocks", _BLOCK),
     ("vision_model.post_layernorm.", "visual.ln_post."),
     ("visual_projection.weight", "visual.proj"),
@@ -45,20 +45,20 @@ def is_hugging_face(state: Mapping[str, Tensor]) -> bool:
 
 
 def from_hugging_face(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of a `CLIPModel` under open_clip's names, in its shapes; the projections of attention become one."""
+    """Convert tensors of a `CLIPModel` to open_clip's names and shapes; attention projections are concatenated."""
     own: dict[str, Tensor] = {}
     for key, value in state.items():
         name = renamed(key, _ROWS)
         own[name] = value.t().contiguous() if name in _TRANSPOSED else value
     for query in [name for name in own if ".attn.q_proj." in name]:
         parts = [own.pop(query.replace(".q_proj.", f".{letter}_proj."), None) for letter in "qkv"]
-        if all(part is not None for part in parts):  # what is missing is named when the model is built
+        if all(part is not None for part in parts):  # missing tensors are reported when the model is built
             own[query.replace("q_proj.", "in_proj_")] = torch.cat([part for part in parts if part is not None])
     return own
 
 
 def has_quick_gelu(weights: Path) -> bool | None:
-    """Whether the config.json beside a file of weights says QuickGELU; None where there is no such configuration.
+    """Whether the config.json next to a weights file sets QuickGELU; None if there is no such configuration.
 
     Raises:
         ValueError: it cannot be read.

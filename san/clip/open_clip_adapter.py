@@ -1,7 +1,7 @@
 """Models, weights and tokenizer of open_clip. Only this file imports it.
 
-Importing open_clip also loads torchvision and timm and takes 4 s and 280 MB. Therefore each function imports it itself,
-architectures are read from its data files, and its tokenizer is loaded as a single module, where that is enough.
+Importing open_clip also loads torchvision and timm, and takes 4 s and 280 MB. Therefore functions import it locally,
+architectures are read from its data files, and its tokenizer is loaded as a single module if possible.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ def model_config(name: str) -> Mapping[str, Any]:
     """Return the configuration of an open_clip model, with open_clip's keys.
 
     Raises:
-        ValueError: open_clip knows no such model.
+        ValueError: open_clip does not have this model.
     """
     if "open_clip" not in sys.modules and (found := _packaged_config(name)) is not None:
         return found
     import open_clip
 
-    # a name with a colon is an address, which open_clip would fetch
+    # open_clip would download a name with a colon
     config: Mapping[str, Any] | None = None if ":" in name else open_clip.get_model_config(name)
     if config is None:
         near = [other for other in open_clip.list_models() if other.lower().startswith(name.lower()[:5])]
@@ -55,7 +55,7 @@ def model_config(name: str) -> Mapping[str, Any]:
 
 
 def _packaged_config(name: str) -> Mapping[str, Any] | None:
-    """Return a model's data file in the package, without importing it; None if there is none."""
+    """Return a model's data file in the package, without importing the package; None if there is none."""
     spec = find_spec("open_clip")
     for folder in (spec.submodule_search_locations or ()) if spec else ():
         files = {path.stem: path for path in (Path(folder) / "model_configs").glob("*.json")}
@@ -109,12 +109,12 @@ def fetch_weights(name: str, tag: str, *, cache_dir: str | Path | None = None, l
     Args:
         name: of the model.
         tag: of its weights.
-        cache_dir: instead of huggingface_hub's cache and ~/.cache/clip.
+        cache_dir: folder to use instead of huggingface_hub's cache and ~/.cache/clip.
         local_files_only: do not use the network; HF_HUB_OFFLINE does the same.
 
     Raises:
-        FileNotFoundError: it is not on this machine and cannot be downloaded; the message says what to download, and
-            where to put it.
+        FileNotFoundError: it is not on this machine and cannot be downloaded; the message names the file to download
+            and its folder.
         ValueError: the model has no such tag.
     """
     import open_clip
@@ -138,9 +138,9 @@ def fetch_weights(name: str, tag: str, *, cache_dir: str | Path | None = None, l
     reason = "and the network was not asked" if offline else "and there is no home folder to keep them in"
     if folder and not offline:
         try:
-            if not here and not getproxies():  # without a network, fail now and not after a minute of retries
+            if not here and not getproxies():  # without a network, fail now instead of after a minute of retries
                 socket.getaddrinfo(urlparse(source).hostname, 443)
-            return Path(open_clip.download_pretrained(record, cache_dir=folder))  # checks the sum of what is there
+            return Path(open_clip.download_pretrained(record, cache_dir=folder))  # checks the hash of an existing file
         except (OSError, RuntimeError) as error:
             reason = f"and cannot be downloaded ({one_line(error, limit=300)})"
     raise FieldFileError(
@@ -151,7 +151,7 @@ def fetch_weights(name: str, tag: str, *, cache_dir: str | Path | None = None, l
 
 
 def _kept(folder: Path, hub: str, files: Sequence[str]) -> Path | None:
-    """Return the first of some files in huggingface_hub's cache, or in open_clip's if `hub` is ""."""
+    """Return the first existing file in huggingface_hub's cache, or in open_clip's if `hub` is ""."""
     from huggingface_hub import try_to_load_from_cache
 
     for name in files:
@@ -162,7 +162,7 @@ def _kept(folder: Path, hub: str, files: Sequence[str]) -> Path | None:
 
 
 def tokenize(texts: Sequence[str], context_length: int) -> Tensor:
-    """Ids (N, context_length) of CLIP's byte-pair tokenizer, the one of the process; a longer text is cut."""
+    """Return ids (N, context_length) of the process's CLIP byte-pair tokenizer; longer texts are truncated."""
     ids: Tensor = _tokenizer_module().tokenize(list(texts), context_length=context_length)
     return ids
 
@@ -180,7 +180,7 @@ def _tokenizer_module() -> Any:
         found = spec_from_file_location("open_clip_tokenizer", Path(folder) / _TOKENIZER_FILE)
         if found is not None and found.loader is not None:
             module = module_from_spec(found)
-            with suppress(ImportError, OSError):  # of a release whose module needs others of the package, or has moved
+            with suppress(ImportError, OSError):  # in some releases it has moved or imports other modules
                 found.loader.exec_module(module)
                 return module
     import open_clip

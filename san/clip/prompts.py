@@ -1,4 +1,4 @@
-"""The interface of what makes prompts, for the text embedder."""
+"""The interface of prompts, for the text embedder."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from typing import Protocol
 
 
 class Prompts(Protocol):
-    """Makes prompts of a name; `san.clip.templates.Templates` is one."""
+    """Makes prompts from a name, for example `san.clip.templates.Templates`."""
 
     @property
     def identity(self) -> str:
         """Equal if and only if the prompts are equal; part of the key of embeddings on disk."""
 
     def __call__(self, name: str) -> Sequence[str]:
-        """Return the prompts of a name; their number is the same for every name.
+        """Return the prompts of a name; the number is the same for every name.
 
-        The shared beginning of prompts of the same index is computed once.
+        The common prefix of prompts with the same index is computed once.
         """
 
 
 def learnt_contexts(prompts: Prompts) -> tuple[str, ...]:
-    """What prompts name in ``learnt_contexts``: per prompt index the words before the name whose embeddings are learnt.
+    """Return ``learnt_contexts`` of prompts: per prompt index, the words before the name with learnt embeddings.
 
-    Empty where they have no such attribute: nothing is learnt.
+    Empty if prompts do not have this attribute.
     """
     found: Sequence[str] = getattr(prompts, "learnt_contexts", ())
     return tuple(found)

@@ -1,4 +1,4 @@
-"""Names of tensors in files of others, by rows of beginnings."""
+"""Renames tensors of other code's files by pairs of prefixes."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import re
 from collections.abc import Iterable
 
 Rows = tuple[tuple[str, str], ...]
-"""Beginnings of names, before and after; "#" stands for a number, at most one per beginning."""
+"""Pairs of prefixes, old and new; "#" matches a number, at most one per prefix."""
 
 
 def renamed(name: str, rows: Iterable[tuple[str, str]]) -> str:
-    """A name with the beginning of the first row that fits replaced; unchanged if none fits."""
+    """Return a name with its prefix replaced by the first matching row; unchanged if none matches."""
     for before, after in rows:
         found = re.match(re.escape(before).replace(r"\#", r"(\d+)"), name)
         if found:
@@ -19,5 +19,5 @@ def renamed(name: str, rows: Iterable[tuple[str, str]]) -> str:
 
 
 def block_rows(before: str, after: str, inner: Iterable[tuple[str, str]]) -> Rows:
-    """The rows of numbered blocks: beginnings of a block's name, and of the names inside it."""
+    """Return the rows of numbered blocks, from the prefixes of a block and of the names inside it."""
     return tuple((f"{before}.#.{inside}", f"{after}.#.{ours}") for inside, ours in inner)

@@ -16,7 +16,7 @@ from san.registry import NoOptions, Registry
 PROMPTS: Registry[Callable[..., Prompts]] = Registry(
     "kind of prompts", "prompts.name", "prompts.options.", own=__name__
 )
-"""An entry is called with its options and the templates of `clip.templates`, and returns a `Prompts`."""
+"""Entries are called with their options and the templates of `clip.templates`, and return a `Prompts`."""
 
 MAX_TEMPLATES, MAX_LENGTH = 1000, 500
 """Limits of a custom list: number of templates, and characters of each."""
@@ -27,8 +27,8 @@ class Templates:
     """Makes prompts by inserting a name into templates; a `san.clip.prompts.Prompts`.
 
     Attributes:
-        texts: as `load_templates` gives them.
-        learnt_contexts: the words in front of the name whose token embeddings are trained, per template; () for none.
+        texts: templates of `load_templates`.
+        learnt_contexts: per template, the words before the name with trained token embeddings; () for none.
     """
 
     texts: tuple[str, ...]
@@ -36,7 +36,7 @@ class Templates:
 
     @property
     def identity(self) -> str:
-        """Equal for equal templates."""
+        """Return a text that is equal if and only if the templates are equal."""
         return str(self.texts)
 
     def __call__(self, name: str) -> list[str]:
@@ -52,14 +52,14 @@ def template_prompts(options: NoOptions, templates: Sequence[str]) -> Templates:
 
 @PROMPTS.register("learnt_context")
 def learnt_context_prompts(options: NoOptions, templates: Sequence[str]) -> Templates:
-    """The prompts of `clip.templates`, of which the words in front of the name are learnt, as in CoOp.
+    """Make the prompts of `clip.templates` with a learnt context, as in CoOp: the words before the name.
 
-    A learnt offset, zero at first, is added to the embedding of each of their tokens. All names share it.
+    A learnt offset, initially zero, is added to the embedding of each token of these words. All names share it.
 
     Source: docs/extend.md#prompts; CoOp, arXiv 2109.01134, with a context that all names share.
 
     Raises:
-        FieldError: a template has no word in front of the name, or the name continues its last word.
+        FieldError: a template has no word before the name, or a letter or digit directly before it.
     """
     contexts = tuple(text.split("{}")[0] for text in templates)
     for text, context in zip(templates, contexts, strict=True):
@@ -86,7 +86,7 @@ def load_templates(templates: str | Sequence[str]) -> tuple[str, ...]:
             prompts themselves.
 
     Raises:
-        ValueError: the set does not exist, or a prompt has another form.
+        ValueError: the set does not exist, or a prompt is invalid.
     """
     sets = _sets()
     if isinstance(templates, str):

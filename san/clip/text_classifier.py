@@ -1,4 +1,4 @@
-"""The open-vocabulary classifier: class names to text embeddings, [SLS] embeddings to class logits.
+"""The open-vocabulary classifier: maps class names to text embeddings, and [SLS] embeddings to class logits.
 
 B batch, Q queries, C classes, E joint embedding. Source: docs/method.md#6.
 """
@@ -23,15 +23,15 @@ from san.vocabulary.classes import ClassText
 
 logger = logging.getLogger(__name__)
 
-_MAX_LOGGED = 32_768  # remembered remarks, each of which is logged once
+_MAX_LOGGED = 32_768  # remembered remarks; each is logged once
 _MAX_SHOWN = 10  # words in one warning
 
 OWN_PARAMETERS = ("no_object_embed", "context_offset")
-"""What `TextClassifier` adds to CLIP's text side, and trains."""
+"""Trained parameters that `TextClassifier` adds to CLIP's text tower."""
 
 
 class TextClassifier(TextTower):
-    """CLIP's frozen text tower with a learnt embedding for "no object" and, if the prompts say so, a learnt context.
+    """CLIP's frozen text tower with a learnt embedding for "no object" and, if the prompts define it, a learnt context.
 
     Args:
         arch: the CLIP's architecture.
@@ -40,8 +40,8 @@ class TextClassifier(TextTower):
 
     Attributes:
         embedder: names to embeddings, with caches and remarks.
-        context_offset: (P, M, D), added to the embeddings of the first tokens of prompts of P templates, of which
-            `context_length` are counted; None if the prompts learn nothing.
+        context_offset: (P, M, D), added to the embeddings of the first `context_length` tokens of prompts of P
+            templates; None if the prompts have no learnt context.
         context_length: (P, 1), tokens of each template's learnt context.
     """
 
@@ -51,7 +51,7 @@ class TextClassifier(TextTower):
         super().__init__(arch)
         self.logit_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
         self.no_object_embed = nn.Parameter(torch.randn(1, arch.embed_dim) * arch.embed_dim**-0.5)
-        nn.init.normal_(self.token_embedding.weight, std=0.02)  # last: random numbers depend on the order
+        nn.init.normal_(self.token_embedding.weight, std=0.02)  # last, because random numbers depend on the order
         self.embedder = TextEmbedder(tokenizer, prompts)
         self.context_offset: nn.Parameter | None = None
         if contexts := learnt_contexts(prompts):
@@ -64,7 +64,7 @@ class TextClassifier(TextTower):
     def embed(self, classes: Sequence[str | ClassText]) -> Tensor:
         """Return text embeddings (C, E), see `TextEmbedder.embed`; logs each remark once.
 
-        In training with a learnt context they are computed with a gradient, on every call.
+        In training with a learnt context, every call computes them with a gradient.
         """
         learns = self.context_offset is not None and self.context_offset.requires_grad
         if self.training and learns and torch.is_grad_enabled():
@@ -74,7 +74,7 @@ class TextClassifier(TextTower):
         return text.vectors
 
     def logits(self, sls_embed: Tensor, text_embed: Tensor) -> Tensor:
-        """Class logits (B, Q, C + 1), "no object" last, of unit-length [SLS] embeddings (B, Q, E) for names (C, E).
+        """Return class logits (B, Q, C + 1), "no object" last, for unit vectors of [SLS] (B, Q, E) and names (C, E).
 
         Computed in float32 also under autocast: half precision has errors of up to 0.3 at the trained logit scale.
         """
@@ -85,7 +85,7 @@ class TextClassifier(TextTower):
         return logits
 
     def embed_tokens(self, ids: Tensor, positions: Tensor, kinds: Tensor | None = None) -> Tensor:
-        """As in `TextTower`, with the learnt offsets of the kinds that are templates; other kinds have none."""
+        """Embed tokens as `TextTower` does, and add the learnt offsets of templates; other kinds have none."""
         x = super().embed_tokens(ids, positions, kinds)
         if self.context_offset is None or kinds is None:
             return x
@@ -96,13 +96,13 @@ class TextClassifier(TextTower):
         return x + offsets * learnt[..., None]
 
     def tower_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """All that an embedding depends on, by name."""
+        """Return all parameters that an embedding depends on, by name."""
         yield from super().tower_parameters()
         if self.context_offset is not None:
             yield "context_offset", self.context_offset
 
     def _log_remarks(self, text: TextEmbeddings) -> None:
-        """Log one warning for new unknown words, and one for new texts that are cut."""
+        """Log one warning for new unknown words, and one for new truncated texts."""
         unknown = [word for word in text.unknown if word not in self._logged]
         cut = [name for name in text.cut if name not in self._logged]
         if len(self._logged) > _MAX_LOGGED:

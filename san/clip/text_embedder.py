@@ -1,4 +1,4 @@
-"""Class names to text embeddings, from memory, from disk, or computed by CLIP's text tower.
+"""Maps class names to text embeddings: from memory, from disk, or computed by CLIP's text tower.
 
 C classes, E joint embedding, N prompts, T text tokens. Source: docs/method.md#6.
 """
@@ -29,9 +29,9 @@ from san.torch_defaults import torch_defaults
 from san.vocabulary.classes import ClassText
 
 _MAX_CACHED = 32_768  # embeddings kept in memory; at a width of 512 that is 64 MB
-_MORE_ON_GPU = 8  # factor on the tokens of a pass, as its launch takes long
+_MORE_ON_GPU = 8  # factor on the tokens per pass, because launching a pass takes long
 _FULL_PRECISION = ("highest", "ieee", "none")  # of matrix products, old and new names in PyTorch
-_MAX_TOKENS = 16  # vocabularies whose token ids are kept in training
+_MAX_TOKENS = 16  # number of vocabularies with cached token ids in training
 _NAME, _PROMPT = "t:", "p:"  # prefix of a cached text: a name, or a prompt
 
 
@@ -42,7 +42,7 @@ class TextEmbeddings:
     Attributes:
         vectors: (C, E), unit length. Shared by all callers with this vocabulary: do not modify it.
         cut: a remark for each text that is too long for CLIP.
-        unknown: words that a small CLIP does not know; their embeddings mean little.
+        unknown: words that a small CLIP does not know; their embeddings are not meaningful.
     """
 
     vectors: Tensor
@@ -55,7 +55,7 @@ class TextEmbeddings:
 class TextEmbedder:
     """Computes embeddings of names, each text once. Several threads may share it.
 
-    The tower is an argument and not an attribute, so that a model with an embedder is freed without a cycle.
+    The tower is an argument, not an attribute, so that a model and its embedder form no reference cycle.
 
     Args:
         tokenizer: texts to ids.
@@ -64,7 +64,7 @@ class TextEmbedder:
 
     Attributes:
         disk_cache: folder that keeps embeddings between runs; None keeps them in memory only. See `use_disk_cache`.
-        amp_dtype: number type of the blocks' products; None computes in that of the weights. Embeddings are float32.
+        amp_dtype: number type of the blocks' products; None uses that of the weights. Embeddings are float32.
     """
 
     def __init__(self, tokenizer: Tokenizer, prompts: Prompts, *, tokens_per_pass: int = 1024) -> None:
@@ -116,7 +116,7 @@ class TextEmbedder:
             return self._embed_vocabulary(tower, texts, store) if found is None else found
 
     def embed_with_gradient(self, tower: TextTower, classes: Sequence[str | ClassText]) -> Tensor:
-        """Text embeddings (C, E) as `embed` gives them, through which a gradient flows; nothing of them is kept."""
+        """Return the text embeddings (C, E) of `embed` with a gradient; they are not cached."""
         texts = tuple(_texts_of(each) for each in classes)
         prompts_of = {text: self._prompts_of(text) for own in texts for text in own}
         with self._lock:
@@ -130,12 +130,12 @@ class TextEmbedder:
             return torch.stack([_mean_direction([vectors[text] for text in own]) for own in texts])
 
     def forget(self) -> None:
-        """Drop the embeddings in memory; those on disk stay."""
+        """Drop the embeddings in memory; those on disk are kept."""
         self._cache.clear()
         self._vocabularies.clear()
 
     def fingerprint(self, tower: TextTower) -> str:
-        """Return a hash of what an embedding depends on: weights, architecture, tokenizer, prompts, precision."""
+        """Return a hash of all inputs of an embedding: weights, architecture, tokenizer, prompts, precision."""
         arch = tower.arch
         digest = hashlib.sha256(f"{arch.text} {arch.quick_gelu} {self.prompts.identity}".encode())
         digest.update(tokenizer_identity(self.tokenizer, self.prompts("")))
@@ -192,7 +192,7 @@ class TextEmbedder:
         return self._encode(tower, prompts_of, *self._tokenised(prompts_of))
 
     def _tokenised(self, prompts_of: Mapping[str, Sequence[str]]) -> tuple[Tensor, Tensor]:
-        """Token ids (N, T) of all prompts, and the index (N,) of the template each is made with."""
+        """Return token ids (N, T) of all prompts, and the index (N,) of the template of each."""
         tokens = self.tokenizer([prompt for prompts in prompts_of.values() for prompt in prompts])  # (N, T)
         # prompts of one template share their beginning
         kinds = torch.tensor(
@@ -207,7 +207,7 @@ class TextEmbedder:
     def _encode(
         self, tower: TextTower, prompts_of: Mapping[str, Sequence[str]], tokens: Tensor, kinds: Tensor
     ) -> dict[str, Tensor]:
-        """Unit-length embeddings (E,) of marked texts whose prompts have these tokens (N, T) and templates (N,)."""
+        """Return unit-length embeddings (E,) of prefixed texts, given tokens (N, T) and templates (N,) of prompts."""
         per_prompt = F.normalize(self._encode_prompts(tower, tokens, kinds).float(), dim=-1)  # (N, E)
         per_text = per_prompt.split([len(prompts) for prompts in prompts_of.values()])
         return {text: F.normalize(own.mean(dim=0), dim=-1) for text, own in zip(prompts_of, per_text, strict=True)}
@@ -234,7 +234,7 @@ class TextEmbedder:
 
     def _drop_stale_cache(self, tower: TextTower) -> None:
         """Drop embeddings if weights were replaced, trained or moved, or prompts or precision differ."""
-        # tensors of inference mode have no version: for them only replacing and moving is detected
+        # tensors of inference mode have no version: only replacing and moving them is detected
         key = (
             self.prompts.identity,
             self.amp_dtype,

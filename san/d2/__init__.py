@@ -1,8 +1,8 @@
 """The framework side of SAN: configuration, data sets, training and evaluation on Detectron2 or its stand-in.
 
-Everything about the engine goes through `san.d2.api`. Importing this package registers the meta-architecture ``SAN``
-and nothing else; data sets are registered by `register_datasets`, the configuration keys by `add_san_config`. A script
-of Detectron2 takes its names from here (docs/detectron2.md).
+All access to Detectron2 or its stand-in goes through `san.d2.api`. Importing this package registers only the
+meta-architecture ``SAN``. `register_datasets` registers data sets, and `add_san_config` adds configuration keys.
+Detectron2 scripts import SAN's names from this package (docs/detectron2.md).
 """
 
 from __future__ import annotations

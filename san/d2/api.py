@@ -1,22 +1,22 @@
-"""The one door to Detectron2: every name SAN takes from it, and nothing else in SAN imports it.
+"""All names that SAN imports from Detectron2. No other module of SAN imports it.
 
-Where Detectron2 imports, its own objects are served; elsewhere those of `san.d2.standin`, which behave the same. The
-environment variable ``SAN_BACKEND`` (``detectron2`` or ``standin``) forces one. Nothing is logged on import:
-`log_backend` says which one runs and why, once, when training starts.
+If Detectron2 can be imported, the names are its own; otherwise they are those of `san.d2.standin`, which behave the
+same. The environment variable ``SAN_BACKEND`` (``detectron2`` or ``standin``) selects one. Nothing is logged on import:
+`log_backend` logs the backend and the reason once, when training starts.
 
-What SAN takes, and what for:
+Names and their use:
 
 - ``CfgNode``, ``get_cfg``: configuration with ``_BASE_``, ``merge_from_file``, ``merge_from_list``.
-- ``META_ARCH_REGISTRY``, ``build_model``: the model by its configured name, on ``MODEL.DEVICE``.
+- ``META_ARCH_REGISTRY``, ``build_model``: builds the model by its configured name, on ``MODEL.DEVICE``.
 - ``DatasetCatalog``, ``MetadataCatalog``: data sets by name.
 - ``TrainerBase``, ``HookBase``, ``hooks`` (``IterationTimer``, ``LRScheduler``, ``EvalHook``, ``PeriodicWriter``): the
   training loop.
 - ``DetectionCheckpointer``: checkpoint files (``_load_file``, ``_load_model``, ``save``, ``resume_or_load``, ...).
-- ``default_argument_parser``, ``launch``: the command line, worker processes.
+- ``default_argument_parser``, ``launch``: command line and worker processes.
 - ``comm``: ``get_rank``, ``get_local_rank``, ``get_world_size``, ``is_main_process``, ``synchronize``, ``gather``,
   ``all_gather``, ``shared_random_seed``, ``create_local_process_group``; `broadcast`, `forget_groups` and
-  `forget_log_files`, which it has not itself.
-- ``EventStorage``, ``get_event_storage``, ``EventWriter``, ``TensorboardXWriter``: what is logged.
+  `forget_log_files`, which Detectron2 does not have.
+- ``EventStorage``, ``get_event_storage``, ``EventWriter``, ``TensorboardXWriter``: logged values.
 - ``DatasetEvaluator``, ``verify_results``: evaluation.
 - ``setup_logger``: a named logger with colour on the terminal and a file per worker.
 
@@ -35,20 +35,20 @@ import torch.distributed as dist
 from san.io.errors import require_extra
 
 Backend = Literal["detectron2", "standin"]
-"""The two engines that can stand behind this module."""
+"""The two backends of this module."""
 
 BACKEND_VARIABLE = "SAN_BACKEND"
 
 
 def _choose_backend() -> tuple[Backend, str]:
-    """Decides which engine serves, and says why.
+    """Choose the backend.
 
     Returns:
-        The engine and the reason, a sentence for the log.
+        The backend, and the reason as a sentence for the log.
 
     Raises:
-        ValueError: if ``SAN_BACKEND`` names neither engine.
-        ImportError: if ``SAN_BACKEND`` is ``detectron2`` and Detectron2 does not import.
+        ValueError: ``SAN_BACKEND`` is neither backend.
+        ImportError: ``SAN_BACKEND`` is ``detectron2``, and Detectron2 cannot be imported.
     """
     forced = os.environ.get(BACKEND_VARIABLE, "")
     if forced == "standin":
@@ -56,9 +56,9 @@ def _choose_backend() -> tuple[Backend, str]:
     if forced not in ("", "detectron2"):
         raise ValueError(f"{BACKEND_VARIABLE} is {forced!r}; set it to 'detectron2' or 'standin', or leave it unset")
     try:
-        with warnings.catch_warnings():  # of fvcore, on the torch.jit that it uses; nothing that a user could change
+        with warnings.catch_warnings():  # from fvcore, about its use of torch.jit; a user cannot fix them
             warnings.filterwarnings("ignore", r".*torch\.jit")
-            import detectron2.engine  # its whole chain of imports, not only the package: a half-installed one fails
+            import detectron2.engine  # imports all dependencies, so an incomplete installation fails
             import detectron2.modeling
     except ImportError as error:
         if forced:
@@ -117,10 +117,10 @@ else:
 
 
 def broadcast(value: Any) -> Any:
-    """What the main process gives, on every process; all must call it.
+    """Return the main process's value in every process; every process must call it.
 
     Args:
-        value: any object that can be pickled; that of the main process counts.
+        value: picklable object; ignored in other processes.
     """
     if comm.get_world_size() == 1:
         return value
@@ -131,7 +131,7 @@ def broadcast(value: Any) -> Any:
 
 
 def forget_groups() -> None:
-    """Lets go of `comm`'s process groups; for a worker that leaves, as a group's threads live while anyone holds it."""
+    """Drop `comm`'s references to process groups before a worker exits; a referenced group keeps its threads."""
     if BACKEND == "standin":
         comm.forget_groups()  # type: ignore[attr-defined]
         return
@@ -140,16 +140,16 @@ def forget_groups() -> None:
 
 
 def forget_log_files() -> None:
-    """Has loggers that are set up next reopen their files; Detectron2 keeps what it has opened, also when moved."""
+    """Make loggers that are set up later reopen their files; Detectron2 caches open files, even if they were moved."""
     if BACKEND == "detectron2":
         detectron2.utils.logger._cached_log_stream.cache_clear()
 
 
 def log_backend(logger: logging.Logger) -> None:
-    """Says which engine runs, and why.
+    """Log the backend and the reason.
 
     Args:
-        logger: where to say it.
+        logger: receives the line.
     """
     names = {"detectron2": "Detectron2", "standin": "the stand-in (san.d2.standin)"}
     logger.info("Engine: %s, because %s.", names[BACKEND], BACKEND_REASON)

@@ -32,35 +32,35 @@ from san.vocabulary.classes import ClassText
 
 @META_ARCH_REGISTRY.register()
 class SAN(nn.Module):
-    """A SAN with its criterion, as Detectron2 builds and calls models.
+    """A SAN with its criterion, with the interface of Detectron2's models.
 
-    The vocabulary of a sample is that of its data set (``dataset_name``, looked up in the metadata catalogue: its
-    ``class_texts``, else its ``stuff_classes``), unless `set_vocabulary` has set one. A sample that names none is of
-    the data sets of the configuration, which must then have one vocabulary. A sample's ignore label is its own
-    ``ignore_label``, else its data set's, else 255.
+    The vocabulary of a sample is that of its data set (``dataset_name``): ``class_texts`` in the metadata catalogue,
+    else ``stuff_classes``. In inference, `set_vocabulary` overrides it. A sample without ``dataset_name`` has the
+    vocabulary of the configured data sets, which must be the same for all of them. The ignore label of a sample is its
+    own ``ignore_label``, else its data set's, else 255.
 
-    `load_state_dict`, Detectron2's checkpointers and modules around it may hand over any checkpoint that
-    `san.checkpoint.fitting_tensors` knows; what does not fit is an error.
+    `load_state_dict`, also when called by Detectron2's checkpointers or by a wrapping module, accepts all checkpoints
+    that `san.checkpoint.fitting_tensors` supports; tensors that do not fit are an error.
 
     Args:
-        cfg: configuration with SAN's keys. Where MODEL.WEIGHTS holds all weights, CLIP's are left to it: load it.
+        cfg: configuration with SAN's keys. If MODEL.WEIGHTS has CLIP's weights too, load it; they are not read here.
 
     Raises:
-        ValueError: if keys do not fit each other or the CLIP, or MODEL.WEIGHTS was trained on another CLIP.
+        ValueError: keys contradict each other or the CLIP, or MODEL.WEIGHTS was trained on another CLIP.
     """
 
     fresh_modules: tuple[str, ...] = ()
-    """A subclass names here those of its own modules that start from fresh weights where a checkpoint has none."""
+    """Modules that a subclass adds, which keep their initial weights if a checkpoint has none for them."""
 
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__()
-        if cfg.INPUT.get("FORMAT", "RGB") != "RGB":  # of Detectron2's own mappers and predictor
+        if cfg.INPUT.get("FORMAT", "RGB") != "RGB":  # used by Detectron2's own mappers and predictor
             raise ValueError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT!r}, but SAN takes RGB images; set it to RGB")
         warn_without_effect(cfg, "MODEL")
         note = slim_note(cfg.MODEL.WEIGHTS)
         with naming_keys():
             self.model = build_san(san_config(cfg), clip_weights=note is not None)
-            if note and "clip_fingerprint" in note:  # not every loader hands the note over
+            if note and "clip_fingerprint" in note:  # not every loader passes the note on
                 check_clip(self.model, note, cfg.MODEL.WEIGHTS)
         self.model.text_classifier.embedder.use_disk_cache(text_cache_folder(cfg))
         if cfg.MODEL.COMPILE:
@@ -75,21 +75,21 @@ class SAN(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return self.model.pixel_mean.device
 
     def set_vocabulary(self, classes: Sequence[str | ClassText] | None) -> None:
-        """Makes inference use these classes for every image; None goes back to those of each image's data set."""
+        """Set the classes of every image in inference; None restores those of each image's data set."""
         self.vocabulary = None if classes is None else tuple(classes)
 
     def shrink_bands(self, factor: int) -> None:
-        """Makes post-processing hold less at once by this factor from now on, where memory is short."""
+        """Reduce the memory of post-processing by this factor from now on, for use when memory runs out."""
         self._band_shrink = factor
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any
     ) -> None:
-        """Brings a state into the form of this model before anything is copied; every way of loading calls this."""
+        """Convert a state to this model's names and shapes before it is copied; PyTorch calls this for every load."""
         given = {key.removeprefix(prefix): state_dict.pop(key) for key in [*state_dict] if key.startswith(prefix)}
         content = given if isinstance(given.get("model"), Mapping) else {**local_metadata, "model": given}
         with naming_keys():
@@ -99,24 +99,24 @@ class SAN(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
     def forward(self, batched_inputs: list[dict[str, Any]], norm: Normalisers | None = None) -> Any:
-        """Losses in training, predictions in evaluation.
+        """Return losses in training, predictions in evaluation.
 
         Args:
             batched_inputs: samples with ``image`` (3, H_i, W_i) uint8 RGB; in training also ``sem_seg`` (H_i, W_i)
                 integers, optionally ``classes``, those in it (M,), and, for repeatable losses, ``seed``; in evaluation
-                optionally ``height`` and ``width`` of the result. ``dataset_name`` chooses the vocabulary and the
+                optionally ``height`` and ``width`` of the result. ``dataset_name`` selects the vocabulary and the
                 ignore label.
-            norm: what losses are divided by, counted over an iteration's processes and accumulation steps; None counts
+            norm: divisor of the losses, counted over an iteration's processes and accumulation steps; None counts
                 this batch over all processes.
 
         Returns:
             In training the weighted losses by name, scalars. In evaluation one mapping per image:
-            ``sem_seg_labels`` (height, width) int64, and ``sem_seg`` (C, height, width), the scores, which are computed
-            when they are asked for; where TEST.SCORES is set, at once. Where TEST.ORACLE is set, also ``proposals``,
-            a `san.evaluation.oracle.Proposals`.
+            ``sem_seg_labels`` (height, width) int64, and ``sem_seg`` (C, height, width), the scores, computed on
+            access or, with TEST.SCORES, at once. With TEST.ORACLE also ``proposals``, a
+            `san.evaluation.oracle.Proposals`.
 
         Raises:
-            ValueError: if no vocabulary is known, the weights that MODEL.WEIGHTS promised were not loaded, or an
+            ValueError: the vocabulary is unknown, the weights of MODEL.WEIGHTS were not loaded, or an
                 image's outputs are NaN or infinite in evaluation.
         """
         if self.model.config.clip.pretrained and not self.model.has_clip_weights:
@@ -130,7 +130,7 @@ class SAN(nn.Module):
             return self._predict(batched_inputs)
 
     def vocabulary_of(self, sample: dict[str, Any]) -> tuple[str | ClassText, ...]:
-        """The vocabulary of a sample."""
+        """Return the vocabulary of a sample."""
         if self.vocabulary is not None and not self.training:
             return self.vocabulary
         dataset = self._dataset(sample)
@@ -139,7 +139,7 @@ class SAN(nn.Module):
         return classes_of_dataset(dataset)
 
     def _dataset(self, sample: dict[str, Any]) -> str | None:
-        """The data set a sample says it is of, else the first of the configuration, unless it may be another."""
+        """Return the data set of a sample, else the first of the configuration unless that is ambiguous."""
         if sample.get("dataset_name"):
             return str(sample["dataset_name"])
         names = self.train_datasets if self.training else (*self.train_datasets, *self.test_datasets)
@@ -152,7 +152,7 @@ class SAN(nn.Module):
         return next(iter([*known, *self.train_datasets]), None)
 
     def _ignore_label(self, sample: dict[str, Any]) -> int:
-        """The sample's own, else that of its data set's metadata, else 255."""
+        """Return the ignore label of a sample: its own, else that of its data set's metadata, else 255."""
         if sample.get("ignore_label") is not None:
             return int(sample["ignore_label"])
         dataset = self._dataset(sample)
@@ -160,19 +160,19 @@ class SAN(nn.Module):
         return 255 if found is None else int(found)
 
     def _by_vocabulary(self, samples: Sequence[dict[str, Any]]) -> dict[tuple[str | ClassText, ...], list[int]]:
-        """Which samples of a batch are of which vocabulary."""
+        """Return the samples of a batch grouped by vocabulary."""
         groups: dict[tuple[str | ClassText, ...], list[int]] = {}
         for index, sample in enumerate(samples):
             groups.setdefault(self.vocabulary_of(sample), []).append(index)
         return groups
 
     def _losses(self, samples: list[dict[str, Any]], norm: Normalisers | None) -> dict[str, Tensor]:
-        """The criterion's weighted losses of a batch, each image among the names of its own data set alone.
+        """Return the criterion's weighted losses of a batch; each image is classified only into its own vocabulary.
 
         All images go through the network together, also those of different vocabularies.
         """
         groups = self._by_vocabulary(samples)
-        samples = [samples[index] for members in groups.values() for index in members]  # those of a vocabulary adjoin
+        samples = [samples[index] for members in groups.values() for index in members]  # grouped by vocabulary
         images = self.model.stack([sample["image"] for sample in samples])
         sizes = [len(classes) for classes, members in groups.items() for _ in members]
         targets = [self._target(*each, images.shape[-2:]) for each in zip(samples, sizes, strict=True)]
@@ -194,7 +194,7 @@ class SAN(nn.Module):
         return losses
 
     def _target(self, sample: dict[str, Any], num_classes: int, size: Sequence[int]) -> LabelMapTarget:
-        """The classes present in a sample, and its label map padded with "ignored" to the batch's size."""
+        """Return the classes of a sample, and its label map padded to the batch's size with the ignore label."""
         label_map, ignore = sample["sem_seg"], self._ignore_label(sample)
         classes = sample.get("classes")
         if classes is None:
@@ -205,26 +205,26 @@ class SAN(nn.Module):
         return LabelMapTarget(classes, F.pad(label_map, padding, value=ignore))  # (M,), (H, W)
 
     def _predict(self, samples: list[dict[str, Any]]) -> list[Mapping[str, Any]]:
-        """Predictions of a batch; images of one vocabulary go through the network together."""
+        """Return the predictions of a batch; images of one vocabulary go through the network together."""
         images, groups = self.model.stack([sample["image"] for sample in samples]), self._by_vocabulary(samples)
         results: list[Mapping[str, Any]] = [{} for _ in samples]
         height, width = images.shape[-2:]
         non_finite: list[Tensor] = []
         names: list[str] = []
         for classes, members in groups.items():
-            batch = images if len(members) == len(samples) else images[members]  # a list is a copy the host waits for
+            batch = images if len(members) == len(samples) else images[members]  # a list as index synchronizes
             output = self.model(batch, self.model.text_classifier.embed(classes))
             for row, index in enumerate(members):
                 results[index] = self._result(output, row, samples[index], (height, width))
             non_finite.append(have_non_finite(output.mask_logits, output.class_logits))
             names += [str(samples[index].get("file_name", f"image {index} of the batch")) for index in members]
-        refuse_non_finite(torch.cat(non_finite), names)  # last, as the host waits for it
+        refuse_non_finite(torch.cat(non_finite), names)  # last, because it synchronizes with the GPU
         return results
 
     def _result(
         self, output: SANOutput, row: int, sample: dict[str, Any], padded_size: tuple[int, int]
     ) -> Mapping[str, Any]:
-        """Label map and scores of one image at the size its sample asks for."""
+        """Return label map and scores of one image at the output size of its sample."""
         height, width = sample["image"].shape[-2:]
         size = (sample.get("height", height), sample.get("width", width))
         parts = (output.mask_logits[row], output.class_logits[row], Geometry(padded_size, (height, width), size))
@@ -237,15 +237,15 @@ class SAN(nn.Module):
 
 
 def classes_of_dataset(name: str) -> tuple[str | ClassText, ...]:
-    """The vocabulary of a registered data set."""
+    """Return the vocabulary of a registered data set."""
     metadata = metadata_of(name)
     return tuple(metadata.get("class_texts") or metadata.stuff_classes)
 
 
 class Prediction(Mapping[str, Any]):
-    """Of one image: ``sem_seg_labels``, and ``sem_seg``, which Detectron2's evaluators read.
+    """Prediction of one image: ``sem_seg_labels``, and ``sem_seg``, which Detectron2's evaluators read.
 
-    The scores of all classes take much memory, so they are computed when they are asked for, each time.
+    The scores of all classes take much memory, so they are recomputed on every access.
 
     Args:
         labels: (height, width) int64.
@@ -263,7 +263,7 @@ class Prediction(Mapping[str, Any]):
         return self.scores() if key == "sem_seg" else self._kept[key]
 
     def __contains__(self, key: object) -> bool:
-        return key in self._kept  # the base would compute the scores
+        return key in self._kept  # the base class would compute the scores
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._kept)

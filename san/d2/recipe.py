@@ -1,6 +1,6 @@
-"""SAN's recipe for a script of Detectron2: what its ``DefaultTrainer`` asks a subclass for.
+"""SAN's training recipe as methods that a subclass of Detectron2's ``DefaultTrainer`` overrides.
 
-``class Trainer(SANRecipe, DefaultTrainer): pass`` is such a subclass; docs/detectron2.md has the whole script.
+Define ``class Trainer(SANRecipe, DefaultTrainer): pass``. The whole script is in docs/detectron2.md.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ OWN_LOOP = (
 
 
 class SANRecipe:
-    """Optimiser, schedule, data and evaluation as `san train` has them, for a subclass of ``DefaultTrainer``.
+    """Mixin for ``DefaultTrainer`` with the optimiser, schedule, data and evaluation of `san train`.
 
-    Every method can be overridden, or called from another trainer's method of its name.
+    Every method can be overridden, or called from the method of the same name of another trainer.
     """
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        """AdamW that clips the gradient of the whole model before each step.
+        """Return AdamW that clips the gradient of the whole model before each step.
 
         Raises:
             ValueError: a value is out of range, or SOLVER.ACCUMULATION_STEPS is set.
@@ -62,47 +62,47 @@ class SANRecipe:
         config = solver_config(cfg)
         optimizer = build_optimizer(model, config)
         optimizer.register_step_pre_hook(functools.partial(_clip, config))
-        # else a GradScaler would leave it to the step to unscale the gradient, after the clipping
+        # otherwise a GradScaler would let the step unscale the gradient, after clipping
         optimizer._step_supports_amp_scaling = False
         return optimizer
 
     @classmethod
     def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LambdaLR:
-        """The schedule of SOLVER.LR_SCHEDULER_NAME: polynomial without warm-up by default."""
+        """Return the schedule of SOLVER.LR_SCHEDULER_NAME; the default is polynomial without warm-up."""
         return build_lr_scheduler(optimizer, solver_config(cfg))
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> TrainStream:
-        """The training samples of DATASETS.TRAIN, augmented and ordered as SEED says."""
+        """Return the training samples of DATASETS.TRAIN; SEED determines their order and augmentation."""
         warn_without_effect(cfg, "INPUT", "DATALOADER", "DATASETS", "VIS_PERIOD")
         return TrainStream(cfg)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Batches:
-        """The images of a data set that this process evaluates, one at a time."""
+        """Return the images of a data set that this process evaluates, one at a time."""
         warn_without_effect(cfg, "TEST")
         return eval_loader(cfg, dataset_name, eval_records(cfg, dataset_name)[0])
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> SemSegEvaluator:
-        """Writes its report to ``OUTPUT_DIR/inference/<data set>``."""
+        """Return an evaluator that writes its report to ``OUTPUT_DIR/inference/<data set>``."""
         folder, subset = Path(cfg.OUTPUT_DIR) / "inference" / dataset_name, eval_records(cfg, dataset_name)[1]
         if subset:
             logger.warning("%s: %s (DATASETS.TEST_SUBSET), no figure of the benchmark", dataset_name, subset)
         return SemSegEvaluator(dataset_name, output_config(cfg, folder, subset))
 
     def resume_or_load(self: Any, resume: bool = True) -> None:
-        """As ``DefaultTrainer``'s; MODEL.WEIGHTS may also be a folder or a file of safetensors."""
+        """Load weights as ``DefaultTrainer`` does; MODEL.WEIGHTS may also be a folder or a safetensors file."""
         if self.cfg.MODEL.WEIGHTS and not (resume and self.checkpointer.has_checkpoint()):
             SANCheckpointer(self.model).load(self.cfg.MODEL.WEIGHTS, checkpointables=[])
         else:
             super().resume_or_load(resume)  # type: ignore[misc]
 
     def load_state_dict(self: Any, state_dict: dict[str, Any]) -> None:
-        """As ``DefaultTrainer``'s, also of a checkpoint of `san train`; rates and decays are the configuration's.
+        """Load a state of ``DefaultTrainer`` or `san train`; rates and decays come from the configuration.
 
         Raises:
-            ValueError: it is none that training can go on from; nothing has changed then.
+            ValueError: training cannot resume from it; nothing is changed.
         """
         content, optimizer = flat_state(state_dict), self._trainer.optimizer
         if type(optimizer) is torch.optim.AdamW:
@@ -120,12 +120,12 @@ class SANRecipe:
 
 
 class TrainStream:
-    """Training batches from the iteration on at which they are first asked for: a resumed run goes on with its own.
+    """Training batches from the current iteration at the first access, so that a resumed run continues its stream.
 
     Samples that cannot be read are replaced and counted as in `san train`.
 
     Args:
-        cfg: the run.
+        cfg: the configuration.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
@@ -135,7 +135,7 @@ class TrainStream:
         self.bad_data = BadData(len(self.data.records), cfg.DATALOADER.MAX_BAD_SHARE, Path(cfg.OUTPUT_DIR))
 
     def __iter__(self) -> Iterator[list[BatchSample]]:
-        """Yields lists of samples, inside the trainer's event storage; every process must ask for as many."""
+        """Yield lists of samples, inside the trainer's event storage; every process must take the same number."""
         stream = replace(self.stream, start_iter=get_event_storage().iter)
         batches = train_batches(self.cfg, self.data, stream)
         for batch in batches:
@@ -145,12 +145,12 @@ class TrainStream:
 
 
 def _clip(config: SolverConfig, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-    """Called by an optimiser before its step."""
+    """Clip the gradient; the optimiser calls this hook before its step."""
     clip_gradient(optimizer, config)
 
 
 def _check_loop(cfg: CfgNode) -> None:
-    """Refuses, or warns about, what Detectron2's loop cannot do."""
+    """Raise or warn if options are set that Detectron2's loop does not support."""
     if cfg.SOLVER.ACCUMULATION_STEPS != 1:
         raise ValueError(
             f"SOLVER.ACCUMULATION_STEPS is {cfg.SOLVER.ACCUMULATION_STEPS}, but Detectron2's trainer does not "

@@ -1,4 +1,4 @@
-"""What one worker of `tools/train_net.py` does: evaluate, or train and evaluate."""
+"""Runs one worker of `tools/train_net.py`: evaluates, or trains and evaluates."""
 
 from __future__ import annotations
 
@@ -35,23 +35,23 @@ def run(
     keep_weights: bool = False,
     move_aside: bool = False,
 ) -> dict[str, dict[str, float]]:
-    """One worker's part of a run.
+    """Run one worker.
 
     Args:
-        cfg: the run, as `san.d2.config.keys.load_config` gives it.
+        cfg: configuration of `san.d2.config.keys.load_config`.
         eval_only: evaluate MODEL.WEIGHTS, or with ``resume`` the latest checkpoint, without training.
-        resume: go on from the latest checkpoint in OUTPUT_DIR, and with an interrupted evaluation, if there is one.
-        keep_weights: with ``eval_only`` and ``resume``, evaluate MODEL.WEIGHTS all the same where it is set.
-        move_aside: move another run that is in OUTPUT_DIR to a folder beside it.
+        resume: resume from the latest checkpoint in OUTPUT_DIR, and resume an interrupted evaluation, if there is one.
+        keep_weights: with ``eval_only`` and ``resume``, still evaluate MODEL.WEIGHTS if it is set.
+        move_aside: move an existing run in OUTPUT_DIR to a new folder next to it.
 
     Returns:
-        On the main process the metrics in percent by data set, elsewhere nothing.
+        On the main process the metrics in percent by data set, elsewhere an empty dict.
 
     Raises:
-        ValueError, FileNotFoundError, FloatingPointError: what configuration, data or checkpoint did wrong.
-        SystemExit: with status 1 if TEST.EXPECTED_RESULTS are missed, 75 after SIGTERM or SIGUSR1.
+        ValueError, FileNotFoundError, FloatingPointError: an error in the configuration, data or checkpoint.
+        SystemExit: status 1 if TEST.EXPECTED_RESULTS are not reached, 75 after SIGTERM or SIGUSR1.
     """
-    import_modules(cfg.MODEL.IMPORTS)  # here too, as a spawned process starts without them
+    import_modules(cfg.MODEL.IMPORTS)  # a spawned process starts without them
     if move_aside and (eval_only or resume):
         raise ValueError("--move-aside makes room for a new run; leave it out with --resume and --eval-only")
     modes = {"--eval-only": eval_only, "--resume": resume, "--move-aside": move_aside}
@@ -81,7 +81,7 @@ def run(
 
 
 def _run(cfg: CfgNode, *, eval_only: bool, resume: bool, latest: bool) -> dict[str, dict[str, float]]:
-    """`run`, with its logs and seeds set up; ``latest`` prefers the latest checkpoint to MODEL.WEIGHTS."""
+    """Run with logs and seeds set up; ``latest`` prefers the latest checkpoint to MODEL.WEIGHTS."""
     cfg = cfg.clone()
     cfg.defrost()
     given, folder = cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR
@@ -98,20 +98,20 @@ def _run(cfg: CfgNode, *, eval_only: bool, resume: bool, latest: bool) -> dict[s
         trainer.train()
         results = with_augmentation(cfg, trainer.san, trainer.results, training=True)
     missed = comm.is_main_process() and not as_expected(cfg, results)
-    if comm.all_gather(missed)[0]:  # all together
+    if comm.all_gather(missed)[0]:  # all processes exit together
         raise SystemExit(1)
     return results
 
 
 def evaluate_only(cfg: CfgNode, *, resume: bool = False) -> dict[str, dict[str, float]]:
-    """Evaluates MODEL.WEIGHTS on DATASETS.TEST.
+    """Evaluate MODEL.WEIGHTS on DATASETS.TEST.
 
     Args:
-        cfg: the run.
-        resume: go on with an evaluation of the same weights that was interrupted.
+        cfg: the configuration.
+        resume: resume an interrupted evaluation of the same weights.
 
     Raises:
-        ValueError: if there is nothing to evaluate, or no weights.
+        ValueError: there is no data set, or there are no weights.
     """
     if not cfg.DATASETS.TEST:
         raise ValueError("DATASETS.TEST is empty, so there is nothing to evaluate; name data sets")
@@ -134,19 +134,19 @@ def with_augmentation(
     resume: bool = False,
     training: bool = False,
 ) -> dict[str, dict[str, float]]:
-    """Where TEST.AUG.ENABLED is set, evaluates once more, averaged over scales and mirror images.
+    """Evaluate again with TEST.AUG, averaged over scales and mirror images; only if TEST.AUG.ENABLED is set.
 
-    Reports go to ``OUTPUT_DIR/inference_TTA/<data set>``, both figures to ``side_by_side.csv`` beside them.
+    Writes reports to ``OUTPUT_DIR/inference_TTA/<data set>``, and both results to ``side_by_side.csv`` next to them.
 
     Args:
-        cfg: the run.
-        model: what was evaluated.
-        plain: what `evaluate` gave of it.
+        cfg: the configuration.
+        model: the evaluated model.
+        plain: its result of `evaluate`.
         resume: see `evaluate`.
         training: see `evaluate`.
 
     Returns:
-        The plain metrics, and further ones under the data sets' names with "_TTA" at the end.
+        The plain metrics, and those with TEST.AUG under the data sets' names with the suffix "_TTA".
     """
     if not cfg.TEST.AUG.ENABLED or not comm.all_gather(bool(plain))[0]:
         return plain
@@ -154,7 +154,7 @@ def with_augmentation(
     logger.info("TEST.AUG: evaluating again at short sides %s%s", sides, ", and mirrored" if cfg.TEST.AUG.FLIP else "")
     averaged = cfg.clone()
     averaged.defrost()
-    averaged.TEST.ORACLE = False  # of the plain pass only: the proposals of several sizes have no common grid
+    averaged.TEST.ORACLE = False  # only without TEST.AUG, as proposals of several sizes have no common grid
     averaged.freeze()
     found = evaluate(averaged, augmented(cfg, model), resume=resume, training=training, folder=FOLDER)
     if found:
@@ -163,11 +163,11 @@ def with_augmentation(
 
 
 def check_expected(cfg: CfgNode) -> None:
-    """Refuses expected results and metrics to go by that no evaluation will give, before hours are spent.
+    """Check, before training starts, that expected results and selection metrics will be computed.
 
     Raises:
-        ValueError: if one names a data set that is not evaluated, or a metric that it has not; or an early stop is
-            asked for, and no metric is named or nothing is evaluated on the way.
+        ValueError: one names a data set that is not evaluated, or a metric that it does not have; or early stopping
+            is enabled without a metric or without evaluations during training.
     """
     names = list(dict.fromkeys(cfg.DATASETS.TEST))
     alias = {"sem_seg": names[0]} if len(names) == 1 else {}
@@ -198,7 +198,7 @@ def check_expected(cfg: CfgNode) -> None:
 
 
 def as_expected(cfg: CfgNode, results: dict[str, dict[str, float]]) -> bool:
-    """Whether results are TEST.EXPECTED_RESULTS, where a single data set may also be called ``sem_seg``."""
+    """Whether results match TEST.EXPECTED_RESULTS, in which ``sem_seg`` may be the name of a single data set."""
     expected = cfg.TEST.EXPECTED_RESULTS
     if not expected:
         return True
@@ -209,6 +209,6 @@ def as_expected(cfg: CfgNode, results: dict[str, dict[str, float]]) -> bool:
         shown[name][metric] = full[name][metric]
     try:
         verify_results(cfg, shown)
-    except SystemExit:  # it has logged what was missed
+    except SystemExit:  # already logged
         return False
     return True

@@ -1,6 +1,6 @@
-"""What is optimised and how fast: parameter groups, AdamW, learning-rate schedules, gradient clipping.
+"""Optimisation: parameter groups, AdamW, learning-rate schedules, gradient clipping.
 
-Source: docs/method.md#8.4. The golden files `optimizer_groups_vit_b16.json` and `learning_rate.json` guard it.
+Source: docs/method.md#8.4. The golden files `optimizer_groups_vit_b16.json` and `learning_rate.json` test it.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ EMBEDDING_LEAVES = (
     "positional_embedding",
     "context_offset",
 )
-"""Last parts of the names of embeddings that are not decayed: of positions, queries and prompts."""
+"""Last parts of the names of positional, query and prompt embeddings, which are not decayed."""
 
 
 PACKED = ("in_proj_weight", "in_proj_bias", "qkv.weight", "qkv.bias")
-"""Ends of the names of tensors that hold the projections to queries, keys and values, a third of the rows each."""
+"""Suffixes of tensors with the projections to queries, keys and values, a third of the rows each."""
 
 
 @dataclass(frozen=True)
 class SolverConfig(Options):
-    """How SAN is optimised.
+    """Options of the optimiser and the schedule.
 
     Raises:
-        FieldError: a value lies outside its range.
+        FieldError: a value is out of range.
     """
 
     PLACE: ClassVar[str] = "solver."
@@ -75,7 +75,7 @@ class SolverConfig(Options):
 
     @property
     def rules(self) -> tuple[ParamRule, ...]:
-        """`param_rules`, read."""
+        """Parsed `param_rules`."""
         found = []
         for index, rule in enumerate(self.param_rules):
             if not isinstance(rule, Mapping):
@@ -91,7 +91,7 @@ class SolverConfig(Options):
 
 @dataclass(frozen=True)
 class TrainedParameter:
-    """A trained tensor, with its full name and how AdamW treats it."""
+    """A trained tensor with its full name and its options for AdamW."""
 
     name: str
     parameter: nn.Parameter
@@ -100,15 +100,15 @@ class TrainedParameter:
 
 
 def trained_parameters(model: nn.Module, config: SolverConfig) -> Iterator[TrainedParameter]:
-    """Every trained tensor and how it is trained.
+    """Return every trained tensor with its options for AdamW.
 
-    Not decayed by default are the parameters of `nn.LayerNorm` modules, and positional and query embeddings. The
-    channel norms in front of the fused CLIP features are decayed, as published: they are no `nn.LayerNorm` there.
-    Rules of parts (`Part.param_rules`) come next, those of the configuration last. A tensor of which only some
-    projections train is not decayed.
+    By default, parameters of `nn.LayerNorm` modules, positional embeddings and query embeddings are not decayed. The
+    channel norms before the fused CLIP features are decayed, as published: there they are not `nn.LayerNorm` modules.
+    Rules of parts (`Part.param_rules`) override this, and rules of the configuration override both. A tensor is not
+    decayed if only some of its projections are trained.
 
     Args:
-        model: its parameters with ``requires_grad``, each once.
+        model: parameters with ``requires_grad`` are returned, each once.
         config: decays and rules.
     """
     seen: set[nn.Parameter] = set()
@@ -129,15 +129,15 @@ def trained_parameters(model: nn.Module, config: SolverConfig) -> Iterator[Train
                     decay = decay if rule.weight_decay is None else rule.weight_decay
                     multiplier = rule.lr_multiplier
             if _projections_of(name, rules):
-                decay = 0.0  # decay would change the parts that do not train
+                decay = 0.0  # decay would change the projections that are not trained
             yield TrainedParameter(name, parameter, decay, multiplier)
 
 
 def apply_frozen(model: nn.Module, config: SolverConfig) -> None:
-    """Freezes and unfreezes parameters, or parts of them, as the rules of parts and of the configuration say.
+    """Freeze and unfreeze parameters, or projections of them, by the rules of parts and of the configuration.
 
     Raises:
-        ValueError: a rule matches no parameter, trains the text tower, whose embeddings are computed once, or names
+        ValueError: a rule matches no parameter, trains the text tower (its embeddings are computed once), or names
             projections of a tensor that is not a packed projection.
     """
     names, rules = dict(model.named_parameters()), [*_rules_of_parts(model), *config.rules]
@@ -169,12 +169,12 @@ def apply_frozen(model: nn.Module, config: SolverConfig) -> None:
 
 
 def _projections_of(name: str, rules: Sequence[ParamRule]) -> str:
-    """Which projections of a tensor train, as the last rule that matches it says; "" for all of it."""
+    """Return the trained projections of a tensor, by the last rule that matches it; "" for all of it."""
     return next((rule.projections for rule in reversed(rules) if fnmatch.fnmatchcase(name, rule.match)), "")
 
 
 def _train_projections(parameter: nn.Parameter, kept: str) -> None:
-    """Zeroes the gradient of the other projections; AdamW without decay then leaves them as they are, to the bit."""
+    """Zero the gradient of the other projections; AdamW without decay then keeps them bit for bit."""
 
     def without_others(gradient: torch.Tensor) -> torch.Tensor:
         gradient = gradient.clone()
@@ -187,7 +187,7 @@ def _train_projections(parameter: nn.Parameter, kept: str) -> None:
 
 
 def _rules_of_parts(model: nn.Module) -> list[ParamRule]:
-    """The rules that parts bring, with patterns of full names."""
+    """Return the rules of the parts, with patterns of full names."""
     return [
         replace(rule, match=f"{name}.{rule.match}".lstrip("."))
         for name, module in model.named_modules()
@@ -196,17 +196,17 @@ def _rules_of_parts(model: nn.Module) -> list[ParamRule]:
 
 
 def build_optimizer(model: nn.Module, config: SolverConfig) -> torch.optim.AdamW:
-    """AdamW with one parameter group per weight decay and multiplier of the learning rate.
+    """Build AdamW with one parameter group per weight decay and multiplier of the learning rate.
 
     Args:
-        model: what to train.
+        model: the model to train.
         config: rates, decays and rules.
 
     Returns:
-        The optimiser. Groups are in the order in which their values first occur, the same in every run.
+        The optimiser. Groups are in the order of the first occurrence of their values, the same in every run.
 
     Raises:
-        ValueError: if nothing in the model is trained, or a rule does not fit the model.
+        ValueError: no parameter of the model is trained, or a rule does not fit the model.
     """
     apply_frozen(model, config)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
@@ -221,12 +221,12 @@ def build_optimizer(model: nn.Module, config: SolverConfig) -> torch.optim.AdamW
         ],
         lr=config.base_lr,
         betas=config.betas,
-        fused=True,  # one kernel for all tensors instead of a dozen per tensor; on CPUs too
+        fused=True,  # one kernel for all tensors instead of a dozen per tensor; also on CPUs
     )
 
 
 def poly_factor(config: SolverConfig) -> Callable[[int], float]:
-    """The factor on the base learning rate at an iteration counted from 0: (1 - i / max_iter) ** power."""
+    """Return the factor on the base learning rate at iteration i, from 0: (1 - i / max_iter) ** power."""
 
     def factor(iteration: int) -> float:
         return max(0.0, 1.0 - iteration / config.max_iter) ** config.power
@@ -235,7 +235,7 @@ def poly_factor(config: SolverConfig) -> Callable[[int], float]:
 
 
 def cosine_factor(config: SolverConfig) -> Callable[[int], float]:
-    """The factor on the base learning rate at an iteration counted from 0: half a cosine from 1 to 0."""
+    """Return the factor on the base learning rate at an iteration, from 0: half a cosine from 1 to 0."""
 
     def factor(iteration: int) -> float:
         return 0.5 * (1.0 + math.cos(math.pi * min(1.0, iteration / config.max_iter)))
@@ -247,7 +247,7 @@ _SCHEDULES = {"WarmupPolyLR": poly_factor, "WarmupCosineLR": cosine_factor}
 
 
 def schedule_factor(config: SolverConfig) -> Callable[[int], float]:
-    """The factor on the base learning rate at an iteration counted from 0, with the warm-up.
+    """Return the factor on the base learning rate at an iteration, from 0, with warm-up.
 
     In the first `warmup_iters` iterations the schedule is multiplied by a factor that rises linearly from
     `warmup_factor` to 1. Detectron2's classes ``WarmupCosineLR`` and (DeepLab) ``WarmupPolyLR`` do the same.
@@ -264,24 +264,24 @@ def schedule_factor(config: SolverConfig) -> Callable[[int], float]:
 
 
 def build_lr_scheduler(optimizer: torch.optim.Optimizer, config: SolverConfig) -> torch.optim.lr_scheduler.LambdaLR:
-    """The schedule of SOLVER.LR_SCHEDULER_NAME, to 0; call its ``step`` after every iteration.
+    """Build the schedule of SOLVER.LR_SCHEDULER_NAME, which decays to 0; call its ``step`` after every iteration.
 
     Args:
-        optimizer: whose learning rates it sets.
+        optimizer: the schedule sets its learning rates.
         config: schedule, length, power and warm-up.
 
     Returns:
-        The scheduler. Its ``state_dict`` holds the iteration, so it resumes.
+        The scheduler. Its ``state_dict`` has the iteration, so it can be resumed.
     """
     return torch.optim.lr_scheduler.LambdaLR(optimizer, schedule_factor(config))
 
 
 def clip_gradient(optimizer: torch.optim.Optimizer, config: SolverConfig) -> torch.Tensor:
-    """Clips the L2 norm of the gradient of all tensors together, in place.
+    """Clip the L2 norm of the gradient of all tensors together, in place.
 
     Args:
-        optimizer: whose tensors make up the whole model.
-        config: the norm to clip to; with 0 the norm is only measured.
+        optimizer: has all trained tensors of the model.
+        config: has the maximum norm; with 0 the norm is only computed.
 
     Returns:
         The norm before clipping, a scalar tensor.

@@ -1,4 +1,4 @@
-"""Models to evaluate or to predict with: what a path and a configuration mean, and the ensembles of them."""
+"""Loads models for evaluation and prediction from a path and a configuration, and ensembles of them."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from san.model.config import SANConfig
 from san.model.san import SANModel
 
 RUN_CONFIG = "config.yaml"
-"""What a training run calls its configuration."""
+"""File name of a training run's configuration."""
 
 
 def load_model(cfg: CfgNode) -> nn.Module:
-    """MODEL.META_ARCHITECTURE with the weights of MODEL.WEIGHTS; every process must call it.
+    """Load MODEL.META_ARCHITECTURE with the weights of MODEL.WEIGHTS; every process must call it.
 
     Raises:
-        ValueError, FileNotFoundError: the configuration or the checkpoint cannot serve.
+        ValueError, FileNotFoundError: the configuration or the checkpoint is missing or invalid.
     """
     model: nn.Module = build_model(cfg)
     load_everywhere(SANCheckpointer(model, ""), cfg.MODEL.WEIGHTS)
@@ -41,19 +41,19 @@ def load_model(cfg: CfgNode) -> nn.Module:
 def resolve_source(
     model: str, config: str | None = None, imports: Sequence[str] = ()
 ) -> tuple[str, str | SANConfig | CfgNode | None]:
-    """A path and a configuration as `load_source` takes them.
+    """Return checkpoint and configuration for `load_source`.
 
     Args:
-        model: as `san.hub.load_pretrained` takes it; of a training run's folder its last checkpoint and its
-            configuration are taken.
+        model: as in `san.hub.load_pretrained`; a training run's folder gives its last checkpoint and its
+            configuration.
         config: a variant's name or a YAML file.
         imports: modules to import.
 
     Returns:
-        A checkpoint and the model it belongs to; the configuration where that is a meta-architecture of the user's.
+        A checkpoint and its model; the configuration if that is a custom meta-architecture.
 
     Raises:
-        ValueError, FileNotFoundError: a run's folder holds no checkpoint, or a configuration is wrong.
+        ValueError, FileNotFoundError: a run's folder has no checkpoint, or a configuration is invalid.
     """
     folder = Path(model)
     if (folder / RUN_CONFIG).is_file() and not (folder / CONFIG_FILE).exists():
@@ -62,15 +62,15 @@ def resolve_source(
 
 
 def model_config_of(config: str, imports: Sequence[str]) -> str | SANConfig | CfgNode:
-    """A variant's name as it is, a YAML file as the model that it describes."""
+    """Return a variant's name unchanged, or the model that a YAML file describes."""
     if Path(config).suffix not in (".yaml", ".yml"):
         return config
-    cfg = load_config(config, ["MODEL.DEVICE", "cpu"], imports=imports)  # the run's own device may not be here
+    cfg = load_config(config, ["MODEL.DEVICE", "cpu"], imports=imports)  # this machine may not have the run's device
     return san_config(cfg) if cfg.MODEL.META_ARCHITECTURE == "SAN" else cfg
 
 
 def load_source(source: str, config: str | SANConfig | CfgNode | None, **remote: Any) -> SANModel:
-    """The model of what `resolve_source` gives; `remote` are options of `san.hub.load_pretrained`."""
+    """Load the model of a result of `resolve_source`; `remote` are options of `san.hub.load_pretrained`."""
     if config is None or isinstance(config, (str, SANConfig)):
         return load_pretrained(source, config, **remote)
     config.MODEL.WEIGHTS = source
@@ -78,10 +78,10 @@ def load_source(source: str, config: str | SANConfig | CfgNode | None, **remote:
 
 
 def load_ensemble_model(cfg: CfgNode) -> SegmenterModel:
-    """The ensemble that MODEL.WEIGHTS lists, for an evaluation; every process must call it and reads all files.
+    """Load the ensemble that MODEL.WEIGHTS lists, for an evaluation; every process must call it and reads all files.
 
     Raises:
-        ValueError, FileNotFoundError: the file, or one that it names, cannot serve.
+        ValueError, FileNotFoundError: the file, or one that it names, is missing or invalid.
     """
     if cfg.TEST.ORACLE:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""From a configuration to a model: CLIP's weights in, everything frozen that is not trained."""
+"""Builds a model from a configuration: loads CLIP's weights, and freezes everything that is not trained."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from san.torch_defaults import torch_defaults
 logger = logging.getLogger(__name__)
 
 ModelClass = Callable[[SANConfig, ClipArch, Tokenizer], SANModel]
-"""`SANModel`, a subclass, or a function that makes one and changes parts of it."""
+"""`SANModel`, a subclass, or a function that returns a modified one."""
 
 
 @torch_defaults()
@@ -44,12 +44,12 @@ def build_san(
 
     Args:
         config: the model.
-        clip: a CLIP already loaded, instead of `config.clip.name` and `config.clip.pretrained`.
+        clip: a loaded CLIP, used instead of `config.clip.name` and `config.clip.pretrained`.
         clip_weights: False if a checkpoint provides all of CLIP's weights; nothing is downloaded.
         model_class: makes the model.
-        drawn: False leaves tensors that are not CLIP's without values, on the meta device, and uses CLIP's without a
+        drawn: False keeps tensors that are not CLIP's without values, on the meta device, and uses CLIP's without a
             copy; `san.checkpoint.load_weights` must provide them. Ignored if a part or the class is not SAN's own,
-            as its constructor may compute with drawn values.
+            because its constructor may compute with initialised values.
 
     Raises:
         ValueError, FileNotFoundError: see `load_clip` and `check_against`.
@@ -99,7 +99,7 @@ def take_over(model: SANModel, tensors: Mapping[str, Tensor]) -> None:
 
 
 def warn_of_unseen_pixels(model: SANModel, side: int) -> None:
-    """Log what CLIP does not see of images of this side, unless `build_san` has logged it."""
+    """Log which part of images of this side CLIP does not see, unless `build_san` has logged it."""
     note = unseen_pixels(model.config, model.arch, side)
     if note and side != model.config.side_adapter.image_size:
         logger.warning("%s", note)
@@ -118,12 +118,12 @@ _OF_SAME_SHAPE = ("normal_", "uniform_", "kaiming_uniform_", "erfinv_", "clamp_"
 
 
 class _NoValues(TorchFunctionMode):
-    """Skips the initialisation of tensors, for which torch would import its compiler (one second)."""
+    """Skips the initialisation of tensors, because torch would import its compiler for it (one second)."""
 
     def __torch_function__(
         self, function: Any, types: Any, arguments: tuple[Any, ...] = (), options: dict[str, Any] | None = None
     ) -> Any:
-        """Call a function of torch, unless it initialises a tensor."""
+        """Call a torch function unless it initialises a tensor."""
         options = options or {}
         name = function.__name__
         if name in _OF_SAME_SHAPE or (name == "mul" and type(arguments[1]) in (int, float)):

@@ -1,4 +1,4 @@
-"""Names and shapes of a SAN's tensors in files of others: the published code's and mmsegmentation's.
+"""Names and shapes of a SAN's tensors in files of other code: the published code and mmsegmentation.
 
 Source: docs/method.md#10.
 """
@@ -17,20 +17,20 @@ from san.clip.renaming import Rows, block_rows, renamed
 _POINTWISE = re.compile(
     r"(mask_head\.pixel_mlp|bias_head\.attn_mlp)\.layers\.\d+\.weight|side_adapter\.fusions\.\d+\.proj\.weight"
 )
-"""Weights that are 1x1 convolutions in files of others, and linear layers in ours."""
+"""Weights that are 1x1 convolutions in other files, and linear layers here."""
 
 
 @dataclass(frozen=True)
 class Naming:
-    """How others name and shape the tensors of a SAN.
+    """Names and shapes of a SAN's tensors in other code.
 
     Attributes:
-        mark: the beginning of a name that files of this kind have, and no others.
-        rows: beginnings of names, theirs and ours; the first that fits is used, in the other direction the longest of
+        mark: prefix of a name that only files of this kind have.
+        rows: pairs of prefixes, theirs and ours. The first match is used, in the other direction the longest match of
             ours.
-        leading: our tensors that have so many leading dimensions of 1 more.
-        transposed: our matrices that are transposed.
-        derived: tensors that are computed here: not read, not required.
+        leading: number of additional leading dimensions of 1, by our tensor.
+        transposed: our matrices that are transposed in their files.
+        derived: tensors that are computed here; they are neither read nor required.
     """
 
     mark: str
@@ -44,16 +44,16 @@ class Naming:
         return any(name.startswith(self.mark) for name in names)
 
     def own_name(self, theirs: str) -> str:
-        """Our name of a tensor; other names are returned unchanged."""
+        """Return our name of a tensor; other names are returned unchanged."""
         return renamed(theirs, self.rows)
 
     def name_of(self, own: str) -> str:
-        """Their name of one of our tensors; other names are returned unchanged."""
+        """Return their name of one of our tensors; other names are returned unchanged."""
         rows = [(ours, theirs) for theirs, ours in self.rows]
         return renamed(own, sorted(rows, key=lambda row: -len(row[0])))
 
     def to_own(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Tensors under our names, in our shapes; those of other names and shapes are returned unchanged."""
+        """Convert tensors to our names and shapes; those with other names and shapes are returned unchanged."""
         own = {}
         for key, value in state.items():
             if key in self.derived:
@@ -67,7 +67,7 @@ class Naming:
         return own
 
     def from_own(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Our tensors under their names, in their shapes."""
+        """Convert our tensors to their names and shapes."""
         theirs = {}
         for name, value in state.items():
             if _POINTWISE.fullmatch(name):
@@ -107,7 +107,7 @@ PUBLISHED = Naming(
     leading=_SIDE_EMBEDDINGS,
     derived=frozenset({"ov_classifier.attn_mask", "criterion.empty_weight"}),
 )
-"""Of the authors' files."""
+"""Naming of the authors' files."""
 
 _ATTENTION = ("attentions.0.attn.", "attn."), ("norms.0.", "ln_1."), ("norms.1.", "ln_2.")
 _MLP = ("ffns.0.layers.0.0.", "mlp.c_fc."), ("ffns.0.layers.1.", "mlp.c_proj.")
@@ -162,24 +162,24 @@ MMSEGMENTATION = Naming(
     leading=_SIDE_EMBEDDINGS | {"shallow_clip.class_embedding": 2, "shallow_clip.positional_embedding": 1},
     transposed=frozenset({"deep_clip.proj"}),
 )
-"""Of mmsegmentation's SAN (configs/san there)."""
+"""Naming of mmsegmentation's SAN (its configs/san)."""
 
 NAMINGS: dict[str, Naming] = {"published": PUBLISHED, "mmsegmentation": MMSEGMENTATION}
-"""By the word that `san convert --to` takes."""
+"""Namings by the value of `san convert --to`."""
 
 
 def naming_of(names: Iterable[str]) -> Naming | None:
-    """The naming that a file's tensors have; None for our own."""
+    """Return the naming of a file's tensors; None for our own."""
     names = list(names)
     return next((naming for naming in NAMINGS.values() if naming.describes(names)), None)
 
 
 def to_published(state: Mapping[str, Tensor], *, num_classes: int = 171) -> dict[str, Tensor]:
-    """Our tensors as the authors' files have them, with the two derived ones that their code expects.
+    """Convert our tensors to the format of the authors' files, with the two derived ones that their code expects.
 
     Args:
-        state: the full state of a model whose [SLS] tokens start from the class token.
-        num_classes: classes the model was trained on.
+        state: the full state of a model with [SLS] tokens that are initialised from the class token.
+        num_classes: number of classes that the model was trained on.
     """
     length = state["text_classifier.positional_embedding"].shape[0]
     return {

@@ -49,7 +49,7 @@ REGISTRIES: dict[str, Registry[Any]] = {
 
 
 def check_parts(config: SANConfig) -> None:
-    """Refuse parts that are not registered, and unknown options.
+    """Check that parts are registered, and their options known.
 
     Raises:
         FieldError: names the part, and the nearest name or the module that registers it.
@@ -64,7 +64,7 @@ def parts_of(config: SANConfig) -> list[tuple[Registry[Any], PartConfig]]:
 
 
 def describe_parts(config: SANConfig) -> SANConfig:
-    """Return the configuration as files describe it; see `Registry.described`."""
+    """Return the configuration in the format of files; see `Registry.described`."""
     for field, registry in REGISTRIES.items():
         *path, leaf = field.split(".")
         holder: Any = attrgetter(*path)(config) if path else config
@@ -82,7 +82,7 @@ class SideFeatures:
     grid: tuple[int, int]
 
     def detach(self) -> SideFeatures:
-        """The same numbers, through which no gradient flows."""
+        """Return the same tensors without gradient."""
         return SideFeatures(self.queries.detach(), self.patch_tokens.detach(), self.grid)
 
 
@@ -94,7 +94,7 @@ class MaskPrediction:
     queries: Tensor
 
     def detach(self) -> MaskPrediction:
-        """The same numbers, through which no gradient flows."""
+        """Return the same tensors without gradient."""
         return MaskPrediction(self.logits.detach(), self.queries.detach())
 
 
@@ -102,7 +102,7 @@ class Fusion(Part):
     """Fuses a CLIP feature into the patch tokens of the side network, before or after a block.
 
     Args:
-        options: the part's own.
+        options: options of the part.
         clip_width: D.
         embed_dim: S.
     """
@@ -119,7 +119,7 @@ class MaskHead(Part):
     """Predicts masks from the features of a supervised block.
 
     Args:
-        options: the part's own.
+        options: options of the part.
         config: the whole model's, resolved.
     """
 
@@ -135,7 +135,7 @@ class BiasHead(Part):
     """Predicts attention biases from the features of a supervised block.
 
     Args:
-        options: the part's own.
+        options: options of the part.
         config: the whole model's, resolved.
     """
 
@@ -169,7 +169,7 @@ class SLSInit(Part):
     """Initialises the [SLS] tokens.
 
     Args:
-        options: the part's own.
+        options: options of the part.
         num_queries: Q.
         clip_width: D.
     """
@@ -187,7 +187,7 @@ class Scorer(Part):
     """Compares masks with class names.
 
     Args:
-        options: the part's own.
+        options: options of the part.
         config: the whole model's, resolved.
     """
 

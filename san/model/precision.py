@@ -1,4 +1,4 @@
-"""Number types that a network computes in: weights held in them once, and the context that the network runs in.
+"""Number types of a network: converts weights once, and provides the context in which the network runs.
 
 D_in, D_out input and output width of a layer, T tokens of a batch.
 """
@@ -17,21 +17,21 @@ _LEAST_ROWS = 17  # of the left matrix in torch._int_mm on a GPU
 
 
 def hold_weights(model: SANModel, dtype: torch.dtype) -> None:
-    """Round, once and in place, the weights of the network's products.
+    """Round the weights of the network's matrix products, once and in place.
 
-    - bfloat16 and float16: what autocast would round at every use. Autocast remembers what it rounded only of weights
-      that are being trained. For a model that predicts, this saves reading each of these weights in float32 and writing
-      it in half precision for every batch, and half of their memory; the numbers under autocast are the same to the
-      last bit. Norms, positions and CLIP's last projections stay as they are.
+    - bfloat16 and float16: the weights that autocast would round at every use. Autocast caches rounded weights only if
+      they are trained. In prediction, rounding once avoids reading each weight in float32 and writing it in half
+      precision for every batch, and halves their memory. Results under autocast are the same bit for bit. Norms,
+      positions and CLIP's last projections are not changed.
     - int8: the linear layers of CLIP's image tower and the side network become `Int8Linear`; the rest is bfloat16, or
-      float32 where bfloat16 is slower.
+      float32 if bfloat16 is slower.
 
-    The text tower computes in bfloat16 or float16 then, too; text embeddings are float32. The model is for prediction
-    then: it can neither be trained further nor saved in full precision.
+    The text tower then computes in bfloat16 or float16 too; text embeddings are float32. The model can only predict: it
+    can neither be trained further nor saved in full precision.
 
     Args:
         model: any SAN, on the device that it will run on.
-        dtype: of the `mixed_precision` that the model will run in; float32 does nothing.
+        dtype: number type of the `mixed_precision` in which the model will run; float32 does nothing.
     """
     quantised: tuple[nn.Module, ...] = (model.shallow_clip, model.deep_clip, model.side_adapter)
     if dtype == torch.int8:
@@ -51,27 +51,27 @@ def hold_weights(model: SANModel, dtype: torch.dtype) -> None:
 
 
 def mixed_precision(device: torch.device, dtype: torch.dtype) -> torch.autocast:
-    """The context in which a model whose weights `hold_weights` holds in a number type computes."""
+    """Return the context in which a model runs after `hold_weights` with a number type."""
     dtype = _beside_int8(device) if dtype == torch.int8 else dtype
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 
 def _beside_int8(device: torch.device) -> torch.dtype:
-    """What the rest of a network computes in, of which some layers are int8."""
+    """Return the number type of the layers that are not int8."""
     return torch.bfloat16 if computes_bfloat16(device) else torch.float32
 
 
 class Int8Linear(nn.Module):
     """A linear layer that multiplies int8 numbers, with PyTorch's kernel for that.
 
-    A weight is rounded to 127 steps of the largest of its output channel, an activation, each time, to 127 steps of the
-    largest of its token. Sums are exact (int32). On a CPU without VNNI instructions the kernel adds two products in
-    int16, which overflows unless weights have 63 steps only.
+    Weights are rounded once to 127 steps of the largest value of their output channel. Activations are rounded in every
+    call to 127 steps of the largest value of their token. Sums are exact (int32). On a CPU without VNNI instructions
+    the kernel adds two products in int16, which would overflow, so weights have only 63 steps.
 
     Args:
         weight: (D_out, D_in).
         bias: (D_out,), or None.
-        dtype: of the result.
+        dtype: number type of the result.
     """
 
     weight: Tensor
@@ -90,7 +90,7 @@ class Int8Linear(nn.Module):
         self.register_buffer("bias", bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., D_in) of any floating type to (..., D_out)."""
+        """Map (..., D_in) of any floating type to (..., D_out)."""
         tokens, scale = _to_int8(x.flatten(0, -2).float())  # (T, D_in), (T, 1)
         count = len(tokens)
         if count < _LEAST_ROWS:
@@ -116,13 +116,13 @@ class Int8Attention(Attention):
 
 
 def _to_int8(rows: Tensor, steps: int = 127) -> tuple[Tensor, Tensor]:
-    """Rows of float32 numbers as int8 up to `steps`, and the (rows, 1) that they are to be multiplied with."""
+    """Return rows of float32 numbers as int8 up to `steps`, and their scale factors (rows, 1)."""
     scale = rows.abs().amax(dim=1, keepdim=True).clamp_(min=1e-30) / steps
     return (rows / scale).round_().to(torch.int8), scale
 
 
 def _quantise(module: nn.Module, dtype: torch.dtype) -> None:
-    """Exchanges the linear layers in a module whose sizes PyTorch's int8 kernels take, multiples of 8."""
+    """Replace the linear layers in a module with sizes that PyTorch's int8 kernels support, multiples of 8."""
     for name, child in module.named_children():
         if isinstance(child, Attention) and child.out_proj.in_features % 8 == 0:
             setattr(module, name, Int8Attention(child, dtype))

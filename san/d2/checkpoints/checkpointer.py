@@ -23,7 +23,7 @@ from san.io.errors import excerpt, one_line
 from san.io.files import replacing, sha256_of, write_whole
 
 _SUM_SUFFIX = ".sha256"
-"""Suffix of the file beside a checkpoint that contains its SHA-256, in the format of sha256sum."""
+"""Suffix of the file with a checkpoint's SHA-256, in the format of sha256sum."""
 
 _SUM_LENGTH = 200  # maximum number of characters read
 
@@ -31,15 +31,15 @@ logger = logging.getLogger("san.d2.checkpointer")
 
 
 class SANCheckpointer(DetectionCheckpointer):
-    """Reads own and published checkpoints as plain tensors, and refuses those that do not fit the whole model.
+    """Saves checkpoints, and loads SAN's and published ones as plain tensors if they fit the whole model.
 
-    Files are ``model_0004999.pth`` ... ``model_final.pth`` with the keys model, trainer, iteration and run, the run's
-    id; ``last_checkpoint`` names the latest, and beside each lies its SHA-256. With SOLVER.EMA there is also ema: the
-    averaged weights, which are loaded as the model's unless training goes on (a trainer is loaded too).
+    Files are ``model_0004999.pth`` ... ``model_final.pth`` with the keys model, trainer, iteration and run (the run's
+    id). ``last_checkpoint`` names the latest file; the SHA-256 of each is saved next to it. With SOLVER.EMA, the key
+    ema has the averaged weights. They are loaded as the model's unless a trainer is loaded too, to resume training.
 
     Args:
         model: see Detectron2's ``DetectionCheckpointer``.
-        save_dir: likewise; the run's OUTPUT_DIR.
+        save_dir: the run's OUTPUT_DIR.
         run_id: id of the run, written into checkpoints; "" writes none.
         **checkpointables: further objects that are saved and loaded, by name.
     """
@@ -58,7 +58,7 @@ class SANCheckpointer(DetectionCheckpointer):
         self.run_id = run_id
 
     def save(self, name: str, *, latest: bool = True, **extra: Any) -> bool:
-        """Write a checkpoint. A killed process or a full disk leaves earlier ones unchanged.
+        """Write a checkpoint. If the process is killed or the disk is full, earlier ones remain unchanged.
 
         Args:
             name: file name without ``.pth``.
@@ -104,7 +104,7 @@ class SANCheckpointer(DetectionCheckpointer):
         return str(latest_checkpoint(self.save_dir) or "")
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
-        """Load a checkpoint, or that of a folder (see `weights_file`). If a part does not fit, nothing is loaded.
+        """Load a checkpoint, or that of a folder (see `weights_file`). If any entry does not fit, nothing is loaded.
 
         Args:
             path: a file, a folder or a URL; "" loads nothing.
@@ -131,7 +131,7 @@ class SANCheckpointer(DetectionCheckpointer):
         return load_checkpoint_file(f, averaged=False)
 
     def _load_model(self, checkpoint: Any) -> None:
-        """Load the model from the whole content, because a slim file also has a note about its CLIP."""
+        """Load the model from all entries of the file, because a slim file also has a note about its CLIP."""
         self.loaded = {key: checkpoint[key] for key in self.checkpointables if key in checkpoint}
         for key in self.loaded if self._requested is None else self._requested:
             check = getattr(self.checkpointables[key], "check_state_dict", None)
@@ -145,7 +145,7 @@ class SANCheckpointer(DetectionCheckpointer):
 
 
 def write_checkpoint(content: dict[str, Any], path: Path) -> None:
-    """Write a file with `torch.save`, atomically, and its SHA-256 beside it.
+    """Write a file with `torch.save`, atomically, and its SHA-256 next to it.
 
     Raises:
         OSError: the file cannot be written.
@@ -192,9 +192,9 @@ def remove_checkpoint(path: Path) -> None:
 def latest_checkpoint(folder: str | Path) -> Path | None:
     """Return the newest undamaged checkpoint of the run in a folder.
 
-    Usually ``last_checkpoint`` names it. If that checkpoint is damaged or missing, or ``last_checkpoint`` cannot be
-    read, a warning is logged and the newest checkpoint of the run is used. The run's id is that in ``run.json``, else
-    that of the newest checkpoint.
+    ``last_checkpoint`` usually names it. If that checkpoint is damaged or missing, or ``last_checkpoint`` cannot be
+    read, a warning is logged and the newest checkpoint of the run is used. The run's id is read from ``run.json``, else
+    from the newest checkpoint.
 
     Args:
         folder: OUTPUT_DIR.
@@ -230,7 +230,7 @@ def latest_checkpoint(folder: str | Path) -> Path | None:
 
 
 def _named_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
-    """Return the checkpoint that ``last_checkpoint`` names, or None and the problem of that file."""
+    """Return the checkpoint that ``last_checkpoint`` names, or None and the problem with that file."""
     tag = folder / LAST
     if not tag.is_file():
         return None, [f"{tag} is missing"]
@@ -273,7 +273,7 @@ def _known_identity(path: Path, modified: int, size: int) -> Identity:
 
 
 def _age_key(path: Path) -> tuple[float, bool, str]:
-    """Return the key that sorts checkpoints of a run by iteration, and those without one by name."""
+    """Return the sort key of a checkpoint: its iteration, or its name if it has none."""
     identity = identity_of(path)
     number = path.stem.removeprefix("model_")
     unknown = float(number) if number.isdecimal() else math.inf
@@ -282,7 +282,7 @@ def _age_key(path: Path) -> tuple[float, bool, str]:
 
 
 def damage_of(path: Path) -> str | None:
-    """Describe the damage of a checkpoint file; None if it is undamaged."""
+    """Return a description of the damage of a checkpoint file; None if it is undamaged."""
     if not path.is_file():
         return f"checkpoint {path} does not exist"
     sum_file = path.with_name(path.name + _SUM_SUFFIX)
@@ -314,8 +314,8 @@ def weights_file(path: str) -> str:
     """Return the file that MODEL.WEIGHTS refers to.
 
     Args:
-        path: a file, a URL, "", or a folder: for that of a run its latest checkpoint, for one of
-            `san.hub.save_pretrained` the weights in it.
+        path: a file, a URL, "", or a folder. A run's folder gives its latest checkpoint; a folder of
+            `san.hub.save_pretrained` gives the weights in it.
 
     Raises:
         FileNotFoundError: the file does not exist, or the folder contains no weights.

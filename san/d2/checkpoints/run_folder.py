@@ -41,7 +41,7 @@ logger = logging.getLogger("san.d2.run_folder")
 
 
 def new_run_id() -> str:
-    """Return a unique id of 16 letters and digits, which Weights & Biases uses too."""
+    """Return a unique id of 16 letters and digits; Weights & Biases uses the same one."""
     return secrets.token_hex(8)
 
 
@@ -52,7 +52,7 @@ def occupied(folder: Path, *, resume: bool, move_aside: bool) -> Iterator[None]:
     Args:
         folder: OUTPUT_DIR; created if missing.
         resume: whether the existing run is resumed.
-        move_aside: whether the files of an existing run are moved to a new folder beside it.
+        move_aside: whether the files of an existing run are moved to a new folder next to it.
 
     Raises:
         ValueError: the folder cannot be created; another run is training there; it contains a run, and neither
@@ -110,7 +110,7 @@ def check_weights_stay(weights: str, folder: Path) -> None:
 
 
 def check_kinds(folder: Path) -> None:
-    """Raise if a file of a run is a pipe, a device or the like, which may block forever when opened.
+    """Raise if a file of a run is not a regular file; opening a pipe or a device may block forever.
 
     Raises:
         ValueError: the message names the path.
@@ -123,14 +123,14 @@ def check_kinds(folder: Path) -> None:
 
 
 def traces_of_run(folder: Path) -> list[str]:
-    """Return the names of files that show that a run has trained in a folder: checkpoints and metrics."""
+    """Return the names of the checkpoints and metrics files in a folder, which show that a run has trained there."""
     checkpoints = sorted(path.name for path in folder.glob("model_*.pth"))
     metrics = folder / "metrics.json"
     return [*checkpoints, *([metrics.name] if metrics.is_file() and metrics.stat().st_size else [])]
 
 
 def move_run(folder: Path) -> Path:
-    """Move the files of a run to a new folder beside its own, named by the time; other files are kept.
+    """Move the files of a run to a new folder next to its own, named by the time; other files are kept.
 
     Returns:
         the new folder.

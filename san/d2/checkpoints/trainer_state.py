@@ -1,6 +1,6 @@
 """The trainer state of a checkpoint, which is validated completely before any of it is loaded.
 
-Configured values, such as learning rate and weight decay, come from the configuration of the resumed run; only results
+Configured values, such as learning rate and weight decay, come from the configuration of the resumed run. Only results
 of training, such as moments and the number of iterations, come from the checkpoint.
 """
 
@@ -32,7 +32,7 @@ RECORDED = (
     *GROUPING, "SOLVER.BASE_LR", "SOLVER.POLY_POWER", "SOLVER.MAX_ITER", "SOLVER.CLIP_GRADIENTS.CLIP_VALUE",
     "SOLVER.LR_SCHEDULER_NAME", "SOLVER.WARMUP_ITERS", "SOLVER.WARMUP_FACTOR", "SOLVER.EMA.DECAY",
 )  # fmt: skip
-"""Keys whose values a checkpoint keeps, to name what a resumed run changes."""
+"""Keys with values saved in checkpoints, to log the settings that a resumed run changes."""
 
 MAX_ITERATION = 2**31
 
@@ -48,7 +48,7 @@ def recorded_settings(cfg: CfgNode) -> dict[str, Any]:
 
 
 def flat_state(state: object) -> dict[str, Any]:
-    """Convert a trainer's state, also that of Detectron2's ``DefaultTrainer``, to our format.
+    """Convert a trainer's state to SAN's format; Detectron2's ``DefaultTrainer`` is supported too.
 
     Raises:
         ValueError: it is not the state of a trainer.
@@ -144,7 +144,7 @@ def _same_grouping(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
 
 
 def _check_moments(values: object, parameter: Tensor, name: str) -> None:
-    """Check the state of one tensor; with a wrong shape, the optimizer's kernel would read out of bounds."""
+    """Check the state of one tensor; a wrong shape would make the optimizer's kernel read out of bounds."""
     found = _mapping(values, f"the optimiser state of {name}")
     if set(found) != {"step", *_MOMENTS}:
         raise ValueError(
@@ -177,7 +177,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -
 
 
 def set_schedule(scheduler: torch.optim.lr_scheduler.LambdaLR, done: int) -> None:
-    """Advance a schedule, with its own base rates and length, to an iteration.
+    """Advance a schedule to an iteration; its base rates and length are kept.
 
     Args:
         scheduler: schedule that was not stepped yet.

@@ -1,4 +1,4 @@
-"""What values of a configuration may be, where no field of a dataclass says it: names, devices, expected results."""
+"""Checks of configuration values that no dataclass makes: names, devices, expected results."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def check_values(cfg: CfgNode) -> None:
-    """Refuses what no dataclass checks, so that all errors come before any work and any memory is taken.
+    """Check values that no dataclass checks, before any work starts or memory is allocated.
 
     Raises:
-        ValueError: with the key, the value seen and the values accepted.
+        ValueError: a value is invalid; names the key, the value and the accepted values.
     """
     if not cfg.OUTPUT_DIR.strip():
         raise ValueError(
@@ -39,7 +39,7 @@ def check_values(cfg: CfgNode) -> None:
 
 
 def _check_expected(entries: Any) -> None:
-    """TEST.EXPECTED_RESULTS must be of the right shape; `san.d2.run` looks up its names."""
+    """Check the format of TEST.EXPECTED_RESULTS; `san.d2.run` checks its names."""
     for entry in entries:
         fits = isinstance(entry, (list, tuple)) and len(entry) == 4
         fits = fits and all(isinstance(name, str) for name in entry[:2])

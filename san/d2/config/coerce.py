@@ -1,4 +1,4 @@
-"""Values of a configuration file or of the command line in the type that a key takes."""
+"""Converts values of a configuration file or the command line to the type of their key."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ KINDS = {int: "whole numbers", float: "numbers", str: "names"}
 
 
 def parse(text: str) -> Any:
-    """A command-line value: a Python literal, true or false, else the text itself."""
+    """Parse a command-line value: a Python literal, true or false, else the text itself."""
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # the last two of many brackets
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # the last two from nested brackets
         return text
 
 
 def coerce(value: Any, raw: Any, hint: Any) -> Any:
-    """A value in the type of a hint; lists for tuples.
+    """Convert a value to the type of a hint; tuples are returned as lists.
 
     Args:
         value: plain data.
-        raw: the value with every scalar as the user wrote it.
+        raw: the same value; scalars are the text that the user wrote.
         hint: bool, int, float, str, a tuple of these, a mapping, or a union of such types.
 
     Raises:
-        TypeError: it has another type; the message says what is wanted.
+        TypeError: it has another type; the message names the expected one.
     """
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
@@ -47,7 +47,7 @@ def coerce(value: Any, raw: Any, hint: Any) -> Any:
 
 
 def wanted(hint: Any) -> str:
-    """A type in words."""
+    """Describe a type in words."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
         return " or ".join(wanted(each) for each in arguments if each is not type(None))
@@ -69,7 +69,7 @@ def _coerce_union(value: Any, raw: Any, hints: tuple[Any, ...]) -> Any:
 
 
 def _coerce_list(value: Any, raw: Any, kinds: tuple[Any, ...]) -> list[Any]:
-    """The elements of a list. Text is elements between commas; a number is one."""
+    """Convert a value to a list: text is split at commas, a number becomes one element."""
     kind = kinds[0]
     if kind not in KINDS:
         if not isinstance(value, (list, tuple)):
@@ -98,13 +98,13 @@ def _coerce_list(value: Any, raw: Any, kinds: tuple[Any, ...]) -> list[Any]:
 
 
 def split(text: str) -> list[str]:
-    """The elements of a list written as text, such as ``a,b`` or ``[a, b]``."""
+    """Return the elements of a list written as text, such as ``a,b`` or ``[a, b]``."""
     parts = (part.strip().strip("'\"") for part in text.strip().strip("()[]").split(","))
     return [part for part in parts if part]
 
 
 def as_text(value: Any, raw: Any) -> str:
-    """Text: the value, or where it was read as something else, what the user wrote."""
+    """Return a value as text; if YAML read it as another type, the text that the user wrote."""
     if isinstance(value, str):
         return value
     if isinstance(raw, str):
@@ -115,7 +115,7 @@ def as_text(value: Any, raw: Any) -> str:
 
 
 def _as_number(value: Any, kind: type) -> Any:
-    """An int as it is, a float also from an int or from text, since YAML reads 1e-4 as text."""
+    """Return an int unchanged, or convert an int or text to a float; YAML reads 1e-4 as text."""
     if type(value) is kind:
         return value
     if kind is float and type(value) in (int, str):

@@ -1,6 +1,6 @@
-"""Detectron2's keys that SAN does not read: known by name, so that its records can be read and nobody sets one in vain.
+"""Names of Detectron2's keys that SAN does not read.
 
-A configuration that Detectron2 dumps holds all of them.
+A configuration that Detectron2 dumps has all of them. They are ignored in such a file, and an error in others.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ INSTEAD: dict[str, str | None] = {
     "TEST.PRECISE_BN": "",
     "VIS_PERIOD": "",
 }
-"""A key or a section, and the key that decides the same for SAN: "" where there is none, None where none is needed."""
+"""Key or section -> SAN's key for the same setting; "" if SAN has none, None if none is needed."""
 
 
 def foreign_name(key: str) -> str | None:
-    """The entry of `INSTEAD` for a dotted key: the key itself or a section around it; None where there is none."""
+    """Return the entry of `INSTEAD` that is a dotted key or a section that contains it; None if there is none."""
     return next((name for name in INSTEAD if f"{key}.".startswith(f"{name}.")), None)

@@ -1,4 +1,4 @@
-"""MODEL.IMPORTS: which modules of the user's a configuration may import, and the meta-architectures they register."""
+"""MODEL.IMPORTS: the user's modules that a configuration may import, and the meta-architectures they register."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from san.io.errors import excerpt
 from san.user_modules import import_modules
 
 WEIGHTS = ("last_checkpoint", "*.pth", "*.pt", "*.bin", "*.safetensors")
-"""What lies beside a configuration that may have been downloaded with them."""
+"""Files next to a configuration that may have been downloaded together with it."""
 
 
 def import_configured(cfg: CfgNode, files: Sequence[Path], asked: Sequence[str]) -> None:
-    """Imports MODEL.IMPORTS and what the command line asks for, and notes both in the configuration.
+    """Import MODEL.IMPORTS and the modules of the command line, and record both in the configuration.
 
     Args:
-        cfg: changed in place: MODEL.IMPORTS holds all of them.
-        files: where MODEL.IMPORTS may be from; they import nothing by themselves where weights lie beside one.
+        cfg: changed in place: MODEL.IMPORTS lists all of them.
+        files: may set MODEL.IMPORTS; a file next to weights imports only modules that are in `asked` too.
         asked: modules of ``--import``.
 
     Raises:
-        ValueError: such a file names a module that was not asked for, or there is no such module.
+        ValueError: a file next to weights names a module that is not in `asked`, or a module does not exist.
     """
     unasked = [name for name in cfg.MODEL.IMPORTS if name not in asked]
     doubtful = [path for path in files if any(any(path.parent.glob(each)) for each in WEIGHTS)]
@@ -37,10 +37,10 @@ def import_configured(cfg: CfgNode, files: Sequence[Path], asked: Sequence[str])
 
 
 def check_model_name(name: str) -> None:
-    """Refuses a MODEL.META_ARCHITECTURE that nothing has registered.
+    """Check that MODEL.META_ARCHITECTURE is registered.
 
     Raises:
-        ValueError: naming the nearest one.
+        ValueError: it is not; names the nearest registered name.
     """
     if name not in META_ARCH_REGISTRY:
         known = [each for each, _ in META_ARCH_REGISTRY]

@@ -1,9 +1,9 @@
-"""From dataclasses to a configuration and back: every key that SAN reads, with the published values.
+"""Converts dataclasses to a configuration and back; has every key that SAN reads, with the published values.
 
-`san_cfg` is the whole configuration of `tools/train_net.py`: the keys of `san.d2.config.schema`, and no other, so that
-a key without effect is an error. `add_san_config` adds them to anyone's Detectron2 configuration. Below `san/d2`
-nothing sees a cfg: `san_config`, `loss_config`, `augmentation_config` and `solver_config` turn it into the dataclasses
-of those packages, which check the values. Errors of these dataclasses name their fields; here they name the keys.
+`san_cfg` is the whole configuration of `tools/train_net.py`: only the keys of `san.d2.config.schema`, so that a key
+without effect is an error. `add_san_config` adds them to a Detectron2 configuration. Packages outside `san/d2` do not
+use a cfg: `san_config`, `loss_config`, `augmentation_config` and `solver_config` convert it to their dataclasses, which
+check the values. Errors of these dataclasses name their fields; here they name the keys.
 """
 
 from __future__ import annotations
@@ -45,25 +45,25 @@ from san.registry import PartConfig, Registry, options_class
 
 
 def add_san_config(cfg: CfgNode) -> None:
-    """Adds SAN's keys to a configuration and sets the published values of the Detectron2 keys SAN reads.
+    """Add SAN's keys to a configuration, and set the Detectron2 keys that SAN reads to the published values.
 
     Args:
         cfg: Detectron2's (or the stand-in's) default configuration; changed in place.
     """
     _add_keys(cfg, dict(flatten(get_cfg())))
-    if "FORMAT" in cfg.INPUT:  # of Detectron2's own mappers, whose default is BGR
+    if "FORMAT" in cfg.INPUT:  # read by Detectron2's own mappers; its default is BGR
         cfg.INPUT.FORMAT = "RGB"
 
 
 def san_cfg() -> CfgNode:
-    """The configuration of `tools/train_net.py`: what SAN reads, with the published values, and nothing else."""
+    """Return the configuration of `tools/train_net.py`: only the keys that SAN reads, with the published values."""
     cfg = CfgNode()
     _add_keys(cfg, {})
     return cfg
 
 
 def _add_keys(cfg: CfgNode, engine: Mapping[str, Any]) -> None:
-    """Sets every key to its default, but those whose default is the engine's: the user may have changed them."""
+    """Set every key to its default, except those with Detectron2's default, which the user may have changed."""
     for key in KEYS.values():
         if key.name in engine and plain_value(engine[key.name]) == plain_value(key.default):
             continue
@@ -83,21 +83,21 @@ def load_config(
     datasets: Sequence[str] = (),
     imports: Sequence[str] = (),
 ) -> CfgNode:
-    """A configuration from a file, the options about data sets, and overrides, the later winning.
+    """Load a configuration from a file, data set options and overrides; later ones take precedence.
 
     Args:
-        path: YAML file, plain data; ``_BASE_`` names one to start from. "" takes the defaults.
+        path: plain YAML file; ``_BASE_`` names a file to start from. "" uses the defaults.
         overrides: ``KEY VALUE`` and ``KEY=VALUE`` as on the command line, see `override_pairs`.
-        data_root: ``--data-root``, DATASETS.ROOT; "" leaves it.
+        data_root: ``--data-root``, DATASETS.ROOT; "" keeps it unchanged.
         datasets: ``--dataset``, files of own data sets, see `use_datasets`.
-        imports: ``--import``, modules to import beside those of MODEL.IMPORTS, see `import_configured`.
+        imports: ``--import``, modules to import in addition to MODEL.IMPORTS, see `import_configured`.
 
     Returns:
         The configuration, not frozen, checked as a whole.
 
     Raises:
-        FileNotFoundError: if the file, or one it is based on, does not exist.
-        ValueError: if it is not YAML, a key is unknown, or a value does not fit.
+        FileNotFoundError: the file, or one of its bases, does not exist.
+        ValueError: it is not YAML, a key is unknown, or a value is invalid.
     """
     cfg, option_texts = san_cfg(), dict[str, Any]()
     files = merge_file(cfg, path, option_texts) if path else []
@@ -115,10 +115,10 @@ def load_config(
 
 
 def check_config(cfg: CfgNode) -> None:
-    """Checks every value, and makes every dataclass once, so that all errors come before any work.
+    """Check every value, and build every dataclass once, so that errors are raised before any work starts.
 
     Raises:
-        ValueError: with the key, the value seen and the values accepted.
+        ValueError: a value is invalid; names the key, the value and the accepted values.
     """
     checked_below = (SANConfig, *_section(SANConfig).nested.values(), LossConfig)
     with naming_keys():
@@ -132,7 +132,7 @@ def check_config(cfg: CfgNode) -> None:
 
 @contextlib.contextmanager
 def naming_keys() -> Iterator[None]:
-    """Errors about fields of dataclasses name the keys of these fields instead."""
+    """Context manager that makes errors about dataclass fields name the configuration keys instead."""
     try:
         yield
     except (FieldError, FieldFileError) as error:
@@ -143,7 +143,7 @@ def naming_keys() -> Iterator[None]:
 
 
 def _key_of(name: str) -> str:
-    """The key of a field's dotted name, or of an option of a part: clip.shallow_depth, fusion.options.gate."""
+    """Return the key of a field's or part option's dotted name: clip.shallow_depth, fusion.options.gate."""
     for key in KEYS.values():
         if name == key.field:
             return key.name
@@ -155,14 +155,14 @@ def _key_of(name: str) -> str:
 
 
 def _value(cfg: CfgNode, name: str) -> Any:
-    """The value of a dotted key."""
+    """Return the value of a dotted key."""
     for part in name.split("."):
         cfg = cfg[part]
     return cfg
 
 
 def _record(section: Section, cfg: CfgNode, **given: Any) -> Any:
-    """The dataclass of a section from its keys, with nested dataclasses; lists become tuples."""
+    """Build the dataclass of a section from its keys, with nested dataclasses; lists become tuples."""
     values = {name: _record(_section(kind), cfg) for name, kind in section.nested.items()} | given
     for field, name in section:
         if field.name in values:
@@ -177,7 +177,7 @@ def _record(section: Section, cfg: CfgNode, **given: Any) -> Any:
 
 
 def _part(field: str, name: str, cfg: CfgNode) -> PartConfig:
-    """The part that a dotted field of the model names, and its options."""
+    """Return the part that a dotted field of the model names, and its options."""
     registry = REGISTRIES[field]
     name_key, options_key = part_keys(registry, name)
     part = PartConfig(_value(cfg, name_key))
@@ -185,7 +185,7 @@ def _part(field: str, name: str, cfg: CfgNode) -> PartConfig:
 
 
 def _set_option_types(cfg: CfgNode, option_texts: Mapping[str, Any]) -> None:
-    """Gives options that were read from text the types that their parts declare: "007" of a text stays "007"."""
+    """Convert options that were read from text to the types that their parts declare; a str option keeps "007"."""
     for section in SECTIONS:
         for field, name in section:
             if isinstance(field.default, PartConfig):
@@ -209,7 +209,7 @@ def _set_types(cfg: CfgNode, table: str, registry: Registry[Any], part: str, opt
 def _options(
     registry: Registry[Any], part: PartConfig, node: Mapping[str, Any], texts: Mapping[str, Any] = MappingProxyType({})
 ) -> dict[str, Any]:
-    """The options of a part as its dataclass has them; `texts` has those that the user wrote, as written."""
+    """Return the options of a part as its dataclass; `texts` has the text of those that the user set."""
     hints = typing.get_type_hints(options_class(registry.get(part.name)))
     if not isinstance(node, Mapping):
         place = registry.options_place.format(name=part.name).removesuffix(".")
@@ -219,7 +219,7 @@ def _options(
         field, raw = str(name).lower(), texts.get(name, value)
         place = registry.options_place.format(name=part.name) + field
         if hints.get(field) is str and raw == "None":
-            value = raw  # on the command line, where it is None for all other types
+            value = raw  # from the command line, which has None for all other types
         try:
             found[field] = coerce(value, raw, hints[field]) if field in hints else value
         except TypeError as error:
@@ -233,7 +233,7 @@ def _section(kind: type[Options]) -> Section:
 
 
 def san_config(cfg: CfgNode) -> SANConfig:
-    """The model's dataclass; raises ValueError where keys do not fit each other, or a part is not registered."""
+    """Return the model's dataclass; raises ValueError if keys contradict each other or a part is not registered."""
     with naming_keys():
         config: SANConfig = _record(_section(SANConfig), cfg)
         check_parts(config)
@@ -241,12 +241,12 @@ def san_config(cfg: CfgNode) -> SANConfig:
 
 
 def text_cache_folder(cfg: CfgNode) -> Path | None:
-    """The folder that MODEL.CLIP.TEXT_CACHE means; for "auto" the environment variable SAN_CACHE is read."""
+    """Return the folder of MODEL.CLIP.TEXT_CACHE; "auto" uses the environment variable SAN_CACHE."""
     return resolve_folder(cfg.MODEL.CLIP.TEXT_CACHE, os.environ.get("SAN_CACHE"))
 
 
 def loss_config(cfg: CfgNode) -> LossConfig:
-    """The criterion's dataclass; raises ValueError on values out of range."""
+    """Return the criterion's dataclass; raises ValueError if a value is out of range."""
     with naming_keys():
         options = {
             str(term).lower(): _options(TERMS, PartConfig(str(term).lower()), node)
@@ -259,14 +259,14 @@ def loss_config(cfg: CfgNode) -> LossConfig:
 
 
 def augmentation_config(cfg: CfgNode, ignore_label: int = 255) -> AugmentationConfig:
-    """The training augmentation's dataclass, padding labels with the data set's ignore label."""
+    """Return the training augmentation's dataclass; labels are padded with the data set's ignore label."""
     with naming_keys():
         config: AugmentationConfig = _record(_section(AugmentationConfig), cfg, ignore_label=ignore_label)
         return config
 
 
 def solver_config(cfg: CfgNode) -> SolverConfig:
-    """The optimiser's dataclass; raises ValueError on values out of range."""
+    """Return the optimiser's dataclass; raises ValueError if a value is out of range."""
     with naming_keys():
         clipped = {} if cfg.SOLVER.CLIP_GRADIENTS.ENABLED else {"clip_norm": 0.0}
         config: SolverConfig = _record(_section(SolverConfig), cfg, **clipped)

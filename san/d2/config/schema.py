@@ -1,7 +1,7 @@
 """Every configuration key: its meaning, type, default and legal values, from the fields of dataclasses.
 
-The dataclasses of the model, losses and augmentation stand in their rooms, which know no key; those of the run, which
-nothing else reads, stand here. `SECTIONS` says which keys are generated from which fields, and `KEYS` lists them all.
+The dataclasses of the model, losses and augmentation are defined in their packages, which do not use keys. Those of
+the run are defined here. `SECTIONS` maps fields to the keys generated from them, and `KEYS` lists all keys.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class RunOptions(Options):
 
 @dataclass(frozen=True)
 class ModelOptions(Options):
-    """MODEL, apart from the model's own dataclasses."""
+    """Options of MODEL that are not in the model's own dataclasses."""
 
     meta_architecture: str = option("SAN", "name in META_ARCH_REGISTRY")
     device: str = option("cpu", "cpu, cuda or cuda:N; by default cuda where PyTorch sees a GPU")
@@ -59,7 +59,7 @@ class ModelOptions(Options):
 
 @dataclass(frozen=True)
 class DatasetOptions(Options):
-    """DATASETS."""
+    """Options of DATASETS."""
 
     train: tuple[str, ...] = option((), "names of data sets to train on; each image has the classes of its own")
     train_weights: tuple[float, ...] = option(
@@ -75,7 +75,7 @@ class DatasetOptions(Options):
 
 @dataclass(frozen=True)
 class LoaderOptions(Options):
-    """DATALOADER."""
+    """Options of DATALOADER."""
 
     num_workers: int = option(4, "loading processes per training process", least=0, most=1024)
     max_bad_share: float = option(
@@ -88,7 +88,7 @@ class LoaderOptions(Options):
 
 @dataclass(frozen=True)
 class TestInputOptions(Options):
-    """INPUT in evaluation."""
+    """Options of INPUT for evaluation."""
 
     min_size_test: int = option(640, "short side in evaluation, pixels", **IMAGE_SIZE)
     max_size_test: int = option(2560, "largest long side in evaluation, pixels", least=1, most=10**6)
@@ -96,7 +96,7 @@ class TestInputOptions(Options):
 
 @dataclass(frozen=True)
 class LoopOptions(Options):
-    """SOLVER, apart from the optimiser."""
+    """Options of SOLVER other than the optimiser's."""
 
     ims_per_batch: int = option(
         32, "images of one iteration, over all processes and accumulation steps", least=1, most=65536
@@ -130,7 +130,7 @@ class LoopOptions(Options):
 
 @dataclass(frozen=True)
 class EMAOptions(Options):
-    """SOLVER.EMA."""
+    """Options of SOLVER.EMA."""
 
     enabled: bool = option(
         False, "keep a moving average of the trained weights, and use it for evaluation and prediction"
@@ -145,7 +145,7 @@ class EMAOptions(Options):
 
 @dataclass(frozen=True)
 class EarlyStopOptions(Options):
-    """SOLVER.EARLY_STOP."""
+    """Options of SOLVER.EARLY_STOP."""
 
     metric: str = option("", "data set/metric that must rise, as CHECKPOINT_BEST has it")
     patience: int = option(
@@ -155,7 +155,7 @@ class EarlyStopOptions(Options):
 
 @dataclass(frozen=True)
 class TestOptions(Options):
-    """TEST."""
+    """Options of TEST."""
 
     eval_period: int = option(5000, "iterations between evaluations; 0: at the end only", least=0, most=10**9)
     expected_results: tuple[Any, ...] = option(
@@ -178,7 +178,7 @@ class TestOptions(Options):
 
 @dataclass(frozen=True)
 class TestAugOptions(Options):
-    """TEST.AUG."""
+    """Options of TEST.AUG."""
 
     PLACE: ClassVar[str] = "test_aug."
     enabled: bool = option(
@@ -200,7 +200,7 @@ class TestAugOptions(Options):
 
 @dataclass(frozen=True)
 class WandbOptions(Options):
-    """WANDB."""
+    """Options of WANDB."""
 
     enabled: bool = option(False, "log to Weights & Biases too")
     mode: str = option(
@@ -216,12 +216,12 @@ class Section:
     """The keys that are generated from a dataclass.
 
     Attributes:
-        prefix: of the keys, with a dot at the end where it is not empty; a field's name in capitals follows.
-        kind: the dataclass. Its fields that are dataclasses, other than parts, are sections of their own.
-        names: keys of fields that are called otherwise.
+        prefix: beginning of the keys, with a dot at the end unless it is empty; the field's name in capitals follows.
+        kind: the dataclass. Its fields that are dataclasses, except parts, are separate sections.
+        names: keys of fields with another name.
         skip: fields that are not keys.
 
-    Iterating gives each field that is a key, and the key.
+    Iterating yields each field that is a key, and the key.
     """
 
     prefix: str
@@ -236,7 +236,7 @@ class Section:
 
     @property
     def nested(self) -> dict[str, type[Options]]:
-        """Fields that are sections of their own, and their dataclasses."""
+        """Return the fields that are separate sections, and their dataclasses."""
         found: dict[str, type[Options]] = {}
         for each in dataclasses.fields(self.kind):
             kind = each.default_factory
@@ -282,12 +282,12 @@ class Key:
 
     Attributes:
         name: such as MODEL.CLIP.SHALLOW_DEPTH.
-        default: as it stands in a configuration: lists are lists, None is "".
+        default: as written in a configuration: tuples are lists, None is "".
         hint: type of a value in a configuration.
         help: meaning and unit.
         constraint: legal values.
-        is_path: whether it holds a path, or paths; ``~`` in them is a home folder.
-        is_table: whether it holds a mapping whose keys are free, as the options of a part.
+        is_path: whether the value is a path or a list of paths; ``~`` is a home folder.
+        is_table: whether the value is a mapping with arbitrary keys, such as the options of a part.
         field: dotted name of the dataclass's field in messages, such as clip.shallow_depth.
     """
 
@@ -302,13 +302,13 @@ class Key:
 
     @property
     def is_list(self) -> bool:
-        """Whether it holds a list and nothing else."""
+        """Whether the value is always a list."""
         return typing.get_origin(self.hint) is tuple
 
 
 @dataclass(frozen=True)
 class Form:
-    """How a configuration writes a field whose value there is another than in the dataclass.
+    """Conversion of a field between its value in the dataclass and a different value in the configuration.
 
     Attributes:
         hint: type of the value in a configuration.
@@ -322,12 +322,12 @@ class Form:
 
 
 def _fusion_texts(pairs: Sequence[tuple[int, int]]) -> list[str]:
-    """Pairs of CLIP feature and side block as ``feature->block``."""
+    """Write pairs of CLIP feature and side block as ``feature->block``."""
     return [f"{feature}->{block}" for feature, block in pairs]
 
 
 def _fusion_pairs(texts: Any) -> Any:
-    """Texts ``feature->block`` as pairs of numbers, or AUTO."""
+    """Parse texts ``feature->block`` into pairs of numbers, or AUTO."""
     if list(texts) == [AUTO]:
         return AUTO
     try:
@@ -344,11 +344,11 @@ FORMS: dict[str, Form] = {
     "MODEL.SIDE_ADAPTER.FUSION": Form(tuple[str, ...], _fusion_texts, _fusion_pairs),
     "MODEL.CLIP.PRETRAINED": Form(str, lambda weights: weights or "", lambda text: text or None),
 }
-"""Keys whose values in a configuration differ from those of the dataclass."""
+"""Conversions of keys with different values in a configuration and in the dataclass."""
 
 
 def part_keys(registry: Registry[Any], name: str) -> tuple[str, str]:
-    """The keys of a part's name and of its options; `name` is the key of the field that holds the part."""
+    """Return the keys of a part's name and options; `name` is the key of the part's field."""
     if registry.place.endswith(".name"):
         return f"{name}.NAME", f"{name}.OPTIONS"
     return name, f"{name}_OPTIONS"

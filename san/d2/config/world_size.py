@@ -1,7 +1,7 @@
-"""SOLVER.REFERENCE_WORLD_SIZE: a configuration meant for some number of processes, scaled to another.
+"""SOLVER.REFERENCE_WORLD_SIZE: scales a configuration from this number of processes to another.
 
-As ``DefaultTrainer.auto_scale_workers`` of Detectron2: the batch of a process stays, and the learning rate follows the
-batch of all (linear scaling, Goyal et al. 2017).
+As in Detectron2's ``DefaultTrainer.auto_scale_workers``, the batch size per process is kept, and the learning rate is
+proportional to the total batch size (linear scaling, Goyal et al. 2017).
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ logger = logging.getLogger("san.d2.config")
 
 
 def scale_to_processes(cfg: CfgNode, processes: int) -> CfgNode:
-    """The configuration for so many processes; the same one where SOLVER.REFERENCE_WORLD_SIZE is 0 or that number.
+    """Scale a configuration; returns `cfg` itself if SOLVER.REFERENCE_WORLD_SIZE is 0 or equals `processes`.
 
     Args:
         cfg: not changed.
-        processes: that train.
+        processes: number of training processes.
 
     Returns:
         IMS_PER_BATCH and BASE_LR multiplied by processes / REFERENCE_WORLD_SIZE, and MAX_ITER, WARMUP_ITERS,
-        CHECKPOINT_PERIOD and TEST.EVAL_PERIOD divided by it, rounded; EMA.DECAY to the power of it. Its
-        REFERENCE_WORLD_SIZE is `processes`, so that it is not scaled again.
+        CHECKPOINT_PERIOD and TEST.EVAL_PERIOD divided by it, rounded; EMA.DECAY to its power.
+        REFERENCE_WORLD_SIZE is set to `processes`, so that the result is not scaled again.
 
     Raises:
         ValueError: IMS_PER_BATCH cannot be divided by REFERENCE_WORLD_SIZE, or a scaled value is out of range.
@@ -46,9 +46,9 @@ def scale_to_processes(cfg: CfgNode, processes: int) -> CfgNode:
     solver.BASE_LR = solver.BASE_LR * scale
     solver.MAX_ITER = max(1, round(solver.MAX_ITER / scale))
     solver.WARMUP_ITERS = round(solver.WARMUP_ITERS / scale)
-    solver.EMA.DECAY = solver.EMA.DECAY**scale  # so that the average spans as many images (Busbridge et al. 2023)
+    solver.EMA.DECAY = solver.EMA.DECAY**scale  # the average spans the same number of images (Busbridge et al. 2023)
     for section, key in PERIODS:
-        if scaled[section][key]:  # 0 has a meaning of its own
+        if scaled[section][key]:  # 0 is a special value, kept as it is
             scaled[section][key] = max(1, round(scaled[section][key] / scale))
     solver.REFERENCE_WORLD_SIZE = processes
     check_config(scaled)

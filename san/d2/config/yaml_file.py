@@ -1,4 +1,4 @@
-"""Reading configuration files, data set files and ``KEY VALUE`` pairs into a configuration; errors name the key."""
+"""Merges configuration files, data set files and ``KEY VALUE`` pairs into a configuration; errors name the key."""
 
 from __future__ import annotations
 
@@ -22,42 +22,42 @@ from san.record import AUTO
 logger = logging.getLogger("san.d2.config")
 
 TABLES = tuple(key.name for key in KEYS.values() if key.is_table)
-"""Keys whose own keys are free: options of parts."""
+"""Keys with a mapping of arbitrary keys as their value: options of parts."""
 
 
 _SCHEDULE_KEYS = ("SOLVER.LR_SCHEDULER_NAME", "SOLVER.WARMUP_FACTOR", "SOLVER.WARMUP_ITERS")
 
 MAX_TEXT = 4096
-"""Characters of a text, or elements of a list, that a key takes. Names, paths and templates are shorter."""
+"""Maximum length of a text or list in a configuration. Names, paths and templates are shorter."""
 
 MAX_VALUES = 20_000
-"""Values of a configuration file: one that a run wrote holds some hundreds."""
+"""Maximum number of values in a configuration file; one that a run wrote has some hundreds."""
 
 
 def merge_file(cfg: CfgNode, path: str, option_texts: dict[str, Any] | None = None) -> list[Path]:
-    """Reads a YAML file, and those it is based on, into a configuration.
+    """Merge a YAML file and its bases into a configuration.
 
-    Of a record that Detectron2 dumped, which holds all of its keys, those that SAN does not read are skipped.
+    A file that Detectron2 dumped has all of its keys; those that SAN does not read are skipped.
 
     Args:
-        cfg: changed in place; its keys are the legal ones.
+        cfg: changed in place; only its keys are accepted.
         path: plain YAML; ``_BASE_`` names a file, relative to it, to start from.
-        option_texts: gets the options of parts that were set, as the user wrote them, by key.
+        option_texts: receives the text of the part options that the file sets, by key.
 
     Returns:
         The files read.
 
     Raises:
-        FileNotFoundError: if the file, or one it is based on, does not exist.
-        ValueError: if it is not a YAML mapping, a key is unknown, or a value does not fit.
+        FileNotFoundError: the file, or one of its bases, does not exist.
+        ValueError: it is not a YAML mapping, a key is unknown, or a value is invalid.
     """
     files = []
     for source, content in _with_bases(user_path(path, "the configuration file")):
         files.append(source)
-        # the same file with every scalar as it is written: YAML itself reads 2024_01 as the number 202401
+        # the same file with every scalar as text: YAML itself reads 2024_01 as the number 202401
         raw = parse_yaml(read_text(source, "configuration file"), as_written=True, max_values=MAX_VALUES)
         texts = dict(flatten(raw)) if isinstance(raw, dict) else {}
-        if "GLOBAL" in content:  # Detectron2's record: nobody else writes this section
+        if "GLOBAL" in content:  # only files that Detectron2 dumped have this section
             warn_without_effect(content)
             content = _without_foreign(content)
         for key, value in flatten(content):
@@ -66,13 +66,13 @@ def merge_file(cfg: CfgNode, path: str, option_texts: dict[str, Any] | None = No
 
 
 def override_pairs(overrides: Sequence[str]) -> list[tuple[str, str]]:
-    """Keys and values of the command line.
+    """Parse keys and values of the command line.
 
     Args:
-        overrides: each a key and then its value, or one text ``key=value``; a value may hold ``=`` too.
+        overrides: alternating keys and values, or texts ``key=value``; a value may contain ``=``.
 
     Raises:
-        ValueError: if a value is missing.
+        ValueError: a value is missing.
     """
     pairs, texts = [], iter(overrides)
     for text in texts:
@@ -90,7 +90,7 @@ def override_pairs(overrides: Sequence[str]) -> list[tuple[str, str]]:
 def merge_overrides(
     cfg: CfgNode, overrides: Sequence[tuple[str, str]], option_texts: dict[str, Any] | None = None
 ) -> None:
-    """Sets keys of the command line.
+    """Merge keys and values of the command line into a configuration.
 
     Args:
         cfg: changed in place.
@@ -98,20 +98,20 @@ def merge_overrides(
         option_texts: see `merge_file`.
 
     Raises:
-        ValueError: if a key is unknown, or a value does not fit.
+        ValueError: a key is unknown, or a value is invalid.
     """
     for key, text in overrides:
         _set(cfg, key, parse(text), text, source="the command line", option_texts=option_texts)
 
 
 def expand_paths(cfg: CfgNode) -> None:
-    """Puts home folders for ``~`` in keys that hold paths; other paths stay as they are written.
+    """Replace ``~`` by the home folder in keys that are paths; other paths are not changed.
 
     Args:
         cfg: changed in place.
 
     Raises:
-        ValueError: there is no such home folder, or a value cannot be a path.
+        ValueError: the home folder does not exist, or a value cannot be a path.
     """
     for key in (each.name for each in KEYS.values() if each.is_path):
         *sections, leaf = key.split(".")
@@ -124,16 +124,16 @@ def expand_paths(cfg: CfgNode) -> None:
 
 
 def use_datasets(cfg: CfgNode, paths: Sequence[str]) -> None:
-    """Adds files to DATASETS.CUSTOM; their splits ``train`` become DATASETS.TRAIN and all others DATASETS.TEST.
+    """Add files to DATASETS.CUSTOM; their splits ``train`` become DATASETS.TRAIN, and all others DATASETS.TEST.
 
-    A file without a split ``train`` leaves DATASETS.TRAIN as it is.
+    If no file has a split ``train``, DATASETS.TRAIN is not changed.
 
     Args:
         cfg: changed in place.
-        paths: files that describe own data sets.
+        paths: files that describe custom data sets.
 
     Raises:
-        FileNotFoundError, ValueError: a file is missing or wrong.
+        FileNotFoundError, ValueError: a file is missing or invalid.
     """
     if not paths:
         return
@@ -146,7 +146,7 @@ def use_datasets(cfg: CfgNode, paths: Sequence[str]) -> None:
 
 
 def _with_bases(path: Path, above: tuple[Path, ...] = ()) -> Iterator[tuple[Path, Mapping[str, Any]]]:
-    """Files and their contents, bases first."""
+    """Return a file and its bases with their contents, bases first."""
     if not is_file(path):
         needed = f", the _BASE_ of {above[-1]}," if above else ""
         raise FileNotFoundError(f"configuration file {path}{needed} does not exist; see configs/ for those there are")
@@ -170,7 +170,7 @@ def _with_bases(path: Path, above: tuple[Path, ...] = ()) -> Iterator[tuple[Path
 
 
 def flatten(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values of nested mappings."""
+    """Return the dotted keys and values of nested mappings."""
     for key, value in content.items():
         if isinstance(value, Mapping):
             yield from flatten(value, f"{prefix}{key}.")
@@ -179,23 +179,23 @@ def flatten(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 
 def _without_foreign(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted keys and values without those of Detectron2 that SAN does not read."""
+    """Return dotted keys and values without Detectron2's keys that SAN does not read."""
     found = {key: value for key, value in flatten(content) if foreign_name(key) is None}
     name = found.get("SOLVER.LR_SCHEDULER_NAME")
     if name in KEYS["SOLVER.LR_SCHEDULER_NAME"].constraint.choices:
         return found
-    # a record of before SAN read these keys: they are Detectron2's defaults, of which none had an effect
+    # in files from versions that did not read these keys, they are Detectron2's defaults and had no effect
     return {key: value for key, value in found.items() if key not in _SCHEDULE_KEYS}
 
 
 def warn_without_effect(content: Mapping[str, Any], *sections: str) -> None:
-    """Warns, once, about Detectron2's keys that have no effect on SAN and are not at their defaults.
+    """Warn once about Detectron2's keys that have no effect on SAN and are not at their defaults.
 
-    The stand-in does not know those defaults, so there nothing is said: a run that wrote a record has said it.
+    With the stand-in, which does not have those defaults, nothing is logged; the run that dumped the file has warned.
 
     Args:
         content: a configuration.
-        sections: look at these alone, such as MODEL.
+        sections: only these are checked, such as MODEL.
     """
     defaults, changed = dict(flatten(get_cfg())), []
     for key, value in flatten({section: content[section] for section in sections or content if section in content}):
@@ -210,7 +210,7 @@ def warn_without_effect(content: Mapping[str, Any], *sections: str) -> None:
 
 
 def plain_value(value: Any) -> Any:
-    """A value as YAML gives it back."""
+    """Return a value as YAML would load it."""
     return [plain_value(each) for each in value] if isinstance(value, (list, tuple)) else value
 
 
@@ -220,14 +220,14 @@ def _warn_once(message: str) -> None:
 
 
 def leaf_keys(cfg: CfgNode) -> list[str]:
-    """All dotted keys of a configuration that hold a value."""
+    """Return all dotted keys of a configuration that are values, not sections."""
     return [key for key, _ in flatten(cfg)]
 
 
 def _set(
     cfg: CfgNode, key: str, value: Any, raw: Any, *, source: str, option_texts: dict[str, Any] | None = None
 ) -> None:
-    """Sets one dotted key to a value of the type it has; raw is the value with every scalar as the user wrote it."""
+    """Set one dotted key to a value, converted to the key's type; scalars of `raw` are the text that the user wrote."""
     node, leaf = _node_of(cfg, key), key.rpartition(".")[2]
     if node is None:
         start, foreign = printable(key[:100]), foreign_name(key)
@@ -244,7 +244,7 @@ def _set(
             f"{key} in {source} is {excerpt(value)}, of {size:,} characters or elements; give {MAX_TEXT} at most"
         )
     if leaf not in node or (key not in KEYS and any(key.startswith(f"{table}.") for table in TABLES)):
-        # an option of a part, which declares its type and may not be imported yet
+        # a part's option; the part declares its type, and may not be imported yet
         node[leaf] = list(value) if isinstance(value, tuple) else value
         if option_texts is not None:
             option_texts[key] = raw
@@ -264,7 +264,7 @@ def _set(
 
 
 def _node_of(cfg: CfgNode, key: str) -> CfgNode | None:
-    """The node that holds a dotted key; None where there is no such key. Tables of free keys grow as needed."""
+    """Return the node that contains a dotted key; None for an unknown key. Missing nodes of tables are created."""
     *sections, leaf = key.split(".")
     node, is_free = cfg, False
     for index, section in enumerate(sections):
@@ -280,7 +280,7 @@ def _node_of(cfg: CfgNode, key: str) -> CfgNode | None:
 
 
 def _size(value: Any) -> int:
-    """Characters of the longest text, or elements of the longest list, in a value."""
+    """Return the length of the longest text or list in a value."""
     if isinstance(value, (list, tuple)):
         return max([len(value), *map(_size, value)])
     return len(value) if isinstance(value, str) else 0

@@ -75,7 +75,7 @@ class Batches:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[list[BatchSample]]:
-        """Yields lists of samples.
+        """Yield lists of samples.
 
         Raises:
             ValueError, OSError: the error of a file.
@@ -133,7 +133,7 @@ class _Watch:
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Watch the wait for a batch, which is the body of the `with`."""
+        """Context manager that watches the wait for a batch in its body."""
         self._since = time.monotonic()
         try:
             yield
@@ -174,7 +174,7 @@ def _end_processes(source: Any) -> None:
 
 
 def set_up_worker(_: int) -> None:
-    """Set up a loader worker: one thread, as there are many workers, and signals are left to the main process."""
+    """Set up a loader worker: use one thread, as there are many workers, and leave signals to the main process."""
     torch.set_num_threads(1)
     _prctl_pr_set_pdeathsig(signal.SIGKILL)  # end with the main process, even if it is killed
     stopping.ignore_first_signal()
@@ -182,11 +182,11 @@ def set_up_worker(_: int) -> None:
 
 
 def _send_error(queue: Any, error: Exception, item: Any) -> None:
-    """In a worker: send the error instead of a batch that cannot be sent, which Python would drop.
+    """Send the error from a worker if a batch cannot be sent; Python would drop the error.
 
     Args:
         queue: queue to the main process.
-        error: for instance a full /dev/shm, or too many open files.
+        error: the error, for example a full /dev/shm or too many open files.
         item: (index of the batch, batch).
     """
     message = (

@@ -3,8 +3,8 @@
 All randomness of training is a pure function of (seed, position in the sample stream). Position p of the stream is one
 sample of shuffle p // n of the n samples; its augmentation and loss points are drawn from generators seeded by
 (seed, p). Batch i contains positions i * B .. i * B + B - 1. Therefore the number of workers, the number of processes
-and interruptions do not change the training data. With weights of data sets (`Mixture`), position p is of a data set,
-and is the next sample in that set's own shuffles.
+and interruptions do not change the training data. With weights of data sets (`Mixture`), position p belongs to one
+data set, and is the next sample in that set's own shuffles.
 """
 
 from __future__ import annotations
@@ -68,13 +68,13 @@ def epoch_order(seed: int, epoch: int, size: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Mixture:
-    """Several data sets whose shares of the stream are fixed, whatever their sizes.
+    """Several data sets with fixed shares of the stream, independent of their sizes.
 
-    Every `BLOCK` positions contain the same number of samples of a data set, in random order. Each data set is shown
-    in shuffles of its own.
+    Every `BLOCK` positions contain the same number of samples of a data set, in random order. Each data set is used
+    in its own shuffles.
 
     Attributes:
-        sizes: number of records of each data set; its records follow those of the one before.
+        sizes: number of records of each data set; its records follow those of the previous one.
         quotas: samples of each data set in a block, at least 1; their sum is `BLOCK`.
     """
 
@@ -100,7 +100,7 @@ def _set_order(seed: int, which: int, epoch: int, size: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=4)
 def _block_order(seed: int, block: int, quotas: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the data set of each position of a block, and how many samples of it the block has before it."""
+    """Return the data set of each position of a block, and the number of its earlier samples in the block."""
     sets = np.repeat(np.arange(len(quotas)), quotas)
     sets = np.random.default_rng((seed, _MIXTURE_STREAM, 0, block)).permutation(sets)
     numbers = np.zeros_like(sets)
@@ -121,7 +121,7 @@ class PositionDataset(Dataset[Any]):
         records: the data set.
         mapping: (record, generator) -> sample.
         seed: seed of the run, 0 or more.
-        mixture: of several data sets whose shares are fixed; None shuffles all records together.
+        mixture: several data sets with fixed shares; None shuffles all records together.
     """
 
     def __init__(
@@ -135,9 +135,9 @@ class PositionDataset(Dataset[Any]):
     def __getitem__(self, position: int) -> BatchSample | BadSample:
         """Return the sample at a position.
 
-        A sample that cannot be read is replaced by another, drawn from (seed, position), in a mixture from the same
-        data set, whose entry ``bad`` has the errors. If the replacements cannot be read either, the result is a
-        `BadSample`.
+        A sample that cannot be read is replaced by another, drawn from (seed, position); in a mixture, from the same
+        data set. The entry ``bad`` of the new sample has the errors. If the replacements cannot be read either, the
+        result is a `BadSample`.
         """
         index, among = self._index(position)
         bad: list[BadSample] = []
@@ -183,7 +183,7 @@ class PositionSampler(Sampler[int]):
         self.positions = range(start + rank, end, world)
 
     def __iter__(self) -> Iterator[int]:
-        """Yields positions in order."""
+        """Yield positions in order."""
         return iter(self.positions)
 
     def __len__(self) -> int:
@@ -249,7 +249,7 @@ class StreamConfig:
 
     @property
     def step_size(self) -> int:
-        """Samples of one accumulation step of one process."""
+        """Number of samples in one accumulation step of one process."""
         return self.batch_size // (self.world * self.accumulation)
 
 
@@ -288,7 +288,7 @@ def build_train_loader(
         collate_fn=as_list,
         pin_memory=pin_memory,
         worker_init_fn=set_up_worker,
-        timeout=timeout if num_workers else 0,  # without workers PyTorch refuses one
+        timeout=timeout if num_workers else 0,  # PyTorch raises if there are no workers
     )
     return Batches(loader, timeout)
 
@@ -324,6 +324,6 @@ def build_eval_loader(
         num_workers=num_workers,
         collate_fn=as_list,
         worker_init_fn=set_up_worker,
-        timeout=timeout if num_workers else 0,  # without workers PyTorch refuses one
+        timeout=timeout if num_workers else 0,  # PyTorch raises if there are no workers
     )
     return Batches(loader, timeout)

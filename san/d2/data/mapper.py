@@ -98,10 +98,10 @@ class TrainMapper:
 
 
 class MapperPerSet:
-    """Maps each training sample by the mapper of its own data set.
+    """Maps each training sample with the mapper of its data set.
 
     Args:
-        mappers: by registered name, a record's ``dataset_name``.
+        mappers: mapper of each data set, by registered name (a record's ``dataset_name``).
     """
 
     def __init__(self, mappers: Mapping[str, TrainMapper]) -> None:

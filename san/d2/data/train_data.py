@@ -21,7 +21,7 @@ class TrainingData:
     """The data sets that a run trains on.
 
     Attributes:
-        records: of all data sets, those of one behind those of the other; each has a ``dataset_name``.
+        records: records of all data sets, one set after the other; each has a ``dataset_name``.
         infos: properties of each data set, by name.
         mixture: their shares; None if all records are shuffled together.
     """

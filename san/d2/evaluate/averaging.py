@@ -1,6 +1,6 @@
-"""Evaluation of what averages scores: a model over scales and mirror images (TEST.AUG), or an ensemble.
+"""Evaluation with averaged scores: of a model over scales and mirror images (TEST.AUG), or of an ensemble.
 
-With TEST.AUG.ENABLED every data set is evaluated twice, plainly and so, and `side_by_side` compares the figures.
+With TEST.AUG.ENABLED every data set is evaluated twice, without and with averaging; `side_by_side` compares the two.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ from san.vocabulary.classes import ClassText
 logger = logging.getLogger("san.d2.evaluation")
 
 SUFFIX = "_TTA"
-"""Of a data set's name, for the metrics with TEST.AUG; Detectron2's projects have the same."""
+"""Suffix of a data set's name for the metrics with TEST.AUG, as in Detectron2's projects."""
 
 FOLDER = "inference_TTA"
-"""Below OUTPUT_DIR: the reports with TEST.AUG."""
+"""Folder in OUTPUT_DIR of the reports with TEST.AUG."""
 
 TABLE = "side_by_side.csv"
 
 
 class SegmenterModel(nn.Module):
-    """A segmenter as evaluations call a model: lists of samples to predictions. It cannot be trained.
+    """Wraps a segmenter as a model for evaluation: lists of samples to predictions. It cannot be trained.
 
     Args:
-        segmenter: a `Predictor` or an `Ensemble`; its models are this module's.
-        classes: the vocabulary of a sample.
-        vocabulary: the classes of every sample, if they have the same; resumed evaluations compare them.
+        segmenter: a `Predictor` or an `Ensemble`; its models become submodules.
+        classes: returns the vocabulary of a sample.
+        vocabulary: the classes, if all samples have the same; resumed evaluations compare them.
     """
 
     def __init__(
@@ -64,15 +64,15 @@ class SegmenterModel(nn.Module):
 
     @property
     def description(self) -> list[str]:
-        """All that decides the numbers beside the weights."""
+        """Everything besides the weights that affects the predictions."""
         return [repr(self.segmenter), *(str(each.max_size) for each in _predictors(self.segmenter))]
 
     def shrink_bands(self, factor: int) -> None:
-        """Makes post-processing hold less at once by this factor from now on, where memory is short."""
+        """Reduce the memory of post-processing by this factor from now on, for use when memory runs out."""
         self._band_shrink = factor
 
     def forward(self, batched_inputs: list[BatchSample]) -> list[Mapping[str, Tensor]]:
-        """One mapping per sample, as those of `SAN.forward` in evaluation.
+        """Return one mapping per sample, as `SAN.forward` in evaluation.
 
         Args:
             batched_inputs: samples with ``image`` (3, H, W) uint8 RGB at the file's size, which is resized here;
@@ -96,7 +96,7 @@ class SegmenterModel(nn.Module):
 
 
 def _predictors(segmenter: Segmenter) -> list[Predictor]:
-    """All that one is made of, in order."""
+    """Return the predictors of a segmenter, in order."""
     if isinstance(segmenter, Ensemble):
         return [each for member in segmenter.members for each in _predictors(member)]
     if not isinstance(segmenter, Predictor):
@@ -105,7 +105,7 @@ def _predictors(segmenter: Segmenter) -> list[Predictor]:
 
 
 def inner_san(model: nn.Module) -> SAN:
-    """A meta-architecture whose inner model is to predict; one with a forward of its own is warned about.
+    """Return a meta-architecture as a `SAN`, to predict with its inner model; warns if it overrides `forward`.
 
     Raises:
         ValueError: it is not a `SAN`.
@@ -119,7 +119,7 @@ def inner_san(model: nn.Module) -> SAN:
 
 
 def augmented(cfg: CfgNode, model: nn.Module) -> SegmenterModel:
-    """A model that averages over TEST.AUG's scales and mirror images, with the weights of the given one.
+    """Return a model with the given one's weights that averages over TEST.AUG's scales and mirror images.
 
     Raises:
         ValueError: see `inner_san`.
@@ -138,10 +138,10 @@ def augmented(cfg: CfgNode, model: nn.Module) -> SegmenterModel:
 
 
 def check_averaging(cfg: CfgNode, *, training: bool) -> None:
-    """Refuses what cannot be averaged, before any work.
+    """Check that scores can be averaged, before any work starts.
 
     Raises:
-        ValueError: an ensemble is to be trained, or is augmented as a whole; or TEST.AUG meets a foreign model.
+        ValueError: an ensemble is trained, or used with TEST.AUG; or TEST.AUG is used with a model that is not a SAN.
     """
     ensemble, weights = is_ensemble_file(cfg.MODEL.WEIGHTS), cfg.MODEL.WEIGHTS
     if ensemble and training:
@@ -164,12 +164,12 @@ def check_averaging(cfg: CfgNode, *, training: bool) -> None:
 def side_by_side(
     folder: Path, plain: Mapping[str, Mapping[str, float]], augmented: Mapping[str, Mapping[str, float]]
 ) -> str:
-    """Writes the summary metrics with and without TEST.AUG to ``side_by_side.csv``.
+    """Write the summary metrics with and without TEST.AUG to ``side_by_side.csv``.
 
     Args:
-        folder: where to.
-        plain: metrics in percent by data set.
-        augmented: the same with TEST.AUG.
+        folder: folder of the file.
+        plain: metrics in percent without TEST.AUG, by data set.
+        augmented: metrics with TEST.AUG.
 
     Returns:
         The table as text.

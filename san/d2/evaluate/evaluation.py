@@ -62,8 +62,8 @@ class OutputConfig:
             `san.evaluation.per_image.distinct_stems`.
         rle: write all predictions to ``sem_seg_predictions.json``.
         subset: which part of the data set is evaluated, such as "20 of 5000 images"; "" = all of it.
-        optional: go on without a file for which the disk has no room, with a warning.
-        oracle: separate errors of masks from errors of names, of predictions that have ``proposals`` (TEST.ORACLE).
+        optional: if the disk is full, log a warning and continue without the file.
+        oracle: separate mask errors from name errors; predictions must have ``proposals`` (TEST.ORACLE).
     """
 
     folder: Path
@@ -80,7 +80,7 @@ class SemSegEvaluator(DatasetEvaluator):
 
     Args:
         name: the data set, registered with class names.
-        output: what to write and where.
+        output: options of the files to write.
 
     Raises:
         ValueError: two classes have the same name.
@@ -124,7 +124,7 @@ class SemSegEvaluator(DatasetEvaluator):
                 self.rle.update(prediction, sample["file_name"], self._image_ids.get(sample["file_name"]))
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything counted so far, as tensors and plain data."""
+        """Return all counts as tensors and plain data."""
         return pack_state(self.matrix, self.rle.entries, self.rows, self.oracle)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -149,14 +149,14 @@ class SemSegEvaluator(DatasetEvaluator):
 
     @cached_property
     def _stems(self) -> dict[tuple[str, str], str]:
-        """Names of the label maps by pair of files; they depend on the whole data set, as in their readers."""
+        """Return the label maps' names by pair of files; they depend on the whole data set, as in their readers."""
         pairs = [(record["file_name"], record["sem_seg_file_name"]) for record in load_records(self.name)]
         labels = [label for _, label in pairs]
         return dict(zip(pairs, distinct_stems(labels, self.label_root or common_folder(labels)), strict=True))
 
     @cached_property
     def _image_ids(self) -> dict[str, str]:
-        """Image ids, for images whose file names are not unique: their paths without extension."""
+        """Return ids of the images with repeated file names: their paths without extension."""
         images = [record["file_name"] for record in load_records(self.name)]
         counts = Counter(map(default_image_id, images))
         stems = distinct_stems(images, common_folder(images))
@@ -273,7 +273,7 @@ def evaluate_dataset(
         name: a registered data set.
         folder: folder of the report.
         resuming: how counts are saved to resume a killed evaluation; None saves nothing.
-        training: the evaluation is part of a training run, which a full disk must not end.
+        training: the evaluation is part of a training run, which continues without a report if the disk is full.
 
     Returns:
         on the main process the metrics in percent, elsewhere None.
@@ -312,7 +312,7 @@ def eval_records(cfg: CfgNode, name: str) -> tuple[list[Record], str]:
 
 
 def output_config(cfg: CfgNode, folder: Path, subset: str, *, optional: bool = False) -> OutputConfig:
-    """What an evaluation of a run writes; the arguments are `OutputConfig`'s."""
+    """Return the `OutputConfig` of an evaluation of a run."""
     kept = (cfg.TEST.NUM_PANELS, cfg.TEST.SAVE_LABEL_MAPS, cfg.TEST.SAVE_RLE)
     return OutputConfig(folder, *kept, subset, optional, cfg.TEST.ORACLE)
 
@@ -343,7 +343,7 @@ def _count(
 
 
 def eval_loader(cfg: CfgNode, name: str, records: Sequence[Record], done: int = 0, *, resized: bool = True) -> Batches:
-    """Return the images of this process, without the first `done` ones; without `resized` at their files' sizes."""
+    """Return the images of this process after the first `done`; `resized` False keeps their files' sizes."""
     info = dataset_info(name, metadata_of(name))
     return build_eval_loader(
         records,

@@ -19,18 +19,18 @@ SMALLER = 16
 
 
 class OutOfMemoryFallback:
-    """Predicts as a model does; when memory runs out, retries in smaller chunks and then on the CPU.
+    """Calls a model; if memory runs out, retries with smaller chunks and then on the CPU.
 
-    Smaller chunks stay for all further images; the CPU computes only the images that need it. Each fallback is logged
-    once. The predictions are the same except for rounding.
+    Smaller chunks are kept for all further images; the CPU computes only the images that need it. Each fallback is
+    logged once. The predictions are the same except for rounding.
 
     Args:
-        model: a ``SAN`` in evaluation mode, not wrapped; another model has no smaller chunks without ``shrink_bands``.
+        model: a ``SAN`` in evaluation mode, not wrapped; a model without ``shrink_bands`` has no smaller chunks.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self._shrink = getattr(model, "shrink_bands", None)  # a model of a user's own may have none
+        self._shrink = getattr(model, "shrink_bands", None)  # a custom model may have none
         self._on_cpu: nn.Module | None = None
 
     def __call__(self, batch: list[BatchSample]) -> list[dict[str, Any]]:
@@ -57,7 +57,7 @@ class OutOfMemoryFallback:
         return result
 
     def with_batch(self, batch: list[BatchSample]) -> tuple[list[BatchSample], list[dict[str, Any]]]:
-        """A batch and its predictions, made with PyTorch's defaults and without gradients, in whatever thread."""
+        """Return a batch and its predictions, computed with PyTorch's defaults and without gradients in any thread."""
         with torch_defaults(), torch.no_grad():
             return batch, self(batch)
 

@@ -82,7 +82,7 @@ class ResumeConfig:
             "precision": cfg.FLOAT32_PRECISION,
             "outputs": [cfg.TEST.NUM_PANELS, cfg.TEST.SAVE_LABEL_MAPS, cfg.TEST.SAVE_RLE, cfg.TEST.ORACLE],
         }
-        if hasattr(model, "description"):  # of what averages; INPUT decides nothing then
+        if hasattr(model, "description"):  # of a `SegmenterModel`, which does not use INPUT
             described["sizes"] = model.description
         key = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()
         return SavedCounts(folder / FOLDER, key, self.resume, self.period)
@@ -95,7 +95,7 @@ class SavedCounts:
     Attributes:
         folder: folder of the files.
         key: hash of everything that affects the result; counts with another key are not used.
-        resume: whether saved counts are used at all.
+        resume: whether saved counts are used.
         period: seconds between two saves.
     """
 
@@ -131,7 +131,7 @@ class SavedCounts:
             num_images: number of images that this process evaluates.
 
         Returns:
-            the number of completed images, and the state, whose values are not validated.
+            the number of completed images, and the state; its values are not validated.
         """
         if not self.resume or not self.path.exists():
             return None

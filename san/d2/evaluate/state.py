@@ -1,4 +1,4 @@
-"""The counts of an evaluator as tensors and plain data, and read back from a file that may hold anything."""
+"""Packs the counts of an evaluator as tensors and plain data, and validates them when they are loaded."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ Row = tuple[str, np.ndarray, np.ndarray]  # file, prediction and truth of a pane
 def pack_state(
     matrix: ConfusionMatrix, entries: list[dict[str, Any]], rows: list[Row], oracle: OracleCounts | None
 ) -> dict[str, Any]:
-    """The state of an evaluator, which `unpack_state` and `unpack_oracle` read.
+    """Return the state of an evaluator, for `unpack_state` and `unpack_oracle`.
 
     Args:
-        matrix: its counts.
+        matrix: its counts (C, C).
         entries: run-length entries of its predictions.
-        rows: of its panel.
-        oracle: its error analysis, if it makes one.
+        rows: rows of its panel.
+        oracle: its error analysis; None without one.
     """
     return {
         "counts": torch.from_numpy(matrix.counts),
@@ -40,10 +40,10 @@ def pack_state(
 def unpack_state(
     state: dict[str, Any], num_classes: int, ignore_label: int
 ) -> tuple[np.ndarray, list[dict[str, Any]], list[Row]]:
-    """The counts (C, C), run-length entries and panel rows of an evaluator's state.
+    """Return the counts (C, C), run-length entries and panel rows of an evaluator's state.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: it is not such a state.
     """
     try:
         counts, entries = state["counts"].numpy(), parse_json(state["rle"].numpy().tobytes().decode("utf-8"))
@@ -62,7 +62,7 @@ def unpack_state(
 
 
 def unpack_oracle(state: dict[str, Any]) -> dict[str, np.ndarray]:
-    """The counts of an error analysis in an evaluator's state; `OracleCounts.merge` checks them.
+    """Return the counts of the error analysis in an evaluator's state; `OracleCounts.merge` checks them.
 
     Raises:
         ValueError: there are none.

@@ -104,12 +104,12 @@ def _work(main: Callable[..., None], cfg: CfgNode, args: argparse.Namespace) -> 
     """Run a worker. All workers end together; a failed one ends without waiting for the others.
 
     Raises:
-        StopRequested: `main` raised it; raised again outside its traceback, which references all its objects.
+        StopRequested: `main` raised it; raised again without its traceback, which references all objects of `main`.
     """
     stopped = False
     try:
         main(cfg, args)
-    except StopRequested:  # raised by all
+    except StopRequested:  # raised in all workers
         stopped = True
     destroy_groups()
     if stopped:
@@ -121,7 +121,7 @@ def destroy_groups() -> None:
     if not (dist.is_available() and dist.is_initialized()):
         return
     comm.synchronize()  # no worker leaves while another still communicates with it
-    # Gloo's threads need the GIL to free tensors of finished exchanges, but destroying a group holds it and waits
+    # Gloo's threads need the GIL to free tensors of finished operations, but destroying a group holds the GIL and waits
     time.sleep(_DROP_SECONDS)
     forget_groups()
     gc.collect()  # a trainer and its hooks form a cycle that references the groups
@@ -129,7 +129,7 @@ def destroy_groups() -> None:
 
 
 def _log_failed_process(error: ProcessException, first_rank: int, folder: Path) -> None:
-    """Log which process ended the job; a killed process cannot log it.
+    """Log which process ended the job, because a killed process cannot log it.
 
     Args:
         error: error of the first process that failed; the others have been ended.
@@ -235,7 +235,7 @@ def setup_run(cfg: CfgNode) -> None:
 
 
 def place_caches(folder: Path) -> None:
-    """Without a home folder, set the caches and settings of other packages below a run; iopath would create ``~``.
+    """If there is no home folder, put other packages' caches and settings in a run; iopath would create ``~``.
 
     Args:
         folder: folder of the run. Environment variables that are already set are kept.
@@ -259,7 +259,7 @@ def _setup_loggers(folder: Path, rank: int) -> None:
 
 
 def _handle_log_error(otherwise: Callable[[logging.LogRecord], None], record: logging.LogRecord) -> None:
-    """Ignore lines that a full disk cannot store; the terminal has them, and would also get a traceback for each."""
+    """Ignore lines that a full disk cannot store; the terminal has them, and would get a traceback for each."""
     if not isinstance(sys.exc_info()[1], OSError):
         otherwise(record)
 

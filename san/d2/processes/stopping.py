@@ -27,7 +27,7 @@ SECOND_SIGNAL_AFTER = 1.0
 """Seconds. Closer signals count as one: a launcher forwards a signal that a scheduler has sent to all processes."""
 
 GRACE_SECONDS = 3.0
-"""Seconds that the launching process gives its workers to end after a second signal, which they get too."""
+"""Seconds that workers have to end after a second signal before the launching process kills them."""
 
 Handler = Callable[[int, FrameType | None], None]
 
@@ -101,7 +101,7 @@ def check_interrupted() -> None:
 
 
 def ignore_first_signal() -> None:
-    """Leave the first signal to the main process; for loader workers, which a second signal ends."""
+    """Ignore the first signal in a loader worker, where the main process handles it; a second one ends the worker."""
     signal.set_wakeup_fd(-1)  # inherited; signals to this process are not for the main one
     for number in SIGNALS:
         signal.signal(number, _ignore_once)
@@ -179,7 +179,7 @@ def _record(number: int, frame: FrameType | None) -> None:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    if not _interrupted:  # a launcher may forward what the terminal has already sent
+    if not _interrupted:  # a launcher may forward a signal that the terminal has already sent
         _interrupted.append(number)
         raise KeyboardInterrupt
 

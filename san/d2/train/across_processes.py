@@ -1,6 +1,6 @@
-"""What the processes of a job do as one: the main one decides and reads, all have its settings and weights.
+"""Keeps the processes of a job consistent: the main process decides and reads, and all have its settings and weights.
 
-So machines need not share a disk: checkpoints are read on the main process's and sent to the others.
+Machines need not share a disk: the main process reads checkpoints and sends them to the others.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from san.io.errors import USER_ERRORS, one_line
 T = TypeVar("T")
 
 OWN_KEYS = (*(key.name for key in KEYS.values() if key.is_path), "DATALOADER.NUM_WORKERS")
-"""Keys that may have another value on another machine."""
+"""Keys that may differ between machines."""
 
 
 def from_main(action: Callable[[], T]) -> T:
-    """What a function returns on the main process, on every process; all must call this.
+    """Call a function on the main process and return its result in every process; every process must call this.
 
     Args:
         action: called on the main process only; its result is sent to the others.
 
     Raises:
-        Exception: what the function raises, on the main process; on the others a ValueError or RuntimeError that says
-            the same.
+        Exception: the error of the function on the main process; on the others a ValueError or RuntimeError with the
+            same message.
     """
     result: Any = None
     failure: Exception | None = None
@@ -55,16 +55,16 @@ def from_main(action: Callable[[], T]) -> T:
 
 
 def check_same_settings(cfg: CfgNode, modes: Mapping[str, bool]) -> None:
-    """Refuses processes that were started to do different things: they would train apart, or wait for each other.
+    """Check that all processes have the same settings; otherwise they would train separately or deadlock.
 
     Every process must call it.
 
     Args:
         cfg: this process's configuration.
-        modes: this process's options that decide what it does, by name.
+        modes: this process's options that select what it does, by name.
 
     Raises:
-        ValueError: on every process, with the keys and values of the first one that differs from the main process.
+        ValueError: on every process; names the keys and values of the first process that differs from the main one.
     """
     if comm.get_world_size() == 1:
         return
@@ -84,15 +84,15 @@ def check_same_settings(cfg: CfgNode, modes: Mapping[str, bool]) -> None:
 
 
 def load_everywhere(checkpointer: SANCheckpointer, path: str, checkpointables: Sequence[str] = ()) -> dict[str, Any]:
-    """Loads a checkpoint that the main process reads, into every process; all must call this.
+    """Load a checkpoint, read by the main process, into every process; every process must call this.
 
     Args:
         checkpointer: of this process's model.
-        path: on the main process's disk.
-        checkpointables: names of the checkpointer's further objects to be loaded too.
+        path: path on the main process's disk.
+        checkpointables: names of further objects of the checkpointer to load.
 
     Returns:
-        What else the checkpoint holds, without tensors of the model and states of objects.
+        The other entries of the checkpoint, without tensors of the model and states of objects.
 
     Raises:
         ValueError, OSError: on every process: it cannot be read, does not fit, or the processes' weights differ.
@@ -116,19 +116,19 @@ def load_everywhere(checkpointer: SANCheckpointer, path: str, checkpointables: S
 
 
 def _share_weights(model: nn.Module) -> None:
-    """Sends the main process's weights and buffers to the others."""
+    """Send the main process's weights and buffers to the others."""
     tensors = model.state_dict()
     for tensor in tensors.values():
         dist.broadcast(tensor, src=0)
     if not comm.is_main_process():
-        model.load_state_dict(tensors)  # onto themselves: what a model does when it is loaded is done here too
+        model.load_state_dict(tensors)  # copies the tensors onto themselves, to run the model's load hooks
 
 
 def check_same_weights(model: nn.Module) -> None:
-    """Refuses to train different models as one; every process must call it.
+    """Check that all processes have the same weights; every process must call it.
 
     Raises:
-        ValueError: on every process, if the weights of one are not those of the main process.
+        ValueError: on every process, if the weights of one differ from those of the main process.
     """
     digests = comm.all_gather(weights_digest(model) if comm.get_world_size() > 1 else "")
     other = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
@@ -141,11 +141,11 @@ def check_same_weights(model: nn.Module) -> None:
 
 
 def distribute(model: nn.Module, *, find_unused: bool = False) -> nn.Module:
-    """The model, wrapped for distribution where there are several workers.
+    """Return the model, wrapped for distributed training if there are several workers.
 
     Args:
-        model: on its device.
-        find_unused: whether trained parameters may be without a gradient.
+        model: model on its device.
+        find_unused: whether trained parameters may have no gradient.
     """
     if comm.get_world_size() == 1:
         return model

@@ -1,4 +1,4 @@
-"""When checkpoints are written, which are kept, and which is the best."""
+"""Hooks that write checkpoints, remove old ones, and keep the best."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ logger = logging.getLogger("san.d2.checkpoints")
 
 
 def last_done(trainer: TrainerBase) -> int:
-    """The last iteration that was done, or is under way: after the last one a trainer's own number is one more."""
+    """Return the last completed or current iteration; after training, a trainer's own number is one more."""
     return min(trainer.iter, max(trainer.start_iter, trainer.max_iter) - 1)
 
 
 class CheckpointHook(HookBase):
-    """Writes ``model_<iteration>.pth`` every so many iterations, and ``model_final.pth`` after the last.
+    """Writes ``model_<iteration>.pth`` every `period` iterations, and ``model_final.pth`` after the last.
 
     Args:
         checkpointer: writes them.
         period: iterations between two.
-        keep: how many of the run's latest are kept beside the final one; None keeps all. The last one written is
-            removed only after a newer one lies there whole; those of other runs are never removed.
-        sound: tells whether the last update was done; while updates are left out, nothing is written but the final
-            checkpoint or one asked for, and nothing removed, as the weights may be what is wrong.
-        check: called with the last iteration before each save, on every process; raises where weights are not finite.
+        keep: number of the run's latest checkpoints to keep besides the final one; None keeps all. The last one is
+            removed only after a newer one is complete; those of other runs are never removed.
+        sound: returns whether the last update was done. While updates are skipped, the weights may be invalid: only
+            the final checkpoint and requested ones are written, and none is removed.
+        check: called with the last iteration before each save, on every process; raises if weights are not finite.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class CheckpointHook(HookBase):
         self._final = False
 
     def before_train(self) -> None:
-        """Clears up after a killed run: removes what is half written, and writes the final one where it is lacking."""
+        """Clean up after a killed run: remove incomplete files, and write the final checkpoint if it is missing."""
         if comm.is_main_process():
             for path in Path(self.checkpointer.save_dir).glob(f".*{PARTIAL}*"):
                 path.unlink(missing_ok=True)
@@ -77,7 +77,7 @@ class CheckpointHook(HookBase):
         return done % self.period == 0
 
     def after_step(self) -> None:
-        """Writes every `period` iterations, and after the last."""
+        """Write a checkpoint every `period` iterations, and after the last."""
         iteration = self.trainer.iter
         if self.reads_losses(iteration + 1) and self.sound():
             self.save(f"model_{iteration:07d}")
@@ -85,21 +85,21 @@ class CheckpointHook(HookBase):
             self.save(FINAL)
 
     def save_now(self) -> bool:
-        """Writes the present state, unless it lies there already; returns whether it does then."""
+        """Write the current state unless it is already written; return whether the checkpoint exists."""
         done = last_done(self.trainer)
         if self._last_saved == done:
             return True
         return self.save(FINAL if done + 1 >= self.trainer.max_iter else f"model_{done:07d}")
 
     def finish(self) -> bool:
-        """Writes the final checkpoint, unless it lies there already; returns whether it does then."""
+        """Write the final checkpoint unless it is already written; return whether it exists."""
         return self._final or self.save(FINAL)
 
     def save(self, name: str) -> bool:
-        """Writes one, and removes what need not be kept; returns whether it is written.
+        """Write a checkpoint, and remove old ones; return whether it was written.
 
         Raises:
-            FloatingPointError: as `check`.
+            FloatingPointError: raised by `check`.
         """
         done = last_done(self.trainer)
         self.check(done)
@@ -116,18 +116,18 @@ class CheckpointHook(HookBase):
         return True
 
     def _is_own(self, path: Path) -> bool:
-        """Whether a checkpoint is one of this run."""
+        """Whether a checkpoint belongs to this run."""
         identity = identity_of(path)
         return identity is not None and (identity.run or "") == self.checkpointer.run_id
 
 
 class BestCheckpointHook(HookBase):
-    """Writes ``model_best.pth`` whenever an evaluation gives a metric its best value so far.
+    """Writes ``model_best.pth`` after each evaluation that improves a metric.
 
     Args:
         checkpointer: writes it.
         metric: "data set/metric", such as shapes_sem_seg_val_seen/mIoU; higher is better.
-        results: gives the latest evaluation's metrics by data set, empty where there is none.
+        results: returns the latest evaluation's metrics by data set; empty if there is none.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class BestCheckpointHook(HookBase):
         self._seen: object = None
 
     def before_train(self) -> None:
-        """Learns from ``model_best.pth`` itself what there is to beat: only a value that it holds."""
+        """Read the best value so far from ``model_best.pth``."""
         path = Path(self.checkpointer.save_dir) / f"{BEST}.pth"
         self.best = -math.inf
         if not self.trainer.start_iter or not comm.is_main_process() or not path.is_file():
@@ -153,13 +153,13 @@ class BestCheckpointHook(HookBase):
         try:
             state = flat_state(load_checkpoint_file(path).get("trainer"))["hooks"][type(self).__qualname__]
             metric, best = state["metric"], float(state["best"])
-        except (ValueError, TypeError, LookupError):  # a checkpoint of something else under this name
+        except (ValueError, TypeError, LookupError):  # another checkpoint with this name
             return
         if metric == self.name and math.isfinite(best):
             self.best = best
 
     def after_step(self) -> None:
-        """Looks at the latest evaluation, if there is a new one."""
+        """Compare the latest evaluation with the best, if there is a new one."""
         results = self.results()
         if results is self._seen or self.dataset not in results:
             return
@@ -170,13 +170,13 @@ class BestCheckpointHook(HookBase):
         logger.info("%s is %.2f, the best so far (before: %.2f)", self.name, value, before)
         self.best = value
         if not self.checkpointer.save(BEST, latest=False, iteration=last_done(self.trainer)):
-            self.best = before  # of what is there
+            self.best = before  # the value of the existing file
 
     after_train = after_step
 
     def state_dict(self) -> dict[str, Any]:
-        """The best value so far, and of what."""
+        """Return the best value so far, and its metric."""
         return {} if self.best == -math.inf else {"metric": self.name, "best": self.best}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes up nothing: `before_train` looks at ``model_best.pth``, which may be newer, or gone."""
+        """Load nothing: `before_train` reads ``model_best.pth``, which may be newer, or missing."""

@@ -1,4 +1,4 @@
-"""SOLVER.EARLY_STOP: the end of a run whose metric no longer rises."""
+"""SOLVER.EARLY_STOP: ends a run when its metric no longer improves."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Results = Mapping[str, Mapping[str, float]]
 
 
 class EarlyStopHook(HookBase):
-    """Counts evaluations since the best one; every process has one, and all count the same.
+    """Counts evaluations since the best one; every process has its own hook, and all have the same count.
 
     Args:
         metric: "data set/metric"; higher is better.
-        patience: so many evaluations in a row without a better value end the run.
-        results: gives the latest evaluation's metrics by data set; empty on all processes but the main one.
+        patience: number of consecutive evaluations without a better value that ends the run.
+        results: returns the latest evaluation's metrics by data set; empty except on the main process.
     """
 
     def __init__(self, metric: str, patience: int, results: Callable[[], Results]) -> None:
@@ -35,31 +35,31 @@ class EarlyStopHook(HookBase):
 
     @property
     def due(self) -> bool:
-        """Whether the run is to end."""
+        """Whether the run should end."""
         return self.since >= self.patience
 
     def before_train(self) -> None:
-        """Nothing is evaluated yet."""
+        """Ignore results that exist before training."""
         self._seen = self.results()
 
     def after_step(self) -> None:
-        """Counts the latest evaluation, if there is a new one."""
+        """Count the latest evaluation, if there is a new one."""
         results = self.results()
         if results is not self._seen:
             self._seen = results
             self.count(broadcast(self.value_in(results)), self.trainer.iter)
 
     def value_in(self, results: Results) -> float | None:
-        """The metric, where the results have it."""
+        """Return the metric; None if the results do not have it."""
         dataset, _, metric = self.name.partition("/")
         return results.get(dataset, {}).get(metric)
 
     def count(self, value: float, iteration: int) -> None:
-        """Counts an evaluation, unless it is counted already.
+        """Count an evaluation, unless it is already counted.
 
         Args:
-            value: of the metric; NaN is never better.
-            iteration: after which it was made.
+            value: value of the metric; NaN is never better.
+            iteration: iteration of the evaluation.
         """
         if iteration <= self.iteration:
             return
@@ -78,13 +78,13 @@ class EarlyStopHook(HookBase):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """What was counted, and of what."""
+        """Return the counts and their metric."""
         if self.iteration < 0:
             return {}
         return {"metric": self.name, "best": self.best, "since": self.since, "iteration": self.iteration}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes up what `state_dict` gave; where it is of another metric, or odd, a warning says that it is not."""
+        """Load the state of `state_dict`; if it is invalid or of another metric, log a warning and count from zero."""
         kinds = {"metric": str, "best": float, "since": int, "iteration": int}
         if any(type(state.get(name)) is not kind for name, kind in kinds.items()):
             logger.warning("The checkpoint's SOLVER.EARLY_STOP state cannot be read: evaluations are counted from zero")

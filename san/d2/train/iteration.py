@@ -1,7 +1,7 @@
 """One training iteration: forward and backward passes in mixed precision, accumulation, clipping, the update.
 
-Its losses stay on the device until they are read, so that the host does not wait. An update whose loss or gradient is
-not finite is skipped on all processes together.
+Losses stay on the device until they are read, so that the host does not wait. If a loss or gradient is not finite, all
+processes skip the update.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class NonFiniteError(FloatingPointError):
     """A loss or gradient is not finite on some process; no process has changed its weights.
 
     Attributes:
-        problem: what is wrong, without the iteration.
+        problem: description of the error, without the iteration.
         losses: of this process and accumulation step, by name; empty if there are none.
-        norm: of the gradient; None if a loss is not finite.
+        norm: norm of the gradient; None if a loss is not finite.
     """
 
     def __init__(
@@ -49,15 +49,15 @@ class NonFiniteError(FloatingPointError):
 
 @dataclass(frozen=True)
 class StepConfig:
-    """How an iteration is computed.
+    """Options of the computation of an iteration.
 
     Attributes:
-        solver: for the clipping.
+        solver: options of gradient clipping.
         device: "cuda" or "cpu".
-        amp_dtype: of mixed precision; None computes in float32. float16 comes with loss scaling.
-        num_queries: Q, of the model.
-        no_object_weight: of the criterion.
-        find_unused: whether trained parameters may be without a gradient when several processes train.
+        amp_dtype: type for mixed precision; None computes in float32. float16 uses loss scaling.
+        num_queries: Q of the model.
+        no_object_weight: option of the criterion.
+        find_unused: whether trained parameters may have no gradient in distributed training.
     """
 
     solver: SolverConfig
@@ -69,17 +69,17 @@ class StepConfig:
 
 
 class PendingLosses:
-    """Losses and gradient norm of an iteration, on their way to the host.
+    """Losses and gradient norm of an iteration, copied to the host asynchronously.
 
-    Making one does not wait for the device; `read` waits until all work queued before it is done.
+    The constructor does not wait for the device; `read` waits until all work queued before it is done.
 
     Args:
         iteration: its number, for error messages.
-        names: of the N losses.
-        rows: (S, N), this process's losses by accumulation step, on the device as all tensors here.
+        names: names of the N losses.
+        rows: (S, N), this process's losses by accumulation step; on the device, as all tensors here.
         totals: (N,), the iteration's losses, averaged over processes.
         bad: scalar, above 0 if a loss is not finite on any process.
-        norm: scalar, of the gradient before clipping.
+        norm: scalar, norm of the gradient before clipping.
         scale: scalar, the loss scale of the next iteration; None without loss scaling.
     """
 
@@ -106,14 +106,14 @@ class PendingLosses:
             self._arrived.record(torch.cuda.current_stream(there.device))
 
     def arrived(self) -> bool:
-        """Whether `read` would not wait."""
+        """Whether `read` would return without waiting."""
         return self._arrived is None or self._arrived.query()
 
     def read(self) -> tuple[dict[str, float], float]:
-        """The weighted losses of the iteration by name, averaged over processes, and the gradient's norm.
+        """Return the weighted losses of the iteration by name, averaged over processes, and the gradient's norm.
 
-        With loss scaling a gradient that is not finite is normal: the update was skipped and the scale lowered. Only
-        when the scale has fallen below 1 the gradient itself is wrong.
+        With loss scaling, a non-finite gradient is normal: the update was skipped and the scale reduced. It is an error
+        only if the scale has fallen below 1.
 
         Raises:
             NonFiniteError: on every process, if a loss or the gradient is not finite on any.
@@ -131,7 +131,7 @@ class PendingLosses:
         return losses, norm
 
     def _loss_error(self, rows: Sequence[Sequence[float]]) -> NonFiniteError:
-        """The error of the first accumulation step with a bad loss; of the last one if all are finite here."""
+        """Return the error of the first accumulation step with a bad loss; of the last step if all are finite here."""
         bad = [row for row in rows if not all(map(math.isfinite, row))]
         values = dict(zip(self._names, bad[0] if bad else rows[-1], strict=True))
         listed = ", ".join(f"{name} is {value}" for name, value in values.items())
@@ -142,16 +142,16 @@ class PendingLosses:
 class Stepper:
     """Runs iterations of a model.
 
-    An iteration divided into accumulation steps has the losses and gradients of the undivided one: counts of all steps
-    and processes are made once, and the model divides its sums by them.
+    Accumulation steps give the same losses and gradients as one large batch: counts are summed over all steps and
+    processes, and the model divides its sums by them.
 
     Args:
         model: maps a list of samples to weighted losses by name; may be wrapped for distribution. Its ``forward`` takes
-            `Normalisers` as ``norm`` and divides by them, as losses are added over accumulation steps; one without that
-            parameter serves for iterations of a single step.
-        optimizer: of its trained parameters.
-        config: how.
-        average: of the weights, which follows each update; None for none.
+            `Normalisers` as ``norm`` and divides by them, as losses are added over accumulation steps; a model without
+            this parameter supports only a single step.
+        optimizer: optimizer of its trained parameters.
+        config: options.
+        average: average of the weights, updated after each update; None for none.
     """
 
     def __init__(
@@ -174,23 +174,23 @@ class Stepper:
     def run(
         self, batches: Sequence[list[BatchSample]], iteration: int, before_update: Callable[[], None] = lambda: None
     ) -> PendingLosses:
-        """Updates the weights once, unless a loss or the gradient is not finite on any process.
+        """Update the weights once, unless a loss or the gradient is not finite on any process.
 
-        A fused optimiser is told on the device whether to do the update. The host waits for a GPU in the matching
-        only, once per accumulation step.
+        A fused optimiser reads on the device whether to skip the update. The host waits for a GPU only in the matching,
+        once per accumulation step.
 
         Args:
             batches: one list of samples per accumulation step.
             iteration: its number, for error messages.
-            before_update: called after the first forward pass, when the losses of the iteration before can be read
-                without waiting, and nothing of this one has changed yet.
+            before_update: called after the first forward pass, before any state changes; the losses of the previous
+                iteration can be read without waiting.
 
         Returns:
-            Its losses, which can be read at once or later.
+            Its losses, to be read now or later.
 
         Raises:
-            NonFiniteError: on every process, if a matching cost is not finite on any; nothing has changed then.
-            ValueError: there are accumulation steps, and the model does not take what its losses are divided by; or
+            NonFiniteError: on every process, if a matching cost is not finite on any; no state is changed.
+            ValueError: there are several accumulation steps, and the model's ``forward`` has no ``norm``; or
                 several processes train, and a trained parameter has no gradient.
         """
         if len(batches) > 1 and not self._takes_norm:
@@ -220,9 +220,9 @@ class Stepper:
         return PendingLosses(iteration, names, together, totals, bad, length, self._next_scale(bad))
 
     def _check_unused(self) -> None:
-        """Reports, after the first backward pass, trained parameters without a gradient.
+        """Report trained parameters without a gradient, after the first backward pass.
 
-        Distributed training would wait for these gradients, and give wrong ones to others of their bucket.
+        Distributed training would wait for these gradients, and compute wrong ones for others in their bucket.
         """
         if self._checked:
             return
@@ -239,7 +239,7 @@ class Stepper:
         logger.warning("%s; they stay as they are", found)
 
     def _normalisers(self, batches: Sequence[list[BatchSample]]) -> Normalisers:
-        """Counts of the iteration, over all processes, without waiting for the device."""
+        """Return the counts of the iteration over all processes, without waiting for the device."""
         config = self.config
         counts = (sample["num_masks"] for batch in batches for sample in batch)
         everyone = comm.all_gather(count_batch(counts, config.num_queries, config.no_object_weight))
@@ -247,15 +247,15 @@ class Stepper:
         return average_counts(masks, class_weight, images, len(everyone))
 
     def _forward(self, batch: list[BatchSample], norm: Normalisers, iteration: int) -> dict[str, Tensor]:
-        """Losses of one accumulation step; an error on one process is raised on all."""
+        """Return the losses of one accumulation step; an error on one process is raised on all."""
         problem = ""
         losses: dict[str, Tensor] = {}
         try:
             losses = self.losses(batch, norm)
         except FloatingPointError as error:
             problem = str(error)
-        # Together, before the backward pass: there the processes exchange gradients, and one that stays away stops all.
-        # By the host's way: the device need not have computed the losses yet.
+        # Errors are exchanged before the backward pass, which exchanges gradients and would deadlock without a process.
+        # They are exchanged on the host, without waiting for the device to compute the losses.
         if any(comm.all_gather(bool(problem))):
             problem = problem or "a loss of another process is not finite"
             raise NonFiniteError(problem, iteration, {name: float(value) for name, value in losses.items()})
@@ -263,13 +263,13 @@ class Stepper:
 
     @staticmethod
     def _over_processes(rows: Tensor) -> tuple[Tensor, Tensor]:
-        """What all processes' losses come to, in one exchange.
+        """Reduce the losses of all processes with one collective operation.
 
         Args:
             rows: (S, N), losses of this process, by accumulation step.
 
         Returns:
-            Their sums over the steps, (N,), averaged over processes; and a scalar that is above 0 where a loss is not
+            Their sums over the steps, (N,), averaged over processes; and a scalar that is above 0 if a loss is not
             finite on any.
         """
         world = comm.get_world_size()
@@ -279,28 +279,28 @@ class Stepper:
         return shared[:-1], shared[-1]
 
     def _update(self, *, unless: Tensor) -> None:
-        """The optimiser's step, or none.
+        """Do the optimiser's step, or skip it.
 
         Args:
-            unless: scalar; where it is true the weights, their average, moments and the count of updates stay.
+            unless: scalar; if true, the weights, their average, moments and the number of updates are not changed.
         """
         optimizer: Any = self.optimizer
         if optimizer.defaults.get("fused"):
-            optimizer.found_inf = unless.float()  # as torch's GradScaler tells it
+            optimizer.found_inf = unless.float()  # the attribute that torch's GradScaler sets
             try:
                 optimizer.step()
             finally:
                 del optimizer.found_inf
-        elif not unless:  # the host waits
+        elif not unless:  # synchronizes with the device
             optimizer.step()
         if self.average is not None:
             self.average.update(unless)
 
     def _next_scale(self, bad: Tensor) -> Tensor | None:
-        """Tells the loss scaler of the gradient; returns the scale of the next iteration, None without loss scaling.
+        """Update the loss scale; return that of the next iteration, None without loss scaling.
 
         Args:
-            bad: scalar; where it is above 0 the scale stays as it was, as no gradient has overflowed.
+            bad: scalar; if above 0, the scale is not changed, as no gradient has overflowed.
         """
         if not self.scaler.is_enabled():
             return None
@@ -312,14 +312,14 @@ class Stepper:
         return scale
 
     def losses(self, batch: list[BatchSample], norm: Normalisers | None = None) -> dict[str, Tensor]:
-        """The model's losses of a batch, in the run's precision; without `norm` divided by the batch's own counts."""
+        """Return the model's losses of a batch in the run's precision; without `norm`, the batch's counts are used."""
         dtype = self.config.amp_dtype
         with torch.autocast(self.config.device, dtype or torch.bfloat16, enabled=dtype is not None):
             losses: dict[str, Tensor] = self.model(batch, norm=norm) if self._takes_norm else self.model(batch)
         return losses
 
     def _no_sync_unless(self, last: bool) -> contextlib.AbstractContextManager[Any]:
-        """Gradients are exchanged between workers in the last accumulation step only."""
+        """Return a context in which workers exchange gradients only in the last accumulation step."""
         if not last and isinstance(self.model, DistributedDataParallel):
             return self.model.no_sync()
         return contextlib.nullcontext()

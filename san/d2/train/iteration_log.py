@@ -1,4 +1,4 @@
-"""The log of iterations: losses enter the event storage one iteration late, and skipped updates are counted."""
+"""The log of iterations: writes losses to the event storage one iteration late, and counts skipped updates."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from san.io.errors import listed
 logger = logging.getLogger("san.d2.iteration_log")
 
 StepSource = dict[str, list[Any]]
-"""Where the samples of an accumulation step come from; see `sources_of`."""
+"""Origin of the samples of an accumulation step; see `sources_of`."""
 
 
 def sources_of(batches: Iterable[list[BatchSample]]) -> list[StepSource]:
-    """What a dump says of batches, one per accumulation step: ``positions`` in the stream, and ``files``."""
+    """Return ``positions`` in the stream and ``files`` of batches, one entry per accumulation step, for a dump."""
     return [
         {"positions": [s.get("position") for s in batch], "files": [str(s.get("file_name")) for s in batch]}
         for batch in batches
@@ -32,13 +32,13 @@ def sources_of(batches: Iterable[list[BatchSample]]) -> list[StepSource]:
 
 
 class IterationLog:
-    """Enters losses in the event storage one iteration late, and counts skipped updates.
+    """Writes losses to the event storage one iteration late, and counts skipped updates.
 
-    Every process has one, and all call the same methods in the same order.
+    Every process has its own log, and all call the same methods in the same order.
 
     Args:
-        model: whose weights are written when training stops; not wrapped.
-        max_skipped: so many skipped updates in a row stop training.
+        model: model, not wrapped; its weights are written when training stops.
+        max_skipped: number of consecutive skipped updates that stops training.
         folder: OUTPUT_DIR.
         seed: returns the seed of the sample stream, which a resumed run may change.
     """
@@ -53,17 +53,17 @@ class IterationLog:
         self._pending: tuple[PendingLosses, Sequence[StepSource], float] | None = None
 
     def add(self, losses: PendingLosses, sources: Sequence[StepSource], data_time: float) -> None:
-        """Takes an iteration, which the next `settle` enters; the one before it is settled.
+        """Store an iteration for the next `settle`, after settling the previous one.
 
         Args:
-            losses: of the iteration.
-            sources: of its samples.
-            data_time: seconds it waited for them.
+            losses: losses of the iteration.
+            sources: sources of its samples.
+            data_time: seconds of waiting for them.
         """
         self._pending = losses, sources, data_time
 
     def settle(self) -> None:
-        """Enters the iteration that is pending, if there is one: its losses, or that its update was skipped.
+        """Log the pending iteration, if there is one: its losses, or a skipped update.
 
         Raises:
             FloatingPointError: too many updates in a row were skipped.
@@ -84,15 +84,15 @@ class IterationLog:
         return not self._in_a_row
 
     def skip(self, iteration: int, error: NonFiniteError, sources: Sequence[StepSource]) -> None:
-        """Enters an iteration without an update.
+        """Log an iteration without an update.
 
         Args:
             iteration: its number.
-            error: what is wrong on this process.
-            sources: of this process's samples, by accumulation step.
+            error: error of this process.
+            sources: sources of this process's samples, by accumulation step.
 
         Raises:
-            FloatingPointError: it is one too many in a row; a dump for `san.cli.replay` is written.
+            FloatingPointError: too many updates in a row were skipped; a dump for `san.cli.replay` is written.
         """
         mine = {
             "process": comm.get_rank(),
@@ -119,7 +119,7 @@ class IterationLog:
         get_event_storage().put_scalar("skipped_updates", self.num_skipped, smoothing_hint=False, cur_iter=iteration)
 
     def close(self) -> None:
-        """After an error elsewhere: enters the pending iteration if its losses have arrived; asks no other process."""
+        """Log the pending iteration after an error, if its losses have arrived; does not communicate."""
         pending, self._pending = self._pending, None
         if pending is None:
             return
@@ -135,7 +135,7 @@ class IterationLog:
 
     @staticmethod
     def _enter(losses: PendingLosses, data_time: float) -> None:
-        """Losses, gradient norm and waiting time of an iteration whose update was done.
+        """Log losses, gradient norm and waiting time of an iteration with an update.
 
         Raises:
             NonFiniteError: it was not.
@@ -148,11 +148,11 @@ class IterationLog:
             )
 
     def _dump(self, iteration: int) -> Path:
-        """Writes ``nonfinite_<iteration>.json`` and the weights beside it; returns the former's path."""
+        """Write ``nonfinite_<iteration>.json`` and the weights next to it; return the JSON file's path."""
         path = self.folder / f"nonfinite_{iteration:07d}.json"
         if not comm.is_main_process():
             return path
-        weights = path.with_suffix(".pth")  # the same before all of these updates, as none was done
+        weights = path.with_suffix(".pth")  # unchanged since the first of these updates, as all were skipped
         try:
             write_checkpoint({"model": self.model.state_dict(), "iteration": iteration}, weights)
         except OSError as error:
@@ -162,5 +162,5 @@ class IterationLog:
 
 
 def plain(value: float | None) -> float | str | None:
-    """A number as JSON can hold it: "nan", "inf" and "-inf" become text."""
+    """Return a number in a form that JSON supports: "nan", "inf" and "-inf" become text."""
     return value if value is None or math.isfinite(value) else str(value)

@@ -1,7 +1,7 @@
-"""``metrics.json``: one JSON line per logged iteration, in place before the checkpoint of that iteration.
+"""``metrics.json``: one JSON line per logged iteration, written before the checkpoint of that iteration.
 
-So a run that is killed at any moment and resumed has every line once: a line without its checkpoint is taken out when
-the iterations after the last checkpoint are computed again.
+A run that is killed at any time and resumed has every line once: lines after the last checkpoint are removed when the
+run resumes, because their iterations are recomputed.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from san.data.metrics_lines import metrics_lines
 from san.io.files import write_whole
 
 NAME = "metrics.json"
-"""Of the file, in OUTPUT_DIR."""
+"""Name of the file in OUTPUT_DIR."""
 
 logger = logging.getLogger("san.d2.metrics")
 
 
 class MetricsFile(EventWriter):
-    """Writes each scalar of an iteration once, however often in an iteration it is asked to.
+    """Writes each scalar of an iteration once, also if `write` is called several times in an iteration.
 
-    A disk that is full costs nothing while the process lives: what could not be written is kept, and written later.
+    If the disk is full, lines are kept in memory and written later.
 
     Args:
-        path: the file; lines are added to one that exists. Its folder must exist.
+        path: the file; lines are appended if it exists. Its folder must exist.
         window: iterations over which noisy scalars are smoothed.
     """
 
@@ -41,7 +41,7 @@ class MetricsFile(EventWriter):
         self._told = False
 
     def write(self) -> None:
-        """Puts on the disk what came since the last call; where that cannot be, a warning says so, once."""
+        """Write the scalars since the last call; if that fails, log a warning once."""
         rows: dict[int, dict[str, float]] = {}
         for name, (value, iteration) in get_event_storage().latest_with_smoothing_hint(self.window).items():
             if iteration > self._written.get(name, -1):
@@ -66,7 +66,7 @@ class MetricsFile(EventWriter):
             self._told = False
 
     def close(self) -> None:
-        """Says what was lost, if anything was."""
+        """Log the number of lines that could not be written, if any."""
         if self._waiting:
             logger.warning("%s lacks its last %d lines", self.path, len(self._waiting))
             self._waiting.clear()
@@ -76,7 +76,7 @@ class LineHook(HookBase):
     """Writes the line of an iteration before later hooks see the iteration.
 
     Args:
-        metrics: writes it; None on all processes but the main one.
+        metrics: writes the line; None except on the main process.
         period: iterations between two.
     """
 
@@ -89,19 +89,19 @@ class LineHook(HookBase):
         return done % self.period == 0
 
     def after_step(self) -> None:
-        """Writes every `period` iterations and after the last."""
+        """Write every `period` iterations and after the last."""
         done = self.trainer.iter + 1
         if self.metrics is not None and (self.reads_losses(done) or done == self.trainer.max_iter):
             self.metrics.write()
 
 
 def _append(data: bytes, path: Path) -> None:
-    """Adds to a file and waits until it is on the disk; all of it or nothing.
+    """Append to a file and wait until it is on the disk; all or nothing.
 
     Raises:
         OSError: it cannot be written.
     """
-    # non-blocking: a pipe that nobody reads is an error instead of a wait without end
+    # non-blocking: a pipe without a reader raises an error instead of blocking forever
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK, 0o666)
     try:
         size = os.fstat(descriptor).st_size
@@ -110,7 +110,7 @@ def _append(data: bytes, path: Path) -> None:
                 data = data[os.write(descriptor, data) :]
             os.fsync(descriptor)
         except OSError:
-            with contextlib.suppress(OSError):  # the first one tells more
+            with contextlib.suppress(OSError):  # the first error is more informative
                 os.ftruncate(descriptor, size)
             raise
     finally:
@@ -118,35 +118,35 @@ def _append(data: bytes, path: Path) -> None:
 
 
 def logged(path: Path) -> list[dict[str, float]]:
-    """The rows of ``metrics.json``; none where it is missing."""
+    """Return the rows of ``metrics.json``; none if it is missing."""
     return [row for _, row in metrics_lines(path) if row is not None] if path.is_file() else []
 
 
 def last_logged(path: Path) -> int:
-    """The last iteration in ``metrics.json``; -1 where there is none."""
+    """Return the last iteration in ``metrics.json``; -1 if there is none."""
     return int(max((row["iteration"] for row in logged(path)), default=-1))
 
 
 def evaluated_at(path: Path, iteration: int, names: Sequence[str]) -> dict[str, float]:
-    """What a run has logged of an evaluation; empty where it has not.
+    """Return the logged metrics of an evaluation; empty if it was not logged.
 
     Args:
-        path: ``metrics.json``; where it is missing nothing was logged.
-        iteration: at which it was due.
-        names: the data sets, all of which it must have.
+        path: ``metrics.json``; may be missing.
+        iteration: iteration at which it was due.
+        names: the data sets; metrics of all must be logged.
     """
     rows = [row for row in logged(path) if row.get("iteration") == iteration]
     return next((row for row in rows if all(f"{name}/mIoU" in row for name in names)), {})
 
 
 def take_out(path: Path, start_iter: int, max_iter: int) -> None:
-    """Takes out the lines that a resumed run will write again, and a last one that is cut short.
+    """Remove the lines that a resumed run will write again, and an incomplete last line.
 
     Args:
-        path: ``metrics.json``; it may be missing. Where there is no room to rewrite it, a warning says so, and the
-            lines stand twice.
-        start_iter: the first iteration to be done. The last evaluation of a shorter run bears this number too; it
-            stands before the lines of that iteration, and stays unless it will be done again.
+        path: ``metrics.json``; may be missing. If the disk is too full to rewrite it, a warning is logged, and the
+            lines will be duplicated.
+        start_iter: the first iteration to be done. The last evaluation of a shorter run has this number too; it is
+            before the lines of that iteration, and is kept unless it will be repeated.
         max_iter: the iteration after the last.
     """
     if not path.is_file():

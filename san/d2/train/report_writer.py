@@ -1,4 +1,4 @@
-"""TEST.LOG_REPORTS: the panel and the per-class table of each evaluation, for TensorBoard and Weights & Biases."""
+"""TEST.LOG_REPORTS: logs panel and per-class table of each evaluation to TensorBoard and Weights & Biases."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from san.d2.api import EventWriter, get_event_storage
 from san.io.image_files import read_image
 
 COLUMNS = ("class", "label_pixels", "predicted_pixels", "IoU", "ACC")
-"""Of per_class.csv that are shown."""
+"""Columns of per_class.csv that are logged."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What an evaluation has written for a data set.
+    """Results of an evaluation on a data set.
 
     Attributes:
-        dataset: its name.
-        iteration: of the evaluation.
-        panel: the picture; None where there is none.
-        rows: a row for each class, as `COLUMNS`; a number is None where the class is absent.
+        dataset: name of the data set.
+        iteration: iteration of the evaluation.
+        panel: path of the picture; None if there is none.
+        rows: a row of `COLUMNS` per class; a number is None if the class is absent.
     """
 
     dataset: str
@@ -34,11 +34,11 @@ class Report:
 
 
 class NewReports:
-    """Gives each evaluation once.
+    """Returns each evaluation once.
 
     Args:
         folder: OUTPUT_DIR.
-        names: the data sets that are evaluated.
+        names: the evaluated data sets.
     """
 
     def __init__(self, folder: Path, names: list[str]) -> None:
@@ -47,7 +47,7 @@ class NewReports:
         self._given: dict[str, int] = {}
 
     def take(self) -> list[Report]:
-        """The evaluations since the last call; their files are those of the latest one."""
+        """Return the evaluations since the last call; their files are those of the latest one."""
         found, latest = [], get_event_storage().latest()
         for name in self.names:
             iteration = latest.get(f"{name}/mIoU", (0.0, -1))[1]
@@ -67,11 +67,11 @@ def _rows(path: Path) -> list[list[Any]]:
 
 
 class ReportWriter(EventWriter):
-    """Writes panels as images and tables as text for TensorBoard, into an event file beside that of the scalars.
+    """Writes panels as images and tables as text to a separate TensorBoard event file.
 
     Args:
         folder: OUTPUT_DIR.
-        reports: what to write.
+        reports: reports to write.
     """
 
     def __init__(self, folder: Path, reports: NewReports) -> None:
@@ -80,7 +80,7 @@ class ReportWriter(EventWriter):
         self._writer: Any = None
 
     def write(self) -> None:
-        """Writes the evaluations since the last call."""
+        """Write the evaluations since the last call."""
         for report in self.reports.take():
             if self._writer is None:
                 from torch.utils.tensorboard import SummaryWriter  # slow to import
@@ -93,13 +93,13 @@ class ReportWriter(EventWriter):
             self._writer.flush()
 
     def close(self) -> None:
-        """Closes the file, if there is one."""
+        """Close the file, if there is one."""
         if self._writer is not None:
             self._writer.close()
 
 
 def as_markdown(rows: list[list[Any]]) -> str:
-    """A table that TensorBoard shows as one."""
+    """Return the rows as a Markdown table, which TensorBoard renders."""
     lines = [[*COLUMNS], ["---", *["---:"] * (len(COLUMNS) - 1)]]
     for name, labelled, predicted, *scores in rows:
         shown = str(name).replace("|", "\\|")

@@ -16,14 +16,14 @@ logger = logging.getLogger("san.d2.trainer")
 
 @runtime_checkable
 class ReadsLosses(Protocol):
-    """A hook that reads the losses of an iteration right after it; other hooks find those of the iteration before."""
+    """A hook that reads the losses of the current iteration; other hooks see those of the previous one."""
 
     def reads_losses(self, done: int) -> bool:
-        """Whether the hook reads losses when `done` iterations are done; the same on every process."""
+        """Whether the hook reads losses after `done` iterations; the same on every process."""
 
 
 class LossReadingEvalHook(hooks.EvalHook):
-    """An evaluation every `period` iterations and after the last; losses are logged before it."""
+    """Evaluates every `period` iterations and after the last; losses are logged before."""
 
     def __init__(self, period: int, evaluation: Callable[[], dict[str, dict[str, float]]]) -> None:
         super().__init__(period, evaluation)
@@ -38,14 +38,14 @@ class CurvesHook(HookBase):
     """Draws ``curves.png`` from ``metrics.json`` at the end of training.
 
     Args:
-        folder: of the run.
+        folder: folder of the run.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def after_train(self) -> None:
-        """Draws, where anything was logged."""
+        """Draw the curves, if metrics were logged."""
         if not (self.folder / METRICS).is_file():
             return
         with drawing(self.folder / "curves.png"):

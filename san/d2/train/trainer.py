@@ -52,18 +52,18 @@ logger = logging.getLogger("san.d2.trainer")
 
 
 class Trainer(TrainerBase):
-    """A run as its configuration describes it; `resume_or_load`, then `train`.
+    """Training run of a configuration; call `resume_or_load`, then `train`.
 
     Args:
-        cfg: frozen or not; not changed.
-        run_id: of the run, which its checkpoints bear; "" makes a new one.
+        cfg: the configuration; not changed.
+        run_id: id of the run, written into its checkpoints; "" makes a new one.
 
     Raises:
-        ValueError, FileNotFoundError: if the configuration or the data it names cannot serve.
+        ValueError, FileNotFoundError: the configuration or its data is missing or invalid.
     """
 
     iter: int
-    """The iteration under way, from 0; MAX_ITER when training is complete."""
+    """The current iteration, from 0; MAX_ITER when training is complete."""
 
     def __init__(self, cfg: CfgNode, run_id: str = "") -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class Trainer(TrainerBase):
         self.stream = stream_config(cfg)
         check_names(cfg.DATASETS.TEST, "DATASETS.TEST")
         for name in cfg.DATASETS.TEST:
-            load_records(name)  # a missing folder must not stop a run after hours
+            load_records(name)  # so that a missing folder is found before training, not after hours
             check_distinct_classes(name)
         self.san: nn.Module = build_model(cfg)
         self.san.train()
@@ -107,20 +107,20 @@ class Trainer(TrainerBase):
         logger.info("%d images of %s; %d parameters trained", len(self.data.records), names, trained)
 
     def build_optimizer(self) -> torch.optim.Optimizer:
-        """The optimiser of ``self.san``, by default AdamW with the groups of SOLVER.PARAM_RULES.
+        """Return the optimiser of ``self.san``, by default AdamW with the groups of SOLVER.PARAM_RULES.
 
-        Called once, before the model is wrapped for distribution. A subclass may freeze parameters and return another
-        optimiser.
+        It is called once, before the model is wrapped for distributed training. A subclass may freeze parameters and
+        return another optimiser.
         """
         return build_optimizer(self.san, solver_config(self.cfg))
 
     def build_hooks(self) -> list[HookBase]:
-        """Timer, schedule, metrics, checkpoints, evaluation, logs and curves, in the order in which they must run."""
+        """Return timer, schedule, metrics, checkpoints, evaluation, logs and curves, in their required order."""
         cfg, period = self.cfg, self.cfg.SOLVER.LOG_PERIOD
         self.scheduler = build_lr_scheduler(self.optimizer, solver_config(cfg))
         found: list[HookBase] = [hooks.IterationTimer(), hooks.LRScheduler(self.optimizer, self.scheduler)]
         metrics = MetricsFile(Path(cfg.OUTPUT_DIR) / METRICS, period)
-        # before the checkpoint of its iteration, or a kill between the two loses a line
+        # before the checkpoint of its iteration, otherwise a kill between the two loses a line
         found.append(LineHook(metrics if comm.is_main_process() else None, period))
         found.append(self.saving)
         if cfg.DATASETS.TEST:
@@ -135,16 +135,16 @@ class Trainer(TrainerBase):
         return found
 
     def _evaluate(self) -> dict[str, dict[str, float]]:
-        """Evaluates the present weights, or their average, on DATASETS.TEST; returns what curves are drawn of."""
+        """Evaluate the current weights, or their average, on DATASETS.TEST; return the metrics for curves."""
         self._evaluated = True
         with self.average.applied() if self.average else contextlib.nullcontext():
             self.results = evaluate(self.cfg, self.san, resume=self.resumed, training=True)
         return summary(self.results)
 
     def resume_or_load(self, resume: bool) -> None:
-        """Goes on from the latest checkpoint of OUTPUT_DIR if asked to and there is one, else loads MODEL.WEIGHTS.
+        """Resume from the latest checkpoint of OUTPUT_DIR if there is one and `resume` is set, else load MODEL.WEIGHTS.
 
-        The main process looks for the checkpoint and reads it; the others, whose disk may be another, get its content.
+        The main process finds and reads the checkpoint, and sends its content to the others.
 
         Args:
             resume: whether to look for a checkpoint.
@@ -160,16 +160,16 @@ class Trainer(TrainerBase):
         else:
             logger.info("The side network starts from fresh weights.")
         check_same_weights(self.san)
-        if self.average and not self.average.updates:  # the checkpoint has none, or there is no checkpoint
+        if self.average and not self.average.updates:  # the checkpoint has no average, or there is no checkpoint
             self.average.reset()
             logger.info("Evaluations use the moving average of the weights (SOLVER.EMA), from here on.")
         if resume and comm.is_main_process():
             take_out(Path(self.cfg.OUTPUT_DIR) / METRICS, self.start_iter, self.max_iter)
 
     def train(self) -> None:  # type: ignore[override]
-        """Trains from ``start_iter`` to ``max_iter``, then evaluates; SOLVER.EARLY_STOP may end it before.
+        """Train from ``start_iter`` to ``max_iter``, then evaluate; SOLVER.EARLY_STOP may end training earlier.
 
-        Unlike the base's, an error is not logged with its stack trace, and no hook runs after it but the writers'.
+        Unlike in the base class, an error is not logged with its traceback, and after it only the writers run.
         """
         self.iter = self.start_iter
         folder = Path(self.cfg.OUTPUT_DIR)
@@ -188,10 +188,10 @@ class Trainer(TrainerBase):
                     self.run_step()
                     self.after_step()
                 else:
-                    self.iter = max(self.start_iter, self.max_iter)  # tells hooks that training is complete
+                    self.iter = max(self.start_iter, self.max_iter)  # signals hooks that training is complete
                 self.after_train()
                 self._check_end()
-            except stopping.StopRequested:  # between two iterations, or in an evaluation
+            except stopping.StopRequested:  # raised between two iterations, or in an evaluation
                 self._stop()
                 raise
             except BaseException:
@@ -201,16 +201,16 @@ class Trainer(TrainerBase):
                 self._batches = iter(())  # ends the loading processes
 
     def _next_batches(self) -> list[list[BatchSample]]:
-        """The batches of an iteration, one per accumulation step; every process calls it.
+        """Return the batches of an iteration, one per accumulation step; every process must call it.
 
         Raises:
-            StopRequested: any process was asked to stop, in the iteration before or while it waited for these; nothing
-                of this iteration is done.
+            StopRequested: a stop of any process was requested, in the previous iteration or while waiting for the
+                batches; this iteration has not started.
             ValueError: too many samples cannot be read.
         """
         assert self._loader is not None
         batches: list[list[BatchSample]] = []
-        with contextlib.suppress(stopping.StopRequested):  # the others do not know yet
+        with contextlib.suppress(stopping.StopRequested):  # the other processes are notified below
             batches = [next(self._batches) for _ in range(self.stream.accumulation)]
         heard = comm.all_gather((stopping.requested(), self._loader.take_replaced()))
         if any(asked for asked, _ in heard):
@@ -220,7 +220,7 @@ class Trainer(TrainerBase):
         return batches
 
     def _end_early(self, done: int) -> None:
-        """Ends at an iteration; a run that had ended there already is evaluated again, as any that is resumed."""
+        """End training at an iteration; a resumed run that had already ended there is evaluated again."""
         assert self.early_stop is not None
         self.iter = self.storage.iter = done
         logger.info(
@@ -232,12 +232,12 @@ class Trainer(TrainerBase):
             self.early_stop.best,
             self.early_stop.since,
         )
-        self.saving.finish()  # before the writers close, one of which may log it
+        self.saving.finish()  # before the writers close, as one may log the checkpoint
         if not self._evaluated:
             self._evaluate()
 
     def _run_missed_evaluation(self) -> None:
-        """Evaluates as was due at the checkpoint's iteration, where the former run ended before it was done."""
+        """Run the evaluation that was due at the checkpoint's iteration, if the previous run ended before it."""
         last, period = self.start_iter - 1, self.cfg.TEST.EVAL_PERIOD
         due = self.resumed and self.cfg.DATASETS.TEST and period and self.start_iter % period == 0
         if not due or self.start_iter >= self.max_iter:
@@ -258,7 +258,7 @@ class Trainer(TrainerBase):
                 hook.after_step()
 
     def _check_end(self) -> None:
-        """Ends the run with an error, on every process, where its last checkpoint is not there."""
+        """Raise on every process if the last checkpoint does not exist."""
         reason = self.checkpointer.failure if comm.is_main_process() and not self.saving.finish() else ""
         reason = comm.all_gather(reason)[0]
         if reason:
@@ -268,7 +268,7 @@ class Trainer(TrainerBase):
             )
 
     def _what_is_whole(self) -> str:
-        """Which checkpoint a run that lacks its last one goes on from."""
+        """Describe the checkpoint from which a run without its last one can be resumed."""
         try:
             whole = latest_checkpoint(self.cfg.OUTPUT_DIR)
         except ValueError as error:
@@ -276,7 +276,7 @@ class Trainer(TrainerBase):
         return "there is no earlier checkpoint, so it starts again" if whole is None else f"{whole} is whole"
 
     def _stop(self) -> None:
-        """Saves what the next run goes on from."""
+        """Save the state from which the run can be resumed."""
         try:
             self.log.settle()
             if last_done(self) < 0:
@@ -293,10 +293,10 @@ class Trainer(TrainerBase):
             last_done(self),
         )
         self._close_writers()
-        comm.synchronize()  # the end of one process ends the others, so all wait until the main one has written
+        comm.synchronize()  # a process that ends would end the others, so all wait until the main one has written
 
     def _close_writers(self) -> None:
-        """After an end before the end: what was logged is written. Raises nothing, so that an error itself is told."""
+        """Write what was logged if training ends early. Raises nothing, so that the original error is reported."""
         self.log.close()
         for hook in self._hooks:
             if not isinstance(hook, hooks.PeriodicWriter):
@@ -309,7 +309,7 @@ class Trainer(TrainerBase):
                 logger.warning("After the error the logs could not be completed: %s", error)
 
     def before_train(self) -> None:
-        """Opens the sample stream where this run starts."""
+        """Open the sample stream at the first iteration of this run."""
         self._loader = self._train_loader()
         self._batches = iter(self._loader)
         super().before_train()
@@ -319,9 +319,9 @@ class Trainer(TrainerBase):
         return train_batches(self.cfg, self.data, stream)
 
     def run_step(self) -> None:
-        """One iteration; an update whose loss or gradient is not finite is skipped.
+        """Run one iteration; if a loss or gradient is not finite, the update is skipped.
 
-        Its losses are logged during the next iteration, unless a hook is about to read them (see `ReadsLosses`).
+        Its losses are logged during the next iteration, unless a hook reads them earlier (see `ReadsLosses`).
         """
         start = time.perf_counter()
         batches = self._next_batches()
@@ -340,7 +340,7 @@ class Trainer(TrainerBase):
             self.log.settle()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything but the weights: iteration, schedule, optimiser, loss scaling, seed of the sample stream."""
+        """Return the state without weights: iteration, schedule, optimiser, loss scaling, seed of the sample stream."""
         state: dict[str, Any] = super().state_dict()
         return state | {
             "iteration": last_done(self),
@@ -351,12 +351,12 @@ class Trainer(TrainerBase):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes up what `state_dict` gave, or Detectron2's ``DefaultTrainer`` with `san.d2.recipe.SANRecipe`.
+        """Load a state of `state_dict`, or of Detectron2's ``DefaultTrainer`` with `san.d2.recipe.SANRecipe`.
 
-        Learning rate, schedule and weight decay are the configuration's.
+        Learning rate, schedule and weight decay come from the configuration.
 
         Raises:
-            ValueError: as `check_state_dict`.
+            ValueError: see `check_state_dict`.
         """
         self.check_state_dict(state_dict)
         content = flat_state(state_dict)
@@ -370,16 +370,16 @@ class Trainer(TrainerBase):
         log_changes(content["solver"], recorded_settings(self.cfg))
 
     def check_state_dict(self, state: object) -> None:
-        """Refuses a state that `load_state_dict` cannot take up; changes nothing.
+        """Check that `load_state_dict` can load a state; changes nothing.
 
         Raises:
-            ValueError: with what is wrong.
+            ValueError: the state does not fit; the message gives the reason.
         """
         check_trainer_state(state, self.san, self.optimizer, recorded_settings(self.cfg))
 
 
 def step_config(cfg: CfgNode) -> StepConfig:
-    """How an iteration of a run is computed."""
+    """Return the options of an iteration of a run."""
     return StepConfig(
         solver=solver_config(cfg),
         device=torch.device(cfg.MODEL.DEVICE).type,

@@ -1,6 +1,6 @@
-"""The exponential moving average (EMA) of the trained weights, kept on their device beside them.
+"""The exponential moving average (EMA) of the trained weights, on the same device.
 
-An update that is skipped on the device leaves the average as it is, without the host having to know (see
+If an update is skipped on the device, the average is not changed, without synchronizing with the host (see
 `san.d2.train.iteration.Stepper`).
 """
 
@@ -18,17 +18,17 @@ from san.clip.weights_file import kind_of_flaw
 from san.io.errors import excerpt
 
 RAMP = 9.0
-"""After n updates the decay is at most (1 + n) / (1 + RAMP + n), so that a short run forgets where it started."""
+"""After n updates the decay is at most (1 + n) / (1 + RAMP + n), to reduce the weight of the initial values."""
 
 
 class WeightAverage:
-    """After each update that was done: average += (1 - decay) * (weights - average).
+    """Averages weights: after each update, average += (1 - decay) * (weights - average).
 
-    Every process of a run has one of its own; all are equal, as the weights are.
+    Every process of a run has its own average; all are equal, as the weights are.
 
     Args:
-        model: not wrapped; its tensors that are trained now are averaged.
-        decay: of the average; lower after the first updates, see `RAMP`.
+        model: model, not wrapped; its currently trained tensors are averaged.
+        decay: decay of the average; lower during the first updates, see `RAMP`.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -41,20 +41,20 @@ class WeightAverage:
 
     @torch.no_grad()
     def reset(self) -> None:
-        """Starts again from the present weights."""
+        """Restart from the current weights."""
         torch._foreach_copy_(self._averages, self._weights)
         self.updates.zero_()
 
     @torch.no_grad()
     def update(self, unless: Tensor) -> None:
-        """Takes up the weights after an update.
+        """Update the average after an update of the weights.
 
         Args:
-            unless: scalar on the device of the weights; where it is true there was no update, and nothing changes.
+            unless: scalar on the device of the weights; if true, the update was skipped, and nothing changes.
         """
         done = (~unless.bool()).float()
         self.updates += done
-        # 1 - decay, as a small difference of numbers near 1 would lose digits
+        # 1 - decay is computed directly, because subtracting numbers near 1 would lose digits
         share = (RAMP / (1 + RAMP + self.updates)).clamp(min=1 - self.decay) * done
         difference: list[Tensor] = [*torch._foreach_sub(self._weights, self._averages)]  # type: ignore[arg-type]
         torch._foreach_mul_(difference, share)
@@ -62,7 +62,7 @@ class WeightAverage:
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
-        """Meanwhile the model has the averaged weights."""
+        """Context manager in which the model has the averaged weights."""
         self._swap()
         try:
             yield
@@ -71,28 +71,28 @@ class WeightAverage:
 
     @torch.no_grad()
     def _swap(self) -> None:
-        """Exchanges weights and averages in place, as an optimiser and a wrapper hold on to the weights."""
+        """Exchange weights and averages in place, because optimiser and wrapper reference the weights."""
         for weight, average in zip(self._weights, self._averages, strict=True):
             kept = weight.clone()
             weight.copy_(average)
             average.copy_(kept)
 
     def _named(self) -> dict[str, Tensor]:
-        """The averages by the names that the weights have in a checkpoint."""
+        """Return the averages by the weights' names in a checkpoint."""
         averages = dict(zip(map(id, self._weights), self._averages, strict=True))
         state = self.model.state_dict(keep_vars=True)
         return {name: averages[id(tensor)] for name, tensor in state.items() if id(tensor) in averages}
 
     def state_dict(self) -> dict[str, Any]:
-        """The averages and the number of updates."""
+        """Return the averages and the number of updates."""
         return {"model": self._named(), "updates": self.updates}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes up what `state_dict` gave.
+        """Load the state of `state_dict`.
 
         Raises:
-            ValueError: as `check_state_dict`.
+            ValueError: see `check_state_dict`.
         """
         self.check_state_dict(state)
         for name, average in self._named().items():
@@ -100,13 +100,13 @@ class WeightAverage:
         self.updates.copy_(state["updates"])
 
     def check_state_dict(self, state: object) -> None:
-        """Refuses a state that `load_state_dict` cannot take up; changes nothing.
+        """Check that `load_state_dict` can load a state; changes nothing.
 
         Args:
-            state: None, of a checkpoint without an average, is accepted.
+            state: the state; None, from a checkpoint without an average, is accepted.
 
         Raises:
-            ValueError: with what is wrong.
+            ValueError: the state does not fit; the message gives the reason.
         """
         if state is None:
             return

@@ -1,6 +1,6 @@
-"""Where training is logged: a progress line, JSON lines, TensorBoard, and Weights & Biases if asked for.
+"""Writers of the training log: progress line, JSON lines, TensorBoard, and optionally Weights & Biases.
 
-wandb is imported in this file only, and only when WANDB.ENABLED is set.
+Only this file imports wandb, and only if WANDB.ENABLED is set.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ from san.io.redaction import redact, redact_home, without_folders
 MIB = 1024**2
 
 ARTIFACT_FILES = ("model_final.pth", "model_best.pth")
-"""What WANDB.LOG_CHECKPOINT logs, as far as the run has it."""
+"""Files that WANDB.LOG_CHECKPOINT logs if they exist."""
 
 RETRY_SECONDS = 600.0
-"""Until a writer that failed is tried again."""
+"""Seconds before a failed writer is retried."""
 
 logger = logging.getLogger("san.d2.writers")
 
 
 def build_writers(cfg: CfgNode, max_iter: int, metrics: MetricsFile, run_id: str) -> list[EventWriter]:
-    """The writers a configuration asks for.
+    """Return the writers of a configuration.
 
     Args:
-        cfg: the run; files go to OUTPUT_DIR.
-        max_iter: for the ETA.
-        metrics: JSON lines; it has the losses of the iteration already, and gets what an evaluation has added.
-        run_id: of the run.
+        cfg: the configuration; files are written to OUTPUT_DIR.
+        max_iter: number of iterations, for the ETA.
+        metrics: JSON lines; it already has the losses of the iteration, and adds those of an evaluation.
+        run_id: id of the run.
 
     Returns:
-        Progress line, JSON lines, TensorBoard, and Weights & Biases where enabled.
+        Progress line, JSON lines, TensorBoard, and Weights & Biases if enabled.
     """
     window = cfg.SOLVER.LOG_PERIOD
     tensorboard = RetryingWriter("TensorBoard", lambda: TensorboardXWriter(cfg.OUTPUT_DIR, window_size=window))
@@ -61,11 +61,11 @@ def build_writers(cfg: CfgNode, max_iter: int, metrics: MetricsFile, run_id: str
 
 
 class RetryingWriter(EventWriter):
-    """Another writer, whose failure does not end training: a full disk costs what it would have written meanwhile.
+    """Wraps a writer so that its errors do not end training; while the disk is full, its output is lost.
 
     Args:
-        name: of the writer, for a warning.
-        make: makes it; called again `RETRY_SECONDS` after it failed.
+        name: name of the writer, for a warning.
+        make: makes the writer; called again `RETRY_SECONDS` after an error.
     """
 
     def __init__(self, name: str, make: Callable[[], EventWriter]) -> None:
@@ -75,7 +75,7 @@ class RetryingWriter(EventWriter):
         self._not_before = 0.0
 
     def write(self) -> None:
-        """Lets the writer write."""
+        """Call the writer."""
         if time.monotonic() < self._not_before:
             return
         try:
@@ -92,8 +92,8 @@ class RetryingWriter(EventWriter):
             self._not_before = time.monotonic() + RETRY_SECONDS
 
     def close(self) -> None:
-        """Closes it; nothing is written any more."""
-        with contextlib.suppress(OSError):  # that of `write`, once more
+        """Close the writer; nothing is written afterwards."""
+        with contextlib.suppress(OSError):  # the same error as in `write`
             if self._writer is not None:
                 self._writer.close()
         self._writer = None
@@ -101,23 +101,23 @@ class RetryingWriter(EventWriter):
 
 
 def memory_mib() -> tuple[str, float] | None:
-    """The largest memory this process has held: its kind ("GPU" or "RAM") and size in MiB; None where unknown."""
+    """Return the peak memory of this process: its kind ("GPU" or "RAM") and size in MiB; None if unknown."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return "GPU", torch.cuda.max_memory_allocated() / MIB
     try:
         import resource
-    except ImportError:  # it is for Unix only
+    except ImportError:  # only on Unix
         return None
     per_unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB elsewhere
     return "RAM", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * per_unit / MIB
 
 
 class ProgressLine(EventWriter):
-    """One line for a person: iteration, ETA, losses, learning rate, seconds per iteration, data time, memory.
+    """Logs a line of iteration, ETA, losses, learning rate, seconds per iteration, data time and memory.
 
     Args:
-        max_iter: iterations of the run.
-        window: iterations over which losses and times are smoothed.
+        max_iter: number of iterations of the run.
+        window: number of iterations over which losses and times are smoothed.
     """
 
     def __init__(self, max_iter: int, window: int = 20) -> None:
@@ -128,7 +128,7 @@ class ProgressLine(EventWriter):
         self._written = -1
 
     def write(self) -> None:
-        """Logs the line of the current iteration."""
+        """Log the line of the current iteration."""
         storage = get_event_storage()
         iteration = storage.iter
         if iteration >= self.max_iter or iteration == self._written:  # nothing is new
@@ -150,7 +150,7 @@ class ProgressLine(EventWriter):
         self.logger.info("  ".join(parts))
 
     def _seconds_per_iteration(self, storage: EventStorage) -> float | None:
-        """From the iteration timer; before it has measured anything, from one line to the next."""
+        """Return the time of the iteration timer; before its first value, the time between two lines."""
         if "time" in storage.histories():
             return float(storage.history("time").global_avg())
         now, before = (storage.iter, time.perf_counter()), self._previous
@@ -160,7 +160,7 @@ class ProgressLine(EventWriter):
         return (now[1] - before[1]) / (now[0] - before[0])
 
     def _latest(self, storage: EventStorage, name: str, form: str) -> list[str]:
-        """A scalar smoothed over the window, or nothing where it was never logged."""
+        """Return a scalar smoothed over the window; None if it was never logged."""
         if name not in storage.histories():
             return []
         history = storage.history(name)
@@ -170,25 +170,24 @@ class ProgressLine(EventWriter):
 class WandbWriter(EventWriter):
     """Logs every scalar, and the configuration, to Weights & Biases.
 
-    Asked for (TEST.LOG_REPORTS, WANDB.LOG_CHECKPOINT), also panels and per-class tables of evaluations, and weights.
+    TEST.LOG_REPORTS adds panels and per-class tables of evaluations, WANDB.LOG_CHECKPOINT adds weights.
 
-    Of the machine nothing is recorded: no host and user name, command line, terminal output, code or repository, and
-    of the configuration's absolute paths the last part only; tokens are masked (SECURITY.md).
+    Nothing about the machine is recorded: no host or user name, command line, terminal output, code or repository.
+    Absolute paths in the configuration are reduced to their last part, and tokens are masked (SECURITY.md).
 
-    Offline (the default) nothing is sent and no account is needed: the run lies under OUTPUT_DIR and can be uploaded
+    Offline (the default) nothing is sent and no account is needed: the run is stored in OUTPUT_DIR and can be uploaded
     later with ``wandb sync``.
 
-    A resumed run goes on as the same run of Weights & Biases, after the last step that is there: what an iteration
-    that is done again gives is logged once.
+    A resumed run continues the same run of Weights & Biases after its last step; repeated iterations are logged once.
 
     Args:
-        cfg: the run, logged as its configuration.
-        run_id: of the run, in its checkpoints too.
-        logged: the last iteration that was logged before; -1 for a new run.
+        cfg: the configuration, logged too.
+        run_id: id of the run, also in its checkpoints.
+        logged: the last iteration that was already logged; -1 for a new run.
 
     Raises:
         MissingExtraError: wandb is not installed.
-        ValueError: it cannot start, as without a key where WANDB.MODE is online.
+        ValueError: it cannot start, for example without a key if WANDB.MODE is online.
     """
 
     def __init__(self, cfg: CfgNode, run_id: str, logged: int) -> None:
@@ -223,7 +222,7 @@ class WandbWriter(EventWriter):
         self._last_written = -1
 
     def write(self) -> None:
-        """Logs what is new since the last call."""
+        """Log new scalars and reports since the last call."""
         storage = get_event_storage()
         by_iteration: dict[int, dict[str, Any]] = {}
         for name, (value, iteration) in storage.latest_with_smoothing_hint(self.window).items():
@@ -233,14 +232,14 @@ class WandbWriter(EventWriter):
             by_iteration.setdefault(report.iteration, {}).update(self._media(report))
         for iteration in sorted(by_iteration):
             values = by_iteration[iteration]
-            if iteration < self._first:  # of an evaluation that had not ended, which is made only now, nothing is there
+            if iteration < self._first:  # only an unfinished evaluation is not logged yet
                 values = {name: value for name, value in values.items() if "/" in name}
             if values:
                 self.run.log(values, step=max(iteration, self._first))
             self._last_written = iteration
 
     def _media(self, report: Report) -> dict[str, Any]:
-        """The table of an evaluation, and its picture if there is one."""
+        """Return the table of an evaluation, and its picture if there is one."""
         rows = [[redact_home(redact(name)), *numbers] for name, *numbers in report.rows]
         found = {f"{report.dataset}/per_class": self._wandb.Table(columns=[*COLUMNS], data=rows)}
         if report.panel is not None:
@@ -248,15 +247,15 @@ class WandbWriter(EventWriter):
         return found
 
     def close(self) -> None:
-        """Ends the run; logs its weights before, where that is asked for."""
+        """Log the weights if WANDB.LOG_CHECKPOINT is set, and end the run."""
         try:
             self._log_weights()
-        except OSError as error:  # no room for wandb's copy of them
+        except OSError as error:  # the disk is too full for wandb's copy
             logger.warning("Weights & Biases does not get the weights (%s); they are in OUTPUT_DIR", error)
         self.run.finish()
 
     def _log_weights(self) -> None:
-        """Logs the weights as an artifact, where that is asked for and the run has them."""
+        """Log the weights as an artifact, if WANDB.LOG_CHECKPOINT is set and they exist."""
         present = [path for name in ARTIFACT_FILES if (path := self._folder / name).is_file()]
         if self._artifact and present:
             artifact = self._wandb.Artifact(self._artifact, type="model")
@@ -267,7 +266,7 @@ class WandbWriter(EventWriter):
 
 @contextlib.contextmanager
 def _no_questions() -> Iterator[None]:
-    """Meanwhile nobody is at the terminal: wandb would ask for a key there, and a run would wait for an answer."""
+    """Context manager in which stdin is not a terminal; wandb would ask for a key there, and block the run."""
     terminal, sys.stdin = sys.stdin, io.StringIO()
     try:
         yield
@@ -276,7 +275,7 @@ def _no_questions() -> Iterator[None]:
 
 
 def _private_settings(known: Container[str]) -> dict[str, Any]:
-    """Those of wandb's settings that keep the machine out of a run; older versions lack some."""
+    """Return wandb's settings that exclude data about the machine; older versions lack some."""
     wanted = {
         "console": "off",
         "save_code": False,
@@ -294,5 +293,5 @@ def _private_settings(known: Container[str]) -> dict[str, Any]:
 
 
 def _plain(node: Any) -> Any:
-    """A configuration as plain dictionaries."""
+    """Return a configuration as plain dictionaries."""
     return {key: _plain(value) for key, value in node.items()} if isinstance(node, dict) else node
