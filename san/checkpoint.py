@@ -43,18 +43,18 @@ def brings_clip(state_dict: Mapping[str, Any]) -> bool:
 
 
 def load_checkpoint_file(path: str | Path, *, averaged: bool = True) -> dict[str, Any]:
-    """A checkpoint's content, with the tensors under "model"; nothing in the file is run.
+    """Load a checkpoint's content, with the tensors under "model"; no code in the file is run.
 
     The tensors under "model" are memory-mapped, see `read_tensors`; all others are in memory. The note of a slim file
     about its CLIP is also in the tensors' metadata, where `save_slim` stores it.
 
     Args:
-        path: of the file.
-        averaged: whether the trained tensors are their moving averages, where the file has these; see `with_average`.
+        path: checkpoint file.
+        averaged: replace the trained tensors by their moving averages if the file has them; see `with_average`.
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: it is damaged, contains other than tensors and plain data, or contains no tensors.
+        ValueError: the file is damaged, contains anything but tensors and plain data, or contains no tensors.
     """
     loaded = read_tensors(Path(path))
     content: dict[str, Any] = loaded if isinstance(loaded, dict) else {"model": loaded}
@@ -77,11 +77,11 @@ def load_checkpoint_file(path: str | Path, *, averaged: bool = True) -> dict[str
 
 
 def with_average(content: Mapping[str, Any], label: str) -> dict[str, Any]:
-    """A checkpoint's content with averaged weights for the trained ones, where it has them.
+    """Replace the trained weights in a checkpoint's content by their averages, if it has them.
 
     Args:
-        content: as `load_checkpoint_file` gives it; ``{"ema": {"model": tensors by name}}`` are the averages.
-        label: of the checkpoint, in messages.
+        content: as returned by `load_checkpoint_file`; ``{"ema": {"model": tensors by name}}`` has the averages.
+        label: name of the checkpoint in messages.
 
     Returns:
         The content without "ema".
@@ -122,8 +122,8 @@ def _with_note(tensors: Mapping[str, Tensor], note: dict[str, Any]) -> OrderedDi
 def load_weights(model: SANModel, source: str | Path | Mapping[str, Any]) -> None:
     """Load a whole checkpoint into a whole model. If a part does not fit, nothing is changed.
 
-    A model without values (`build_san(..., drawn=False)`) takes the weights over without a copy: those of a file stay
-    mapped from it, as long as the model lives. Replace such a file by a new one; do not write into it.
+    A model without values (`build_san(..., drawn=False)`) uses the weights without a copy: those of a file stay
+    memory-mapped while the model exists. Replace such a file by a new one; do not write into it.
 
     Args:
         model: any SAN.
@@ -200,7 +200,7 @@ def fitting_tensors(
 
 
 def fits(model: SANModel, content: Mapping[str, Any]) -> bool:
-    """Whether a checkpoint has just the tensors of a model, or just those that are trained in it, in its shapes.
+    """Whether a checkpoint has exactly a model's tensors, or exactly its trained tensors, with the same shapes.
 
     Args:
         model: not changed, may be on the meta device.
@@ -213,7 +213,7 @@ def fits(model: SANModel, content: Mapping[str, Any]) -> bool:
 
 
 def part_note(model: nn.Module) -> dict[str, Any]:
-    """What a checkpoint says of the parts of its model that are not SAN's own: an entry "parts", or nothing.
+    """Return the checkpoint entry "parts", which describes the model's parts that are not SAN's own, or no entry.
 
     Args:
         model: a SAN, or a module that has one as ``model``.
@@ -230,7 +230,7 @@ def part_note(model: nn.Module) -> dict[str, Any]:
 
 
 def _check_parts(model: SANModel, noted: object, label: str) -> None:
-    """Refuses a checkpoint of a model with other registered parts.
+    """Check that a checkpoint's model has the same registered parts.
 
     Raises:
         ValueError: a part has another name or version; the message names the module that registers it.
@@ -259,7 +259,7 @@ def _check_parts(model: SANModel, noted: object, label: str) -> None:
 
 
 def _under_names_of(wanted: Container[str], state: Mapping[str, Any], inner: str) -> dict[str, Any]:
-    """Rename tensors to those of a model whose SAN has the prefix `inner`; unknown names are unchanged."""
+    """Rename tensors to those of a model that has its SAN under the prefix `inner`; unknown names are unchanged."""
     for key, value in state.items():
         if not isinstance(value, Tensor):
             raise ValueError(f"a checkpoint must contain tensors by name, but {excerpt(key)} is {excerpt(value)}")

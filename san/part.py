@@ -1,4 +1,4 @@
-"""The base of exchangeable parts that are modules, in a model or a criterion, and rules for parameters."""
+"""The base class of exchangeable modules of a model or a criterion, and rules for parameters."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from san.registry import NoOptions
 
 @dataclass(frozen=True)
 class ParamRule(Options):
-    """How some parameters are trained, other than the rest."""
+    """Training settings for some parameters that differ from the rest."""
 
     match: str = field(metadata=field_metadata("pattern of full parameter names, such as *deep_clip.resblocks.*"))
     lr_multiplier: float = option(1.0, "factor on the learning rate", least=0, most=1000)
@@ -26,12 +26,12 @@ class ParamRule(Options):
 
 
 class Part(nn.Module):
-    """A registered part; its registry calls its class with the part's options first.
+    """Base of registered parts; the registry calls the class with the part's options as the first argument.
 
     Attributes:
         Options: the part's own options, a frozen dataclass of `san.record.option` fields.
-        version: changes when files that hold the part with an earlier one can no longer be used.
-        param_rules: for the part's own parameters, by their names inside the part.
+        version: increased when files with an earlier version of the part can no longer be used.
+        param_rules: rules for the part's parameters, by their names inside the part.
     """
 
     Options: type[Options] = NoOptions

@@ -1,13 +1,12 @@
-"""From mask and class logits to per-class scores or a label map (docs/method.md#7).
+"""Converts mask and class logits to per-class scores or a label map (docs/method.md#7).
 
 Legend: Q queries, C classes, (h_s, w_s) side grid, (H, W) requested output; a band is a run of output rows.
 
-A result may come from several predictions of an image: of several scales, mirror images or models, each a `View`. The
-mean of their scores is one sum over the queries of all of them, so it is made band by band like that of one.
+A result may combine several predictions of an image (scales, mirror images, models), each a `View`. The mean of their
+scores is one sum over all their queries, so it is computed band by band, as for a single view.
 
-Both resizes of docs/method.md#7.1 are linear and act on rows and columns separately, so each axis is one small matrix,
-and any block of the output can be made alone: memory stays bounded whatever the output size, its sides and the
-vocabulary.
+Both resizes of docs/method.md#7.1 are linear and separable, so each axis is one small matrix, and any block of the
+output can be computed independently: memory is bounded for any output size, side ratio and vocabulary.
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ from torch.nn import functional as F
 from san.io.errors import brief_repr
 from san.torch_defaults import torch_defaults
 
-_BLOCK_SIDE = 8192  # output pixels along each side of a block, which is made band by band
-_BAND_VALUES = 2**24  # mask probabilities and scores held at a time: 64 MB in float32
-_CACHED_VALUES = 2**20  # on a CPU, for a label map: what its cache holds is read again at once
-_TILE = 16  # output pixels along each side of a tile of which classes are left out
+_BLOCK_SIDE = 8192  # output pixels along each side of a block, which is computed band by band
+_BAND_VALUES = 2**24  # mask probabilities and scores in memory at a time: 64 MB in float32
+_CACHED_VALUES = 2**20  # on a CPU, for a label map: fits its cache
+_TILE = 16  # output pixels along each side of a tile, for which classes are excluded
 _TILE_ROWS = 2  # of tiles in a band
-_FEW_CLASSES = 40  # of which leaving out some would not pay; fewer where there are few queries
+_FEW_CLASSES = 40  # with so few classes, excluding some is not faster; fewer with few queries
 
 
 @dataclass(frozen=True)
@@ -37,9 +36,9 @@ class Geometry:
     """Sizes that connect an image's masks to its result, each (height, width) in pixels.
 
     Attributes:
-        padded_size: of the batch that went into the network.
-        image_size: of the image, which fills the upper left corner of that; the rest is padding.
-        output_size: of the result.
+        padded_size: size of the network's input batch.
+        image_size: size of the image, in the upper left corner of the input; the rest is padding.
+        output_size: size of the result.
 
     Raises:
         ValueError: a size is not positive, or the image is larger than the padded batch.
@@ -64,8 +63,8 @@ class View:
         mask_logits: (Q, h_s, w_s), before the sigmoid.
         class_logits: (Q, C+1), the last column "no object".
         geometry: sizes of the network's input, of the image in it, and of the result.
-        mirrored: whether left and right were exchanged in the network's input; the result is turned back.
-        weight: of this view in the mean over several, 0 or more.
+        mirrored: whether left and right were exchanged in the network's input; the result is mirrored back.
+        weight: weight of this view in the mean over several views, 0 or more.
     """
 
     mask_logits: Tensor
@@ -78,44 +77,44 @@ class View:
 
 
 def semantic_scores(mask_logits: Tensor, class_logits: Tensor, geometry: Geometry, *, shrink: int = 1) -> Tensor:
-    """Score of every class at every pixel: sum over queries of softmax(class) * sigmoid(mask), background dropped.
+    """Compute every class's score per pixel: sum over queries of softmax(class) * sigmoid(mask), without "no object".
 
     Args:
         mask_logits: (Q, h_s, w_s), before the sigmoid.
         class_logits: (Q, C+1), the last column "no object".
         geometry: sizes of the network's input, of the image in it, and of the result.
-        shrink: factor by which the bands are lower than usual, where memory is short.
+        shrink: factor by which the band height is reduced to save memory.
 
     Returns:
         (C, H, W) float32.
 
     Raises:
-        ValueError: shapes that do not fit each other.
+        ValueError: the shapes do not match.
     """
     return mean_scores([View(mask_logits, class_logits, geometry)], shrink=shrink)
 
 
 def semantic_labels(mask_logits: Tensor, class_logits: Tensor, geometry: Geometry, *, shrink: int = 1) -> Tensor:
-    """Class (H, W) int64 of every pixel: the argmax of `semantic_scores`, without ever holding C x H x W scores.
+    """Compute the class of every pixel, (H, W) int64: argmax of `semantic_scores` without an array of C x H x W scores.
 
-    Of equal scores the first class wins, as in `torch.argmax`.
+    For equal scores, the first class is taken, as in `torch.argmax`.
     """
     return mean_labels([View(mask_logits, class_logits, geometry)], shrink=shrink)[0]
 
 
 @torch_defaults()
 def mean_scores(views: Sequence[View], *, shrink: int = 1) -> Tensor:
-    """The weighted mean of the `semantic_scores` of several views of one image.
+    """Compute the weighted mean of the `semantic_scores` of several views of one image.
 
     Args:
         views: at least one; all with the same classes and output size.
-        shrink: factor by which the bands are lower than usual, where memory is short.
+        shrink: factor by which the band height is reduced to save memory.
 
     Returns:
         (C, H, W) float32.
 
     Raises:
-        ValueError: no view, shapes that do not fit each other, or weights that have no mean.
+        ValueError: there is no view, shapes do not match, or the weights have no mean.
     """
     class_probs = _class_probs(views)[:, :-1]  # (Q, C)
     num_rows = _rows_of_band(_BAND_VALUES // shrink, class_probs, views)
@@ -128,7 +127,7 @@ def mean_scores(views: Sequence[View], *, shrink: int = 1) -> Tensor:
 def labels_and_scores(
     mask_logits: Tensor, class_logits: Tensor, geometry: Geometry, **options: Any
 ) -> tuple[Tensor, Tensor]:
-    """The `mean_labels` of one prediction, whose arguments are those of `semantic_scores` and further of that."""
+    """Compute `mean_labels` of one prediction, given the arguments of `semantic_scores` and `mean_labels`."""
     return mean_labels([View(mask_logits, class_logits, geometry)], **options)
 
 
@@ -140,20 +139,20 @@ def mean_labels(
     none_of_these: bool = False,
     shrink: int = 1,
 ) -> tuple[Tensor, Tensor]:
-    """The class with the highest of the `mean_scores` at every pixel, or -1 for "none of these", and its score.
+    """Compute the class with the highest `mean_scores` at every pixel, or -1 for "none of these", and its score.
 
     Args:
         views: at least one; all with the same classes and output size.
-        threshold: a pixel whose best score is below it is none of the classes.
-        none_of_these: "no object" takes part as if it were a class: where its score exceeds that of every class, a
-            pixel is none of them.
-        shrink: factor by which the bands are lower than usual, where memory is short.
+        threshold: a pixel with a lower best score gets no class.
+        none_of_these: "no object" competes as a class: a pixel where its score exceeds that of every class gets no
+            class.
+        shrink: factor by which the band height is reduced to save memory.
 
     Returns:
-        labels (H, W) int64, and (H, W) float32, the best class's score, also where the label is -1.
+        labels (H, W) int64, and the best class's score (H, W) float32, also where the label is -1.
 
     Raises:
-        ValueError: no view, shapes that do not fit each other, or weights that have no mean.
+        ValueError: there is no view, shapes do not match, or the weights have no mean.
     """
     class_probs = _class_probs(views).t().contiguous()  # (C+1, Q)
     class_probs, no_object = class_probs[:-1], class_probs[-1]
@@ -179,23 +178,23 @@ def mean_labels(
 
 
 def _rows_of_band(max_values: int, class_probs: Tensor, views: Sequence[View]) -> int:
-    """How high a band is, whose mask probabilities and scores are about `max_values`."""
+    """Return the height of a band with about `max_values` mask probabilities and scores."""
     width = min(views[0].geometry.output_size[1], _block_width(views))
     return max(1, max_values // (sum(class_probs.shape) * width))
 
 
 def _block_width(views: Sequence[View]) -> int:
-    """Columns of a block: the fewer, the more views have their masks in it."""
+    """Return the number of columns of a block, which is smaller for more views."""
     return max(1, _BLOCK_SIDE // len(views))
 
 
 def _best_class(class_probs: Tensor, pixels: Tensor, max_values: int) -> tuple[Tensor, Tensor]:
-    """Highest score of a class and which one, (P,) each, of class (C, Q) and mask probabilities (Q, P).
+    """Return the highest class score and its class, (P,) each, from class (C, Q) and mask probabilities (Q, P).
 
     Args:
         class_probs: (C, Q).
         pixels: (Q, P).
-        max_values: how many scores are held at a time, about.
+        max_values: approximate maximum number of scores in memory at a time.
     """
     parts = pixels.split(max(1, max_values // len(class_probs)), dim=1)
     scores, labels = zip(*((class_probs @ part).max(dim=0) for part in parts), strict=True)
@@ -203,15 +202,15 @@ def _best_class(class_probs: Tensor, pixels: Tensor, max_values: int) -> tuple[T
 
 
 def _best_of_tiles(class_probs: Tensor, mask_probs: Tensor, max_values: int) -> tuple[Tensor, Tensor]:
-    """What `_best_class` gives of a band, looking in most of it only at the few classes that can win there.
+    """Compute `_best_class` of a band; in most tiles, only for the few classes that can have the highest score.
 
-    In the middle of things one class or two can win, where several things meet hundreds can. The pixels of tiles of the
-    second kind, with more than twice the classes of the median, are looked at by themselves.
+    Inside an object, one or two classes are candidates; where several objects meet, there can be hundreds. Pixels of
+    tiles with more than twice the median number of candidates are computed separately.
 
     Args:
         class_probs: (C, Q).
         mask_probs: (Q, rows, W).
-        max_values: how many scores are held at a time, about.
+        max_values: approximate maximum number of scores in memory at a time.
     """
     pixels = mask_probs.flatten(1)  # (Q, rows * W)
     possible = _possible_winners(mask_probs, class_probs)  # (C, tile rows, tile columns)
@@ -230,10 +229,10 @@ def _best_of_tiles(class_probs: Tensor, mask_probs: Tensor, max_values: int) -> 
 
 
 def _possible_winners(mask_probs: Tensor, class_probs: Tensor) -> Tensor:
-    """Which classes can have the highest score at some pixel of a tile: (C, tile rows, tile columns).
+    """Return which classes can have the highest score at some pixel of a tile: (C, tile rows, tile columns).
 
-    Masks are smooth, so within a tile a mask's probability hardly changes. A class whose score is below another's even
-    with every mask at its highest for the one and at its lowest for the other has no pixel of the tile.
+    Masks are smooth, so a mask's probability hardly changes within a tile. A class is excluded if its score with every
+    mask's maximum is below another class's score with every mask's minimum.
 
     Args:
         mask_probs: (Q, rows, W).
@@ -244,35 +243,35 @@ def _possible_winners(mask_probs: Tensor, class_probs: Tensor) -> Tensor:
     highest = F.max_pool1d(highest, _TILE, ceil_mode=True)  # (Q, tile rows, tile columns)
     lowest = torch.stack([row.amin(dim=1) for row in rows], dim=1)
     lowest = -F.max_pool1d(-lowest, _TILE, ceil_mode=True)
-    at_least = (class_probs @ lowest.flatten(1)).amax(dim=0)  # (tiles,), of the best class
-    possible = ~(class_probs @ highest.flatten(1) < at_least * (1 - 1e-5))  # room for rounding; not a number: possible
+    at_least = (class_probs @ lowest.flatten(1)).amax(dim=0)  # (tiles,), for the best class
+    possible = ~(class_probs @ highest.flatten(1) < at_least * (1 - 1e-5))  # margin for rounding; NaN is possible
     return possible.view(-1, *highest.shape[1:])
 
 
 def have_non_finite(mask_logits: Tensor, class_logits: Tensor) -> Tensor:
-    """Which images have NaN or infinite outputs, for which a label map would show class 0.
+    """Return which images have NaN or infinite outputs, for which a label map would show class 0.
 
     Args:
         mask_logits: (B, Q, h_s, w_s).
         class_logits: (B, Q, C+1).
 
     Returns:
-        (B,) bool on their device; reading it waits for a GPU, so do that once the label maps are in the making.
+        (B,) bool on their device; reading it synchronizes with a GPU, so do that after starting the label maps.
     """
-    # a sum is finite only where all its parts are
+    # a sum is finite only if all its terms are
     total = mask_logits.sum((1, 2, 3), dtype=torch.float32) + class_logits.sum((1, 2), dtype=torch.float32)
     return ~total.isfinite()
 
 
 def refuse_non_finite(found: Tensor, names: Sequence[str]) -> None:
-    """Raises where the network failed on an image.
+    """Raise if an image has NaN or infinite outputs.
 
     Args:
-        found: (B,) as `have_non_finite` gives it.
-        names: of the images, for the message.
+        found: (B,) as returned by `have_non_finite`.
+        names: names of the images, for the message.
 
     Raises:
-        ValueError: with the first image that has NaN or infinite outputs.
+        ValueError: an image has; the message names the first one.
     """
     for name, wrong in zip(names, found.cpu().tolist(), strict=True):
         if wrong:
@@ -284,7 +283,7 @@ def refuse_non_finite(found: Tensor, names: Sequence[str]) -> None:
 
 @torch_defaults()
 def resized_masks(mask_logits: Tensor, geometry: Geometry) -> Tensor:
-    """Masks brought to the requested size, still before the sigmoid: docs/method.md#7.1.
+    """Resize masks to the requested size, before the sigmoid: docs/method.md#7.1.
 
     Args:
         mask_logits: (Q, h_s, w_s).
@@ -300,7 +299,7 @@ def resized_masks(mask_logits: Tensor, geometry: Geometry) -> Tensor:
 
 
 def _class_probs(views: Sequence[View]) -> Tensor:
-    """(Q, C+1) float32 of the queries of all views, those of a view times its share of the weights."""
+    """Return (Q, C+1) float32 for the queries of all views, multiplied by the normalised weight of their view."""
     if not views:
         raise ValueError("there is no view to make a result of; give at least one")
     total = sum(view.weight for view in views)
@@ -328,11 +327,11 @@ def _class_probs(views: Sequence[View]) -> Tensor:
 
 
 def mask_bands(views: Sequence[View], num_rows: int) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Output rows and columns of one band after the other, and its mask probabilities (Q, rows, columns).
+    """Yield output rows, columns and mask probabilities (Q, rows, columns) of each band.
 
     Args:
-        views: of one image; Q are the queries of all of them.
-        num_rows: the height of a band; those at the end of a block may be lower.
+        views: views of one image; Q counts the queries of all views.
+        num_rows: height of a band; the last one of a block may be lower.
     """
     for columns in _parts(0, views[0].geometry.output_size[1], _block_width(views)):
         across = [view.mask_logits.float() @ _column_matrix(view, columns).T for view in views]  # (Q, h_s, columns)
@@ -345,16 +344,16 @@ def mask_bands(views: Sequence[View], num_rows: int) -> Iterator[tuple[slice, sl
 
 
 def _mask_band(rows: Tensor, across: Tensor) -> Tensor:
-    """Mask probabilities (Q, rows, columns) of a matrix (rows, h_s) and masks resized to columns (Q, h_s, columns)."""
+    """Return mask probabilities (Q, rows, columns) from a matrix (rows, h_s) and masks (Q, h_s, columns)."""
     sources = slice(None)
-    if rows.device.type == "cpu":  # elsewhere the host would wait for the answer
+    if rows.device.type == "cpu":  # on other devices the host would wait for the result
         nearby = rows.any(dim=0).nonzero()  # few of h_s rows
         sources = slice(int(nearby[0]), int(nearby[-1]) + 1)
     return (rows[:, sources] @ across[:, sources]).sigmoid_()
 
 
 def _column_matrix(view: View, columns: slice) -> Tensor:
-    """(columns, w_s): the resize along the width, of a mirrored view with left and right exchanged again."""
+    """Return the matrix (columns, w_s) that resizes along the width; it mirrors a mirrored view back."""
     _, axis = _axes(view.mask_logits, view.geometry)
     if not view.mirrored:
         return _resize_matrix(*axis, columns, view.mask_logits.device)
@@ -363,34 +362,34 @@ def _column_matrix(view: View, columns: slice) -> Tensor:
 
 
 def _parts(start: int, stop: int, length: int) -> Iterator[slice]:
-    """The range cut into parts of a length; the last may be shorter."""
+    """Split the range into parts of a length; the last may be shorter."""
     for first in range(start, stop, length):
         yield slice(first, min(first + length, stop))
 
 
 def _axes(mask_logits: Tensor, geometry: Geometry) -> Iterator[tuple[int, int, int, int]]:
-    """Lengths of masks (Q, h_s, w_s), padded input, image and result: along the height, then along the width."""
+    """Return the lengths of masks (Q, h_s, w_s), padded input, image and result: along the height, then the width."""
     sizes = (geometry.padded_size, geometry.image_size, geometry.output_size)
     return zip(mask_logits.shape[1:], *sizes, strict=True)
 
 
 def _resize_matrix(grid: int, padded: int, image: int, output: int, part: slice, device: torch.device) -> Tensor:
-    """Along one axis: linear to the padded length, cut to the image, linear to the output length, of which a part.
+    """Return an axis's resize matrix: linear to the padded length, crop to the image, linear to part of the output.
 
     Args:
         grid: length of the masks.
         padded: length of the padded batch.
         image: length of the image in it.
         output: length of the whole result.
-        part: the range of the output that is made.
-        device: where to.
+        part: range of the output to compute.
+        device: device of the matrix.
 
     Returns:
         (part, grid) float32.
     """
     basis = torch.eye(grid, device=device)[None]  # (1, grid, grid)
     basis = F.interpolate(basis, size=padded, mode="linear", align_corners=False)[0, :, :image].T  # (image, grid)
-    # the second one is what F.interpolate does, which cannot make a part
+    # the second one equals F.interpolate, which cannot compute a part
     centres = torch.arange(part.start, part.stop, device=device, dtype=torch.float32) + 0.5
     centres = (centres * (image / output) - 0.5).clamp(min=0)
     lower = centres.long()

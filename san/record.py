@@ -1,6 +1,6 @@
 """Dataclasses of options: fields with help text and constraint, and strict reading from plain data.
 
-A field made by `option` carries its default, help text and constraint; configuration keys, docs/configuration.md and
+A field made by `option` has a default, a help text and a constraint; configuration keys, docs/configuration.md and
 config.json are generated from them.
 """
 
@@ -20,15 +20,15 @@ from san.io.errors import excerpt
 Record = TypeVar("Record")
 
 AUTO: Any = "auto"
-"""Value of a field made with ``auto=True`` that is derived from the CLIP when a model is built."""
+"""Value of a field with ``auto=True``; it is replaced by a value derived from CLIP when a model is built."""
 
 
 class FieldError(ValueError):
     """An option has a value that cannot be used.
 
     Args:
-        message: speaks of fields by their dotted names, such as "clip.shallow_depth".
-        names: these names, so that `san.d2` can replace each by its configuration key.
+        message: message with dotted field names, such as "clip.shallow_depth".
+        names: the field names in it, so that `san.d2` can replace each by its configuration key.
     """
 
     def __init__(self, message: str, *names: str) -> None:
@@ -46,7 +46,7 @@ class FieldFileError(FileNotFoundError):
 
 @dataclasses.dataclass(frozen=True)
 class Constraint:
-    """Legal values of a field; of a tuple, of each of its elements.
+    """Legal values of a field, or of each element if it is a tuple.
 
     Attributes:
         least: smallest number.
@@ -63,7 +63,7 @@ class Constraint:
     auto: bool = False
 
     def text(self) -> str:
-        """The constraint in words; "" accepts everything."""
+        """Return the constraint in words; "" if every value is legal."""
         if self.choices:
             words = f"one of {', '.join(str(each) or repr('') for each in self.choices)}"
         elif self.above is not None:
@@ -77,7 +77,7 @@ class Constraint:
     def accepts(self, value: Any) -> bool:
         """Whether a value, or each element of a tuple, is legal; NaN is not."""
         if value is None or (self.auto and value == AUTO):
-            return True  # whether a field may be None is a question of its type
+            return True  # the type says whether a field may be None
         if isinstance(value, (tuple, list)):
             return all(self.accepts(each) for each in value)
         if self.choices:
@@ -97,7 +97,7 @@ def field_metadata(
     auto: bool = False,
     **metadata: Any,
 ) -> dict[str, Any]:
-    """The metadata of a dataclass field that carries its meaning and its legal values.
+    """Return the metadata of a dataclass field with its meaning and legal values.
 
     Args:
         help: meaning and unit, without a full stop.
@@ -112,10 +112,10 @@ def field_metadata(
 
 
 def option(default: Any, help: str = "", **constraint: Any) -> Any:
-    """A dataclass field with a default, its meaning and its legal values.
+    """Return a dataclass field with a default, its meaning and its legal values.
 
     Args:
-        default: its default value; a class is called for a fresh one.
+        default: default value; a class is called for a new instance.
         help: meaning and unit, without a full stop.
         constraint: see `field_metadata`.
     """
@@ -127,14 +127,14 @@ def option(default: Any, help: str = "", **constraint: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Base of records whose fields are made by `option`: their constraints are checked when a record is made.
+    """Base of records with fields made by `option`; the constraints are checked when a record is created.
 
     Raises:
-        FieldError: a value is out of its field's constraint.
+        FieldError: a value violates its field's constraint.
     """
 
     PLACE: ClassVar[str] = ""
-    """Of the record in a whole configuration, with a dot at the end; it stands before a field's name in messages."""
+    """Prefix of field names in messages: the record's place in a configuration, with a dot at the end."""
 
     def __post_init__(self) -> None:
         for each in dataclasses.fields(self):
@@ -145,10 +145,10 @@ class Options:
 
 
 def parse_json(text: str) -> Any:
-    """Plain data from JSON.
+    """Read plain data from JSON.
 
     Raises:
-        ValueError: it is not JSON, or is nested too deeply.
+        ValueError: the text is not JSON, or is nested too deeply.
     """
     try:
         return json.loads(text)
@@ -157,16 +157,16 @@ def parse_json(text: str) -> Any:
 
 
 def read_record(kind: type[Record], content: Any, where: str = "") -> Record:
-    """A dataclass from plain data, strictly.
+    """Build a dataclass from plain data, strictly.
 
-    A field with a default may be missing, as in files from before there was such a field; but not if it stands in the
-    class's FIRST_FIELDS, the names of those that every file has had: their defaults may be wrong for the file.
+    A field with a default may be missing, as in files written before the field existed. Fields in the class's
+    FIRST_FIELDS, which every version has written, must be present: their defaults may be wrong for the file.
 
     Args:
-        kind: a dataclass of numbers, strings, tuples, mappings of plain data and dataclasses. Where it has a class
-            attribute SHORT_FIELD, a string stands for a record with that field alone.
-        content: what `dataclasses.asdict` gives, through JSON.
-        where: the field's name with a dot, for messages.
+        kind: a dataclass of numbers, strings, tuples, mappings of plain data and dataclasses. If it has a class
+            attribute SHORT_FIELD, a string is read as a record with only that field.
+        content: result of `dataclasses.asdict`, read back from JSON.
+        where: name of the field, with a dot, for messages.
 
     Raises:
         ValueError: a field is unknown, missing or of another type.
@@ -201,7 +201,7 @@ def read_record(kind: type[Record], content: Any, where: str = "") -> Record:
     except FieldError as error:
         if getattr(kind, "PLACE", "") or not error.names:
             raise
-        raise FieldError(where + str(error), *(where + name for name in error.names)) from None  # of a part's options
+        raise FieldError(where + str(error), *(where + name for name in error.names)) from None  # options of a part
 
 
 def _is_automatic(field: dataclasses.Field[Any]) -> bool:

@@ -1,6 +1,6 @@
-"""Registries of exchangeable parts: a name in a configuration stands for one class with its own options.
+"""Registries of exchangeable parts: a name in a configuration selects a class with its own options.
 
-A module of the user's adds an entry with a decorator; the configuration names it, and ``--import`` or MODEL.IMPORTS
+A user's module adds an entry with a decorator; the configuration names the entry, and ``--import`` or MODEL.IMPORTS
 imports the module (docs/extend.md).
 """
 
@@ -22,18 +22,18 @@ Class = TypeVar("Class")
 
 @dataclass(frozen=True)
 class NoOptions(Options):
-    """Of a part that has no options of its own."""
+    """Options of a part without options."""
 
 
 @dataclass(frozen=True)
 class PartConfig:
-    """Which registered part a model has.
+    """The choice of a registered part in a configuration.
 
     Attributes:
-        name: of an entry of the part's registry.
-        options: values of the fields of the entry's ``Options``, by name; those left out have their defaults.
-        module: that registers the entry, for messages when it is not imported; "" for SAN's own.
-        version: of the entry when the file was written; 0 where nothing is said.
+        name: name of an entry in the part's registry.
+        options: values for fields of the entry's ``Options``, by name; others have their defaults.
+        module: module that registers the entry, for messages if it is not imported; "" for SAN's own entries.
+        version: version of the entry when the file was written; 0 if unknown.
     """
 
     SHORT_FIELD: ClassVar[str] = "name"
@@ -47,9 +47,9 @@ class Registry(Generic[Entry]):
     """Named entries of one kind.
 
     Args:
-        kind: what an entry is, for messages, such as "fusion".
-        place: dotted name of the option that holds an entry's name, such as "fusion.name".
-        options_place: of the options of the entry "{name}", with a dot at the end; "" where entries have none.
+        kind: kind of the entries, for messages, such as "fusion".
+        place: dotted name of the option that names an entry, such as "fusion.name".
+        options_place: dotted name of the options of the entry "{name}", with a dot at the end; "" if entries have none.
         own: module that registers SAN's own entries; imported when an entry is first looked up.
     """
 
@@ -58,10 +58,10 @@ class Registry(Generic[Entry]):
         self._entries: dict[str, Entry] = {}
 
     def register(self, name: str) -> Callable[[Class], Class]:
-        """A decorator that adds a class (or another object) under a name.
+        """Return a decorator that registers a class (or another object) under a name.
 
         Raises:
-            ValueError: the name is taken by another entry, or holds other characters.
+            ValueError: the name is already used by another entry, or has invalid characters.
         """
         if not re.fullmatch(r"[\w.-]+", name):
             raise ValueError(
@@ -87,14 +87,14 @@ class Registry(Generic[Entry]):
         return iter(self._entries)
 
     def get(self, name: str, module: str = "") -> Entry:
-        """The entry of a name.
+        """Return the entry of a name.
 
         Args:
-            name: of the entry.
-            module: that registers it, where a file says so.
+            name: name of the entry.
+            module: module that registers it, if known from a file.
 
         Raises:
-            FieldError: nothing is registered under the name.
+            FieldError: the name is not registered.
         """
         importlib.import_module(self._own)
         if name in self._entries:
@@ -112,7 +112,7 @@ class Registry(Generic[Entry]):
         raise FieldError(message, self.place)
 
     def options(self, part: PartConfig) -> Any:
-        """The record of options of a part's entry.
+        """Return the record of options of a part's entry.
 
         Raises:
             FieldError: the entry is not registered, or an option is unknown, of another type or out of its range.
@@ -121,19 +121,19 @@ class Registry(Generic[Entry]):
         return read_record(kind, dict(part.options), self.options_place.format(name=part.name))
 
     def build(self, part: PartConfig, *args: Any) -> Any:
-        """An instance of a part's entry: its class is called with the record of options and the arguments.
+        """Create an instance of a part's entry: the class is called with the record of options and the arguments.
 
         Raises:
-            ValueError: see `options`; or a file was written by another version of the part.
+            ValueError: see `options`; or the file was written with another version of the part.
         """
         entry: Any = self.check_version(part)
         return entry(self.options(part), *args)
 
     def check_version(self, part: PartConfig) -> Entry:
-        """The entry of a part, if it is the one that a file was written by.
+        """Return the entry of a part, if it is the one that the file was written with.
 
         Raises:
-            ValueError: it is not registered, or has another version.
+            ValueError: the entry is not registered, or has another version.
         """
         entry = self.get(part.name, part.module)
         version = getattr(entry, "version", 1)
@@ -145,7 +145,7 @@ class Registry(Generic[Entry]):
         return entry
 
     def described(self, part: PartConfig) -> PartConfig:
-        """A part as a file should describe it: every option and, unless it is SAN's own, its module and version."""
+        """Return the description of a part for a file: every option and, unless it is SAN's own, module and version."""
         entry = self.get(part.name, part.module)
         values = asdict(self.options(part))
         module = _module_of(entry)
@@ -155,7 +155,7 @@ class Registry(Generic[Entry]):
 
 
 def options_class(entry: object) -> type[Options]:
-    """The record of options of an entry: its class attribute ``Options``."""
+    """Return the class of an entry's options: its attribute ``Options``."""
     return getattr(entry, "Options", NoOptions)
 
 
@@ -164,5 +164,5 @@ def _module_of(entry: object) -> str:
 
 
 def full_name(entry: object) -> str:
-    """Module and name of a class or function, or of the class of another object."""
+    """Return module and name of a class or function, or of the class of another object."""
     return f"{_module_of(entry)}.{getattr(entry, '__qualname__', type(entry).__qualname__)}"

@@ -1,4 +1,4 @@
-"""Modules of the user's own: imported where the user names them, never because a file that came with weights does."""
+"""Imports modules of the user, if the user names them; a file that comes with weights cannot import any."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from san.io.errors import excerpt
 
 
 def import_modules(names: Sequence[str]) -> None:
-    """Imports modules from the working directory, or from anywhere else Python looks; what one registers is known then.
+    """Import modules from the working directory or Python's search path, so that their registered parts are known.
 
     Args:
-        names: such as my_module or my_package.models.
+        names: module names, such as my_module or my_package.models.
 
     Raises:
-        ValueError: there is no such module. What a module itself raises is passed on.
+        ValueError: the module does not exist. Exceptions raised by a module are not caught.
     """
     if names and not {"", os.getcwd()} & set(sys.path):
-        sys.path.append(os.getcwd())  # last, so that no file there hides an installed package
+        sys.path.append(os.getcwd())  # last, so that a file there does not hide an installed package
     for name in names:
         if name.endswith(".py") or not all(part.isidentifier() for part in name.split(".")):
             raise ValueError(
@@ -30,7 +30,7 @@ def import_modules(names: Sequence[str]) -> None:
             importlib.import_module(name)
         except ModuleNotFoundError as error:
             if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-                raise  # something that the module itself imports
+                raise  # the missing module is one that the module itself imports
             raise ValueError(
                 f"--import or MODEL.IMPORTS names the module {name}, which is neither in {os.getcwd()} nor on Python's "
                 "path; correct the name, or add its folder to PYTHONPATH"

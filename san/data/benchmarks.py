@@ -1,6 +1,6 @@
 """The table of the six benchmarks: registered names, folders under the datasets root, file types, image counts.
 
-The layout is the one published with SAN, so that folders prepared for it serve here unchanged.
+The layout is the one published with SAN, so folders prepared for it can be used unchanged.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ class Benchmark:
     """One registered split of a benchmark.
 
     Attributes:
-        name: the name a dataset is registered and asked for by.
+        name: registered name.
         label_set: key of `load_label_set`.
-        image_dir, label_dir: folders relative to the datasets root.
-        num_images: how many image and label pairs a complete folder gives.
+        image_dir, label_dir: folders, relative to the datasets root.
+        num_images: number of image and label pairs of the complete split.
         image_ext, label_ext: file endings without the dot.
-        shared_images: the image folder serves several splits, so that images without a label are normal there.
+        shared_images: whether several splits share the image folder, so that images without a label are expected.
     """
 
     name: str
@@ -83,7 +83,7 @@ YTVIS_SPLITS: dict[str, tuple[str, str]] = {
     for year in (2019, 2021)
     for split in ("train", "valid", "test")
 }
-"""Sets of videos: file of annotations and folder of images below the datasets root, by name."""
+"""Video data sets by name: annotation file and image folder, relative to the datasets root."""
 
 BENCHMARKS: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in _TABLE}
 """The twelve real splits by registered name; the embedded `shapes_*` splits are registered by `san.shapes`."""

@@ -1,7 +1,7 @@
-"""One's own data set, described by one YAML or JSON file (docs/custom_dataset.md).
+"""Reads the YAML or JSON file that describes a custom data set (docs/custom_dataset.md).
 
-Its keys are `KEYS`; a data set has a name, classes, and either two folders or a list of files, or several splits with
-these. Only the file is read here: images and labels when the data set is used.
+Its keys are `KEYS`. A data set has a name, classes, and one or several splits. A split has two folders or a list of
+files. Only the description is read here; images and labels are read when the data set is used.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from san.vocabulary.class_file import parse_classes
 from san.vocabulary.classes import ClassText, text_key
 
 SOURCE_KEYS = ("images", "labels", "list")
-"""Where the files of a split are: two folders, or a list of pairs."""
+"""Keys that locate the files of a split: two folders, or a list of pairs."""
 
 KEYS = (
     "name",
@@ -36,18 +36,18 @@ KEYS = (
 """All keys of a data set file."""
 
 IGNORED = "ignore"
-"""What `label_mapping` says of pixel values without a class."""
+"""Value in `label_mapping` for pixel values without a class."""
 
 
 @dataclass(frozen=True)
 class CustomSplit:
-    """Where the files of one split are.
+    """The location of a split's files.
 
     Attributes:
-        name: it is registered by: ``<data set>_<split>``, or the data set's own name where it has one split only.
-        split: its key in the file, such as "train"; "" where there is only one.
-        image_dir, label_dir: folders, or None where there is a list.
-        list_file: a line each with image, tab, label, or None.
+        name: registered name: ``<data set>_<split>``, or the data set's name if it has a single split.
+        split: key of the split in the file, such as "train"; "" for a single split.
+        image_dir, label_dir: folders; None if the split has a list.
+        list_file: text file with one "image, tab, label" line per pair; None if the split has folders.
         image_ext: file endings of images, without the dot.
         label_ext: file endings of label maps.
     """
@@ -61,7 +61,7 @@ class CustomSplit:
     label_ext: tuple[str, ...]
 
     def pairing(self) -> Pairing:
-        """Its files, paired by name or as listed.
+        """Return the pairs of the split, matched by name or as listed.
 
         Raises:
             FileNotFoundError, ValueError: see `san.data.pairing`.
@@ -76,14 +76,14 @@ class CustomSplit:
 
 @dataclass(frozen=True)
 class CustomDataset:
-    """What a data set file says.
+    """The content of a data set file.
 
     Attributes:
         path: the file.
         name: of the data set.
         classes: C classes in class-index order.
         ignore_label: pixel value without a class, C or more.
-        label_mapping: what the pixel values of the files stand for; None where they are class indices.
+        label_mapping: pixel values of the files -> class indices; None if the files contain class indices.
         splits: at least one.
     """
 
@@ -98,22 +98,22 @@ class CustomDataset:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """C names, as shown and reported."""
+        """The C displayed names."""
         return tuple(each.name for each in self.classes)
 
 
 def load_custom_dataset(path: str | Path) -> CustomDataset:
-    """Reads a data set file; looks at no image and no label.
+    """Read a data set file without opening images or labels.
 
     Args:
         path: .yaml, .yml or .json; relative paths in it are relative to its folder.
 
     Returns:
-        What it says, checked.
+        the validated content.
 
     Raises:
-        FileNotFoundError: it, or the class file it names, does not exist.
-        ValueError: it is not plain data, a key is unknown or missing, or a value does not fit.
+        FileNotFoundError: the file, or the class file it names, does not exist.
+        ValueError: the file is not plain data, a key is unknown or missing, or a value is invalid.
     """
     path = user_path(str(path), "the path of the data set file")
     where = f"data set file {path}"
@@ -123,7 +123,7 @@ def load_custom_dataset(path: str | Path) -> CustomDataset:
             raise ValueError(f"{where} has no {key!r}; add it")
     name = _name(content["name"], f"name in {where}")
     classes = parse_classes(content["classes"], f"classes in {where}", path.parent)
-    default = 255 if len(classes) <= 255 else MAX_VALUE  # 8 bits have no value left for more classes
+    default = 255 if len(classes) <= 255 else MAX_VALUE  # 8 bits have no free value for more classes
     ignore_label = _ignore_label(content.get("ignore_label", default), classes, where)
     return CustomDataset(
         path=path,
@@ -136,7 +136,7 @@ def load_custom_dataset(path: str | Path) -> CustomDataset:
 
 
 def _name(value: Any, where: str) -> str:
-    """A name that can stand in configurations and folders."""
+    """Return a name that is valid in configurations and folder names."""
     if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", value):
         raise ValueError(
             f"{where} is {excerpt(value)}; give up to 100 letters, digits, '_', '-' and '.', beginning with a "
@@ -146,7 +146,7 @@ def _name(value: Any, where: str) -> str:
 
 
 def _ignore_label(value: Any, classes: Sequence[ClassText], where: str) -> int:
-    """A pixel value beyond the class indices."""
+    """Return the ignore label, a pixel value above the class indices."""
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_VALUE:
         raise ValueError(f"ignore_label in {where} is {excerpt(value)}; give a pixel value, 0..{MAX_VALUE}, mostly 255")
     if value < len(classes):
@@ -161,7 +161,7 @@ def _ignore_label(value: Any, classes: Sequence[ClassText], where: str) -> int:
 def _label_mapping(
     content: Mapping[str, Any], classes: Sequence[ClassText], ignore_label: int, where: str
 ) -> LabelMapping | None:
-    """The table from pixel values to classes, or None where the file has none."""
+    """Return the mapping from pixel values to classes, or None if the file has none."""
     table = content.get("label_mapping")
     if table is None:
         if "unmapped" in content:
@@ -184,7 +184,7 @@ def _label_mapping(
 
 
 def _pixel_value(key: Any, where: str) -> int:
-    """A key of label_mapping; JSON writes them as text."""
+    """Parse a key of label_mapping, which is text in JSON."""
     if isinstance(key, str) and re.fullmatch(r"\d{1,9}", key):
         return int(key)
     if not isinstance(key, int) or isinstance(key, bool):
@@ -193,7 +193,7 @@ def _pixel_value(key: Any, where: str) -> int:
 
 
 def _index(value: Any, indices: Mapping[str, int], ignore_label: int, where: str) -> int:
-    """A value of label_mapping: class name, class index or `IGNORED`."""
+    """Parse a value of label_mapping: class name, class index or `IGNORED`."""
     if value == IGNORED:
         return ignore_label
     if isinstance(value, str) and (index := indices.get(text_key(value))) is not None:
@@ -207,7 +207,7 @@ def _index(value: Any, indices: Mapping[str, int], ignore_label: int, where: str
 
 
 def _splits(content: Mapping[str, Any], name: str, folder: Path, where: str) -> tuple[CustomSplit, ...]:
-    """The splits: those under ``splits``, or the one the file itself is."""
+    """Return the splits under ``splits``, or the single split that the file describes."""
     endings = tuple(_endings(content.get(key, default), f"{key} in {where}") for key, default in
                     (("image_ext", "jpg"), ("label_ext", "png")))  # fmt: skip
     given = {key: content[key] for key in SOURCE_KEYS if key in content}
@@ -232,7 +232,7 @@ def _splits(content: Mapping[str, Any], name: str, folder: Path, where: str) -> 
 
 
 def _source(source: Mapping[str, Any], folder: Path, where: str) -> tuple[Path | None, Path | None, Path | None]:
-    """Image folder, label folder, list: the first two or the last."""
+    """Return image folder, label folder and list: either the first two or the last is set."""
     for key, value in source.items():
         if not isinstance(value, str) or not value:
             raise ValueError(f"{key} in {where} is {excerpt(value)}; give a path, relative to the file")
@@ -244,7 +244,7 @@ def _source(source: Mapping[str, Any], folder: Path, where: str) -> tuple[Path |
 
 
 def _endings(value: Any, where: str) -> tuple[str, ...]:
-    """File endings without the dot."""
+    """Return file extensions without the dot."""
     parts = [value] if isinstance(value, str) else value
     if (
         not isinstance(parts, list)

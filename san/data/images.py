@@ -1,4 +1,4 @@
-"""Whatever people call an image, as RGB pixels: files, Pillow images, arrays and tensors."""
+"""Converts files, Pillow images, arrays and tensors to RGB pixels."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 def image_pixels(
     image: Any, *, layout: Layout | None = None, max_pixels: int | None = MAX_PIXELS
 ) -> npt.NDArray[np.uint8]:
-    """An image as RGB, upright; a copy that cannot be written to.
+    """Return an image as upright RGB, in a read-only copy.
 
     Args:
         image: one of
             - a file, see `san.io.image_files.read_image`;
             - a Pillow image of any mode but floating point, see `san.io.image_files.to_rgb`;
             - an array of uint8, uint16 (65535 is white) or bool, with 1 to 4 channels (grey, grey with transparency,
-              RGB, RGBA; transparency is dropped) or, grey, without a channel axis;
+              RGB, RGBA; transparency is dropped), or a grey one without a channel axis;
             - a tensor of uint8, bool or floating point in 0..1, with channels likewise.
-        layout: of an array or a tensor with channels, "HWC" or "CHW"; arrays are HWC unless said otherwise, of a tensor
-            it must be said.
-        max_pixels: a larger image is refused, a file before it is decoded; None takes any.
+        layout: axes of an array or tensor with channels, "HWC" or "CHW"; the default for arrays is "HWC", tensors have
+            none.
+        max_pixels: maximum number of pixels; a larger file is refused before it is decoded. None: no limit.
 
     Returns:
         (H, W, 3) uint8.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: anything else, with what is wrong and what is accepted.
+        FileNotFoundError: the file does not exist.
+        ValueError: the image is not accepted; the message names the problem and what is accepted.
     """
     limits = ImageLimits(max_pixels=max_pixels)
     if isinstance(image, (str, Path)):
@@ -84,7 +84,7 @@ def _from_tensor(tensor: Tensor, layout: Layout | None, limits: ImageLimits) -> 
     if tensor.is_floating_point():
         tensor = tensor.float()
         low, high = (tensor.min().item(), tensor.max().item()) if tensor.numel() else (0.0, 0.0)
-        if not (low >= 0 and high <= 1):  # also where a value is not a number
+        if not (low >= 0 and high <= 1):  # also if a value is NaN
             raise ValueError(
                 f"the floating-point image tensor has values {low:g}..{high:g} but they must be 0..1; divide by 255, "
                 "undo a normalisation, or give uint8"

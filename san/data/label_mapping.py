@@ -1,4 +1,4 @@
-"""From the pixel values of someone's label files to class indices, when the files are read; no file is rewritten."""
+"""Maps the pixel values of label files to class indices while the files are read; no file is rewritten."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ MAX_VALUE = 65535
 
 @dataclass(frozen=True)
 class LabelMapping:
-    """What each pixel value of a label file stands for.
+    """A mapping from the pixel values of label files to class indices.
 
     Attributes:
         indices: pairs (pixel value, class index or ignore label), each pixel value once.
-        ignore_label: value of pixels without a class, in the files and in the result; it stands for itself unless
-            `indices` says otherwise.
-        unmapped: what becomes of every other value: "ignore" makes it `ignore_label`, "refuse" is an error.
+        ignore_label: value of pixels without a class, in the files and in the result; unchanged unless `indices` maps
+            it.
+        unmapped: how other values are treated: "ignore" maps them to `ignore_label`, "refuse" raises an error.
 
     Raises:
         ValueError: a pixel value is out of range or given twice, or `unmapped` is something else.
@@ -36,7 +36,7 @@ class LabelMapping:
     unmapped: Literal["refuse", "ignore"] = "refuse"
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be a table."""
+        """Check the values."""
         if self.unmapped not in ("refuse", "ignore"):
             raise ValueError(f"unmapped is {excerpt(self.unmapped)}; set it to refuse or ignore")
         seen: set[int] = set()
@@ -50,7 +50,7 @@ class LabelMapping:
             seen.add(value)
 
     def apply(self, raw: Array, source: str = "the label map") -> Array:
-        """Class indices and ignore labels of a label map.
+        """Map the values of a label map to class indices and the ignore label.
 
         Args:
             raw: (H, W) integers, as stored.
@@ -60,9 +60,9 @@ class LabelMapping:
             (H, W) int32.
 
         Raises:
-            ValueError: it holds values that are not mapped, and these are refused.
+            ValueError: the label map contains unmapped values and `unmapped` is "refuse".
         """
-        indices = self._look_up(raw)  # (H, W), −1 where nothing is mapped
+        indices = self._look_up(raw)  # (H, W), −1 where not mapped
         wrong = indices < 0
         if self.unmapped == "refuse" and wrong.any():
             values = np.unique(raw[wrong]).tolist()
@@ -74,18 +74,18 @@ class LabelMapping:
         return indices
 
     def unmapped_values(self, raw: Array) -> list[int]:
-        """The distinct values of a label map that `indices` does not mention and that are not the ignore label."""
+        """Return the distinct values of a label map that are neither in `indices` nor the ignore label."""
         return [int(value) for value in np.unique(raw[self._look_up(raw) < 0])]
 
     def _look_up(self, raw: Array) -> Array:
-        """(H, W) int32, a copy: class index or ignore label of each pixel, −1 where its value is not mapped."""
-        outside = np.uint32(MAX_VALUE + 1)  # of a type of its own, as it may not fit the labels'
+        """Return class index or ignore label per pixel, −1 for unmapped values; a copy, (H, W) int32."""
+        outside = np.uint32(MAX_VALUE + 1)  # a separate type, because MAX_VALUE may not fit that of the labels
         found: Array = self._table[np.where((raw < 0) | (raw > MAX_VALUE), outside, raw)]
         return found
 
     @cached_property
     def _table(self) -> Array:
-        """(MAX_VALUE + 2,) int32: what `_look_up` gives for each value; the last one is for values out of range."""
+        """Return the table of `_look_up`, (MAX_VALUE + 2,) int32; the last entry is for values out of range."""
         table = np.full(MAX_VALUE + 2, -1, dtype=np.int32)
         table[self.ignore_label] = self.ignore_label
         for value, index in self.indices:

@@ -1,4 +1,4 @@
-"""Label maps of a data set as class indices: read, mapped, and checked against its classes.  (H, W) label map."""
+"""Reads label maps of a data set as class indices and checks them against its classes.  (H, W) label map."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ _MOST_IN_8_BITS = 256
 
 
 def needs_16_bits(num_classes: int, mapping: LabelMapping | None) -> bool:
-    """Whether label maps of 8 bits cannot hold the class indices; with a mapping they need not."""
+    """Whether 8-bit label maps cannot store the class indices; with a mapping, they do not have to."""
     return mapping is None and num_classes > _MOST_IN_8_BITS
 
 
 def read_truth(path: str | Path, num_classes: int, ignore_label: int, mapping: LabelMapping | None = None) -> Array:
-    """A label map of a data set.
+    """Read a label map of a data set.
 
     Args:
         path: its file.
         num_classes: C.
         ignore_label: value of pixels without a class.
-        mapping: what the values of the file stand for; None where they are class indices.
+        mapping: values of the file -> class indices; None if the file contains class indices.
 
     Returns:
         (H, W) int32, class indices and the ignore label.
 
     Raises:
-        FileNotFoundError, ValueError: the file is missing, unreadable, too narrow for the classes or holds illegal
-            values.
+        FileNotFoundError, ValueError: the file is missing, cannot be read, has too few bits for the classes or contains
+            illegal values.
     """
     labels = read_label_map(path, wide=needs_16_bits(num_classes, mapping))
     if mapping is not None:
@@ -50,14 +50,14 @@ def read_truth(path: str | Path, num_classes: int, ignore_label: int, mapping: L
 
 
 def doubt_about_masks(values: Iterable[int], ignore_label: int, mapping: LabelMapping | None) -> str:
-    """What is doubtful about a data set whose label maps hold but two values, 0 and the ignore label; "" where nothing.
+    """Return a warning if all label maps contain only 0 and the ignore label, else "".
 
-    Two-coloured masks of 0 and 255 are the usual cause: all pixels of one colour are ignored, without a word.
+    Binary masks of 0 and 255 are the usual cause: all pixels of value 255 are ignored without a message.
 
     Args:
-        values: all that occur, in all label maps that were read.
+        values: the values that occur in the label maps read.
         ignore_label: value of pixels without a class.
-        mapping: what the values stand for; with one somebody has thought about them.
+        mapping: mapping of the values; if there is one, the values are assumed to be intended.
     """
     if mapping is not None or set(values) != {0, ignore_label}:
         return ""

@@ -1,4 +1,4 @@
-"""Reads ``metrics.json`` of a run: JSON lines, of which a stopped machine may have cut one short."""
+"""Reads ``metrics.json`` of a run: JSON lines, one of which may be cut off after a crash."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from pathlib import Path
 from san.io.files import check_file_size
 
 MAX_LINE = 1_000_000
-"""Characters of a line; that of an evaluation of 847 classes has 60,000."""
+"""Maximum characters of a line; the line of an evaluation of 847 classes has 60,000."""
 
 MAX_BYTES = 200_000_000
-"""Size of a file; a line for each of 60,000 iterations takes 40 MB."""
+"""Maximum size of a file; one line for each of 60,000 iterations takes 40 MB."""
 
 MAX_ITERATION = 2**53
 
 
 def metrics_lines(path: Path) -> Iterator[tuple[str, dict[str, float] | None]]:
-    """The lines of a file as they are, and what each says; see `parse_line`.
+    """Return each line of a file with its parsed content; see `parse_line`.
 
     Raises:
-        FileNotFoundError: the file does not exist, or it is not a regular one: a pipe would be waited for.
-        ValueError: it is larger than any run writes.
+        FileNotFoundError: the file does not exist or is not a regular file; reading a pipe could block.
+        ValueError: the file is larger than any run writes.
     """
     if not path.is_file():
         raise FileNotFoundError(f"metrics file {path} does not exist; give the metrics.json of a training run")
@@ -33,13 +33,13 @@ def metrics_lines(path: Path) -> Iterator[tuple[str, dict[str, float] | None]]:
 
 
 def parse_line(line: str) -> dict[str, float] | None:
-    """The numbers of a line by name, ``iteration`` among them; None where it is not a record of an iteration.
+    """Return the numbers of a line by name, including ``iteration``; None if it is not a record of an iteration.
 
-    Values that are not numbers are left out; NaN and infinite ones are numbers.
+    Values that are not numbers are omitted; NaN and infinity are kept.
     """
     try:
         content = json.loads(line)
-    except (ValueError, RecursionError):  # the latter of brackets in each other
+    except (ValueError, RecursionError):  # the latter for deeply nested brackets
         return None
     iteration = content.get("iteration") if isinstance(content, dict) else None
     if type(iteration) is not int or not 0 <= iteration < MAX_ITERATION:
@@ -48,5 +48,5 @@ def parse_line(line: str) -> dict[str, float] | None:
 
 
 def _fits(value: object) -> bool:
-    """Whether it is an integer that a float can hold."""
+    """Whether a value is an integer that a float can represent."""
     return type(value) is int and abs(value) < 1e300

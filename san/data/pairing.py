@@ -1,4 +1,4 @@
-"""Image and label files of a data set, paired by their relative path without the extension, or by a list of pairs."""
+"""Pairs image and label files by their relative path without the extension, or by a list."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ REMEDY = (
     "prepare the dataset (see docs/datasets.md), point DETECTRON2_DATASETS or --data-root at the datasets root, or "
     "take the data set out of the run"
 )
-"""What to do about a folder of a benchmark that is missing or empty."""
+"""Remedy for a benchmark folder that is missing or empty."""
 
 Pair = dict[str, str]
 """One image with its label map: `file_name` and `sem_seg_file_name`."""
@@ -25,15 +25,15 @@ Pair = dict[str, str]
 
 @dataclass(frozen=True)
 class Pairing:
-    """What the files of a data set come to.
+    """The pairs of a data set, and the files without a pair.
 
     Attributes:
-        pairs: the usable ones, sorted by stem, or in the order of the list.
-        images_without_label: image files that no label file belongs to.
-        labels_without_image: label files that no image file belongs to.
-        duplicates: files that have the stem of another one of their kind, and so cannot be told apart.
-        shared_images: whether images without a label are meant to be there.
-        skipped: files and folders that are not part of it, see `san.io.listing`.
+        pairs: usable pairs, sorted by stem, or in the order of the list.
+        images_without_label: image files without a label file.
+        labels_without_image: label files without an image file.
+        duplicates: files with the same stem as another file of their kind, so that the pair is ambiguous.
+        shared_images: whether images without a label are expected.
+        skipped: files and folders that were skipped, see `san.io.listing`.
     """
 
     pairs: tuple[Pair, ...]
@@ -44,13 +44,13 @@ class Pairing:
     skipped: tuple[Skipped, ...] = ()
 
     def usable(self, source: str) -> list[Pair]:
-        """The pairs; logs their number, and warns of files that are left out.
+        """Return the pairs; log their number and warn about files without a pair.
 
         Args:
-            source: data set or folders they are of, for the message.
+            source: data set or folders, for the message.
 
         Raises:
-            ValueError: two files of a kind have one stem.
+            ValueError: two files of a kind have the same stem.
         """
         if self.duplicates:
             raise ValueError(
@@ -76,23 +76,24 @@ def pair_files(
     shared_images: bool = False,
     remedy: str = REMEDY,
 ) -> Pairing:
-    """Pair every label file with the image of the same stem, sub-folders included; never by position.
+    """Pair every label file with the image of the same stem, including sub-folders; never by position.
 
     Links to folders are followed, hidden and system names are skipped, see `san.io.listing`.
 
     Args:
         image_dir: existing folder of images.
         label_dir: existing folder of label maps.
-        image_ext: ending of image files without the dot, or several, compared exactly.
-        label_ext: the same of label files (`tif` does not find `.tiff`).
-        shared_images: the image folder serves several splits (as VOC's does), so images without a label are normal.
-        remedy: what to do about a folder that is missing or empty, for the message.
+        image_ext: one or several extensions of image files, without the dot, compared exactly.
+        label_ext: the same for label files (`tif` does not match `.tiff`).
+        shared_images: whether several splits share the image folder (as in VOC), so that images without a label are
+            expected.
+        remedy: remedy for a missing or empty folder, for the message.
 
     Returns:
-        Pairs and what is left out; files of equal stems are all left to `duplicates` but the first.
+        the pairs and the files without a pair; of files with the same stem, all but the first are in `duplicates`.
 
     Raises:
-        FileNotFoundError: a folder is missing, holds no file of these extensions, or no two files pair up.
+        FileNotFoundError: a folder is missing or has no file with these extensions, or no files match.
         ValueError: images and labels are the same files.
     """
     images, image_doubles, no_images = _files_by_stem(Path(image_dir), image_ext, f"image folder {image_dir}", remedy)
@@ -119,17 +120,17 @@ def pair_files(
 
 
 def read_pair_list(path: str | Path) -> Pairing:
-    """Read a list of pairs: a line each with image, a tab, label; blank lines and lines that begin with # do not count.
+    """Read a list of pairs, one "image, tab, label" line each; blank lines and lines starting with # are skipped.
 
     Args:
         path: UTF-8 text file; paths in it are relative to its folder.
 
     Returns:
-        The pairs in the order of the list; nothing is left out.
+        the pairs in the order of the list.
 
     Raises:
-        FileNotFoundError: the list, or a file that it names, is missing.
-        ValueError: the list is not text or empty, a line has not two columns, or an image is listed twice.
+        FileNotFoundError: the list, or a file in it, does not exist.
+        ValueError: the list is empty or not text, a line does not have two columns, or an image is listed twice.
     """
     path = Path(path)
     pairs: list[Pair] = []
@@ -152,7 +153,7 @@ def read_pair_list(path: str | Path) -> Pairing:
 
 
 def _list_lines(path: Path) -> Iterable[tuple[int, str, str]]:
-    """Number, image and label of each line of a list."""
+    """Return line number, image and label of each line of a list."""
     for number, line in enumerate(read_text(path, "list of pairs").splitlines(), start=1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
@@ -163,14 +164,14 @@ def _list_lines(path: Path) -> Iterable[tuple[int, str, str]]:
 
 
 def _warn(source: str, what: str, files: Sequence[str]) -> None:
-    """Says that files are left out, and names three."""
+    """Log a warning about files that are not used, with three examples."""
     logger.warning("%s: %d %s and are left out: %s", source, len(files), what, listed(files))
 
 
 def _files_by_stem(
     folder: Path, ext: str | Sequence[str], title: str, remedy: str
 ) -> tuple[dict[str, Path], list[str], tuple[Skipped, ...]]:
-    """Files by relative path without the ending, those whose stem was there already, and what was skipped."""
+    """Return files by relative path without extension, files with a duplicate stem, and skipped files."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{title} does not exist; {remedy}")
     found: dict[str, Path] = {}

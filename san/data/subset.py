@@ -1,4 +1,4 @@
-"""Which images of a data set stand for all of them."""
+"""Selects the images of a subset."""
 
 from __future__ import annotations
 

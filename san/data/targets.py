@@ -1,4 +1,4 @@
-"""The classes of a label map, each of which is a mask that the criterion matches (docs/method.md#8.1)."""
+"""Lists the classes of a label map; each is one target mask of the criterion (docs/method.md#8.1)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from san.vocabulary.label_sets import check_label_values
 
 
 def classes_present(label_map: Tensor, ignore_label: int, num_classes: int, *, source: str = "the label map") -> Tensor:
-    """The classes of a label map.
+    """Return the classes of a label map.
 
     Args:
         label_map: (H, W) integers, class indices or `ignore_label`.
@@ -18,10 +18,10 @@ def classes_present(label_map: Tensor, ignore_label: int, num_classes: int, *, s
         source: file name for the error message.
 
     Returns:
-        (M,) int64 ascending; M is 0 when every pixel is ignored.
+        (M,) int64 ascending; M is 0 if all pixels are ignored.
 
     Raises:
-        ValueError: a value that is neither a class index nor the ignore label.
+        ValueError: a value is neither a class index nor the ignore label.
     """
     present = label_map.unique()
     check_label_values(present.tolist(), num_classes, ignore_label, source=source)

@@ -1,7 +1,7 @@
 """Resizing, and the training augmentation (docs/method.md#8.5, #8.6), on NumPy and Pillow.
 
-Images are (H, W, 3) uint8 RGB, label maps (H, W) int32, sizes (height, width). Randomness comes from the passed
-generator only.
+Images are (H, W, 3) uint8 RGB, label maps (H, W) int32, sizes (height, width). The passed generator is the only source
+of randomness.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from san.record import FieldError, Options, option
 
 Array = npt.NDArray[Any]
 IMAGE_SIDE: dict[str, Any] = {"least": 1, "most": 8192}
-"""Constraint of a side of an image in training, pixels."""
+"""Constraint for the side of a training image, in pixels."""
 
 
 def resize_short_side(height: int, width: int, short_side: int, max_size: int) -> tuple[int, int]:
-    """Size with the given short side, reduced where the long side would exceed `max_size`; rounded half up.
+    """Return the size with the given short side, reduced if the long side would exceed `max_size`; rounded half up.
 
     Returns:
         (height, width), as in docs/method.md#8.6.
@@ -36,18 +36,18 @@ def resize_short_side(height: int, width: int, short_side: int, max_size: int) -
 
 
 def resize_image(image: Array, size: tuple[int, int]) -> Array:
-    """Bilinear resize, widened when shrinking as Pillow does; (H, W, 3) uint8 to the given (height, width)."""
+    """Resize (H, W, 3) uint8 bilinearly to (height, width), with Pillow's antialias when shrinking."""
     return np.array(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
 
 
 @dataclass(frozen=True)
 class AugmentationConfig(Options):
-    """What `TrainAugmentation` draws from; the defaults are the published ones (docs/method.md#8.5).
+    """Options of `TrainAugmentation`; the defaults are the published values (docs/method.md#8.5).
 
-    Code that adds up to 18 to OpenCV's 8-bit hue, whose unit is 2 degrees, corresponds to a `hue_degrees` of 36.
+    Code that adds up to 18 to OpenCV's 8-bit hue (in units of 2 degrees) corresponds to a `hue_degrees` of 36.
 
     Raises:
-        FieldError: a value lies outside its range.
+        FieldError: a value is outside its range.
     """
 
     PLACE: ClassVar[str] = "augmentation."
@@ -79,14 +79,14 @@ class AugmentationConfig(Options):
 class TrainAugmentation:
     """Resize, crop, photometric distortion, flip, pad: docs/method.md#8.5.
 
-    Only the crop is ever resized, which gives the crop of the resized image at a fraction of the time.
+    Only the crop is resized: the result equals the crop of the resized image at a fraction of the time.
     """
 
     def __init__(self, config: AugmentationConfig | None = None) -> None:
         self.config = config or AugmentationConfig()
 
     def __call__(self, image: Array, label_map: Array, rng: np.random.Generator) -> tuple[Array, Array]:
-        """Augment one image and its label map alike.
+        """Augment an image and its label map in the same way.
 
         Args:
             image: (H, W, 3) uint8 RGB.
@@ -113,10 +113,11 @@ class TrainAugmentation:
         return self._pad(np.asarray(picture), labels)
 
     def distort_colors(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        """Brightness, then contrast, saturation and hue, contrast first or last by even chance, each with `color_prob`.
+        """Change brightness, then contrast, saturation and hue, each with probability `color_prob`.
 
-        Values are rounded and clipped to 8 bits after each step. Saturation and hue are changed in Pillow's 8-bit HSV
-        (hue in steps of 360/256 degrees), both in one pass.
+        Contrast comes before or after saturation and hue, with equal probability. Values are rounded and clipped to 8
+        bits after each step. Saturation and hue are changed in Pillow's 8-bit HSV (hue in steps of 360/256 degrees),
+        both in one pass.
 
         Args:
             image: RGB.
@@ -154,16 +155,16 @@ class TrainAugmentation:
 
 
 def _resized_crop(image: Array, size: tuple[int, int], corner: tuple[int, int], crop: list[int]) -> Image.Image:
-    """The crop at `corner` of the image resized bilinearly to `size`, without resizing the rest."""
+    """Return the crop at `corner` of the image resized bilinearly to `size`, without resizing the rest."""
     scale_y, scale_x = image.shape[0] / size[0], image.shape[1] / size[1]
     (top, left), (height, width) = corner, crop
     box = (left * scale_x, top * scale_y, (left + width) * scale_x, (top + height) * scale_y)
-    box = (*box[:2], min(box[2], image.shape[1]), min(box[3], image.shape[0]))  # rounding may step over the edge
+    box = (*box[:2], min(box[2], image.shape[1]), min(box[3], image.shape[0]))  # rounding may cross the edge
     return Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR, box=box)
 
 
 def _resized_label_crop(label_map: Array, size: tuple[int, int], corner: tuple[int, int], crop: list[int]) -> Array:
-    """The same crop of the label map resized to `size`: each pixel takes the value under its centre."""
+    """Return the same crop of the label map resized to `size`: each pixel takes the value at its centre."""
     rows, columns = (
         ((start + np.arange(length) + 0.5) * (have / want)).astype(np.intp)
         for have, want, start, length in zip(label_map.shape, size, corner, crop, strict=True)
@@ -173,7 +174,7 @@ def _resized_label_crop(label_map: Array, size: tuple[int, int], corner: tuple[i
 
 
 def _map_levels(image: Image.Image, curves: list[Array]) -> Image.Image:
-    """Each of three 8-bit channels through its curve of 256 values."""
+    """Apply a lookup table of 256 values to each of three 8-bit channels."""
     return image.point(np.concatenate(curves).astype(int).tolist())
 
 

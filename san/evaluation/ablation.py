@@ -1,4 +1,4 @@
-"""The table of an ablation: means and spreads over seeds, and differences to a base, as Markdown and CSV."""
+"""Formats an ablation as Markdown and CSV: means and spreads over seeds, and differences to a base."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class AblationResult:
-    """What the runs of one configuration gave.
+    """The results of one configuration.
 
     Attributes:
-        name: of the configuration, unique in a table.
-        seeds: metrics in percent by name, of each seed whose run is finished.
-        problems: why other seeds have none, in a line each.
+        name: name of the configuration, unique in a table.
+        seeds: metrics in percent by name, for each seed with a finished run.
+        problems: the reason why a seed has no result, one line each.
     """
 
     name: str
@@ -25,7 +25,7 @@ class AblationResult:
     problems: Mapping[int, str] = field(default_factory=dict)
 
     def values(self, metric: str) -> dict[int, float]:
-        """A metric by seed; NaN, of which no class occurs, is left out."""
+        """Return a metric by seed, without NaN (no class occurs)."""
         found = {seed: values[metric] for seed, values in self.seeds.items() if metric in values}
         return {seed: value for seed, value in found.items() if not math.isnan(value)}
 
@@ -35,10 +35,10 @@ class AblationCell:
     """One metric of one configuration.
 
     Attributes:
-        values: by seed.
-        mean: None where there is no value.
-        spread: sample standard deviation over the seeds; None of fewer than two.
-        difference: mean of the differences to the base, over the seeds that both have; None where there is none.
+        values: value by seed.
+        mean: None without a value.
+        spread: sample standard deviation over the seeds; None for fewer than two.
+        difference: mean difference to the base over the seeds that both have; None if they share none.
     """
 
     values: Mapping[int, float]
@@ -48,7 +48,7 @@ class AblationCell:
 
 
 def ablation_cell(result: AblationResult, base: AblationResult, metric: str) -> AblationCell:
-    """A metric of a configuration, compared with that of the base."""
+    """Return a metric of a configuration, compared with the base."""
     own, other = result.values(metric), base.values(metric)
     pairs = [value - other[seed] for seed, value in own.items() if seed in other]
     return AblationCell(
@@ -60,12 +60,12 @@ def ablation_cell(result: AblationResult, base: AblationResult, metric: str) -> 
 
 
 def ablation_markdown(results: Sequence[AblationResult], base: AblationResult, metrics: Sequence[str]) -> str:
-    """The table, a row per configuration, with the reasons of missing runs under it.
+    """Format the Markdown table, one row per configuration, followed by the reasons for missing runs.
 
     Args:
         results: in the order of the rows.
         base: one of them.
-        metrics: those to show, a column each and one for the difference.
+        metrics: the metrics to show; each has a column for its value and one for the difference.
     """
     head = ["configuration", "seeds", *(part for metric in metrics for part in (metric, "difference"))]
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
@@ -86,7 +86,7 @@ def ablation_markdown(results: Sequence[AblationResult], base: AblationResult, m
 
 
 def ablation_csv(results: Sequence[AblationResult], base: AblationResult) -> str:
-    """Every metric of every configuration, a row each; a value that is missing is empty.
+    """Format a CSV table with one row per metric and configuration; missing values are empty.
 
     Args:
         results: in the order of the rows.

@@ -33,8 +33,7 @@ def metrics(
         fwIoU: mean IoU weighted by each class's share of labelled pixels.
         mACC: mean over present classes of the share of their pixels that are correct.
         pACC: share of all labelled pixels that are correct.
-        zero_iou_share: share of present classes whose IoU is 0.
-        mIoU-<group>: mean IoU of the present classes of a group.
+        zero_iou_share: share of present classes with IoU 0. mIoU-<group>: mean IoU of the present classes of a group.
         IoU-<name>, ACC-<name>: per class.
 
     Raises:

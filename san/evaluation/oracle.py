@@ -1,6 +1,6 @@
-"""Counts that separate errors of masks from errors of names, image by image (docs/error_analysis.md#definitions).
+"""Separates mask errors from classification errors by counts per image (docs/error_analysis.md#definitions).
 
-Legend: Q proposals, C classes, P classes in one image's ground truth, (H, W) image. A segment is all judged pixels of
+Legend: Q proposals, C classes, P classes in one image's ground truth, (H, W) image. A segment is all labelled pixels of
 one class in one image; m_q(x) is proposal q's mask probability, p_q(c) its class probability, o_q = sum of p_q(c) over
 the classes without "no object".
 """
@@ -24,24 +24,24 @@ from san.vocabulary.label_sets import check_label_values
 Counts = npt.NDArray[np.int64]
 
 RECALL_IOUS = (0.5, 0.75)
-"""A segment is recalled where a proposal has at least this IoU with it."""
+"""A segment is recalled if a proposal has at least this IoU with it."""
 
 SEGMENT_COLUMNS = ("all", "recalled_50", "recalled_75", "named", "named_recalled_50")
-"""What is counted of the segments of a class: all, those recalled at each IoU, those named right, both at 0.5."""
+"""Counts per class: all segments, recalled at each IoU, classified correctly, recalled at 0.5 and correct."""
 
-_BAND_VALUES = 2**22  # held at a time; below 2**24, so that float32 counts pixels exactly
-_MAX_WIDTH = 8192  # of a band that `mask_bands` makes
+_BAND_VALUES = 2**22  # in memory at a time; below 2**24, so that float32 counts pixels exactly
+_MAX_WIDTH = 8192  # of a band of `mask_bands`
 
 
 @dataclass(frozen=True)
 class Proposals:
-    """What the network says of one image, before it becomes a label map.
+    """The network's output for one image, before it is converted to a label map.
 
     Attributes:
         mask_logits: (Q, h_s, w_s), before the sigmoid.
         class_logits: (Q, C+1), the last column "no object".
         geometry: sizes of the network's input, of the image in it, and of the label map.
-        shrink: factor by which the bands are lower than usual, where memory is short.
+        shrink: factor by which the band height is reduced to save memory.
     """
 
     mask_logits: Tensor
@@ -51,10 +51,10 @@ class Proposals:
 
 
 def proposals_of(output: Mapping[str, Any]) -> Proposals:
-    """The proposals in a model's output for one image.
+    """Return the proposals in a model's output for one image.
 
     Raises:
-        ValueError: it has none.
+        ValueError: the output has none.
     """
     found = output.get("proposals")
     if not isinstance(found, Proposals):
@@ -66,16 +66,16 @@ def proposals_of(output: Mapping[str, Any]) -> Proposals:
 
 
 class OracleCounts:
-    """Counts over images and workers; their size depends on the number of classes alone.
+    """Counts over images and workers; their size depends only on the number of classes.
 
     Args:
         num_classes: C.
-        ignore_label: label of pixels that are left out.
+        ignore_label: label of pixels that are not counted.
 
     Attributes:
-        true_names: pixel counts where every proposal has its true class.
-        true_masks: pixel counts where the network names the true segments.
-        best_pixels: (C, 2) int64, intersection and union of each class with its best proposals.
+        true_names: pixel counts if every proposal is given its true class.
+        true_masks: pixel counts if the network classifies the true segments.
+        best_pixels: (C, 2) int64, intersection and union of each class and its best proposals.
         segments: (C, 5) int64, columns as in `SEGMENT_COLUMNS`.
     """
 
@@ -87,7 +87,7 @@ class OracleCounts:
 
     @property
     def counts(self) -> dict[str, Counts]:
-        """Everything counted, by name."""
+        """All counts by name."""
         return {
             "true_names": self.true_names.counts,
             "true_masks": self.true_masks.counts,
@@ -96,10 +96,10 @@ class OracleCounts:
         }
 
     def merge(self, counts: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Adds another worker's `counts`.
+        """Add another worker's `counts`.
 
         Raises:
-            ValueError: they are something else; nothing is added then.
+            ValueError: a name, type or shape differs, or a count is negative; nothing is added in that case.
         """
         own = self.counts
         for name, values in own.items():
@@ -116,15 +116,15 @@ class OracleCounts:
     @torch.no_grad()
     @torch_defaults()
     def update(self, proposals: Proposals, label: npt.NDArray[Any], *, file_name: str = "the image") -> None:
-        """Counts one image.
+        """Count one image.
 
         Args:
-            proposals: what the network says of it.
+            proposals: the network's output for it.
             label: (H, W) integers, class indices or the ignore label.
             file_name: name for error messages.
 
         Raises:
-            ValueError: sizes or numbers of classes differ, or a label is not a class; nothing is counted then.
+            ValueError: sizes or numbers of classes differ, or a label is not a class; nothing is counted in that case.
         """
         num_classes, ignore_label = self.true_names.num_classes, self.true_names.ignore_label
         if proposals.geometry.output_size != label.shape or proposals.class_logits.shape[1] != num_classes + 1:
@@ -150,7 +150,7 @@ class OracleCounts:
         self._count_segments(present, names, hard, areas)
 
     def _count_segments(self, present: Counts, names: Counts, hard: Tensor, areas: Tensor) -> None:
-        """Counts the best proposal of each segment, and whether the segment is recalled and named right."""
+        """Count the best proposal of each segment, and whether the segment is recalled and classified correctly."""
         unions = hard.sum(dim=1, keepdim=True) + areas - hard  # (Q, P)
         iou, best = (hard / unions).max(dim=0)  # (P,) each
         columns = torch.arange(len(present))
@@ -164,11 +164,11 @@ class OracleCounts:
 
 @torch_defaults()
 def overlaps(proposals: Proposals, segments: Tensor, num_segments: int) -> tuple[Tensor, Tensor]:
-    """Pixels that proposals and segments share, without ever holding Q x H x W values.
+    """Count the pixels that proposals and segments share, without an array of Q x H x W values.
 
     Args:
-        proposals: of an image.
-        segments: (H, W) int64, the segment of each pixel; `num_segments` where it has none.
+        proposals: proposals of an image.
+        segments: (H, W) int64, the segment of each pixel; `num_segments` for pixels without one.
         num_segments: P.
 
     Returns:
@@ -190,10 +190,10 @@ def overlaps(proposals: Proposals, segments: Tensor, num_segments: int) -> tuple
 
 
 def segment_names(probs: Tensor, soft: Tensor, areas: Tensor) -> Tensor:
-    """The class that the network gives each true segment: that of the proposal that is most about it.
+    """Return the class that the network gives each true segment: the class of its best matching proposal.
 
-    The proposal is the one with the highest o_q * softIoU(q, g), softIoU = sum of m_q in g over (sum of m_q in g or
-    out of it + pixels of g - sum of m_q in g). The factor o_q leaves out copies that the network itself drops.
+    The proposal is the one with the highest o_q * softIoU(q, g), softIoU = sum of m_q in g over (sum of m_q in g or out
+    of it + pixels of g - sum of m_q in g). The factor o_q excludes duplicates that the network itself suppresses.
 
     Args:
         probs: (Q, C+1) class probabilities, the last column "no object".
@@ -209,10 +209,10 @@ def segment_names(probs: Tensor, soft: Tensor, areas: Tensor) -> Tensor:
 
 
 def _renamed_labels(proposals: Proposals, probs: Tensor, soft: Tensor) -> Counts:
-    """(H, W) indices of segments: the label map where each proposal gives all of o_q to the class it overlaps most."""
+    """Return the label map, (H, W) segment indices, if each proposal gives all of o_q to the class it overlaps most."""
     renamed = torch.zeros(len(soft), soft.shape[1] + 1)  # (Q, P+1)
     renamed[torch.arange(len(soft)), soft.argmax(dim=1)] = probs[:, :-1].sum(dim=1)
     renamed[:, -1] = probs[:, -1]
-    logits = renamed.log().to(proposals.mask_logits.device)  # whose softmax is `renamed`
+    logits = renamed.log().to(proposals.mask_logits.device)  # softmax of these gives `renamed`
     labels = semantic_labels(proposals.mask_logits, logits, proposals.geometry, shrink=proposals.shrink)
     return labels.cpu().numpy()

@@ -1,6 +1,6 @@
-"""The files of an error analysis: oracle.json, confusions.csv, confusions.png, oracle.html.  C classes.
+"""Writes the files of an error analysis: oracle.json, confusions.csv, confusions.png, oracle.html.  C classes.
 
-docs/error_analysis.md#definitions says what each figure is.
+docs/error_analysis.md#definitions defines each figure.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from san.visualize.confusion_plot import plot_confusions
 from san.visualize.error_page import ClassErrors, ErrorPage, render_error_page
 
 KINDS = ("plain", "true_masks", "true_names", "best_proposals")
-"""The evaluations that are compared."""
+"""The evaluations compared."""
 
 JSON_FILE, CSV_FILE, PLOT_FILE = "oracle.json", "confusions.csv", "confusions.png"
 """The files of an error analysis beside its page, `ORACLE_PAGE`."""
@@ -36,14 +36,14 @@ _SHOWN_PAIRS = 40  # of the page
 
 @dataclass(frozen=True)
 class Confusion:
-    """Pixels of one class that were given the name of another.
+    """Pixels of one class that were predicted as another.
 
     Attributes:
         truth, prediction: class names.
-        pixels: as predicted.
-        share_of_truth: of the class's labelled pixels, percent.
-        share_of_errors: of all wrong pixels, percent.
-        pixels_true_masks: where the true masks are given, so that the name alone is wrong.
+        pixels: number of pixels in the prediction.
+        share_of_truth: share of the class's labelled pixels, in percent.
+        share_of_errors: share of all wrong pixels, in percent.
+        pixels_true_masks: number of pixels with true masks, where only the class is wrong.
     """
 
     truth: str
@@ -55,7 +55,7 @@ class Confusion:
 
 
 def confusions(plain: ConfusionMatrix, true_masks: ConfusionMatrix, names: Sequence[str]) -> list[Confusion]:
-    """All pairs of different classes that were confused, most pixels first."""
+    """Return all pairs of different classes that were confused, most pixels first."""
     labelled = plain.counts.sum(axis=1)
     wrong, named = (matrix.counts * (1 - np.eye(len(names), dtype=np.int64)) for matrix in (plain, true_masks))
     total = wrong.sum()
@@ -80,7 +80,7 @@ def oracle_figures(
     class_names: Sequence[str],
     groups: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, Any]:
-    """All figures of an error analysis, in percent; NaN where a class is absent, as in `metrics`.
+    """Compute all figures of an error analysis, in percent; NaN for absent classes, as in `metrics`.
 
     Args:
         plain: the counts of the evaluation itself.
@@ -90,10 +90,10 @@ def oracle_figures(
 
     Returns:
         mIoU: by kind (`KINDS`), and ``mIoU-<group>`` of each group.
-        zero_iou_classes: by kind, the names of present classes whose IoU is 0.
-        segments: their numbers (`SEGMENT_COLUMNS`), "recall" at each IoU, and the share named right of all segments and
-            of those recalled at 0.5, over all classes.
-        classes: per class the same, with its labelled pixels and its IoU by kind.
+        zero_iou_classes: by kind, the names of present classes with IoU 0.
+        segments: over all classes, the counts (`SEGMENT_COLUMNS`), "recall" at each IoU, and the share classified
+            correctly of all segments and of those recalled at 0.5.
+        classes: the same per class, with its labelled pixels and its IoU by kind.
     """
     matrices = {"plain": plain, "true_masks": oracle.true_masks, "true_names": oracle.true_names}
     values = {kind: metrics(matrix, class_names, groups) for kind, matrix in matrices.items()}
@@ -127,24 +127,24 @@ def write_oracle_report(
     title: str,
     groups: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, Any]:
-    """Writes the files of an error analysis into `folder`, which is made.
+    """Write the files of an error analysis to `folder`, which is created if missing.
 
     Args:
-        folder: where to write.
+        folder: folder to write to.
         plain: the counts of the evaluation itself.
         oracle: of the same images.
         class_names: C distinct names.
-        title: the data set, and which part of it was evaluated.
+        title: the data set and the part of it that was evaluated.
         groups: see `metrics`.
 
     Returns:
-        what `oracle_figures` gives.
+        the result of `oracle_figures`.
     """
     folder = Path(folder)
     figures = oracle_figures(plain, oracle, class_names, groups)
     pairs = confusions(plain, oracle.true_masks, class_names)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / PLOT_FILE).unlink(missing_ok=True)  # the page shows none of an earlier evaluation
+    (folder / PLOT_FILE).unlink(missing_ok=True)  # so that the page does not show that of an earlier evaluation
     if any(pair.pixels for pair in pairs):
         with drawing(folder / PLOT_FILE):
             matrices = {"as predicted": plain.counts, "with true masks: names alone": oracle.true_masks.counts}
@@ -162,7 +162,7 @@ def write_oracle_report(
 
 
 def format_oracle(figures: Mapping[str, Any]) -> str:
-    """The figures that tell masks from names, in one line for the log."""
+    """Format the main figures of mask and classification errors in one line for the log."""
     means, segments = figures["mIoU"], figures["segments"]
     return (
         f"mIoU {means['plain']:.2f}; with true masks {means['true_masks']:.2f}, with true names "
@@ -173,7 +173,7 @@ def format_oracle(figures: Mapping[str, Any]) -> str:
 
 
 def _best_values(pixels: Counts, class_names: Sequence[str], groups: Mapping[str, Sequence[str]]) -> dict[str, float]:
-    """IoU per class and the means, in percent, of intersections and unions (C, 2)."""
+    """Return IoU per class and the means, in percent, from intersections and unions (C, 2)."""
     ious = {name: _percent(*pair) for name, pair in zip(class_names, pixels.tolist(), strict=True)}
     means = {"mIoU": _mean(ious.values())}
     means |= {
@@ -183,7 +183,7 @@ def _best_values(pixels: Counts, class_names: Sequence[str], groups: Mapping[str
 
 
 def _segment_figures(row: Counts) -> dict[str, Any]:
-    """Numbers of segments, and the shares of them, from a row of `OracleCounts.segments`."""
+    """Return the numbers and shares of segments from a row of `OracleCounts.segments`."""
     numbers = dict(zip(SEGMENT_COLUMNS, row.tolist(), strict=True))
     return {
         "num_segments": numbers,
@@ -199,7 +199,7 @@ def _percent(part: int, whole: int) -> float:
 
 
 def _mean(values: Any) -> float:
-    """The mean of the values that are numbers."""
+    """Return the mean of the values that are not NaN."""
     known = [value for value in values if not math.isnan(value)]
     return sum(known) / len(known) if known else math.nan
 
@@ -209,7 +209,7 @@ def _json(content: Mapping[str, Any]) -> str:
 
 
 def _without_nan(value: Any) -> Any:
-    """The same with null for NaN, which JSON does not have."""
+    """Replace NaN by null, because JSON has no NaN."""
     if isinstance(value, Mapping):
         return {key: _without_nan(each) for key, each in value.items()}
     if isinstance(value, list):
@@ -228,7 +228,7 @@ def _csv(pairs: Sequence[Confusion]) -> str:
 
 
 def _page(title: str, figures: Mapping[str, Any], pairs: Sequence[Confusion], picture: str) -> ErrorPage:
-    """What the page shows of the figures."""
+    """Build the content of the page from the figures."""
     taken_for: dict[str, str] = {}
     for pair in pairs:
         taken_for.setdefault(pair.truth, pair.prediction)

@@ -19,7 +19,7 @@ from san.io.files import check_file_size
 Array = npt.NDArray[Any]
 Entry = dict[str, Any]
 
-_MAX_BYTES = 2_000_000_000  # size limit of a file of masks; 5,000 images have about 100 MB
+_MAX_BYTES = 2_000_000_000  # size limit of a file of masks; 5,000 images take about 100 MB
 RLE_FILE, LABEL_FOLDER = "sem_seg_predictions.json", "label_maps"
 """File name of an evaluation's predictions."""
 
@@ -83,7 +83,7 @@ def score_image(prediction: Array, truth: Array, num_classes: int) -> ImageScore
 
     Args:
         prediction: (H, W) integers; a value that is not a class counts as wrong.
-        truth: (H, W) integers; pixels whose value is not a class are ignored.
+        truth: (H, W) integers; pixels with a value that is not a class are ignored.
         num_classes: C.
 
     Raises:

@@ -84,14 +84,14 @@ def rle_entries(
 
 
 def _compressed(starts: npt.NDArray[Any], ends: npt.NDArray[Any], size: int) -> str:
-    """COCO's compressed run lengths of a mask, letter for letter as pycocotools writes them.
+    """Return COCO's compressed run lengths of a mask, identical to those of pycocotools.
 
-    The lengths alternate between outside and inside, and begin outside. From the fourth on, each is written as the
-    difference from the one two before it: 5 bits per letter, the lowest first; the sixth bit says that more follow.
+    The lengths alternate between outside and inside, starting outside. From the fourth on, each is written as the
+    difference from the one two before it: 5 bits per letter, the lowest first; the sixth bit is set if more follow.
 
     Args:
         starts: (N,) ascending, the first pixel of each run inside.
-        ends: (N,) the pixel after the last of each.
+        ends: (N,) the pixel after the last one of each run.
         size: number of pixels.
     """
     edges = np.stack([starts, ends], axis=1).ravel()  # (2N,)

@@ -1,11 +1,12 @@
-"""How near the names of one label set are to those of another, to a text encoder.
+"""Measures how similar the names of two label sets are for a text encoder.
 
-A, B the unit text embeddings of two label sets; a in A and b in B are classes; s(a, b) = a · b, the cosine similarity.
+A and B are the unit text embeddings of two label sets; a in A and b in B are classes; s(a, b) = a · b is the cosine
+similarity.
 
-- nearest(a, B) = max over b of s(a, b): how well the name a is known to who knows B.
+- nearest(a, B) = max over b of s(a, b): how well B covers the name a.
 - mean(A, B) = mean over a of nearest(a, B); least(A, B) = min over a of nearest(a, B).
 - hausdorff(A, B) = min(least(A, B), least(B, A)). It is 1 - d_H, where d_H is the Hausdorff distance of the two sets
-  under the distance 1 - s. Symmetric; one name without a counterpart decides it.
+  under the distance 1 - s. It is symmetric; one name without a counterpart determines it.
 - mean_hausdorff(A, B) = min(mean(A, B), mean(B, A)), from the modified Hausdorff distance, which takes means.
 
 The means are those of M.-P. Dubuisson and A. K. Jain, A modified Hausdorff distance for object matching, ICPR 1994. See
@@ -29,16 +30,16 @@ from san.io.errors import excerpt
 Floats = npt.NDArray[np.float64]
 _COLUMNS = ("class", "IoU")
 _FEWEST = 3
-"""Classes of which a correlation says something at all."""
+"""Minimum number of classes for a correlation."""
 
 
 @dataclass(frozen=True)
 class SetSimilarity:
-    """One label set beside another; see the module for the symbols.
+    """The similarity of two label sets; see the module for the symbols.
 
     Attributes:
-        nearest: of each class of A, the index in B of the nearest.
-        similarity: of each class of A, nearest(a, B).
+        nearest: for each class of A, the index in B of the nearest one.
+        similarity: for each class of A, nearest(a, B).
         mean_there, least_there: mean(A, B) and least(A, B).
         mean_back, least_back: mean(B, A) and least(B, A).
     """
@@ -52,21 +53,21 @@ class SetSimilarity:
 
     @property
     def hausdorff(self) -> float:
-        """The symmetric similarity that the worst name decides."""
+        """The symmetric similarity, determined by the worst name."""
         return min(self.least_there, self.least_back)
 
     @property
     def mean_hausdorff(self) -> float:
-        """The symmetric similarity of means."""
+        """The symmetric similarity of the means."""
         return min(self.mean_there, self.mean_back)
 
 
 def compare_sets(ours: Tensor, theirs: Tensor) -> SetSimilarity:
-    """Compares label sets A and B.
+    """Compare label sets A and B.
 
     Args:
-        ours: (|A|, E), unit length.
-        theirs: (|B|, E), unit length, of the same encoder.
+        ours: (|A|, E) embeddings of unit length.
+        theirs: (|B|, E) embeddings of unit length, from the same encoder.
     """
     similarity = (ours.double() @ theirs.double().T).clamp(-1, 1)  # (|A|, |B|)
     there, nearest = similarity.max(dim=1)
@@ -80,12 +81,12 @@ def compare_sets(ours: Tensor, theirs: Tensor) -> SetSimilarity:
 
 @dataclass(frozen=True)
 class Correlation:
-    """How two numbers of the same classes go together.
+    """The correlation of two numbers per class.
 
     Attributes:
-        count: classes that have both.
-        pearson: of the numbers; None where it is not defined: below 3 classes, or one number the same for all.
-        spearman: of their ranks, ties having their mean rank; None likewise.
+        count: number of classes that have both numbers.
+        pearson: correlation of the numbers; None if undefined: fewer than 3 classes, or one of the numbers is constant.
+        spearman: correlation of their ranks, with the mean rank for ties; None if undefined.
     """
 
     count: int
@@ -94,7 +95,7 @@ class Correlation:
 
 
 def correlate(x: Sequence[float], y: Sequence[float]) -> Correlation:
-    """The correlation of two numbers per class; classes where one is NaN are left out."""
+    """Compute the correlation of two numbers per class, without classes where one is NaN."""
     pairs = np.array([pair for pair in zip(x, y, strict=True) if not any(map(math.isnan, pair))], dtype=np.float64)
     if len(pairs) < _FEWEST:
         return Correlation(len(pairs), None, None)
@@ -104,11 +105,11 @@ def correlate(x: Sequence[float], y: Sequence[float]) -> Correlation:
 
 
 def read_per_class(path: str | Path) -> dict[str, float]:
-    """Class to IoU in percent, of an evaluation's per_class.csv; NaN where the class is absent.
+    """Read the IoU of each class in percent from an evaluation's per_class.csv; NaN for absent classes.
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: it is no such table.
+        ValueError: the file is not such a table.
     """
     path = Path(path)
     if not path.is_file():
@@ -136,14 +137,14 @@ def read_per_class(path: str | Path) -> dict[str, float]:
 
 
 def _pearson(x: Floats, y: Floats) -> float | None:
-    """The correlation coefficient; None where one side is constant."""
+    """Return the correlation coefficient; None if one side is constant."""
     if np.ptp(x) == 0 or np.ptp(y) == 0:
         return None
     return float(np.clip(np.corrcoef(x, y)[0, 1], -1, 1))
 
 
 def _ranks(values: Floats) -> Floats:
-    """Ranks from 0; equal values have the mean of theirs."""
+    """Return ranks from 0; equal values get their mean rank."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     ends = np.cumsum(counts)
     ranks: Floats = (ends - (counts + 1) / 2)[inverse]

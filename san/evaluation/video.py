@@ -1,4 +1,4 @@
-"""Measures of label maps of videos: region IoU J, boundary measure F, mIoU, and consistency over time.
+"""Metrics of video label maps: region IoU J, boundary measure F, mIoU, and temporal consistency.
 
 Legend: T frames, C classes, (H, W) frame.
 """
@@ -17,20 +17,20 @@ Array = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
 
 BOUNDARY_TOLERANCE = 0.008
-"""Largest distance of boundaries that match, as a share of the frame's diagonal (DAVIS 2016)."""
+"""Maximum distance of matching boundaries, as a share of the frame's diagonal (DAVIS 2016)."""
 
 
 def region_similarity(prediction: Mask, truth: Mask) -> float:
-    """J of one frame: intersection over union of two masks (H, W), 0..1; 1 where both are empty."""
+    """Compute J of one frame: intersection over union of two masks (H, W), 0..1; 1 if both are empty."""
     union = np.count_nonzero(prediction | truth)
     return np.count_nonzero(prediction & truth) / union if union else 1.0
 
 
 def boundary_similarity(prediction: Mask, truth: Mask, tolerance: float = BOUNDARY_TOLERANCE) -> float:
-    """F of one frame: the F-measure of the boundaries' precision and recall, 0..1; 1 where both masks are empty.
+    """Compute F of one frame: F-measure of boundary precision and recall, 0..1; 1 if both masks are empty.
 
-    A pixel of a boundary is right where the other boundary has a pixel within the tolerance (a disc, whose radius is
-    rounded up to whole pixels), as DAVIS counts it.
+    A boundary pixel is correct if the other boundary has a pixel within the tolerance (a disc with its radius rounded
+    up to whole pixels), as in DAVIS.
 
     Args:
         prediction: (H, W).
@@ -49,7 +49,7 @@ def boundary_similarity(prediction: Mask, truth: Mask, tolerance: float = BOUNDA
 
 @dataclass
 class VideoScores:
-    """J, F and IoU per class over videos, as SAN's video results are counted.
+    """Accumulates J, F and IoU per class over videos.
 
     J and F of a class are means over all frames of the videos in which the class has a labelled pixel, also over frames
     without one. The IoU of a class is that of its pixels in these videos together.
@@ -75,12 +75,12 @@ class VideoScores:
         self.frames, self.intersection, self.union = (np.zeros(self.num_classes, np.int64) for _ in range(3))
 
     def update(self, prediction: Array, truth: Array) -> None:
-        """Counts one video.
+        """Count one video.
 
         Args:
             prediction: (T, H, W) class indices.
-            truth: (T, H, W) class indices; pixels of other values are of no class, and a class that is predicted there
-                is wrong.
+            truth: (T, H, W) class indices; pixels of other values have no class, and a class predicted there counts as
+                wrong.
 
         Raises:
             ValueError: the shapes differ.
@@ -96,13 +96,13 @@ class VideoScores:
                 self.union[label] += np.count_nonzero(found | true)
 
     def per_class(self) -> dict[str, Array]:
-        """J, F and IoU in percent, (C,) each; NaN for classes that do not occur."""
+        """Return J, F and IoU in percent, (C,) each; NaN for classes that do not occur."""
         with np.errstate(invalid="ignore"):
             parts = (self.region / self.frames, self.boundary / self.frames, self.intersection / self.union)
         return {name: 100 * part for name, part in zip(("J", "F", "IoU"), parts, strict=True)}
 
     def metrics(self) -> dict[str, float]:
-        """J, F, their mean J&F, and mIoU in percent, means over the classes that occur; NaN where none does."""
+        """Return J, F, their mean J&F, and mIoU in percent: means over the classes that occur; NaN if none does."""
         seen = self.frames > 0
         if not seen.any():
             return dict.fromkeys(("J", "F", "J&F", "mIoU"), math.nan)
@@ -111,12 +111,12 @@ class VideoScores:
 
 
 def stable_pixels(labels: Array, sources: Array) -> Mask:
-    """Where a surface has kept its label: (T, H, W), false in the first frame and where `sources` is -1.
+    """Return where a surface keeps its label: (T, H, W), false in the first frame and where `sources` is -1.
 
     Args:
         labels: (T, H, W) predicted.
-        sources: (T, H, W), from where in the frame before a pixel's surface has come, as row * W + column; -1 where it
-            was not seen. See `san.shapes.clips.render_clip`.
+        sources: (T, H, W), position of a pixel's surface in the previous frame, as row * W + column; -1 if not visible.
+            See `san.shapes.clips.render_clip`.
     """
     before = np.roll(labels, 1, axis=0).reshape(len(labels), -1)
     moved = np.take_along_axis(before, sources.reshape(len(labels), -1).clip(0), axis=1).reshape(labels.shape)
@@ -125,14 +125,14 @@ def stable_pixels(labels: Array, sources: Array) -> Mask:
 
 
 def _boundary(mask: Mask) -> Mask:
-    """Pixels that differ from their right, lower or lower right neighbour, as in DAVIS; (H, W)."""
+    """Return the pixels that differ from their right, lower or lower right neighbour, as in DAVIS; (H, W)."""
     padded = np.pad(mask, ((0, 1), (0, 1)), mode="edge")
     edge: Mask = (mask != padded[:-1, 1:]) | (mask != padded[1:, :-1]) | (mask != padded[1:, 1:])
     return edge
 
 
 def _grown(mask: Mask, radius: int) -> Mask:
-    """The mask and all pixels at most `radius` from one of its pixels."""
+    """Dilate the mask by `radius`: add all pixels at most that far from one of its pixels."""
     height, width = mask.shape
     grown = np.zeros((height + 2 * radius, width + 2 * radius), bool)
     rows, columns = np.nonzero(mask)
@@ -142,7 +142,7 @@ def _grown(mask: Mask, radius: int) -> Mask:
 
 
 def _disc(radius: int) -> Iterator[tuple[int, int]]:
-    """Offsets of a disc's pixels from its bounding square's corner."""
+    """Return the offsets of a disc's pixels from the corner of its bounding square."""
     for row in range(-radius, radius + 1):
         for column in range(-radius, radius + 1):
             if row**2 + column**2 <= radius**2:

@@ -37,8 +37,8 @@ def load_pretrained(
 ) -> SANModel:
     """Load a model in single precision on the CPU. No code from any file is run.
 
-    Weights that a file has in single precision stay mapped from it: loading reads them once, to check them, and copies
-    none. Replace the file by a new one rather than write into it while the model is in use.
+    Single-precision weights stay memory-mapped: loading reads them once, to check them, without a copy. Do not write
+    into the file while the model is in use; replace it by a new one.
 
     Args:
         source: a name of `MODELS` ("shapes", "san_vit_b_16", "san_vit_large_14"); a checkpoint file (.pth or
@@ -95,7 +95,7 @@ def push_to_hub(
     """Upload a model to the Hugging Face Hub, as config.json, model.safetensors and README.md.
 
     Args:
-        model: any SAN, or a folder written by `save_pretrained`, whose README.md may be edited.
+        model: any SAN, or a folder written by `save_pretrained`; its README.md may be edited.
         repo_id: "owner/name"; created if missing.
         commit_message: message of the commit.
         private: whether a new repository is private; None uses the owner's default.
@@ -126,7 +126,7 @@ def push_to_hub(
 
 
 def _is_in_folder(path: Path, config: object) -> bool:
-    """Whether a file is the weights of a saved folder, whose config.json is used."""
+    """Whether a file is the weights of a saved folder, so that the folder's config.json is used."""
     return config is None and path.name == WEIGHTS_FILE and path.with_name(CONFIG_FILE).is_file()
 
 
@@ -185,12 +185,12 @@ def _load_file(
 
 
 def recognised_variant(content: Mapping[str, Any]) -> str | None:
-    """The variant whose tensors a checkpoint has, by names and shapes; None if it is none, or several.
+    """Return the variant with a checkpoint's tensor names and shapes; None if there is none, or several.
 
-    What leaves no trace in the tensors, such as templates or CLIP's input scale, is taken from the variant.
+    Settings that do not affect the tensors, such as templates or CLIP's input scale, are those of the variant.
 
     Args:
-        content: as `load_checkpoint_file` gives it.
+        content: as returned by `load_checkpoint_file`.
     """
     found = []
     for name in VARIANTS:

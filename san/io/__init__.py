@@ -1,1 +1,1 @@
-"""Files and messages: written whole, read safely, listed, opened in processes; user errors and what they may show."""
+"""Files and messages: atomic writes, safe reading, listing, process pools, user errors and redaction."""

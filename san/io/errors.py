@@ -33,7 +33,7 @@ def one_line(error: BaseException | str, *, limit: int = MAX_LINE) -> str:
     (see `san.io.redaction`), because a part of one is not recognized.
 
     Args:
-        error: the error, whose type is shown if it has no message; or a text.
+        error: the error (its type is shown if it has no message), or a text.
         limit: maximum number of characters to keep.
     """
     text = str(error)
@@ -46,15 +46,15 @@ def one_line(error: BaseException | str, *, limit: int = MAX_LINE) -> str:
 
 
 def require_extra(extra: str, purpose: str, *modules: str) -> None:
-    """Checks that modules of an optional extra of pyproject.toml import.
+    """Check that the modules of an optional extra of pyproject.toml can be imported.
 
     Args:
-        extra: its name.
-        purpose: what needs them; begins the message.
-        modules: their names.
+        extra: name of the extra.
+        purpose: the feature that needs them; first words of the message.
+        modules: names of the modules.
 
     Raises:
-        MissingExtraError: one does not import.
+        MissingExtraError: a module cannot be imported.
     """
     for module in modules:
         try:
@@ -89,7 +89,7 @@ def excerpt(value: object, *, limit: int = 80) -> str:
 
 
 def listed(items: Iterable[object], most: int = 3, separator: str = ", ") -> str:
-    """The first items in one text, and how many more there are."""
+    """Join the first items to one text, with the number of further items."""
     texts = [str(item) for item in items]
     if len(texts) <= most:
         return separator.join(texts)
@@ -98,7 +98,7 @@ def listed(items: Iterable[object], most: int = 3, separator: str = ", ") -> str
 
 
 def brief_repr(record: Any) -> str:
-    """`__repr__` of a dataclass or named tuple on one line, with only type and shape of arrays and tensors."""
+    """Return the `repr` of a dataclass or named tuple on one line, with only type and shape of arrays and tensors."""
     names = getattr(record, "_fields", ()) or [each.name for each in fields(record) if each.repr]
     shown = [f"{name}={_brief(getattr(record, name))}" for name in names]
     return f"{type(record).__name__}({', '.join(shown)})"

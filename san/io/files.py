@@ -22,14 +22,14 @@ FORMATS = {
     "json": ".json",
     "panel": "_panel.png",
 }
-"""What `san.inference.segmentation.Segmentation.save` can write, and how the files' names end."""
+"""Formats of `san.inference.segmentation.Segmentation.save` and their file name endings."""
 
 VIDEO_FORMATS = {"overlay": ("_overlay.mp4", "_overlay.mkv"), "labels": ("_labels",), "json": (".json",)}
 """What `san.video.results.VideoResults` can write, and how the names may end: of one of two files, of a folder, of a
 file."""
 
 LABEL_FORMATS = ("coco", "yolo-seg", "voc", "png", "labelme", "label-studio", "cvat", "geojson")
-"""What `san label` can write; `san.labelling.formats.WRITERS` has the writers."""
+"""Formats of `san label`; `san.labelling.formats.WRITERS` has the writers."""
 
 MAX_PATH = 4096
 """Maximum number of characters of a path on any system."""

@@ -1,10 +1,10 @@
-"""The one place where image and label files are opened: limits, EXIF orientation, RGB pixels, label values.
+"""Opens image and label files, for all of SAN: limits, EXIF orientation, RGB pixels, label values.
 
 Images are (H, W, 3) uint8 RGB, label maps (H, W) int32, both turned upright by the EXIF orientation of their own file.
 
-Whoever made a file chose what decoding it costs. Before anything is decoded the header's size is compared with a limit
-of pixels and of the side ratio (resizing works along each side, so a line of a few bytes can cost gigabytes), and the
-scans of a JPEG are counted (each costs a pass over the whole image).
+A malicious file can be expensive to decode. Therefore these are checked before decoding: the number of pixels and the
+side ratio in the header (resizing works along each side, so an image one pixel high, of a few bytes, can need
+gigabytes), and the number of scans of a JPEG (each needs a pass over the whole image).
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from san.io.jpeg_limits import check_jpeg
 Array = npt.NDArray[Any]
 
 MAX_PIXELS = 180_000_000
-"""Height times width of the largest image read unless somebody says otherwise: 0.5 GB as RGB, as Pillow's own limit."""
+"""Default maximum of height times width: 0.5 GB as RGB, equal to Pillow's own limit."""
 
 MAX_SIDE_RATIO = 2000
-"""Long side over short side of an image: resized to a long side of 2560, the short one is still a pixel.
+"""Maximum ratio of long to short side: resized to a long side of 2560, the short side still has one pixel.
 
-With `MAX_PIXELS` it bounds the long side too, by 600,000.
+Together with `MAX_PIXELS` it limits the long side to 600,000.
 """
 
 DAMAGE = (
@@ -47,17 +47,17 @@ DAMAGE = (
     MemoryError,
     struct.error,
 )
-"""What Pillow's readers raise on bytes that are not what they should be; tests/fuzz looks for others."""
+"""Exceptions that Pillow's readers raise for damaged files; tests/fuzz searches for others."""
 
 NO_PICTURES = ("BLP", "BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF")
-"""Formats of Pillow's that need another program (EPS: Ghostscript, WMF: the system), hold no pixels, or hold a picture
-of another format (BLP), whose size and scans are not those that the header says."""
+"""Pillow formats that need another program (EPS: Ghostscript, WMF: the system), contain no pixels, or contain a picture
+of another format (BLP), so that size and scans may differ from the header."""
 
 UNREAD_ENDINGS = (
     *(".arw", ".avif", ".blp", ".cr2", ".cr3", ".dng", ".emf", ".eps", ".exr", ".hdr", ".heic", ".heif", ".hif"),
     *(".jp2", ".jxl", ".nef", ".orf", ".pef", ".raf", ".raw", ".rw2", ".srw", ".svg", ".svgz", ".wmf"),
 )
-"""Of files that are pictures too; some of them the installed Pillow may open."""
+"""Extensions of other picture files; the installed Pillow may open some of them."""
 
 ORIENTATION_TAG = 0x0112
 
@@ -76,16 +76,16 @@ _UPRIGHT: dict[int, Callable[[Array], Array]] = {
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """What an image file may be, and what to do about one that is refused.
+    """Limits for image files, and the remedies shown when one is refused.
 
     The limits on the side ratio and on the scans of a JPEG are the same for all files.
 
     Attributes:
-        max_pixels: height times width; None takes any that Pillow opens.
-        max_bytes: of the file; None takes any.
-        formats: names of Pillow's formats; None takes all but `NO_PICTURES`.
-        damage_remedy: for the error about a file that is missing, empty or damaged.
-        size_remedy: for the error about one that is too large.
+        max_pixels: maximum height times width; None: no limit.
+        max_bytes: maximum file size; None: no limit.
+        formats: names of accepted Pillow formats; None: all except `NO_PICTURES`.
+        damage_remedy: remedy for a file that is missing, empty or damaged.
+        size_remedy: remedy for a file that is too large.
     """
 
     max_pixels: int | None = MAX_PIXELS
@@ -99,51 +99,51 @@ _USUAL = ImageLimits()
 
 
 def image_endings() -> frozenset[str]:
-    """Endings, with the dot and in lower case, of the formats that the installed Pillow opens, its plug-ins' too."""
+    """Return the lower-case extensions, with the dot, that the installed Pillow and its plug-ins open."""
     Image.init()
     return frozenset(
         ending
         for ending, name in Image.registered_extensions().items()
-        if (name in Image.OPEN or name == "MPO") and name not in NO_PICTURES  # MPO is opened as the JPEG that it is
+        if (name in Image.OPEN or name == "MPO") and name not in NO_PICTURES  # MPO is opened as JPEG
     )
 
 
 def read_image(file: str | Path | bytes, limits: ImageLimits = _USUAL, *, source: str = "") -> Array:
-    """An image file of any mode as RGB, turned upright by its EXIF orientation; see `to_rgb`.
+    """Read an image file of any mode as RGB, upright by its EXIF orientation; see `to_rgb`.
 
-    Of an animation the first frame is taken.
+    The first frame of an animation is used.
 
     Args:
-        file: its path, or its content.
-        limits: a file beyond them is refused before it is decoded.
-        source: what to call it in an error; "image" and its path by default.
+        file: path, or content.
+        limits: limits, checked before the file is decoded.
+        source: name in error messages; by default "image" and its path.
 
     Returns:
         (H, W, 3) uint8.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: the file is empty, damaged, no image, of a mode without an RGB meaning, or beyond a limit.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is empty, damaged, no image, of a mode without an RGB equivalent, or beyond a limit.
     """
     source = source or ("the image" if isinstance(file, bytes) else f"image {file}")
     return to_rgb(decode(open_image(file, source, limits), source, limits), source)
 
 
 def to_rgb(image: Image.Image, source: str = "the image") -> Array:
-    """A Pillow image of any mode as RGB, turned upright by its EXIF orientation.
+    """Convert a Pillow image of any mode to RGB, upright by its EXIF orientation.
 
-    Grey, palette, black and white, CMYK and the like are converted, transparency is dropped, 16-bit grey is brought to
-    8 bits (65535 -> 255).
+    Grey, palette, black and white, CMYK and similar modes are converted, transparency is dropped, 16-bit grey is
+    reduced to 8 bits (65535 -> 255).
 
     Args:
-        image: any mode but floating point, whose range nobody knows.
-        source: what to call it in an error.
+        image: any mode except floating point, which has no defined range.
+        source: name in error messages.
 
     Returns:
         (H, W, 3) uint8.
 
     Raises:
-        ValueError: it is damaged, or of a mode without an RGB meaning.
+        ValueError: the image is damaged, or its mode has no RGB equivalent.
     """
     if image.mode == "F":
         raise ValueError(
@@ -151,7 +151,7 @@ def to_rgb(image: Image.Image, source: str = "the image") -> Array:
             "array or tensor in a stated range"
         )
     try:
-        _load(image)  # the orientation may stand behind the pixels; of a TIFF Pillow applies it here
+        _load(image)  # the orientation may follow the pixels; for a TIFF, Pillow applies it here
         if image.mode.startswith("I"):
             pixels = _sixteen_to_eight(np.asarray(image), wide=image.mode != "I")
         else:
@@ -164,26 +164,26 @@ def to_rgb(image: Image.Image, source: str = "the image") -> Array:
 
 
 def _sixteen_to_eight(grey: Array, *, wide: bool) -> Array:
-    """Grey values (H, W) of 16 bits as (H, W, 3) uint8; not `wide` ones are of 8 bits if none exceeds them."""
+    """Convert 16-bit grey values (H, W) to (H, W, 3) uint8; unless `wide`, values of at most 255 count as 8-bit."""
     grey = grey.astype(np.int64).clip(0, 65535)
     eight = grey // 257 if wide or grey.max() > 255 else grey
     return np.repeat(eight.astype(np.uint8)[..., None], 3, axis=2)
 
 
 def read_label_map(path: str | Path, *, wide: bool = False) -> Array:
-    """A label map's pixel values as stored: 8 or 16 bits, and the indices, not the colours, of a palette image.
+    """Read a label map's pixel values as stored: 8 or 16 bits; for a palette image the indices, not the colours.
 
-    Like an image it is turned upright by the EXIF orientation of its own file, which few label files carry.
+    Like an image, it is turned upright by the EXIF orientation of its own file, which few label files have.
 
     Args:
         path: the file.
-        wide: refuse 8 bits, which hold no more than 256 values.
+        wide: refuse 8-bit files, which have at most 256 values.
 
     Returns:
         (H, W) int32.
 
     Raises:
-        FileNotFoundError: no such file.
+        FileNotFoundError: the file does not exist.
         ValueError: the file is empty, damaged, no image, beyond a limit, of a format that changes values, or has more
             than one channel or too few bits.
     """
@@ -208,8 +208,8 @@ def read_label_map(path: str | Path, *, wide: bool = False) -> Array:
 
 
 def _levels_of_grey(image: Image.Image) -> int | None:
-    """How many greys a pixel of 2 or 4 bits has, which Pillow spreads over 0..255; None for other images."""
-    tiles = getattr(image, "tile", [])  # of what is not decoded yet: decoder, place, offset, arguments
+    """Return the number of greys of 2-bit or 4-bit pixels, which Pillow scales to 0..255; None for other images."""
+    tiles = getattr(image, "tile", [])  # before decoding: decoder, place, offset, arguments
     raw_mode = tiles[0][3] if tiles else None
     if isinstance(raw_mode, tuple):
         raw_mode = raw_mode[0] if raw_mode else None
@@ -217,10 +217,10 @@ def _levels_of_grey(image: Image.Image) -> int | None:
 
 
 def check_same_size(image: Array, label_map: Array, image_name: str = "image", label_name: str = "label map") -> None:
-    """Refuse a label map that does not lie on its image pixel by pixel.
+    """Check that a label map has the size of its image.
 
     Raises:
-        ValueError: names both files and sizes.
+        ValueError: the sizes differ; the message names both files and sizes.
     """
     if image.shape[:2] != label_map.shape[:2]:
         raise ValueError(
@@ -231,19 +231,19 @@ def check_same_size(image: Array, label_map: Array, image_name: str = "image", l
 
 
 def open_image(file: str | Path | bytes, source: str, limits: ImageLimits = _USUAL) -> Image.Image:
-    """An image file, opened but not yet decoded.
+    """Open an image file without decoding it.
 
     Args:
-        file: its path, or its content.
-        source: what to call it in an error, such as "image a.jpg".
-        limits: a file beyond them is refused.
+        file: path, or content.
+        source: name in error messages, such as "image a.jpg".
+        limits: limits to check.
 
     Raises:
-        FileNotFoundError: no such file.
+        FileNotFoundError: the file does not exist.
         ValueError: the file is empty, no image, or beyond a limit.
     """
     file = _checked(file, source, limits)
-    check_jpeg(file, source)  # before Pillow, which keeps all segments
+    check_jpeg(file, source)  # before Pillow opens it, which keeps all segments in memory
     try:
         image = Image.open(
             io.BytesIO(file) if isinstance(file, bytes) else file, formats=limits.formats
@@ -267,38 +267,38 @@ def open_image(file: str | Path | bytes, source: str, limits: ImageLimits = _USU
 
 
 def decode(image: Image.Image, source: str, limits: ImageLimits = _USUAL) -> Image.Image:
-    """Decodes an opened image to its end; the arguments are those of `open_image`.
+    """Decode an opened image completely; the arguments are those of `open_image`.
 
     Raises:
-        ValueError: it is damaged, or its header gave another size, which is beyond a limit.
+        ValueError: the file is damaged, or its decoded size differs from the header and exceeds a limit.
     """
     try:
         _load(image)
     except (*DAMAGE, Image.DecompressionBombError) as error:
         raise ValueError(f"{source} cannot be read ({_reason(error)}); {limits.damage_remedy}") from error
-    check_size(image.height, image.width, limits, source)  # an icon's header may lie
+    check_size(image.height, image.width, limits, source)  # an icon's header may be wrong
     return image
 
 
 def orientation(image: Image.Image) -> int:
-    """A decoded image's EXIF orientation, 1..8; 1 where it has none, or where its EXIF data cannot be read."""
+    """Return a decoded image's EXIF orientation, 1..8; 1 if it has none or its EXIF data cannot be read."""
     try:
         value = image.getexif().get(ORIENTATION_TAG, 1)
         return int(value) if value in range(1, 9) else 1
-    except DAMAGE:  # the pixels are there all the same
+    except DAMAGE:  # the pixels are valid without it
         return 1
 
 
 def turn_upright(values: Array, tag: int) -> Array:
-    """Pixels or labels (H, W, ...) as they were stored, turned by an EXIF orientation, 1..8."""
+    """Turn stored pixels or labels (H, W, ...) upright by an EXIF orientation, 1..8."""
     return np.ascontiguousarray(_UPRIGHT[tag](values))
 
 
 def check_size(height: int, width: int, limits: ImageLimits, source: str = "the image") -> None:
-    """Refuse an image that is too large or too narrow to be worked on.
+    """Check that an image is neither too large nor too narrow to be processed.
 
     Raises:
-        ValueError: height times width exceeds `limits.max_pixels`, or one side the other by more than `MAX_SIDE_RATIO`.
+        ValueError: height times width exceeds `limits.max_pixels`, or the ratio of the sides exceeds `MAX_SIDE_RATIO`.
     """
     shown = f"{source} is {width}x{height} (width x height)"
     if limits.max_pixels is not None and height * width > limits.max_pixels:
@@ -314,7 +314,7 @@ def check_size(height: int, width: int, limits: ImageLimits, source: str = "the 
 
 
 def _checked(file: str | Path | bytes, source: str, limits: ImageLimits) -> Path | bytes:
-    """A path or content with something to read: a FIFO or a device would wait, or never end."""
+    """Check that a path is a non-empty regular file: reading a FIFO or a device could block or never end."""
     checked = file if isinstance(file, bytes) else _existing(Path(file), source, limits)
     size = len(checked) if isinstance(checked, bytes) else checked.stat().st_size
     if not size:
@@ -338,7 +338,7 @@ def _existing(path: Path, source: str, limits: ImageLimits) -> Path:
 
 
 def _load(image: Image.Image) -> None:
-    """Decodes an image, once."""
+    """Decode an image once."""
     name = getattr(image, "filename", "")
     if image.format == "TIFF":
         image.filename = ""  # type: ignore[attr-defined]  # mapped into memory, Pillow reads turned ones row by column
@@ -350,7 +350,7 @@ def _load(image: Image.Image) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """An error's message, or its kind where it has none."""
+    """Return an error's message, or its type if it has none."""
     return str(error) or type(error).__name__
 
 

@@ -7,22 +7,22 @@ import re
 from pathlib import Path
 
 MAX_SCANS = 100
-"""Scans of a JPEG, as libtiff allows; encoders write about ten."""
+"""Maximum number of scans of a JPEG, the limit of libtiff; encoders write about ten."""
 
-_JPEG_MARKER = re.compile(rb"\xff[\xc0-\xcf\xd8-\xfe]")  # those before a segment; decoders skip the two bytes of others
+_JPEG_MARKER = re.compile(rb"\xff[\xc0-\xcf\xd8-\xfe]")  # before a segment; decoders skip the two bytes of others
 _START_OF_IMAGE, _START_OF_SCAN, _END_OF_IMAGE = b"\xff\xd8", 0xDA, 0xD9
-_MAX_SEGMENTS = 10_000  # of a JPEG; a long colour profile or depth map has hundreds
-_MAX_FILL = 100_000  # bytes between them, of which Pillow reads each by itself
+_MAX_SEGMENTS = 10_000  # of a JPEG; a long colour profile or depth map needs hundreds
+_MAX_FILL = 100_000  # bytes between them, which Pillow reads one by one
 
 
 def check_jpeg(file: Path | bytes, source: str) -> None:
-    """Refuse a JPEG of more than `MAX_SCANS` scans: each is a pass over all pixels, however few bytes it has.
+    """Refuse a JPEG with more than `MAX_SCANS` scans: each is a pass over all pixels, even if it has few bytes.
 
-    Files of other formats pass.
+    Files of other formats are accepted.
 
     Args:
-        file: its path, or its content.
-        source: what to call it in an error.
+        file: path, or content.
+        source: name in error messages.
 
     Raises:
         ValueError: the JPEG has too many scans or segments, or too many bytes between segments.
@@ -48,9 +48,9 @@ def check_jpeg(file: Path | bytes, source: str) -> None:
 
 
 def _count_scans(content: bytes | mmap.mmap) -> tuple[int, bool]:
-    """Scans of a JPEG, counted to one more than allowed, and whether its end was reached within the other limits.
+    """Return the number of scans, at most one more than allowed, and whether the end was within the other limits.
 
-    A scan's data holds no marker but restarts, so the next one that is found begins the next segment.
+    A scan's data contains no markers except restarts, so the next other marker starts the next segment.
     """
     position, num_scans, num_fill, in_scan = len(_START_OF_IMAGE), 0, 0, False
     for _ in range(_MAX_SEGMENTS):

@@ -1,4 +1,4 @@
-"""The files of a folder and of those below it: links are followed once, hidden and system names are skipped."""
+"""Lists the files of a folder and its sub-folders: links are followed once, hidden and system names are skipped."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SYSTEM_NAMES = frozenset(
         "thumbs.db",
     )
 )
-"""What systems put beside people's files, in lower case: thumbnails, attributes, bins."""
+"""Lower-case names of files that operating systems add: thumbnails, attributes, recycle bins."""
 
 _NUM_SHOWN = 5
 
@@ -33,9 +33,9 @@ class Skipped:
     """A file or folder that is not listed.
 
     Attributes:
-        path: of it.
-        reason: why, such as "hidden".
-        missed: it may be what somebody wanted and cannot be read, unlike hidden names and what is listed already.
+        path: path of the file or folder.
+        reason: reason, such as "hidden".
+        missed: whether it may be wanted and cannot be read, unlike hidden names and entries that are already listed.
     """
 
     path: Path
@@ -45,11 +45,11 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Listing:
-    """What a folder holds.
+    """The content of a folder.
 
     Attributes:
-        files: those of each folder by name, then those of its sub-folders.
-        skipped: wanted files that were left out, and folders that were not looked into.
+        files: the files of each folder by name, then those of its sub-folders.
+        skipped: wanted files that were skipped, and folders that were not searched.
     """
 
     files: tuple[Path, ...]
@@ -59,16 +59,16 @@ class Listing:
 def list_files(
     folder: Path, wanted: Callable[[str], bool], *, recursive: bool = True, apart: Path | None = None
 ) -> Listing:
-    """The files below a folder whose names are wanted, wherever links lead.
+    """List the files with wanted names below a folder, following links.
 
-    A folder that links lead to as well is listed once, under its own name where that is below `folder`. A link to a
-    file is listed, also one that leads nowhere, so that whoever reads it says so.
+    A folder that is also the target of links is listed once, under its own name if that is below `folder`. A link to a
+    file is listed even if it is broken, so that reading it reports the problem.
 
     Args:
         folder: an existing folder.
-        wanted: whether a file of this name is looked for.
-        recursive: look into sub-folders.
-        apart: a folder that is not looked into.
+        wanted: whether a file of this name is wanted.
+        recursive: search sub-folders.
+        apart: a folder that is not searched.
 
     Raises:
         OSError: the folder cannot be read.
@@ -111,7 +111,7 @@ def list_files(
 
 
 def describe_skipped(skipped: Iterable[Skipped]) -> list[str]:
-    """A line for each reason: how many files and folders were left out for it, and which, of many the first few."""
+    """Return a line per reason: the number of skipped files and folders, and the names of the first few."""
     groups: dict[str, list[str]] = {}
     for each in skipped:
         groups.setdefault(each.reason, []).append(printable(str(each.path)))
@@ -119,8 +119,8 @@ def describe_skipped(skipped: Iterable[Skipped]) -> list[str]:
 
 
 def _kind(entry: os.DirEntry[str]) -> str:
-    """Either "folder", "file" or "other"; of a link, what it leads to."""
-    if not entry.is_symlink():  # known without asking the file system for each
+    """Return "folder", "file" or "other"; for a link, the type of its target."""
+    if not entry.is_symlink():  # known without a system call per file
         if entry.is_dir():
             return "folder"
         return "file" if entry.is_file() else "other"
@@ -130,12 +130,12 @@ def _kind(entry: os.DirEntry[str]) -> str:
 
 
 def _identity(folder: Path) -> tuple[int, int]:
-    """The same for all names of a folder."""
+    """The same for all names in a folder."""
     status = os.stat(folder)
     return status.st_dev, status.st_ino
 
 
 def _by_folder(path: Path) -> tuple[tuple[bool, str], ...]:
-    """Sorts the files of a folder before those of its sub-folders."""
+    """Return the sort key that puts the files of a folder before those of its sub-folders."""
     *folders, name = path.parts
     return (*((True, each) for each in folders), (False, name))

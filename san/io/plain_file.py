@@ -1,4 +1,4 @@
-"""YAML and JSON files that people write: plain data only, no key twice, unknown keys refused with the nearest known."""
+"""Reads YAML and JSON files of users: plain data only, no duplicate keys, no unknown keys."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from san.io.files import MAX_PATH as MAX_PATH
 from san.io.files import user_path as user_path
 
 MAX_BYTES = 64_000_000
-"""Size of a file."""
+"""Maximum size of a file."""
 
 MAX_DEPTH = 100
-"""Levels of lists and mappings in each other."""
+"""Maximum depth of nested lists and mappings."""
 
 MAX_VALUES = 1_000_000 if yaml.__with_libyaml__ else 200_000
-"""Values in a file, each alias counted as what it stands for: seconds of reading, also without PyYAML's C library."""
+"""Maximum number of values with aliases expanded: read within seconds, also without PyYAML's C library."""
 
 MAX_NUMBER = 1000
-"""Characters of a YAML value that is not text: one of 1:1:1... takes time that grows with its square."""
+"""Maximum characters of a YAML value that is not text: reading 1:1:1... takes time quadratic in its length."""
 
 _NO_DATA = (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError)
-"""What the readers raise on text that is not data, or whose tags belie it, such as ``!!bool maybe``."""
+"""Exceptions of the readers for text that is not data, or does not match its tag, such as ``!!bool maybe``."""
 
 
 _MERGE = "tag:yaml.org,2002:merge"
-"""Of the key ``<<``, which takes over another mapping's keys."""
+"""Tag of the key ``<<``, which merges another mapping's keys."""
 
 _TEXT = "tag:yaml.org,2002:str"
 
 
 class _Bounded:
-    """Part of a loader: stops it while it reads, before a huge file fills the memory."""
+    """A loader mixin that stops reading before a huge file fills the memory."""
 
     def __init__(self, text: str, max_values: int) -> None:
         super().__init__(text)  # type: ignore[call-arg]
@@ -55,21 +55,21 @@ class _Bounded:
 
 
 class _BaseLoader(_Bounded, yaml.CBaseLoader if yaml.__with_libyaml__ else yaml.BaseLoader):  # type: ignore[misc]
-    """Leaves every scalar the text it is."""
+    """Keeps every scalar as text."""
 
 
 class _UniqueLoader(_Bounded, yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader):  # type: ignore[misc]
-    """Plain data. Refuses a key given twice, of which YAML would quietly keep the last."""
+    """Loads plain data and refuses duplicate keys; YAML would silently keep the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        """The mapping of a node."""
+        """Return the mapping of a node."""
         seen = set()
         for key_node, _ in node.value:
             if key_node.tag == _MERGE:
                 continue
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, Hashable):
-                continue  # the safe loader says what is wrong
+                continue  # the safe loader raises the error
             if key in seen:
                 raise ValueError(f"the key {excerpt(key)} is there twice")
             seen.add(key)
@@ -78,7 +78,7 @@ class _UniqueLoader(_Bounded, yaml.CSafeLoader if yaml.__with_libyaml__ else yam
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; ValueError where a key is given twice."""
+    """Return a JSON object; raise ValueError for a duplicate key."""
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
@@ -88,19 +88,20 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def parse_yaml(text: str, *, as_written: bool = False, max_values: int | None = None) -> Any:
-    """Plain data from YAML; a tag that would run code, or make an object, is refused and named.
+    """Read plain data from YAML; a tag that would run code or create an object is refused.
 
     Args:
         text: one document.
-        as_written: leave every scalar the text it is.
-        max_values: the most values that the text may hold; None for `MAX_VALUES`.
+        as_written: keep every scalar as text.
+        max_values: maximum number of values; None for `MAX_VALUES`.
 
     Returns:
         Dictionaries, lists, text, numbers, booleans, dates, None.
 
     Raises:
-        ValueError: it is not YAML, holds other tags than plain data's, a key twice, too many values (a few lines of
-            aliases can stand for billions), more than `MAX_DEPTH` levels, or a number of over `MAX_NUMBER` characters.
+        ValueError: the text is not YAML, has tags other than those of plain data, a duplicate key, too many values (a
+            few lines of aliases can expand to billions), more than `MAX_DEPTH` levels, or a number of over `MAX_NUMBER`
+            characters.
     """
     most = MAX_VALUES if max_values is None else max_values
     try:
@@ -125,17 +126,17 @@ def _check_limits(num_values: int, depth: int, max_values: int) -> None:
 
 
 def _check_size(root: yaml.Node, max_values: int) -> None:
-    """Refuses what is small as a file and huge, or endless, as data."""
+    """Refuse small files that expand to huge or infinite data."""
     sizes: dict[int, tuple[int, int]] = {}
 
     def size(node: yaml.Node, depth: int) -> tuple[int, int]:
-        """Values and levels of a node."""
+        """Return the number of values and levels of a node."""
         if not isinstance(node, yaml.CollectionNode):
             if len(node.value) > MAX_NUMBER and node.tag != _TEXT:
                 raise ValueError(f"{excerpt(node.value)} has over {MAX_NUMBER:,} characters; put text in quotes")
             return 1, 1
         if id(node) not in sizes:
-            _check_limits(0, depth, max_values)  # what holds itself is endlessly deep
+            _check_limits(0, depth, max_values)  # a node that contains itself is infinitely deep
             parts = (
                 node.value if isinstance(node, yaml.SequenceNode) else [part for pair in node.value for part in pair]
             )
@@ -148,15 +149,15 @@ def _check_size(root: yaml.Node, max_values: int) -> None:
 
 
 def read_text(path: Path, title: str) -> str:
-    """What a text file holds, without a byte order mark.
+    """Read a text file, without its byte order mark.
 
     Args:
         path: UTF-8 file.
-        title: what the file is, for messages, such as "class file".
+        title: kind of file for messages, such as "class file".
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: over `MAX_BYTES`, or no UTF-8.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is larger than `MAX_BYTES`, or not UTF-8.
     """
     if not is_file(path):
         raise FileNotFoundError(f"{title} {path} does not exist, or is no file; correct the path")
@@ -173,18 +174,19 @@ def read_text(path: Path, title: str) -> str:
 
 
 def read_plain_file(path: str | Path, title: str) -> Any:
-    """What a ``.json``, ``.yaml`` or ``.yml`` file holds: plain data, no code runs.
+    """Read plain data from a ``.json``, ``.yaml`` or ``.yml`` file; no code is run.
 
     Args:
         path: UTF-8 file.
-        title: what the file is, for messages, such as "data set file".
+        title: kind of file for messages, such as "data set file".
 
     Returns:
         Dictionaries, lists, text, numbers, booleans, None.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: another ending, no plain YAML or JSON, a key given twice, or larger than the limits of this module.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file has another extension, is not plain YAML or JSON, has a duplicate key, or exceeds a limit
+            of this module.
     """
     path = Path(path)
     kind = path.suffix.lower().lstrip(".")
@@ -199,13 +201,13 @@ def read_plain_file(path: str | Path, title: str) -> Any:
 
 
 def _parse_json(text: str) -> Any:
-    """Plain data from JSON; ValueError where it is none, or holds too many values or a key twice."""
-    _check_limits(sum(map(text.count, ",[{")), 0, MAX_VALUES)  # as many as there may be values, before any is made
+    """Read plain data from JSON; raise ValueError if it is invalid, has too many values or a duplicate key."""
+    _check_limits(sum(map(text.count, ",[{")), 0, MAX_VALUES)  # an upper bound, before any value is created
     return json.loads(text, object_pairs_hook=_unique)
 
 
 def is_file(path: Path) -> bool:
-    """Whether there is such a file; False also for what cannot be a path, such as one that is too long."""
+    """Whether a file exists; False also for an invalid path, such as one that is too long."""
     try:
         return path.is_file()
     except (OSError, ValueError):
@@ -213,18 +215,18 @@ def is_file(path: Path) -> bool:
 
 
 def check_keys(content: Any, known: Collection[str], where: str) -> Mapping[str, Any]:
-    """A mapping that holds only known keys.
+    """Check that a mapping has only known keys.
 
     Args:
-        content: what was read.
-        known: the legal keys.
-        where: the file, and the place in it, for messages.
+        content: content that was read.
+        known: accepted keys.
+        where: file and place in it, for messages.
 
     Returns:
-        The content.
+        the content.
 
     Raises:
-        ValueError: it is not a mapping, or a key is unknown; names the nearest known one.
+        ValueError: the content is not a mapping, or a key is unknown; the message names the nearest known key.
     """
     if not isinstance(content, Mapping):
         raise ValueError(f"{where} is {excerpt(content)}; give a mapping with the keys {', '.join(known)}")

@@ -1,4 +1,4 @@
-"""Work in several processes: results as they come, bounded memory, and one item of work that kills its process.
+"""Runs work in several processes: unordered results, bounded memory, isolation of items that kill their process.
 
 Every command that spreads files over processes uses `run_in_processes`: checking and preparing data sets, and drawing
 predictions.
@@ -21,8 +21,8 @@ from typing import TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_MAX_CHUNK = 8  # items that a process takes at a time
-_CHUNKS_AHEAD = 2  # for each process: the one that it works on, and the next
+_MAX_CHUNK = 8  # items per chunk
+_CHUNKS_AHEAD = 2  # per process: the current one and the next
 
 
 def run_in_processes(
@@ -32,28 +32,28 @@ def run_in_processes(
     workers: int,
     lost: Callable[[Item], Result],
 ) -> Generator[Result, None, None]:
-    """Calls a function with each item, in several processes.
+    """Call a function with each item, in several processes.
 
-    An item on which a process dies (out of memory, a crash of a decoder) costs only itself: what was under way then is
-    repeated, one item at a time in a process of its own.
+    If a process dies (out of memory, a crash of a decoder), only the item that kills it is lost: the items in progress
+    are repeated, one at a time in a separate process.
 
     Args:
-        function: pickled to the processes; it must be fit to be called twice with an item.
-        items: pickled to the processes, a few at a time.
-        workers: number of processes; 1 works in this one.
-        lost: what stands for the result of an item that kills its process, also when it is worked on alone.
+        function: picklable; may be called twice with an item.
+        items: picklable; sent to the processes a few at a time.
+        workers: number of processes; 1 runs in this process.
+        lost: result for an item that kills its process again when it is repeated alone.
 
     Yields:
         One result per item, in no particular order.
 
     Raises:
         RuntimeError: no process can be started.
-        Exception: what the function raises; the processes are killed, as they are by Ctrl-C.
+        Exception: any exception of the function; the processes are killed, as after Ctrl-C.
     """
     if workers <= 1:
         yield from map(function, items)
         return
-    size = max(1, min(_MAX_CHUNK, len(items) // (4 * workers)))  # of few items, some for each process
+    size = max(1, min(_MAX_CHUNK, len(items) // (4 * workers)))  # with few items, each process gets some
     chunks = deque(items[start : start + size] for start in range(0, len(items), size))
     suspects: list[Item] = []
     while chunks:
@@ -65,7 +65,7 @@ def run_in_processes(
 def _run_chunks(
     function: Callable[[Item], Result], chunks: deque[Sequence[Item]], workers: int, suspects: list[Item]
 ) -> Iterator[Result]:
-    """Works on chunks until none is left or a process has died; then the items under way become suspects."""
+    """Process chunks until none is left or a process dies; then the items in progress become suspects."""
     pending: dict[Future[list[Result]], Sequence[Item]] = {}
     with worker_pool(workers) as pool:
         try:
@@ -84,7 +84,7 @@ def _run_chunks(
 def _run_alone(
     function: Callable[[Item], Result], suspects: list[Item], lost: Callable[[Item], Result]
 ) -> Iterator[Result]:
-    """Works on suspects in one process, one at a time, until none is left, or the process has died on one."""
+    """Process suspects in one process, one at a time, until none is left or the process dies on one."""
     with worker_pool(1) as pool:
         try:
             pool.submit(os.getpid).result()
@@ -109,16 +109,16 @@ def _run_chunk(function: Callable[[Item], Result], chunk: Sequence[Item]) -> lis
 
 @contextlib.contextmanager
 def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Fresh interpreters (spawn), since forking a process with threads may hang.
+    """Start a pool of new interpreters (spawn), because forking a process with threads may hang.
 
-    After an error or Ctrl-C the processes are killed, as one may be stopped or read a file that never comes; a consumer
-    that wants no more results waits for the jobs under way. They end with the main process, also when it is killed.
+    After an error or Ctrl-C the processes are killed, because one may be stopped or blocked on a file; a consumer that
+    stops early waits for the jobs in progress. The processes end with the main process, also if it is killed.
 
     Args:
         workers: number of processes.
 
     Yields:
-        The pool.
+        the pool.
     """
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start_worker)
     try:
@@ -132,7 +132,7 @@ def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
 
 
 def start_worker() -> None:
-    """In a process of the pool: leave Ctrl-C to the main one, and end when that is gone."""
+    """Initialize a pool process: ignore Ctrl-C, which the main process handles, and exit when that ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None, "runs in a worker"

@@ -147,7 +147,7 @@ def _forms_of(secrets: frozenset[str]) -> list[list[str]]:
     """Return the words of every form of the secrets, longest first; a message may have any blanks between words."""
     forms: set[str] = set()
     for secret in secrets:
-        lines = secret.splitlines()  # a private key has several lines, each of which may be prefixed
+        lines = secret.splitlines()  # a private key has several lines, and each may be prefixed
         for part in lines if min(map(len, lines), default=0) >= _MIN_LENGTH else [secret]:
             forms |= _forms(part)
     return [form.split() for form in sorted(forms, key=len, reverse=True) if form.strip()]

@@ -12,12 +12,12 @@ from san.registry import PartConfig
 
 @dataclass(frozen=True)
 class LossConfig(Options):
-    """Weights of the losses and of the matching costs, and how points are drawn.
+    """Weights of the losses and the matching costs, and options of the point sampling.
 
     The defaults are those of the published model (docs/method.md#8.2, #8.3).
 
     Raises:
-        FieldError: a value lies outside its range.
+        FieldError: a value is outside its range.
     """
 
     PLACE: ClassVar[str] = "loss."
@@ -62,5 +62,5 @@ class LossConfig(Options):
 
     @property
     def parts(self) -> tuple[PartConfig, ...]:
-        """The terms with their options."""
+        """Return the terms with their options."""
         return tuple(PartConfig(name, self.options.get(name, {})) for name in self.terms)

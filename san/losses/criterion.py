@@ -20,14 +20,14 @@ from san.losses.point_sampling import sample_points, seeded_generator, uniform_p
 from san.losses.targets import AnyTarget, TargetBatch, target_batch
 from san.losses.terms import TERMS, MatchedLayer, Normalisers, Pairs, Term, average_counts, count_batch
 
-_POINT_VALUES = 2**24  # mask logits at points of a layer that are held at a time: 64 MB
+_POINT_VALUES = 2**24  # mask logits at points of a layer, in memory at a time: 64 MB
 
 
 class SetCriterion(nn.Module):
     """Matches queries to targets and computes the losses of its terms for every supervised layer.
 
-    Every layer is matched on its own. Losses are sums, divided by counts of the whole iteration (`Normalisers`): added
-    over accumulation steps and averaged over processes, they are what one process gives for the same images.
+    Every layer is matched separately. Losses are sums divided by counts of the whole iteration (`Normalisers`): summed
+    over accumulation steps and averaged over processes, they equal those of one process for the same images.
 
     Terms are registered parts (`san.losses.terms`); a subclass may also override `terms`.
 
@@ -59,19 +59,19 @@ class SetCriterion(nn.Module):
             outputs: `pred_logits` (B, Q, C + 1), `pred_masks` (B, Q, h_s, w_s) before the sigmoid, and optionally
                 `sls_embed` (B, Q, E), `aux_outputs`, a list of the same for earlier layers, and `text_embed` (C, E).
             targets: one per image: a `LabelMapTarget`, a `Target`, or a mapping with the entries of one of them.
-            seeds: one integer per image. All points of an image then depend on its seed (and on the layer) alone, not
-                on its place in the batch. None draws from torch's global generator.
-            norm: what sums are divided by, counted over all processes and accumulation steps of an iteration. None
-                counts this batch, over all processes.
+            seeds: one integer per image. The points of an image then depend only on its seed and the layer, not on its
+                position in the batch. None uses torch's global generator.
+            norm: divisors of the sums, counted over all processes and accumulation steps of an iteration. None counts
+                this batch over all processes.
 
         Returns:
             `loss_ce`, `loss_mask`, `loss_dice` and those of other terms, and the same with suffix `_i` for the i-th
-            earlier layer; scalars whose sum is the objective. Gradients stay connected where an image, or the whole
+            earlier layer; scalars that add up to the objective. Gradients stay connected if an image, or the whole
             batch, has no target.
 
         Raises:
-            ValueError: if targets or seeds do not fit the outputs.
-            FloatingPointError: if a matching cost is not finite.
+            ValueError: targets or seeds do not match the outputs.
+            FloatingPointError: a matching cost is not finite.
         """
         num_images, num_queries, num_logits = outputs["pred_logits"].shape
         device = outputs["pred_logits"].device
@@ -100,9 +100,9 @@ class SetCriterion(nn.Module):
     def _costs(
         self, class_logits: Tensor, mask_logits: Tensor, truth: TargetBatch, draw: Sequence[torch.Generator | None]
     ) -> list[Tensor]:
-        """Matching costs (Q, M) per image with a target, at uniform points its queries and targets share.
+        """Return matching costs (Q, M) per image with a target, at uniform points shared by its queries and targets.
 
-        Many images at once: targets are filled up with empty ones to the most that an image has.
+        Many images are processed at once: targets are padded with empty ones to the maximum per image.
         """
         if not any(truth.counts):
             return []
@@ -111,7 +111,7 @@ class SetCriterion(nn.Module):
         at_truth = truth.at_shared_points(points)  # (sum M, P)
         rows = nn.utils.rnn.pad_sequence(
             list(torch.arange(len(truth.labels)).split(truth.counts)), batch_first=True, padding_value=len(truth.labels)
-        ).to(device, non_blocking=True)  # (B, most targets), numbers of targets; of the empty one where there are fewer
+        ).to(device, non_blocking=True)  # (B, most targets), target numbers; padded with that of the empty one
         labels, masks = F.pad(truth.labels, (0, 1))[rows], F.pad(at_truth, (0, 0, 0, 1))[rows]
         num_images = max(1, _POINT_VALUES // (mask_logits.shape[1] * num_points))
         parts = zip(
@@ -126,7 +126,7 @@ class SetCriterion(nn.Module):
         return [cost[:, :count] for cost, count in zip(costs, truth.counts, strict=True) if count]
 
     def _pairs(self, costs: Sequence[Sequence[Tensor]], truth: TargetBatch, device: torch.device) -> list[Pairs]:
-        """The assignment of every layer's costs, on the outputs' device: one transfer there, one back."""
+        """Match every layer's costs; one transfer to the CPU and one back to the outputs' device."""
         with_targets = [image for image, count in enumerate(truth.counts) if count]
         first = [sum(truth.counts[:image]) for image in with_targets]
         matches = match_all([cost for layer in costs for cost in layer])
@@ -142,7 +142,7 @@ class SetCriterion(nn.Module):
         return [Pairs(*rows_of_layer) for rows_of_layer in moved]
 
     def terms(self, layer: MatchedLayer) -> dict[str, Term]:
-        """The losses of one supervised layer, by name: those of every term.
+        """Return the losses of all terms for one supervised layer, by name.
 
         Raises:
             ValueError: two terms return a loss of the same name.
@@ -159,12 +159,12 @@ class SetCriterion(nn.Module):
         return found
 
     def normalisers(self, num_targets: Sequence[int], num_queries: int, device: torch.device) -> Normalisers:
-        """Counts of a batch over all processes, each of which must call it; on the device where there are several.
+        """Count a batch over all processes; each process must call it. With several processes it runs on the device.
 
         Args:
-            num_targets: M of each image of this process.
+            num_targets: M for each image of this process.
             num_queries: Q.
-            device: of the outputs.
+            device: device of the outputs.
         """
         counts = count_batch(num_targets, num_queries, self.config.no_object_weight)
         if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):

@@ -16,9 +16,9 @@ from san.losses.config import LossConfig
 
 
 def pairwise_mask_cost(mask_logits: Tensor, masks: Tensor) -> Tensor:
-    """Binary cross-entropy of every query with every target, averaged over points.
+    """Compute the binary cross-entropy of every query with every target, averaged over points.
 
-    Uses bce(x, t) = softplus(x) - x * t, so no (Q, M, P) array is made.
+    Uses bce(x, t) = softplus(x) - x * t to avoid a (Q, M, P) array.
 
     Args:
         mask_logits: (..., Q, P) at the points.
@@ -32,7 +32,7 @@ def pairwise_mask_cost(mask_logits: Tensor, masks: Tensor) -> Tensor:
 
 
 def pairwise_dice_cost(mask_logits: Tensor, masks: Tensor) -> Tensor:
-    """Dice loss of every query with every target: 1 - (2 * sum(p t) + 1) / (sum(p) + sum(t) + 1).
+    """Compute the dice loss of every query with every target: 1 - (2 * sum(p t) + 1) / (sum(p) + sum(t) + 1).
 
     Args:
         mask_logits: (..., Q, P) at the points; p is their sigmoid.
@@ -51,17 +51,17 @@ def pairwise_dice_cost(mask_logits: Tensor, masks: Tensor) -> Tensor:
 def matching_cost(
     class_logits: Tensor, mask_logits: Tensor, labels: Tensor, masks: Tensor, *, config: LossConfig
 ) -> Tensor:
-    """Cost of pairing every query with every target of an image, or of each of several ("...") alike.
+    """Compute the cost of every query with every target of an image, or of each of several images ("...").
 
     Args:
-        class_logits: (..., Q, C + 1); the last class is "no object" and no target's.
+        class_logits: (..., Q, C + 1); the last class is "no object", which no target has.
         mask_logits: (..., Q, P) at the image's points.
         labels: (..., M) int64 in [0, C), on the logits' device.
         masks: (..., M, P) in [0, 1] at the same points.
         config: the three weights `cost_*`.
 
     Returns:
-        (..., Q, M) float32, whatever the inputs' precision.
+        (..., Q, M) float32 for inputs of any precision.
     """
     class_logits, mask_logits, masks = class_logits.float(), mask_logits.float(), masks.float()
     with torch.autocast(class_logits.device.type, enabled=False):
@@ -73,31 +73,31 @@ def matching_cost(
 
 
 def match(cost: Tensor) -> tuple[Tensor, Tensor]:
-    """Assign queries to targets one to one, at the least total cost.
+    """Assign queries to targets one to one, with minimum total cost.
 
     Args:
-        cost: (Q, M). Where M exceeds Q, only Q targets are matched.
+        cost: (Q, M). If M exceeds Q, only Q targets are matched.
 
     Returns:
         Indices of the matched queries and of their targets, both (min(Q, M),) int64 on the CPU, in order of the target.
 
     Raises:
-        FloatingPointError: if a cost is not finite.
+        FloatingPointError: a cost is not finite.
     """
     return match_all([cost])[0]
 
 
 def match_all(costs: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """`match` for many images at once: their costs go to the CPU in one transfer.
+    """Run `match` for many images; their costs are sent to the CPU in one transfer.
 
     Args:
         costs: (Q, M) each.
 
     Returns:
-        What `match` returns, for each.
+        the result of `match` for each image.
 
     Raises:
-        FloatingPointError: if a cost is not finite.
+        FloatingPointError: a cost is not finite.
     """
     if not costs:
         return []
@@ -114,9 +114,9 @@ def match_all(costs: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
 
 
 def _assign(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Matched rows and columns of a cost matrix on the CPU, in order of the columns."""
+    """Return matched rows and columns of a cost matrix on the CPU, in order of the columns."""
     require_extra("train", "matching", "scipy")
-    from scipy.optimize import linear_sum_assignment  # 40 MB that prediction does not need
+    from scipy.optimize import linear_sum_assignment  # takes 40 MB that prediction does not need
 
     rows, columns = linear_sum_assignment(matrix.numpy())
     queries, targets = torch.as_tensor(rows, dtype=torch.int64), torch.as_tensor(columns, dtype=torch.int64)

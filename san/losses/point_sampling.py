@@ -1,7 +1,7 @@
-"""Random points in masks: drawing them, reading values there, keeping the uncertain ones (docs/method.md#8.2, #8.3).
+"""Samples random points, reads masks there, and selects uncertain points (docs/method.md#8.2, #8.3).
 
 Legend: N masks, P points, K channels, (H, W) size of a map. A point is (x, y), each in [0, 1] over the whole map, so
-that maps of different sizes that cover the same area are read at the same place.
+that a point is the same place in maps of different sizes that cover the same area.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ _MASK64 = (1 << 64) - 1
 
 
 def seeded_generator(seed: int, stream: int, device: torch.device | str) -> torch.Generator:
-    """A generator that is a function of a seed and a stream number only.
+    """Return a generator that depends only on a seed and a stream number.
 
     The two are mixed (splitmix64's finaliser), so that neighbouring seeds and streams give unrelated numbers.
 
     Args:
         seed: any integer, for example the seed of one image at one position of the sample stream.
-        stream: which of several independent sequences of that seed, for example the supervised layer.
-        device: where the numbers will be drawn.
+        stream: number of an independent sequence for that seed, for example the supervised layer.
+        device: device of the generator.
 
     Returns:
-        A freshly seeded generator. CPU and CUDA generators give different numbers for one seed.
+        a seeded generator. CPU and CUDA generators give different numbers for the same seed.
     """
     state = (int(seed) * 0x9E3779B97F4A7C15 + (int(stream) + 1) * 0xD1B54A32D192ED03) & _MASK64
     state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
@@ -39,10 +39,10 @@ def uniform_points(
     """Draw points uniformly.
 
     Args:
-        num_maps: N, how many independent sets.
-        num_points: P, points in each.
-        device: where the points live; the generator's device.
-        generator: source of randomness; None is torch's global one.
+        num_maps: N, number of independent sets.
+        num_points: P, number of points per set.
+        device: device of the points and the generator.
+        generator: source of randomness; None uses torch's global one.
 
     Returns:
         (N, P, 2) float32, x and y in [0, 1).
@@ -53,8 +53,8 @@ def uniform_points(
 def sample_points(maps: Tensor, points: Tensor) -> Tensor:
     """Read maps bilinearly at points.
 
-    Pixel centres lie at (i + 0.5) / size, and outside the map is 0 (so within half a pixel of the border values fade),
-    which is what `grid_sample` does with align_corners=False and what the published model was trained with.
+    Pixel centres are at (i + 0.5) / size, and values outside the map are 0, so values fade within half a pixel of the
+    border. This is `grid_sample` with align_corners=False, as in the training of the published model.
 
     Args:
         maps: (N, K, H, W) floating point.
@@ -68,12 +68,12 @@ def sample_points(maps: Tensor, points: Tensor) -> Tensor:
 
 
 def keep_uncertain(mask_logits: Tensor, candidates: Tensor, num_keep: int) -> Tensor:
-    """Keep the candidates where a mask is least decided, that is where the logit is nearest to 0.
+    """Select the candidates where a mask is most uncertain, that is where the logit is nearest to 0.
 
     Args:
-        mask_logits: (N, 1, H, W); no gradient flows through the choice.
+        mask_logits: (N, 1, H, W); no gradient flows through the selection.
         candidates: (N, P', 2) points.
-        num_keep: how many to keep, at most P'.
+        num_keep: number of points to keep, at most P'.
 
     Returns:
         (N, num_keep, 2), a subset of the candidates of each mask.

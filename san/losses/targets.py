@@ -1,4 +1,4 @@
-"""What the images of a batch hold, read at points: as binary masks, or as label maps, which need no mask at all.
+"""Targets of a batch, sampled at points: binary masks, or label maps, which are sampled without building masks.
 
 Legend: B images, M targets of an image, N pairs of a query with a target, P points, (H, W) padded image. A point is
 (x, y), each in [0, 1] over the padded image.
@@ -20,7 +20,7 @@ from san.losses.point_sampling import sample_points
 
 @dataclass(frozen=True)
 class Target:
-    """What one image holds, as masks that may overlap.
+    """The targets of one image as masks that may overlap.
 
     Attributes:
         labels: (M,) int64 class of each mask, in [0, C); M may be 0.
@@ -35,10 +35,11 @@ class Target:
 
 @dataclass(frozen=True)
 class LabelMapTarget:
-    """What one image holds, as one label map: a mask per class in it.
+    """The targets of one image as a label map: each of its classes is one target.
 
     Attributes:
-        labels: (M,) int64 classes present, each once, in [0, C); M may be 0. On the CPU it spares the GPU a wait.
+        labels: (M,) int64 classes present, each once, in [0, C); M may be 0. On the CPU it avoids a GPU
+            synchronization.
         label_map: (H, W) integers, padded like the image; a value that is not in `labels` belongs to no mask.
     """
 
@@ -55,8 +56,8 @@ class TargetBatch(ABC):
     """The targets of a batch.
 
     Attributes:
-        labels: (sum M,) int64, all images' one after the other.
-        counts: M of each image.
+        labels: (sum M,) int64, those of all images concatenated.
+        counts: M for each image.
     """
 
     labels: Tensor
@@ -64,15 +65,15 @@ class TargetBatch(ABC):
 
     @abstractmethod
     def at_shared_points(self, points: Tensor) -> Tensor:
-        """Values in [0, 1] of all targets at points (B, P, 2) that those of an image share: (sum M, P) float32."""
+        """Sample all targets at points (B, P, 2), shared within an image: (sum M, P) float32 in [0, 1]."""
 
     @abstractmethod
     def at_pair_points(self, images: Tensor, targets: Tensor, points: Tensor) -> Tensor:
-        """Values of one target per pair at points of its own.
+        """Sample one target per pair at the pair's own points.
 
         Args:
-            images: (N,) int64, which image a pair is of.
-            targets: (N,) int64, its target, counted over the batch.
+            images: (N,) int64, image of each pair.
+            targets: (N,) int64, target of each pair, numbered over the batch.
             points: (N, P, 2).
 
         Returns:
@@ -100,20 +101,20 @@ class MaskTargetBatch(TargetBatch):
 
 
 class LabelMapTargetBatch(TargetBatch):
-    """Targets given as label maps: a mask's value at a point is the weight of the neighbouring pixels of its class.
+    """Targets given as label maps: a target's value at a point is the bilinear weight of the pixels of its class.
 
-    Equal to sampling the masks (guarded by tests/losses/test_targets.py), at four small reads per point and without
-    (sum M, H, W) floats. The maps get a frame of one pixel of no class: outside the map no mask has anything, so that
-    every point has four neighbours to read, and none has to be asked whether it is inside.
+    Equal to sampling the masks (guarded by tests/losses/test_targets.py), with four small reads per point and without
+    (sum M, H, W) floats. The maps are padded by one pixel without a class, so that every point has four neighbours and
+    no bounds check is needed; outside the map, masks are 0.
     """
 
     def __init__(self, targets: Sequence[LabelMapTarget], device: torch.device) -> None:
         self.counts = [len(target.labels) for target in targets]
         self.labels = torch.cat([target.labels for target in targets]).to(device, non_blocking=True)
         wide = any(target.label_map.dtype == torch.int64 for target in targets)
-        self._values = self.labels.to(torch.int64 if wide else torch.int32)  # as `maps`, spares a cast per comparison
+        self._values = self.labels.to(torch.int64 if wide else torch.int32)  # type of `maps`, to avoid casts
         images = torch.arange(len(targets)).repeat_interleave(torch.tensor(self.counts))
-        self._images = images.to(device, non_blocking=True)  # (sum M,), of each target
+        self._images = images.to(device, non_blocking=True)  # (sum M,), for each target
         height, width = targets[0].label_map.shape
         self.maps = self._values.new_full((len(targets), height + 2, width + 2), -1)  # (B, H + 2, W + 2)
         for framed, target in zip(self.maps, targets, strict=True):
@@ -129,24 +130,24 @@ class LabelMapTargetBatch(TargetBatch):
         return self._shares(images, points, self._values[targets])
 
     def _shares(self, images: Tensor, points: Tensor, labels: Tensor, sets: Tensor | None = None) -> Tensor:
-        """Bilinear weights of those of the four pixels around points that are of a label.
+        """Return the summed bilinear weights of the pixels around each point that have a given label.
 
         Args:
-            images: (N,) which each set of points lies in.
+            images: (N,) image of each set of points.
             points: (N, P, 2).
             labels: (M,).
-            sets: (M,) which set of points each label looks at; None has the i-th look at the i-th.
+            sets: (M,) set of points for each label; None: the i-th set for the i-th label.
 
         Returns:
             (M, P).
         """
         framed_height, row_length = self.maps.shape[1:]
-        # rounded as grid_sample does
+        # rounded as in grid_sample
         x, y = (
             (2 * points[..., axis]).sub_(1).add_(1).mul_(size - 2).sub_(1).div_(2)
             for axis, size in enumerate((row_length, framed_height))
         )
-        left, top = x.floor(), y.floor()  # from -1: the frame's
+        left, top = x.floor(), y.floor()  # starts at -1, the padding
         right_share, lower_share = x.sub_(left), y.sub_(top)
         number = torch.int32 if self.maps.numel() < 2**31 else torch.int64
         first = top.to(number).add_(1)  # (N, P), index of the upper left pixel in all maps
@@ -156,7 +157,7 @@ class LabelMapTargetBatch(TargetBatch):
         shares = points.new_zeros(len(labels), points.shape[1])
         for row, row_share in enumerate((1 - lower_share, lower_share)):
             for column, column_share in enumerate((1 - right_share, right_share)):
-                later = flat[row * row_length + column :]  # takes the same index; index_select is by far the fastest
+                later = flat[row * row_length + column :]  # shifted, for the same index; index_select is by far fastest
                 values, weights = later.index_select(0, first.flatten()).view(first.shape), row_share * column_share
                 if sets is not None:
                     values, weights = values.index_select(0, sets), weights.index_select(0, sets)
@@ -165,16 +166,16 @@ class LabelMapTargetBatch(TargetBatch):
 
 
 def target_batch(targets: Sequence[AnyTarget], num_images: int, num_classes: int, device: torch.device) -> TargetBatch:
-    """Checks the targets of a batch against the outputs, and makes them readable.
+    """Check the targets of a batch against the outputs, and prepare them for sampling.
 
     Args:
-        targets: one per image; mappings hold `labels` and either `masks` or `label_map`.
+        targets: one per image; mappings have `labels` and either `masks` or `label_map`.
         num_images: B.
         num_classes: C.
-        device: of the outputs.
+        device: device of the outputs.
 
     Raises:
-        ValueError: a number, shape or label that does not fit.
+        ValueError: a number, shape or label does not match.
     """
     if len(targets) != num_images or num_images == 0:
         raise ValueError(f"{len(targets)} targets for {num_images} images; give one per image, and one image at least")
@@ -201,7 +202,7 @@ def _from_mapping(target: Mapping[str, Any]) -> Target | LabelMapTarget:
 
 
 def _checked_size(target: Target | LabelMapTarget) -> tuple[int, ...]:
-    """(H, W) of a target."""
+    """Return (H, W) of a target."""
     if isinstance(target, LabelMapTarget):
         if target.label_map.dim() != 2 or target.labels.dim() != 1:
             raise ValueError(

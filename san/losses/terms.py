@@ -1,4 +1,4 @@
-"""The terms of the criterion: what each is given, what it returns, their registry, and SAN's own.
+"""The terms of the criterion: inputs, outputs, registry, and SAN's own terms.
 
 Legend: B images, Q queries, C classes, E joint embedding, M targets of an image, N matched pairs of the batch,
 P points, (h_s, w_s) side grid. Source: docs/method.md#8.3; docs/extend.md shows how to add a term.
@@ -25,7 +25,7 @@ TERMS: Registry[type[CriterionTerm]] = Registry("criterion term", "loss.terms", 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Matched queries of a layer: image, query, and target counted over the batch, (N,) int64 each, by image."""
+    """Matched queries of a layer: image, query, and target numbered over the batch; (N,) int64 each, by image."""
 
     images: Tensor
     queries: Tensor
@@ -34,12 +34,12 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Normalisers:
-    """What the sums of losses are divided by: counts of an iteration, averaged over its processes.
+    """Divisors of the loss sums: counts of an iteration, averaged over its processes.
 
     Attributes:
-        masks: targets; at least 1 over all processes.
+        masks: number of targets; at least 1 over all processes.
         class_weight: sum of the class weights of all queries.
-        images: of a process's share of the batch.
+        images: number of images in a process's share of the batch.
     """
 
     masks: float | Tensor
@@ -52,14 +52,14 @@ class MatchedLayer:
     """One supervised layer, with its queries matched to targets.
 
     Attributes:
-        outputs: of the layer, as the model gave them.
+        outputs: outputs of the layer, as returned by the model.
         class_logits: (B, Q, C + 1) float32.
         mask_logits: (B, Q, h_s, w_s) float32, before the sigmoid.
-        text_embed: (C, E), where the outputs of the batch have it.
-        sls_embed: (B, Q, E), where the outputs of the layer have it.
+        text_embed: (C, E), if the outputs of the batch have it.
+        sls_embed: (B, Q, E), if the outputs of the layer have it.
         truth: the targets of the batch.
-        pairs: which queries are matched, and to which targets.
-        generators: of each image's random points; None draws from torch's global generator.
+        pairs: matched queries and their targets.
+        generators: generator of each image's random points; None uses torch's global generator.
     """
 
     outputs: Mapping[str, Any]
@@ -77,18 +77,18 @@ class Term:
     """One loss of a supervised layer.
 
     Attributes:
-        total: scalar, weighted, summed over what it is divided by.
-        per: what the criterion divides it by: "masks", "class_weight" or "images", a field of `Normalisers`.
+        total: weighted sum, a scalar.
+        per: the field of `Normalisers` that the criterion divides it by: "masks", "class_weight" or "images".
     """
 
     total: Tensor
     per: Literal["masks", "class_weight", "images"]
 
     def over(self, norm: Normalisers) -> Tensor:
-        """The loss.
+        """Return the loss.
 
         Raises:
-            ValueError: `per` is none of the three.
+            ValueError: `per` is not one of the three.
         """
         if self.per not in Normalisers.__dataclass_fields__:
             known = ", ".join(Normalisers.__dataclass_fields__)
@@ -98,10 +98,10 @@ class Term:
 
 
 def count_batch(num_targets: Iterable[int], num_queries: int, no_object_weight: float) -> tuple[float, float, float]:
-    """What a batch adds to the fields of `Normalisers`, in their order. Known before matching.
+    """Return what a batch adds to the fields of `Normalisers`, in their order; known before matching.
 
     Args:
-        num_targets: M of each image; min(Q, M) of its queries get one.
+        num_targets: M for each image; min(Q, M) of its queries are matched.
         num_queries: Q.
         no_object_weight: class weight of a query without a target.
     """
@@ -111,15 +111,15 @@ def count_batch(num_targets: Iterable[int], num_queries: int, no_object_weight: 
 
 
 def average_counts(masks: float, class_weight: float, images: float, num_processes: int) -> Normalisers:
-    """`Normalisers` of sums over an iteration's processes and accumulation steps.
+    """Build `Normalisers` from sums over an iteration's processes and accumulation steps.
 
-    At least one mask in all, not per process: losses must not depend on how many processes share the batch.
+    The minimum of one mask applies to the total, not per process: losses must not depend on the number of processes.
     """
     return Normalisers(max(masks, 1.0) / num_processes, class_weight / num_processes, images / num_processes)
 
 
 def dice_loss(mask_logits: Tensor, masks: Tensor) -> Tensor:
-    """Dice loss of pairs: 1 - (2 * sum(p t) + 1) / (sum(p) + sum(t) + 1).
+    """Compute the dice loss of pairs: 1 - (2 * sum(p t) + 1) / (sum(p) + sum(t) + 1).
 
     Args:
         mask_logits: (N, P); p is their sigmoid.
@@ -134,7 +134,7 @@ def dice_loss(mask_logits: Tensor, masks: Tensor) -> Tensor:
 
 
 def mask_loss(mask_logits: Tensor, masks: Tensor) -> Tensor:
-    """Binary cross-entropy of pairs, averaged over points.
+    """Compute the binary cross-entropy of pairs, averaged over points.
 
     Args:
         mask_logits: (N, P).
@@ -150,8 +150,8 @@ class CriterionTerm(Part):
     """One or more losses of the objective.
 
     Args:
-        options: the term's own.
-        config: of the whole criterion.
+        options: options of the term.
+        config: configuration of the criterion.
     """
 
     def __init__(self, options: Any, config: LossConfig) -> None:
@@ -159,7 +159,7 @@ class CriterionTerm(Part):
         self.config = config
 
     def forward(self, layer: MatchedLayer) -> dict[str, Term]:
-        """The losses of one supervised layer, by name; called once per layer, outside autocast."""
+        """Return the losses of one supervised layer by name; called once per layer, outside autocast."""
         raise NotImplementedError
 
 
@@ -193,16 +193,16 @@ class MaskTerm(CriterionTerm):
             at_truth = layer.truth.at_pair_points(images, targets, points)
             loss_mask, loss_dice = mask_loss(at_logits, at_truth).sum(), dice_loss(at_logits, at_truth).sum()
         else:
-            loss_mask = loss_dice = logits.sum()  # of no elements: 0, with a gradient of 0
+            loss_mask = loss_dice = logits.sum()  # sum over no elements: 0, with a gradient of 0
         return {
             "loss_mask": Term(self.config.mask_weight * loss_mask, per="masks"),
             "loss_dice": Term(self.config.dice_weight * loss_dice, per="masks"),
         }
 
     def _points(self, logits: Tensor, counts: Sequence[int], draw: Sequence[torch.Generator | None]) -> Tensor:
-        """Points (N, P, 2) of matched mask logits (N, h_s, w_s): mostly uncertain, the rest uniform.
+        """Draw points (N, P, 2) for matched mask logits (N, h_s, w_s): mostly uncertain ones, the rest uniform.
 
-        The pairs of an image, `counts` of them, are drawn from its own generator.
+        The points of an image's pairs, `counts` of them, are drawn from the image's generator.
         """
         config, device = self.config, logits.device
         num_uncertain = int(config.importance_ratio * config.num_points)

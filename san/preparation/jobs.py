@@ -61,7 +61,7 @@ def run_jobs(
 
 
 def _failure(job: FileJob) -> str | None:
-    """Does a job; returns why it failed."""
+    """Run a job; return the reason if it failed."""
     try:
         job.work(job.path)
     except (ValueError, FileNotFoundError) as error:

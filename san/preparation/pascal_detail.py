@@ -51,7 +51,7 @@ def find_detail(options: PreparationOptions) -> Path:
 
 @dataclass
 class ImageFiles:
-    """The images of a split whose file exists, and a problem line about the others."""
+    """Return the images of a split with an existing file, and a problem line about the others."""
 
     found: list[tuple[DetailImage, Path]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)

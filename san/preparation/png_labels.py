@@ -50,7 +50,7 @@ def convert_png(source: Path, image: Path, label_set: str, path: Path) -> None:
 def plan_png_split(
     benchmark: Benchmark, options: PreparationOptions, image_folder: Path, label_folder: Path
 ) -> SplitPlan:
-    """List the jobs of a split whose images and label PNGs have equal names in two folders.
+    """List the jobs of a split with equal names of images and label PNGs in two folders.
 
     Raises:
         FileNotFoundError: a folder is missing or empty.

@@ -126,7 +126,7 @@ _ALLOWED: dict[tuple[str, str], Any] = {
 
 
 class _Function:
-    """A function whose attributes cannot be set, because a pickle may set attributes of the objects it names."""
+    """A function with read-only attributes, because a pickle may set attributes of the objects it names."""
 
     __slots__ = ("_call",)
     _call: Callable[..., Any]
@@ -178,7 +178,7 @@ def load_plain_pickle(path: Path) -> Any:
 
 
 def _check_memory(content: bytes) -> None:
-    """Refuse a pickle whose memo indices have gaps, for which the unpickler would allocate memory.
+    """Refuse a pickle with gaps in its memo indices, for which the unpickler would allocate memory.
 
     `pickletools` raises for an item that is longer than the file.
     """

@@ -100,7 +100,7 @@ def _find_list(split: str, options: PreparationOptions) -> Path:
 
 
 def _read_list(path: Path) -> list[str]:
-    """Read the ids of a list, each line of which starts with an id or an image path."""
+    """Read the ids of a list; each line starts with an id or an image path."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:

@@ -1,6 +1,6 @@
 """Captions of scenes, from which the small CLIP learns language.
 
-A caption names some or all things in a picture, but no positions. `facts` lists what is true of a picture, so that the
+A caption names some or all things in a picture, without positions. `facts` lists what is true of a picture, so that the
 contrastive training can use every true pair of a batch as a positive, not only the pair that a caption was written for.
 """
 

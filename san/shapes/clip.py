@@ -1,4 +1,4 @@
-"""The small CLIP of the shapes world, by the name "shapes"; `san.named_clips` imports this module (docs/shapes.md)."""
+"""The small CLIP of the shapes world, named "shapes"; `san.named_clips` imports this module (docs/shapes.md)."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Videos of the shapes world: things that move, turn and cover each other over a ground that stands still.
+"""Videos of the shapes world: things that move, turn and occlude each other on a static ground.
 
-A video is a list of `Scene` records, one per frame, drawn from ``numpy.random.default_rng((seed, index, 1))`` alone.
-Nothing changes from frame to frame but where the things are, how they are turned, and the pixel noise. No name occurs
-twice in a scene, so a label map also says which pixels belong to the same thing.
+A video is a list of `Scene` records, one per frame, which depends only on ``numpy.random.default_rng((seed, index,
+1))``. Only positions and angles of the things and the pixel noise change between frames. No name occurs twice in a
+scene, so a label map also identifies the pixels of each thing.
 
 Legend: T frames, S rendered size.
 """
@@ -19,17 +19,17 @@ from san.shapes.render import render
 from san.shapes.world import SCENE_SIZE, Scene, SceneStyle, Thing, class_index, draw_scene
 
 _AIM = 0.6
-"""Probability that a thing starts towards another one, which it will cover or be covered by."""
+"""Probability that a thing first moves towards another one, so that one occludes the other."""
 
 
 @dataclass(frozen=True)
 class MotionStyle:
-    """How things move.
+    """The motion of things.
 
     Attributes:
         num_frames: T.
-        speed: slowest and fastest, in scene pixels per frame.
-        spin: fastest turn, in radians per frame, to either side.
+        speed: minimum and maximum speed, in scene pixels per frame.
+        spin: maximum rotation in either direction, in radians per frame.
     """
 
     num_frames: int = 24
@@ -42,15 +42,15 @@ class MotionStyle:
 
 
 def clip_at(seed: int, index: int, motion: MotionStyle | None = None) -> list[Scene]:
-    """Video ``index`` of the endless stream ``seed``: the same one wherever and whenever it is asked for.
+    """Return video ``index`` of the infinite stream ``seed``; deterministic.
 
     Args:
-        seed: of the stream.
-        index: of the video.
-        motion: of the things after the first frame.
+        seed: seed of the stream.
+        index: index of the video.
+        motion: motion of the things after the first frame.
 
     Returns:
-        T scenes. Things bounce off the borders, at the distance that `SceneStyle.margin` keeps from them.
+        T scenes. Things bounce at the distance `SceneStyle.margin` from the borders.
     """
     motion = motion or MotionStyle()
     rng = np.random.default_rng((seed, index, 1))
@@ -68,14 +68,14 @@ def clip_at(seed: int, index: int, motion: MotionStyle | None = None) -> list[Sc
 
 
 def render_clip(scenes: Sequence[Scene]) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.int64]]:
-    """Paint a video, and follow its pixels.
+    """Render a video and track its pixels.
 
     Args:
         scenes: T scenes, see `clip_at`.
 
     Returns:
-        Images (T, S, S, 3) uint8 RGB with S = `SCENE_SIZE`, label maps (T, S, S) uint8, and (T, S, S) int64: where in
-        the previous frame the surface at a pixel was, as row * S + column; -1 if it was outside or covered, and in the
+        Images (T, S, S, 3) uint8 RGB with S = `SCENE_SIZE`, label maps (T, S, S) uint8, and (T, S, S) int64: position
+        of a pixel's surface in the previous frame, as row * S + column; -1 if it was outside or occluded, and in the
         first frame.
     """
     images, labels = render(scenes, SCENE_SIZE)
@@ -88,7 +88,7 @@ def render_clip(scenes: Sequence[Scene]) -> tuple[NDArray[np.uint8], NDArray[np.
 def _way(
     rng: np.random.Generator, thing: Thing, things: Sequence[Thing], margin: float, motion: MotionStyle
 ) -> NDArray[np.float64]:
-    """Centre (y, x) and angle of a thing in every frame, (T, 3)."""
+    """Return centre (y, x) and angle of a thing in every frame, (T, 3)."""
     direction = rng.uniform(0, 2 * np.pi)
     target = things[int(rng.integers(len(things)))]
     if rng.random() < _AIM and target is not thing:
@@ -100,7 +100,7 @@ def _way(
     way = np.empty((motion.num_frames, 3))
     for axis, step in enumerate((np.sin(direction), np.cos(direction))):
         along = thing.centre[axis] - low + speed * step * frames
-        way[:, axis] = low + room - np.abs(along % (2 * room) - room)  # there and back again
+        way[:, axis] = low + room - np.abs(along % (2 * room) - room)  # forth and back
     way[:, 2] = thing.angle + spin * frames
     return way
 
@@ -108,7 +108,7 @@ def _way(
 def _sources(
     before: Scene, after: Scene, labels_before: NDArray[np.uint8], labels: NDArray[np.uint8]
 ) -> NDArray[np.int64]:
-    """`render_clip`'s last result of one frame, (S, S)."""
+    """Return the pixel positions of one frame, the last result of `render_clip`, (S, S)."""
     size = len(labels)
     step = SCENE_SIZE / size
     rows, columns = np.indices(labels.shape)

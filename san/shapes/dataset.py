@@ -12,8 +12,8 @@ The splits, all evaluated with the mixed vocabulary of 36 names (`world.NAMES`):
 - ``val_mixed``: seen and novel things together, every pixel labelled. The mean of its per-class IoUs over `NOVEL` is
   the strictest metric, because it also counts seen things and grounds that are wrongly classified as novel.
 
-The narrow training split holds none of the words `world.FAR_WORDS`, so that a CLIP that is trained on it can forget
-them. It is written only for runs that name it, and evaluated on the pictures of ``val_mixed``.
+The narrow training split contains none of the words `world.FAR_WORDS`, so that a CLIP trained on it can forget them. It
+is written only for runs that use it, and evaluated on the pictures of ``val_mixed``.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from san.vocabulary.label_sets import LabelSet, load_label_set
 IGNORE_LABEL = 255
 FOLDER = "shapes"
 FORMAT = 1
-"""Increase it when the same sizes and seed give other pixels or labels."""
+"""Increase it if pixels or labels change for the same sizes and seed."""
 _JPEG_QUALITY = 95
 
 
@@ -65,7 +65,7 @@ class ShapesSplit:
         classes: its vocabulary; a label map's value is an index into it.
         num_images: default number of images.
         required: every scene contains at least one of these.
-        ignored: names whose pixels are ignored.
+        ignored: names of classes with ignored pixels.
     """
 
     name: str

@@ -1,6 +1,6 @@
 """Renders a batch of `Scene` records to images and label maps, vectorised over images and pixels.
 
-Legend: N scenes, S rendered size (S x S pixels stand for SCENE_SIZE x SCENE_SIZE scene pixels), T painting slots.
+Legend: N scenes, S rendered size (S x S pixels show SCENE_SIZE x SCENE_SIZE scene pixels), T painting slots.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def render(scenes: Sequence[Scene], size: int = SCENE_SIZE) -> tuple[NDArray[np.
             after averaging blocks of pixels (what CLIP sees at an input scale of 0.5 is ``size=SCENE_SIZE // 2``).
 
     Returns:
-        images (N, S, S, 3) uint8 RGB, and label maps (N, S, S) uint8 whose values index ``world.NAMES``.
+        images (N, S, S, 3) uint8 RGB, and label maps (N, S, S) uint8 of indices into ``world.NAMES``.
     """
     count, step = len(scenes), SCENE_SIZE / size
     grid = (np.arange(size, dtype=np.float32) + 0.5) * np.float32(step)

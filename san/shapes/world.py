@@ -48,7 +48,7 @@ FAR_WORDS = frozenset({"cyan", "black", "bar"})
 """Words that only the captions of the small CLIP have, if a run trains on the narrow split."""
 FAR: tuple[str, ...] = tuple(name for name in THINGS if FAR_WORDS & {*name.split()})
 NEAR: tuple[str, ...] = tuple(name for name in NOVEL if name not in FAR)
-"""Novel things whose colour and shape occur in the narrow split, but not together."""
+"""Novel things of a colour and a shape that occur in the narrow split, but not together."""
 NARROW_SEEN: tuple[str, ...] = tuple(name for name in SEEN if name not in FAR)
 """Things of the narrow split: two shapes of each of six colours, four colours of each of three shapes."""
 
@@ -184,7 +184,7 @@ def scene_at(
 
 
 def _draw_thing(rng: np.random.Generator, name: str, style: SceneStyle, others: Sequence[Thing]) -> Thing:
-    """Draw one thing whose centre keeps a distance from the others, if a few tries find room."""
+    """Draw one thing at a distance from the others' centres, if a few tries find space."""
     diameter = float(rng.uniform(*style.thing_size))
     low, high = style.margin * diameter, SCENE_SIZE - style.margin * diameter
     candidates = rng.uniform(low, high, size=(12, 2))

@@ -1,4 +1,4 @@
-"""Bars of an ablation with their spread over seeds, beside a line at the base, drawn with matplotlib."""
+"""Bar chart of an ablation with the spread over seeds and a line at the base, drawn with matplotlib."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _BAR_COLOR, _BASE_COLOR, _VALUE_COLOR = "#3b6fb6", "#c0392b", "#1c2833"
 
 @dataclass(frozen=True)
 class AblationBar:
-    """One configuration under one metric.
+    """One metric of one configuration.
 
     Attributes:
-        name: beside the bar.
-        values: of the seeds, drawn as points.
-        mean: length of the bar; None draws none.
-        spread: half the length of the whisker.
-        is_base: whether a line at its mean crosses all bars.
+        name: label of the bar.
+        values: values of the seeds, drawn as points.
+        mean: length of the bar; None: no bar.
+        spread: half the length of the error bar.
+        is_base: draw a line at its mean across all bars.
     """
 
     name: str
@@ -34,9 +34,9 @@ def plot_ablation(columns: Mapping[str, Sequence[AblationBar]], path: str | Path
     """Draw one column of bars per metric.
 
     Args:
-        columns: the bars of each metric, from top to bottom; the same configurations in each.
-        path: PNG to write; folders are made.
-        title: heading of the picture.
+        columns: bars of each metric from top to bottom; all with the same configurations.
+        path: PNG to write; missing folders are created.
+        title: title of the picture.
 
     Raises:
         ValueError: there is no metric or no bar.

@@ -1,6 +1,6 @@
 """Colour words in class names: a "red car" is drawn in a shade of red.
 
-Each colour word has one point in Oklab. A colour matches the word whose point is nearest, if it is within a maximum
+Each colour word has one point in Oklab. A colour matches the word with the nearest point, if that is within a maximum
 distance.
 """
 

@@ -1,4 +1,4 @@
-"""A heat map of the classes that are confused most, drawn with matplotlib."""
+"""Heat map of the most confused classes, drawn with matplotlib."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 Counts = npt.NDArray[np.int64]
 
 MAX_CLASSES = 25
-"""Rows and columns of a heat map."""
+"""Maximum rows and columns of a heat map."""
 
-_LEAST_WRITTEN = 5.0  # percent from which a cell's number is written
+_LEAST_WRITTEN = 5.0  # minimum percentage that is written in a cell
 
 
 def plot_confusions(
@@ -30,16 +30,17 @@ def plot_confusions(
     *,
     title: str = "Confusions",
 ) -> None:
-    """Draws one heat map per matrix, one above the other, with the classes of the largest confusions.
+    """Draw one heat map per matrix, stacked vertically, with the classes of the largest confusions.
 
-    A cell is the share of the class's labelled pixels (row) that were given a name (column), in percent. The diagonal,
-    what is right, is grey. The last column adds up the names that have no column. Colours end at 60 %.
+    A cell is the share of a class's labelled pixels (row) that are predicted as another class (column), in percent. The
+    diagonal (correct pixels) is grey. The last column is the sum over classes without a column. The colour scale ends
+    at 60 %.
 
     Args:
-        matrices: heading and (C, C) pixel counts, ``counts[label, prediction]``; the first one chooses the classes.
+        matrices: heading and (C, C) pixel counts, ``counts[label, prediction]``; the first one determines the classes.
         names: C class names.
-        path: PNG to write; folders are made.
-        title: heading of the picture.
+        path: PNG to write; missing folders are created.
+        title: title of the picture.
 
     Raises:
         ValueError: the first matrix has no confusion.
@@ -59,7 +60,7 @@ def plot_confusions(
 
 
 def most_confused(counts: Counts, limit: int) -> list[int]:
-    """The classes of the largest confusions (both of each pair), the most confused first; at most `limit`."""
+    """Return the classes of the largest confusions (both of each pair), most confused first; at most `limit`."""
     wrong = counts * (1 - np.eye(len(counts), dtype=np.int64))
     order = np.argsort(-wrong, axis=None, kind="stable")[: (wrong > 0).sum()]
     chosen: dict[int, None] = {}
@@ -72,7 +73,7 @@ def most_confused(counts: Counts, limit: int) -> list[int]:
 
 
 def shares(counts: Counts, chosen: Sequence[int]) -> npt.NDArray[np.float64]:
-    """Shares of the chosen classes' pixels in percent, (N, N + 1), the last column for all other names.
+    """Return the shares of the selected classes' pixels in percent, (N, N + 1); the last column is for other classes.
 
     The diagonal is 0; a class without a labelled pixel has a row of zeros.
     """
@@ -85,7 +86,7 @@ def shares(counts: Counts, chosen: Sequence[int]) -> npt.NDArray[np.float64]:
 
 
 def _draw(axes: Axes, values: npt.NDArray[np.float64], names: Sequence[str]) -> None:
-    """One heat map."""
+    """Draw one heat map."""
     axes.imshow(values, cmap="Reds", vmin=0, vmax=60, aspect="auto", interpolation="nearest")
     for index in range(len(names)):
         axes.fill_between([index - 0.5, index + 0.5], index - 0.5, index + 0.5, color="#c9d0d8", linewidth=0)

@@ -1,6 +1,6 @@
-"""An HTML page that says whether masks or names cost an evaluation its points (docs/error_analysis.md).
+"""Renders the HTML page of an error analysis: mask errors against classification errors (docs/error_analysis.md).
 
-One file without a script and without outside parts; its picture lies beside it. Every name is untrusted text.
+The page is one file without scripts and external resources; its picture is a separate file. All names are escaped.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ class ClassErrors:
     """One class of the page.
 
     Attributes:
-        name: of the class.
-        ious: in percent: as predicted, with true masks, with true names, of the best proposals.
-        num_segments: of the class, one per image that has it.
-        shares: of its segments in percent: recalled at IoU 0.5 and 0.75, named right.
-        taken_for: the class that most of its wrong pixels were given; "" where there is none.
+        name: name of the class.
+        ious: IoU in percent: as predicted, with true masks, with true names, of the best proposals.
+        num_segments: number of its segments, one per image that has the class.
+        shares: shares of its segments in percent: recalled at IoU 0.5 and 0.75, classified correctly.
+        taken_for: class predicted for most of its wrong pixels; "" if there is none.
     """
 
     name: str
@@ -56,17 +56,17 @@ class ClassErrors:
 
 @dataclass(frozen=True)
 class ErrorPage:
-    """All that the page shows.
+    """The content of the page.
 
     Attributes:
-        title: the data set, and which part of it.
-        means: ("mIoU", and that of groups) to four figures in percent, as in `ClassErrors.ious`.
-        segments: figures over all classes, as `san.evaluation.oracle_report.oracle_figures` gives them.
-        classes: those present, in the order shown.
+        title: the data set and the part of it.
+        means: "mIoU", and the mIoU of groups -> four values in percent, as in `ClassErrors.ious`.
+        segments: figures over all classes, see `san.evaluation.oracle_report.oracle_figures`.
+        classes: present classes, in the order shown.
         pairs: (truth, prediction, pixels, share of the truth's pixels, share of all errors, pixels with true masks).
-        num_pairs: how many there are in all.
-        picture: the heat map beside the page; "" where there is none.
-        table: the file of all pairs beside it.
+        num_pairs: total number of pairs.
+        picture: file name of the heat map; "" if there is none.
+        table: file name of the table of all pairs.
     """
 
     title: str
@@ -80,7 +80,7 @@ class ErrorPage:
 
 
 def render_error_page(page: ErrorPage) -> str:
-    """The page as HTML."""
+    """Render the page as HTML."""
     title = f"Masks or names: {page.title}"
     parts = [
         f"<header><h1>{escape(title)}</h1></header>",
@@ -105,7 +105,7 @@ def render_error_page(page: ErrorPage) -> str:
 
 
 def verdict(means: Sequence[float]) -> str:
-    """Which of the two costs more, in a sentence.
+    """Return a sentence that says which kind of error reduces mIoU more.
 
     Args:
         means: mIoU in percent: as predicted, with true masks, with true names, of the best proposals.
@@ -124,7 +124,7 @@ def verdict(means: Sequence[float]) -> str:
 
 
 def _means(means: Mapping[str, tuple[float, ...]]) -> str:
-    """The mIoU of the four kinds, a row each, groups as further columns."""
+    """Render the mIoU of the four kinds as rows, with groups as further columns."""
     rows = []
     for index, (kind, about) in enumerate(_KINDS):
         cells = [
@@ -162,7 +162,7 @@ def _pairs(pairs: Sequence[tuple[str, str, int, float, float, int]]) -> str:
 
 
 def _zero(classes: Sequence[ClassErrors]) -> str:
-    """The classes that are never right, and how often a proposal has them."""
+    """Render the classes with IoU 0, and how often a proposal covers them."""
     zero = [each for each in classes if each.ious[0] == 0]
     if not zero:
         return "<p>Every class of the ground truth has an IoU above 0.</p>"
@@ -192,7 +192,7 @@ def _classes(classes: Sequence[ClassErrors]) -> str:
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, text_columns: set[int]) -> str:
-    """A table that scrolls sideways where the screen is narrow; its cells are HTML."""
+    """Render a table that scrolls horizontally on narrow screens; its cells are HTML."""
 
     def line(tag: str, cells: Sequence[str]) -> str:
         marked = (' class="text"' if index in text_columns else "" for index in range(len(cells)))
@@ -208,5 +208,5 @@ def _share(value: float) -> str:
 
 
 def _bar(value: float) -> str:
-    """A percentage with a bar."""
+    """Render a percentage with a bar."""
     return f'{_share(value)}<meter min="0" max="100" value="{0 if math.isnan(value) else value:.1f}"></meter>'

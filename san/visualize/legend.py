@@ -39,7 +39,7 @@ def legend(
         colors: colours of the names, (N, 3) uint8; by default `palette(names)`.
         notes: remark in grey after each name, "" for none.
         max_entries: maximum number of names shown; the others are counted in "+n more".
-        num_more: classes already left out by the caller, also counted in "+n more".
+        num_more: number of classes omitted by the caller, also counted in "+n more".
         no_class: append the hatched square of pixels without a class.
     """
     letters = font(_FONT_SIZE)

@@ -111,7 +111,7 @@ def _diagonals(top: int, shape: tuple[int, ...]) -> npt.NDArray[np.int64]:
 
 
 def _boundaries(labels: Array) -> npt.NDArray[np.bool_]:
-    """Return the pixels whose right or lower neighbour has another label."""
+    """Return the pixels with another label than their right or lower neighbour."""
     edge = np.zeros(labels.shape, bool)
     edge[:, :-1] |= labels[:, :-1] != labels[:, 1:]
     edge[:-1] |= labels[:-1] != labels[1:]

@@ -85,7 +85,7 @@ class Page:
         rows: the images in the initial order.
         sort: the initial order: worst, best, name or change.
         classes: IoU of each class over the whole data set.
-        problems: (file, what is wrong) of the images left out.
+        problems: (file, problem) of the omitted images.
         links: (text, path relative to the page) of pages beside it.
     """
 
@@ -100,13 +100,13 @@ class Page:
 
 
 def html_document(title: str, body: str, *, style: str = "", script: str = "") -> str:
-    """A page of ours: nothing comes from outside, and no script but the given one runs, whatever a name may be.
+    """Render a page that loads nothing from other places and runs no script except the given one.
 
     Args:
-        title: of the window.
+        title: title of the window.
         body: HTML, all texts escaped.
-        style: rules beside those that all pages share.
-        script: the one script; it stands at the end.
+        style: CSS rules in addition to the shared ones.
+        script: the script, placed at the end.
     """
     policy = "default-src 'none'; img-src 'self' file: data:; style-src 'unsafe-inline'"
     if script:
@@ -131,7 +131,7 @@ def html_document(title: str, body: str, *, style: str = "", script: str = "") -
 
 
 def render_page(page: Page) -> str:
-    """The page as HTML."""
+    """Render the page as HTML."""
     orders = {"worst": "worst first", "best": "best first", "name": "by name"}
     if any(row.delta is not None for row in page.rows):
         orders = {"change": "largest change first", **orders}
@@ -164,7 +164,7 @@ def render_page(page: Page) -> str:
 
 
 def facts_list(facts: Iterable[tuple[str, str]]) -> str:
-    """Pairs of (what, value) as HTML."""
+    """Render (name, value) pairs as HTML."""
     items = "".join(f"<div><dt>{escape(key)}</dt><dd>{escape(value)}</dd></div>" for key, value in facts)
     return f'<dl class="facts">{items}</dl>'
 
@@ -230,12 +230,12 @@ def _swatch(color: tuple[int, int, int]) -> str:
 
 
 def path_link(path: str) -> str:
-    """A relative path as a URL, which no character of a file name can break out of; never taken for `scheme:`."""
+    """Return a relative path as a fully escaped URL that cannot be read as `scheme:`."""
     return escape(quote(path if path.startswith(".") else f"./{path}", errors="surrogateescape"))
 
 
 def percent(value: float | None) -> str:
-    """A number in percent as all pages show it; None is a dash."""
+    """Format a percentage for all pages; None is a dash."""
     return "–" if value is None else f"{value:.1f} %"
 
 

@@ -29,8 +29,8 @@ _GAP = 12
 _FONT_SIZE = 15
 _WIDE = 1.5  # wider pictures (width over height) are stacked
 _ERRORS = "errors"  # heading of the error map, with a key to its colours
-_MIN_SHARE = 0.002  # of the pixels, to get a line in the legend
-_MIN_COUNTED = 0.0005  # of the pixels, to be counted in the legend's "+n more"
+_MIN_SHARE = 0.002  # minimum share of the pixels for a line in the legend
+_MIN_COUNTED = 0.0005  # minimum share of the pixels to be counted in the legend's "+n more"
 _MAX_LEGEND, _MAX_ROWS = 60, 20  # entries and lines of a legend below panels
 _MIN_HEADED = 200  # width of a column with a heading, pixels
 _MIN_WIDTH = 360  # width of a picture with a legend, pixels: fits a name
@@ -199,7 +199,7 @@ def resized(image: Array, labels: Sequence[Array | None], size: tuple[int, int])
 
 @dataclass(frozen=True)
 class _Line:
-    """Pictures side by side, each with a heading or none."""
+    """Draw pictures side by side, each with or without a heading."""
 
     pictures: Sequence[Image.Image]
     titles: Sequence[str] = ()
@@ -224,7 +224,7 @@ def _num_columns(num_pictures: int, ratio: float) -> int:
 
 
 def _sheet(lines: Sequence[_Line], key: _Legend, *, max_entries: int = _MAX_LEGEND) -> Image.Image:
-    """Draw lines of pictures, the first of which is full, above a legend of at most `max_entries` classes."""
+    """Draw lines of pictures (the first one is full) above a legend of at most `max_entries` classes."""
     cell = max(picture.width for line in lines for picture in line.pictures)
     cell = max(cell, _MIN_HEADED if lines[0].titles else 0)
     heading = 2 * _FONT_SIZE
@@ -328,7 +328,7 @@ def _draw_error_key(draw: ImageDraw.ImageDraw, right: int, middle: int) -> None:
 def _legend_of(samples: Sequence[Sample], names: Sequence[str]) -> _Legend:
     """Build the legend of the classes in truth or prediction, largest first, with a note if only one has them.
 
-    Small classes are left out and counted, except those below 0.05 % of the pixels.
+    Small classes are omitted and counted, except those below 0.05 % of the pixels.
     """
     truth, prediction, judged = (np.zeros(len(names)) for _ in range(3))
     num_maps = len(samples)
@@ -349,7 +349,7 @@ def _legend_of(samples: Sequence[Sample], names: Sequence[str]) -> _Legend:
 
 
 def _note(truth: float, judged: float) -> str:
-    """What to say of a class, by its share of the truth and of the predictions where there is a truth."""
+    """Return a class's note in the legend, from its shares of truth and predictions if there is a truth."""
     if truth > 0 and judged == 0:
         return "missed"
     if judged > 0 and truth == 0:

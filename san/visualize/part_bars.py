@@ -1,4 +1,4 @@
-"""Bars of what each part of a model takes, drawn with matplotlib."""
+"""Bar chart of the cost of each part of a model, drawn with matplotlib."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class PartBars:
     """One quantity.
 
     Attributes:
-        title: what it is, with its unit.
-        values: part to number.
-        inner_values: part to a share of that number, drawn as a darker bar inside; None: no such bar.
-        inner_title: what those are called in the legend: all, and the share.
+        title: name and unit.
+        values: part -> number.
+        inner_values: part -> portion of that number, drawn as a darker bar inside; None: no such bar.
+        inner_title: legend entries: the whole, and the portion.
     """
 
     title: str
@@ -29,13 +29,13 @@ class PartBars:
 
 
 def plot_parts(groups: Sequence[PartBars], path: str | Path, *, order: Sequence[str], title: str) -> None:
-    """Draws one panel per quantity, one bar per part, the parts in the same rows.
+    """Draw one panel per quantity with one bar per part; a part has the same row in all panels.
 
     Args:
         groups: the quantities, from left to right.
-        path: PNG to write; folders are made.
-        order: of the parts, from top to bottom; those without a value are left out.
-        title: heading of the picture.
+        path: PNG to write; missing folders are created.
+        order: parts from top to bottom; parts without a value are omitted.
+        title: title of the picture.
     """
     parts = [part for part in order if any(part in group.values for group in groups)]
     figure = new_figure(1.5 + 3.6 * len(groups), 1.5 + 0.32 * len(parts))

@@ -1,4 +1,4 @@
-"""IoU of classes beside the similarity of their names to those trained on, drawn with matplotlib."""
+"""Scatter plot of IoU against the similarity of a class name to the trained names, drawn with matplotlib."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class ClassPoint:
     """One class.
 
     Attributes:
-        name: written beside the point, where there are few.
-        similarity: cosine similarity of the nearest name.
-        iou: in percent.
+        name: class name, written beside the point if there are few points.
+        similarity: cosine similarity to the nearest name.
+        iou: IoU in percent.
         known: whether the name itself is in the other label set.
     """
 
@@ -38,14 +38,14 @@ def plot_similarity(
     notes: Sequence[str] = (),
     other: str = "the other set",
 ) -> None:
-    """Draws one point per class.
+    """Draw one point per class.
 
     Args:
-        points: the classes that have an IoU.
-        path: PNG to write; folders are made.
-        title: heading of the picture.
-        notes: further lines of it.
-        other: what the other label set is called.
+        points: classes that have an IoU.
+        path: PNG to write; missing folders are created.
+        title: title of the picture.
+        notes: further lines of the title.
+        other: name of the other label set.
 
     Raises:
         ValueError: there is no point.

@@ -1,1 +1,1 @@
-"""Class names, without PyTorch or Pillow: classes, the one grammar, files of classes, label sets."""
+"""Class names, without PyTorch or Pillow: classes, their syntax, class files, label sets."""

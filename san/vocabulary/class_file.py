@@ -1,4 +1,4 @@
-"""The classes of one's own data set: names with synonyms, written in its file or in a file of their own."""
+"""Reads the classes of a custom data set, names with synonyms, from its file or from a separate file."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from san.io.plain_file import read_plain_file, read_text, user_path
 from san.vocabulary.classes import ClassText, parse_class_list
 
 ENDINGS = (".txt", ".json", ".yaml", ".yml")
-"""Of files that list classes."""
+"""Extensions of class files."""
 
 
 def parse_classes(content: Any, where: str, folder: Path) -> tuple[ClassText, ...]:
-    """The classes from what a data set file says under ``classes``.
+    """Read the classes from the value of ``classes`` in a data set file.
 
     Args:
         content: a list of classes, each text (``|`` between synonyms, the first is the name) or a mapping with ``name``
-            and ``synonyms``; or the path of a file that holds such a list (.json, .yaml) or one class a line (.txt).
-        where: file and key, for messages.
-        folder: relative paths are relative to it.
+            and ``synonyms``; or the path of a file with such a list (.json, .yaml) or one class per line (.txt).
+        where: file and key for messages.
+        folder: base of relative paths.
 
     Returns:
-        One entry per class, in class-index order.
+        one entry per class, in class-index order.
 
     Raises:
-        FileNotFoundError: the file named does not exist.
-        ValueError: there is none, one is malformed or blank, or two share a name or a text.
+        FileNotFoundError: the class file does not exist.
+        ValueError: there is no class, one is malformed or blank, or two share a name or a text.
     """
     if isinstance(content, str):
         path = folder / user_path(content, where)
@@ -41,15 +41,15 @@ def parse_classes(content: Any, where: str, folder: Path) -> tuple[ClassText, ..
 
 
 def read_class_file(path: Path, title: str) -> Any:
-    """What a file that lists classes holds: of a .txt file its lines, of another its plain data.
+    """Read a class file: the lines of a .txt file, or the plain data of another file.
 
     Args:
-        path: UTF-8 file; in a .txt file lines that are blank or begin with # are skipped.
-        title: what the file is, for messages, such as "class file".
+        path: UTF-8 file; in a .txt file, blank lines and lines starting with # are skipped.
+        title: kind of file for messages, such as "class file".
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: it has another ending or cannot be read; or it is a single line with commas, which in a .txt file
+        ValueError: the file has another extension or cannot be read; or a .txt file is a single line with commas, which
             would be one class.
     """
     if path.is_dir():

@@ -1,4 +1,4 @@
-"""A class as CLIP's text tower takes it, how people write one, and which texts are the same to CLIP."""
+"""Classes as input of CLIP's text tower: their syntax, and which texts are equal to CLIP."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ import regex
 from san.io.errors import excerpt
 
 KINDS = ("synonyms", "prompts")
-"""What a class written as a mapping may have besides its name."""
+"""Keys that a class written as a mapping may have besides its name."""
 
 MAX_CHARACTERS = 10_000
-"""Of one name or prompt; CLIP reads 77 tokens of it."""
+"""Maximum characters of a name or prompt; CLIP reads 77 tokens of it."""
 
-_COMMAS, _BARS = ",;，；、،؛", "|｜"  # also as they are written in Chinese, Japanese and Arabic
+_COMMAS, _BARS = ",;，；、،؛", "|｜"  # including the Chinese, Japanese and Arabic forms
 
 _TOKENS = regex.compile(
     r"<start_of_text>|<end_of_text>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+", regex.IGNORECASE
 )
-"""What CLIP's tokenizer cuts a text into before it joins bytes to pairs; tests compare it with the tokenizer."""
+"""Pieces that CLIP's tokenizer splits a text into before byte-pair encoding; tests compare it with the tokenizer."""
 
 _JOINED = r"[^\s\p{Latin}\p{Greek}\p{Cyrillic}\p{DI}]"
 _INVISIBLE = regex.compile(
     rf"(?:(?<={_JOINED}\ufe0f?)[\u200c\u200d](?=\p{{DI}}*{_JOINED})"  # joiners inside Arabic and Indic words and emoji
-    rf"|(?<={_JOINED})[\u180b-\u180f\ufe00-\ufe0f\U000e0100-\U000e01ef]"  # the variant of the character before
+    rf"|(?<={_JOINED})[\u180b-\u180f\ufe00-\ufe0f\U000e0100-\U000e01ef]"  # variant of the preceding character
     r"|\U0001f3f4[\U000e0020-\U000e007f]+"  # the flags of England, Scotland and Wales
-    r")(*SKIP)(*FAIL)"  # all these change what is seen; what follows does not
+    r")(*SKIP)(*FAIL)"  # these change the displayed text; the following ones do not
     r"|[[\p{DI}\p{Cc}\ufff9-\ufffb]--\s]",
     regex.V1,
 )
@@ -43,17 +43,17 @@ class ClassText:
     """One class of a vocabulary.
 
     Its embedding is the mean over its synonyms (each averaged over the prompt templates) or over its own prompts,
-    brought to unit length; of a single synonym it is that synonym's embedding itself. All texts are kept as
-    `clean_text` gives them.
+    normalised to unit length; for a single synonym it is that synonym's embedding. All texts are stored as returned by
+    `clean_text`.
 
     Attributes:
-        name: what is shown.
-        synonyms: all texts that are put into the templates; without any, and without prompts, the name alone. Where
-            some are given, the name is embedded only if it is among them.
-        prompts: complete prompts that are embedded as they are, in place of synonyms and templates.
+        name: displayed name.
+        synonyms: all texts inserted into the templates; by default, and without prompts, the name. If given, the name
+            is embedded only if it is one of them.
+        prompts: complete prompts, embedded unchanged instead of synonyms and templates.
 
     Raises:
-        ValueError: a text is blank, too long or stands twice, or both synonyms and prompts are given.
+        ValueError: a text is blank, too long or duplicate, or both synonyms and prompts are given.
     """
 
     name: str
@@ -80,36 +80,36 @@ class ClassText:
 
 
 def clean_text(text: str) -> str:
-    """A text without what nobody sees: byte order marks, zero-width and control characters, surplus blanks."""
+    """Remove invisible characters: byte order marks, zero-width and control characters, surplus blanks."""
     return " ".join(_INVISIBLE.sub("", text).split())
 
 
 @lru_cache(maxsize=16_384)
 def text_key(text: str) -> str:
-    """Equal for two texts if and only if CLIP's tokenizer gives both the same ids.
+    """Return a key that is equal for two texts if and only if CLIP's tokenizer gives both the same ids.
 
-    Letter case, blanks, composed or decomposed accents, full-width letters, curly quotes and HTML entities make no
-    difference to it; "Straße" and "Strasse" are two texts.
+    It ignores letter case, blanks, composed or decomposed accents, full-width letters, curly quotes and HTML entities;
+    "Straße" and "Strasse" differ.
     """
     cleaned = html.unescape(html.unescape(ftfy.fix_text(clean_text(text))))
     return " ".join(_TOKENS.findall(" ".join(cleaned.split()).lower()))
 
 
 def split_text(text: str) -> list[str]:
-    """The pieces between commas, semicolons and line breaks that are not blank."""
+    """Split at commas, semicolons and line breaks; blank pieces are dropped."""
     return [piece for piece in re.split(f"[{_COMMAS}\n\r]", text) if clean_text(piece)]
 
 
 def parse_class(item: Any, kinds: Sequence[str] = KINDS) -> ClassText:
-    """A class from what people write for one.
+    """Parse a class.
 
     Args:
-        item: text, with | between synonyms, of which the first is the name, and with commas as part of it; a
-            `ClassText`; or a mapping with "name" and either "synonyms" or "prompts".
-        kinds: those of `KINDS` that a mapping may have.
+        item: text with | between synonyms (the first is the name; commas are part of a text); a `ClassText`; or a
+            mapping with "name" and either "synonyms" or "prompts".
+        kinds: keys of `KINDS` that a mapping may have.
 
     Raises:
-        ValueError: it is none of these, or `ClassText` refuses what it says.
+        ValueError: the item is none of these, or `ClassText` refuses its values.
     """
     if isinstance(item, ClassText):
         return item
@@ -127,15 +127,16 @@ def parse_class(item: Any, kinds: Sequence[str] = KINDS) -> ClassText:
 
 
 def named_class(name: Any, texts: Mapping[Any, Any], kinds: Sequence[str] = KINDS) -> ClassText:
-    """A class from its name and its texts by kind.
+    """Build a class from its name and its texts by kind.
 
     Args:
-        name: what is shown.
-        texts: "synonyms" (a list, or text with commas between them) or "prompts" (a list, or one text).
-        kinds: those of `KINDS` that there may be.
+        name: displayed name.
+        texts: "synonyms" (a list, or comma-separated text) or "prompts" (a list, or one text).
+        kinds: accepted keys of `KINDS`.
 
     Raises:
-        ValueError: there is another kind, it holds no texts, or `ClassText` refuses them.
+        ValueError: there is another kind, a value is neither text nor a list of texts, or `ClassText` refuses the
+            texts.
     """
     unknown = [key for key in texts if key not in kinds]
     if unknown:
@@ -157,15 +158,15 @@ def named_class(name: Any, texts: Mapping[Any, Any], kinds: Sequence[str] = KIND
 
 
 def parse_class_list(items: Iterable[Any], where: str, kinds: Sequence[str] = KINDS) -> tuple[ClassText, ...]:
-    """The classes of a list, each as `parse_class` takes it, and no two the same.
+    """Parse a list of distinct classes, see `parse_class`.
 
     Args:
-        items: at least one.
-        where: what the list is, such as its file and key, for messages.
-        kinds: those of `KINDS` that a mapping may have.
+        items: at least one item.
+        where: source of the list for messages, such as its file and key.
+        kinds: keys of `KINDS` that a mapping may have.
 
     Raises:
-        ValueError: there is none, one cannot be parsed, or two are the same; names the place.
+        ValueError: there is no item, one cannot be parsed, or two are equal; the message names the place.
     """
     classes = []
     for index, item in enumerate(items):
@@ -180,14 +181,14 @@ def parse_class_list(items: Iterable[Any], where: str, kinds: Sequence[str] = KI
 
 
 def check_distinct(classes: Sequence[ClassText], where: str) -> None:
-    """Refuses two classes of one name, a text of one that belongs to another, and two with the same prompts.
+    """Check that no two classes share a name, a text or all prompts.
 
     Args:
-        classes: in the order of their indices.
-        where: what holds them, for messages.
+        classes: classes in the order of their indices.
+        where: source of the classes for messages.
 
     Raises:
-        ValueError: names both classes.
+        ValueError: two classes do; the message names both.
     """
     owners: dict[object, int] = {}
     for index, each in enumerate(classes):
@@ -213,7 +214,7 @@ def check_distinct(classes: Sequence[ClassText], where: str) -> None:
 
 
 def _checked(text: Any, what: str) -> str:
-    """A text as it is kept."""
+    """Return a text as it is stored."""
     if not isinstance(text, str):
         raise ValueError(f"{what} is {excerpt(text)} of type {type(text).__name__}; give text")
     if len(text) > MAX_CHARACTERS:
@@ -230,7 +231,7 @@ def _checked(text: Any, what: str) -> str:
 
 
 def _texts(texts: Sequence[str], name: str, kind: str) -> tuple[str, ...]:
-    """Texts as they are kept, none of them twice."""
+    """Return texts as they are stored, and check that they are distinct."""
     if isinstance(texts, str):
         raise ValueError(f"the {kind} of class {excerpt(name)} are one string, {excerpt(texts)}; give a list of texts")
     found = tuple(_checked(text, f"one of the {kind} of class {excerpt(name)}") for text in texts)

@@ -1,4 +1,4 @@
-"""Class names and label encodings of the six benchmarks and the shapes world, kept as JSON files in `labels/`.
+"""Class names and label encodings of the six benchmarks and the shapes world, stored as JSON files in `labels/`.
 
 Legend: C classes; the class index of a name is its position in `LabelSet.classes`.
 """
@@ -32,18 +32,17 @@ class LabelSet:
 
     Attributes:
         name: file stem in `labels/`.
-        title: name for people.
-        classes: C names in class-index order, as they go to the text encoder; a name with commas goes in whole.
+        title: displayed name.
+        classes: C names in class-index order, as passed to the text encoder; a name with commas is not split.
         ignore_label: value of pixels without a class in the converted label maps.
         label_dtype: "uint8" or "uint16", the pixel type of the converted label maps.
-        raw_values: value in the downloaded annotation that stands for each class; every other value becomes
-            `ignore_label`.
-        raw_values_are: where in the download those values are found.
-        num_thing_classes: the first so many classes are things; None where the benchmark makes no difference.
-        category_ids: COCO's category ids, which prediction files carry in place of class indices; None elsewhere.
-        official_numbers: PASCAL Context's own 1-based numbers of the 59 classes, a different order; None elsewhere.
+        raw_values: value of each class in the downloaded annotation; every other value becomes `ignore_label`.
+        raw_values_are: place of those values in the download.
+        num_thing_classes: number of thing classes, which come first; None if the benchmark does not distinguish them.
+        category_ids: COCO's category ids, used in prediction files instead of class indices; None for other sets.
+        official_numbers: PASCAL Context's 1-based numbers of the 59 classes, in a different order; None for other sets.
         absent_in_val: classes without a pixel in the validation images.
-        groups: names of classes whose mean IoU is reported beside that of all, by the name of the group.
+        groups: group name -> class names; the mean IoU of each group is reported as well.
     """
 
     name: str
@@ -63,16 +62,16 @@ class LabelSet:
 
     @property
     def num_classes(self) -> int:
-        """C, the number of classes."""
+        """Number of classes C."""
         return len(self.classes)
 
 
 @cache
 def load_label_set(name: str) -> LabelSet:
-    """One of `LABEL_SETS` by name.
+    """Load one of `LABEL_SETS` by name.
 
     Raises:
-        ValueError: no such label set.
+        ValueError: the label set does not exist.
     """
     if name not in LABEL_SETS:
         near = get_close_matches(name[:100], LABEL_SETS, n=1)
@@ -86,16 +85,16 @@ def load_label_set(name: str) -> LabelSet:
 def check_label_values(
     values: Iterable[int], num_classes: int, ignore_label: int | None, *, source: str = "the label map"
 ) -> None:
-    """Refuse values that are neither a class index nor the ignore label.
+    """Check that values are class indices or the ignore label.
 
     Args:
-        values: the distinct values seen.
+        values: distinct values.
         num_classes: C; 0..C-1 are legal.
-        ignore_label: also legal; None where nothing may be ignored, as in predictions.
-        source: file name, or what else to call the place where the values were seen.
+        ignore_label: also legal; None if no value may be ignored, as in predictions.
+        source: file name or other source of the values, for the message.
 
     Raises:
-        ValueError: names the source, the values, and what is legal.
+        ValueError: a value is neither; the message names the source, the values, and the legal values.
     """
     wrong = sorted(v for v in map(int, values) if not 0 <= v < num_classes and v != ignore_label)
     if wrong:

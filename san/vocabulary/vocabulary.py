@@ -1,6 +1,6 @@
-"""Vocabularies: what people write or choose, turned into the classes that pixels are given.
+"""Vocabularies: the classes that an image is segmented into, parsed from user input.
 
-Order is kept and nothing is dropped or added silently: what makes no sense is refused.
+The order is kept and nothing is dropped or added silently: invalid input is refused.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from san.vocabulary.classes import (
 from san.vocabulary.label_sets import LABEL_SETS, load_label_set
 
 VocabularyLike = Union["Vocabulary", str, Path, Iterable[Any], Mapping[str, Any]]
-"""What `Vocabulary.parse` takes."""
+"""Input types of `Vocabulary.parse`."""
 
-_SHOWN = 5  # names in a vocabulary's repr
-_MAX_NAME = 100  # characters of what may be the name of one
+_SHOWN = 5  # number of names in a vocabulary's repr
+_MAX_NAME = 100  # maximum characters of a possible label set name
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,13 @@ class Vocabulary:
     """The classes an image is segmented into.
 
     Attributes:
-        classes: in the order asked for; a label map holds indices into it.
-        num_context: the last so many classes are context: they compete for pixels and are shown as what they are, but
-            were not among the words asked for.
+        classes: classes in the requested order; a label map contains indices into it.
+        num_context: number of context classes, which come last: they compete for pixels and are shown with their names,
+            but were not requested.
 
     Raises:
-        ValueError: there is no class, or two have the same name, a text in common, or the same prompts. What makes no
-            difference to CLIP makes none here: see `san.vocabulary.classes.text_key`.
+        ValueError: there is no class, or two have the same name, a text in common, or the same prompts. Texts are
+            compared as by CLIP, see `san.vocabulary.classes.text_key`.
     """
 
     classes: tuple[ClassText, ...]
@@ -63,12 +63,12 @@ class Vocabulary:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names shown, in order."""
+        """The displayed names, in order."""
         return tuple(each.name for each in self.classes)
 
     @property
     def free(self) -> tuple[ClassText, ...]:
-        """The classes asked for, without the context."""
+        """The requested classes, without the context."""
         return self.classes[: len(self.classes) - self.num_context]
 
     def __len__(self) -> int:
@@ -82,23 +82,23 @@ class Vocabulary:
 
     @staticmethod
     def parse(spec: VocabularyLike) -> Vocabulary:
-        """A vocabulary from what people write.
+        """Build a vocabulary from user input.
 
         Args:
             spec: one of
-                - text: "cat, dog; sofa|couch". Commas, semicolons and line breaks separate classes, | the synonyms of
-                  one; the first is shown. Blank pieces, as after a trailing comma, are skipped. A single word in
-                  the form of a label set's name ("ade20k_150") or nearly so is one, refused if there is none;
-                - a list, each entry text (| between synonyms; a comma belongs to the name), a `ClassText`, or
-                  {"name": ..., "synonyms": ...} or {"name": ..., "prompts": ...}; synonyms are a list, or text with
-                  commas between them;
+                - text: "cat, dog; sofa|couch". Commas, semicolons and line breaks separate classes, | separates
+                  synonyms; the first is shown. Blank pieces, as after a trailing comma, are skipped. A single word that
+                  looks like a label set's name ("ade20k_150") is read as one, and refused if it does not exist;
+                - a list, each entry text (| between synonyms; a comma belongs to the name), a `ClassText`, or {"name":
+                  ..., "synonyms": ...} or {"name": ..., "prompts": ...}; synonyms are a list, or comma-separated text;
                 - a mapping from name to its prompt or list of prompts, or to {"synonyms": ...} or {"prompts": ...}, or
                   None for the templates;
                 - a `Path`: see `from_file`;
-                - a `Vocabulary`, which comes back as it is.
+                - a `Vocabulary`, which is returned unchanged.
 
         Raises:
-            ValueError: it is empty, a name in a list is blank, two classes are the same, or there is no such label set.
+            ValueError: the input is empty, a name in a list is blank, two classes are equal, or the label set does not
+                exist.
             FileNotFoundError: the file does not exist.
         """
         if isinstance(spec, Vocabulary):
@@ -124,15 +124,15 @@ class Vocabulary:
 
     @staticmethod
     def from_file(path: str | Path) -> Vocabulary:
-        """The classes that a file lists.
+        """Read a vocabulary from a file.
 
         Args:
-            path: UTF-8; .txt with one class a line, | between its synonyms, where lines that are blank or begin with #
-                are skipped; or .json, .yaml or .yml with a list or a mapping as `parse` takes them.
+            path: UTF-8 file; .txt with one class per line and | between synonyms, where blank lines and lines starting
+                with # are skipped; or .json, .yaml or .yml with a list or a mapping for `parse`.
 
         Raises:
             FileNotFoundError: the file does not exist.
-            ValueError: it has another ending, cannot be read, or `parse` refuses what it holds.
+            ValueError: the file has another extension, cannot be read, or `parse` refuses its content.
         """
         path = user_path(str(path), "the path of a vocabulary file")
         content, where = read_class_file(path, "vocabulary file"), f"vocabulary file {path}"
@@ -145,18 +145,18 @@ class Vocabulary:
 
     @staticmethod
     def label_set(name: str) -> Vocabulary:
-        """All classes of one of `LABEL_SETS`; a name with commas is one text.
+        """Return all classes of one of `LABEL_SETS`; a name with commas is one text.
 
         Raises:
-            ValueError: there is no such label set.
+            ValueError: the label set does not exist.
         """
         return Vocabulary(tuple(ClassText(each) for each in load_label_set(name).classes))
 
     def as_text(self) -> str:
-        """This vocabulary as one text, which `parse` reads as the same classes.
+        """Format the vocabulary as a text that `parse` reads as the same classes.
 
         Raises:
-            ValueError: a class cannot be written so: it has prompts, a comma, or a name that is not its first synonym.
+            ValueError: a class has no such form: it has prompts, a comma, or a name that is not its first synonym.
         """
         texts = ["|".join(each.synonyms) for each in self.classes]
         for each, text in zip(self.classes, texts, strict=True):
@@ -168,17 +168,17 @@ class Vocabulary:
         return ", ".join(texts)
 
     def with_context(self, context: VocabularyLike) -> Vocabulary:
-        """This vocabulary followed by classes that compete for pixels though nobody asked for them.
+        """Append context classes, which compete for pixels without being requested.
 
-        Without context every pixel must get one of the words, however poorly they fit. A context class is left out
-        where one of its texts (its name, a synonym, or a part between the commas of a label set's name such as
-        "painting, picture") is already among the words.
+        Without context, every pixel gets one of the requested classes, even if none fits. A context class is omitted if
+        one of its texts (its name, a synonym, or a part between the commas of a label set's name such as "painting,
+        picture") is already in the vocabulary.
 
         Args:
-            context: a label set's name, or anything else that `parse` takes.
+            context: name of a label set, or any other input of `parse`.
 
         Raises:
-            ValueError: there is a context already, or the context makes no sense on its own.
+            ValueError: the vocabulary already has a context, or the context is not valid input of `parse`.
         """
         if self.num_context:
             raise ValueError(f"the vocabulary already has a context of {self.num_context} classes; give one context")
@@ -188,20 +188,20 @@ class Vocabulary:
 
 
 def _means_label_set(word: str) -> bool:
-    """Whether a text is a label set's name or looks like a slip in one, as no word of a language does."""
+    """Whether a text is a label set's name or resembles one more than a word of a language."""
     in_form = re.fullmatch(r"[A-Za-z][A-Za-z0-9]*(_[A-Za-z0-9]+)*_\d+", word)  # "ade20k_150"
     slip = re.fullmatch(r"\w*[\d_][\w-]*", word) and get_close_matches(word, LABEL_SETS, n=1, cutoff=0.8)
     return word in LABEL_SETS or bool(in_form or slip)
 
 
 def _context_keys(context_class: ClassText) -> set[str]:
-    """The texts by which a context class may already be among the words."""
+    """Return the texts by which a context class may already be in the vocabulary."""
     texts = (context_class.name, *context_class.synonyms)
     return {text_key(part) for text in texts for part in (text, *text.split(","))}
 
 
 def _from_pair(name: Any, value: Any) -> ClassText:
-    """A name and its prompts, or its synonyms or prompts by kind."""
+    """Parse a name and its prompts, or its synonyms or prompts by kind."""
     if value is None:
         return parse_class(name)
     return named_class(name, value if isinstance(value, Mapping) else {"prompts": value})

@@ -24,14 +24,14 @@ def make_target(
     *,
     partial: bool = False,
 ) -> CheckTarget:
-    """What a data set is checked against; of the twelve splits of the benchmarks more is known than of one's own.
+    """Build the expected properties of a data set; more is known about the twelve benchmark splits than about others.
 
     Args:
         name: as registered.
         classes: C names.
         ignore_label: value of pixels without a class.
-        label_mapping: from the values of the label files to class indices; None where the files hold class indices.
-        partial: the folders hold a part of the published set.
+        label_mapping: values of the label files -> class indices; None if the files contain class indices.
+        partial: the folders contain a part of the published set.
     """
     benchmark = BENCHMARKS.get(name)
     absent = None
@@ -52,13 +52,13 @@ def make_target(
 def check_benchmark(
     benchmark: Benchmark, root: Path, *, workers: int = 1, partial: bool = False, progress: bool = False
 ) -> CheckReport:
-    """Reads everything that a split's registration reads, and changes nothing.
+    """Check everything that a split's registration reads, and change nothing.
 
     Args:
         benchmark: the split.
         root: datasets root.
         workers: processes; 1 reads in this one.
-        partial: the folders hold a part of the published set.
+        partial: the folders contain a part of the published set.
         progress: show a bar on a terminal.
     """
     labels = benchmark.labels

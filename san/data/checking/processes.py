@@ -12,7 +12,7 @@ from san.io.pool import run_in_processes
 def check_pairs(
     records: Sequence[ImagePair], target: CheckTarget, *, positions: Sequence[int] | None = None, workers: int = 1
 ) -> Iterator[PairResult]:
-    """Read pairs, in no particular order; a file on which a process dies costs only itself.
+    """Read pairs, in no particular order; if a file kills its process, only that file is reported.
 
     Args:
         records: the data set.

@@ -49,7 +49,7 @@ class CheckReport:
         class_pixels: (C,) pixels of each class.
         class_images: (C,) label maps that contain each class.
         ignored_pixels: pixels with the ignore label.
-        outside_pixels: pixels whose value is neither a class nor the ignore label.
+        outside_pixels: pixels with a value that is neither a class nor the ignore label.
         smallest, largest: (height, width) of the images with the fewest and the most pixels; None if none was read.
     """
 
@@ -147,7 +147,7 @@ def summarise(
 
 
 def failed_report(target: CheckTarget, error: Exception, findings: Iterable[Finding] = ()) -> CheckReport:
-    """Build the report of a data set whose pairs cannot be listed, with the findings about its folders."""
+    """Build the report if the pairs of a data set cannot be listed, with the findings about its folders."""
     nothing = np.zeros(len(target.classes), np.int64)
     return CheckReport(target, 0, 0, (Finding("no_data", str(error)), *findings), nothing, nothing)
 

@@ -21,7 +21,7 @@ _WIDTH = 110
 _MAX_SHOWN = 5  # findings of a kind in the printed report
 _MAX_SHOWN_ALONE = 20  # where no file has all
 _MAX_SHORT = 30  # findings of a kind where they are class names
-_ONCE = ("no_data", "wrong_count", "image_without_label")  # kinds of which there is one finding at most
+_ONCE = ("no_data", "wrong_count", "image_without_label")  # kinds with at most one finding
 
 
 def format_report(report: CheckReport, *, seconds: float | None = None, file: str | None = "report.json") -> str:
@@ -104,12 +104,12 @@ def _shares(report: CheckReport) -> str:
 
 
 def _heading(kind: str, findings: list[Finding]) -> str:
-    """The kind's name, with the number of its findings where there may be many."""
+    """Return the kind's name, with the number of findings if there can be several."""
     return HEADLINES[kind] if kind in _ONCE else f"{HEADLINES[kind]}: {len(findings):,}"
 
 
 def _finding_lines(findings: list[Finding], file: str | None) -> list[str]:
-    """The first findings; those without a file (class names) in one line."""
+    """Format the first findings; those without a file (class names) share one line."""
     indent = " " * 9
     if all(finding.file is None for finding in findings):
         text = listed((finding.message for finding in findings), _MAX_SHORT, "; ")
