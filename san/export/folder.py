@@ -77,13 +77,13 @@ def export_model(
     if len(predictor.short_sides) > 1 or predictor.flip:
         raise ValueError(f"an export has one size and no mirror image, not those of {predictor}; give one short side")
     if "onnx" in formats:
+        require_extra("export", "exporting to ONNX", "onnx", "onnxscript", "onnxruntime")
         if torch_release() < ONNX_TORCH:
             oldest = ".".join(map(str, ONNX_TORCH))
             raise ValueError(
                 f"PyTorch {torch.__version__} is older than {oldest}, the first with which ONNX was tested; "
                 "update it, or choose the format pt2"
             )
-        require_extra("export", "exporting to ONNX", "onnx", "onnxscript", "onnxruntime")
     words = None if vocabulary is None else Vocabulary.parse(vocabulary)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
