@@ -203,14 +203,14 @@ def run_serially(runs: Sequence[AblationRun], say: Callable[[str], object]) -> d
                 continue
             if run.after and (run.after.name, run.after.seed) in problems:
                 raise ValueError(f"not run, as {run.after.name}, whose weights it starts from, is not finished")
-            say(f"{title}: {'goes on' if (run.folder / METRICS).is_file() else 'starts'}; log: {run.folder / LOG}")
+            say(f"{title}: {'resumes' if (run.folder / METRICS).is_file() else 'starts'}; log: {run.folder / LOG}")
             run.folder.mkdir(parents=True, exist_ok=True)
             earlier = _size(run.folder / LOG)
             status = run_command(run.command, run.folder / LOG)
             if status == STOPPED:
-                problem = "was asked to stop; the same command goes on"
+                problem = "was asked to stop; the same command resumes it"
             elif status < 0:
-                problem = f"was killed by signal {-status}; the same command goes on"
+                problem = f"was killed by signal {-status}; the same command resumes it"
             elif status or run.final_metrics() is None:
                 problem = f"failed with exit status {status} ({last_error(run.folder / LOG, earlier)})"
         except (ValueError, OSError) as error:

@@ -38,16 +38,14 @@ from typing import TYPE_CHECKING, Any
 
 from san.cli.jobs import Job, find_jobs, prepare_output, refuse_collisions, unfinished
 from san.cli.options import (
-    add_averaging_options,
-    add_model_options,
     formats_option,
     load_segmenter,
     path_option,
 )
 from san.cli.predict import (
-    SOME_PASSED_OVER,
+    SOME_SKIPPED,
     PredictionRun,
-    add_vocabulary_options,
+    add_picture_options,
     add_work_options,
     read_vocabulary,
 )
@@ -70,12 +68,7 @@ _SETTINGS = "settings.json"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    parser.add_argument(
-        "images", nargs="+", type=path_option, metavar="IMAGE_OR_FOLDER", help="pictures, folders of them"
-    )
-    add_vocabulary_options(parser)
-    add_model_options(parser)
-    add_averaging_options(parser)
+    add_picture_options(parser)
     regions = parser.add_argument_group("regions")
     regions.add_argument(
         "--instances",
@@ -135,11 +128,9 @@ def run(args: argparse.Namespace) -> int:
     from san.labelling.regions import RegionOptions
     from san.labelling.sets import SetOptions, set_name, write_sets
 
-    begun = args.out / UNFINISHED
-    jobs, skipped = _find_jobs(args, begun)
+    work = args.out / UNFINISHED
+    jobs, skipped = _find_jobs(args, work)
     regions = RegionOptions(args.instances, args.min_area, args.score_threshold)
-    if not args.threshold >= 0:
-        raise ValueError(f"--threshold is {args.threshold}; give a score, 0 or more")
     if not args.tolerance >= 0:
         raise ValueError(f"--tolerance is {args.tolerance}; give a number of pixels, 0 or more")
     vocabulary = read_vocabulary(args)
@@ -162,7 +153,7 @@ def run(args: argparse.Namespace) -> int:
             )
     _refuse_existing([*writers], overwrite=args.overwrite)
     prepare_output(args.out)
-    left = _begin(args, begun, vocabulary, jobs)
+    left = _begin(args, work, vocabulary, jobs)
     for line in describe_skipped(skipped):
         print(f"left out: {line}", file=sys.stderr)
     num_failed = 0
@@ -172,16 +163,16 @@ def run(args: argparse.Namespace) -> int:
     done = [job for job in jobs if job.outputs([_ENDING])[0].exists()]
     if not done:
         raise ValueError("no picture could be labelled; no set is written")
-    names = [_name(job, begun) for job in done]
+    names = [_name(job, work) for job in done]
     images = [partial(_load_image, job, name) for job, name in zip(done, names, strict=True)]
     write_sets(writers, images, names, options)
-    shutil.rmtree(begun)
+    shutil.rmtree(work)
     print(f"{len(done)} pictures labelled -> {', '.join(map(str, writers))}", file=sys.stderr)
-    return SOME_PASSED_OVER if num_failed or any(each.missed for each in skipped) else 0
+    return SOME_SKIPPED if num_failed or any(each.missed for each in skipped) else 0
 
 
-def _find_jobs(args: argparse.Namespace, begun: Path) -> tuple[list[Job], list[Any]]:
-    """Return the jobs, whose stems are below `begun`, and skipped files; pictures below --out are none.
+def _find_jobs(args: argparse.Namespace, work: Path) -> tuple[list[Job], list[Any]]:
+    """Return the jobs, whose stems are below `work`, and skipped files; pictures below --out are none.
 
     Raises:
         ValueError: see `find_jobs`; or a picture's name has no ending, by which tools pair pictures and labels.
@@ -190,7 +181,7 @@ def _find_jobs(args: argparse.Namespace, begun: Path) -> tuple[list[Job], list[A
     for job in jobs:
         if not job.image.suffix:
             raise ValueError(f"{str(job.image)!r} has a name without an ending; rename it to .jpg or .png, as it is")
-    jobs = [Job(job.image, begun / job.stem.relative_to(args.out)) for job in jobs]
+    jobs = [Job(job.image, work / job.stem.relative_to(args.out)) for job in jobs]
     refuse_collisions(jobs, [_ENDING], overwrite=True)
     return jobs, skipped
 
@@ -201,7 +192,7 @@ def _refuse_existing(folders: list[Path], *, overwrite: bool) -> None:
         raise ValueError(f"{str(existing[0])!r} exists already; give --overwrite to replace it, or another --out")
 
 
-def _begin(args: argparse.Namespace, begun: Path, vocabulary: Vocabulary, jobs: list[Job]) -> list[Job]:
+def _begin(args: argparse.Namespace, work: Path, vocabulary: Vocabulary, jobs: list[Job]) -> list[Job]:
     """Create the folder of unfinished results, or check that it is of the same run; return the jobs to do.
 
     Raises:
@@ -218,20 +209,20 @@ def _begin(args: argparse.Namespace, begun: Path, vocabulary: Vocabulary, jobs: 
         "scales": list(args.scales),
     }
     if args.overwrite:
-        shutil.rmtree(begun, ignore_errors=True)
-    if (begun / _SETTINGS).exists():
+        shutil.rmtree(work, ignore_errors=True)
+    if (work / _SETTINGS).exists():
         if not args.resume:
-            raise ValueError(f"{str(begun)!r} has an unfinished run; give --resume to continue it, or --overwrite")
-        before = read_plain_file(begun / _SETTINGS, "settings of the unfinished run")
+            raise ValueError(f"{str(work)!r} has an unfinished run; give --resume to continue it, or --overwrite")
+        before = read_plain_file(work / _SETTINGS, "settings of the unfinished run")
         changed = [name for name, value in settings.items() if before.get(name) != value]
         if changed:
             name = changed[0]
             raise ValueError(
-                f"the unfinished run in {str(begun)!r} has another {name}, {excerpt(before.get(name))} instead of "
+                f"the unfinished run in {str(work)!r} has another {name}, {excerpt(before.get(name))} instead of "
                 f"{excerpt(settings[name])}; give the same options, or --overwrite"
             )
         return unfinished(jobs, [_ENDING])
-    write_whole(begun / _SETTINGS, json.dumps(settings))
+    write_whole(work / _SETTINGS, json.dumps(settings))
     return jobs
 
 
@@ -243,9 +234,9 @@ def _write_regions(job: Job, result: Any, *, num_classes: int, options: RegionOp
     write_together({job.outputs([_ENDING])[0]: found.save})
 
 
-def _name(job: Job, begun: Path) -> str:
+def _name(job: Job, work: Path) -> str:
     """Return a picture's path within a set."""
-    return job.stem.relative_to(begun).as_posix() + os.path.splitext(job.image.name)[1]
+    return job.stem.relative_to(work).as_posix() + os.path.splitext(job.image.name)[1]
 
 
 def _load_image(job: Job, name: str) -> LabelledImage:

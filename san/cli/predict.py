@@ -50,19 +50,14 @@ if TYPE_CHECKING:
     from san.inference.segmenter import Segmenter
     from san.vocabulary.vocabulary import Vocabulary
 
-SOME_PASSED_OVER = 3
+SOME_SKIPPED = 3
 WORDS = ("--vocab", "--vocab-file", "--label-set", "--dataset")
 DEFAULT_FORMATS = "overlay,labels,rle,json"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    parser.add_argument(
-        "images", nargs="+", type=path_option, metavar="IMAGE_OR_FOLDER", help="pictures, folders of them"
-    )
-    add_vocabulary_options(parser)
-    add_model_options(parser)
-    add_averaging_options(parser)
+    add_picture_options(parser)
     output = parser.add_argument_group("results")
     output.add_argument(
         "--out", type=path_option, default=Path("predictions"), metavar="DIR", help="default: %(default)s"
@@ -79,6 +74,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     existing.add_argument("--skip-existing", action="store_true", help="skip pictures whose results exist")
     output.add_argument("--quiet", action="store_true", help="no progress bar and no line per picture")
     add_work_options(parser)
+
+
+def add_picture_options(parser: argparse.ArgumentParser) -> None:
+    """Add the pictures, and the options of words, model and averaging."""
+    parser.add_argument(
+        "images", nargs="+", type=path_option, metavar="IMAGE_OR_FOLDER", help="pictures, folders of them"
+    )
+    add_vocabulary_options(parser)
+    add_model_options(parser)
+    add_averaging_options(parser)
 
 
 def add_vocabulary_options(parser: argparse.ArgumentParser) -> None:
@@ -114,8 +119,6 @@ def run(args: argparse.Namespace) -> int:
     refuse_collisions(jobs, endings, overwrite=args.overwrite or args.skip_existing)
     if args.skip_existing:
         jobs = unfinished(jobs, endings)
-    if not args.threshold >= 0:
-        raise ValueError(f"--threshold is {args.threshold}; give a score, 0 or more")
     vocabulary = read_vocabulary(args)
     prepare_output(args.out)
     for line in describe_skipped(skipped):
@@ -126,7 +129,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         num_failed = 0
         print(f"all {total} pictures have their results in {args.out}", file=sys.stderr)
-    return SOME_PASSED_OVER if num_failed or any(each.missed for each in skipped) else 0
+    return SOME_SKIPPED if num_failed or any(each.missed for each in skipped) else 0
 
 
 def add_work_options(parser: argparse.ArgumentParser) -> None:
@@ -146,14 +149,16 @@ def add_work_options(parser: argparse.ArgumentParser) -> None:
 
 
 def read_vocabulary(args: argparse.Namespace) -> Vocabulary:
-    """Return the classes of one of `WORDS`, with --context.
+    """Return the classes of one of `WORDS`, with --context, and check the options beside them.
 
     Raises:
-        ValueError, FileNotFoundError: none or several are given, or one is not valid.
+        ValueError, FileNotFoundError: none or several are given, or an option of `add_vocabulary_options` is not valid.
     """
     from san.data.custom import load_custom_dataset
     from san.vocabulary.vocabulary import Vocabulary
 
+    if not args.threshold >= 0:
+        raise ValueError(f"--threshold is {args.threshold}; give a score, 0 or more")
     given = [name for name in WORDS if getattr(args, name[2:].replace("-", "_")) is not None]
     if len(given) != 1:
         seen = f"{' and '.join(given)} are given" if given else "there are no words"

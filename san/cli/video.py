@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING
 
 from san.cli.jobs import Job, prepare_output, refuse_collisions
 from san.cli.options import add_model_options, formats_option, load_predictor, path_option, positive_option
-from san.cli.predict import SOME_PASSED_OVER, add_vocabulary_options, read_vocabulary
+from san.cli.predict import SOME_SKIPPED, add_vocabulary_options, read_vocabulary
 from san.cli.video_sets import add_evaluation_options, evaluate_video_set
 from san.io.errors import one_line, printable, require_extra
 from san.io.files import VIDEO_FORMATS
@@ -115,13 +115,11 @@ def run(args: argparse.Namespace) -> int:
     if missing:
         raise FileNotFoundError(f"no video at {missing[0]!r}; check the path")
     refuse_collisions(jobs, [end for each in args.format for end in VIDEO_FORMATS[each]], overwrite=args.overwrite)
-    if not args.threshold >= 0:
-        raise ValueError(f"--threshold is {args.threshold}; give a score, 0 or more")
     vocabulary = read_vocabulary(args)
     prepare_output(args.out)
     predictor = VideoPredictor(load_predictor(args), options)
     whole = [_segment_video(job, args, predictor, vocabulary) for job in jobs]
-    return 0 if all(whole) else SOME_PASSED_OVER
+    return 0 if all(whole) else SOME_SKIPPED
 
 
 def _segment_video(job: Job, args: argparse.Namespace, predictor: VideoPredictor, vocabulary: Vocabulary) -> bool:

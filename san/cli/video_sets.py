@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from san.cli import options as shared
 from san.cli.jobs import prepare_output
-from san.cli.predict import SOME_PASSED_OVER, WORDS
+from san.cli.predict import SOME_SKIPPED, WORDS
 from san.data.benchmarks import YTVIS_SPLITS
 from san.io.errors import one_line, printable
 
@@ -66,16 +66,16 @@ def evaluate_video_set(args: argparse.Namespace, options: VideoOptions) -> int:
             score_video(predictor, dataset, video, scores)
         except (ValueError, OSError) as error:
             problems[video.name] = one_line(error)
-            print(f"passed over {printable(video.name)}: {problems[video.name]}", file=sys.stderr)
+            print(f"skipped {printable(video.name)}: {problems[video.name]}", file=sys.stderr)
             if video.instances is None:  # then no video has instances
                 break
     if not scores.frames.any():
         raise ValueError(f"no video of {args.evaluate} could be evaluated; see the reasons above")
-    counts = {"videos": len(videos) - len(problems), "of": len(dataset.videos), "passed_over": problems}
+    counts = {"videos": len(videos) - len(problems), "of": len(dataset.videos), "skipped": problems}
     _write_metrics(folder, dataset, scores, {"model": args.model, **counts, "settings": asdict(options)})
     found = ", ".join(f"{name} {value:.2f}" for name, value in scores.metrics().items())
     print(f"{args.evaluate}, {counts['videos']} of {counts['of']} videos: {found} -> {folder}")
-    return SOME_PASSED_OVER if problems else 0
+    return SOME_SKIPPED if problems else 0
 
 
 def _refuse_other_input(args: argparse.Namespace) -> None:

@@ -123,7 +123,7 @@ def test_what_is_finished_is_skipped_and_what_failed_is_tried_again(
     fake.failing, fake.commands = {("base", "1"): 75}, []
     assert main(command) == 1
     assert fake.done == [("base", "1")] and "--resume" in fake.commands[0]
-    assert "q/base, seed 1: was asked to stop; the same command goes on" in (folder / "out/ablation.md").read_text()
+    assert "q/base, seed 1: was asked to stop; the same command resumes it" in (folder / "out/ablation.md").read_text()
     fake.failing, fake.commands = {}, []
     assert main(command) == 0
     assert fake.done == [("base", "1")] and "Missing" not in (folder / "out/ablation.md").read_text()
@@ -290,7 +290,7 @@ def test_a_killed_run_is_not_blamed_on_an_earlier_error(folder: Path, monkeypatc
 
     monkeypatch.setattr(ablation_runs, "run_command", execute)
     found = ablation_runs.run_serially([run, other], lambda line: None)
-    assert found["q/base", 0] == "was killed by signal 9; the same command goes on"
+    assert found["q/base", 0] == "was killed by signal 9; the same command resumes it"
     assert found["q/few", 0] == "failed with exit status 1 (no room)"
 
 

@@ -143,7 +143,7 @@ def test_a_run_without_its_last_checkpoint_ends_with_an_error(
         with pytest.raises(OSError, match=r"model_final.pth is not written \(No space left on device\); ") as caught:
             run(cfg)
     goes_on = (
-        "model_0000003.pth is whole. Make room" if earlier else "there is no earlier checkpoint, so it starts again"
+        "model_0000003.pth is complete. Make room" if earlier else "there is no earlier checkpoint, so it starts again"
     )
     assert goes_on in str(caught.value) and "\n" not in str(caught.value)
     assert str(caught.value) in (folder / "log.txt").read_text()

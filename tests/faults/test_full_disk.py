@@ -52,7 +52,9 @@ def test_checkpoints_on_a_full_disk(make_cfg: MakeCfg, small_disk: Path, referen
     """Two fit, the others do not: training goes on, the two stay whole; with room --resume ends as if undisturbed."""
     folder = small_disk / "run"
     cfg = make_cfg(OUTPUT_DIR=str(folder), SOLVER__CHECKPOINT_PERIOD=1)
-    with pytest.raises(OSError, match=r"model_final.pth is not written \(No space left on device\); .* is whole. Make"):
+    with pytest.raises(
+        OSError, match=r"model_final.pth is not written \(No space left on device\); .* is complete. Make"
+    ):
         run(cfg)
     log = (folder / "log.txt").read_text()
     failures = log.count("could not be written (No space left on device)")

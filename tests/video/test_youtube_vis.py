@@ -174,18 +174,18 @@ def replaced_videos(dataset: YouTubeVIS) -> YouTubeVIS:
 
 
 def test_the_command_evaluates_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What is damaged is passed over and named; the figures are those of the function."""
+    """What is damaged is skipped and named; the figures are those of the function."""
     write_shapes_videos(tmp_path / "data")
     common = ["video", "--evaluate", "ytvis_2021_train", "--data-root", str(tmp_path / "data"), "--frame-by-frame"]
     assert main([*common, "--out", str(tmp_path / "out"), "--quiet"]) == 3
     shown = capsys.readouterr()
-    assert "passed over gone: " in shown.err and "ytvis_2021_train, 1 of 2 videos: J " in shown.out
+    assert "skipped gone: " in shown.err and "ytvis_2021_train, 1 of 2 videos: J " in shown.out
     content = json.loads((tmp_path / "out/ytvis_2021_train/metrics.json").read_text())
     dataset = replaced_videos(YouTubeVIS.registered("ytvis_2021_train", tmp_path / "data"))
     predictor = VideoPredictor(Predictor.from_pretrained("shapes"), VideoOptions(shared=False))
     values = evaluate_videos(predictor, dataset)
     assert {name: content[name] for name in values} == pytest.approx(values)
-    assert (content["videos"], content["of"], list(content["passed_over"])) == (1, 2, ["gone"])
+    assert (content["videos"], content["of"], list(content["skipped"])) == (1, 2, ["gone"])
     assert content["settings"]["shared"] is False and content["model"] == "shapes"
     rows = list(csv.DictReader((tmp_path / "out/ytvis_2021_train/per_class.csv").read_text().splitlines()))
     assert [row["class"] for row in rows] == list(NAMES)

@@ -42,12 +42,12 @@ def from_main(action: Callable[[], T]) -> T:
             result = action()
         except Exception as error:
             failure = error
-    told = None if failure is None else (isinstance(failure, USER_ERRORS), one_line(failure))
-    result, told = broadcast((result, told))
+    description = None if failure is None else (isinstance(failure, USER_ERRORS), one_line(failure))
+    result, description = broadcast((result, description))
     if failure is not None:
         raise failure
-    if told is not None:
-        expected, message = told
+    if description is not None:
+        expected, message = description
         kind = ValueError if expected else RuntimeError
         raise kind(f"process 0: {message}")
     value: T = result

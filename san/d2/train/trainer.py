@@ -225,7 +225,7 @@ class Trainer(TrainerBase):
         self.iter = self.storage.iter = done
         logger.info(
             "Training ends early, after iteration %d of %d: %s has not risen above %.2f in %d evaluations. A larger "
-            "SOLVER.EARLY_STOP.PATIENCE with --resume goes on.",
+            "SOLVER.EARLY_STOP.PATIENCE with --resume continues it.",
             done,
             self.max_iter,
             self.early_stop.name,
@@ -263,17 +263,17 @@ class Trainer(TrainerBase):
         reason = comm.all_gather(reason)[0]
         if reason:
             raise OSError(
-                f"model_final.pth is not written ({reason}); {self._what_is_whole()}. Make room, then give the same "
-                "command with --resume"
+                f"model_final.pth is not written ({reason}); {self._last_complete_checkpoint()}. Make room, then give "
+                "the same command with --resume"
             )
 
-    def _what_is_whole(self) -> str:
+    def _last_complete_checkpoint(self) -> str:
         """Describe the checkpoint from which a run without its last one can be resumed."""
         try:
             whole = latest_checkpoint(self.cfg.OUTPUT_DIR)
         except ValueError as error:
             return str(error)
-        return "there is no earlier checkpoint, so it starts again" if whole is None else f"{whole} is whole"
+        return "there is no earlier checkpoint, so it starts again" if whole is None else f"{whole} is complete"
 
     def _stop(self) -> None:
         """Save the state from which the run can be resumed."""
@@ -288,7 +288,7 @@ class Trainer(TrainerBase):
             self._close_writers()
             raise
         logger.warning(
-            "Asked to stop: ends %s iteration %d. The same command with --resume goes on.",
+            "Asked to stop: ends %s iteration %d. The same command with --resume continues it.",
             "with a checkpoint of" if saved else "WITHOUT a checkpoint of",
             last_done(self),
         )
