@@ -21,6 +21,7 @@ from san.clip.weights import check_finite, listed_tensors, tensor_mismatches, we
 from san.clip.weights_file import read_tensors
 from san.io.errors import excerpt
 from san.model.build import is_clip_tensor, take_over
+from san.model.int8 import unpack_int8
 from san.model.names import naming_of
 from san.model.parts import parts_of
 from san.model.san import SANModel
@@ -45,7 +46,8 @@ def brings_clip(state_dict: Mapping[str, Any]) -> bool:
 def load_checkpoint_file(path: str | Path, *, averaged: bool = True) -> dict[str, Any]:
     """Load a checkpoint's content, with the tensors under "model"; no code in the file is run.
 
-    The tensors under "model" are memory-mapped, see `read_tensors`; all others are in memory. The note of a slim file
+    The tensors under "model" are memory-mapped, see `read_tensors`; all others, and int8 weights, which are returned in
+    float32, are in memory. The note of a slim file
     about its CLIP is also in the tensors' metadata, where `save_slim` stores it.
 
     Args:
@@ -69,6 +71,8 @@ def load_checkpoint_file(path: str | Path, *, averaged: bool = True) -> dict[str
     odd = [key for key in tensors if not isinstance(key, str)]
     if odd:
         raise ValueError(f"{str(path)!r} has a tensor named {excerpt(odd[0])}, not by a string; use a SAN checkpoint")
+    if any(value.dtype == torch.int8 for value in tensors.values()):
+        tensors = unpack_int8(tensors, repr(str(path)))
     # an optimizer may keep using its state after the file is deleted
     result = {key: copy.deepcopy(value) for key, value in content.items() if key != "model"}
     note = {key: result[key] for key in _NOTE if key in result}

@@ -886,7 +886,7 @@ def test_nothing_broken_is_pushed(api: type[FakeApi], folder: Path) -> None:
     change(folder, lambda content: content["model"].pop("head"))
     with pytest.raises(ValueError, match="missing fields model.head"):
         push_to_hub(folder, "me/tiny")
-    with pytest.raises(ValueError, match="half=True needs a model"):
+    with pytest.raises(ValueError, match="half and dtype need a model"):
         push_to_hub(folder, "me/tiny", half=True)
     assert api.calls == []
 

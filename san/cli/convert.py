@@ -37,7 +37,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config-file", metavar="FILE", help="the configuration it was trained with")
     parser.add_argument("--to", required=True, choices=FORMS, help="the form to write")
     parser.add_argument("--out", required=True, type=path_option, help="the .pth file, or the folder, to write")
-    parser.add_argument("--half", action="store_true", help="in half precision, at half the size (slim and folder)")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "float16", "int8"),
+        default="float32",
+        help="number type of the weights in the file: float16 at half the size (slim and folder), int8 at a quarter, "
+        "for prediction (folder) (default: %(default)s)",
+    )
+    parser.add_argument("--half", action="store_const", const="float16", dest="dtype", help="short for --dtype float16")
     parser.add_argument("--no-ema", action="store_true", help="the trained weights, not their average (SOLVER.EMA)")
     parser.add_argument("--num-classes", type=int, default=171, help="classes trained on (published only; %(default)s)")
 
@@ -57,8 +64,9 @@ def run(args: argparse.Namespace) -> int:
 
     if args.out.exists():
         raise ValueError(f"{args.out} exists; remove it or choose another --out")
-    if args.half and args.to not in ("slim", "folder"):
-        raise ValueError(f"--half goes with --to slim and folder, not with {args.to}, which is exact")
+    takes = {"float32": FORMS, "float16": ("slim", "folder"), "int8": ("folder",)}[args.dtype]
+    if args.to not in takes:
+        raise ValueError(f"--dtype {args.dtype} needs --to {' or '.join(takes)}, not {args.to}")
     content = load_checkpoint_file(args.checkpoint, averaged=not args.no_ema)
     content.pop("ema", None)
     config, naming = _config(args, content)
@@ -66,11 +74,11 @@ def run(args: argparse.Namespace) -> int:
         model = build_san(config, clip_weights=not brings_clip(content["model"]))
         load_weights(model, content)
     if args.to == "folder":
-        save_pretrained(model, args.out, half=args.half)
+        save_pretrained(model, args.out, dtype=args.dtype)
     else:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         if args.to == "slim":
-            save_slim(model, args.out, half=args.half)
+            save_slim(model, args.out, half=args.dtype == "float16")
         else:
             state = model.state_dict()
             if args.to == "mmsegmentation":

@@ -95,9 +95,9 @@ class TextClassifier(TextTower):
         learnt = (positions >= 1) & (positions <= self.context_length[own]) & (kinds < templates)[:, None]  # (N, T)
         return x + offsets * learnt[..., None]
 
-    def tower_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Return all parameters that an embedding depends on, by name."""
-        yield from super().tower_parameters()
+    def tower_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Return all weights that an embedding depends on, by name."""
+        yield from super().tower_tensors()
         if self.context_offset is not None:
             yield "context_offset", self.context_offset
 

@@ -144,7 +144,7 @@ class TextEmbedder:
             digest.update(precision.encode())
         if self.amp_dtype is not None:
             digest.update(str(self.amp_dtype).encode())
-        for name, parameter in tower.tower_parameters():
+        for name, parameter in tower.tower_tensors():
             values = parameter.detach().float().cpu().contiguous().numpy()
             digest.update(f"{name}{values.shape}".encode())
             digest.update(values.data)
@@ -241,7 +241,7 @@ class TextEmbedder:
             _product_precision(tower.device),
             *(
                 (id(each), None if each.is_inference() else each._version, each.device)
-                for _, each in tower.tower_parameters()
+                for _, each in tower.tower_tensors()
             ),
         )
         if key != self._cache_key:

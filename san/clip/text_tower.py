@@ -6,6 +6,7 @@ B batch, T text tokens, D text width, N texts, E joint embedding. Source: docs/m
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -71,7 +72,8 @@ class TextTower(nn.Module):
         end = x[torch.arange(len(x), device=x.device), tokens.argmax(dim=-1)]  # (N, D)
         return end @ self.text_projection
 
-    def tower_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Yield the parameters that an embedding depends on, without those of a subclass."""
+    def tower_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the weights that an embedding depends on, without those of a subclass."""
         parts = ("token_embedding", "positional_embedding", "transformer", "ln_final", "text_projection")
-        return ((name, value) for name, value in self.named_parameters() if name.split(".")[0] in parts)
+        tensors = chain(self.named_parameters(), self.named_buffers())  # int8 weights are buffers
+        return ((name, value) for name, value in tensors if name.split(".")[0] in parts)

@@ -28,8 +28,8 @@ result = predictor.predict("street.jpg", ["car", "road", "sky"])
 
 ## Files
 
-- `model.safetensors`: all weights, including CLIP's, {megabytes:.1f} MB in {precision} precision. It contains only
-  tensors and runs no code.
+- `model.safetensors`: all weights, including CLIP's, {megabytes:.1f} MB in {dtype}. It contains only tensors and
+  runs no code.
 - `config.json`: the model's configuration, with every field.
 
 ## Model
@@ -46,13 +46,13 @@ Describe here the training data, the evaluation results and the licence of these
 """
 
 
-def model_card(config: SANConfig, *, num_bytes: int, half: bool) -> str:
+def model_card(config: SANConfig, *, num_bytes: int, dtype: str) -> str:
     """Return the text of the card.
 
     Args:
         config: the model.
         num_bytes: size of the weights.
-        half: whether the weights are in half precision.
+        dtype: number type of the weights.
     """
     clip, side, templates = config.clip, config.side_adapter, config.clip.templates
     return _CARD.format(
@@ -65,5 +65,5 @@ def model_card(config: SANConfig, *, num_bytes: int, half: bool) -> str:
         size=side.image_size,
         templates=f"template set `{templates}`" if isinstance(templates, str) else f"{len(templates)} own templates",
         megabytes=num_bytes / 1e6,
-        precision="half" if half else "single",
+        dtype=dtype,
     )

@@ -26,6 +26,7 @@ from san.io.errors import excerpt, listed, one_line
 from san.io.files import write_together
 from san.model.build import ModelClass, build_outline, build_san
 from san.model.config import SANConfig
+from san.model.int8 import pack_int8
 from san.model.parts import describe_parts
 from san.model.san import SANModel
 from san.record import parse_json, read_record
@@ -69,19 +70,25 @@ class FolderConfig:
     architecture: tuple[tuple[str, str], ...] = ()
 
 
-def save_pretrained(model: SANModel, folder: str | Path, *, half: bool = False) -> Path:
+WEIGHT_TYPES = ("float32", "float16", "int8")
+
+
+def save_pretrained(model: SANModel, folder: str | Path, *, half: bool = False, dtype: str = "float32") -> Path:
     """Save a model as a folder that `load_pretrained` and `push_to_hub` accept.
 
     Args:
         model: any SAN; all its weights are written, including CLIP's, with the project's names.
         folder: created if missing. Weights and config are replaced; an existing README.md is kept.
-        half: write half precision, at half the size; it is loaded in single precision.
+        half: the same as dtype "float16".
+        dtype: number type of the weights in the file, one of `WEIGHT_TYPES`: "float16" at half the size, or "int8", the
+            matrices that a `Predictor` with that number type rounds, at about a quarter. All are loaded in float32.
 
     Returns:
         the folder.
 
     Raises:
-        ValueError: `folder` is a file, CLIP's file no longer exists, or the weights were rounded for prediction.
+        ValueError: `folder` is a file, CLIP's file no longer exists, the number type is unknown, or the weights were
+            rounded for prediction.
         OSError: the folder cannot be written.
     """
     from safetensors.torch import save_file
@@ -89,24 +96,28 @@ def save_pretrained(model: SANModel, folder: str | Path, *, half: bool = False) 
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{str(folder)!r} is a file; pass a folder to save_pretrained")
-    rounded = {value.dtype for value in model.parameters()} - {torch.float32}
+    dtype = "float16" if half else dtype
+    if dtype not in WEIGHT_TYPES:
+        raise ValueError(f"dtype is {excerpt(dtype)}; pass one of {', '.join(WEIGHT_TYPES)}")
+    rounded = {value.dtype for value in model.state_dict().values()} & {torch.bfloat16, torch.float16, torch.int8}
     if rounded:
         raise ValueError(
-            f"the model's weights were rounded to {', '.join(map(str, rounded))} for prediction; load it in float32 to "
-            "save it (half=True writes half precision)"
+            f"the model's weights were rounded to {', '.join(sorted(map(str, rounded)))} for prediction; load it in "
+            "float32 to save it (dtype='float16' or 'int8' writes smaller files)"
         )
     config = describe(model)
     tensors = {}
-    for name, value in model.state_dict().items():
+    for name, value in (pack_int8(model) if dtype == "int8" else model.state_dict()).items():
         value = value.detach().cpu()
-        tensors[name] = (value.half() if half and value.is_floating_point() else value.clone()).contiguous()
+        halved = dtype == "float16" and value.is_floating_point()
+        tensors[name] = (value.half() if halved else value.clone()).contiguous()
     text = json.dumps(dataclasses.asdict(config), indent=2) + "\n"
     writers: dict[Path, Callable[[Path], object]] = {
         folder / WEIGHTS_FILE: lambda path: save_file(tensors, path, metadata={"format": "pt"}),
         folder / CONFIG_FILE: lambda path: path.write_text(text, encoding="utf-8"),
     }
     if not (folder / CARD_FILE).exists():
-        card = model_card(config.model, num_bytes=sum(value.nbytes for value in tensors.values()), half=half)
+        card = model_card(config.model, num_bytes=sum(value.nbytes for value in tensors.values()), dtype=dtype)
         writers[folder / CARD_FILE] = lambda path: path.write_text(card, encoding="utf-8")
     write_together(writers)
     return folder

@@ -91,6 +91,7 @@ def push_to_hub(
     token: str | None = None,
     branch: str | None = None,
     half: bool = False,
+    dtype: str = "float32",
 ) -> str:
     """Upload a model to the Hugging Face Hub, as config.json, model.safetensors and README.md.
 
@@ -101,7 +102,8 @@ def push_to_hub(
         private: whether a new repository is private; None uses the owner's default.
         token: access token of the hub; by default that of the login, or HF_TOKEN. It is never logged.
         branch: branch to upload to, created if missing; None for the main branch.
-        half: upload a model's weights in half precision.
+        half: the same as dtype "float16".
+        dtype: number type of a model's weights in the file, see `save_pretrained`.
 
     Returns:
         the URL of the commit.
@@ -116,13 +118,13 @@ def push_to_hub(
         "branch": branch,
     }
     if not isinstance(model, SANModel):
-        if half:
-            raise ValueError("half=True needs a model; a folder is uploaded unchanged: save it with half=True")
+        if half or dtype != "float32":
+            raise ValueError("half and dtype need a model; a folder is uploaded unchanged: save it with that dtype")
         load_folder(Path(model))  # check that it can be loaded
         _refuse_local_path(Path(model))
         return upload_folder(Path(model), repo_id, **upload)
     with tempfile.TemporaryDirectory() as made:
-        return upload_folder(save_pretrained(model, Path(made), half=half), repo_id, **upload)
+        return upload_folder(save_pretrained(model, Path(made), half=half, dtype=dtype), repo_id, **upload)
 
 
 def _is_in_folder(path: Path, config: object) -> bool:

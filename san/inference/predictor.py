@@ -19,7 +19,7 @@ from san.clip.text_cache import resolve_folder
 from san.clip.text_embedder import TextEmbeddings
 from san.data.images import Layout, image_pixels
 from san.data.transforms import resize_image, resize_short_side
-from san.devices import checked_device, computes_bfloat16
+from san.devices import checked_device, computes_bfloat16, multiplies_int8
 from san.hub import SHAPES_CHECKPOINT, load_pretrained
 from san.inference.ensemble import Ensemble, is_ensemble_file, load_ensemble
 from san.inference.segmentation import EncodedImage, Evidence, Segmentation
@@ -92,7 +92,13 @@ class Predictor(Segmenter):
         self.model = model.to(checked_device(device)).eval()
         if self.dtype == torch.bfloat16 and not computes_bfloat16(self.device):
             logger.warning(
-                "this CPU has no bfloat16 instructions, and is faster in float32 or int8; choose one of these"
+                "this CPU has no bfloat16 instructions, and is faster in float32; int8 needs less memory. Choose one of these"
+            )
+        if self.dtype == torch.int8 and not multiplies_int8(self.device):
+            logger.warning(
+                "PyTorch has no fast int8 products for %s: the weights take a quarter of the memory, but the time is "
+                "that of float32",
+                "this CPU (it has no AVX512-VNNI)" if self.device.type == "cpu" else f"the device {self.device}",
             )
         hold_weights(self.model, self.dtype)
         self.short_sides, self.flip = _checked_sides(short_sides or (short_side,)), flip
