@@ -92,7 +92,7 @@ class Predictor(Segmenter):
         self.model = model.to(checked_device(device)).eval()
         if self.dtype == torch.bfloat16 and not computes_bfloat16(self.device):
             logger.warning(
-                "this CPU has no bfloat16 instructions, and is faster in float32; int8 needs less memory. Choose one of these"
+                "this CPU has no bfloat16 instructions, and is faster in float32; choose that, or int8 if memory counts"
             )
         if self.dtype == torch.int8 and not multiplies_int8(self.device):
             logger.warning(
