@@ -9,7 +9,7 @@ PYTHON := python3
 endif
 endif
 
-# AUDIT=no: audit asks nobody
+# AUDIT=no: no audit
 AUDIT ?= yes
 # DETECTRON2=<clone>: versions runs every row with Detectron2, too
 DETECTRON2 ?=
@@ -59,7 +59,7 @@ test-all: ## with the slow tests
 versions: ## the tests with the oldest, a pinned and the newest releases, each in an environment of its own
 	$(PYTHON) tools/maintainers/check_versions.py $(if $(DETECTRON2),--detectron2 $(DETECTRON2))
 
-format: ## let ruff mend what it can
+format: ## let ruff fix what it can
 	$(PYTHON) -m ruff check --fix .
 	$(PYTHON) -m ruff format .
 

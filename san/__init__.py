@@ -1,7 +1,7 @@
 """SAN: the Side Adapter Network for open-vocabulary semantic segmentation (arXiv 2302.12242).
 
 `Predictor` segments a picture with any words, which `Vocabulary` can hold; `load_pretrained` gives the model of a name,
-file or folder, `build_san` and `variant` make one. They are loaded when first asked for, so that importing `san` costs
+file or folder, `build_san` and `variant` make one. They are loaded at first use, so that importing `san` costs
 nothing and has no side effect.
 """
 

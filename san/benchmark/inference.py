@@ -22,7 +22,7 @@ from san.benchmark.workload import (
     synthetic_scene,
 )
 from san.evaluation import ConfusionMatrix
-from san.model.precision import hold_weights, mixed_precision
+from san.model.precision import mixed_precision, round_weights
 from san.model.san import SANModel
 from san.postprocess import Geometry, semantic_labels
 
@@ -47,7 +47,7 @@ def make_workload(case: Case, device: torch.device, *, plain: bool) -> Workload:
     labels = plain_labels if plain else semantic_labels
     dtype: torch.dtype = getattr(torch, case.dtype)
     if not plain:
-        hold_weights(model, dtype)
+        round_weights(model, dtype)
     marks = None if case.compiled else PartMarks(model)  # hooks would split the compiled graph
     if case.compiled and not plain:
         model.image_side.compile()

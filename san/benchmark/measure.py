@@ -152,7 +152,7 @@ def measure_memory(case: Case, settings: Settings, *, path: str) -> int:
     torch.set_num_threads(settings.threads)
     if path == "against":
         workload = make_workload_against(case, device, Path(settings.against))
-        assert workload is not None, "only what was timed is asked for"
+        assert workload is not None, "a case without a time has no workload"
     else:
         workload = make_workload(case, device, plain=path == "plain")
     for _ in range(settings.warmup + 1):

@@ -79,12 +79,12 @@ def _in_process(job: dict[str, Any]) -> dict[str, Any]:
         except subprocess.TimeoutExpired as error:
             raise RuntimeError(f"took more than {_TIMEOUT} s") from error
         if done.returncode != 0:
-            raise RuntimeError(_why(done.returncode, done.stderr))
+            raise RuntimeError(_failure_message(done.returncode, done.stderr))
         result: dict[str, Any] = json.loads(result_file.read_text(encoding="utf-8"))
         return result
 
 
-def _why(code: int, stderr: str) -> str:
+def _failure_message(code: int, stderr: str) -> str:
     """Describe a failed process in one line: the first line of its exception, or its last line."""
     if code < 0:
         hint = ", as the system does when memory is used up" if -code == signal.SIGKILL else ""

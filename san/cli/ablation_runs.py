@@ -208,7 +208,7 @@ def run_serially(runs: Sequence[AblationRun], say: Callable[[str], object]) -> d
             earlier = _size(run.folder / LOG)
             status = run_command(run.command, run.folder / LOG)
             if status == STOPPED:
-                problem = "was asked to stop; the same command resumes it"
+                problem = "stopped by a signal; the same command resumes it"
             elif status < 0:
                 problem = f"was killed by signal {-status}; the same command resumes it"
             elif status or run.final_metrics() is None:

@@ -135,7 +135,7 @@ def fetch_weights(name: str, tag: str, *, cache_dir: str | Path | None = None, l
     offline = local_files_only or constants.HF_HUB_OFFLINE
     if here and (hub or offline):
         return here
-    reason = "and the network was not asked" if offline else "and there is no home folder to keep them in"
+    reason = "and the network is off" if offline else "and there is no home folder to keep them in"
     if folder and not offline:
         try:
             if not here and not getproxies():  # without a network, fail now instead of after a minute of retries

@@ -106,7 +106,7 @@ def check_pickle(stream: IO[bytes]) -> None:
 
 def _checked_name(name: str) -> str:
     if not _CALLED.fullmatch(name) and not _NAMED.fullmatch(name):
-        raise ValueError(f"it asks for {name.replace(' ', '.')}, but only dense tensors and plain data are read")
+        raise ValueError(f"it contains {name.replace(' ', '.')}, but only dense tensors and plain data are read")
     return name
 
 

@@ -94,7 +94,7 @@ def fetch(
 
     folder = hub_folder(cache_dir)
     offline = local_files_only or constants.HF_HUB_OFFLINE
-    reason, cause = "the hub was not asked", None
+    reason, cause = "the network is off", None
     try:
         # hf_hub_download may use the network even with local_files_only
         if offline or not folder or not _reachable(constants.ENDPOINT):

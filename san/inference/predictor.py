@@ -28,7 +28,7 @@ from san.io.errors import excerpt
 from san.io.image_files import MAX_PIXELS
 from san.model.build import warn_of_unseen_pixels
 from san.model.config import SANConfig
-from san.model.precision import hold_weights, mixed_precision
+from san.model.precision import mixed_precision, round_weights
 from san.model.san import MaskProposals, SANModel
 from san.postprocess import Geometry, View
 from san.torch_defaults import torch_defaults
@@ -100,7 +100,7 @@ class Predictor(Segmenter):
                 "that of float32",
                 "this CPU (it has no AVX512-VNNI)" if self.device.type == "cpu" else f"the device {self.device}",
             )
-        hold_weights(self.model, self.dtype)
+        round_weights(self.model, self.dtype)
         self.short_sides, self.flip = _checked_sides(short_sides or (short_side,)), flip
         for side in self.short_sides:
             warn_of_unseen_pixels(self.model, side)

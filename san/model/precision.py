@@ -11,7 +11,7 @@ from san.model.int8 import Int8Attention, quantise
 from san.model.san import SANModel
 
 
-def hold_weights(model: SANModel, dtype: torch.dtype) -> None:
+def round_weights(model: SANModel, dtype: torch.dtype) -> None:
     """Round the weights of the network's matrix products, once and in place.
 
     - bfloat16 and float16: the weights that autocast would round at every use. Autocast caches rounded weights only if
@@ -43,7 +43,7 @@ def hold_weights(model: SANModel, dtype: torch.dtype) -> None:
 
 
 def mixed_precision(device: torch.device, dtype: torch.dtype) -> torch.autocast:
-    """Return the context in which a model runs after `hold_weights` with a number type."""
+    """Return the context in which a model runs after `round_weights` with a number type."""
     dtype = _beside_int8(device) if dtype == torch.int8 else dtype
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 

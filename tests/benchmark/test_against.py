@@ -55,7 +55,7 @@ def own_path(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def toy(tmp_path: Path) -> Path:
-    """A checkout with its adapter, which imports what lies beside it."""
+    """A checkout with its adapter, which imports a module of its folder."""
     folder = tmp_path / "toy"
     folder.mkdir()
     (folder / "san_benchmark.py").write_text(TOY)

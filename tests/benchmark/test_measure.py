@@ -16,7 +16,7 @@ from san.benchmark.cases import QUICK, SQUARE, Case, sized
 from san.benchmark.clocks import Recorder, clock_of, counting
 from san.benchmark.machine import peak_memory
 from san.benchmark.measure import Settings, _once, count, host_synchronisations, measure
-from san.benchmark.runner import _why, run_cases
+from san.benchmark.runner import _failure_message, run_cases
 from san.benchmark.workload import Workload, random_label_map
 from san.cli import benchmark
 from san.cli.main import run_tool
@@ -210,8 +210,8 @@ def test_where_the_plain_path_fails_the_case_is_measured_without(monkeypatch):
     ],
 )
 def test_why_a_case_failed_is_one_line(code, stderr, said):
-    assert said in _why(code, stderr)
-    assert "\n" not in _why(code, stderr)
+    assert said in _failure_message(code, stderr)
+    assert "\n" not in _failure_message(code, stderr)
 
 
 def test_without_a_gpu_a_gpu_is_refused_at_once(monkeypatch, capsys, tmp_path):

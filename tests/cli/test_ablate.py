@@ -123,7 +123,7 @@ def test_what_is_finished_is_skipped_and_what_failed_is_tried_again(
     fake.failing, fake.commands = {("base", "1"): 75}, []
     assert main(command) == 1
     assert fake.done == [("base", "1")] and "--resume" in fake.commands[0]
-    assert "q/base, seed 1: was asked to stop; the same command resumes it" in (folder / "out/ablation.md").read_text()
+    assert "q/base, seed 1: stopped by a signal; the same command resumes it" in (folder / "out/ablation.md").read_text()
     fake.failing, fake.commands = {}, []
     assert main(command) == 0
     assert fake.done == [("base", "1")] and "Missing" not in (folder / "out/ablation.md").read_text()
@@ -260,7 +260,7 @@ def test_a_stop_reaches_the_run_and_waits_for_it(tmp_path: Path, number: signal.
 
 
 def test_a_job_saves_before_its_time_limit_and_goes_on(tmp_path: Path) -> None:
-    """As submitit does it: its signal reaches the job and its run, and a handler asks for the job that goes on."""
+    """As submitit does it: its signal reaches the job and its run, and a handler asks for a job that resumes."""
     pytest.importorskip("submitit")
     job = (
         "import os, signal, sys; from pathlib import Path; from san.cli.ablation_runs import TrainingJob\n"

@@ -160,7 +160,7 @@ def test_bad_images_are_skipped(images: Path, tmp_path: Path, capsys: pytest.Cap
 
 @pytest.mark.usefixtures("loaded")
 def test_odd_names_spoil_nothing(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Too long for its results, no UTF-8, a link to itself: each is one picture's fault, also when it goes on."""
+    """Too long for its results, no UTF-8, a link to itself: each is one picture's fault, also when it resumes."""
     folder, out = tmp_path / "in", tmp_path / "out"
     folder.mkdir()
     good = ["$x_1$.png", "\x1b[31m.png", os.fsdecode(b"caf\xe9.png"), "z.png"]

@@ -140,7 +140,7 @@ CRAFTED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a long pickle": (lambda p: archive(p, pickled(b"N" * (9 << 20))), "far more than weights take"),
     "bytes by the gigabyte": (
         lambda p: archive(p, pickled(b"cbuiltins\nbytearray\n", b"J\xff\xff\xff\x7f\x85R")),
-        "asks for builtins.bytearray",
+        "contains builtins.bytearray",
     ),
     "a storage by the gigabyte": (
         lambda p: archive(p, pickled(b"ctorch.storage\nUntypedStorage\n", b"J\xff\xff\xff\x7f\x85R")),

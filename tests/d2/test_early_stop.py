@@ -72,7 +72,7 @@ def iterations(folder: Path) -> list[int]:
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_run_ends_cleanly_and_resumes(options: dict[str, Any], processes: int) -> None:
-    """It ends again with the same patience, goes on with a larger one, and is whole each time."""
+    """It ends again with the same patience, resumes with a larger one, and is whole each time."""
     folder, flags = Path(options["OUTPUT_DIR"]), ["--num-gpus", str(processes), "--dist-url", "auto"]
     given = as_arguments(options | STILL)
     assert main(["train", *flags, *given]) == 0

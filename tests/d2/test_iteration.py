@@ -106,8 +106,8 @@ def test_a_whole_step_waits_once_on_a_gpu() -> None:
 
 def test_a_conditional_update_is_the_plain_one() -> None:
     """A fused optimiser with found_inf 0 gives the same bits as one without."""
-    told, plain = Line(), Line()
-    stepper = stepper_of(told)
+    recorded, plain = Line(), Line()
+    stepper = stepper_of(recorded)
     optimizer = build_optimizer(plain, stepper.config.solver)
     for iteration in range(3):
         stepper.run([batch_of(2.0 + iteration)], iteration).read()
@@ -115,7 +115,7 @@ def test_a_conditional_update_is_the_plain_one() -> None:
         plain(batch_of(2.0 + iteration), Normalisers(1, 1, 1))["loss_ce"].backward()
         clip_gradient(optimizer, stepper.config.solver)
         optimizer.step()
-        assert torch.equal(told.layer.weight, plain.layer.weight)
+        assert torch.equal(recorded.layer.weight, plain.layer.weight)
 
 
 def test_the_earlier_outcome_can_be_read_before_anything_changes() -> None:

@@ -149,7 +149,7 @@ def test_tensorboard_files_are_the_same(runs):
 
 @pytest.mark.parametrize(("first", "second"), [BOTH, BOTH[::-1]])
 def test_either_resumes_the_other(engines, runs, tmp_path, first, second):
-    """The second engine goes on from the first's checkpoint of mid-run, and ends where a whole run does."""
+    """The second engine resumes the first's checkpoint of mid-run, and ends where a whole run does."""
     source = runs[first][1]
     (tmp_path / "model_0000003.pth").write_bytes((source / "model_0000003.pth").read_bytes())
     (tmp_path / "last_checkpoint").write_text("model_0000003.pth")

@@ -92,7 +92,7 @@ def test_the_class_of_the_page_is_a_model() -> None:
 def test_the_script_does_what_san_train_does(
     script: Callable[..., None], short: dict[str, Any], tmp_path: Path
 ) -> None:
-    """The same weights and figures, and either goes on from the other's checkpoint."""
+    """The same weights and figures, and either resumes the other's checkpoint."""
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
     run(load_config(SHAPES, as_arguments(short | {"OUTPUT_DIR": ours})))
     script(*as_arguments(short | {"OUTPUT_DIR": theirs}))

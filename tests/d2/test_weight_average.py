@@ -190,7 +190,7 @@ def test_evaluation_and_prediction_use_the_average(averaged: Path, make_cfg: Mak
 def test_an_average_can_start_in_the_middle_and_end(
     averaged: Path, reference: Path, make_cfg: MakeCfg, tmp_path: Path
 ) -> None:
-    """It starts from the weights there; a run without one goes on from the weights, not from the average."""
+    """It starts from the weights there; a run without one resumes from the weights, not from the average."""
     cfg = make_cfg(**ON)
     folder = resumed(reference, Path(cfg.OUTPUT_DIR))
     run(cfg, resume=True)

@@ -86,7 +86,7 @@ def test_upload_then_other_words(page, demo, scene, monkeypatch):
 
 
 def test_pointing_and_holding(page, demo):
-    page.segment("red star, plain ground")  # so that the example's result can be told from what is there
+    page.segment("red star, plain ground")  # so that the example's result can be distinguished from what is there
     page.js("document.querySelector('.san-examples button').click()")
     page.wait_for_title(demo.service.examples[0].title)
     page.wait(lambda: len(page.classes()) == 4, "the example's classes")
@@ -109,7 +109,7 @@ def test_pointing_and_holding(page, demo):
 
 
 def test_keyboard(page, demo):
-    page.segment("red star, plain ground")  # so that the next result can be told from what is there
+    page.segment("red star, plain ground")  # so that the next result can be distinguished from what is there
     page.write("green star, plain ground")
     page.one("#san-words textarea").send_keys(Keys.ENTER)
     page.wait(lambda: sorted(page.classes()) == ["green star", "plain ground"], "Enter to segment")
@@ -162,8 +162,8 @@ def test_downloads(page, demo, scene, downloads):
     labels = np.asarray(Image.open(fetched("labels", "scene_of_mine_labels.png")))
     assert labels.dtype == np.uint8
     assert np.array_equal(labels, result.labels)
-    told = json.loads(fetched("json", "scene_of_mine.json").read_text(encoding="utf-8"))
-    assert told == json.loads(json.dumps(result.to_dict()))
+    saved = json.loads(fetched("json", "scene_of_mine.json").read_text(encoding="utf-8"))
+    assert saved == json.loads(json.dumps(result.to_dict()))
     overlay = np.asarray(Image.open(fetched("overlay", "scene_of_mine_overlay.png")).convert("RGB"))
     assert overlay.shape == (384, 768, 3)
     assert not np.array_equal(overlay, np.asarray(Image.open(scene)))
@@ -190,7 +190,7 @@ def test_label_set_context_and_none(page):
 
 def test_a_change_while_an_answer_is_under_way_counts(page, demo, monkeypatch):
     first, second = demo.service.examples[:2]
-    page.segment("red star, plain ground")  # so that the example's result can be told from what is there
+    page.segment("red star, plain ground")  # so that the example's result can be distinguished from what is there
     page.js("document.querySelectorAll('.san-examples button')[1].click()")
     page.wait(lambda: len(page.classes()) == len(second.words.split(",")), "the example")
     segment = demo.service.segment
@@ -211,7 +211,7 @@ def test_a_change_while_an_answer_is_under_way_counts(page, demo, monkeypatch):
 
 
 def test_bad_input_is_a_message(page, demo, tmp_path, scene):
-    page.segment("red star, plain ground")  # so that the example's result can be told from what is there
+    page.segment("red star, plain ground")  # so that the example's result can be distinguished from what is there
     page.js("document.querySelector('.san-examples button').click()")
     page.wait(lambda: len(page.classes()) == 4, "the example")
     classes = page.classes()
@@ -242,7 +242,7 @@ def test_bad_input_is_a_message(page, demo, tmp_path, scene):
     page.write("star|")
     page.choose(scene)
     page.wait_for_title("scene of mine.jpg")
-    assert "blank synonym" in page.text("message"), "the picture is shown, the words are to be mended"
+    assert "blank synonym" in page.text("message"), "the picture is shown, the words can be corrected"
     page.segment("green star, black star")
     assert page.text("message") == ""
 

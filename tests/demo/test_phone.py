@@ -131,7 +131,7 @@ BROKEN = {  # part of the address, status, content, whether it is whole, what is
 
 @pytest.mark.parametrize("kind", [*BROKEN, "no network"])
 def test_a_request_that_fails_is_said_and_the_next_one_works(driver, demo, tmp_path, kind):
-    part, *answered, told = BROKEN.get(kind, ("", "The server does not answer."))
+    part, *answered, message = BROKEN.get(kind, ("", "The server does not answer."))
     Image.new("RGB", (30, 20)).save(tmp_path / "x.png")
     page = Page(driver, demo.url)
 
@@ -147,7 +147,7 @@ def test_a_request_that_fails_is_said_and_the_next_one_works(driver, demo, tmp_p
         driver.execute_cdp_cmd("Network.setBlockedURLs", {"urls": ["*queue/join*"]})
     try:
         ask()
-        page.wait_for_message(told)
+        page.wait_for_message(message)
         shown = "return [...document.querySelectorAll('.toast-wrap')].filter(e => e.offsetHeight).length"
         assert not page.js(shown), "Gradio's own words are not shown"
     finally:

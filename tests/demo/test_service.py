@@ -173,8 +173,8 @@ def test_a_file_name_never_leads_anywhere(service):
 
 def test_internal_errors_are_not_shown(caplog):
     assert explain(ValueError("too large")) == "too large"
-    told = explain(RuntimeError("/home/somebody/weights.pth is broken"))
-    assert "somebody" not in told
+    message = explain(RuntimeError("/home/somebody/weights.pth is broken"))
+    assert "somebody" not in message
     assert "weights.pth" in caplog.text
 
 

@@ -94,7 +94,7 @@ def test_every_checkpoint_has_its_sum(reference: Path) -> None:
 def test_a_full_disk_costs_one_checkpoint(make_cfg: MakeCfg, monkeypatch: Any) -> None:
     """The second save fails in its middle, and so does the one on stopping: the first stays, though one is kept.
 
-    Of the run that goes on, the last save fails at first and is done again after the evaluation.
+    Of the resumed run, the last save fails at first and is done again after the evaluation.
     """
     real, calls = torch.save, []
 

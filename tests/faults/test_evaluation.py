@@ -1,4 +1,4 @@
-"""An evaluation that is killed or asked to stop goes on where it was, with the very same result."""
+"""An evaluation that is killed or stopped by a signal resumes where it was, with the very same result."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def small_disk(tmp_path: Path, reference: Path) -> Iterator[Path]:
 
 
 def test_checkpoints_on_a_full_disk(make_cfg: MakeCfg, small_disk: Path, reference: Path) -> None:
-    """Two fit, the others do not: training goes on, the two stay whole; with room --resume ends as if undisturbed."""
+    """Two fit, the others do not: training continues, the two stay whole; with room --resume ends as if undisturbed."""
     folder = small_disk / "run"
     cfg = make_cfg(OUTPUT_DIR=str(folder), SOLVER__CHECKPOINT_PERIOD=1)
     with pytest.raises(
@@ -175,9 +175,9 @@ def test_a_log_without_room_leaves_the_terminal_readable(make_cfg: MakeCfg, capf
     (folder / "log.txt").symlink_to("/dev/full")
     try:
         setup_run(cfg)
-        logging.getLogger("san.d2.x").warning("told here alone")
+        logging.getLogger("san.d2.x").warning("logged here alone")
         shown = capfd.readouterr()
-        assert "told here alone" in shown.out + shown.err and "Logging error" not in shown.err
+        assert "logged here alone" in shown.out + shown.err and "Logging error" not in shown.err
     finally:
         with open(os.devnull, "wb") as sink:
             for handler in logging.getLogger("san").handlers:

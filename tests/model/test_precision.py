@@ -16,7 +16,7 @@ from san.model import int8, precision
 from san.model.build import build_san
 from san.model.config import variant
 from san.model.int8 import Int8Embedding, Int8Linear
-from san.model.precision import hold_weights, mixed_precision
+from san.model.precision import mixed_precision, round_weights
 from san.model.san import SANModel
 
 
@@ -31,7 +31,7 @@ def test_the_numbers_are_autocasts(dtype: torch.dtype) -> None:
     for held in (False, True):
         model = drawn()
         if held:
-            hold_weights(model, dtype)
+            round_weights(model, dtype)
         with torch.inference_mode(), torch.autocast("cpu", dtype):
             results.append(model.propose(images)[0])
     for name in ("mask_logits", "attn_bias", "sls_embed"):
@@ -40,7 +40,7 @@ def test_the_numbers_are_autocasts(dtype: torch.dtype) -> None:
 
 def test_what_is_rounded_and_what_is_not() -> None:
     model = drawn()
-    hold_weights(model, torch.bfloat16)
+    round_weights(model, torch.bfloat16)
     left = {name for name, value in model.named_parameters() if value.dtype == torch.float32}
     for name, value in model.named_parameters():
         if any(part in name for part in ("ln_", "norm", "clip.proj", "text_projection", "token_embedding")):
@@ -79,7 +79,7 @@ def test_int8_model(monkeypatch: pytest.MonkeyPatch, bfloat16: bool) -> None:
     """Next to int8 layers the network computes in bfloat16, or in float32 where that is faster."""
     monkeypatch.setattr(precision, "computes_bfloat16", lambda device: bfloat16)
     exact, model, images = drawn(), drawn(), torch.randn(1, 3, 96, 96)
-    hold_weights(model, torch.int8)
+    round_weights(model, torch.int8)
     layers = [each for each in model.modules() if isinstance(each, Int8Linear)]
     text_blocks = exact.arch.text.depth
     assert len(layers) == 4 * (4 + 8 + text_blocks) + 4, (
@@ -99,7 +99,7 @@ def test_int8_model(monkeypatch: pytest.MonkeyPatch, bfloat16: bool) -> None:
 def test_text_in_bfloat16() -> None:
     """8 bits of a number, in two blocks: unit vectors of 64 numbers differ by less than 0.02 in length."""
     exact, half, words = drawn(), drawn(), ["cat", "potted plant"]
-    hold_weights(half, torch.bfloat16)
+    round_weights(half, torch.bfloat16)
     found, wanted = half.text_classifier.embed(words), exact.text_classifier.embed(words)
     assert found.dtype == torch.float32
     assert 0 < (found - wanted).norm(dim=-1).max() < 0.02
@@ -113,7 +113,7 @@ def test_text_in_bfloat16() -> None:
 def test_text_in_int8() -> None:
     """Two roundings to 127 steps a layer, in two blocks, of random weights."""
     exact, model, words = drawn(), drawn(), ["cat", "potted plant"]
-    hold_weights(model, torch.int8)
+    round_weights(model, torch.int8)
     text = model.text_classifier
     assert isinstance(text.token_embedding, Int8Embedding)
     assert 0 < (text.embed(words) - exact.text_classifier.embed(words)).norm(dim=-1).max() < 0.05
@@ -143,7 +143,7 @@ def test_int8_file(tmp_path: Path) -> None:
 
 def _in_int8(model: SANModel) -> list[Int8Linear | Int8Embedding]:
     """The int8 layers of a model, which is changed."""
-    hold_weights(model, torch.int8)
+    round_weights(model, torch.int8)
     return [each for each in model.modules() if isinstance(each, (Int8Linear, Int8Embedding))]
 
 
@@ -160,7 +160,7 @@ def test_damaged_int8_file(tmp_path: Path) -> None:
 
 def test_float32_stays(tmp_path: Path) -> None:
     model = drawn()
-    hold_weights(model, torch.float32)
+    round_weights(model, torch.float32)
     assert {value.dtype for value in model.parameters()} == {torch.float32}
 
 
@@ -168,7 +168,7 @@ def test_float32_stays(tmp_path: Path) -> None:
 def test_rounded_weights_are_not_saved(tmp_path: Path, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "computes_bfloat16", lambda device: False)
     model = drawn()
-    hold_weights(model, dtype)
+    round_weights(model, dtype)
     with pytest.raises(ValueError, match=rf"rounded to {dtype} for prediction; load it in float32"):
         save_pretrained(model, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""Archives: nothing gets out of the folder, damage is one clear error, the disk is asked first."""
+"""Archives: nothing gets out of the folder, damage is one clear error, free space is checked first."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def test_killed_in_the_middle(name, workers, ending, repo, tmp_path):
     finished = {path: content for path, content in left.items() if not path.endswith(".partial")}
     assert 5 <= len(finished) < len(whole), "killed too late to tell anything"
     assert finished.items() <= whole.items(), "no half-written file has a final name"
-    assert files(root) == left, "nobody goes on writing"
+    assert files(root) == left, "no process writes any more"
 
     assert start(repo, name, "--root", root, "--raw", tree.raw, "--partial", "--workers", 1).wait() == 0
     assert files(root) == whole

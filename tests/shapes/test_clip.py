@@ -142,16 +142,16 @@ def test_things_are_named_under_their_masks(repo, capsys):
 def test_many_unknown_words_are_one_line(caplog):
     words = ["zebra", "yak", "wolf", "viper", "urchin", "tiger", "snail", "rat", "quail", "pig", "owl", "newt"]
     load_pretrained("shapes").text_classifier.embed(words)
-    (told,) = unknown_words(caplog)
-    assert "'newt'" in told
-    assert told.count("'") == 20
-    assert "and 2 more" in told
+    (line,) = unknown_words(caplog)
+    assert "'newt'" in line
+    assert line.count("'") == 20
+    assert "and 2 more" in line
 
 
 def test_a_long_unknown_word_is_cut(caplog):
     load_pretrained("shapes").text_classifier.embed(["zebra" * 2_000])
-    (told,) = unknown_words(caplog)
-    assert "'zebra" in told and len(told) < 200
+    (line,) = unknown_words(caplog)
+    assert "'zebra" in line and len(line) < 200
 
 
 def test_long_names_with_unknown_words_are_one_line(caplog):

@@ -29,7 +29,7 @@ def import_configured(cfg: CfgNode, files: Sequence[Path], asked: Sequence[str])
     doubtful = [path for path in files if any(any(path.parent.glob(each)) for each in WEIGHTS)]
     if unasked and doubtful:
         raise ValueError(
-            f"{doubtful[0]} lies beside weights, so MODEL.IMPORTS {excerpt(unasked)} is not imported because of it; if "
+            f"{doubtful[0]} is in a folder with weights, so its MODEL.IMPORTS {excerpt(unasked)} is not imported; if "
             f"you trust that code, give {excerpt(' '.join(f'--import {name}' for name in unasked))}"
         )
     cfg.MODEL.IMPORTS = [*dict.fromkeys([*cfg.MODEL.IMPORTS, *asked])]

@@ -31,7 +31,7 @@ class _TerminalFormatter(logging.Formatter):
         if full_name.startswith(self._root_name):
             record.name = self._abbreviation + full_name[len(self._root_name) :]
         line = super().formatMessage(record)
-        record.name = full_name  # the record goes on to the file's handler
+        record.name = full_name  # the record is also passed to the file's handler
         if record.levelno in _PREFIX_STYLES:
             line = f"{colored(record.levelname, 'red', attrs=_PREFIX_STYLES[record.levelno])} {line}"
         return line

@@ -212,11 +212,11 @@ class Trainer(TrainerBase):
         batches: list[list[BatchSample]] = []
         with contextlib.suppress(stopping.StopRequested):  # the other processes are notified below
             batches = [next(self._batches) for _ in range(self.stream.accumulation)]
-        heard = comm.all_gather((stopping.requested(), self._loader.take_replaced()))
-        if any(asked for asked, _ in heard):
+        gathered = comm.all_gather((stopping.requested(), self._loader.take_replaced()))
+        if any(stop for stop, _ in gathered):
             self.iter = self.storage.iter = self.iter - 1
             raise stopping.StopRequested
-        self.bad_data.note(bad for _, found in heard for bad in found)
+        self.bad_data.note(bad for _, found in gathered for bad in found)
         return batches
 
     def _end_early(self, done: int) -> None:

@@ -200,7 +200,7 @@ class WandbWriter(EventWriter):
         self._reports = NewReports(self._folder, [*cfg.DATASETS.TEST] if cfg.TEST.LOG_REPORTS else [])
         self._artifact = f"weights-{run_id}" if cfg.WANDB.LOG_CHECKPOINT else ""
         try:
-            with _no_questions():
+            with _without_prompts():
                 self.run: Any = wandb.init(
                     project=cfg.WANDB.PROJECT,
                     name=redact_home(redact(cfg.WANDB.NAME or Path(cfg.OUTPUT_DIR).resolve().name)),
@@ -265,7 +265,7 @@ class WandbWriter(EventWriter):
 
 
 @contextlib.contextmanager
-def _no_questions() -> Iterator[None]:
+def _without_prompts() -> Iterator[None]:
     """Context manager in which stdin is not a terminal; wandb would ask for a key there, and block the run."""
     terminal, sys.stdin = sys.stdin, io.StringIO()
     try:

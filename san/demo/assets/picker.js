@@ -1,5 +1,5 @@
 // Pictures in: a file, a drop, a paste, an example. An upload goes to the server's own door, which answers with a name
-// that only this page knows; Gradio is then told that name: trigger('upload', ...).
+// that only this page knows; Gradio then gets that name: trigger('upload', ...).
 const picker = JSON.parse(props.value);
 const input = element.querySelector("input");
 const drop = element.querySelector(".san-drop");

@@ -1,4 +1,4 @@
-// Requests to the server's own doors (san/demo/guard.py), and what the visitor is told where one fails.
+// Requests to the server's own doors (san/demo/guard.py), and the message when one fails.
 const UNREACHABLE = "The server does not answer. Check your connection, wait a moment and try again.";
 
 async function reasonOf(answer) {
@@ -21,7 +21,7 @@ async function ask(path, options) {
 const sentence = (text) => text && text[0].toUpperCase() + text.slice(1) + (/[.!?…]$/.test(text) ? "" : ".");
 
 // A request of Gradio's that failed: its own notes on it are about its insides (page.css hides them), and after some it
-// waits for a reload. So the visitor is told by `fail(reason)`, and Gradio that it is over.
+// waits for a reload. So `fail(reason)` shows a message, and Gradio ends the event.
 const OVER = 'data: {"msg": "unexpected_error", "success": false}\n\ndata: {"msg": "close_stream"}\n\n';
 
 function watchGradio(fail) {
