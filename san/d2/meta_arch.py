@@ -27,7 +27,7 @@ from san.losses import LabelMapTarget, Normalisers, SetCriterion
 from san.model.build import build_san, warn_of_unseen_pixels
 from san.model.san import MaskProposals, SANOutput
 from san.postprocess import Geometry, have_non_finite, refuse_non_finite, semantic_labels, semantic_scores
-from san.vocabulary.classes import ClassText
+from san.vocabulary.classes import ClassText, separate_words
 
 
 @META_ARCH_REGISTRY.register()
@@ -213,27 +213,69 @@ class SAN(nn.Module):
         names: list[str] = []
         for classes, members in groups.items():
             batch = images if len(members) == len(samples) else images[members]  # a list as index synchronizes
-            output = self.model(batch, self.model.text_classifier.embed(classes))
+            scored = ScoredWords(classes)
+            output = self.model(batch, self.model.text_classifier.embed(scored.words))
             for row, index in enumerate(members):
-                results[index] = self._result(output, row, samples[index], (height, width))
+                results[index] = self._result(output, row, samples[index], (height, width), scored)
             non_finite.append(have_non_finite(output.mask_logits, output.class_logits))
             names += [str(samples[index].get("file_name", f"image {index} of the batch")) for index in members]
         refuse_non_finite(torch.cat(non_finite), names)  # last, because it synchronizes with the GPU
         return results
 
     def _result(
-        self, output: SANOutput, row: int, sample: dict[str, Any], padded_size: tuple[int, int]
+        self,
+        output: SANOutput,
+        row: int,
+        sample: dict[str, Any],
+        padded_size: tuple[int, int],
+        scored: ScoredWords,
     ) -> Mapping[str, Any]:
         """Return label map and scores of one image at the output size of its sample."""
         height, width = sample["image"].shape[-2:]
         size = (sample.get("height", height), sample.get("width", width))
         parts = (output.mask_logits[row], output.class_logits[row], Geometry(padded_size, (height, width), size))
-        more = {"proposals": Proposals(*parts, self._band_shrink)} if self.return_proposals else {}
+        masks, logits, geometry = parts
+        more = {}
+        if self.return_proposals:
+            more["proposals"] = Proposals(masks, scored.logits(logits), geometry, self._band_shrink)
+        scores_of = partial(scored.scores, partial(semantic_scores, *parts, shrink=self._band_shrink))
         if not self.return_scores:
             labels = semantic_labels(*parts, shrink=self._band_shrink)
-            return Prediction(labels, partial(semantic_scores, *parts, shrink=self._band_shrink), more)
-        scores = semantic_scores(*parts, shrink=self._band_shrink)
+            return Prediction(scored.labels(labels), scores_of, more)
+        scores = scores_of()
         return {"sem_seg_labels": scores.argmax(dim=0), "sem_seg": scores, **more}
+
+
+class ScoredWords:
+    """The words that are scored for some classes, see `separate_words`; a class has the best score of its words.
+
+    Args:
+        classes: C classes.
+    """
+
+    def __init__(self, classes: tuple[str | ClassText, ...]) -> None:
+        self.words, owners = separate_words(classes)
+        self._owners = torch.tensor(owners)
+        self._counts = torch.bincount(self._owners).tolist()  # words of each class
+        self._all_single = len(self.words) == len(classes)
+
+    def labels(self, of_words: Tensor) -> Tensor:
+        """Return the label map (height, width) of classes, given that of words."""
+        return of_words if self._all_single else self._owners.to(of_words.device)[of_words]
+
+    def scores(self, of_words: Callable[[], Tensor]) -> Tensor:
+        """Return scores (C, height, width), given a function that computes those of words."""
+        scores = of_words()  # (W, height, width)
+        return scores if self._all_single else self._best(scores, 0)
+
+    def logits(self, of_words: Tensor) -> Tensor:
+        """Return class logits (Q, C + 1), given those of words (Q, W + 1); "no object" is last."""
+        if self._all_single:
+            return of_words
+        return torch.cat([self._best(of_words[:, :-1], 1), of_words[:, -1:]], dim=1)
+
+    def _best(self, values: Tensor, dim: int) -> Tensor:
+        return torch.stack([own.amax(dim) for own in values.split(self._counts, dim)], dim)
 
 
 def classes_of_dataset(name: str) -> tuple[str | ClassText, ...]:

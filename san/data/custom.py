@@ -48,7 +48,7 @@ class CustomSplit:
         split: key of the split in the file, such as "train"; "" for a single split.
         image_dir, label_dir: folders; None if the split has a list.
         list_file: text file with one "image, tab, label" line per pair; None if the split has folders.
-        image_ext: file endings of images, without the dot.
+        image_ext: file endings of images, see `pair_files`.
         label_ext: file endings of label maps.
     """
 
@@ -244,7 +244,7 @@ def _source(source: Mapping[str, Any], folder: Path, where: str) -> tuple[Path |
 
 
 def _endings(value: Any, where: str) -> tuple[str, ...]:
-    """Return file extensions without the dot."""
+    """Return file endings without the dot; one that begins with "_" or "-" is longer than an extension."""
     parts = [value] if isinstance(value, str) else value
     if (
         not isinstance(parts, list)

@@ -1,4 +1,4 @@
-"""Pairs image and label files by their relative path without the extension, or by a list."""
+"""Pairs image and label files by their relative path without the ending, or by a list."""
 
 from __future__ import annotations
 
@@ -83,7 +83,8 @@ def pair_files(
     Args:
         image_dir: existing folder of images.
         label_dir: existing folder of label maps.
-        image_ext: one or several extensions of image files, without the dot, compared exactly.
+        image_ext: one or several endings of image files, compared exactly: an extension without the dot, or a longer
+            ending that begins with "_" or "-", such as "_leftImg8bit.png".
         label_ext: the same for label files (`tif` does not match `.tiff`).
         shared_images: whether several splits share the image folder (as in VOC), so that images without a label are
             expected.
@@ -176,7 +177,7 @@ def _files_by_stem(
         raise FileNotFoundError(f"{title} does not exist; {remedy}")
     found: dict[str, Path] = {}
     doubles: list[str] = []
-    endings = tuple(f".{each}" for each in ([ext] if isinstance(ext, str) else ext))
+    endings = tuple(each if each[:1] in "_-" else f".{each}" for each in ([ext] if isinstance(ext, str) else ext))
     listing = list_files(folder, lambda name: name.endswith(endings))
     for ending in endings:
         for path in listing.files:

@@ -8,7 +8,7 @@ from typing import Any
 
 from san.io.errors import excerpt
 from san.io.plain_file import read_plain_file, read_text, user_path
-from san.vocabulary.classes import ClassText, parse_class_list
+from san.vocabulary.classes import SEPARATE, ClassText, parse_class_list
 
 ENDINGS = (".txt", ".json", ".yaml", ".yml")
 """Extensions of class files."""
@@ -18,8 +18,9 @@ def parse_classes(content: Any, where: str, folder: Path) -> tuple[ClassText, ..
     """Read the classes from the value of ``classes`` in a data set file.
 
     Args:
-        content: a list of classes, each text (``|`` between synonyms, the first is the name) or a mapping with ``name``
-            and ``synonyms``; or the path of a file with such a list (.json, .yaml) or one class per line (.txt).
+        content: a list of classes, each text (``|`` between synonyms, the first is the name) or a mapping with
+            ``name``, ``synonyms`` and ``separate``; or the path of a file with such a list (.json, .yaml) or one class
+            per line (.txt).
         where: file and key for messages.
         folder: base of relative paths.
 
@@ -37,7 +38,7 @@ def parse_classes(content: Any, where: str, folder: Path) -> tuple[ClassText, ..
         raise ValueError(
             f"{where} is {excerpt(content)}; give a list of class names, or the path of a .txt, .json or .yaml file"
         )
-    return parse_class_list(content, where, kinds=("synonyms",))
+    return parse_class_list(content, where, kinds=("synonyms", SEPARATE))
 
 
 def read_class_file(path: Path, title: str) -> Any:

@@ -17,6 +17,9 @@ from san.io.errors import excerpt
 KINDS = ("synonyms", "prompts")
 """Keys that a class written as a mapping may have besides its name."""
 
+SEPARATE = "separate"
+"""A further key, for data sets: see `ClassText.separate`."""
+
 MAX_CHARACTERS = 10_000
 """Maximum characters of a name or prompt; CLIP reads 77 tokens of it."""
 
@@ -51,14 +54,18 @@ class ClassText:
         synonyms: all texts inserted into the templates; by default, and without prompts, the name. If given, the name
             is embedded only if it is one of them.
         prompts: complete prompts, embedded unchanged instead of synonyms and templates.
+        separate: in evaluation each synonym is scored as a class of its own, and a pixel belongs to this class if one
+            of them is best, as for a background of unlike things; see `separate_words`.
 
     Raises:
-        ValueError: a text is blank, too long or duplicate, or both synonyms and prompts are given.
+        ValueError: a text is blank, too long or duplicate, both synonyms and prompts are given, or there is no second
+            synonym to separate.
     """
 
     name: str
     synonyms: tuple[str, ...] = ()
     prompts: tuple[str, ...] = ()
+    separate: bool = False
 
     def __post_init__(self) -> None:
         name = _checked(self.name, "the name of a class")
@@ -74,9 +81,28 @@ class ClassText:
                 f"the prompt {excerpt(unfilled[0])} of class {excerpt(name)} holds {{}}, but a class's prompts go to "
                 "CLIP as they are; write the words out"
             )
+        if not isinstance(self.separate, bool) or (self.separate and len(synonyms) < 2):
+            raise ValueError(
+                f"separate of class {excerpt(name)} is {excerpt(self.separate)} with {len(synonyms)} synonyms; give "
+                "true with two or more synonyms, or leave it out"
+            )
         object.__setattr__(self, "name", name)
         object.__setattr__(self, "synonyms", synonyms or (() if prompts else (name,)))
         object.__setattr__(self, "prompts", prompts)
+
+
+def separate_words(classes: Sequence[str | ClassText]) -> tuple[tuple[str | ClassText, ...], tuple[int, ...]]:
+    """Return the words that are scored, and the index of the class of each.
+
+    These are the classes themselves, except that a class with `ClassText.separate` has each of its synonyms.
+    """
+    words: list[str | ClassText] = []
+    owners: list[int] = []
+    for index, each in enumerate(classes):
+        own = map(ClassText, each.synonyms) if isinstance(each, ClassText) and each.separate else (each,)
+        words.extend(own)
+        owners.extend([index] * (len(words) - len(owners)))
+    return tuple(words), tuple(owners)
 
 
 def clean_text(text: str) -> str:
@@ -131,8 +157,8 @@ def named_class(name: Any, texts: Mapping[Any, Any], kinds: Sequence[str] = KIND
 
     Args:
         name: displayed name.
-        texts: "synonyms" (a list, or comma-separated text) or "prompts" (a list, or one text).
-        kinds: accepted keys of `KINDS`.
+        texts: "synonyms" (a list, or comma-separated text) or "prompts" (a list, or one text), and `SEPARATE`.
+        kinds: accepted keys of these.
 
     Raises:
         ValueError: there is another kind, a value is neither text nor a list of texts, or `ClassText` refuses the
@@ -144,8 +170,11 @@ def named_class(name: Any, texts: Mapping[Any, Any], kinds: Sequence[str] = KIND
             f"class {excerpt(name)} has the unknown key {excerpt(unknown[0])}; beside the name it may have "
             f"{' or '.join(kinds)}"
         )
-    lists = {}
+    lists: dict[str, Any] = {}
     for kind, value in texts.items():
+        if kind == SEPARATE:
+            lists[kind] = value
+            continue
         if isinstance(value, str):
             value = [value] if kind == "prompts" else re.split(f"[{_COMMAS}{_BARS}]", value)
         if isinstance(value, Mapping) or not isinstance(value, Iterable) or not (value := tuple(value)):

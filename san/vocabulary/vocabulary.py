@@ -44,8 +44,8 @@ class Vocabulary:
             but were not requested.
 
     Raises:
-        ValueError: there is no class, or two have the same name, a text in common, or the same prompts. Texts are
-            compared as by CLIP, see `san.vocabulary.classes.text_key`.
+        ValueError: there is no class, one has `ClassText.separate`, or two have the same name, a text in common, or the
+            same prompts. Texts are compared as by CLIP, see `san.vocabulary.classes.text_key`.
     """
 
     classes: tuple[ClassText, ...]
@@ -60,6 +60,12 @@ class Vocabulary:
                 f"num_context is {self.num_context} of {len(self.classes)} classes; at least one class must be free"
             )
         check_distinct(self.classes, "the vocabulary")
+        for each in self.classes:
+            if each.separate:
+                raise ValueError(
+                    f"class {excerpt(each.name)} has 'separate', which is for the classes of a data set; give its "
+                    "synonyms as classes, or as the context"
+                )
 
     @property
     def names(self) -> tuple[str, ...]:

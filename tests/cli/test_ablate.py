@@ -123,7 +123,9 @@ def test_what_is_finished_is_skipped_and_what_failed_is_tried_again(
     fake.failing, fake.commands = {("base", "1"): 75}, []
     assert main(command) == 1
     assert fake.done == [("base", "1")] and "--resume" in fake.commands[0]
-    assert "q/base, seed 1: stopped by a signal; the same command resumes it" in (folder / "out/ablation.md").read_text()
+    assert (
+        "q/base, seed 1: stopped by a signal; the same command resumes it" in (folder / "out/ablation.md").read_text()
+    )
     fake.failing, fake.commands = {}, []
     assert main(command) == 0
     assert fake.done == [("base", "1")] and "Missing" not in (folder / "out/ablation.md").read_text()

@@ -207,7 +207,7 @@ def register_custom(path: str | Path) -> list[str]:
             split.name,
             split.pairing,
             stuff_classes=list(dataset.class_names),
-            class_texts=tuple(ClassText(each.name, each.synonyms) for each in dataset.classes),
+            class_texts=dataset.classes,
             ignore_label=dataset.ignore_label,
             **metadata,
         )

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from san.d2.api import META_ARCH_REGISTRY, CfgNode
 from san.d2.config.keys import text_cache_folder
 from san.d2.data.batches import BatchSample
-from san.d2.meta_arch import SAN, Prediction
+from san.d2.meta_arch import SAN, Prediction, ScoredWords
 from san.evaluation.report import summary_keys
 from san.inference.ensemble import Ensemble, is_ensemble_file
 from san.inference.predictor import Predictor
@@ -87,12 +87,14 @@ class SegmenterModel(nn.Module):
         encoded = self.segmenter.encode(sample["image"], layout="CHW")
         height, width = encoded.pixels.shape[:2]
         size = (int(sample.get("height") or height), int(sample.get("width") or width))
-        found = self.segmenter.evidence(encoded, self.classes(sample)).views
+        scored = ScoredWords(self.classes(sample))
+        found = self.segmenter.evidence(encoded, scored.words).views
         views = [replace(view, geometry=replace(view.geometry, output_size=size)) for view in found]
         non_finite = torch.cat([have_non_finite(view.mask_logits[None], view.class_logits[None]) for view in views])
         labels = mean_labels(views, shrink=self._band_shrink)[0]
         refuse_non_finite(non_finite, [str(sample.get("file_name", "an image"))] * len(views))
-        return Prediction(labels, partial(mean_scores, views, shrink=self._band_shrink))
+        scores = partial(scored.scores, partial(mean_scores, views, shrink=self._band_shrink))
+        return Prediction(scored.labels(labels), scores)
 
 
 def _predictors(segmenter: Segmenter) -> list[Predictor]:
