@@ -10,7 +10,7 @@ import asyncio
 from collections import Counter
 from typing import Any
 
-from san.demo.limits import visitor_of
+from san.web.limits import visitor_of
 
 _REQUEST_SECONDS = 10.0  # to receive a request's head, and between requests
 _ANSWER_SECONDS = 60.0  # for the visitor to read what was sent
@@ -55,11 +55,6 @@ class BoundedConnection:
         """Wait for the next request."""
         self._asked = self.loop.time()
         super().on_response_complete()  # type: ignore[misc]
-
-    def shutdown(self) -> None:
-        """End the connection without waiting, for instance for an open stream."""
-        super().shutdown()  # type: ignore[misc]
-        self.transport.abort()
 
     def visitor(self) -> str:
         """The visitor; uvicorn has replaced the address of a trusted proxy by that of its visitor."""

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from san.demo.decoding import Decoder
-from san.demo.limits import Limits
+from san.web.decoding import Decoder
+from san.web.limits import InputLimits
 
-LIMITS = Limits(max_bytes=1_000_000, max_pixels=8_000_000, max_decode_seconds=2.0)
+LIMITS = InputLimits(max_bytes=1_000_000, max_pixels=8_000_000, max_decode_seconds=2.0)
 
 
 def png(width=40, height=30):
@@ -87,5 +87,5 @@ def test_a_process_that_was_killed_is_replaced(waits):
 
 @pytest.mark.parametrize("heavy", ["torch", "gradio", "scipy"])
 def test_the_process_is_light(heavy):
-    code = f"import sys; import san.demo.decoding; assert {heavy!r} not in sys.modules"
+    code = f"import sys; import san.web.decoding; assert {heavy!r} not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

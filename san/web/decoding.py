@@ -1,4 +1,4 @@
-"""Decodes pictures in a separate process that can be killed, so that one file cannot block other visitors.
+"""Decodes pictures in a separate process that can be killed, so that one file cannot block other requests.
 
 A picture within all limits of size can take a minute to decode (a progressive JPEG of many scans), and the decoders
 cannot be interrupted. The process imports only NumPy and Pillow, reads pictures from its standard input, and is
@@ -13,30 +13,30 @@ import math
 import os
 import sys
 import warnings
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from san.demo.limits import ConcurrencyLimit, Limits
 from san.io.errors import one_line
 from san.io.image_files import read_image
+from san.web.limits import ConcurrencyLimit, InputLimits
 
 _ROOT = Path(__file__).resolve().parents[2]
-_START = "import sys; sys.path[0] = sys.argv[1]; from san.demo.decoding import serve; serve(sys.argv[2])"
+_START = "import sys; sys.path[0] = sys.argv[1]; from san.web.decoding import serve; serve(sys.argv[2])"
 _START_SECONDS = 60.0
 _LENGTH_BYTES = 8
 
 
 class Decoder:
-    """Starts and calls the decoding process. Visitors take turns.
+    """Starts and calls the decoding process. Senders take turns.
 
     Args:
         limits: sizes, and the time that a picture may take.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: InputLimits) -> None:
         self._limits, self._turns = limits, ConcurrencyLimit(1, 1)
         self._process: asyncio.subprocess.Process | None = None
 
@@ -87,7 +87,7 @@ class Decoder:
             "-c",
             _START,
             str(_ROOT),
-            json.dumps(asdict(self._limits)),
+            json.dumps({each.name: getattr(self._limits, each.name) for each in fields(InputLimits)}),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             limit=2**20,
@@ -116,9 +116,9 @@ def serve(limits: str) -> None:
     """Run the process: read a length and a file, write a line of JSON and the pixels, until the input ends.
 
     Args:
-        limits: the fields of `Limits`, as JSON.
+        limits: the fields of `InputLimits`, as JSON.
     """
-    bounds, source = Limits(**json.loads(limits)).of_pictures, sys.stdin.buffer
+    bounds, source = InputLimits(**json.loads(limits)).of_pictures, sys.stdin.buffer
     warnings.simplefilter("ignore")  # Pillow's warnings about odd files and its own limit
     sink = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints is not part of the answer
