@@ -75,6 +75,9 @@ DOORS = {
 GUESTS = {
     "wandb": "san/d2/",
     "gradio": "san/demo/",
+    "fastapi": ("san/demo/", "san/serve/"),
+    "uvicorn": ("san/demo/", "san/serve/"),
+    "prometheus_client": "san/serve/",
     "selenium": "tests/",
     "matplotlib": "san/visualize/",
     "fvcore": "san/d2/",

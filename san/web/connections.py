@@ -24,9 +24,11 @@ class BoundedConnection:
 
     Attributes:
         max_connections: of all visitors; set by the subclass.
+        pause_seconds: to receive a request's head, and between requests; None is 10 s.
     """
 
     max_connections: int
+    pause_seconds: float | None = None
     connections: set[Any]  # of the server; this and the following attributes are uvicorn's
     loop: asyncio.AbstractEventLoop
     transport: Any
@@ -74,7 +76,7 @@ class BoundedConnection:
             self._read = now
         if unread or self._is_answering():
             self._asked = now
-        if now - self._asked > _REQUEST_SECONDS or now - self._read > _ANSWER_SECONDS:
+        if now - self._asked > (self.pause_seconds or _REQUEST_SECONDS) or now - self._read > _ANSWER_SECONDS:
             self.transport.abort()
         else:
             self._timer = self.loop.call_later(_TICK_SECONDS, self._look)

@@ -8,6 +8,7 @@ replaced after it was killed. It returns only pixels and text, so an exploited d
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import math
 import os
@@ -48,8 +49,7 @@ class Decoder:
         """Kill the process, also while it decodes; the next picture starts a new one."""
         process, self._process = self._process, None
         if process is not None and process.returncode is None:
-            process.kill()
-            await process.wait()
+            await _kill(process)
 
     async def read(self, content: bytes, visitor: str = "") -> npt.NDArray[np.uint8]:
         """Return the pixels of a picture, see `san.io.image_files.read_image`.
@@ -94,8 +94,21 @@ class Decoder:
             start_new_session=True,  # Ctrl+C goes to the server, which ends this process
         )
         assert process.stdout is not None, "is a pipe"
-        await asyncio.wait_for(process.stdout.readuntil(b"\n"), _START_SECONDS)
+        try:
+            await asyncio.wait_for(process.stdout.readuntil(b"\n"), _START_SECONDS)
+        except BaseException:
+            await _kill(process)
+            raise
         return process
+
+
+async def _kill(process: asyncio.subprocess.Process) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        process.kill()
+    assert process.stdout is not None, "is a pipe"
+    with contextlib.suppress(RuntimeError):  # another coroutine reads it
+        await process.stdout.read()  # of a pipe that is not read, asyncio never sees the end, and waits for it
+    await process.wait()
 
 
 async def _exchange(process: asyncio.subprocess.Process, content: bytes) -> npt.NDArray[np.uint8] | str:

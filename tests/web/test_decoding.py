@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from san.web import decoding
 from san.web.decoding import Decoder
 from san.web.limits import InputLimits
 
@@ -89,3 +90,28 @@ def test_a_process_that_was_killed_is_replaced(waits):
 def test_the_process_is_light(heavy):
     code = f"import sys; import san.web.decoding; assert {heavy!r} not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_reader_that_leaves_amid_an_answer_holds_nobody(monkeypatch):
+    """The rest of the pixels is in the pipe, more than its buffers hold; the next picture is decoded all the same."""
+
+    async def leave() -> tuple[int, ...]:
+        decoder, reading = Decoder(LIMITS), asyncio.Event()
+
+        async def half(process, content):
+            process.stdin.write(len(content).to_bytes(8, "little") + content)
+            await process.stdout.readuntil(b"\n")
+            reading.set()
+            await asyncio.sleep(60)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(decoding, "_exchange", half)
+            leaving = asyncio.ensure_future(decoder.read(png(2000, 1500)))
+            await asyncio.wait_for(reading.wait(), 60)
+            await asyncio.sleep(0.5)
+            leaving.cancel()
+        pixels = await asyncio.wait_for(decoder.read(png()), 20)
+        await asyncio.wait_for(decoder.end(), 60)
+        return pixels.shape
+
+    assert asyncio.run(leave()) == (30, 40, 3)
