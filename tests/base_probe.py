@@ -119,6 +119,7 @@ def beyond(repo: Path) -> dict[str, tuple[int, str]]:
         "benchmark": ["--quick"],
         "predict": ["scene.png", "--vocab", WORDS, "--model", weights, "--config", config, "--out", "other"],
         "demo": [],
+        "serve": [],
         "label": ["scene.png", "--vocab", WORDS, "--out", "other"],
         "video": ["scene.png", "--vocab", WORDS, "--out", "other"],
         "export": ["--variant", "tiny", "--out", "exported"],

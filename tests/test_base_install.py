@@ -27,11 +27,11 @@ from packaging.utils import canonicalize_name
 REPO = Path(__file__).resolve().parent.parent
 PROBE = REPO / "tests/base_probe.py"
 DISTRIBUTIONS = {
-    "PIL": "Pillow", "yaml": "PyYAML", "open_clip": "open_clip_torch", "fastapi": "gradio", "uvicorn": "gradio",
+    "PIL": "Pillow", "yaml": "PyYAML", "open_clip": "open_clip_torch", "pydantic": "fastapi", "starlette": "fastapi",
 }  # fmt: skip
-CHECKED_ROOMS = {"d2": "train", "visualize": "train", "demo": "demo", "export": "export"}
-"""By api.py, new_figure, build_app and export_model."""
-EXTRA_OF = {"demo": "demo", "export": "export", "label": "label", "video": "video"}  # all other commands need "train"
+CHECKED_ROOMS = {"d2": "train", "visualize": "train", "demo": "demo", "serve": "serve", "export": "export"}
+"""By api.py, new_figure, build_app, `san serve` and export_model."""
+EXTRA_OF = {name: name for name in ("demo", "serve", "export", "label", "video")}  # all other commands need "train"
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +150,8 @@ def test_a_base_installation_has_no_package_of_an_extra(base_environment):
         "gradio",
         "av",
         "shapely",
+        "fastapi",
+        "prometheus_client",
     }
 
 
@@ -169,7 +171,7 @@ def test_what_needs_an_extra_names_it_in_one_line(answers):
 
 def test_every_imported_package_is_declared_where_it_is_needed(requires):
     """Also those that another package requires; what `require_extra` checks is in the extra that it names."""
-    extras = ("", "train", "demo", "slurm", "video", "export", "label", "supervision", "fiftyone")
+    extras = ("", "train", "demo", "serve", "slurm", "video", "export", "label", "supervision", "fiftyone")
     declared: dict[str, set[str]] = {extra: set() for extra in extras}
     for requirement in map(Requirement, requires):
         for extra, names in declared.items():

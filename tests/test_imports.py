@@ -50,8 +50,11 @@ ROOMS: dict[str, set[str]] = {
     },
     "": {"clip", "model", "checkpoint", "data", "inference", "vocabulary", "hub"},  # the public API
 }  # fmt: skip
-ROOMS["demo"] = set(ROOMS) - {"d2", ""}
-ROOMS["benchmark"] = set(ROOMS) - {"demo", ""}
+_MODELS = set(ROOMS) - {"d2", ""}
+ROOMS["web"] = {"vocabulary", "clip", "inference"}
+ROOMS["demo"] = _MODELS | {"web"}
+ROOMS["serve"] = _MODELS | {"web"}
+ROOMS["benchmark"] = set(ROOMS) - {"demo", "serve", "web", ""}
 ROOMS["cli"] = set(ROOMS) - {""}
 ROOMS["__main__"] = {"cli"}
 _EVERYWHERE = {"io", "torch_defaults", "devices", "record", "registry"}
@@ -72,6 +75,9 @@ DOORS = {
 GUESTS = {
     "wandb": "san/d2/",
     "gradio": "san/demo/",
+    "fastapi": ("san/demo/", "san/serve/"),
+    "uvicorn": ("san/demo/", "san/serve/"),
+    "prometheus_client": "san/serve/",
     "selenium": "tests/",
     "matplotlib": "san/visualize/",
     "fvcore": "san/d2/",

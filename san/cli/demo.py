@@ -14,10 +14,10 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from san.cli.options import add_model_options, load_predictor, parse_words, path_or_name_option
+from san.cli.web_options import add_address_options, add_limit_options, read_limits
 from san.demo.limits import Limits
 from san.io.errors import INTERRUPTED
 
@@ -27,13 +27,6 @@ if TYPE_CHECKING:
 DEFAULT_PORT = 7860
 
 _LIMITS = {
-    "max_bytes": "size of an uploaded file, bytes",
-    "max_pixels": "height times width of a picture",
-    "max_classes": "classes of a vocabulary",
-    "max_characters": "length of the words' text",
-    "max_waiting": "requests that may queue",
-    "max_seconds": "time limit of a request, seconds",
-    "max_decode_seconds": "time limit of decoding a picture, seconds",
     "requests_per_minute": "of one address",
     "max_visitors": "sessions whose pictures are kept in memory",
     "keep_minutes": "minutes after which an idle session's picture is dropped",
@@ -43,10 +36,7 @@ _LIMITS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     add_model_options(parser)
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine)")
-    parser.add_argument(
-        "--port", type=int, default=DEFAULT_PORT, help="port to listen on, 0 for any free one (default: %(default)s)"
-    )
+    add_address_options(parser, DEFAULT_PORT)
     parser.add_argument(
         "--trusted-proxies",
         default="",
@@ -82,15 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     words = parser.add_mutually_exclusive_group()
     words.add_argument("--words", help="the words that each picture of --examples starts with")
     words.add_argument("--vocab-file", metavar="FILE", help="these words in a file, as `san predict` takes it")
-    limits = parser.add_argument_group("limits")
-    for field in fields(Limits):
-        limits.add_argument(
-            f"--{field.name.replace('_', '-')}",
-            type=type(field.default),
-            default=field.default,
-            metavar="N",
-            help=f"{_LIMITS[field.name]} (default: %(default)s)",
-        )
+    add_limit_options(parser, Limits, _LIMITS)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -141,7 +123,7 @@ def make_service(args: argparse.Namespace) -> DemoService:
     from san.shapes.world import NAMES
     from san.vocabulary.vocabulary import Vocabulary
 
-    limits = Limits(**{field.name: getattr(args, field.name) for field in fields(Limits)})
+    limits = read_limits(args, Limits)
     words = args.words if args.vocab_file is None else Vocabulary.from_file(args.vocab_file).as_text()
     if (args.examples is None) != (words is None):
         raise ValueError("--examples and --words (or --vocab-file) belong together; give both or neither")

@@ -26,6 +26,7 @@ COMMANDS = {
     "label": "write annotations of pictures for labelling tools and training: COCO, YOLO, VOC, CVAT and others",
     "video": "segment videos with any words",
     "demo": "serve a web page that segments pictures",
+    "serve": "serve the model over HTTP: pictures and words in, label maps, overlays, run lengths or polygons out",
     "models": "list models: size, licence, and whether they are on this machine",
     "train": "train a model, and evaluate it",
     "eval": "evaluate a model on data sets",

@@ -9,25 +9,21 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 from urllib.parse import parse_qs
 
 import numpy as np
 import numpy.typing as npt
 
-from san.demo.decoding import Decoder
-from san.demo.limits import ConcurrencyLimit, Limits, RateLimit, visitor_of
-from san.demo.mailbox import Mailbox
+from san.demo.limits import Limits, RateLimit
 from san.io.errors import excerpt
+from san.web.decoding import Decoder
+from san.web.limits import ConcurrencyLimit, visitor_of
+from san.web.store import TokenStore
+from san.web.uploads import App, Message, Receive, Refusal, Scope, Send, read_body
 
-Message = MutableMapping[str, Any]
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Check = Callable[[list[Any]], None]
 
 UPLOAD, RESULT = "/san/image", "/san/result/"
@@ -40,25 +36,11 @@ _GET = re.compile(
 _POST = (UPLOAD, _JOIN, "/gradio_api/cancel", "/gradio_api/reset")
 _SESSION = re.compile(r"[0-9A-Za-z_-]{1,64}")
 _MAX_UPLOADS, _MAX_UPLOADS_OF_ADDRESS = 24, 6  # concurrent; others wait
-_BODY_SECONDS, _FIRST_SECONDS, _BYTES_PER_SECOND = 60.0, 10.0, 10_000  # limits of slow uploads
 _MAX_RESULT_BYTES = 100_000_000  # of all results that are not fetched yet
 _MAX_AWAITED = 1000
 _PIECE = 2**16
 _ROOT_PATH = re.compile(r"(/[\w.~-]+)*/?", re.ASCII)
 _FRAME_ANCESTOR = re.compile(r"\*|https?://(\*\.)?[\w.-]+(:\d+)?", re.ASCII)
-
-
-class Refusal(Exception):  # noqa: N818 - an answer, not a failure
-    """An error answer.
-
-    Args:
-        status: HTTP status.
-        detail: message for the visitor.
-    """
-
-    def __init__(self, status: int, detail: str) -> None:
-        super().__init__(detail)
-        self.status, self.detail = status, detail
 
 
 class Guard:
@@ -95,8 +77,10 @@ class Guard:
         if not _ROOT_PATH.fullmatch(root_path):
             raise ValueError(f"--root-path is {excerpt(root_path)} but must be a path such as /demo, without http://")
         self._root_path, self._headers = root_path.rstrip("/"), _headers(frame_ancestors)
-        self.pictures: Mailbox[npt.NDArray[np.uint8]] = Mailbox(8 * 3 * limits.max_pixels)
-        self.results: Mailbox[bytes] = Mailbox(_MAX_RESULT_BYTES)
+        self.pictures: TokenStore[npt.NDArray[np.uint8]] = TokenStore(
+            8 * 3 * limits.max_pixels, lambda each: each.nbytes
+        )
+        self.results: TokenStore[bytes] = TokenStore(_MAX_RESULT_BYTES, len)
         self._decoder = Decoder(limits)
         self._rate = RateLimit(limits.requests_per_minute)
         self._awaited: OrderedDict[str, None] = OrderedDict()  # sessions with an unread answer
@@ -174,7 +158,7 @@ class Guard:
             pixels = await self._upload(scope, receive, visitor)
             await answer(send, 200, {"token": self.pictures.put(pixels)})
             return
-        body = await _read(scope, receive, self._max_body, "The request took too long; try again.")
+        body = await read_body(scope, receive, self._max_body, "The request took too long; try again.")
         if scope["path"] == _JOIN:
             body, send = _checked(body, self._functions), _with_queue_message(send)
             self._awaited[json.loads(body)["session_hash"]] = None
@@ -187,7 +171,7 @@ class Guard:
     async def _upload(self, scope: Scope, receive: Receive, visitor: str) -> npt.NDArray[np.uint8]:
         async with self._uploads.take(visitor):
             late = "The upload took too long; choose a smaller picture, or try again with a better connection."
-            content = await _read(scope, receive, self._limits.max_bytes, late)
+            content = await read_body(scope, receive, self._limits.max_bytes, late)
             try:
                 return await self._decoder.read(content, visitor)
             except ValueError as error:
@@ -208,29 +192,6 @@ def _check_origin(scope: Scope) -> None:
             "This request comes from a page of another address than the one it went to. Open the demo at its own "
             "address; a proxy in between must pass on the Host header.",
         )
-
-
-async def _read(scope: Scope, receive: Receive, max_bytes: int, late: str) -> bytes:
-    """Read a request's body; refuse early if it is too large or too slow."""
-    too_large = Refusal(413, f"The file is too large; the limit here is {max_bytes / 1e6:.1f} MB. Shrink it.")
-    length = dict(scope["headers"]).get(b"content-length", b"")
-    if length.isdigit() and int(length) > max_bytes:
-        raise too_large
-
-    body, start = bytearray(), time.monotonic()
-    while True:
-        patience = min(_BODY_SECONDS, _FIRST_SECONDS + len(body) / _BYTES_PER_SECOND)
-        try:
-            message = await asyncio.wait_for(receive(), start + patience - time.monotonic())
-        except asyncio.TimeoutError:
-            raise Refusal(408, late) from None
-        if message["type"] == "http.disconnect":
-            raise Refusal(400, "The upload was interrupted; try again.")
-        body += message.get("body", b"")
-        if len(body) > max_bytes:
-            raise too_large
-        if not message.get("more_body"):
-            return bytes(body)
 
 
 def _checked(body: bytes, functions: Mapping[int, Check] | None = None) -> bytes:

@@ -10,7 +10,8 @@ import ipaddress
 import re
 from collections.abc import Iterable
 
-from san.demo.guard import App, Receive, Scope, Send, answer
+from san.demo.guard import answer
+from san.web.uploads import App, Receive, Scope, Send
 
 LOCAL = ("localhost", "127.0.0.1", "::1")
 """Names of this machine."""

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from san.demo.guard import Check, Guard
-from san.demo.service import DemoService, Session, Words, explain, text_of
+from san.demo.service import DemoService, Session, explain, text_of
 from san.demo.view import encoded_view, message_view, picker_view, picture_view, result_address, result_view
 from san.io.errors import require_extra
 from san.vocabulary.label_sets import LABEL_SETS
+from san.web.words import Words
 
 _ASSETS = Path(__file__).parent / "assets"
 _NO_LABEL_SET = "none"

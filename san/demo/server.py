@@ -5,16 +5,16 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import logging
-import socket
 import threading
 from collections.abc import Iterable, Iterator
-from typing import Any
 
-from san.demo.connections import BoundedConnection
-from san.demo.guard import App, Guard, Receive, Scope, Send
+from san.demo.guard import Guard
 from san.demo.hosts import KnownHosts
 from san.demo.limits import Limits
 from san.io.errors import excerpt
+from san.web.connections import BoundedConnection
+from san.web.listening import address_of, listen
+from san.web.uploads import App, Receive, Scope, Send
 
 logger = logging.getLogger(__name__)
 
@@ -52,14 +52,18 @@ class DemoServer:
 
             max_connections = 8 * limits.max_visitors + 100
 
+            def shutdown(self) -> None:
+                """End the connection without waiting, for instance for an open stream."""
+                super().shutdown()
+                self.transport.abort()
+
         proxies = _proxies(trusted_proxies)
         app: App = KnownHosts(guard, host, allowed_hosts)
         if not proxies:
             app = _ProxyWarning(app)
-        self._socket = _listen(host, port)
+        self._socket = listen(host, port)
         self.port: int = self._socket.getsockname()[1]
-        shown = f"[{host}]" if ":" in host else host
-        self.url = f"http://{shown}:{self.port}/"
+        self.url = address_of(host, self._socket)
         config = uvicorn.Config(
             app,
             http=Connection,
@@ -116,18 +120,3 @@ def _proxies(given: Iterable[str]) -> list[str]:
                 f"--trusted-proxies holds {excerpt(each)}; give addresses or networks such as 127.0.0.1 or 10.0.0.0/8"
             ) from error
     return proxies
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    if not 0 <= port <= 65535:
-        raise ValueError(f"--port is {port} but must be 0..65535; choose another --host or --port")
-    try:
-        found: list[Any] = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, kind, protocol, _, address = found[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-    except OSError as error:
-        raise ValueError(f"cannot listen on {host} port {port} ({error}); choose another --host or --port") from error
-    listener.listen(128)
-    return listener

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from san.demo.examples import Example
 from san.demo.limits import Limits
 from san.io.errors import one_line
-from san.vocabulary.vocabulary import Vocabulary
+from san.web.words import Words
 
 if TYPE_CHECKING:
     from san.clip.text_embedder import TextEmbeddings
@@ -30,52 +30,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class Words:
-    """A visitor's request.
-
-    Attributes:
-        text: classes separated by commas, semicolons or line breaks, synonyms by |.
-        label_set: a label set's name, "" for none.
-        as_context: the label set's classes compete for pixels and are marked as context; otherwise they follow the
-            words of `text`.
-        none_of_these: pixels that fit no word get no class.
-    """
-
-    text: str
-    label_set: str = ""
-    as_context: bool = True
-    none_of_these: bool = False
-
-    def vocabulary(self, limits: Limits) -> Vocabulary:
-        """Return the classes.
-
-        Raises:
-            ValueError: there are none, too many or repeated ones, or the label set does not exist. The message is for
-                the visitor.
-        """
-        if len(self.text) > limits.max_characters:
-            raise ValueError(
-                f"the words have {len(self.text)} characters, the limit here is {limits.max_characters}; shorten them"
-            )
-        blank = not self.text.strip(" \t\r\n,;")
-        if blank and (not self.label_set or self.as_context):
-            raise ValueError("there are no words; write at least one, such as: red star, plain ground")
-        if not self.label_set:
-            vocabulary = Vocabulary.parse(self.text)
-        elif blank:
-            vocabulary = Vocabulary.label_set(self.label_set)
-        else:
-            both = Vocabulary.parse(self.text).with_context(Vocabulary.label_set(self.label_set))
-            vocabulary = both if self.as_context else Vocabulary(both.classes)
-        if len(vocabulary.classes) > limits.max_classes:
-            raise ValueError(
-                f"the vocabulary has {len(vocabulary.classes)} classes, the limit here is {limits.max_classes}; "
-                "leave some out"
-            )
-        return vocabulary
 
 
 @dataclass(frozen=True)
@@ -175,11 +129,7 @@ class DemoService:
 
         def task() -> Answer:
             start = time.perf_counter()
-            classifier = self._predictor.model.text_classifier
-            if words.label_set:  # its embeddings may be cached on disk
-                classifier.embedder.embed(classifier, Vocabulary.label_set(words.label_set).classes)
-            text = classifier.embedder.embed(classifier, vocabulary.classes, store=False)
-            own = classifier.embedder.embed(classifier, vocabulary.free, store=False)
+            text, own = words.embed(self._predictor, vocabulary)
             result = self._predictor.segment(
                 vocabulary, encoded=session.encoded, text=text, none_of_these=words.none_of_these
             )

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from san.demo.service import Words
 from san.shapes.world import NAMES
+from san.web.words import Words
 
 pytest.importorskip("gradio", reason="Gradio is not installed")
 pytest.importorskip("selenium", reason="selenium is not installed")

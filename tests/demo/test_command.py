@@ -14,8 +14,8 @@ import urllib.parse
 import pytest
 
 pytest.importorskip("gradio", reason="Gradio is not installed")
-from tests.demo.test_decoding import slow_jpeg
 from tests.demo.test_http import ask
+from tests.web.test_decoding import slow_jpeg
 
 
 @pytest.mark.slow

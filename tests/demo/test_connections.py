@@ -12,9 +12,9 @@ import urllib.parse
 import pytest
 
 pytest.importorskip("uvicorn", reason="uvicorn, which Gradio brings, is not installed")
-from san.demo import connections
 from san.demo.limits import Limits
 from san.demo.server import DemoServer
+from san.web import connections
 
 LIMITS = Limits(max_visitors=1)  # 108 connections
 HALF = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Half: "

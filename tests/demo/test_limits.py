@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from san.demo.limits import ConcurrencyLimit, Limits, RateLimit, visitor_of
+from san.demo.limits import Limits, RateLimit
+from san.web.limits import ConcurrencyLimit, visitor_of
 
 
 def test_every_limit_must_be_positive():

@@ -18,12 +18,13 @@ from san.cli.demo import make_service
 from san.cli.main import make_parser
 from san.demo.examples import folder_examples, shapes_examples
 from san.demo.limits import Limits
-from san.demo.service import DemoService, Words, explain
+from san.demo.service import DemoService, explain
 from san.demo.view import picture_view, result_view
 from san.inference.segmentation import Segmentation
 from san.shapes.world import NAMES
 from san.visualize import palette
 from san.vocabulary.vocabulary import Vocabulary
+from san.web.words import Words
 
 LIMITS = Limits(max_classes=180, max_characters=300)
 

@@ -15,9 +15,9 @@ import pytest
 from tests.demo.test_http import ROLE, Visitor, ask, echo, png
 
 pytest.importorskip("gradio", reason="Gradio is not installed")
-from san.demo import guard
 from san.demo.guard import Guard
 from san.demo.limits import Limits
+from san.web import uploads
 
 CLICK, UPLOAD = ("click", 5), ("upload", 4)
 HALF_UPLOAD = b"POST /san/image HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000\r\n\r\nabc"
@@ -84,9 +84,9 @@ def test_a_stream_without_a_request_is_refused(demo, capfd, caplog):
 
 def test_a_result_is_fetched_once(demo):
     visitor = Visitor(demo.url, "fetcher")
-    before = len(demo.guard.results)
+    before = demo.guard.results.usage()[0]
     visitor.segment("red star")
-    assert len(demo.guard.results) == before, "what was read is forgotten"
+    assert demo.guard.results.usage()[0] == before, "what was read is forgotten"
     assert ask(demo.url, "GET", "/san/result/guess")[0] == 404
     status, headers, text = ask(demo.url, "GET", "/san/result/first")
     assert (status, headers["cache-control"]) == (200, "no-store")
@@ -94,7 +94,7 @@ def test_a_result_is_fetched_once(demo):
 
 
 def test_a_bad_picture_is_refused_at_its_upload(demo):
-    before = len(demo.guard.pictures)
+    before = demo.guard.pictures.usage()[0]
     for content, message in (
         (b"hello", "cannot be read (it is not PNG, JPEG"),
         (b"", "empty"),
@@ -103,7 +103,7 @@ def test_a_bad_picture_is_refused_at_its_upload(demo):
         status, _, text = ask(demo.url, "POST", "/san/image", content)
         assert status == 422
         assert message in json.loads(text)["detail"]
-    assert len(demo.guard.pictures) == before
+    assert demo.guard.pictures.usage()[0] == before
 
 
 def test_slow_uploads_of_one_address_leave_room_for_others(demo):
@@ -114,12 +114,12 @@ def test_slow_uploads_of_one_address_leave_room_for_others(demo):
             stack.enter_context(slow).sendall(HALF_UPLOAD)
         start = time.monotonic()
         assert ask(demo.url, "POST", "/san/image", png())[0] == 200
-        assert time.monotonic() - start < guard._FIRST_SECONDS / 2
+        assert time.monotonic() - start < uploads._FIRST_SECONDS / 2
 
 
 def test_who_stalls_does_not_hold_an_upload_s_place(demo, monkeypatch):
     """Also not for others of the same address."""
-    monkeypatch.setattr(guard, "_FIRST_SECONDS", 0.2)
+    monkeypatch.setattr(uploads, "_FIRST_SECONDS", 0.2)
     port = urllib.parse.urlsplit(demo.url).port
     with contextlib.ExitStack() as stack:
         crowd = [socket.create_connection(("127.0.0.1", port), timeout=20) for _ in range(12)]
@@ -132,7 +132,7 @@ def test_who_stalls_does_not_hold_an_upload_s_place(demo, monkeypatch):
 def test_a_crowd_is_answered_without_a_mix_up(demo):
     """Each has a picture of its own size, and asks for words of its own."""
     wrong, shared = [], ["red star", "plain ground"]
-    before = len(demo.guard.pictures), len(demo.guard.results)
+    before = demo.guard.pictures.usage()[0], demo.guard.results.usage()[0]
 
     def visit(number):
         visitor = Visitor(demo.url, f"crowd{number}")
@@ -154,7 +154,7 @@ def test_a_crowd_is_answered_without_a_mix_up(demo):
         thread.join(240)
         assert not thread.is_alive()
     assert not wrong
-    assert (len(demo.guard.pictures), len(demo.guard.results)) == before, "nothing is left behind"
+    assert (demo.guard.pictures.usage()[0], demo.guard.results.usage()[0]) == before, "nothing is left behind"
 
 
 def got(path, **options):

@@ -19,12 +19,13 @@ from san.d2.api import build_model
 from san.d2.evaluate.evaluation import evaluate
 from san.demo.examples import shapes_examples
 from san.demo.limits import Limits
-from san.demo.service import DemoService, Words, explain
+from san.demo.service import DemoService, explain
 from san.inference.predictor import Predictor
 from san.model.build import build_san
 from san.model.config import variant
 from san.model.san import MaskProposals, SANModel
 from san.postprocess import have_non_finite, refuse_non_finite
+from san.web.words import Words
 
 WHITE = np.full((40, 60, 3), 255, np.uint8)
 """What `spoil` makes the network fail on."""

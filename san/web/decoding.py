@@ -1,4 +1,4 @@
-"""Decodes pictures in a separate process that can be killed, so that one file cannot block other visitors.
+"""Decodes pictures in a separate process that can be killed, so that one file cannot block other requests.
 
 A picture within all limits of size can take a minute to decode (a progressive JPEG of many scans), and the decoders
 cannot be interrupted. The process imports only NumPy and Pillow, reads pictures from its standard input, and is
@@ -8,35 +8,36 @@ replaced after it was killed. It returns only pixels and text, so an exploited d
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import math
 import os
 import sys
 import warnings
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from san.demo.limits import ConcurrencyLimit, Limits
 from san.io.errors import one_line
 from san.io.image_files import read_image
+from san.web.limits import ConcurrencyLimit, InputLimits
 
 _ROOT = Path(__file__).resolve().parents[2]
-_START = "import sys; sys.path[0] = sys.argv[1]; from san.demo.decoding import serve; serve(sys.argv[2])"
+_START = "import sys; sys.path[0] = sys.argv[1]; from san.web.decoding import serve; serve(sys.argv[2])"
 _START_SECONDS = 60.0
 _LENGTH_BYTES = 8
 
 
 class Decoder:
-    """Starts and calls the decoding process. Visitors take turns.
+    """Starts and calls the decoding process. Senders take turns.
 
     Args:
         limits: sizes, and the time that a picture may take.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: InputLimits) -> None:
         self._limits, self._turns = limits, ConcurrencyLimit(1, 1)
         self._process: asyncio.subprocess.Process | None = None
 
@@ -48,8 +49,7 @@ class Decoder:
         """Kill the process, also while it decodes; the next picture starts a new one."""
         process, self._process = self._process, None
         if process is not None and process.returncode is None:
-            process.kill()
-            await process.wait()
+            await _kill(process)
 
     async def read(self, content: bytes, visitor: str = "") -> npt.NDArray[np.uint8]:
         """Return the pixels of a picture, see `san.io.image_files.read_image`.
@@ -87,15 +87,28 @@ class Decoder:
             "-c",
             _START,
             str(_ROOT),
-            json.dumps(asdict(self._limits)),
+            json.dumps({each.name: getattr(self._limits, each.name) for each in fields(InputLimits)}),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             limit=2**20,
             start_new_session=True,  # Ctrl+C goes to the server, which ends this process
         )
         assert process.stdout is not None, "is a pipe"
-        await asyncio.wait_for(process.stdout.readuntil(b"\n"), _START_SECONDS)
+        try:
+            await asyncio.wait_for(process.stdout.readuntil(b"\n"), _START_SECONDS)
+        except BaseException:
+            await _kill(process)
+            raise
         return process
+
+
+async def _kill(process: asyncio.subprocess.Process) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        process.kill()
+    assert process.stdout is not None, "is a pipe"
+    with contextlib.suppress(RuntimeError):  # another coroutine reads it
+        await process.stdout.read()  # of a pipe that is not read, asyncio never sees the end, and waits for it
+    await process.wait()
 
 
 async def _exchange(process: asyncio.subprocess.Process, content: bytes) -> npt.NDArray[np.uint8] | str:
@@ -116,9 +129,9 @@ def serve(limits: str) -> None:
     """Run the process: read a length and a file, write a line of JSON and the pixels, until the input ends.
 
     Args:
-        limits: the fields of `Limits`, as JSON.
+        limits: the fields of `InputLimits`, as JSON.
     """
-    bounds, source = Limits(**json.loads(limits)).of_pictures, sys.stdin.buffer
+    bounds, source = InputLimits(**json.loads(limits)).of_pictures, sys.stdin.buffer
     warnings.simplefilter("ignore")  # Pillow's warnings about odd files and its own limit
     sink = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints is not part of the answer

@@ -10,7 +10,7 @@ import asyncio
 from collections import Counter
 from typing import Any
 
-from san.demo.limits import visitor_of
+from san.web.limits import visitor_of
 
 _REQUEST_SECONDS = 10.0  # to receive a request's head, and between requests
 _ANSWER_SECONDS = 60.0  # for the visitor to read what was sent
@@ -24,9 +24,11 @@ class BoundedConnection:
 
     Attributes:
         max_connections: of all visitors; set by the subclass.
+        pause_seconds: to receive a request's head, and between requests; None is 10 s.
     """
 
     max_connections: int
+    pause_seconds: float | None = None
     connections: set[Any]  # of the server; this and the following attributes are uvicorn's
     loop: asyncio.AbstractEventLoop
     transport: Any
@@ -56,11 +58,6 @@ class BoundedConnection:
         self._asked = self.loop.time()
         super().on_response_complete()  # type: ignore[misc]
 
-    def shutdown(self) -> None:
-        """End the connection without waiting, for instance for an open stream."""
-        super().shutdown()  # type: ignore[misc]
-        self.transport.abort()
-
     def visitor(self) -> str:
         """The visitor; uvicorn has replaced the address of a trusted proxy by that of its visitor."""
         client = self.client if self.scope is None else self.scope["client"]
@@ -79,7 +76,7 @@ class BoundedConnection:
             self._read = now
         if unread or self._is_answering():
             self._asked = now
-        if now - self._asked > _REQUEST_SECONDS or now - self._read > _ANSWER_SECONDS:
+        if now - self._asked > (self.pause_seconds or _REQUEST_SECONDS) or now - self._read > _ANSWER_SECONDS:
             self.transport.abort()
         else:
             self._timer = self.loop.call_later(_TICK_SECONDS, self._look)

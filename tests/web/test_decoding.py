@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from san.demo.decoding import Decoder
-from san.demo.limits import Limits
+from san.web import decoding
+from san.web.decoding import Decoder
+from san.web.limits import InputLimits
 
-LIMITS = Limits(max_bytes=1_000_000, max_pixels=8_000_000, max_decode_seconds=2.0)
+LIMITS = InputLimits(max_bytes=1_000_000, max_pixels=8_000_000, max_decode_seconds=2.0)
 
 
 def png(width=40, height=30):
@@ -87,5 +88,30 @@ def test_a_process_that_was_killed_is_replaced(waits):
 
 @pytest.mark.parametrize("heavy", ["torch", "gradio", "scipy"])
 def test_the_process_is_light(heavy):
-    code = f"import sys; import san.demo.decoding; assert {heavy!r} not in sys.modules"
+    code = f"import sys; import san.web.decoding; assert {heavy!r} not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_reader_that_leaves_amid_an_answer_holds_nobody(monkeypatch):
+    """The rest of the pixels is in the pipe, more than its buffers hold; the next picture is decoded all the same."""
+
+    async def leave() -> tuple[int, ...]:
+        decoder, reading = Decoder(LIMITS), asyncio.Event()
+
+        async def half(process, content):
+            process.stdin.write(len(content).to_bytes(8, "little") + content)
+            await process.stdout.readuntil(b"\n")
+            reading.set()
+            await asyncio.sleep(60)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(decoding, "_exchange", half)
+            leaving = asyncio.ensure_future(decoder.read(png(2000, 1500)))
+            await asyncio.wait_for(reading.wait(), 60)
+            await asyncio.sleep(0.5)
+            leaving.cancel()
+        pixels = await asyncio.wait_for(decoder.read(png()), 20)
+        await asyncio.wait_for(decoder.end(), 60)
+        return pixels.shape
+
+    assert asyncio.run(leave()) == (30, 40, 3)

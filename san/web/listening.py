@@ -1,0 +1,36 @@
+"""Opens the port of a server."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens on an address.
+
+    Args:
+        host: name or address.
+        port: 0 for any free one.
+
+    Raises:
+        ValueError: the server cannot listen there.
+    """
+    if not 0 <= port <= 65535:
+        raise ValueError(f"--port is {port} but must be 0..65535; choose another --host or --port")
+    try:
+        found: list[Any] = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = found[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        raise ValueError(f"cannot listen on {host} port {port} ({error}); choose another --host or --port") from error
+    listener.listen(128)
+    return listener
+
+
+def address_of(host: str, listener: socket.socket) -> str:
+    """Return the http:// address of a listening socket."""
+    shown = f"[{host}]" if ":" in host else host
+    return f"http://{shown}:{listener.getsockname()[1]}/"
