@@ -19,7 +19,7 @@ ROOMS: dict[str, set[str]] = {
     "io": set(),
     "vocabulary": set(),
     "clip": {"vocabulary"},
-    "model": {"clip", "part"},
+    "model": {"clip", "part", "vocabulary"},
     "losses": {"part"},
     "data": {"vocabulary"},
     "shapes": {"clip", "data", "vocabulary"},

@@ -46,11 +46,17 @@ class PlainSAN(SANModel):
             return super().propose(images)
 
     def _recognise(
-        self, clip: ShallowFeatures, biases: list[Tensor], sls_share: Tensor | None = None
+        self,
+        clip: ShallowFeatures,
+        biases: list[Tensor],
+        sls_share: Tensor | None = None,
+        pooled_masks: Sequence[Tensor] = (),
     ) -> tuple[Tensor, ...]:
-        """Return embeddings (B, Q, E) per bias, with one pass of CLIP's deep blocks for each."""
+        """Return embeddings (B, Q, E) per bias, with one pass of CLIP's deep blocks for each; then per mask."""
+        masks = [[each] for each in pooled_masks] or [[]] * len(biases)
         recognise = super()._recognise
-        return tuple(embed for bias in biases for embed in recognise(clip, [bias], sls_share))
+        passes = [recognise(clip, [bias], sls_share, own) for bias, own in zip(biases, masks, strict=True)]
+        return tuple(embed for kind in zip(*passes, strict=True) for embed in kind)
 
 
 class PlainAttention(TorchFunctionMode):
@@ -98,8 +104,15 @@ class PlainBiasHead(AttentionBiasHead):
 class PlainDeepClip(DeepClip):
     """CLIP's deep blocks as masked self-attention over [SLS], class and patch tokens together."""
 
-    def forward(self, class_token: Tensor, patch_tokens: Tensor, sls_tokens: Tensor, attn_bias: Tensor) -> Tensor:
-        """See `DeepClip.forward`."""
+    def forward(
+        self,
+        class_token: Tensor,
+        patch_tokens: Tensor,
+        sls_tokens: Tensor,
+        attn_bias: Tensor,
+        mask_shares: Tensor | None = None,
+    ) -> Tensor:
+        """See `DeepClip.forward`; values are projected for every patch."""
         count = sls_tokens.shape[1]
         x = torch.cat([sls_tokens, class_token, patch_tokens], dim=1)  # (B, S + 1 + T, D)
         for index, block in enumerate(self.resblocks):
@@ -110,8 +123,13 @@ class PlainDeepClip(DeepClip):
             mask[..., :count, :count].diagonal(dim1=-2, dim2=-1).zero_()  # except itself;
             mask[..., :count, count] = float("-inf")  # no [SLS] token attends to the class token
             mask[..., :count, count + 1 :] = attn_bias[:, 0 if attn_bias.shape[1] == 1 else index].to(q.dtype)
+            before = x
             x = block.finish(x, F.scaled_dot_product_attention(q, k, v, attn_mask=mask))
-        return F.normalize(self.ln_post(x[:, :count]) @ self.proj, dim=-1)
+        tokens = x[:, :count]
+        if mask_shares is not None:
+            patches = (before + block.attn.merge(v))[:, count + 1 :]
+            tokens = torch.cat([tokens, mask_shares @ patches], dim=1)
+        return F.normalize(self.ln_post(tokens) @ self.proj, dim=-1)
 
 
 def plain_scores(mask_logits: Tensor, class_logits: Tensor, geometry: Geometry) -> Tensor:

@@ -1,6 +1,7 @@
 """CLIP's image tower, cut in two: shallow blocks that feed the side network, deep blocks that recognise masks.
 
-B batch, D CLIP width, E joint embedding, N_h heads, T = h * w patch tokens of the (h, w) CLIP grid, S [SLS] tokens.
+B batch, D CLIP width, E joint embedding, N_h heads, T = h * w patch tokens of the (h, w) CLIP grid, S [SLS] tokens,
+M masks.
 Source: docs/method.md#2 and #5; arXiv 2302.12242, section 3.
 """
 
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from san.clip.arch import ClipArch
-from san.clip.blocks import Block, attend
+from san.clip.blocks import Attention, Block, attend
 from san.clip.pos_embed import resize_pos_embed
 from san.record import FieldError
 from san.torch_defaults import without_autocast
@@ -92,8 +93,15 @@ class DeepClip(nn.Module):
         self.ln_post = nn.LayerNorm(vision.width)
         self.proj = nn.Parameter(torch.randn(vision.width, arch.embed_dim) * vision.width**-0.5)
 
-    def forward(self, class_token: Tensor, patch_tokens: Tensor, sls_tokens: Tensor, attn_bias: Tensor) -> Tensor:
-        """Return one unit-length embedding per [SLS] token.
+    def forward(
+        self,
+        class_token: Tensor,
+        patch_tokens: Tensor,
+        sls_tokens: Tensor,
+        attn_bias: Tensor,
+        mask_shares: Tensor | None = None,
+    ) -> Tensor:
+        """Return one unit-length embedding per [SLS] token, and one per mask.
 
         Args:
             class_token: (B, 1, D) after block K.
@@ -101,9 +109,10 @@ class DeepClip(nn.Module):
             sls_tokens: (B, S, D).
             attn_bias: (B, L, 1 or N_h, S, T) added to an [SLS] token's logits for the patch tokens; L is
                 1 (the same for all blocks) or the number of blocks.
+            mask_shares: (B, M, T), the share of each patch in a mask, summing to 1; see `pooled_tokens`.
 
         Returns:
-            (B, S, E).
+            (B, S, E), or (B, S + M, E) with masks.
         """
         x, sls = torch.cat([class_token, patch_tokens], dim=1), sls_tokens
         shared = attn_bias.shape[1] == 1
@@ -111,19 +120,49 @@ class DeepClip(nn.Module):
             assert isinstance(block, Block)
             bias = attn_bias[:, 0 if shared else index]
             last = index + 1 == len(self.resblocks)
-            x, sls = _recognise(block, x, sls, bias, keep_patches=not last)
+            x, sls = _recognise(block, x, sls, bias, mask_shares if last else None, keep_patches=not last)
         with without_autocast(sls.device):  # of all roundings, this one would be seen most in the class logits
             return F.normalize(self.ln_post(sls.to(self.proj.dtype)) @ self.proj, dim=-1)
 
 
-def _recognise(block: Block, x: Tensor, sls: Tensor, bias: Tensor, *, keep_patches: bool) -> tuple[Tensor, Tensor]:
-    """Apply a block to class and patch tokens (B, 1 + T, D), which see no [SLS] token, and [SLS] tokens (B, S, D)."""
+def _recognise(
+    block: Block, x: Tensor, sls: Tensor, bias: Tensor, mask_shares: Tensor | None = None, *, keep_patches: bool
+) -> tuple[Tensor, Tensor]:
+    """Apply a block to class and patch tokens (B, 1 + T, D), which see no [SLS] token, and [SLS] tokens (B, S, D).
+
+    Tokens pooled under masks, if any, follow the latter.
+    """
     q, k, v = block.attn.project(block.ln_1(x))
     sls_qkv = block.attn.project(block.ln_1(sls))
     sls = block.finish(sls, sls_attention(*sls_qkv, k[:, :, 1:], v[:, :, 1:], bias))
+    if mask_shares is not None:
+        pooled = pooled_tokens(block.attn, x[:, 1:], v[:, :, 1:], mask_shares)
+        sls = torch.cat([sls, pooled.to(sls.dtype)], dim=1)
     if keep_patches:
         x = block.finish(x, attend(q, k, v))
     return x, sls
+
+
+def pooled_tokens(attn: Attention, patch_tokens: Tensor, values: Tensor, mask_shares: Tensor) -> Tensor:
+    """Pool patches under masks: attention with the masks as its weights, added to the mean patch.
+
+    CLIP was never trained to use what its last block gives for patches; the values of its attention are closer to names
+    (arXiv 2112.01071). They are projected after pooling, once per mask instead of once per patch.
+
+    Args:
+        attn: that of CLIP's last block.
+        patch_tokens: (B, T, D) before the block.
+        values: (B, N_h, T, d) of the patches.
+        mask_shares: (B, M, T), summing to 1 over the patches.
+
+    Returns:
+        (B, M, D).
+    """
+    with without_autocast(patch_tokens.device):  # in half precision, shares of many patches would be rounded
+        shares = mask_shares.float()
+        tokens, heads = shares @ patch_tokens.float(), shares.unsqueeze(1) @ values.float()
+    result: Tensor = tokens + attn.merge(heads.to(values.dtype))
+    return result
 
 
 def sls_attention(q: Tensor, k_self: Tensor, v_self: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:

@@ -84,6 +84,11 @@ def export_model(
                 f"PyTorch {torch.__version__} is older than {oldest}, the first with which ONNX was tested; "
                 "update it, or choose the format pt2"
             )
+    if needs := predictor.model.scorer.needs:
+        raise ValueError(
+            f"an export computes [SLS] embeddings alone, but the scorer {predictor.model.config.scorer.name!r} also "
+            f"needs {', '.join(needs)}; load the model with the scorer sls"
+        )
     words = None if vocabulary is None else Vocabulary.parse(vocabulary)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -293,11 +293,7 @@ class Predictor(Segmenter):
         return [
             EncodedImage(
                 each,
-                MaskProposals(
-                    proposals.mask_logits[i : i + 1].float(),
-                    proposals.attn_bias[i : i + 1].float(),
-                    proposals.sls_embed[i : i + 1].float(),
-                ),
+                MaskProposals(*(part[i : i + 1].float() for part in proposals)),
                 Geometry(padded, size, (each.shape[0], each.shape[1])),
                 names[i],
                 self.model.weights_id,

@@ -181,7 +181,7 @@ class SANConfig(Options):
     mask_head: PartConfig = option(PartConfig("mlp"), "how masks are made of queries and patches")
     bias_head: PartConfig = option(PartConfig("mlp"), "how attention biases are made of queries and patches")
     prompts: PartConfig = option(PartConfig("templates"), "how prompts are made of a class name")
-    scorer: PartConfig = option(PartConfig("sls"), "how masks are compared with class names")
+    scorer: PartConfig = option(PartConfig("sls"), "how masks are compared with class names (docs/beyond.md)")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -92,6 +92,13 @@ class ChannelNorm(nn.Module):
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, LAYER_NORM_EPS)
 
 
+def mask_shares(mask_logits: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Return the share (B, Q, h * w) of each patch of a grid (h, w) in mask logits (B, Q, h_s, w_s); sums to 1."""
+    probs = F.adaptive_avg_pool2d(mask_logits.float().sigmoid(), grid).flatten(2)
+    shares: Tensor = probs / probs.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(probs.dtype).tiny)
+    return shares
+
+
 def adaptive_max_pool(x: Tensor, size: tuple[int, int]) -> Tensor:
     """`F.adaptive_max_pool2d` (B, C, H, W) to (B, C, *size), also for the dynamic sizes of torch.export."""
     if is_dynamic(size):

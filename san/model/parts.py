@@ -194,6 +194,14 @@ class Scorer(Part):
     def __init__(self, options: Any, config: SANConfig) -> None:
         super().__init__()
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Fields of `MaskProposals` that `forward` takes as further keyword arguments, such as "pooled_embed".
+
+        A field that no scorer needs is not computed.
+        """
+        return ()
+
     def forward(self, sls_embed: Tensor, text_embed: Tensor, classifier: TextClassifier) -> Tensor:
         """Return class logits (B, Q, C + 1), "no object" last, in float32.
 

@@ -5,13 +5,20 @@ B batch, Q queries, C classes, E joint embedding, D CLIP width. Source: docs/met
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from san.clip.text_classifier import TextClassifier
+from san.model.config import SANConfig
 from san.model.parts import SCORERS, SLS_INITS, Scorer, SLSInit
+from san.record import FieldError, Options, option
+from san.vocabulary.vocabulary import Vocabulary
+
+_SAME_NAME = 0.999
+"""Cosine of two text embeddings from which they are of one name."""
 
 
 @SLS_INITS.register("class_token")
@@ -52,3 +59,71 @@ class SLSScorer(Scorer):
     def forward(self, sls_embed: Tensor, text_embed: Tensor, classifier: TextClassifier) -> Tensor:
         """(B, Q, C + 1)."""
         return classifier.logits(sls_embed, text_embed)
+
+
+@dataclass(frozen=True)
+class SecondOpinionOptions(Options):
+    """How much CLIP's patches under a mask count beside its [SLS] token."""
+
+    seen_weight: float = option(0.2, "share of the second opinion on names that training had masks of", least=0, most=1)
+    novel_weight: float = option(0.2, "share of the second opinion on other names", least=0, most=1)
+    seen: str = option(
+        "", "the names that training had masks of: words, or a label set such as coco_stuff_171; for different weights"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.seen:
+            try:
+                Vocabulary.parse(self.seen)
+            except ValueError as error:
+                raise FieldError(f"seen does not list names: {error}", "seen") from None
+        elif self.seen_weight != self.novel_weight:
+            raise FieldError(
+                f"seen is empty, but seen_weight {self.seen_weight:g} and novel_weight {self.novel_weight:g} differ; "
+                "list the names that training had masks of, such as coco_stuff_171, or give both one weight",
+                "seen",
+            )
+
+
+@SCORERS.register("second_opinion")
+class SecondOpinionScorer(Scorer):
+    """[SLS] tokens and CLIP's patches under each mask together, in evaluation; in training [SLS] tokens alone.
+
+    Probabilities of classes are a weighted geometric mean of both; that of "no object" is from the [SLS] token. It has
+    no weights of its own and fits any checkpoint. The mean is that of FC-CLIP (arXiv 2308.02487).
+    """
+
+    Options = SecondOpinionOptions
+
+    def __init__(self, options: SecondOpinionOptions, config: SANConfig) -> None:
+        super().__init__(options, config)
+        self.options = options
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """See `Scorer.needs`."""
+        return () if self.training else ("pooled_embed",)
+
+    def forward(
+        self, sls_embed: Tensor, text_embed: Tensor, classifier: TextClassifier, pooled_embed: Tensor | None = None
+    ) -> Tensor:
+        """(B, Q, C + 1), given also `pooled_embed` (B, Q, E), unit length."""
+        logits = classifier.logits(sls_embed, text_embed)
+        if pooled_embed is None:
+            return logits
+        first, no_object = logits[..., :-1], logits[..., -1:]
+        second = classifier.logits(pooled_embed, text_embed)[..., :-1]
+        weight = self._weights(text_embed, classifier)  # (C,)
+        mean = torch.lerp(first.log_softmax(dim=-1), second.log_softmax(dim=-1), weight).log_softmax(dim=-1)
+        return torch.cat([mean + first.logsumexp(dim=-1, keepdim=True), no_object], dim=-1)
+
+    def _weights(self, text_embed: Tensor, classifier: TextClassifier) -> Tensor:
+        """Return the share (C,) of the second opinion on each class."""
+        options = self.options
+        weights = text_embed.new_full((len(text_embed),), options.novel_weight)
+        if options.seen_weight == options.novel_weight:
+            return weights
+        seen = classifier.embed(Vocabulary.parse(options.seen).classes)  # cached
+        is_seen = (text_embed @ seen.T).amax(dim=1) >= _SAME_NAME
+        return weights.masked_fill(is_seen, options.seen_weight)

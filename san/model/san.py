@@ -21,6 +21,7 @@ from san.clip.tokenizer import Tokenizer
 from san.clip.visual import DeepClip, ShallowClip, ShallowFeatures
 from san.io.errors import brief_repr
 from san.model.config import SANConfig, check_against, resolve
+from san.model.layers import mask_shares
 from san.model.parts import BIAS_HEADS, MASK_HEADS, SCORERS, SLS_INITS, SideFeatures
 from san.model.side_adapter import SideAdapter
 
@@ -32,11 +33,13 @@ class MaskProposals(NamedTuple):
         mask_logits: (B, Q, h_s, w_s), before the sigmoid.
         attn_bias: (B, L, N, Q, h_s, w_s), before pooling to the CLIP grid.
         sls_embed: (B, Q, E), unit length.
+        pooled_embed: (B, Q, E), unit length, of CLIP's patches under each mask; (0,) unless the scorer needs it.
     """
 
     mask_logits: Tensor
     attn_bias: Tensor
     sls_embed: Tensor
+    pooled_embed: Tensor = torch.empty(0)
 
     def __repr__(self) -> str:
         """On one line."""
@@ -195,26 +198,46 @@ class SANModel(nn.Module):
         if self.config.attn_bias.stop_gradient:
             heads = [(features.detach(), mask.detach()) for features, mask in heads]
         biases = [self.bias_head(features, mask) for features, mask in heads]
-        embeds = self._recognise(clip, biases, sls_share)
         logits = [mask.logits for mask in masks]
-        return [MaskProposals(*parts) for parts in zip(logits, biases, embeds, strict=True)]
+        pooled = "pooled_embed" in self.scorer.needs
+        embeds = self._recognise(clip, biases, sls_share, logits if pooled else ())
+        count = len(biases)
+        others = embeds[count:] or (embeds[0].new_empty(0),) * count
+        return [MaskProposals(*parts) for parts in zip(logits, biases, embeds[:count], others, strict=True)]
 
     def classify(self, proposals: MaskProposals, text_embed: Tensor) -> SANOutput:
         """Classify the masks; the only step that depends on the vocabulary (C, E)."""
-        class_logits = self.scorer(proposals.sls_embed, text_embed, self.text_classifier)
+        needed = {name: getattr(proposals, name) for name in self.scorer.needs}
+        if missing := [name for name, value in needed.items() if not value.numel()]:
+            raise ValueError(
+                f"the scorer {self.config.scorer.name!r} needs {', '.join(missing)}, which the proposals lack; encode "
+                f"the image with this model, and return it from {type(self).__name__}.propose if that is your own"
+            )
+        class_logits = self.scorer(proposals.sls_embed, text_embed, self.text_classifier, **needed)
         return SANOutput(proposals.mask_logits, class_logits, proposals.attn_bias, proposals.sls_embed)
 
     def _recognise(
-        self, clip: ShallowFeatures, biases: list[Tensor], sls_share: Tensor | None = None
+        self,
+        clip: ShallowFeatures,
+        biases: list[Tensor],
+        sls_share: Tensor | None = None,
+        pooled_masks: Sequence[Tensor] = (),
     ) -> tuple[Tensor, ...]:
-        """Return embeddings (B, Q, E) per bias (B, L, N, Q, h_s, w_s).
+        """Return embeddings (B, Q, E) per bias (B, L, N, Q, h_s, w_s), then those of patches pooled under masks.
 
         [SLS] tokens do not see each other, so all supervised blocks share one pass through CLIP's deep blocks.
+
+        Args:
+            clip: features of shallow CLIP.
+            biases: per supervised block.
+            sls_share: see `propose_from`.
+            pooled_masks: mask logits (B, Q, h_s, w_s) per supervised block, under which patches are pooled; or none.
         """
         class_token = clip.class_tokens[-1]
         sls = self.sls_init(class_token)
         if sls_share is not None:
             sls = sls_share.to(sls.dtype) @ sls  # (B, P, D)
         on_grid = torch.cat([self.bias_head.to_grid(bias, clip.grid) for bias in biases], dim=3)
-        embed = self.deep_clip(class_token, clip.patch_tokens[-1], sls.repeat(1, len(biases), 1), on_grid)
+        shares = torch.cat([mask_shares(each, clip.grid) for each in pooled_masks], dim=1) if pooled_masks else None
+        embed = self.deep_clip(class_token, clip.patch_tokens[-1], sls.repeat(1, len(biases), 1), on_grid, shares)
         return tuple(embed.split(sls.shape[1], dim=1))

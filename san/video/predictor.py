@@ -23,7 +23,7 @@ from san.inference.predictor import Predictor
 from san.inference.segmentation import Segmentation
 from san.model.parts import SideFeatures
 from san.model.precision import mixed_precision
-from san.model.san import SANModel
+from san.model.san import MaskProposals, SANModel
 from san.postprocess import Geometry, have_non_finite, labels_and_scores, refuse_non_finite
 from san.record import FieldError, Options, option
 from san.torch_defaults import torch_defaults
@@ -178,10 +178,8 @@ class VideoPredictor:
 
     @torch_defaults()
     @torch.inference_mode()
-    def _outputs(
-        self, chunk: list[FrameFeatures], text_embed: Tensor, own: slice, first: int
-    ) -> tuple[list[Tensor], Tensor]:
-        """Return mask logits (P, h_s, w_s) of the frames that belong to the chunk, and its class logits (P, C + 1).
+    def _outputs(self, chunk: list[FrameFeatures], text_embed: Tensor, own: slice, first: int) -> tuple[Tensor, Tensor]:
+        """Return mask logits (own frames, P, h_s, w_s), and the class logits (P, C + 1) of the chunk.
 
         Args:
             chunk: the frames.
@@ -190,7 +188,7 @@ class VideoPredictor:
             first: number of the first of these in the video, for messages.
         """
         queries, share = self._shared_queries(chunk)
-        masks, embeds = [], []
+        found = []
         for start in range(0, len(chunk), self.options.batch_size):
             batch = chunk[start : start + self.options.batch_size]
             patches = torch.cat([each.side.patch_tokens for each in batch])  # (B, T_s, S)
@@ -202,13 +200,13 @@ class VideoPredictor:
             )
             with self._autocast():
                 (proposals,) = self.predictor.model.propose_from(clip, [side], share)
-            masks += list(proposals.mask_logits.float())
-            embeds.append(proposals.sls_embed.float())
-        model = self.predictor.model
-        class_logits = model.scorer(torch.cat(embeds), text_embed, model.text_classifier)  # (frames, P, C + 1)
-        non_finite = have_non_finite(torch.stack(masks), class_logits)
+            kept = proposals._replace(attn_bias=proposals.attn_bias.new_empty(0))  # biases take most of the memory
+            found.append([part.float() for part in kept])
+        whole = MaskProposals(*map(torch.cat, zip(*found, strict=True)))  # of all frames
+        output = self.predictor.model.classify(whole, text_embed)  # (frames, P, ...)
+        non_finite = have_non_finite(output.mask_logits, output.class_logits)
         refuse_non_finite(non_finite, [f"frame {first - own.start + index}" for index in range(len(chunk))])
-        return masks[own], class_logits.mean(dim=0)
+        return output.mask_logits[own], output.class_logits.mean(dim=0)
 
     def _shared_queries(self, chunk: list[FrameFeatures]) -> tuple[Tensor, Tensor]:
         """Return shared queries (1, P, S), and the shares (P, Q) of the model's queries in them."""
