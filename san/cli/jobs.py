@@ -93,15 +93,14 @@ def _real(path: Path) -> str:
     return os.path.realpath(path)
 
 
-def refuse_collisions(jobs: Sequence[Job], endings: Sequence[str], *, overwrite: bool) -> None:
-    """Check that no result overwrites another, an input, or, unless `overwrite`, an existing file.
+def refuse_collisions(jobs: Sequence[Job], endings: Sequence[str]) -> None:
+    """Check that no result overwrites another, or an input.
 
     Raises:
         ValueError: names the files and the remedy.
     """
     owners: dict[Path, Path] = {}
     inputs = {_real(job.image) for job in jobs}
-    existing = []
     for job in jobs:
         for output in job.outputs(endings):
             other = owners.setdefault(output, job.image)
@@ -112,9 +111,16 @@ def refuse_collisions(jobs: Sequence[Job], endings: Sequence[str], *, overwrite:
                 )
             if _real(output) in inputs:
                 raise ValueError(f"{str(output)!r} is an input and would be overwritten; choose another --out")
-            if os.path.exists(output):
-                existing.append(output)
-    if existing and not overwrite:
+
+
+def refuse_existing(jobs: Sequence[Job], endings: Sequence[str]) -> None:
+    """Check that no result exists.
+
+    Raises:
+        ValueError: names the remedy.
+    """
+    existing = [output for job in jobs for output in job.outputs(endings) if os.path.exists(output)]
+    if existing:
         raise ValueError(
             f"{len(existing)} of the results exist already, such as {str(existing[0])!r}; give --overwrite, "
             "--skip-existing, or another --out"

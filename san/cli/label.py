@@ -6,6 +6,8 @@ Examples:
   san label photos/ --vocab "car, person" --context coco_stuff_171 --instances --min-area 50 --format yolo-seg,cvat
   san label photos/ --vocab "car, road" --format label-studio --outlines masks --score-threshold 0.5
   san label photos/ --vocab "car, road" --format coco --resume              # after an interruption
+  san label photos/ --vocab "car, road" --shard 3/16                        # one of 16 jobs, 0/16 to 15/16
+  san label photos/ --vocab "car, road" --merge                             # the sets of all 16
 
 Every format gets a folder of its own below --out:
   coco          annotations/instances_train.json, images/ (RLE; --outlines polygons for polygons)
@@ -18,9 +20,10 @@ Every format gets a folder of its own below --out:
   geojson       a file per image (polygons in pixels)
 
 The folders appear when all pictures are done. Until then the results are in OUT/.unfinished, from which --resume
-continues. Pictures in a set are hard links, or copies where the disk has no links. Pixels without a class (--threshold,
---none-of-these) and pixels of context classes are not annotated. A picture that cannot be read is reported and left out
-of the sets. Needs: pip install "san-segmentation[label]"
+continues. A job with --shard writes only there, and continues by itself (docs/cluster.md). Pictures in a set are hard
+links, or copies where the disk has no links. Pixels without a class (--threshold, --none-of-these) and pixels of
+context classes are not annotated. A picture that cannot be read is reported and left out of the sets.
+Needs: pip install "san-segmentation[label]"
 
 Exit codes: 0 all done, 1 error, 2 wrong command line, 3 some pictures were skipped or left out, 130 interrupted.
 """
@@ -28,15 +31,14 @@ Exit codes: 0 all done, 1 error, 2 wrong command line, 3 some pictures were skip
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import shutil
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from san.cli.jobs import Job, find_jobs, prepare_output, refuse_collisions, unfinished
+from san.cli.jobs import Job, find_jobs, prepare_output, refuse_collisions
+from san.cli.label_work import UNFINISHED, LabelWork
 from san.cli.options import (
     formats_option,
     load_segmenter,
@@ -50,20 +52,11 @@ from san.cli.predict import (
     read_vocabulary,
 )
 from san.io.errors import excerpt, require_extra
-from san.io.files import LABEL_FORMATS, write_together, write_whole
-from san.io.listing import describe_skipped
-from san.io.plain_file import read_plain_file
+from san.io.files import LABEL_FORMATS
+from san.io.listing import Skipped, describe_skipped
 
 if TYPE_CHECKING:
-    from san.labelling.regions import RegionOptions
-    from san.labelling.sets import LabelledImage
-    from san.vocabulary.vocabulary import Vocabulary
-
-UNFINISHED = ".unfinished"
-"""Folder below --out with the regions of each picture that is done, until all are."""
-
-_ENDING = ".npz"
-_SETTINGS = "settings.json"
+    from san.labelling.sets import AnnotationWriter, SetOptions
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -113,6 +106,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     existing = output.add_mutually_exclusive_group()
     existing.add_argument("--overwrite", action="store_true", help="replace existing sets and unfinished results")
     existing.add_argument("--resume", action="store_true", help="continue an interrupted run with the same options")
+    output.add_argument("--merge", action="store_true", help="write the sets of all shards; no picture is labelled")
     output.add_argument("--quiet", action="store_true", help="no progress bar and no line per picture")
     add_work_options(parser)
 
@@ -126,10 +120,10 @@ def run(args: argparse.Namespace) -> int:
     require_extra("label", "`san label`", "scipy", "shapely")
     from san.labelling.formats import WRITERS
     from san.labelling.regions import RegionOptions
-    from san.labelling.sets import SetOptions, set_name, write_sets
+    from san.labelling.sets import SetOptions, set_name
 
-    work = args.out / UNFINISHED
-    jobs, skipped = _find_jobs(args, work)
+    _check_modes(args)
+    jobs, skipped = _find_jobs(args)
     regions = RegionOptions(args.instances, args.min_area, args.score_threshold)
     if not args.tolerance >= 0:
         raise ValueError(f"--tolerance is {args.tolerance}; give a number of pixels, 0 or more")
@@ -138,7 +132,75 @@ def run(args: argparse.Namespace) -> int:
         set_name(args.out.resolve().name), vocabulary.free, args.tolerance, args.outlines, args.instances
     )
     writers = {args.out / name: WRITERS[name] for name in args.format}
-    for name in args.format:
+    _check_classes(args.format, options)
+    _refuse_existing_sets([*writers], args)
+    prepare_output(args.out)
+    work = LabelWork(args, vocabulary, jobs)
+    if args.merge:
+        work.check_shards()
+        skipped += [Skipped(job.image, "that could not be read", missed=True) for job in work.without_result()]
+    elif args.shard and args.shard.index:
+        skipped = []  # the first shard reports them
+    for line in describe_skipped(skipped):
+        print(f"left out: {line}", file=sys.stderr)
+    left = [] if args.merge else work.begin(args.shard)
+    if left:
+        write = partial(work.write, num_classes=len(options.classes), options=regions)
+        PredictionRun(args, left, load_segmenter(args), vocabulary, write).run()
+    complete = not any(each.missed for each in skipped) and not work.without_result(args.shard)
+    if args.shard:
+        work.finish(args.shard)
+        print(f"shard {args.shard} is done; when all are, write the sets with --merge", file=sys.stderr)
+    else:
+        _write_sets(work, writers, options)
+    return 0 if complete else SOME_SKIPPED
+
+
+def _write_sets(work: LabelWork, writers: dict[Path, type[AnnotationWriter]], options: SetOptions) -> None:
+    """Write the sets of all pictures that have a result, and remove the unfinished results."""
+    from san.labelling.sets import write_sets
+
+    done = work.done()
+    if not done:
+        raise ValueError("no picture could be labelled; no set is written")
+    write_sets(writers, *work.images(done), options)
+    work.remove()
+    print(f"{len(done)} pictures labelled -> {', '.join(map(str, writers))}", file=sys.stderr)
+
+
+def _find_jobs(args: argparse.Namespace) -> tuple[list[Job], list[Any]]:
+    """Return the jobs and skipped files; pictures below --out are none.
+
+    Raises:
+        ValueError: see `find_jobs`; or a picture's name has no ending, by which tools pair pictures and labels.
+    """
+    jobs, skipped = find_jobs(args.images, args.out, recursive=args.recursive)
+    for job in jobs:
+        if not job.image.suffix:
+            raise ValueError(f"{str(job.image)!r} has a name without an ending; rename it to .jpg or .png, as it is")
+    refuse_collisions(jobs, [".npz"])
+    return jobs, skipped
+
+
+def _check_modes(args: argparse.Namespace) -> None:
+    if args.shard and args.merge:
+        raise ValueError("--shard and --merge are given; run every shard first, then --merge alone")
+    if args.shard and args.overwrite:
+        raise ValueError(
+            "--overwrite would remove the results of other shards; give it with --merge, or remove "
+            f"{str(args.out / UNFINISHED)!r} before the first shard"
+        )
+
+
+def _check_classes(formats: Sequence[str], options: SetOptions) -> None:
+    """Check that every format can hold the classes.
+
+    Raises:
+        ValueError: there are too many, or a name has a character that separates values.
+    """
+    from san.labelling.formats import WRITERS
+
+    for name in formats:
         most = WRITERS[name].max_classes
         if most is not None and len(options.classes) > most:
             raise ValueError(
@@ -151,96 +213,10 @@ def run(args: argparse.Namespace) -> int:
                 f"the format {name} cannot hold the class name {excerpt(odd[0])}, as it separates values by "
                 f"{WRITERS[name].separators!r}; rename the class, or choose another --format"
             )
-    _refuse_existing([*writers], overwrite=args.overwrite)
-    prepare_output(args.out)
-    left = _begin(args, work, vocabulary, jobs)
-    for line in describe_skipped(skipped):
-        print(f"left out: {line}", file=sys.stderr)
-    num_failed = 0
-    if left:
-        write = partial(_write_regions, num_classes=len(options.classes), options=regions)
-        num_failed = PredictionRun(args, left, load_segmenter(args), vocabulary, write).run()
-    done = [job for job in jobs if job.outputs([_ENDING])[0].exists()]
-    if not done:
-        raise ValueError("no picture could be labelled; no set is written")
-    names = [_name(job, work) for job in done]
-    images = [partial(_load_image, job, name) for job, name in zip(done, names, strict=True)]
-    write_sets(writers, images, names, options)
-    shutil.rmtree(work)
-    print(f"{len(done)} pictures labelled -> {', '.join(map(str, writers))}", file=sys.stderr)
-    return SOME_SKIPPED if num_failed or any(each.missed for each in skipped) else 0
 
 
-def _find_jobs(args: argparse.Namespace, work: Path) -> tuple[list[Job], list[Any]]:
-    """Return the jobs, whose stems are below `work`, and skipped files; pictures below --out are none.
-
-    Raises:
-        ValueError: see `find_jobs`; or a picture's name has no ending, by which tools pair pictures and labels.
-    """
-    jobs, skipped = find_jobs(args.images, args.out, recursive=args.recursive)
-    for job in jobs:
-        if not job.image.suffix:
-            raise ValueError(f"{str(job.image)!r} has a name without an ending; rename it to .jpg or .png, as it is")
-    jobs = [Job(job.image, work / job.stem.relative_to(args.out)) for job in jobs]
-    refuse_collisions(jobs, [_ENDING], overwrite=True)
-    return jobs, skipped
-
-
-def _refuse_existing(folders: list[Path], *, overwrite: bool) -> None:
+def _refuse_existing_sets(folders: list[Path], args: argparse.Namespace) -> None:
     existing = [folder for folder in folders if folder.exists()]
-    if existing and not overwrite:
-        raise ValueError(f"{str(existing[0])!r} exists already; give --overwrite to replace it, or another --out")
-
-
-def _begin(args: argparse.Namespace, work: Path, vocabulary: Vocabulary, jobs: list[Job]) -> list[Job]:
-    """Create the folder of unfinished results, or check that it is of the same run; return the jobs to do.
-
-    Raises:
-        ValueError: there are unfinished results and no --resume, or they are of other options.
-    """
-    settings = {
-        "classes": [[each.name, *each.synonyms, *each.prompts] for each in vocabulary.classes],
-        "context": vocabulary.num_context,
-        **{
-            name: getattr(args, name)
-            for name in ("model", "config", "revision", "dtype", "flip", "threshold", "none_of_these")
-        },
-        **{name: getattr(args, name) for name in ("instances", "min_area", "score_threshold")},
-        "scales": list(args.scales),
-    }
-    if args.overwrite:
-        shutil.rmtree(work, ignore_errors=True)
-    if (work / _SETTINGS).exists():
-        if not args.resume:
-            raise ValueError(f"{str(work)!r} has an unfinished run; give --resume to continue it, or --overwrite")
-        before = read_plain_file(work / _SETTINGS, "settings of the unfinished run")
-        changed = [name for name, value in settings.items() if before.get(name) != value]
-        if changed:
-            name = changed[0]
-            raise ValueError(
-                f"the unfinished run in {str(work)!r} has another {name}, {excerpt(before.get(name))} instead of "
-                f"{excerpt(settings[name])}; give the same options, or --overwrite"
-            )
-        return unfinished(jobs, [_ENDING])
-    write_whole(work / _SETTINGS, json.dumps(settings))
-    return jobs
-
-
-def _write_regions(job: Job, result: Any, *, num_classes: int, options: RegionOptions) -> None:
-    """Keep the regions of a picture's `Segmentation` until all are done."""
-    from san.labelling.regions import find_regions
-
-    found = find_regions(result.labels, result.best_scores, num_classes, options)
-    write_together({job.outputs([_ENDING])[0]: found.save})
-
-
-def _name(job: Job, work: Path) -> str:
-    """Return a picture's path within a set."""
-    return job.stem.relative_to(work).as_posix() + os.path.splitext(job.image.name)[1]
-
-
-def _load_image(job: Job, name: str) -> LabelledImage:
-    from san.labelling.regions import RegionMap
-    from san.labelling.sets import LabelledImage
-
-    return LabelledImage(job.image, name, RegionMap.load(job.outputs([_ENDING])[0]))
+    if existing and not args.overwrite:
+        remedy = "remove it" if args.shard else "give --overwrite to replace it"
+        raise ValueError(f"{str(existing[0])!r} exists already; {remedy}, or another --out")

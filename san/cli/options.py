@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from san.cli.shards import shard_option
 from san.io.errors import excerpt
 from san.io.files import expand_home
 
@@ -198,6 +199,16 @@ def add_cache_option(parser: argparse._ActionsContainer) -> None:
         "--cache-dir",
         metavar="DIR",
         help="folder of models (default: the Hugging Face cache, and ~/.cache/san/models for those fetched by hand)",
+    )
+
+
+def add_shard_option(parser: argparse._ActionsContainer) -> None:
+    """Add --shard, a `san.cli.shards.Shard`."""
+    parser.add_argument(
+        "--shard",
+        type=shard_option,
+        metavar="I/N",
+        help="only part I of N, from 0/N to N-1/N, of the pictures, for many jobs with one --out (docs/cluster.md)",
     )
 
 

@@ -29,10 +29,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from san.cli.jobs import Job, find_jobs, prepare_output, refuse_collisions, unfinished
+from san.cli.jobs import Job, find_jobs, prepare_output, refuse_collisions, refuse_existing, unfinished
 from san.cli.options import (
     add_averaging_options,
     add_model_options,
+    add_shard_option,
     add_word_options,
     formats_option,
     load_segmenter,
@@ -42,6 +43,7 @@ from san.cli.options import (
     read_words,
 )
 from san.cli.pipeline import PipelineSteps, run_pipeline, write_results
+from san.cli.shards import describe_pictures, join_jobs, picture_name
 from san.io.errors import one_line, printable
 from san.io.files import FORMATS
 from san.io.listing import describe_skipped
@@ -52,6 +54,9 @@ if TYPE_CHECKING:
 
 SOME_SKIPPED = 3
 WORDS = ("--vocab", "--vocab-file", "--label-set", "--dataset")
+SHARDS = ".shards"
+"""Folder below --out in which jobs with --shard note what they have in common."""
+
 DEFAULT_FORMATS = "overlay,labels,rle,json"
 
 
@@ -115,12 +120,21 @@ def run(args: argparse.Namespace) -> int:
     """
     endings = [FORMATS[name] for name in args.format]
     jobs, skipped = find_jobs(args.images, args.out, recursive=args.recursive)
+    refuse_collisions(jobs, endings)
+    names = [picture_name(job, args.out) for job in jobs]
+    if args.shard:
+        jobs, skipped = args.shard.of(jobs), skipped if args.shard.index == 0 else []
     total = len(jobs)
-    refuse_collisions(jobs, endings, overwrite=args.overwrite or args.skip_existing)
     if args.skip_existing:
         jobs = unfinished(jobs, endings)
+    elif not args.overwrite:
+        refuse_existing(jobs, endings)
     vocabulary = read_vocabulary(args)
     prepare_output(args.out)
+    if args.shard:
+        run_of_all = {"number of shards": args.shard.count, **describe_pictures(names), **settings_of(args, vocabulary)}
+        remedy = f"give the same, or another --out; remove {str(args.out / SHARDS)!r} to begin again"
+        join_jobs(args.out / SHARDS, run_of_all, remedy=remedy)
     for line in describe_skipped(skipped):
         print(f"left out: {line}", file=sys.stderr)
     if jobs:
@@ -128,13 +142,15 @@ def run(args: argparse.Namespace) -> int:
         num_failed = PredictionRun(args, jobs, load_segmenter(args), vocabulary, write).run()
     else:
         num_failed = 0
-        print(f"all {total} pictures have their results in {args.out}", file=sys.stderr)
+        whose = f" of shard {args.shard}" if args.shard else ""
+        print(f"all {total} pictures{whose} have their results in {args.out}", file=sys.stderr)
     return SOME_SKIPPED if num_failed or any(each.missed for each in skipped) else 0
 
 
 def add_work_options(parser: argparse.ArgumentParser) -> None:
-    """Add --recursive, --batch-size and --workers."""
+    """Add --recursive, --shard, --batch-size and --workers."""
     work = parser.add_argument_group("work")
+    add_shard_option(work)
     work.add_argument("--recursive", action="store_true", help="include sub-folders; --out gets the same ones")
     work.add_argument(
         "--batch-size", type=positive_option, default=1, metavar="N", help="pictures per pass (default: %(default)s)"
@@ -170,6 +186,19 @@ def read_vocabulary(args: argparse.Namespace) -> Vocabulary:
     else:
         vocabulary = read_words(args)
     return vocabulary if args.context is None else vocabulary.with_context(parse_words(args.context, "--context"))
+
+
+def settings_of(args: argparse.Namespace, vocabulary: Vocabulary) -> dict[str, Any]:
+    """Return the options on which a prediction depends, as plain data, to compare with those of another job."""
+    return {
+        "classes": [[each.name, *each.synonyms, *each.prompts] for each in vocabulary.classes],
+        "context": vocabulary.num_context,
+        **{
+            name: getattr(args, name)
+            for name in ("model", "config", "revision", "dtype", "flip", "threshold", "none_of_these")
+        },
+        "scales": list(args.scales),
+    }
 
 
 class PredictionRun:

@@ -31,7 +31,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from san.cli.jobs import Job, prepare_output, refuse_collisions
+from san.cli.jobs import Job, prepare_output, refuse_collisions, refuse_existing
 from san.cli.options import add_model_options, formats_option, load_predictor, path_option, positive_option
 from san.cli.predict import SOME_SKIPPED, add_vocabulary_options, read_vocabulary
 from san.cli.video_sets import add_evaluation_options, evaluate_video_set
@@ -114,7 +114,10 @@ def run(args: argparse.Namespace) -> int:
     missing = [str(job.image) for job in jobs if not job.image.is_file()]
     if missing:
         raise FileNotFoundError(f"no video at {missing[0]!r}; check the path")
-    refuse_collisions(jobs, [end for each in args.format for end in VIDEO_FORMATS[each]], overwrite=args.overwrite)
+    endings = [end for each in args.format for end in VIDEO_FORMATS[each]]
+    refuse_collisions(jobs, endings)
+    if not args.overwrite:
+        refuse_existing(jobs, endings)
     vocabulary = read_vocabulary(args)
     prepare_output(args.out)
     predictor = VideoPredictor(load_predictor(args), options)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from san.cli.jobs import Job, find_jobs, prepare_output, refuse_collisions, unfinished
+from san.cli.jobs import Job, find_jobs, prepare_output, refuse_collisions, refuse_existing, unfinished
 
 ENDINGS = ("_overlay.png", ".json", "_rle.json")
 
@@ -36,7 +36,7 @@ def test_sub_folders_are_kept_below_out(tmp_path: Path) -> None:
     touch(tmp_path / "in", "a.png", "x/y/a.png", "z/b.png", ".cache/c.png")
     jobs, _ = find_jobs([tmp_path / "in"], tmp_path / "out", recursive=True)
     assert stems(jobs, tmp_path / "out") == ["a", "x/y/a", "z/b"]
-    refuse_collisions(jobs, ENDINGS, overwrite=False)
+    refuse_existing(jobs, ENDINGS)
 
 
 def test_results_inside_the_folder_are_no_inputs(tmp_path: Path) -> None:
@@ -68,22 +68,22 @@ def test_two_results_of_one_name_are_refused(tmp_path: Path, names: tuple[str, .
     touch(tmp_path, *names)
     jobs, _ = find_jobs([tmp_path / name for name in names], tmp_path / "out")
     with pytest.raises(ValueError, match="would both be written to"):
-        refuse_collisions(jobs, ENDINGS, overwrite=True)
+        refuse_collisions(jobs, ENDINGS)
 
 
 def test_an_input_is_never_overwritten(tmp_path: Path) -> None:
     touch(tmp_path, "a.png", "a_overlay.png")
     jobs, _ = find_jobs([tmp_path / "a.png", tmp_path / "a_overlay.png"], tmp_path)
     with pytest.raises(ValueError, match="is an input and would be overwritten"):
-        refuse_collisions(jobs, ENDINGS, overwrite=True)
+        refuse_collisions(jobs, ENDINGS)
 
 
 def test_results_that_are_there_are_refused_or_left_out(tmp_path: Path) -> None:
     touch(tmp_path, "in/a.png", "in/b.png", *(f"out/a{ending}" for ending in ENDINGS), "out/b.json")
     jobs, _ = find_jobs([tmp_path / "in"], tmp_path / "out")
     with pytest.raises(ValueError, match=r"4 of the results exist already.*--overwrite"):
-        refuse_collisions(jobs, ENDINGS, overwrite=False)
-    refuse_collisions(jobs, ENDINGS, overwrite=True)
+        refuse_existing(jobs, ENDINGS)
+    refuse_collisions(jobs, ENDINGS)
     assert stems(unfinished(jobs, ENDINGS), tmp_path / "out") == ["b"]
 
 
@@ -131,7 +131,7 @@ def test_loops_of_links(tmp_path: Path) -> None:
     jobs, skipped = find_jobs([tmp_path / "in"], tmp_path / "out", recursive=True)
     assert stems(jobs, tmp_path / "out") == ["a", "loop", "sub/b"], "whoever reads the second says that it is none"
     assert [(each.path.name, each.missed) for each in skipped] == [("up", False)]
-    refuse_collisions(jobs, ENDINGS, overwrite=False)
+    refuse_existing(jobs, ENDINGS)
     assert find_jobs([tmp_path / "in" / "loop.png"], tmp_path / "out")[0][0].stem.name == "loop"
 
 
@@ -139,7 +139,7 @@ def test_a_name_that_leaves_no_room_for_its_results(tmp_path: Path) -> None:
     """It is a job like the others, which is not done; what cannot be written is said when it is written."""
     touch(tmp_path / "in", "a.png", "x" * 250 + ".png")
     jobs, _ = find_jobs([tmp_path / "in", tmp_path / ("y" * 300)][:1], tmp_path / "out")
-    refuse_collisions(jobs, ENDINGS, overwrite=False)
+    refuse_existing(jobs, ENDINGS)
     assert unfinished(jobs, ENDINGS) == jobs
     with pytest.raises(FileNotFoundError, match="no image or folder at"):
         find_jobs([tmp_path / ("y" * 300)], tmp_path / "out")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import os
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,43 +17,77 @@ from san.checkpoint import load_checkpoint_file
 from san.d2.api import BACKEND
 from tests.d2.conftest import as_arguments
 from tests.forks import TRAIN_NET, Fork, free_port, script
+from tests.machines import Machine, two_machines
 
 ENGINES = ["standin", pytest.param("detectron2", marks=pytest.mark.detectron2)]
 
 
-def train_on_two_machines(engine: str, options: dict[str, Any], folders: list[Path]) -> list[tuple[int | None, str]]:
+@pytest.fixture(params=["one address", "two networks"])
+def machines(request: pytest.FixtureRequest) -> Iterator[list[Machine]]:
+    """Two machines, or one twice."""
+    if request.param == "one address":
+        yield [Machine(), Machine()]
+    else:
+        with two_machines() as made:
+            yield made
+
+
+def train_on_two_machines(
+    engine: str, options: dict[str, Any], folders: list[Path], machines: list[Machine]
+) -> list[tuple[int | None, str]]:
     """Resumes one run of two machines, each with an OUTPUT_DIR of its own; returns exit codes and outputs."""
-    url = f"tcp://127.0.0.1:{free_port()}"
+    url = f"tcp://{machines[0].address}:{free_port()}"
     started = []
-    for rank, folder in enumerate(folders):
+    for rank, (folder, machine) in enumerate(zip(folders, machines, strict=True)):
         flags = ["--resume", "--num-machines", "2", "--machine-rank", rank, "--dist-url", url]
-        command = script(TRAIN_NET, [*flags, *as_arguments(options | {"OUTPUT_DIR": str(folder)})])
-        output = folder.with_suffix(".txt")
-        started.append(Fork(command, output, {"SAN_BACKEND": engine}, spawned=engine != BACKEND))
+        command = machine.on(script(TRAIN_NET, [*flags, *as_arguments(options | {"OUTPUT_DIR": str(folder)})]))
+        environment = {"SAN_BACKEND": engine, **machine.environment}
+        started.append(Fork(command, folder.with_suffix(".txt"), environment, spawned=engine != BACKEND))
     outputs = [process.communicate()[0] for process in started]
     return [(process.returncode, output) for process, output in zip(started, outputs, strict=True)]
 
 
+def losses(folder: Path) -> dict[int, float]:
+    """Iteration -> loss of a run."""
+    rows = map(json.loads, (folder / "metrics.json").read_text().splitlines())
+    return {row["iteration"]: row["total_loss"] for row in rows if "total_loss" in row}
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_machines_that_share_no_disk_resume_together(
-    engine: str, options: dict[str, Any], reference: Path, tmp_path: Path
+    engine: str, options: dict[str, Any], reference: Path, tmp_path: Path, machines: list[Machine]
 ) -> None:
     """The second machine has neither the checkpoint nor the CLIP weights; losses equal those of one machine."""
     folders = [tmp_path / "first", tmp_path / "second"]
     folders[0].mkdir()
     shutil.copy(reference / "model_0000002.pth", folders[0])
-    results = train_on_two_machines(engine, options, folders)
+    results = train_on_two_machines(engine, options, folders, machines)
     assert [code for code, _ in results] == [0, 0], results
     assert "Resuming at iteration 3 of 6" in (folders[1] / "log.txt.rank1").read_text()
-
-    def losses(folder: Path) -> dict[int, float]:
-        rows = map(json.loads, (folder / "metrics.json").read_text().splitlines())
-        return {row["iteration"]: row["total_loss"] for row in rows if "total_loss" in row}
-
     whole = losses(reference)
     assert losses(folders[0]) == {number: pytest.approx(whole[number], rel=1e-4) for number in (3, 4, 5)}
     assert load_checkpoint_file(folders[0] / "model_final.pth")["iteration"] == 5
     assert not list(folders[1].glob("*.pth"))
+
+
+@pytest.mark.slow
+def test_torchrun_on_two_machines_gives_the_losses_of_one(
+    options: dict[str, Any], reference: Path, tmp_path: Path, machines: list[Machine]
+) -> None:
+    """Two processes on each of two machines, four in all."""
+    meeting = ("--master-addr", machines[0].address, "--master-port", str(free_port()))
+    started = []
+    for rank, machine in enumerate(machines):
+        where = ("--nnodes", "2", "--node-rank", str(rank), *meeting, "--nproc-per-node", "2")
+        command = ["-m", "torch.distributed.run", *where, str(TRAIN_NET), *as_arguments(options)]
+        environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(TRAIN_NET.parent.parent), **machine.environment}
+        action = functools.partial(os.execv, sys.executable, [sys.executable, *command])
+        started.append(Fork(machine.on(action), tmp_path / f"{rank}.txt", environment))
+    outputs = [process.communicate()[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0], outputs
+    assert losses(tmp_path / "run") == {
+        number: pytest.approx(loss, rel=1e-4) for number, loss in losses(reference).items()
+    }
 
 
 def outcomes(folder: str) -> None:
