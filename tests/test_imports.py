@@ -43,6 +43,7 @@ ROOMS: dict[str, set[str]] = {
         "labelling",
     },
     "video": {"model", "clip", "data", "postprocess", "inference", "vocabulary", "evaluation", "visualize"},
+    "transformers": {"model", "clip", "data", "postprocess", "vocabulary", "hub"},
     "export": {"model", "clip", "data", "postprocess", "inference", "vocabulary"},
     "d2": {
         "allocator", "clip", "model", "losses", "data", "shapes", "visualize", "postprocess", "evaluation",
@@ -80,6 +81,7 @@ GUESTS = {
     "prometheus_client": "san/serve/",
     "selenium": "tests/",
     "matplotlib": "san/visualize/",
+    "transformers": "san/transformers/",
     "fvcore": "san/d2/",
     "iopath": "san/d2/",
     "yacs": "san/d2/",

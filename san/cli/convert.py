@@ -9,6 +9,7 @@ mmsegmentation  all tensors under the names and shapes of mmsegmentation's SAN, 
 own             all tensors under this project's names
 slim            the trained tensors only, a few MB; loads only with the same frozen CLIP
 folder          model.safetensors with all tensors, config.json and a model card, for `load_pretrained` and the hub
+transformers    the same for AutoModel and AutoProcessor of transformers (extra "transformers"), with their processor
 
 Without --config-file, the checkpoint must have the tensors of a known model. See docs/checkpoints.md.
 """
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from san.model.config import SANConfig
 
 
-FORMS = ("published", "mmsegmentation", "own", "slim", "folder")
+FORMS = ("published", "mmsegmentation", "own", "slim", "folder", "transformers")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
 
     from san.checkpoint import brings_clip, load_checkpoint_file, load_weights, save_slim
     from san.hub import save_pretrained
+    from san.io.errors import require_extra
     from san.model.build import build_san
     from san.model.names import MMSEGMENTATION, to_published
 
@@ -67,6 +69,8 @@ def run(args: argparse.Namespace) -> int:
     takes = {"float32": FORMS, "float16": ("slim", "folder"), "int8": ("folder",)}[args.dtype]
     if args.to not in takes:
         raise ValueError(f"--dtype {args.dtype} needs --to {' or '.join(takes)}, not {args.to}")
+    if args.to == "transformers":
+        require_extra("transformers", "--to transformers", "transformers")
     content = load_checkpoint_file(args.checkpoint, averaged=not args.no_ema)
     content.pop("ema", None)
     config, naming = _config(args, content)
@@ -75,6 +79,10 @@ def run(args: argparse.Namespace) -> int:
         load_weights(model, content)
     if args.to == "folder":
         save_pretrained(model, args.out, dtype=args.dtype)
+    elif args.to == "transformers":
+        from san.transformers import save_transformers
+
+        save_transformers(model, args.out)
     else:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         if args.to == "slim":

@@ -54,12 +54,17 @@ class TextClassifier(TextTower):
         nn.init.normal_(self.token_embedding.weight, std=0.02)  # last, because random numbers depend on the order
         self.embedder = TextEmbedder(tokenizer, prompts)
         self.context_offset: nn.Parameter | None = None
-        if contexts := learnt_contexts(prompts):
-            with torch_defaults():
-                lengths = tokenizer(contexts).argmax(dim=-1, keepdim=True) - 1  # (P, 1), without start and end of text
-            self.context_offset = nn.Parameter(torch.zeros(len(contexts), int(lengths.max()), arch.text.width))
+        if learnt_contexts(prompts):
+            lengths = self.context_lengths()
+            self.context_offset = nn.Parameter(torch.zeros(len(lengths), int(lengths.max()), arch.text.width))
             self.register_buffer("context_length", lengths, persistent=False)
         self._logged: set[str] = set()
+
+    @torch_defaults()
+    def context_lengths(self) -> Tensor:
+        """Return (P, 1), the value of `context_length`, without start and end of text."""
+        lengths: Tensor = self.embedder.tokenizer(learnt_contexts(self.embedder.prompts)).argmax(dim=-1, keepdim=True)
+        return lengths - 1
 
     def embed(self, classes: Sequence[str | ClassText]) -> Tensor:
         """Return text embeddings (C, E), see `TextEmbedder.embed`; logs each remark once.

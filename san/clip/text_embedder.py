@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,7 @@ from san.clip.prompts import Prompts
 from san.clip.text_cache import TextCache
 from san.clip.text_tower import TextTower
 from san.clip.tokenizer import CompactTokenizer, Tokenizer, tokenizer_identity
-from san.io.errors import brief_repr
+from san.io.errors import brief_repr, listed
 from san.torch_defaults import torch_defaults
 from san.vocabulary.classes import ClassText
 
@@ -50,6 +50,20 @@ class TextEmbeddings:
     unknown: tuple[str, ...] = ()
 
     __repr__ = brief_repr
+
+
+class PromptTokens(NamedTuple):
+    """The prompts of a vocabulary as token ids.
+
+    Attributes:
+        ids: (N, T) int64 on the CPU.
+        kinds: (N,) int64, the index of each prompt's template; the number of templates for a class's own prompt.
+        class_ids: (N,) int64, the class of each prompt.
+    """
+
+    ids: Tensor
+    kinds: Tensor
+    class_ids: Tensor
 
 
 class TextEmbedder:
@@ -128,6 +142,37 @@ class TextEmbedder:
         with torch_defaults():
             vectors = self._encode(tower, prompts_of, *tokens)
             return torch.stack([_mean_direction([vectors[text] for text in own]) for own in texts])
+
+    def tokenise(self, classes: Sequence[ClassText]) -> PromptTokens:
+        """Return the tokens of all prompts of classes, from which `embed_tokens` computes their embeddings.
+
+        Args:
+            classes: of a `Vocabulary`, so that no two have a text in common.
+        """
+        texts = [_texts_of(each) for each in classes]
+        prompts_of = {text: self._prompts_of(text) for own in texts for text in own}
+        class_ids = [index for index, own in enumerate(texts) for text in own for _ in prompts_of[text]]
+        return PromptTokens(*self._tokenised(prompts_of), torch.tensor(class_ids))
+
+    def embed_tokens(self, tower: TextTower, prompts: PromptTokens) -> Tensor:
+        """Return the text embeddings (C, E) of `tokenise`; with a gradient if enabled, and not cached."""
+        starts = (prompts.kinds == 0) | (prompts.kinds >= len(self.prompts("")))  # the first prompt of each text
+        counts = (starts.cumsum(0) - 1).bincount().tolist()
+        vectors = self._encode(
+            tower, {str(text): [""] * count for text, count in enumerate(counts)}, prompts.ids, prompts.kinds
+        )
+        class_of = prompts.class_ids[starts].tolist()
+        own: list[list[Tensor]] = [[] for _ in range(max(class_of) + 1)]
+        for index, vector in zip(class_of, vectors.values(), strict=True):
+            own[index].append(vector)
+        return torch.stack([_mean_direction(each) for each in own])
+
+    def remarks(self, classes: Sequence[ClassText], context_length: int) -> list[str]:
+        """Return remarks for the user on texts that are too long for CLIP, and on words that a small CLIP lacks."""
+        plain = {text[len(_NAME) :]: self._prompts_of(text) for each in classes for text in _texts_of(each)}
+        unknown = self._unknown(plain)
+        found = [*cut_remarks(plain, self.tokenizer, context_length).values()]
+        return [*found, f"the small CLIP does not know {listed(unknown, 10)}"] if unknown else found
 
     def forget(self) -> None:
         """Drop the embeddings in memory; those on disk are kept."""

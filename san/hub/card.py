@@ -5,7 +5,7 @@ from __future__ import annotations
 from san.model.config import SANConfig
 
 _CARD = """---
-library_name: san
+library_name: {library}
 pipeline_tag: image-segmentation
 tags:
 - open-vocabulary
@@ -19,13 +19,7 @@ tags:
 Open-vocabulary semantic segmentation with a Side Adapter Network ([arXiv 2302.12242](https://arxiv.org/abs/2302.12242)):
 assigns one of the given words to each pixel of an image.
 
-```python
-from san import Predictor
-
-predictor = Predictor.from_pretrained("owner/name")  # this repository, or a folder with its files
-result = predictor.predict("street.jpg", ["car", "road", "sky"])
-```
-
+{usage}
 ## Files
 
 - `model.safetensors`: all weights, including CLIP's, {megabytes:.1f} MB in {dtype}. It contains only tensors and
@@ -46,16 +40,47 @@ Describe here the training data, the evaluation results and the licence of these
 """
 
 
-def model_card(config: SANConfig, *, num_bytes: int, dtype: str) -> str:
+_USAGE = """```python
+from san import Predictor
+
+predictor = Predictor.from_pretrained("owner/name")  # this repository, or a folder with its files
+result = predictor.predict("street.jpg", ["car", "road", "sky"])
+```
+"""
+
+_USAGE_OF_TRANSFORMERS = """```python
+import torch
+from PIL import Image
+from transformers import AutoModel, AutoProcessor
+
+folder = "owner/name"  # this repository, or a folder with its files
+model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
+processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+image = Image.open("street.jpg")
+inputs = processor(images=image, text=["car", "road", "sky"])
+with torch.no_grad():
+    outputs = model(**inputs)
+(labels,) = processor.post_process_semantic_segmentation(outputs, target_sizes=[image.size[::-1]])
+```
+
+The code of the model is the package `san-segmentation` (`pip install "san-segmentation[transformers]"`);
+`modeling_san.py` imports it. `san.Predictor.from_pretrained` reads these files, too.
+"""
+
+
+def model_card(config: SANConfig, *, num_bytes: int, dtype: str, for_transformers: bool = False) -> str:
     """Return the text of the card.
 
     Args:
         config: the model.
         num_bytes: size of the weights.
         dtype: number type of the weights.
+        for_transformers: whether AutoModel loads the files.
     """
     clip, side, templates = config.clip, config.side_adapter, config.clip.templates
     return _CARD.format(
+        library="transformers" if for_transformers else "san",
+        usage=_USAGE_OF_TRANSFORMERS if for_transformers else _USAGE,
         clip=clip.name,
         pretrained=f"`{clip.pretrained}`" if clip.pretrained else "as trained",
         depth=clip.shallow_depth,

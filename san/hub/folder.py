@@ -99,12 +99,7 @@ def save_pretrained(model: SANModel, folder: str | Path, *, half: bool = False, 
     dtype = "float16" if half else dtype
     if dtype not in WEIGHT_TYPES:
         raise ValueError(f"dtype is {excerpt(dtype)}; pass one of {', '.join(WEIGHT_TYPES)}")
-    rounded = {value.dtype for value in model.state_dict().values()} & {torch.bfloat16, torch.float16, torch.int8}
-    if rounded:
-        raise ValueError(
-            f"the model's weights were rounded to {', '.join(sorted(map(str, rounded)))} for prediction; load it in "
-            "float32 to save it (dtype='float16' or 'int8' writes smaller files)"
-        )
+    refuse_rounded(model)
     config = describe(model)
     tensors = {}
     for name, value in (pack_int8(model) if dtype == "int8" else model.state_dict()).items():
@@ -123,11 +118,25 @@ def save_pretrained(model: SANModel, folder: str | Path, *, half: bool = False, 
     return folder
 
 
+def refuse_rounded(model: SANModel) -> None:
+    """Refuse to save a model whose weights were rounded for prediction.
+
+    Raises:
+        ValueError: they were.
+    """
+    rounded = {value.dtype for value in model.state_dict().values()} & {torch.bfloat16, torch.float16, torch.int8}
+    if rounded:
+        raise ValueError(
+            f"the model's weights were rounded to {', '.join(sorted(map(str, rounded)))} for prediction; load it in "
+            "float32 to save it (dtype='float16' or 'int8' writes smaller files)"
+        )
+
+
 def load_folder(folder: Path, *, model_class: ModelClass = SANModel) -> SANModel:
     """Load the model of a folder. Both files are checked strictly.
 
     Args:
-        folder: written by `save_pretrained`.
+        folder: written by `save_pretrained`, or by `san convert --to transformers`.
         model_class: class or function that builds the model; classes named in the file are never imported.
 
     Raises:
@@ -240,6 +249,8 @@ def read_config(folder: Path) -> FolderConfig:
         raise ValueError(
             f"{str(path)!r} is not valid JSON ({one_line(error)}); write it with save_pretrained"
         ) from error
+    if isinstance(content, dict) and isinstance(content.get("san"), dict):  # of `san convert --to transformers`
+        content = content["san"]
     if not isinstance(content, dict) or content.get("model_type") != MODEL_TYPE:
         kind = excerpt(content.get("model_type")) if isinstance(content, dict) else type(content).__name__
         raise ValueError(f"{str(path)!r} has model_type {kind}, not 'san'; pass a folder written by save_pretrained")

@@ -129,8 +129,8 @@ class SANModel(nn.Module):
 
     def set_pixel_statistics(self) -> None:
         """Sets mean and standard deviation of pixels, which no checkpoint holds, to those of the architecture."""
-        for name, values in (("pixel_mean", self.arch.mean), ("pixel_std", self.arch.std)):
-            self.register_buffer(name, 255 * torch.tensor(values).view(3, 1, 1), persistent=False)
+        for name, values in zip(("pixel_mean", "pixel_std"), pixel_statistics(self.arch), strict=True):
+            self.register_buffer(name, values, persistent=False)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Remember whether a state has CLIP's weights; every way of loading calls this."""
@@ -147,13 +147,7 @@ class SANModel(nn.Module):
         Returns:
             (B, 3, H, W) on the model's device, H and W multiples of `config.size_divisibility`.
         """
-        step = self.config.size_divisibility
-        height, width = (-(-max(image.shape[axis] for image in images) // step) * step for axis in (1, 2))
-        batch = self.pixel_mean.new_zeros(len(images), 3, height, width)
-        for slot, image in zip(batch, images, strict=True):
-            image = image.to(slot.device, non_blocking=True).to(slot.dtype)
-            slot[:, : image.shape[1], : image.shape[2]] = (image - self.pixel_mean) / self.pixel_std
-        return batch
+        return normalised_batch(images, self.pixel_mean, self.pixel_std, self.config.size_divisibility)
 
     def forward(self, images: Tensor, text_embed: Tensor) -> SANOutput:
         """Predict masks and their classes for a vocabulary.
@@ -241,3 +235,20 @@ class SANModel(nn.Module):
         shares = torch.cat([mask_shares(each, clip.grid) for each in pooled_masks], dim=1) if pooled_masks else None
         embed = self.deep_clip(class_token, clip.patch_tokens[-1], sls.repeat(1, len(biases), 1), on_grid, shares)
         return tuple(embed.split(sls.shape[1], dim=1))
+
+
+def pixel_statistics(arch: ClipArch) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation of pixels (3, 1, 1) each, for values 0..255."""
+    mean, std = (255 * torch.tensor(values).view(3, 1, 1) for values in (arch.mean, arch.std))
+    return mean, std
+
+
+def normalised_batch(images: Sequence[Tensor], mean: Tensor, std: Tensor, size_divisibility: int) -> Tensor:
+    """Compute `SANModel.stack`, on the device and in the number type of `mean` (3, 1, 1)."""
+    step = size_divisibility
+    height, width = (-(-max(image.shape[axis] for image in images) // step) * step for axis in (1, 2))
+    batch = mean.new_zeros(len(images), 3, height, width)
+    for slot, image in zip(batch, images, strict=True):
+        image = image.to(slot.device, non_blocking=True).to(slot.dtype)
+        slot[:, : image.shape[1], : image.shape[2]] = (image - mean) / std
+    return batch
