@@ -17,7 +17,7 @@ AUDIT_LOG := .audit.log
 SHAPES_OUTPUT ?= output/shapes_quick
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev shapes check lint types test audit test-all versions format clean
+.PHONY: help install dev shapes check lint types test audit test-all versions docs package format clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -59,10 +59,18 @@ test-all: ## with the slow tests
 versions: ## the tests with the oldest, a pinned and the newest releases, each in an environment of its own
 	$(PYTHON) tools/maintainers/check_versions.py $(if $(DETECTRON2),--detectron2 $(DETECTRON2))
 
+docs: ## the documentation as a web site, in site/; a broken link is an error
+	$(PYTHON) -m mkdocs build --strict --quiet
+
+package: ## wheel and source distribution, in dist/, checked as the package index does
+	rm -rf dist
+	$(PYTHON) -m build
+	$(PYTHON) -m twine check --strict dist/*
+
 format: ## let ruff fix what it can
 	$(PYTHON) -m ruff check --fix .
 	$(PYTHON) -m ruff format .
 
 clean: ## remove caches and build leftovers, never outputs or data
-	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache *.egg-info
+	rm -rf build dist site .pytest_cache .ruff_cache .mypy_cache *.egg-info
 	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +

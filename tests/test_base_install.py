@@ -1,7 +1,7 @@
-"""The wheel and its base installation: it predicts, and says what to install for everything else.
+"""The distributions and their base installation: it predicts, is typed, and says what to install for everything else.
 
-The default test makes an environment of links to just those installed packages that the wheel's metadata asks for; the
-slow one installs the wheel from the package index.
+The default tests make an environment of links to just those installed packages that the wheel's metadata asks for; the
+slow ones install the distributions from the package index, on the oldest and newest supported Python that is here.
 """
 
 from __future__ import annotations
@@ -9,13 +9,16 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
+import venv
 import zipfile
 from collections.abc import Iterable
 from email import message_from_bytes
+from email.message import Message
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,8 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+import san
 
 REPO = Path(__file__).resolve().parent.parent
 PROBE = REPO / "tests/base_probe.py"
@@ -54,11 +59,17 @@ def wheel(built: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def requires(wheel: Path) -> list[str]:
-    """The requirements of the wheel, with the conditions of its extras."""
+def described(wheel: Path) -> Message:
+    """The metadata of the wheel."""
     with zipfile.ZipFile(wheel) as archive:
         (name,) = (each for each in archive.namelist() if each.endswith(".dist-info/METADATA"))
-        found = message_from_bytes(archive.read(name)).get_all("Requires-Dist")
+        return message_from_bytes(archive.read(name))
+
+
+@pytest.fixture(scope="module")
+def requires(described: Message) -> list[str]:
+    """The requirements of the wheel, with the conditions of its extras."""
+    found = described.get_all("Requires-Dist")
     assert found
     return found
 
@@ -136,6 +147,73 @@ def test_the_distributions_hold_the_package_and_nothing_else(built, wheel):
     assert not {path for path in paths if path.startswith("tests")}
 
 
+def test_both_distributions_have_the_version_of_the_package(built, described):
+    assert described["Version"] == san.__version__
+    assert {path.name for path in built.iterdir()} == {
+        f"san_segmentation-{san.__version__}{ending}" for ending in ("-py3-none-any.whl", ".tar.gz")
+    }
+
+
+def test_the_description_leads_to_files_of_the_repository_from_any_page(described):
+    """A package page has neither the README's neighbours nor its headings as anchors."""
+    text = described.get_payload(decode=True).decode()
+    targets = re.findall(r"(!?)\[[^\]]*\]\(([^)\s]+)\)", text)
+    source = dict(line.split(", ", 1) for line in described.get_all("Project-URL", []))["Source"]
+    own = []
+    for mark, target in targets:
+        assert target.startswith("https://"), target
+        if target.startswith(f"{source}/{'raw' if mark else 'blob'}/v{san.__version__}/"):
+            own.append(target.removeprefix(source).split("/", 3)[3].split("#")[0])
+    assert len(own) > 20
+    assert "docs/images/shapes_panel.png" in own
+    assert not [path for path in own if not (REPO / path).exists()]
+    readme = (REPO / "README.md").read_text(encoding="utf-8")
+    assert len(targets) == len(re.findall(r"\]\([^)\s]+\)", readme))
+    assert re.findall(r"^#.*", text, re.M) == re.findall(r"^#.*", readme, re.M)
+
+
+def test_the_package_index_accepts_the_distributions(built):
+    pytest.importorskip("twine", reason="twine is not installed (the extra release)")
+    command = [sys.executable, "-m", "twine", "check", "--strict", *map(str, built.iterdir())]
+    checked = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+TYPED = """
+from pathlib import Path
+
+from san import Predictor, Segmentation, Vocabulary
+
+predictor: Predictor = Predictor.from_pretrained("shapes", device="cpu")
+predictor.set_image("scene.png")
+result: Segmentation = predictor.segment(Vocabulary.parse("red star, blue ring"))
+areas: dict[str, float] = result.areas()
+files: dict[str, Path] = result.save("out/scene", ["labels"])
+Vocabulary.parse(3.5)  # wrong
+result.area()  # wrong
+areas = result.names  # wrong
+"""
+
+
+def test_a_typed_script_is_checked_against_the_installed_wheel(base_environment, tmp_path):
+    """mypy finds what is wrong, and nothing else; the types of other packages would take it half a minute."""
+    pytest.importorskip("mypy")
+    (tmp_path / "script.py").write_text(TYPED, encoding="utf-8")
+    (tmp_path / "mypy.ini").write_text(
+        "[mypy]\nstrict = True\nfollow_imports = skip\n[mypy-san.*]\nfollow_imports = normal\n", encoding="utf-8"
+    )
+    environment = tmp_path / "environment"
+    venv.create(environment, symlinks=True)
+    (packages,) = environment.glob("lib/python*/site-packages")
+    (packages / "base.pth").write_text(f"{base_environment}\n", encoding="utf-8")
+    command = [sys.executable, "-m", "mypy", "--python-executable", environment / "bin/python", "script.py"]
+    kept = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "MYPYPATH")}
+    checked = subprocess.run(command, cwd=tmp_path, env=kept, capture_output=True, text=True, timeout=300, check=False)
+    found = [int(number) for number in re.findall(r"^script\.py:(\d+): error", checked.stdout, re.M)]
+    wrong = [number for number, line in enumerate(TYPED.splitlines(), 1) if line.endswith("# wrong")]
+    assert found == wrong, checked.stdout + checked.stderr
+
+
 def test_a_base_installation_has_no_package_of_an_extra(base_environment):
     packages = {path.name for path in base_environment.iterdir()}
     assert {"san", "torch", "open_clip", "PIL"} <= packages
@@ -199,18 +277,41 @@ def names_imported(tree: ast.Module) -> set[str]:
     return {name.split(".")[0] for name in found}
 
 
+def supported() -> list[str]:
+    """The supported versions of Python, oldest first."""
+    text = (REPO / "pyproject.toml").read_text(encoding="utf-8")
+    return re.findall(r"Python :: (3\.\d+)", text)
+
+
+def interpreter(version: str) -> str | None:
+    """A Python of a version that runs; shims of version managers may not."""
+    if version == "{}.{}".format(*sys.version_info):
+        return sys.executable
+    found = shutil.which(f"python{version}")
+    works = found and subprocess.run([found, "-c", ""], capture_output=True, timeout=60, check=False).returncode == 0
+    return found if works else None
+
+
 @pytest.mark.slow
-def test_the_wheel_installed_from_the_package_index_predicts(wheel, tmp_path, request):
+@pytest.mark.parametrize(
+    ("version", "distribution"),
+    [(supported()[0], "*.whl"), (supported()[-1], "*.tar.gz"), ("{}.{}".format(*sys.version_info), "*.whl")],
+)
+def test_a_distribution_installed_from_the_package_index_predicts(version, distribution, built, tmp_path, request):
+    """Alone in an empty environment."""
+    python = interpreter(version)
+    if python is None:
+        pytest.skip(f"there is no Python {version} here")
     environment = tmp_path / "environment"
     request.addfinalizer(lambda: shutil.rmtree(environment, ignore_errors=True))  # some gigabytes
-    subprocess.run([sys.executable, "-m", "venv", environment], check=True, timeout=120)
-    python = str(environment / "bin/python")
-    pip = [python, "-m", "pip", "--disable-pip-version-check"]
+    subprocess.run([python, "-m", "venv", environment], check=True, timeout=120)
+    own = str(environment / "bin/python")
+    pip = [own, "-m", "pip", "--disable-pip-version-check"]
     trial = [*pip, "download", "--quiet", "--no-deps", "--dest", tmp_path / "trial", "tqdm"]
     if subprocess.run(trial, capture_output=True, timeout=120, check=False).returncode:
         pytest.skip("the package index cannot be reached")
-    subprocess.run([*pip, "install", "--quiet", wheel], check=True, timeout=1800)
+    subprocess.run([*pip, "install", "--quiet", next(built.glob(distribution))], check=True, timeout=1800)
     (tmp_path / "work").mkdir()
-    found = probe([python], tmp_path / "work")
+    found = probe([own], tmp_path / "work")
     test_a_base_installation_predicts_and_helps(found)
     test_what_needs_an_extra_names_it_in_one_line(found)

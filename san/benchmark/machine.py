@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import os
 import platform
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -37,7 +36,7 @@ def describe_machine(device: torch.device, *, threads: int, malloc: str) -> dict
         "cpu_flags": [flag for flag in MATRIX_FLAGS if flag in cpu.get("flags", cpu.get("Features", "")).split()],
         "cpus": os.cpu_count(),
         "threads": threads,
-        "load": round(os.getloadavg()[0], 1),
+        "load": load_average(),
         "malloc": malloc,
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
@@ -49,6 +48,11 @@ def describe_machine(device: torch.device, *, threads: int, malloc: str) -> dict
     if device.type == "cuda":
         record |= {"gpu": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
     return record
+
+
+def load_average() -> float | None:
+    """Return the number of processes that ran or waited over the last minute; None where it is unknown (Windows)."""
+    return round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
 
 
 def declared_peak(gpu: str, dtype: str) -> float | None:
@@ -70,6 +74,9 @@ def peak_memory(device: torch.device) -> int:
     """Return peak memory in bytes: on a GPU that of the allocator, else the resident memory of this process.
 
     On Linux it is read from /proc, because the figure of getrusage is inherited from the parent process.
+
+    Raises:
+        ValueError: this system has no such figure (Windows).
     """
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
@@ -77,6 +84,12 @@ def peak_memory(device: torch.device) -> int:
     if status.exists():
         (line,) = (line for line in status.read_text(encoding="ascii").splitlines() if line.startswith("VmHWM:"))
         return int(line.split()[1]) * 1024
+    try:
+        import resource
+    except ImportError as error:  # only on Unix
+        raise ValueError(
+            f"the memory of a process cannot be measured on {platform.system()}; use Linux, macOS or a GPU"
+        ) from error
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

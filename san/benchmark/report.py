@@ -42,6 +42,8 @@ def heading(records: Sequence[CaseRecord], settings: Mapping[str, Any]) -> str:
     if machine is None:
         return "Nothing was measured."
     flags = f" ({' '.join(machine['cpu_flags'])})" if machine["cpu_flags"] else ""
+    load = settings.get("load_at_start", machine["load"])
+    load = "unknown" if load is None else load
     where = f"{machine['cpu']}{flags}, {machine['threads']} threads of {machine['cpus']} CPUs"
     if "gpu" in machine:
         where = f"{machine['gpu']}, CUDA {machine['cuda']}; {where}"
@@ -49,7 +51,7 @@ def heading(records: Sequence[CaseRecord], settings: Mapping[str, Any]) -> str:
     lines = [
         f"`{settings['command']}`, " if "command" in settings else "",
         f"{machine['date']}, commit {machine['commit']}, median of {settings['runs']} rounds, drawn weights.  \n",
-        f"{where}; load {settings.get('load_at_start', machine['load'])} at the start; allocator {large}; ",
+        f"{where}; load {load} at the start; allocator {large}; ",
         f"torch {machine['torch']}, Python {machine['python']}.  \n",
         f"Operations of one large matrix product: {_rates(records) or 'not measured'}.",
     ]

@@ -87,7 +87,7 @@ def _in_process(job: dict[str, Any]) -> dict[str, Any]:
 def _failure_message(code: int, stderr: str) -> str:
     """Describe a failed process in one line: the first line of its exception, or its last line."""
     if code < 0:
-        hint = ", as the system does when memory is used up" if -code == signal.SIGKILL else ""
+        hint = ", as the system does when memory is used up" if signal.Signals(-code).name == "SIGKILL" else ""
         return f"ended by {signal.Signals(-code).name}{hint}"
     lines = stderr.strip().splitlines() or ["it said nothing"]
     exceptions = [line for line in lines if _EXCEPTION.match(line)]

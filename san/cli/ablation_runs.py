@@ -253,7 +253,7 @@ def run_command(command: Sequence[str], log: Path, started: Callable[[int], obje
         KeyboardInterrupt, SystemExit: this process received a signal.
     """
     with log.open("ab") as file, _sigterm_raises():
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, preexec_fn=_set_child_signals)
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, preexec_fn=_SET_CHILD_SIGNALS)
         started(process.pid)
         try:
             return process.wait()
@@ -269,6 +269,9 @@ def _set_child_signals() -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # Slurm sends submitit's signal to all processes of a job
+
+
+_SET_CHILD_SIGNALS = _set_child_signals if hasattr(signal, "SIGUSR2") else None  # Windows has neither
 
 
 @contextmanager

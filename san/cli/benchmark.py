@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -89,6 +88,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     require_extra("train", "measuring", "fvcore", "scipy", "matplotlib")
     from san.benchmark.against import adapter_file
+    from san.benchmark.machine import load_average
     from san.benchmark.measure import Settings
     from san.benchmark.runner import run_cases
     from san.devices import checked_device
@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
         product_size=args.product_size,
         against=against,
     )
-    context = settings.to_dict() | {"command": command_of(args), "load_at_start": round(os.getloadavg()[0], 1)}
+    context = settings.to_dict() | {"command": command_of(args), "load_at_start": load_average()}
     records: list[dict[str, Any]] = []
     for number, record in enumerate(run_cases(cases, settings), 1):
         records.append(record)

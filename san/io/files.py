@@ -7,10 +7,13 @@ import errno
 import hashlib
 import os
 import secrets
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from san.io.errors import excerpt
+
+_WINDOWS = sys.platform == "win32"
 
 PARTIAL = ".partial"
 """Part of the names of temporary files, which a killed process may leave behind; they are never read."""
@@ -161,8 +164,10 @@ def sha256_of(path: str | Path) -> str:
 
 
 def _sync(path: Path) -> None:
-    """Sync a file, or a folder's list of files, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Sync a file, or a folder's list of files, to the disk; Windows opens no folder and syncs only writable files."""
+    if _WINDOWS and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDWR if _WINDOWS else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -86,11 +85,16 @@ def readable_bytes(count: float) -> str:
 
 @contextmanager
 def only_run(root: Path) -> Iterator[None]:
-    """Hold the root's lock; the system releases it when the process ends.
+    """Hold the root's lock, where the system has such locks (not Windows), which releases it when the process ends.
 
     Raises:
         ValueError: another run holds the lock.
     """
+    try:
+        import fcntl
+    except ImportError:  # only on Unix
+        yield
+        return
     folder = root / STATE_FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as file:

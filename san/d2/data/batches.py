@@ -176,7 +176,8 @@ def _end_processes(source: Any) -> None:
 def set_up_worker(_: int) -> None:
     """Set up a loader worker: use one thread, as there are many workers, and leave signals to the main process."""
     torch.set_num_threads(1)
-    _prctl_pr_set_pdeathsig(signal.SIGKILL)  # end with the main process, even if it is killed
+    if hasattr(signal, "SIGKILL"):  # not on Windows
+        _prctl_pr_set_pdeathsig(signal.SIGKILL)  # end with the main process, even if it is killed
     stopping.ignore_first_signal()
     multiprocessing.queues.Queue._on_queue_feeder_error = _send_error  # type: ignore[attr-defined]
 

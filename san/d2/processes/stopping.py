@@ -21,7 +21,7 @@ from san.d2.api import comm
 EXIT_CODE = 75
 """Exit code after a requested stop: "temporary failure, try again" (sysexits.h), which --resume does."""
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))  # no USR1 on Windows
 
 SECOND_SIGNAL_AFTER = 1.0
 """Seconds. Closer signals count as one: a launcher forwards a signal that a scheduler has sent to all processes."""
@@ -119,7 +119,8 @@ def exiting_on_second_signal(*, grace: float) -> Iterator[None]:
         grace: seconds that the children have to end by themselves.
     """
     reader, writer = os.pipe()
-    os.set_blocking(writer, False)
+    if hasattr(os, "set_blocking"):  # on Windows since Python 3.12; before, it does not block there
+        os.set_blocking(writer, False)
     former = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     thread = threading.Thread(target=_watch_signals, args=(reader, grace), daemon=True)
     thread.start()

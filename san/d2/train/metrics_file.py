@@ -20,6 +20,9 @@ from san.io.files import write_whole
 NAME = "metrics.json"
 """Name of the file in OUTPUT_DIR."""
 
+_OPEN_FLAGS = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+"""Non-blocking: a pipe without a reader raises an error instead of blocking forever. On Windows: bytes as they are."""
+
 logger = logging.getLogger("san.d2.metrics")
 
 
@@ -101,8 +104,7 @@ def _append(data: bytes, path: Path) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    # non-blocking: a pipe without a reader raises an error instead of blocking forever
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK, 0o666)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | _OPEN_FLAGS, 0o666)
     try:
         size = os.fstat(descriptor).st_size
         try:
