@@ -4,6 +4,7 @@ Examples:
   san label photos/ --vocab "cat, dog, sofa|couch" --model san_vit_b_16 --format coco --out labels
   san label photos/ --vocab-file names.txt --none-of-these --format png
   san label photos/ --vocab "car, person" --context coco_stuff_171 --instances --min-area 50 --format yolo-seg,cvat
+  san label photos/ --vocab "car, road, sky" --things car --format coco-panoptic
   san label photos/ --vocab "car, road" --format label-studio --outlines masks --score-threshold 0.5
   san label photos/ --vocab "car, road" --format coco --resume              # after an interruption
   san label photos/ --vocab "car, road" --shard 3/16                        # one of 16 jobs, 0/16 to 15/16
@@ -11,6 +12,7 @@ Examples:
 
 Every format gets a folder of its own below --out:
   coco          annotations/instances_train.json, images/ (RLE; --outlines polygons for polygons)
+  coco-panoptic annotations/panoptic_train.json, panoptic/, images/ (segment ids as colours)
   yolo-seg      data.yaml, images/, labels/ (polygons)
   voc           JPEGImages/, SegmentationClass/, Annotations/, ImageSets/, labelmap.txt
   png           dataset.yaml, images/, labels/ (class indices): a data set for `san check` and `san train`
@@ -63,10 +65,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     add_picture_options(parser)
     regions = parser.add_argument_group("regions")
-    regions.add_argument(
+    apart = regions.add_mutually_exclusive_group()
+    apart.add_argument(
         "--instances",
         action="store_true",
         help="one annotation per connected component (default: one per class and picture)",
+    )
+    apart.add_argument(
+        "--things",
+        metavar="WORDS",
+        help="--instances for these classes alone, separated by commas; the others are stuff: one annotation per class "
+        "and picture",
     )
     regions.add_argument(
         "--min-area",
@@ -119,17 +128,22 @@ def run(args: argparse.Namespace) -> int:
     """
     require_extra("label", "`san label`", "scipy", "shapely")
     from san.labelling.formats import WRITERS
-    from san.labelling.regions import RegionOptions
+    from san.labelling.regions import RegionOptions, class_indices
     from san.labelling.sets import SetOptions, set_name
+    from san.vocabulary.classes import split_text
 
     _check_modes(args)
     jobs, skipped = _find_jobs(args)
-    regions = RegionOptions(args.instances, args.min_area, args.score_threshold)
     if not args.tolerance >= 0:
         raise ValueError(f"--tolerance is {args.tolerance}; give a number of pixels, 0 or more")
     vocabulary = read_vocabulary(args)
+    names, things = [each.name for each in vocabulary.free], None
+    if args.things is not None:
+        things = class_indices(split_text(args.things), names)
+    instances = args.instances or things is not None
+    regions = RegionOptions(instances, args.min_area, args.score_threshold, things)
     options = SetOptions(
-        set_name(args.out.resolve().name), vocabulary.free, args.tolerance, args.outlines, args.instances
+        set_name(args.out.resolve().name), vocabulary.free, args.tolerance, args.outlines, instances, things
     )
     writers = {args.out / name: WRITERS[name] for name in args.format}
     _check_classes(args.format, options)

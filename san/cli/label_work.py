@@ -52,7 +52,7 @@ class LabelWork:
             raise ValueError(f"{str(self._top)!r} has an unfinished run; give --resume to continue it, or --overwrite")
         if args.merge and not any(self._top.glob(f"*/{_SHARDS}/*/{SETTINGS}")):
             raise ValueError(f"no shard has begun in {str(self._top)!r}; run each with --shard, then --merge")
-        regions = {name: getattr(args, name) for name in ("instances", "min_area", "score_threshold")}
+        regions = {name: getattr(args, name) for name in ("instances", "things", "min_area", "score_threshold")}
         remedy = "give the same options, or --overwrite"
         if args.shard or args.merge:
             remedy = f"give the same options, or remove {str(self._top)!r}"

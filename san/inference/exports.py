@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from san.evaluation.predictions import default_image_id
 from san.io.errors import require_extra
 from san.labelling.coco import coco_annotation, coco_categories
 from san.labelling.outlines import region_polygons, rings
-from san.labelling.regions import Region, RegionOptions, find_regions
+from san.labelling.regions import Region, RegionOptions, class_indices, find_regions
 
 if TYPE_CHECKING:
     from san.vocabulary.vocabulary import Vocabulary
@@ -29,7 +30,12 @@ class RegionExports:
         best_scores: npt.NDArray[np.float32] | None
 
     def regions(
-        self, *, instances: bool = False, min_area: int = 0, score_threshold: float = 0.0
+        self,
+        *,
+        instances: bool = False,
+        min_area: int = 0,
+        score_threshold: float = 0.0,
+        things: Iterable[str] | None = None,
     ) -> tuple[Region, ...]:
         """Return one region per class with a pixel, or per connected component.
 
@@ -37,12 +43,16 @@ class RegionExports:
             instances: one region per connected component (by the sides of pixels).
             min_area: connected components of fewer pixels are left out.
             score_threshold: regions whose mean score is lower are left out.
+            things: with `instances`, names of the vocabulary; the other classes, stuff, are one region each, so that
+                the regions are a panoptic segmentation. None: all are things.
 
         Raises:
-            ValueError: `min_area` or `score_threshold` is negative.
+            ValueError: `min_area` or `score_threshold` is negative, a thing is not in the vocabulary, or there are
+                `things` without `instances`.
             MissingExtraError: SciPy or Shapely cannot be imported.
         """
-        options = RegionOptions(instances, min_area, score_threshold)
+        indices = None if things is None else class_indices(things, [each.name for each in self.vocabulary.free])
+        options = RegionOptions(instances, min_area, score_threshold, indices)
         return tuple(find_regions(self.labels, self.best_scores, len(self.vocabulary.free), options).regions())
 
     def to_polygons(self, *, tolerance: float = 0.0, **options: Any) -> list[dict[str, Any]]:

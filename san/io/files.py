@@ -31,7 +31,7 @@ VIDEO_FORMATS = {"overlay": ("_overlay.mp4", "_overlay.mkv"), "labels": ("_label
 """What `san.video.results.VideoResults` can write, and how the names may end: of one of two files, of a folder, of a
 file."""
 
-LABEL_FORMATS = ("coco", "yolo-seg", "voc", "png", "labelme", "label-studio", "cvat", "geojson")
+LABEL_FORMATS = ("coco", "coco-panoptic", "yolo-seg", "voc", "png", "labelme", "label-studio", "cvat", "geojson")
 """Formats of `san label`; `san.labelling.formats.WRITERS` has the writers."""
 
 MAX_PATH = 4096

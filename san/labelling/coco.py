@@ -1,4 +1,4 @@
-"""COCO's JSON: images, annotations, categories; for instances, or for stuff with one annotation per class and image."""
+"""COCO's formats: JSON with an annotation per class and image or per component, and panoptic PNG and JSON."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 from san.evaluation.predictions import default_image_id, rle_entries
 from san.io.files import write_text
 from san.labelling.outlines import joined_ring, region_polygons
 from san.labelling.regions import Region
 from san.labelling.sets import AnnotationWriter, LabelledImage, SetOptions
+from san.visualize.palette import palette
 
 
 def coco_image_ids(names: Sequence[str]) -> list[int]:
@@ -83,3 +87,47 @@ class CocoWriter(AnnotationWriter):
             "categories": coco_categories(self.options.names),
         }
         write_text(self.place("annotations/instances_train.json"), json.dumps(content))
+
+
+class PanopticWriter(AnnotationWriter):
+    """Images, panoptic/ with a PNG of segment ids per image, and annotations/panoptic_train.json.
+
+    The id of a segment is R + 256 G + 65536 B of its pixels; 0 is no segment.
+    """
+
+    def __init__(self, folder: Path, options: SetOptions, names: Sequence[str]) -> None:
+        super().__init__(folder, options, names)
+        self._ids = dict(zip(names, coco_image_ids(names), strict=True))
+        self._images: list[dict[str, Any]] = []
+        self._annotations: list[dict[str, Any]] = []
+
+    def add(self, image: LabelledImage) -> None:
+        """See `AnnotationWriter`."""
+        self.place_image(image, f"images/{image.name}")
+        ids, (height, width) = image.region_map.ids, image.size
+        file = f"{image.stem}.png"
+        rgb = np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=-1).astype(np.uint8)
+        Image.fromarray(rgb).save(self.place(f"panoptic/{file}"))
+        number = self._ids[image.name]
+        self._images.append({"id": number, "file_name": image.name, "height": height, "width": width})
+        segments = [
+            {"id": index, "category_id": each.label + 1, "area": each.area, "bbox": list(each.box), "iscrowd": 0}
+            for index, each in enumerate(image.regions, start=1)
+        ]
+        self._annotations.append({"image_id": number, "file_name": file, "segments_info": segments})
+
+    def finish(self) -> None:
+        """See `AnnotationWriter`."""
+        colors = palette(self.options.names).tolist()
+        categories = [
+            {**each, "isthing": int(self.options.is_thing(index)), "color": colors[index]}
+            for index, each in enumerate(coco_categories(self.options.names))
+        ]
+        content = {
+            "info": {"description": self.options.name},
+            "licenses": [],
+            "images": self._images,
+            "annotations": self._annotations,
+            "categories": categories,
+        }
+        write_text(self.place("annotations/panoptic_train.json"), json.dumps(content))

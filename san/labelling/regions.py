@@ -1,11 +1,11 @@
-"""The regions of a label map: one per class, or one per connected component.
+"""The regions of a label map: one per class, or one per connected component, of all classes or of things alone.
 
 (H, W) image, (h, w) the region's bounding box, R regions, C classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from san.io.errors import brief_repr, require_extra
+from san.io.errors import brief_repr, excerpt, listed, require_extra
+from san.vocabulary.classes import text_key
 
 
 @dataclass(frozen=True)
@@ -26,14 +27,16 @@ class RegionOptions:
             Pixels are connected by their sides, not by their corners.
         min_area: connected components of fewer pixels are dropped.
         score_threshold: regions whose mean score is lower are dropped.
+        things: with `instances`, class indices; the other classes, stuff, are one region each. None: all are things.
 
     Raises:
-        ValueError: a value is negative.
+        ValueError: a value is negative, or there are `things` without `instances`.
     """
 
     instances: bool = False
     min_area: int = 0
     score_threshold: float = 0.0
+    things: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         for name, value, unit in (
@@ -42,6 +45,8 @@ class RegionOptions:
         ):
             if not value >= 0:
                 raise ValueError(f"{name} is {value}; give {unit}, 0 or more")
+        if self.things is not None and not self.instances:
+            raise ValueError("things are given, but instances is False; set it to True")
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,10 +181,31 @@ def find_regions(
     ids, kinds = _kept(ids, kinds, areas >= options.min_area)
     if not options.instances:
         ids, kinds = _classes(np.concatenate([[-1], kinds])[ids], ids > 0)
+    elif options.things is not None:
+        ids, kinds = _joined_stuff(ids, kinds, options.things)
     means = _means(ids, scores, len(kinds))
     good = np.isnan(means) | (means >= options.score_threshold)
     ids, kinds = _kept(ids, kinds, good)
     return RegionMap(ids, kinds, means[good], known & (ids == 0))
+
+
+def class_indices(things: Iterable[str], names: Sequence[str]) -> tuple[int, ...]:
+    """Return the class indices of things.
+
+    Args:
+        things: some of the names, written as CLIP reads them (see `text_key`).
+        names: all classes, in index order.
+
+    Raises:
+        ValueError: a thing is not one of the names.
+    """
+    found = {text_key(name): index for index, name in enumerate(names)}
+    indices = []
+    for thing in [things] if isinstance(things, str) else things:
+        if text_key(thing) not in found:
+            raise ValueError(f"the thing {excerpt(thing)} is none of the classes {listed(map(excerpt, names), 10)}")
+        indices.append(found[text_key(thing)])
+    return tuple(sorted(set(indices)))
 
 
 def _classes(
@@ -205,6 +231,15 @@ def _components(
         ids[inside] = found[inside] + len(kinds)
         kinds += [label] * count
     return ids, np.array(kinds, np.int64)
+
+
+def _joined_stuff(
+    ids: npt.NDArray[np.int32], kinds: npt.NDArray[np.int64], things: tuple[int, ...]
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+    """Join the components of each class that is no thing; those of a class follow each other."""
+    starts = np.isin(kinds, things) | (np.diff(kinds, prepend=-1) != 0)
+    table = np.concatenate([[0], np.cumsum(starts)]).astype(np.int32)
+    return table[ids], kinds[starts]
 
 
 def _kept(

@@ -28,6 +28,7 @@ class SetOptions:
         tolerance: of polygons, see `san.labelling.outlines.region_polygons`.
         outlines: "polygons" or "masks" for formats that have both; None for the format's usual one.
         instances: whether each region is a connected component.
+        things: class indices, see `RegionOptions`.
     """
 
     name: str
@@ -35,6 +36,11 @@ class SetOptions:
     tolerance: float = 0.0
     outlines: str | None = None
     instances: bool = False
+    things: tuple[int, ...] | None = None
+
+    def is_thing(self, label: int) -> bool:
+        """Whether regions of a class are connected components."""
+        return self.instances and (self.things is None or label in self.things)
 
     @property
     def names(self) -> tuple[str, ...]:

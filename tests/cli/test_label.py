@@ -84,6 +84,11 @@ def test_options_of_regions(images: Path, tmp_path: Path) -> None:
     assert areas[1] == [area for area in areas[0] if area >= 400]
     assert isinstance(found[1]["annotations"][0]["segmentation"], list)
     assert isinstance(found[0]["annotations"][0]["segmentation"], dict)
+    assert main(command(images / "a.png", tmp_path / "things", "--things", "blue square", "--format", "coco")) == 0
+    data = COCO(str(tmp_path / "things/coco/annotations/instances_train.json")).dataset
+    kinds = [each["category_id"] for each in data["annotations"]]
+    all_kinds = [each["category_id"] for each in found[0]["annotations"]]
+    assert kinds.count(1) == all_kinds.count(1) and len({*kinds[1:]}) == len(kinds) - kinds.count(1)
     assert main(command(images / "a.png", tmp_path / "none", "--score-threshold", "99")) == 0
     data = COCO(str(tmp_path / "none/coco/annotations/instances_train.json")).dataset
     assert (len(data["images"]), data["annotations"]) == (1, [])
@@ -134,6 +139,7 @@ def test_a_damaged_picture_is_left_out(images: Path, tmp_path: Path, capsys: pyt
     ("options", "message"),
     [
         (["--min-area", "-1"], "min_area is -1; give a number of pixels, 0 or more"),
+        (["--things", "dog"], "the thing 'dog' is none of the classes 'cat'"),
         (["--tolerance", "nan"], "--tolerance is nan; give a number of pixels, 0 or more"),
         (["--threshold", "-1"], "--threshold is -1.0; give a score, 0 or more"),
         (["--format", "voc", "--context", "shapes_36", "--vocab-file", "{many}"], "voc holds 254 at most; give fewer"),
@@ -177,4 +183,4 @@ def test_the_snippet_of_the_page_runs(predictor: Predictor, monkeypatch: pytest.
 
 def test_an_unknown_format_is_refused(images: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["label", str(images), "--vocab", "cat", "--format", "coco,mask"]) == 2
-    assert "no format 'mask'; choose of coco, yolo-seg" in capsys.readouterr().err
+    assert "no format 'mask'; choose of coco, coco-panoptic, yolo-seg" in capsys.readouterr().err

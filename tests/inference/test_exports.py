@@ -32,6 +32,12 @@ def test_context_and_pixels_without_a_class_are_in_no_region() -> None:
     assert {each.label for each in segmentation(num_context=0).regions()} == {0, 1, 2, 3}
     assert len(segmentation().regions(instances=True)) > len(regions)
     assert segmentation().regions(score_threshold=0.6) == ()
+    names = [each.name for each in segmentation().vocabulary.free]
+    assert len(segmentation().regions(instances=True, things=())) == len(regions)
+    apart = segmentation().regions(instances=True, things=names)
+    assert len(apart) == len(segmentation().regions(instances=True))
+    with pytest.raises(ValueError, match="the thing 'zebra' is none of the classes"):
+        segmentation().regions(instances=True, things=["zebra"])
 
 
 def test_polygons() -> None:

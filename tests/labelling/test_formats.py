@@ -47,7 +47,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         given = {"instances": False, "outlines": None, "min_area": 0, "tolerance": 0.0} | options
         out = folder / "-".join(map(str, [kind, *given.values()]))
         if not out.exists():
-            regions = RegionOptions(bool(given["instances"]), given.pop("min_area"))
+            regions = RegionOptions(bool(given["instances"]), given.pop("min_area"), things=given.get("things"))
             loaded = [
                 lambda name=name, labels=labels, scores=scores: LabelledImage(
                     folder / "pictures" / name, name, find_regions(labels, scores, 4, regions)
@@ -96,6 +96,32 @@ def test_coco(written: Callable[..., Path], outlines: str, instances: bool, caps
         results = coco.loadRes(coco.dataset["annotations"])
         assert len(results.getAnnIds()) == len(coco.getAnnIds())
         assert {each["score"] for each in results.dataset["annotations"]} == {0.75}
+
+
+@pytest.mark.parametrize("things", [(0, 3), ()], ids=["things", "stuff"])
+def test_coco_panoptic(written: Callable[..., Path], things: tuple[int, ...]) -> None:
+    """The PNG's colours are the ids of the segments; a thing has one per component, stuff one per class."""
+    folder = written("coco-panoptic", instances=True, things=things)
+    content = json.loads((folder / "annotations/panoptic_train.json").read_text(encoding="utf-8"))
+    assert [each["isthing"] for each in content["categories"]] == [int(index in things) for index in range(4)]
+    names = {each["id"]: each["file_name"] for each in content["images"]}
+    assert {*names.values()} == {*LABELS}
+    for annotation in content["annotations"]:
+        rgb = np.asarray(Image.open(folder / "panoptic" / annotation["file_name"])).astype(int)
+        ids = rgb @ [1, 256, 65536]
+        segments = annotation["segments_info"]
+        assert {*np.unique(ids)} - {0} == {each["id"] for each in segments}
+        found, labels = np.full(ids.shape, -1), LABELS[names[annotation["image_id"]]]
+        for each in segments:
+            mask = ids == each["id"]
+            left, top, width, height = each["bbox"]
+            assert (mask.sum(), mask[top : top + height, left : left + width].sum()) == (each["area"],) * 2
+            found[mask] = each["category_id"] - 1
+        agree(found, names[annotation["image_id"]])
+        for label in np.unique(labels[labels >= 0]).tolist():
+            parts = find_regions(labels, None, 4, RegionOptions(instances=True)).labels.tolist().count(label)
+            own = [each for each in segments if each["category_id"] == label + 1]
+            assert len(own) == (parts if label in things else 1)
 
 
 def test_ids_of_images_are_their_numbers() -> None:

@@ -56,6 +56,8 @@ def test_small_components_and_low_scores_are_dropped() -> None:
     assert sure.class_map(first=1, none=0, dropped=255).tolist() == [[1, 1, 255, 1], [255, 255, 255, 1], [0, 1, 0, 1]]
     with pytest.raises(ValueError, match="min_area is -1; give a number of pixels"):
         RegionOptions(min_area=-1)
+    with pytest.raises(ValueError, match="things are given, but instances is False"):
+        RegionOptions(things=(1,))
 
 
 @pytest.mark.parametrize("labels", [np.full((3, 4), -1), np.full((3, 4), 2)])
