@@ -30,6 +30,7 @@ COMMANDS = {
     "models": "list models: size, licence, and whether they are on this machine",
     "train": "train a model, and evaluate it",
     "eval": "evaluate a model on data sets",
+    "pq": "measure the panoptic quality of labelled images",
     "ablate": "train configurations with several seeds, and compare them in one table",
     "prepare": "prepare a benchmark from its publisher's download",
     "check": "read a whole data set and report errors",

@@ -107,6 +107,7 @@ def quantise(model: SANModel, dtype: torch.dtype) -> None:
         elif isinstance(child, nn.Linear):
             layer = Int8Linear(child.weight, child.bias, dtype)
         else:
+            assert isinstance(child, nn.Embedding), "see _quantisable"
             layer = Int8Embedding(child.weight)
         setattr(parent, name, layer)
 

@@ -50,6 +50,16 @@ def render(scenes: Sequence[Scene], size: int = SCENE_SIZE) -> tuple[NDArray[np.
     return np.clip(image * 255 + 0.5, 0, 255).astype(np.uint8), labels
 
 
+def instances(scene: Scene) -> NDArray[np.uint8]:
+    """Return the number of the thing at each pixel (SCENE_SIZE, SCENE_SIZE), from 1 in painting order; 0 for ground."""
+    grid = np.arange(SCENE_SIZE, dtype=np.float32) + np.float32(0.5)
+    found = np.zeros((SCENE_SIZE, SCENE_SIZE), np.uint8)
+    for number, thing in enumerate(scene.things, start=1):
+        place, inside, _, _ = _cover(thing, grid, 1.0)
+        found[place][inside > 0] = number
+    return found
+
+
 def _turned(grid_y: Array, grid_x: Array, angle: float) -> tuple[Array, Array]:
     """Return coordinates along two axes rotated by ``angle``; (rows, columns) each."""
     cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
@@ -111,8 +121,8 @@ def _inside_star(u: Array, v: Array) -> Array:
     return inside
 
 
-def _paint(image: Array, labels: NDArray[np.uint8], thing: Thing, grid: Array, step: float) -> None:
-    """Paint one thing on ``image`` (S, S, 3) and ``labels`` (S, S), in place, only within its bounding box."""
+def _cover(thing: Thing, grid: Array, step: float) -> tuple[tuple[slice, slice], Array, Array, Array]:
+    """Return the place (rows, columns) of a thing's box; there, distances inside it in pixels, and its coordinates."""
     reach = max(thing.radius) * 1.2 + step
     (y0, y1), (x0, x1) = (
         (max(0, int((c - reach) / step)), min(len(grid), int((c + reach) / step) + 1)) for c in thing.centre
@@ -122,14 +132,20 @@ def _paint(image: Array, labels: NDArray[np.uint8], thing: Thing, grid: Array, s
     )
     u, v = along / np.float32(thing.radius[0]), across / np.float32(thing.radius[1])
     inside = _inside(thing.shape, u, v) * np.float32(min(thing.radius) / step)
+    return (slice(y0, y1), slice(x0, x1)), inside, u, v
+
+
+def _paint(image: Array, labels: NDArray[np.uint8], thing: Thing, grid: Array, step: float) -> None:
+    """Paint one thing on ``image`` (S, S, 3) and ``labels`` (S, S), in place, only within its bounding box."""
+    place, inside, u, v = _cover(thing, grid, step)
     share = np.clip(inside + np.float32(0.5), 0, 1)[..., None]
     amplitude, cycles, phase = thing.texture
     tone = 1 + np.float32(thing.shading[0]) * u + np.float32(thing.shading[1]) * v
     tone = tone + np.float32(amplitude) * np.sin(np.float32(np.pi * cycles) * u + np.float32(phase))
     colour = np.asarray(thing.colour, dtype=np.float32) * tone[..., None]
-    part = image[y0:y1, x0:x1]
+    part = image[place]
     part += share * (colour - part)
-    labels[y0:y1, x0:x1][inside > 0] = class_index(thing.name)
+    labels[place][inside > 0] = class_index(thing.name)
 
 
 def _light_and_noise(image: Array, scene: Scene, size: int) -> None:
