@@ -123,7 +123,7 @@ def _add_work(app: FastAPI, service: SegmentService) -> None:
         return Response(status_code=204)
 
     @app.get("/metrics", **{**options, "tags": ["server"]}, response_class=Response)
-    async def metrics() -> Response:
+    def metrics() -> Response:
         """Return counters in Prometheus' text format."""
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
 

@@ -80,11 +80,7 @@ class SegmentService:
     ) -> None:
         self.limits, self.metrics = limits or ServeLimits(), ServeMetrics()
         self._keys = [_digest(key) for key in keys]
-        self.store = store or TokenStore(
-            self.limits.keep_bytes,
-            lambda kept: bytes_of(kept.encoded),
-            keep_seconds=60 * self.limits.keep_minutes,
-        )
+        self.store = memory_store(self.limits) if store is None else store
         self.metrics.observe_store(self.store.usage)
         self.decoder = Decoder(self.limits)
         self._renderers = ThreadPoolExecutor(_RENDERERS, thread_name_prefix="san-answers")
@@ -217,6 +213,11 @@ class SegmentService:
 
     async def _aside(self, function: Callable[[], Result]) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._renderers, function)
+
+
+def memory_store(limits: ServeLimits) -> TokenStore[KeptImage]:
+    """Return a store in the memory of this process."""
+    return TokenStore(limits.keep_bytes, lambda kept: bytes_of(kept.encoded), keep_seconds=60 * limits.keep_minutes)
 
 
 def _digest(key: str) -> bytes:
