@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -138,12 +138,13 @@ class SegmentService:
 
         Raises:
             Refusal: 503, it took too long, or `GONE`. It is then not computed, unless it runs already.
-            ValueError: the words or the picture are not valid.
+            Exception: of the model; input that is not valid was refused before.
         """
         future = self.engine.submit(task)
         computed, gone = asyncio.wrap_future(future), asyncio.ensure_future(_disconnected(receive))
         try:
-            await asyncio.wait({computed, gone}, timeout=self.limits.max_seconds, return_when=asyncio.FIRST_COMPLETED)
+            awaited: set[asyncio.Future[Any]] = {computed, gone}
+            await asyncio.wait(awaited, timeout=self.limits.max_seconds, return_when=asyncio.FIRST_COMPLETED)
             if computed.done():
                 return computed.result()
             if gone.done():

@@ -153,6 +153,12 @@ def test_two_of_a_field_or_two_files_are_refused(client):
     assert "is a file; only image is one" in client.ask("POST", "/v1/segment", only, {"content-type": kind}).detail
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (1, 900), (900, 1), (3, 2)])
+def test_tiny_and_narrow_pictures_are_answered(client, shape):
+    reply = client.segment(png(np.full((*shape, 3), 90, np.uint8)), format="labels")
+    assert reply.status == 200 and reply.picture.shape == shape
+
+
 def test_odd_names_of_files_are_names_alone(client):
     for name in ("../../etc/passwd", "Straße #1 (2).png", "a" * 3000 + ".png", "\x7f\u202e.png"):
         reply = client.post("/v1/segment", GREY, name, vocabulary="red star, plain ground")
