@@ -273,6 +273,7 @@ def test_what_takes_too_long_is_given_up_and_not_computed(predictor, monkeypatch
             assert reply.status == 503 and "took longer than 0.3 s; send it again later" in reply.detail
             assert "retry-after" in reply.headers
         done = client.metric("san_segmentations_total")
+        client.service.limits = LIMITS
         go.set()
         assert soon(lambda: not client.service.engine._waiting)
         assert client.segment(GREY).status == 200
@@ -293,6 +294,7 @@ def test_who_leaves_is_not_computed_and_hurts_nobody(client, monkeypatch, scenes
         assert soon(lambda: len(client.service.engine._waiting) == 2)
         leaving.close()
         assert soon(lambda: client.service._admitted == 2), "its place is free"
+        assert soon(lambda: len(client.service.engine._waiting) == 1), "and its picture is not kept in memory"
         go.set()
     for reply, (picture, words) in ((first.result(), scenes[0]), (other.result(), scenes[1])):
         assert np.array_equal(reply.picture, predictor.predict(picture, words).labels)
