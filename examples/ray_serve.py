@@ -16,10 +16,8 @@ from ray import serve
 
 from san.inference.predictor import Predictor
 from san.serve.app import create_app
-from san.serve.engine import bytes_of
 from san.serve.limits import ServeLimits
-from san.serve.service import KeptImage, SegmentService
-from san.web.store import TokenStore
+from san.serve.service import SegmentService, memory_store
 
 ACTOR, NAMESPACE = "san-images", "san"
 LIMITS = ServeLimits()
@@ -31,9 +29,7 @@ class SharedImages:
 
     def __init__(self, model: str) -> None:
         self._predictor = Predictor.from_pretrained(model, text_cache=None)
-        self._store: TokenStore[KeptImage] = TokenStore(
-            LIMITS.keep_bytes, lambda kept: bytes_of(kept.encoded), keep_seconds=60 * LIMITS.keep_minutes
-        )
+        self._store = memory_store(LIMITS)
 
     def predictor(self) -> Predictor:
         """Return the model; every caller gets a copy."""

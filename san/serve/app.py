@@ -123,7 +123,7 @@ def _add_work(app: FastAPI, service: SegmentService) -> None:
         return Response(status_code=204)
 
     @app.get("/metrics", **{**options, "tags": ["server"]}, response_class=Response)
-    async def metrics() -> Response:
+    def metrics() -> Response:
         """Return counters in Prometheus' text format."""
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
 
@@ -137,10 +137,11 @@ async def _segmented(service: SegmentService, request: Request) -> Response:
         raise Refusal(422, "give image, a file, or image_id, that of a kept image: one of them")
     if upload is None:
         kept = await service.kept(fields.image_id)
-        image, name = kept.encoded, kept.file_name
+        task, name = EngineTask(kept.encoded, words, vocabulary, fields.threshold), kept.file_name
     else:
-        image, name = await service.decode(upload.content), upload.file_name
-    outcome = await service.compute(EngineTask(image, words, vocabulary, fields.threshold), request.receive)
+        pixels = await service.decode(upload.content)
+        task, name = EngineTask(pixels, words, vocabulary, fields.threshold), upload.file_name
+    outcome = await service.compute(task, request.receive)
     result = outcome.result
     assert result is not None, "it has words"
     headers = {}
@@ -248,7 +249,7 @@ def _error(description: str) -> dict[str, Any]:
 
 
 _KEPT_EXAMPLE = {"image_id": "the one of POST /v1/images", "vocabulary": "cat, dog", "format": "json"}
-_ERRORS = {
+_ERRORS: dict[int | str, dict[str, Any]] = {
     400: _error("the body is damaged, or not UTF-8"),
     401: _error("the API key is missing or wrong; send the header Authorization: Bearer KEY"),
     408: _error("The upload took too long; choose a smaller picture, or try again with a better connection."),

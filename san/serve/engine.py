@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import deque
@@ -95,11 +96,13 @@ class Engine:
             RuntimeError: the engine is closed.
         """
         future: Future[EngineOutcome] = Future()
+        entry = (task, future)
         with self._changed:
             if self._closed:
                 raise RuntimeError("the engine is closed")
-            self._waiting.append((task, future))
+            self._waiting.append(entry)
             self._changed.notify()
+        future.add_done_callback(lambda done: self._forget(entry) if done.cancelled() else None)
         return future
 
     @property
@@ -115,12 +118,17 @@ class Engine:
         """
         with self._changed:
             self._closed = True
-            for _, future in self._waiting:
+            for _, future in list(self._waiting):
                 future.cancel()
             self._waiting.clear()
             self._changed.notify()
         self._thread.join(timeout)
         return not self._thread.is_alive()
+
+    def _forget(self, entry: tuple[EngineTask, Future[EngineOutcome]]) -> None:
+        """Drop a cancelled task now, with the memory of its picture."""
+        with self._changed, contextlib.suppress(ValueError):
+            self._waiting.remove(entry)
 
     def _work(self) -> None:
         while batch := self._next_batch():

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from python_multipart.exceptions import FormParserError
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
@@ -135,10 +136,11 @@ async def _read_form(request: Request, kind: str, limits: ServeLimits) -> tuple[
     parser.spool_max_size = most + 1  # in memory
     try:
         form = await parser.parse()
-    except MultiPartException as error:
+    except (MultiPartException, FormParserError) as error:  # Starlette before 0.47 lets the second through
+        reason = getattr(error, "message", None) or str(error)
         raise Refusal(
             400,
-            f"the form cannot be read ({error.message.rstrip('.')}); send {FORM} with one file, at most {_MAX_FIELDS} "
+            f"the form cannot be read ({reason.rstrip('.')}); send {FORM} with one file, at most {_MAX_FIELDS} "
             f"fields, and at most {limits.max_characters} characters in each",
         ) from None
     found: dict[str, Any] = {}

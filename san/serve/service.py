@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -80,11 +80,7 @@ class SegmentService:
     ) -> None:
         self.limits, self.metrics = limits or ServeLimits(), ServeMetrics()
         self._keys = [_digest(key) for key in keys]
-        self.store = store or TokenStore(
-            self.limits.keep_bytes,
-            lambda kept: bytes_of(kept.encoded),
-            keep_seconds=60 * self.limits.keep_minutes,
-        )
+        self.store = memory_store(self.limits) if store is None else store
         self.metrics.observe_store(self.store.usage)
         self.decoder = Decoder(self.limits)
         self._renderers = ThreadPoolExecutor(_RENDERERS, thread_name_prefix="san-answers")
@@ -142,12 +138,13 @@ class SegmentService:
 
         Raises:
             Refusal: 503, it took too long, or `GONE`. It is then not computed, unless it runs already.
-            ValueError: the words or the picture are not valid.
+            Exception: of the model; input that is not valid was refused before.
         """
         future = self.engine.submit(task)
         computed, gone = asyncio.wrap_future(future), asyncio.ensure_future(_disconnected(receive))
         try:
-            await asyncio.wait({computed, gone}, timeout=self.limits.max_seconds, return_when=asyncio.FIRST_COMPLETED)
+            awaited: set[asyncio.Future[Any]] = {computed, gone}
+            await asyncio.wait(awaited, timeout=self.limits.max_seconds, return_when=asyncio.FIRST_COMPLETED)
             if computed.done():
                 return computed.result()
             if gone.done():
@@ -217,6 +214,11 @@ class SegmentService:
 
     async def _aside(self, function: Callable[[], Result]) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._renderers, function)
+
+
+def memory_store(limits: ServeLimits) -> TokenStore[KeptImage]:
+    """Return a store in the memory of this process."""
+    return TokenStore(limits.keep_bytes, lambda kept: bytes_of(kept.encoded), keep_seconds=60 * limits.keep_minutes)
 
 
 def _digest(key: str) -> bytes:

@@ -91,6 +91,7 @@ def test_wrong_fields_are_refused(client, fields, message):
 
 
 form_kind, whole_form = form({"vocabulary": "cat" * 90}, GREY)
+latin_kind, latin_form = form({"vocabulary": b"K\xe4fer"}, GREY)
 
 
 @pytest.mark.parametrize(
@@ -111,11 +112,8 @@ form_kind, whole_form = form({"vocabulary": "cat" * 90}, GREY)
         ("application/json", b'{"vocabulary": "cat"}', 422, "give image, a file, or image_id"),
         ("application/json", b'{"vocabulary": "cat", "image_id": "guess"}', 404, "send the picture again"),
         ("application/json", b" " * 40_000, 413, "too large"),
-        (
-            *form({"vocabulary": b"K\xe4fer"}, GREY),
-            400,
-            "'vocabulary' is not UTF-8 (invalid continuation byte at byte 1)",
-        ),
+        (latin_kind, latin_form, 400, "'vocabulary' is not UTF-8 (invalid continuation byte at byte 1)"),
+        (f"{latin_kind}; charset=utf-8", latin_form, 400, "'vocabulary' is not UTF-8"),
         (*form({"vocabulary": "x" * 10_000}, GREY), 400, "at most 2000 characters in each"),
         (*form({f"field{n}": "" for n in range(30)}, GREY), 400, "Too many fields"),
         ("multipart/form-data; boundary=x", form({"a": 1})[1], 400, "the form cannot be read"),
@@ -153,6 +151,12 @@ def test_two_of_a_field_or_two_files_are_refused(client):
         assert reply.status in (400, 422) and message in reply.detail
     only = f'{head}name="vocabulary"; filename="a"\r\n\r\ndog\r\n--{boundary}--\r\n'.encode()
     assert "is a file; only image is one" in client.ask("POST", "/v1/segment", only, {"content-type": kind}).detail
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 900), (900, 1), (3, 2)])
+def test_tiny_and_narrow_pictures_are_answered(client, shape):
+    reply = client.segment(png(np.full((*shape, 3), 90, np.uint8)), format="labels")
+    assert reply.status == 200 and reply.picture.shape == shape
 
 
 def test_odd_names_of_files_are_names_alone(client):
@@ -269,6 +273,7 @@ def test_what_takes_too_long_is_given_up_and_not_computed(predictor, monkeypatch
             assert reply.status == 503 and "took longer than 0.3 s; send it again later" in reply.detail
             assert "retry-after" in reply.headers
         done = client.metric("san_segmentations_total")
+        client.service.limits = LIMITS
         go.set()
         assert soon(lambda: not client.service.engine._waiting)
         assert client.segment(GREY).status == 200
@@ -289,6 +294,7 @@ def test_who_leaves_is_not_computed_and_hurts_nobody(client, monkeypatch, scenes
         assert soon(lambda: len(client.service.engine._waiting) == 2)
         leaving.close()
         assert soon(lambda: client.service._admitted == 2), "its place is free"
+        assert soon(lambda: len(client.service.engine._waiting) == 1), "and its picture is not kept in memory"
         go.set()
     for reply, (picture, words) in ((first.result(), scenes[0]), (other.result(), scenes[1])):
         assert np.array_equal(reply.picture, predictor.predict(picture, words).labels)

@@ -79,7 +79,8 @@ class LoadClient:
         return answer
 
     def work(self, count: int, *, kept: bool) -> None:
-        """Ask repeatedly."""
+        """Ask repeatedly, on a new connection, because the server may have closed an idle one."""
+        self.connection.close()
         for _ in range(count):
             self.ask({"image_id": self.handle} if kept else {}, None if kept else self.picture)
             self.wrong += not alike(self.last, self.expected)
