@@ -34,8 +34,10 @@ PROBE = REPO / "tests/base_probe.py"
 DISTRIBUTIONS = {
     "PIL": "Pillow", "yaml": "PyYAML", "open_clip": "open_clip_torch", "pydantic": "fastapi", "starlette": "fastapi",
 }  # fmt: skip
-CHECKED_ROOMS = {"d2": "train", "visualize": "train", "demo": "demo", "serve": "serve", "export": "export"}
-"""By api.py, new_figure, build_app, `san serve` and export_model."""
+CHECKED_ROOMS = {"d2": "train", "visualize": "train"} | {
+    room: room for room in ("demo", "serve", "export", "transformers")
+}
+"""By api.py, new_figure, build_app, `san serve`, export_model and `san convert`."""
 EXTRA_OF = {name: name for name in ("demo", "serve", "export", "label", "video")}  # all other commands need "train"
 
 
