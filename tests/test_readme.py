@@ -36,7 +36,8 @@ def test_snippet_runs(tmp_path, monkeypatch):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(REPO).as_posix())
 def test_commands_name_existing_files(page):
     text = "\n".join(blocks(page, "bash"))
-    for path in re.findall(r"(?<![\w/.-])(?:tools|configs|docker|tests|datasets)/[\w./-]*\.(?:py|yaml|sh|json)", text):
+    folders, endings = "tools|configs|docker|examples|tests|datasets", "py|yaml|sh|sbatch|json"
+    for path in re.findall(rf"(?<![\w/.-])(?:{folders})/[\w./-]*\.(?:{endings})", text):
         assert (REPO / path).is_file(), f"{page.name} names {path}, which does not exist"
 
 
