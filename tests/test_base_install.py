@@ -186,7 +186,9 @@ def test_every_imported_package_is_declared_where_it_is_needed(requires):
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "require_extra":
                 extra, _, *modules = (ast.literal_eval(each) for each in node.args)
-                assert {*map(canonicalize_name, modules)} <= declared[extra], f"{path}: {modules} are not in the extra {extra}"
+                assert {*map(canonicalize_name, modules)} <= declared[extra], (
+                    f"{path}: {modules} are not in the extra {extra}"
+                )
                 checked.add(extra)
         own = names_imported(tree) - {*sys.stdlib_module_names, "san", "detectron2"}
         allowed = declared[""].union(*(declared[extra] for extra in checked))
