@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from collections import deque
@@ -96,13 +95,13 @@ class Engine:
             RuntimeError: the engine is closed.
         """
         future: Future[EngineOutcome] = Future()
-        entry = (task, future)
         with self._changed:
             if self._closed:
                 raise RuntimeError("the engine is closed")
-            self._waiting.append(entry)
+            self._waiting.append((task, future))
             self._changed.notify()
-        future.add_done_callback(lambda done: self._forget(entry) if done.cancelled() else None)
+        # not a reference to the future itself: results would stay until the garbage collector finds the circle
+        future.add_done_callback(lambda done: self._forget(task) if done.cancelled() else None)
         return future
 
     @property
@@ -125,18 +124,21 @@ class Engine:
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
-    def _forget(self, entry: tuple[EngineTask, Future[EngineOutcome]]) -> None:
+    def _forget(self, task: EngineTask) -> None:
         """Drop a cancelled task now, with the memory of its picture."""
-        with self._changed, contextlib.suppress(ValueError):
-            self._waiting.remove(entry)
+        with self._changed:
+            for entry in [each for each in self._waiting if each[0] is task]:
+                self._waiting.remove(entry)
 
     def _work(self) -> None:
         while batch := self._next_batch():
             start = time.perf_counter()
             live = [(task, future) for task, future in batch if future.set_running_or_notify_cancel()]
+            batch.clear()
             if live:
                 self._run(live)
                 spent = (time.perf_counter() - start) / len(live)
+                live.clear()  # the memory of the results, while this thread waits
                 self.seconds_per_task += (spent - self.seconds_per_task) / (8 if self.seconds_per_task else 1)
 
     def _next_batch(self) -> list[tuple[EngineTask, Future[EngineOutcome]]]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import http.client
 import json
 import socket
 import threading
 import time
 import urllib.parse
+import weakref
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 
@@ -299,6 +301,28 @@ def test_who_leaves_is_not_computed_and_hurts_nobody(client, monkeypatch, scenes
     for reply, (picture, words) in ((first.result(), scenes[0]), (other.result(), scenes[1])):
         assert np.array_equal(reply.picture, predictor.predict(picture, words).labels)
     assert client.metric("san_batch_images_sum") == before + 2
+
+
+def test_results_are_freed_without_the_garbage_collector(client, monkeypatch, scenes):
+    """It would find circles of references rarely, and each holds megabytes."""
+    segment, results = client.service.engine._segment, []
+
+    def watched(*args):
+        outcome = segment(*args)
+        results.append(weakref.ref(outcome.result))
+        return outcome
+
+    monkeypatch.setattr(client.service.engine, "_segment", watched)
+    gc.collect()
+    gc.disable()
+    try:
+        handle = client.segment(png(scenes[0][0]), keep="true").headers["san-image-id"]
+        for form_ in ("labels", "coco", "json"):
+            assert client.segment(image_id=handle, format=form_).status == 200
+        assert len(results) == 4
+        assert soon(lambda: not any(each() is not None for each in results))
+    finally:
+        gc.enable()
 
 
 def test_half_an_upload_frees_its_place(client):
