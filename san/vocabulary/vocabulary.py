@@ -25,7 +25,7 @@ from san.vocabulary.classes import (
     split_text,
     text_key,
 )
-from san.vocabulary.label_sets import LABEL_SETS, expanded_names, load_label_set
+from san.vocabulary.label_sets import LABEL_SETS, NAMES, expanded_names, load_label_set
 
 VocabularyLike = Union["Vocabulary", str, Path, Iterable[Any], Mapping[str, Any]]
 """Input types of `Vocabulary.parse`."""
@@ -152,8 +152,10 @@ class Vocabulary:
             names: of `NAMES`; in "default" a name with commas is one text.
 
         Raises:
-            ValueError: the label set does not exist.
+            ValueError: the label set does not exist, or `names` is none of them.
         """
+        if names not in NAMES:
+            raise ValueError(f"the names of a label set are {excerpt(names)}; give one of {', '.join(NAMES)}")
         classes = load_label_set(name).classes
         texts = expanded_names(name) if names == "expanded" else {}
         return Vocabulary(tuple(ClassText(each, texts.get(each, ())) for each in classes))

@@ -177,3 +177,5 @@ def test_expanded_names_fit_into_clips_context() -> None:
 def test_an_unknown_label_set_has_no_expanded_names() -> None:
     with pytest.raises(ValueError, match="unknown label set 'voc_21'; did you mean 'voc_20'"):
         expanded_names("voc_21")
+    with pytest.raises(ValueError, match="the names of a label set are 'long'; give one of default, expanded"):
+        Vocabulary.label_set("voc_20", "long")
