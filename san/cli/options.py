@@ -133,6 +133,18 @@ def add_word_options(parser: argparse._ActionsContainer) -> None:
     )
 
 
+def add_names_option(parser: argparse._ActionsContainer, subject: str) -> None:
+    """Add --names; `subject` says whose names."""
+    from san.vocabulary.label_sets import NAMES
+
+    parser.add_argument(
+        "--names",
+        choices=NAMES,
+        default=NAMES[0],
+        help=f"names {subject}: the published ones, or with synonyms (default: %(default)s; docs/beyond.md)",
+    )
+
+
 def read_words(args: argparse.Namespace) -> Vocabulary:
     """Return the classes of --vocab or --vocab-file.
 
@@ -143,25 +155,29 @@ def read_words(args: argparse.Namespace) -> Vocabulary:
 
     if args.vocab_file is not None:
         return Vocabulary.from_file(args.vocab_file)
-    return parse_words(args.vocab, "--vocab")
+    return parse_words(args.vocab, "--vocab", getattr(args, "names", "default"))
 
 
-def parse_words(text: str, option: str) -> Vocabulary:
+def parse_words(text: str, option: str, names: str = "default") -> Vocabulary:
     """Return the classes of a text on the command line.
 
     Args:
         text: input of `Vocabulary.parse`.
         option: its option, for messages.
+        names: see `Vocabulary.label_set`, if the text is the name of one.
 
     Raises:
         ValueError: it is blank, `Vocabulary.parse` raises, or a word is a file's name.
     """
     from san.io.plain_file import is_file
     from san.vocabulary.class_file import ENDINGS
+    from san.vocabulary.label_sets import LABEL_SETS
     from san.vocabulary.vocabulary import Vocabulary
 
     if not text.strip():
         raise ValueError(f'{option} is blank; give words, such as "cat, dog"')
+    if text.strip() in LABEL_SETS:
+        return Vocabulary.label_set(text.strip(), names)
     vocabulary = Vocabulary.parse(text)
     for name in vocabulary.names:
         path = Path(name)

@@ -33,6 +33,7 @@ from san.cli.jobs import Job, find_jobs, prepare_output, refuse_collisions, refu
 from san.cli.options import (
     add_averaging_options,
     add_model_options,
+    add_names_option,
     add_shard_option,
     add_word_options,
     formats_option,
@@ -96,6 +97,7 @@ def add_vocabulary_options(parser: argparse.ArgumentParser) -> None:
     words = parser.add_argument_group("words (one of --vocab, --vocab-file, --label-set, --dataset)")
     add_word_options(words)
     words.add_argument("--label-set", metavar="NAME", help="all classes of a label set, such as ade20k_150")
+    add_names_option(words, "of --label-set and of a label set in --context")
     words.add_argument("--dataset", type=path_option, metavar="FILE", help="the classes of a data set's YAML file")
     words.add_argument(
         "--context",
@@ -171,6 +173,7 @@ def read_vocabulary(args: argparse.Namespace) -> Vocabulary:
         ValueError, FileNotFoundError: none or several are given, or an option of `add_vocabulary_options` is not valid.
     """
     from san.data.custom import load_custom_dataset
+    from san.vocabulary.label_sets import LABEL_SETS
     from san.vocabulary.vocabulary import Vocabulary
 
     if not args.threshold >= 0:
@@ -179,13 +182,18 @@ def read_vocabulary(args: argparse.Namespace) -> Vocabulary:
     if len(given) != 1:
         seen = f"{' and '.join(given)} are given" if given else "there are no words"
         raise ValueError(f"{seen}; give one of {', '.join(WORDS)} (and more classes with --context)")
+    sets = {args.label_set, *(text.strip() for text in (args.vocab, args.context) if text)} & {*LABEL_SETS}
+    if args.names != "default" and not sets:
+        raise ValueError(f"--names {args.names} is of label sets, and none is given; leave it out, or give --label-set")
     if args.dataset is not None:
         vocabulary = Vocabulary(load_custom_dataset(args.dataset).classes)
     elif args.label_set is not None:
-        vocabulary = Vocabulary.label_set(args.label_set)
+        vocabulary = Vocabulary.label_set(args.label_set, args.names)
     else:
         vocabulary = read_words(args)
-    return vocabulary if args.context is None else vocabulary.with_context(parse_words(args.context, "--context"))
+    if args.context is None:
+        return vocabulary
+    return vocabulary.with_context(parse_words(args.context, "--context", args.names))
 
 
 def settings_of(args: argparse.Namespace, vocabulary: Vocabulary) -> dict[str, Any]:

@@ -101,7 +101,7 @@ def prepare_replay(cfg: CfgNode, seed: int) -> tuple[PositionDataset, Stepper]:
     from san.d2.train.iteration import Stepper
     from san.d2.train.trainer import step_config
 
-    register_datasets(cfg.DATASETS.ROOT)
+    register_datasets(cfg.DATASETS.ROOT, cfg.DATASETS.NAMES)
     register_custom_files(cfg.DATASETS.CUSTOM)
     if cfg.FLOAT32_PRECISION:
         torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
+from san.clip.grammar import plural_of, with_article
 from san.clip.prompts import Prompts
 from san.io.errors import excerpt
-from san.record import FieldError
+from san.record import FieldError, Options, option
 from san.registry import NoOptions, Registry
 
 PROMPTS: Registry[Callable[..., Prompts]] = Registry(
@@ -70,6 +71,37 @@ def learnt_context_prompts(options: NoOptions, templates: Sequence[str]) -> Temp
                 "clip.templates",
             )
     return Templates(tuple(templates), contexts)
+
+
+@dataclass(frozen=True)
+class GrammarOptions(Options):
+    """What fits a prompt to its name."""
+
+    articles: bool = option(
+        True, 'whether "a" in a template becomes "an" in front of a vowel, and none before a plural'
+    )
+    plurals: bool = option(False, "whether each name has prompts of its plural too, which are averaged in")
+
+
+@PROMPTS.register("grammatical")
+class GrammaticalPrompts:
+    """Inserts a name into templates with the article, and the plural, of English; see `san.clip.grammar`."""
+
+    Options = GrammarOptions
+
+    def __init__(self, options: GrammarOptions, templates: Sequence[str]) -> None:
+        self.options, self.texts = options, tuple(templates)
+
+    @property
+    def identity(self) -> str:
+        """Return a text that is equal if and only if the prompts are equal."""
+        return f"{self.texts} {self.options}"
+
+    def __call__(self, name: str) -> list[str]:
+        """Return one prompt per template, then one of its plural each, if there are plurals."""
+        forms = [name, plural_of(name)] if self.options.plurals else [name]
+        insert = with_article if self.options.articles else str.format
+        return [insert(template, form) for form in forms for template in self.texts]
 
 
 @cache

@@ -5,10 +5,11 @@ The layout is the one published with SAN, so folders prepared for it can be used
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from san.vocabulary.label_sets import LabelSet, load_label_set
+from san.vocabulary.label_sets import LabelSet, expanded_names, load_label_set
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,11 @@ class Benchmark:
     def labels(self) -> LabelSet:
         """Class names, ignore label and encodings."""
         return load_label_set(self.label_set)
+
+    @property
+    def expanded_names(self) -> Mapping[str, tuple[str, ...]]:
+        """See `san.vocabulary.label_sets.expanded_names`."""
+        return expanded_names(self.label_set)
 
     def folders(self, root: str | Path) -> tuple[Path, Path]:
         """Image and label folder under the datasets root."""

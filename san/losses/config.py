@@ -36,7 +36,8 @@ class LossConfig(Options):
     cost_mask: float = option(5.0, "matching cost per unit of mask binary cross-entropy", least=0, most=10**6)
     cost_dice: float = option(5.0, "matching cost per unit of dice", least=0, most=10**6)
     terms: tuple[str, ...] = option(
-        ("classes", "masks"), "registered criterion terms that make up the objective; classes and masks are SAN's own"
+        ("classes", "masks"),
+        "registered criterion terms that make up the objective; classes, masks and structure are SAN's own",
     )
     options: Mapping[str, Any] = option(dict, "options of the terms, by name of the term")
 

@@ -166,11 +166,12 @@ class SetCriterion(nn.Module):
             num_queries: Q.
             device: device of the outputs.
         """
-        counts = count_batch(num_targets, num_queries, self.config.no_object_weight)
+        own = count_batch(num_targets, num_queries, self.config.no_object_weight)
         if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-            return average_counts(*counts, num_processes=1)
+            return average_counts(*own, num_processes=1)
         world = dist.get_world_size()
-        totals = torch.tensor(counts, dtype=torch.float64).to(device, non_blocking=True)
+        totals = torch.tensor(own, dtype=torch.float64).to(device, non_blocking=True)
         dist.all_reduce(totals)
-        masks, weight, images = totals.unbind()
-        return Normalisers(*((each / world).float() for each in (masks.clamp(min=1.0), weight, images)))
+        masks, weight, images, pairs = totals.unbind()
+        counts = (masks.clamp(min=1.0), weight, images, pairs.clamp(min=1.0))
+        return Normalisers(*((each / world).float() for each in counts))

@@ -18,6 +18,7 @@ from san.losses.config import LossConfig
 from san.losses.point_sampling import keep_uncertain, sample_points, uniform_points
 from san.losses.targets import TargetBatch
 from san.part import Part
+from san.record import Options, option
 from san.registry import Registry
 
 TERMS: Registry[type[CriterionTerm]] = Registry("criterion term", "loss.terms", "loss.options.{name}.", own=__name__)
@@ -40,11 +41,13 @@ class Normalisers:
         masks: number of targets; at least 1 over all processes.
         class_weight: sum of the class weights of all queries.
         images: number of images in a process's share of the batch.
+        pairs: number of pairs of matched masks of one image; at least 1 over all processes.
     """
 
     masks: float | Tensor
     class_weight: float | Tensor
     images: float | Tensor
+    pairs: float | Tensor = 1.0
 
 
 @dataclass(frozen=True)
@@ -78,17 +81,17 @@ class Term:
 
     Attributes:
         total: weighted sum, a scalar.
-        per: the field of `Normalisers` that the criterion divides it by: "masks", "class_weight" or "images".
+        per: the field of `Normalisers` that the criterion divides it by: "masks", "class_weight", "images" or "pairs".
     """
 
     total: Tensor
-    per: Literal["masks", "class_weight", "images"]
+    per: Literal["masks", "class_weight", "images", "pairs"]
 
     def over(self, norm: Normalisers) -> Tensor:
         """Return the loss.
 
         Raises:
-            ValueError: `per` is not one of the three.
+            ValueError: `per` is none of them.
         """
         if self.per not in Normalisers.__dataclass_fields__:
             known = ", ".join(Normalisers.__dataclass_fields__)
@@ -97,7 +100,9 @@ class Term:
         return self.total / divisor
 
 
-def count_batch(num_targets: Iterable[int], num_queries: int, no_object_weight: float) -> tuple[float, float, float]:
+def count_batch(
+    num_targets: Iterable[int], num_queries: int, no_object_weight: float
+) -> tuple[float, float, float, float]:
     """Return what a batch adds to the fields of `Normalisers`, in their order; known before matching.
 
     Args:
@@ -106,16 +111,20 @@ def count_batch(num_targets: Iterable[int], num_queries: int, no_object_weight: 
         no_object_weight: class weight of a query without a target.
     """
     counts = [*num_targets]
-    matched = sum(min(num_queries, count) for count in counts)
-    return float(sum(counts)), matched + no_object_weight * (len(counts) * num_queries - matched), float(len(counts))
+    found = [min(num_queries, count) for count in counts]
+    class_weight = sum(found) + no_object_weight * (len(counts) * num_queries - sum(found))
+    pairs = sum(count * (count - 1) // 2 for count in found)
+    return float(sum(counts)), class_weight, float(len(counts)), float(pairs)
 
 
-def average_counts(masks: float, class_weight: float, images: float, num_processes: int) -> Normalisers:
+def average_counts(masks: float, class_weight: float, images: float, pairs: float, num_processes: int) -> Normalisers:
     """Build `Normalisers` from sums over an iteration's processes and accumulation steps.
 
-    The minimum of one mask applies to the total, not per process: losses must not depend on the number of processes.
+    The minimum of one mask, and of one pair, applies to the total, not per process: losses must not depend on the
+    number of processes.
     """
-    return Normalisers(max(masks, 1.0) / num_processes, class_weight / num_processes, images / num_processes)
+    totals = (max(masks, 1.0), class_weight, images, max(pairs, 1.0))
+    return Normalisers(*(each / num_processes for each in totals))
 
 
 def dice_loss(mask_logits: Tensor, masks: Tensor) -> Tensor:
@@ -217,3 +226,44 @@ class MaskTerm(CriterionTerm):
         )
         uncertain = keep_uncertain(logits.detach().unsqueeze(1), torch.cat(candidates), num_uncertain)
         return torch.cat([uncertain, torch.cat(fresh)], dim=1)
+
+
+@dataclass(frozen=True)
+class StructureOptions(Options):
+    """Options of `StructureTerm`."""
+
+    weight: float = option(1.0, "factor of the loss", least=0, most=10**6)
+
+
+@TERMS.register("structure")
+class StructureTerm(CriterionTerm):
+    """``loss_structure``: distances between matched masks imitate those between the names of their classes.
+
+    The distance of two embeddings is 1 - cosine. The loss is the mean absolute difference of both distances, over the
+    pairs of masks of one image; masks of several images are not compared, because a loss must not depend on which
+    images share a batch. Names get no gradient.
+
+    It is the distance-wise loss of relational knowledge distillation (arXiv 1904.05068), with names as the teacher.
+    Source: docs/beyond.md#structure.
+    """
+
+    Options = StructureOptions
+
+    def __init__(self, options: StructureOptions, config: LossConfig) -> None:
+        super().__init__(options, config)
+        self.weight = options.weight
+
+    def forward(self, layer: MatchedLayer) -> dict[str, Term]:
+        """See `CriterionTerm.forward`.
+
+        Raises:
+            ValueError: the outputs have no embeddings.
+        """
+        if layer.sls_embed is None or layer.text_embed is None:
+            raise ValueError("the term 'structure' compares embeddings; give outputs with sls_embed and text_embed")
+        images = layer.pairs.images  # (N,)
+        masks = layer.sls_embed[images, layer.pairs.queries].float()  # (N, E)
+        names = layer.text_embed.detach()[layer.truth.labels[layer.pairs.targets]].float()  # (N, E)
+        once = (images[:, None] == images).triu(diagonal=1)  # (N, N), each pair of one image
+        difference = (masks @ masks.T - names @ names.T).abs()  # of 1 - cosine, as of the cosines
+        return {"loss_structure": Term(self.weight * (difference * once).sum(), per="pairs")}

@@ -15,6 +15,8 @@ from san.clip.text_classifier import TextClassifier
 from san.model.config import SANConfig
 from san.model.parts import SCORERS, SLS_INITS, Scorer, SLSInit
 from san.record import FieldError, Options, option
+from san.vocabulary.classes import ClassText
+from san.vocabulary.label_sets import LABEL_SETS
 from san.vocabulary.vocabulary import Vocabulary
 
 _SAME_NAME = 0.999
@@ -71,6 +73,14 @@ class SecondOpinionOptions(Options):
         "", "the names that training had masks of: words, or a label set such as coco_stuff_171; for different weights"
     )
 
+    @property
+    def seen_classes(self) -> tuple[ClassText, ...]:
+        """The classes of `seen`; those of a label set in each form that its names may have."""
+        classes = Vocabulary.parse(self.seen).classes
+        if self.seen.strip() not in LABEL_SETS:
+            return classes
+        return (*classes, *Vocabulary.label_set(self.seen.strip(), "expanded").classes)
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.seen:
@@ -124,6 +134,6 @@ class SecondOpinionScorer(Scorer):
         weights = text_embed.new_full((len(text_embed),), options.novel_weight)
         if options.seen_weight == options.novel_weight:
             return weights
-        seen = classifier.embed(Vocabulary.parse(options.seen).classes)  # cached
+        seen = classifier.embed(options.seen_classes)  # cached
         is_seen = (text_embed @ seen.T).amax(dim=1) >= _SAME_NAME
         return weights.masked_fill(is_seen, options.seen_weight)

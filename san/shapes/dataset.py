@@ -45,7 +45,7 @@ from san.shapes.world import (
     class_index,
     scene_at,
 )
-from san.vocabulary.label_sets import LabelSet, load_label_set
+from san.vocabulary.label_sets import LabelSet, expanded_names, load_label_set
 
 IGNORE_LABEL = 255
 FOLDER = "shapes"
@@ -135,6 +135,11 @@ class ShapesBenchmark(Benchmark):
             raw_values=tuple(range(len(self.classes))),
             groups=self.groups,
         )
+
+    @property
+    def expanded_names(self) -> Mapping[str, tuple[str, ...]]:
+        """See `Benchmark.expanded_names`."""
+        return expanded_names("shapes_36")
 
 
 def _benchmark(split: ShapesSplit) -> ShapesBenchmark:

@@ -25,6 +25,9 @@ LABEL_SETS = (
     "shapes_36",
 )
 
+NAMES = ("default", "expanded")
+"""Texts of a label set's classes: the published names, or synonyms of the project's own (docs/beyond.md#names)."""
+
 
 @dataclass(frozen=True)
 class LabelSet:
@@ -80,6 +83,18 @@ def load_label_set(name: str) -> LabelSet:
     record = json.loads((files("san.vocabulary") / "labels" / f"{name}.json").read_text(encoding="utf-8"))
     fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in record.items()}
     return LabelSet(name=name, **fields)
+
+
+@cache
+def expanded_names(name: str) -> Mapping[str, tuple[str, ...]]:
+    """Return the texts that replace a class's name, by class, of one of `LABEL_SETS`; other classes keep their name.
+
+    Raises:
+        ValueError: the label set does not exist.
+    """
+    load_label_set(name)
+    record = json.loads((files("san.vocabulary") / "labels" / "expanded.json").read_text(encoding="utf-8"))
+    return {each: tuple(texts) for each, texts in record[name].items()}
 
 
 def check_label_values(

@@ -25,7 +25,7 @@ from san.vocabulary.classes import (
     split_text,
     text_key,
 )
-from san.vocabulary.label_sets import LABEL_SETS, load_label_set
+from san.vocabulary.label_sets import LABEL_SETS, NAMES, expanded_names, load_label_set
 
 VocabularyLike = Union["Vocabulary", str, Path, Iterable[Any], Mapping[str, Any]]
 """Input types of `Vocabulary.parse`."""
@@ -150,13 +150,21 @@ class Vocabulary:
             raise ValueError(f"{where}: {error}") from None
 
     @staticmethod
-    def label_set(name: str) -> Vocabulary:
-        """Return all classes of one of `LABEL_SETS`; a name with commas is one text.
+    def label_set(name: str, names: str = "default") -> Vocabulary:
+        """Return all classes of one of `LABEL_SETS`.
+
+        Args:
+            name: of the label set.
+            names: of `NAMES`; in "default" a name with commas is one text.
 
         Raises:
-            ValueError: the label set does not exist.
+            ValueError: the label set does not exist, or `names` is none of them.
         """
-        return Vocabulary(tuple(ClassText(each) for each in load_label_set(name).classes))
+        if names not in NAMES:
+            raise ValueError(f"the names of a label set are {excerpt(names)}; give one of {', '.join(NAMES)}")
+        classes = load_label_set(name).classes
+        texts = expanded_names(name) if names == "expanded" else {}
+        return Vocabulary(tuple(ClassText(each, texts.get(each, ())) for each in classes))
 
     def as_text(self) -> str:
         """Format the vocabulary as a text that `parse` reads as the same classes.

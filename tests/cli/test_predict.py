@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import signal
@@ -335,3 +336,22 @@ def test_scales_and_ensembles(images: Path, tmp_path: Path, capsys: pytest.Captu
     assert "--flip is of one model, but --model" in capsys.readouterr().err
     for wrong in ("0", "128,128", "128;96", ""):
         assert main([*command, "--scales", wrong]) == 2
+
+
+def test_names_of_a_label_set_may_be_expanded() -> None:
+    """Also of the context; words of one's own have no others."""
+
+    def read(*words: str) -> Vocabulary:
+        parser = argparse.ArgumentParser()
+        predict.add_vocabulary_options(parser)
+        return predict.read_vocabulary(parser.parse_args(words))
+
+    found = read("--label-set", "voc_20", "--names", "expanded")
+    assert found == read("--vocab", " voc_20 ", "--names", "expanded") == Vocabulary.label_set("voc_20", "expanded")
+    assert found.names == read("--label-set", "voc_20").names
+    assert found.classes[0].synonyms == ("airplane", "aeroplane", "plane", "aircraft")
+    context = read("--vocab", "plane", "--context", "voc_20", "--names", "expanded")
+    assert "aeroplane" not in context.names and len(context) == 20
+    assert "aeroplane" in read("--vocab", "plane", "--context", "voc_20").names
+    with pytest.raises(ValueError, match="--names expanded is of label sets, and none is given"):
+        read("--vocab", "cat", "--names", "expanded")

@@ -225,5 +225,7 @@ def test_no_file_repeats_a_default() -> None:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         base = content.pop("_BASE_", None)
         before = dict(flatten(load_config(str(path.parent / base) if base else "", ["MODEL.DEVICE", "cpu"])))
-        repeated = [key for key, value in flatten(content) if before[key] == value and key != "VERSION"]
+        repeated = [
+            key for key, value in flatten(content) if key in before and before[key] == value and key != "VERSION"
+        ]
         assert not repeated, (path, repeated)

@@ -24,6 +24,7 @@ from san.d2.data.datasets import (
     register_custom_files,
     register_datasets,
     register_folder,
+    shapes_benchmarks,
 )
 from san.data.benchmarks import BENCHMARKS
 from san.vocabulary.classes import ClassText
@@ -166,3 +167,17 @@ def test_names_of_others_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="both describe a data set 'roofs_train'; rename one"):
         register_custom_files(files)
     assert register_custom_files([files[0], files[0]]) == ["roofs_train", "roofs_val"]
+
+
+def test_expanded_names_replace_texts_and_nothing_else(tmp_path: Path) -> None:
+    register_datasets(tmp_path)
+    before = {name: list(MetadataCatalog.get(name).stuff_classes) for name in (*BENCHMARKS, *shapes_benchmarks())}
+    register_datasets(tmp_path, "expanded")
+    for name, classes in before.items():
+        assert MetadataCatalog.get(name).stuff_classes == classes
+        assert [each.name for each in class_texts(name)] == classes
+    (cow,) = [each for each in class_texts("voc_sem_seg_val") if each.name == "cow"]
+    assert cow.synonyms == ("cow", "cattle", "bull")
+    assert class_texts("shapes_sem_seg_train")[0].synonyms[:2] == ("red ring", "small red ring")
+    register_datasets(tmp_path)
+    assert class_texts("voc_sem_seg_val")[0] == ClassText("aeroplane")

@@ -105,7 +105,7 @@ def trained(folder: Path) -> list[dict[str, Any]]:
 
 def test_a_run_has_the_parts_and_their_losses(folder: Path, trained: list[dict[str, Any]]) -> None:
     assert len(trained) == 6 and all(np.isfinite(line["total_loss"]) for line in trained)
-    assert {"loss_structure", "loss_structure_0", "loss_ce", "loss_dice_0"} <= trained[0].keys()
+    assert {"loss_own_structure", "loss_own_structure_0", "loss_ce", "loss_dice_0"} <= trained[0].keys()
     content = torch.load(folder / "whole/model_final.pth", weights_only=True)
     gate = content["model"]["model.side_adapter.fusions.0.gate"]
     assert not torch.equal(gate, torch.full_like(gate, 0.5)) and (gate - 0.5).abs().max() < 0.1

@@ -7,8 +7,12 @@ from typing import Any
 
 import pytest
 
+from san.clip.loader import load_clip
+from san.clip.prompt_length import cut_remarks
+from san.clip.templates import load_templates
 from san.data.benchmarks import BENCHMARKS
-from san.vocabulary.label_sets import LABEL_SETS, check_label_values, load_label_set
+from san.vocabulary.label_sets import LABEL_SETS, check_label_values, expanded_names, load_label_set
+from san.vocabulary.vocabulary import Vocabulary
 
 PUBLISHED = {
     "coco_stuff_171": 171,
@@ -146,3 +150,32 @@ def test_check_label_values() -> None:
         check_label_values([255], 5, None)
     with pytest.raises(ValueError, match="and 3 more"):
         check_label_values(range(10, 18), 5, 255)
+
+
+@pytest.mark.parametrize("name", LABEL_SETS)
+def test_expanded_names_keep_the_classes_and_no_two_share_a_text(name: str) -> None:
+    """`Vocabulary` checks that all texts are distinct as CLIP reads them."""
+    classes, texts = load_label_set(name).classes, expanded_names(name)
+    vocabulary = Vocabulary.label_set(name, "expanded")
+    assert vocabulary.names == Vocabulary.label_set(name).names == classes
+    assert {*texts} <= {*classes}
+    assert [each for each in texts if texts[each] == (each,)] == []
+    for each in vocabulary.classes:
+        assert each.synonyms == texts.get(each.name, (each.name,))
+
+
+def test_expanded_names_fit_into_clips_context() -> None:
+    tokenizer = load_clip("tiny", None).tokenizer
+    longest = max(load_templates("vild"), key=len)
+    texts = {text for name in LABEL_SETS for own in expanded_names(name).values() for text in own}
+    assert len(texts) > 700
+    remarks = cut_remarks({text: [longest.format(text)] for text in texts}, tokenizer, 77)
+    assert not remarks
+    assert cut_remarks({"x": [longest.format("word " * 90)]}, tokenizer, 77)
+
+
+def test_an_unknown_label_set_has_no_expanded_names() -> None:
+    with pytest.raises(ValueError, match="unknown label set 'voc_21'; did you mean 'voc_20'"):
+        expanded_names("voc_21")
+    with pytest.raises(ValueError, match="the names of a label set are 'long'; give one of default, expanded"):
+        Vocabulary.label_set("voc_20", "long")

@@ -21,6 +21,7 @@ from san.model.config import AttnBiasConfig, ClipConfig, HeadConfig, SANConfig, 
 from san.model.parts import REGISTRIES
 from san.record import AUTO, Constraint, FieldError, Options, option
 from san.registry import PartConfig, Registry
+from san.vocabulary.label_sets import NAMES
 
 _PATH: dict[str, Any] = {"is_path": True}
 
@@ -70,6 +71,9 @@ class DatasetOptions(Options):
         "", "folder of the data sets; empty: environment variable DETECTRON2_DATASETS, else datasets", **_PATH
     )
     custom: tuple[str, ...] = option((), "files that describe own data sets (docs/custom_dataset.md)", **_PATH)
+    names: str = option(
+        "default", "texts of the benchmarks' classes; expanded: with synonyms (docs/beyond.md#names)", choices=NAMES
+    )
     test_subset: int = option(0, "images evaluated of each set, spread evenly over it; 0: all", least=0, most=10**9)
 
 

@@ -45,17 +45,16 @@ def datasets_root(root: str | Path | None = None) -> Path:
     return user_path(str(root or os.environ.get(ROOT_VARIABLE) or DEFAULT_ROOT), "the folder of the data sets")
 
 
-def register_datasets(root: str | Path | None = None) -> None:
+def register_datasets(root: str | Path | None = None, names: str = "default") -> None:
     """Register the six benchmarks and the shapes benchmark; reads no data.
 
     Args:
         root: folder of the data sets, see `datasets_root`.
+        names: texts of their classes, of `san.vocabulary.label_sets.NAMES`.
     """
     folder = datasets_root(root)
-    for benchmark in BENCHMARKS.values():
-        _register_benchmark(benchmark, folder)
-    for benchmark in shapes_benchmarks().values():
-        _register_benchmark(benchmark, folder)
+    for benchmark in (*BENCHMARKS.values(), *shapes_benchmarks().values()):
+        _register_benchmark(benchmark, folder, names)
 
 
 def shapes_benchmarks() -> dict[str, Benchmark]:
@@ -88,7 +87,7 @@ def prepare_datasets(cfg: CfgNode, *, training: bool = True) -> None:
     Raises:
         FileNotFoundError, ValueError: the file of a data set is missing or invalid, or a name is unknown.
     """
-    register_datasets(cfg.DATASETS.ROOT)
+    register_datasets(cfg.DATASETS.ROOT, cfg.DATASETS.NAMES)
     register_custom_files(cfg.DATASETS.CUSTOM)
     used = {"DATASETS.TEST": [*cfg.DATASETS.TEST], "DATASETS.TRAIN": [*cfg.DATASETS.TRAIN] if training else []}
     for key, names in used.items():
@@ -98,7 +97,7 @@ def prepare_datasets(cfg: CfgNode, *, training: bool = True) -> None:
     comm.synchronize()
 
 
-def _register_benchmark(benchmark: Benchmark, root: Path) -> None:
+def _register_benchmark(benchmark: Benchmark, root: Path, names: str) -> None:
     """Register one split under its name."""
     image_dir, label_dir = benchmark.folders(root)
     labels = benchmark.labels
@@ -107,6 +106,9 @@ def _register_benchmark(benchmark: Benchmark, root: Path) -> None:
         extra["stuff_dataset_id_to_contiguous_id"] = {c: i for i, c in enumerate(labels.category_ids)}
     if labels.groups:
         extra["class_groups"] = dict(labels.groups)
+    if names == "expanded":
+        texts = benchmark.expanded_names
+        extra["class_texts"] = tuple(ClassText(each, texts.get(each, ())) for each in labels.classes)
     register_folder(
         benchmark.name,
         image_dir,

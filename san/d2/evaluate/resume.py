@@ -22,6 +22,7 @@ import san
 from san.clip.weights_file import read_tensors
 from san.d2.api import CfgNode, DatasetEvaluator, comm
 from san.d2.checkpoints.checkpointer import damage_of, write_checkpoint
+from san.d2.data.datasets import class_texts
 from san.d2.data.loaders import Record
 from san.io.errors import one_line
 from san.io.files import write_whole
@@ -75,6 +76,7 @@ class ResumeConfig:
             "weights": self.weights,
             "model": {key: value for key, value in cfg.MODEL.items() if key not in ("WEIGHTS", "LOSS")},
             "vocabulary": repr(getattr(model, "vocabulary", None)),
+            "names": repr(class_texts(name)),
             "dataset": name,
             "images": [len(records), files.hexdigest()],
             "processes": [comm.get_rank(), comm.get_world_size()],

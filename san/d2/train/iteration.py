@@ -243,8 +243,8 @@ class Stepper:
         config = self.config
         counts = (sample["num_masks"] for batch in batches for sample in batch)
         everyone = comm.all_gather(count_batch(counts, config.num_queries, config.no_object_weight))
-        masks, class_weight, images = map(sum, zip(*everyone, strict=True))
-        return average_counts(masks, class_weight, images, len(everyone))
+        masks, class_weight, images, pairs = map(sum, zip(*everyone, strict=True))
+        return average_counts(masks, class_weight, images, pairs, len(everyone))
 
     def _forward(self, batch: list[BatchSample], norm: Normalisers, iteration: int) -> dict[str, Tensor]:
         """Return the losses of one accumulation step; an error on one process is raised on all."""
