@@ -44,7 +44,8 @@ class SANForSegmentationConfig(OwnCode, PretrainedConfig):  # type: ignore[misc]
 
     def __init__(self, san: dict[str, Any] | None = None, **options: Any) -> None:
         self.san = san
-        super().__init__(**{"auto_map": dict(AUTO_MAP), **options})
+        super().__init__(**options)
+        self.auto_map = dict(AUTO_MAP)  # one from the hub would name its repository instead of the file beside it
 
     def record(self) -> FolderConfig:
         """Return the model's description, checked strictly.
