@@ -58,21 +58,23 @@ class SANBackend(LabelStudioMLBase):
         words = Vocabulary.parse(list(tag.labels))
         if os.environ.get("SAN_CONTEXT"):
             words = words.with_context(os.environ["SAN_CONTEXT"])
+        threshold = float(os.environ.get("SAN_THRESHOLD", "0"))
+        min_area = int(os.environ.get("SAN_MIN_AREA", "0"))
+        tolerance = float(os.environ.get("SAN_TOLERANCE", "1"))
         predictions = []
         for task in tasks:
             try:
                 path = self.get_local_path(task["data"][value], task_id=task.get("id"))
-                result = predictor().predict(path, words, threshold=float(os.environ.get("SAN_THRESHOLD", "0")))
+                result = predictor().predict(path, words, threshold=threshold)
             except USER_ERRORS as error:
                 logger.error("task %s: %s", task.get("id"), one_line(error))
                 predictions.append(PredictionValue(result=[], score=0.0))
                 continue
-            regions = result.regions(min_area=int(os.environ.get("SAN_MIN_AREA", "0")))
             found = label_studio_results(
-                regions,
+                result.regions(min_area=min_area),
                 list(tag.labels),
                 masks=tag.tag == "BrushLabels",
-                tolerance=float(os.environ.get("SAN_TOLERANCE", "1")),
+                tolerance=tolerance,
                 from_name=control,
                 to_name=image,
             )
