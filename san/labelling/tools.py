@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -70,16 +70,14 @@ class LabelStudioWriter(AnnotationWriter):
 
     def __init__(self, folder: Path, options: SetOptions, names: Sequence[str]) -> None:
         super().__init__(folder, options, names)
-        self._kind = "brushlabels" if options.outlines == "masks" else "polygonlabels"
         self._tasks: list[dict[str, Any]] = []
 
     def add(self, image: LabelledImage) -> None:
         """See `AnnotationWriter`."""
         scores = [region.score for region in image.regions if region.score is not None]
-        results = [
-            self._result(f"r{index}", region, value, image.size)
-            for index, (region, value) in enumerate(self._values(image))
-        ]
+        results = label_studio_results(
+            image.regions, self.options.names, masks=self.options.outlines == "masks", tolerance=self.options.tolerance
+        )
         prediction: dict[str, Any] = {"model_version": "SAN", "result": results}
         if scores:
             prediction["score"] = round(min(1.0, float(np.mean(scores))), 4)
@@ -91,36 +89,12 @@ class LabelStudioWriter(AnnotationWriter):
         write_text(self.place("tasks.json"), json.dumps(self._tasks))
         view = ElementTree.Element("View")
         ElementTree.SubElement(view, "Image", name="image", value="$image", zoom="true", zoomControl="true")
-        tag = {"brushlabels": "BrushLabels", "polygonlabels": "PolygonLabels"}[self._kind]
+        tag = "BrushLabels" if self.options.outlines == "masks" else "PolygonLabels"
         labels = ElementTree.SubElement(view, tag, name="label", toName="image")
         for name, color in zip(self.options.names, palette(self.options.names), strict=True):
             ElementTree.SubElement(labels, "Label", value=name, background=_hex(color))
         ElementTree.indent(view)
         write_text(self.place("label_config.xml"), ElementTree.tostring(view, encoding="unicode") + "\n")
-
-    def _values(self, image: LabelledImage) -> Iterator[tuple[Region, dict[str, Any]]]:
-        """A region with each of its polygons, in percent of width and height, or with its mask."""
-        height, width = image.size
-        for region in image.regions:
-            if self._kind == "brushlabels":
-                yield region, {"format": "rle", "rle": list(brush_rle(region.mask()))}
-                continue
-            for polygon in region_polygons(region, self.options.tolerance):
-                points = (joined_ring(polygon) / [width, height] * 100).round(5).tolist()
-                yield region, {"points": points, "closed": True}
-
-    def _result(self, name: str, region: Region, value: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
-        result = {
-            "id": name,
-            "type": self._kind,
-            "from_name": "label",
-            "to_name": "image",
-            "original_width": size[1],
-            "original_height": size[0],
-            "image_rotation": 0,
-            "value": {**value, self._kind: [self.options.names[region.label]]},
-        }
-        return result if region.score is None else result | {"score": round(min(1.0, region.score), 4)}
 
 
 class CvatWriter(AnnotationWriter):
@@ -210,6 +184,52 @@ class GeoJsonWriter(AnnotationWriter):
                 "classification": {"name": name, "color": self._colors[region.label]},  # as QuPath reads it
             },
         }
+
+
+def label_studio_results(
+    regions: Sequence[Region],
+    names: Sequence[str],
+    *,
+    masks: bool,
+    tolerance: float = 0.0,
+    from_name: str = "label",
+    to_name: str = "image",
+) -> list[dict[str, Any]]:
+    """Return Label Studio's results of an image: a polygon per connected component, or a brush mask per region.
+
+    Args:
+        regions: of the image.
+        names: of the classes.
+        masks: brush masks instead of polygons.
+        tolerance: of polygons.
+        from_name: name of the tag BrushLabels or PolygonLabels.
+        to_name: name of the tag Image.
+    """
+    kind = "brushlabels" if masks else "polygonlabels"
+    results: list[dict[str, Any]] = []
+    for region in regions:
+        height, width = region.size
+        if masks:
+            values: list[dict[str, Any]] = [{"format": "rle", "rle": list(brush_rle(region.mask()))}]
+        else:  # in percent of width and height
+            outlines = (joined_ring(each) / [width, height] * 100 for each in region_polygons(region, tolerance))
+            values = [{"points": points.round(5).tolist(), "closed": True} for points in outlines]
+        score = {} if region.score is None else {"score": round(min(1.0, region.score), 4)}
+        results += [
+            {
+                "id": f"r{len(results) + index}",
+                "type": kind,
+                "from_name": from_name,
+                "to_name": to_name,
+                "original_width": width,
+                "original_height": height,
+                "image_rotation": 0,
+                "value": {**value, kind: [names[region.label]]},
+                **score,
+            }
+            for index, value in enumerate(values)
+        ]
+    return results
 
 
 def cvat_rle(mask: npt.NDArray[np.bool_]) -> str:

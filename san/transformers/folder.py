@@ -8,7 +8,7 @@ from pathlib import Path
 
 from san.hub.card import model_card
 from san.hub.folder import refuse_rounded
-from san.hub.remote import CARD_FILE, WEIGHTS_FILE
+from san.hub.remote import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
 from san.io.files import write_text
 from san.model.san import SANModel
 from san.transformers.modeling import SANForSegmentation
@@ -34,6 +34,8 @@ def save_transformers(model: SANModel, folder: str | Path) -> None:
         wrapped = SANForSegmentation.of(model)
         wrapped.save_pretrained(whole)
         SANProcessor.of(model).save_pretrained(whole)
+        # safetensors creates a file that only the user may read
+        (whole / WEIGHTS_FILE).chmod((whole / CONFIG_FILE).stat().st_mode)
         size, config = (whole / WEIGHTS_FILE).stat().st_size, wrapped.config.record().model
         write_text(whole / CARD_FILE, model_card(config, num_bytes=size, dtype="float32", for_transformers=True))
         os.rename(whole, folder)

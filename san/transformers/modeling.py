@@ -15,7 +15,7 @@ import transformers
 from packaging.version import Version
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput  # type: ignore[attr-defined]
 
 from san.clip.text_classifier import TextClassifier
 from san.clip.text_embedder import PromptTokens
@@ -44,7 +44,8 @@ class SANForSegmentationConfig(OwnCode, PretrainedConfig):  # type: ignore[misc]
 
     def __init__(self, san: dict[str, Any] | None = None, **options: Any) -> None:
         self.san = san
-        super().__init__(**{"auto_map": dict(AUTO_MAP), **options})
+        super().__init__(**options)
+        self.auto_map = dict(AUTO_MAP)  # one from the hub would name its repository instead of the file beside it
 
     def record(self) -> FolderConfig:
         """Return the model's description, checked strictly.
@@ -142,7 +143,8 @@ class SANForSegmentation(OwnCode, PreTrainedModel):  # type: ignore[misc]
         wants_info = options.pop("output_loading_info", False)
         if "dtype" in options and Version(transformers.__version__) < _DTYPE_ARGUMENT:
             options["torch_dtype"] = options.pop("dtype")  # otherwise it would be ignored
-        model, info = super().from_pretrained(*args, output_loading_info=True, **options)
+        loaded: Any = super().from_pretrained(*args, output_loading_info=True, **options)
+        model, info = loaded
         wrong = [f"{kind} {each}" for kind in ("missing", "unexpected", "mismatched") for each in info[f"{kind}_keys"]]
         if wrong:
             raise ValueError(
@@ -217,7 +219,8 @@ class SANForSegmentation(OwnCode, PreTrainedModel):  # type: ignore[misc]
             template_ids = torch.full((len(input_ids),), len(embedder.prompts("")))
         tokens = PromptTokens(input_ids.cpu(), template_ids.cpu(), class_ids.cpu())
         with self._number_type():
-            return embedder.embed_tokens(self.model.text_classifier, tokens).float()
+            vectors: Tensor = embedder.embed_tokens(self.model.text_classifier, tokens).float()
+        return vectors
 
     def _number_type(self) -> AbstractContextManager[Any]:
         """Return the context in which the model computes, mixed precision if its weights are not float32."""

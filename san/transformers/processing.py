@@ -22,7 +22,7 @@ from san.data.transforms import resize_image, resize_short_side
 from san.model.san import SANModel, normalised_batch, pixel_statistics
 from san.postprocess import Geometry, View, mean_labels
 from san.torch_defaults import torch_defaults
-from san.transformers.modeling import SANForSegmentationOutput, described, plain_description
+from san.transformers.modeling import described, plain_description
 from san.transformers.remote_code import AUTO_MAP, OwnCode
 from san.vocabulary.vocabulary import Vocabulary, VocabularyLike
 
@@ -101,7 +101,7 @@ class SANProcessor(OwnCode, ProcessorMixin):  # type: ignore[misc]
 
     def post_process_semantic_segmentation(
         self,
-        outputs: SANForSegmentationOutput,
+        outputs: Any,
         target_sizes: Sequence[tuple[int, int]] | Tensor | None = None,
         *,
         threshold: float = 0.0,
@@ -110,7 +110,7 @@ class SANProcessor(OwnCode, ProcessorMixin):  # type: ignore[misc]
         """Return the label map of each image, (height, width) int64: indices into the classes.
 
         Args:
-            outputs: of the model.
+            outputs: `SANForSegmentationOutput`.
             target_sizes: (height, width) of each result, usually that of the original image; by default that of the
                 image in the network.
             threshold: pixels whose best score is below it are -1; scores are around 1 for one certain mask.

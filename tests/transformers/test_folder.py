@@ -85,6 +85,7 @@ def test_the_files(folder: Path) -> None:
         "README.md", "config.json", "model.safetensors", "modeling_san.py", "processor_config.json",
     }  # fmt: skip
     assert [each.name for each in folder.parent.iterdir()] == [folder.name]
+    assert len({each.stat().st_mode for each in folder.iterdir()}) == 1  # others may read what the user lets them
     assert "library_name: transformers" in (folder / "README.md").read_text()
     assert json.loads((folder / "config.json").read_text())["architectures"] == ["SANForSegmentation"]
 
