@@ -54,6 +54,13 @@ def model_config(name: str) -> Mapping[str, Any]:
     return config
 
 
+def models_and_tags() -> dict[str, list[str]]:
+    """Return the names of all models, with the tags of their weights."""
+    import open_clip
+
+    return {name: open_clip.list_pretrained_tags_by_model(name) for name in open_clip.list_models()}
+
+
 def _packaged_config(name: str) -> Mapping[str, Any] | None:
     """Return a model's data file in the package, without importing the package; None if there is none."""
     spec = find_spec("open_clip")

@@ -338,6 +338,22 @@ _SHAPES = SANConfig(
     attn_bias=AttnBiasConfig(num_heads=4),
 )
 VARIANTS = {"vit_b16": SANConfig(), "vit_l14_336": _VIT_L14_336, "shapes": _SHAPES, "tiny": _TINY}
+
+
+def variant_for_clip(name: str, pretrained: str | None) -> SANConfig:
+    """Return the published design for any CLIP: what depends on the CLIP is derived from it when a model is built.
+
+    Args:
+        name: see `ClipConfig.name`; docs/clips.md lists them.
+        pretrained: see `ClipConfig.pretrained`; None for random weights.
+    """
+    return SANConfig(
+        clip=ClipConfig(name=name, pretrained=pretrained, shallow_depth=AUTO, input_scale=AUTO),
+        side_adapter=SideAdapterConfig(fusion=AUTO),
+        attn_bias=AttnBiasConfig(num_heads=AUTO),
+    )
+
+
 SIDE_WIDTHS = {144: 6, 192: 6, 240: 6, 288: 6}
 """The published side widths and their heads."""
 
