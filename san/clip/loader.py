@@ -19,7 +19,7 @@ from san.clip import open_clip_adapter
 from san.clip.arch import ClipArch
 from san.clip.named import CLIPS
 from san.clip.open_clip_config import arch_of
-from san.clip.tokenizer import BpeTokenizer, Tokenizer, fitting_tokenizer
+from san.clip.tokenizer import Tokenizer, fitting_tokenizer
 from san.clip.weights import read_clip_weights, weights_fingerprint
 from san.clip.weights_file import read_metadata, read_tensors
 from san.io.errors import one_line
@@ -78,7 +78,7 @@ def load_clip(
             f"the weights {pretrained!r} are not of CLIP {name!r}; set clip.name to {pretrained}", "clip.name"
         )
     arch = own or _open_clip_arch(name)
-    tokenizer = BpeTokenizer(arch.text.context_length)
+    tokenizer = fitting_tokenizer(arch.text, None)
     if not pretrained:
         return LoadedClip(arch, None, tokenizer, fingerprint=f"{name}/untrained")
     tag, file = _tag_and_file(pretrained)

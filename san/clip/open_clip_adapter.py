@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
@@ -145,8 +145,8 @@ def fetch_weights(name: str, tag: str, *, cache_dir: str | Path | None = None, l
     reason = "and the network was not asked" if offline else "and there is no home folder to keep them in"
     if folder and not offline:
         try:
-            if not here and not getproxies():  # without a network, fail now instead of after a minute of retries
-                socket.getaddrinfo(urlparse(source).hostname, 443)
+            if not here:
+                require_host(source)
             return Path(open_clip.download_pretrained(record, cache_dir=folder))  # checks the hash of an existing file
         except (OSError, RuntimeError) as error:
             reason = f"and cannot be downloaded ({one_line(error, limit=300)})"
@@ -155,6 +155,12 @@ def fetch_weights(name: str, tag: str, *, cache_dir: str | Path | None = None, l
         f"clip.pretrained to {tag}:FILE, or keep it in the cache {folder or '(HF_HOME names a folder for it)'}",
         "clip.pretrained",
     )
+
+
+def require_host(address: str) -> None:
+    """Raise OSError if there is no network: a download would fail after a minute of retries."""
+    if not getproxies():
+        socket.getaddrinfo(urlparse(address).hostname, 443)
 
 
 def _kept(folder: Path, hub: str, files: Sequence[str]) -> Path | None:
@@ -177,6 +183,14 @@ def tokenize(texts: Sequence[str], context_length: int) -> Tensor:
 def open_tokenizer(context_length: int) -> Any:
     """Return CLIP's byte-pair tokenizer: texts -> ids (N, context_length)."""
     return _tokenizer_module().SimpleTokenizer(context_length=context_length)
+
+
+def text_cleaner(kind: str) -> Callable[[str], str]:
+    """Return what open_clip does to texts before a tokenizer of transformers: whitespace, lower or canonicalize."""
+    module = _tokenizer_module()
+    home = module if hasattr(module, "get_clean_fn") else module.tokenizer  # of the whole package
+    clean: Callable[[str], str] = home.get_clean_fn(kind)
+    return clean
 
 
 @cache

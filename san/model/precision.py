@@ -42,7 +42,7 @@ def hold_weights(model: SANModel, dtype: torch.dtype) -> None:
         return
     text = model.text_classifier
     text.embedder.amp_dtype = dtype
-    for part in (*quantised, model.mask_head, model.bias_head, text.transformer):
+    for part in (*quantised, model.mask_head, model.bias_head, text):
         for module in part.modules():
             if isinstance(module, (nn.Linear, nn.Conv2d)):
                 module.to(dtype)
