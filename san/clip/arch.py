@@ -134,6 +134,13 @@ class ClipArch(Options):
                 f"clip_arch.mean is {self.mean} and clip_arch.std {self.std}; give those of pixels in 0..1"
             )
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether both towers are of the published kind: a class-token ViT of open_clip, and a causal text tower."""
+        text = self.text
+        sizes = (text.context_length, text.vocab_size, text.width, text.depth, text.num_heads, text.mlp_ratio)
+        return self.vision.family == "vit" and text == TextArch(*sizes)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the record as plain data, for the header of a file."""
         return asdict(self)

@@ -97,7 +97,7 @@ def load_clip(
     state_dict, quick_gelu = read_clip_weights(file, trusted_scripts=open_clip_adapter.openai_hashes)
     if not tag:
         arch = replace(arch, quick_gelu=arch.quick_gelu or bool(quick_gelu))
-        if quick_gelu is None and not arch.quick_gelu and not own:
+        if quick_gelu is None and not arch.quick_gelu and not own and arch.is_plain:
             logger.warning(
                 "%s does not say how it was trained: it is used as %s with plain GELU. If these are OpenAI's weights, "
                 "every result would be wrong: set clip.pretrained to openai:%s",

@@ -28,6 +28,9 @@ from san.record import FieldError, FieldFileError
 
 _HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 _TOKENIZER_FILE = "tokenizer.py"
+_SINCE = (("SigLIP2", "2.31"), ("PE-Core", "3.0"), ("worldwide", "3.1"), ("MobileCLIP2", "3.2"))
+"""Parts of names, and the first releases of open_clip with such models."""
+
 OPENAI_MODELS = ("ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-L-14-336")
 """The class-token ViTs that OpenAI published (guarded by tests/clip/test_open_clip_adapter.py)."""
 
@@ -46,9 +49,10 @@ def model_config(name: str) -> Mapping[str, Any]:
     config: Mapping[str, Any] | None = None if ":" in name else open_clip.get_model_config(name)
     if config is None:
         near = [other for other in open_clip.list_models() if other.lower().startswith(name.lower()[:5])]
+        since = [f"; those of {part!r} need open_clip_torch>={release}" for part, release in _SINCE if part in name]
         raise FieldError(
-            f"open_clip knows no model {excerpt(name)}; set clip.name to one of its class-token ViTs, "
-            f"such as {near or ['ViT-B-16']}",
+            f"open_clip {open_clip_version()} knows no model {excerpt(name)}{''.join(since)}; set clip.name to one of "
+            f"docs/clips.md, such as {near or ['ViT-B-16']}",
             "clip.name",
         )
     return config
@@ -157,10 +161,12 @@ def fetch_weights(name: str, tag: str, *, cache_dir: str | Path | None = None, l
     )
 
 
-def require_host(address: str) -> None:
-    """Raise OSError if there is no network: a download would fail after a minute of retries."""
+def require_host(address: str = "") -> None:
+    """Raise OSError if a host, by default the hub, cannot be found: a download would fail after a minute of retries."""
+    from huggingface_hub import constants
+
     if not getproxies():
-        socket.getaddrinfo(urlparse(address).hostname, 443)
+        socket.getaddrinfo(urlparse(address or constants.ENDPOINT).hostname, 443)
 
 
 def _kept(folder: Path, hub: str, files: Sequence[str]) -> Path | None:

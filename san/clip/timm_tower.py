@@ -44,12 +44,12 @@ class Trunk:
     release: str = "1.0.3"
 
 
-TRUNKS: Registry[Trunk] = Registry("model of timm", "clip_arch.vision.trunk", own=__name__)
+TRUNKS: Registry[Trunk] = Registry("model of timm", "clip_arch.vision.trunk", own="san.clip.families")
 """Models of timm whose blocks are understood."""
 
 for _name in (
     "eva_giant_patch14_224", "eva02_base_patch16_clip_224", "eva02_large_patch14_clip_224",
-    "eva02_large_patch14_clip_336", "eva02_enormous_patch14_clip_224",
+    "eva02_large_patch14_clip_336", "eva02_enormous_patch14_clip_224", "vit_large_patch14_clip_224",
 ):  # fmt: skip
     TRUNKS.register(_name)(Trunk())
 
@@ -85,7 +85,7 @@ def read_trunk(name: str, embed_dim: int) -> tuple[VisionArch, dict[str, Any]]:
         mlp_ratio=block.mlp.fc2.in_features / model.embed_dim,
         family=TRUNKS.get(name).family,
         trunk=name,
-        pool_heads=model.attn_pool.num_heads if model.attn_pool is not None else 0,
+        pool_heads=getattr(getattr(model, "attn_pool", None), "num_heads", 0),
     )
     return arch, {key: tuple(model.default_cfg[key]) for key in ("mean", "std")}
 

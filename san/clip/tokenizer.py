@@ -125,14 +125,13 @@ def _hugging_face_tokenizer(name: str, vocab_size: int) -> Any:
         ValueError: its ids are more than the tower has.
     """
     require_extra("multilingual", f"the tokenizer {name}", "transformers")
-    from huggingface_hub import constants
     from transformers import AutoTokenizer
 
     try:
         try:
             loaded = AutoTokenizer.from_pretrained(name, local_files_only=True)
         except OSError:
-            require_host(constants.ENDPOINT)
+            require_host()
             loaded = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError, ImportError) as error:
         raise FieldFileError(

@@ -25,6 +25,24 @@ from san.model.build import build_san
 from san.model.config import variant, variant_for_clip
 from san.model.san import SANModel
 
+WORDS = [
+    "cat",
+    "katze",
+    "chat",
+    "猫",
+    "γάτα",
+    "кот",
+    "قطة",
+    "बिल्ली",
+    "고양이",
+    "red",
+    "rot",
+    "a",
+    "photo",
+    "of",
+    "the",
+    "car",
+]
 TEXT = {"width": 64, "heads": 2, "layers": 2}
 SIDE = replace(
     variant("tiny").side_adapter,
@@ -71,7 +89,7 @@ def make_pair(
     """
     torch.manual_seed(0)
     own = {key: value for key, value in text.items() if not key.startswith("hf_model")}
-    reference = CustomTextCLIP(embed_dim, CLIPVisionCfg(**vision), CLIPTextCfg(**own)).eval()
+    reference = CustomTextCLIP(embed_dim, CLIPVisionCfg(**vision), CLIPTextCfg(**own), init_logit_bias=-10).eval()
     reference.text = text_tower or reference.text
     for parameter in reference.parameters():  # initial biases are zero, and would hide mistakes
         parameter.data += 0.05 * torch.randn_like(parameter)
@@ -141,3 +159,21 @@ def check_files(model: SANModel, clip: LoadedClip, folder: Path) -> None:
         assert loaded.arch == model.arch
         found = Predictor(loaded, short_side=96).predict(image, "cat, red car").scores()
         np.testing.assert_allclose(found, expected, atol=1e-5, rtol=1e-4)
+
+
+def write_tokenizer(folder: Path, *, start: bool = True) -> None:
+    """Write a tokenizer of whole words in many languages, with XLM-RoBERTa's ids for its special tokens."""
+    import tokenizers
+    import transformers
+
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    words = {word: index for index, word in enumerate([*special, *WORDS])}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<s> $A </s>" if start else "$A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    )
+    fast.save_pretrained(folder)

@@ -19,45 +19,22 @@ from san.clip.tokenizer import HuggingFaceTokenizer, fitting_tokenizer, text_end
 from san.model.build import build_san
 from san.model.config import variant_for_clip
 from san.registry import PartConfig
-from tests.clip.small_clips import TEXT, check_files, check_parity, check_training, close, make_pair, make_san
+from tests.clip.small_clips import (
+    TEXT,
+    WORDS,
+    check_files,
+    check_parity,
+    check_training,
+    close,
+    make_pair,
+    make_san,
+    write_tokenizer,
+)
 
 transformers = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")
 
-WORDS = [
-    "cat",
-    "katze",
-    "chat",
-    "猫",
-    "γάτα",
-    "кот",
-    "قطة",
-    "बिल्ली",
-    "고양이",
-    "red",
-    "rot",
-    "a",
-    "photo",
-    "of",
-    "the",
-    "car",
-]
 VISION = {"image_size": 64, "patch_size": 16, "width": 64, "layers": 4, "head_width": 16}
-
-
-def write_tokenizer(folder: Path, *, start: bool = True) -> None:
-    """Write a tokenizer of whole words in many languages, with XLM-RoBERTa's ids for its special tokens."""
-    special = ["<s>", "<pad>", "</s>", "<unk>"]
-    words = {word: index for index, word in enumerate([*special, *WORDS])}
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
-        single="<s> $A </s>" if start else "$A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
-    )
-    fast = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
-    )
-    fast.save_pretrained(folder)
 
 
 @pytest.fixture
@@ -160,7 +137,7 @@ def test_the_installed_release_has_or_lacks_multilingual_models() -> None:
     base = loader.load_clip("xlm-roberta-base-ViT-B-32", None)
     assert (base.arch.text.width, base.arch.text.vocab_size, base.arch.text.model) == (768, 250002, "xlm-roberta")
     if "ViT-H-14-worldwide" not in models:
-        with pytest.raises(ValueError, match="open_clip knows no model 'ViT-H-14-worldwide'"):
+        with pytest.raises(ValueError, match="knows no model 'ViT-H-14-worldwide'; .*open_clip_torch>=3.1"):
             loader.load_clip("ViT-H-14-worldwide", None)
         pytest.skip("this release of open_clip has no MetaCLIP 2")
     arch = loader.load_clip("ViT-H-14-worldwide", None).arch
