@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from san.clip.arch import ClipArch, VisionArch
 from san.clip.blocks import AnyBlock, attend
@@ -68,7 +69,19 @@ def make_trunk(name: str, embed_dim: int) -> Any:
             f"timm {timm.__version__} has no {name!r}; install timm>={trunk.release}, or set clip.name to another CLIP",
             "clip.name",
         )
-    return timm.create_model(name, num_classes=embed_dim if trunk.projected else 0, global_pool=trunk.pool)
+    with _DropPathRates():
+        return timm.create_model(name, num_classes=embed_dim if trunk.projected else 0, global_pool=trunk.pool)
+
+
+class _DropPathRates(TorchFunctionMode):
+    """Computes the rates of drop path on the CPU: timm before 1.0.21 reads their values, also on a meta device."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, arguments: tuple[Any, ...] = (), options: dict[str, Any] | None = None
+    ) -> Any:
+        """Call a torch function."""
+        options = options or {}
+        return function(*arguments, **(options | {"device": "cpu"} if function is torch.linspace else options))
 
 
 def read_trunk(name: str, embed_dim: int) -> tuple[VisionArch, dict[str, Any]]:
@@ -192,7 +205,7 @@ class ShallowTimm(ShallowTower):
         self.conv1 = trunk.patch_embed.proj
         self.class_embedding = None if trunk.cls_token is None else nn.Parameter(trunk.cls_token.detach().flatten())
         self.positional_embedding = nn.Parameter(trunk.pos_embed.detach()[0])
-        self.ln_pre = trunk.norm_pre
+        self.ln_pre = getattr(trunk, "norm_pre", nn.Identity())  # EVA has one in later releases of timm
         self.resblocks = nn.ModuleList(map(TimmBlock, trunk.blocks[:depth]))
 
     def forward(self, images: Tensor) -> ShallowFeatures:

@@ -87,6 +87,8 @@ def make_pair(
         embed_dim: E.
         text_tower: used instead of the one that open_clip makes.
     """
+    if text.get("pool_type") == "eos" and not hasattr(CLIPTextCfg, "eos_id"):
+        pytest.skip("this release of open_clip cannot read at the tokenizer's end-of-text")
     torch.manual_seed(0)
     own = {key: value for key, value in text.items() if not key.startswith("hf_model")}
     reference = CustomTextCLIP(embed_dim, CLIPVisionCfg(**vision), CLIPTextCfg(**own), init_logit_bias=-10).eval()
