@@ -68,6 +68,7 @@ for _room in ("torch_defaults", "devices", "record", "registry"):
 DOORS = {
     "detectron2": "san/d2/api.py",
     "open_clip": "san/clip/open_clip_adapter.py",
+    "timm": "san/clip/timm_tower.py",
     "ftfy": "san/vocabulary/classes.py",
     "regex": "san/vocabulary/classes.py",
     "av": "san/video/files.py",

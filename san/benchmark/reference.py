@@ -22,7 +22,8 @@ from san.clip.arch import ClipArch
 from san.clip.blocks import Block
 from san.clip.text_classifier import TextClassifier
 from san.clip.tokenizer import Tokenizer
-from san.clip.visual import DeepClip, ShallowFeatures
+from san.clip.towers import ShallowFeatures
+from san.clip.visual import DeepClip
 from san.losses import LossConfig, Target, dice_loss, mask_loss, match, matching_cost
 from san.losses.point_sampling import keep_uncertain, sample_points, uniform_points
 from san.model.attention_bias import AttentionBiasHead
@@ -38,7 +39,8 @@ class PlainSAN(SANModel):
     def __init__(self, config: SANConfig, arch: ClipArch, tokenizer: Tokenizer) -> None:
         super().__init__(config, arch, tokenizer)
         self.bias_head = PlainBiasHead(None, self.config)
-        self.deep_clip = PlainDeepClip(arch, len(self.deep_clip.resblocks))
+        if type(self.deep_clip) is DeepClip:  # other towers have no plain form
+            self.deep_clip = PlainDeepClip(arch, len(self.deep_clip.resblocks))
 
     def propose(self, images: Tensor) -> list[MaskProposals]:
         """Compute `SANModel.propose` with plain attention."""
@@ -110,9 +112,10 @@ class PlainDeepClip(DeepClip):
         patch_tokens: Tensor,
         sls_tokens: Tensor,
         attn_bias: Tensor,
+        grid: tuple[int, int] | None = None,
         mask_shares: Tensor | None = None,
     ) -> Tensor:
-        """See `DeepClip.forward`; values are projected for every patch."""
+        """See `DeepTower.forward`; values are projected for every patch."""
         count = sls_tokens.shape[1]
         x = torch.cat([sls_tokens, class_token, patch_tokens], dim=1)  # (B, S + 1 + T, D)
         for index, block in enumerate(self.resblocks):

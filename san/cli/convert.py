@@ -77,6 +77,11 @@ def run(args: argparse.Namespace) -> int:
     with naming:
         model = build_san(config, clip_weights=not brings_clip(content["model"]))
         load_weights(model, content)
+    if args.to in ("published", "mmsegmentation") and not model.arch.is_plain:
+        raise ValueError(
+            f"the files of --to {args.to} are of class-token ViTs of open_clip, not of CLIP {config.clip.name!r}; use "
+            "--to slim, full or folder"
+        )
     if args.to == "folder":
         save_pretrained(model, args.out, dtype=args.dtype)
     elif args.to == "transformers":

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
 from san.clip.named import CLIPS
+from san.io.errors import excerpt
 from san.record import Options, field_metadata, option, read_record
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -22,7 +24,13 @@ MLP_RATIO: dict[str, Any] = {"above": 0, "most": 16}
 
 @dataclass(frozen=True)
 class VisionArch(Options):
-    """A class-token vision transformer with ln_pre, ln_post and a projection (sizes in pixels)."""
+    """An image tower (sizes in pixels); by default a class-token ViT with ln_pre, ln_post and a projection.
+
+    Attributes:
+        family: name of an entry in `san.clip.towers.FAMILIES`.
+        trunk: name of an entry in `san.clip.timm_tower.TRUNKS`; "" for open_clip's own ViT.
+        pool_heads: heads of the attention pooling in which [SLS] tokens recognise masks; 0 if they do so in the blocks.
+    """
 
     PLACE: ClassVar[str] = "clip_arch.vision."
     FIRST_FIELDS = "image_size patch_size width depth num_heads mlp_ratio"  # see `read_record`
@@ -32,6 +40,9 @@ class VisionArch(Options):
     depth: int = field(metadata=field_metadata(**DEPTH))
     num_heads: int = field(metadata=field_metadata(**NUM_HEADS))
     mlp_ratio: float = option(4.0, **MLP_RATIO)
+    family: str = "vit"
+    trunk: str = ""
+    pool_heads: int = option(0, least=0, most=NUM_HEADS["most"])
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -44,10 +55,31 @@ class VisionArch(Options):
         """Side of the square patch grid the positional embedding was trained for."""
         return self.image_size // self.patch_size
 
+    @property
+    def bias_heads(self) -> int:
+        """Heads in which an attention bias acts."""
+        return self.pool_heads or self.num_heads
+
+    def bias_layers(self, shallow_depth: int) -> int:
+        """Return the number of layers in which an attention bias acts, given K."""
+        return 1 if self.pool_heads else self.depth - shallow_depth
+
 
 @dataclass(frozen=True)
 class TextArch(Options):
-    """A causal text transformer that reads its embedding at the end-of-text token."""
+    """A text transformer; by default a causal one with CLIP's tokenizer, read at the end-of-text token.
+
+    Attributes:
+        pool: token that the embedding is read at: that of the largest id, the first of `eos_id`, or the last.
+        eos_id: of the token for `pool` "eos".
+        causal: whether a token attends only to itself and earlier ones.
+        proj_bias: whether the projection has a bias.
+        norm_eps: epsilon of LayerNorm.
+        tanh_gelu: the activation is GELU with tanh.
+        tokenizer: name of a tokenizer of transformers; "" for CLIP's.
+        clean: what is done to texts before that tokenizer, a name of open_clip's.
+        model: type of a model of transformers, see `san.clip.hugging_face_text`; "" for a transformer of `causal` etc.
+    """
 
     PLACE: ClassVar[str] = "clip_arch.text."
     FIRST_FIELDS = "context_length vocab_size width depth num_heads mlp_ratio"
@@ -57,10 +89,23 @@ class TextArch(Options):
     depth: int = option(12, **DEPTH)
     num_heads: int = option(8, **NUM_HEADS)
     mlp_ratio: float = option(4.0, **MLP_RATIO)
+    pool: str = option("argmax", choices=("argmax", "eos", "last"))
+    eos_id: int = option(2, least=0, most=1_000_000)
+    causal: bool = True
+    proj_bias: bool = False
+    norm_eps: float = option(1e-5, above=0, most=1)
+    tanh_gelu: bool = False
+    tokenizer: str = ""
+    clean: str = option("whitespace", choices=("whitespace", "lower", "canonicalize"))
+    model: str = option("", choices=("", "roberta", "xlm-roberta"))
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_heads(self)
+        if self.tokenizer and not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", self.tokenizer):  # no path
+            raise ValueError(
+                f"{self.PLACE}tokenizer is {excerpt(self.tokenizer)}; give a name on the Hugging Face hub, owner/name"
+            )
 
 
 @dataclass(frozen=True)
@@ -88,6 +133,13 @@ class ClipArch(Options):
             raise ValueError(
                 f"clip_arch.mean is {self.mean} and clip_arch.std {self.std}; give those of pixels in 0..1"
             )
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether both towers are of the published kind: a class-token ViT of open_clip, and a causal text tower."""
+        text = self.text
+        sizes = (text.context_length, text.vocab_size, text.width, text.depth, text.num_heads, text.mlp_ratio)
+        return self.vision.family == "vit" and text == TextArch(*sizes)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record as plain data, for the header of a file."""

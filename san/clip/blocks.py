@@ -77,28 +77,77 @@ class Attention(nn.Module):
         return merged
 
 
-class Block(nn.Module):
-    """Pre-norm residual block: attention, then a two-layer MLP."""
+class AnyBlock(nn.Module):
+    """Base of transformer blocks whose attention can be computed between `project` and `finish`."""
 
-    def __init__(self, embed_dim: int, num_heads: int, mlp_ratio: float, *, quick_gelu: bool) -> None:
+    def project(self, x: Tensor, rotation: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values (B, N_h, T, d) of tokens (B, T, D).
+
+        Args:
+            x: the tokens.
+            rotation: (T', 2 d), sines and cosines that rotate queries and keys of the last T' tokens, in blocks with
+                rotary positions.
+        """
+        raise NotImplementedError
+
+    def attended(self, x: Tensor, heads: Tensor) -> Tensor:
+        """Return tokens (B, T, D) before the MLP, given their attention results (B, N_h, T, d)."""
+        raise NotImplementedError
+
+    def finish(self, x: Tensor, heads: Tensor) -> Tensor:
+        """Compute the rest of the block for tokens (B, T, D), given their attention results (B, N_h, T, d)."""
+        raise NotImplementedError
+
+
+class Block(AnyBlock):
+    """Pre-norm residual block: attention, then a two-layer MLP.
+
+    Args:
+        embed_dim: D.
+        num_heads: N_h.
+        mlp_ratio: width of the MLP, in multiples of D.
+        quick_gelu: the activation is `QuickGELU`, else GELU.
+        tanh_gelu: GELU with tanh.
+        norm_eps: epsilon of LayerNorm.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        mlp_ratio: float,
+        *,
+        quick_gelu: bool,
+        tanh_gelu: bool = False,
+        norm_eps: float = 1e-5,
+    ) -> None:
         super().__init__()
         hidden = int(embed_dim * mlp_ratio)
-        self.ln_1 = nn.LayerNorm(embed_dim)
+        self.ln_1 = nn.LayerNorm(embed_dim, eps=norm_eps)
         self.attn = Attention(embed_dim, num_heads)
-        self.ln_2 = nn.LayerNorm(embed_dim)
-        act = QuickGELU() if quick_gelu else nn.GELU()
+        self.ln_2 = nn.LayerNorm(embed_dim, eps=norm_eps)
+        act = QuickGELU() if quick_gelu else nn.GELU("tanh" if tanh_gelu else "none")
         self.mlp = nn.Sequential(
             OrderedDict(c_fc=nn.Linear(embed_dim, hidden), act=act, c_proj=nn.Linear(hidden, embed_dim))
         )
 
     def forward(self, x: Tensor, *, causal: bool = False) -> Tensor:
         """Map (B, T, D) to (B, T, D); with `causal`, a token attends only to itself and earlier ones."""
-        q, k, v = self.attn.project(self.ln_1(x))
+        q, k, v = self.project(x)
         heads = F.scaled_dot_product_attention(q, k, v, is_causal=True) if causal else attend(q, k, v)
         return self.finish(x, heads)
 
+    def project(self, x: Tensor, rotation: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """See `AnyBlock.project`; there are no rotary positions."""
+        assert rotation is None
+        return self.attn.project(self.ln_1(x))
+
+    def attended(self, x: Tensor, heads: Tensor) -> Tensor:
+        """See `AnyBlock.attended`."""
+        return x + self.attn.merge(heads)
+
     def finish(self, x: Tensor, heads: Tensor) -> Tensor:
-        """Compute the rest of the block for tokens (B, T, D), given their attention results (B, N_h, T, d)."""
-        x = x + self.attn.merge(heads)
+        """See `AnyBlock.finish`."""
+        x = self.attended(x, heads)
         result: Tensor = x + self.mlp(self.ln_2(x))
         return result

@@ -16,9 +16,10 @@ from typing import Any
 from torch import Tensor
 
 from san.clip import open_clip_adapter
-from san.clip.arch import ClipArch, TextArch, VisionArch
+from san.clip.arch import ClipArch
 from san.clip.named import CLIPS
-from san.clip.tokenizer import BpeTokenizer, Tokenizer, fitting_tokenizer
+from san.clip.open_clip_config import arch_of
+from san.clip.tokenizer import Tokenizer, fitting_tokenizer
 from san.clip.weights import read_clip_weights, weights_fingerprint
 from san.clip.weights_file import read_metadata, read_tensors
 from san.io.errors import one_line
@@ -26,28 +27,6 @@ from san.record import FieldError, FieldFileError, parse_json
 from san.torch_defaults import torch_defaults
 
 logger = logging.getLogger(__name__)
-
-_UNSUPPORTED_VISION = {
-    "timm_model_name": None,
-    "attentional_pool": False,
-    "no_ln_pre": False,
-    "ls_init_value": None,
-    "pool_type": "tok",
-    "pos_embed_type": "learnable",
-    "final_ln_after_pool": False,
-    "qk_norm": False,
-    "block_type": None,
-}
-_UNSUPPORTED_TEXT = {
-    "hf_model_name": None,
-    "hf_tokenizer_name": None,
-    "embed_cls": False,
-    "no_causal_mask": False,
-    "pool_type": "argmax",
-    "proj_type": "linear",
-    "proj_bias": False,
-    "ls_init_value": None,
-}
 
 
 @dataclass(frozen=True)
@@ -99,7 +78,7 @@ def load_clip(
             f"the weights {pretrained!r} are not of CLIP {name!r}; set clip.name to {pretrained}", "clip.name"
         )
     arch = own or _open_clip_arch(name)
-    tokenizer = BpeTokenizer(arch.text.context_length)
+    tokenizer = fitting_tokenizer(arch.text, None)
     if not pretrained:
         return LoadedClip(arch, None, tokenizer, fingerprint=f"{name}/untrained")
     tag, file = _tag_and_file(pretrained)
@@ -118,7 +97,7 @@ def load_clip(
     state_dict, quick_gelu = read_clip_weights(file, trusted_scripts=open_clip_adapter.openai_hashes)
     if not tag:
         arch = replace(arch, quick_gelu=arch.quick_gelu or bool(quick_gelu))
-        if quick_gelu is None and not arch.quick_gelu and not own:
+        if quick_gelu is None and not arch.quick_gelu and not own and arch.is_plain:
             logger.warning(
                 "%s does not say how it was trained: it is used as %s with plain GELU. If these are OpenAI's weights, "
                 "every result would be wrong: set clip.pretrained to openai:%s",
@@ -169,43 +148,7 @@ def _as_trained(arch: ClipArch, record: Mapping[str, Any], *, openai: bool) -> C
 
 
 def _open_clip_arch(name: str) -> ClipArch:
-    config = open_clip_adapter.model_config(name)
-    vision, text = config["vision_cfg"], config["text_cfg"]
-    wrong = [
-        f"vision {key}={vision[key]!r}" for key, value in _UNSUPPORTED_VISION.items() if vision.get(key, value) != value
-    ]
-    wrong += [f"text {key}={text[key]!r}" for key, value in _UNSUPPORTED_TEXT.items() if text.get(key, value) != value]
-    if isinstance(vision.get("layers"), list):
-        wrong.append("vision is a ResNet")
-    if "multimodal_cfg" in config:
-        wrong.append("a CoCa model")
-    if wrong:
-        raise FieldError(
-            f"CLIP model {name!r} is not a plain class-token ViT with a causal text tower ({'; '.join(wrong)}); "
-            "set clip.name to one that is, such as ViT-B-16 or ViT-L-14-336",
-            "clip.name",
-        )
-    width = vision.get("width", 768)
-    return ClipArch(
-        embed_dim=config["embed_dim"],
-        vision=VisionArch(
-            image_size=vision.get("image_size", 224),
-            patch_size=vision.get("patch_size", 16),
-            width=width,
-            depth=vision.get("layers", 12),
-            num_heads=width // vision.get("head_width", 64),
-            mlp_ratio=vision.get("mlp_ratio", 4.0),
-        ),
-        text=TextArch(
-            context_length=text.get("context_length", 77),
-            vocab_size=text.get("vocab_size", 49408),
-            width=text.get("width", 512),
-            depth=text.get("layers", 12),
-            num_heads=text.get("heads", 8),
-            mlp_ratio=text.get("mlp_ratio", 4.0),
-        ),
-        quick_gelu=bool(config.get("quick_gelu", False)),
-    )
+    return arch_of(name, open_clip_adapter.model_config(name))
 
 
 def save_clip_file(

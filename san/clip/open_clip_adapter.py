@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
@@ -28,6 +28,9 @@ from san.record import FieldError, FieldFileError
 
 _HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 _TOKENIZER_FILE = "tokenizer.py"
+_SINCE = (("SigLIP2", "2.31"), ("PE-Core", "3.0"), ("worldwide", "3.1"), ("MobileCLIP2", "3.2"))
+"""Parts of names, and the first releases of open_clip with such models."""
+
 OPENAI_MODELS = ("ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-L-14-336")
 """The class-token ViTs that OpenAI published (guarded by tests/clip/test_open_clip_adapter.py)."""
 
@@ -46,12 +49,20 @@ def model_config(name: str) -> Mapping[str, Any]:
     config: Mapping[str, Any] | None = None if ":" in name else open_clip.get_model_config(name)
     if config is None:
         near = [other for other in open_clip.list_models() if other.lower().startswith(name.lower()[:5])]
+        since = [f"; those of {part!r} need open_clip_torch>={release}" for part, release in _SINCE if part in name]
         raise FieldError(
-            f"open_clip knows no model {excerpt(name)}; set clip.name to one of its class-token ViTs, "
-            f"such as {near or ['ViT-B-16']}",
+            f"open_clip {open_clip_version()} knows no model {excerpt(name)}{''.join(since)}; set clip.name to one of "
+            f"docs/clips.md, such as {near or ['ViT-B-16']}",
             "clip.name",
         )
     return config
+
+
+def models_and_tags() -> dict[str, list[str]]:
+    """Return the names of all models, with the tags of their weights."""
+    import open_clip
+
+    return {name: open_clip.list_pretrained_tags_by_model(name) for name in open_clip.list_models()}
 
 
 def _packaged_config(name: str) -> Mapping[str, Any] | None:
@@ -138,8 +149,8 @@ def fetch_weights(name: str, tag: str, *, cache_dir: str | Path | None = None, l
     reason = "and the network is off" if offline else "and there is no home folder to keep them in"
     if folder and not offline:
         try:
-            if not here and not getproxies():  # without a network, fail now instead of after a minute of retries
-                socket.getaddrinfo(urlparse(source).hostname, 443)
+            if not here:
+                require_host(source)
             return Path(open_clip.download_pretrained(record, cache_dir=folder))  # checks the hash of an existing file
         except (OSError, RuntimeError) as error:
             reason = f"and cannot be downloaded ({one_line(error, limit=300)})"
@@ -148,6 +159,14 @@ def fetch_weights(name: str, tag: str, *, cache_dir: str | Path | None = None, l
         f"clip.pretrained to {tag}:FILE, or keep it in the cache {folder or '(HF_HOME names a folder for it)'}",
         "clip.pretrained",
     )
+
+
+def require_host(address: str = "") -> None:
+    """Raise OSError if a host, by default the hub, cannot be found: a download would fail after a minute of retries."""
+    from huggingface_hub import constants
+
+    if not getproxies():
+        socket.getaddrinfo(urlparse(address or constants.ENDPOINT).hostname, 443)
 
 
 def _kept(folder: Path, hub: str, files: Sequence[str]) -> Path | None:
@@ -170,6 +189,14 @@ def tokenize(texts: Sequence[str], context_length: int) -> Tensor:
 def open_tokenizer(context_length: int) -> Any:
     """Return CLIP's byte-pair tokenizer: texts -> ids (N, context_length)."""
     return _tokenizer_module().SimpleTokenizer(context_length=context_length)
+
+
+def text_cleaner(kind: str) -> Callable[[str], str]:
+    """Return what open_clip does to texts before a tokenizer of transformers: whitespace, lower or canonicalize."""
+    module = _tokenizer_module()
+    home = module if hasattr(module, "get_clean_fn") else module.tokenizer  # of the whole package
+    clean: Callable[[str], str] = home.get_clean_fn(kind)
+    return clean
 
 
 @cache

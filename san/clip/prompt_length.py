@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from san.clip.tokenizer import Tokenizer
+from san.clip.tokenizer import Tokenizer, text_ends
 
 
 def cut_remarks(prompts_of: Mapping[str, Sequence[str]], tokenizer: Tokenizer, limit: int) -> dict[str, str]:
@@ -53,16 +53,16 @@ def _words_read(prompt: str, tokenizer: Tokenizer, limit: int) -> int:
     A tokenizer does not report what it cut. It splits each word by itself, so the lengths can be added.
     """
     words = prompt.split()
-    if int(tokenizer([prompt]).argmax()) < limit - 1:
+    if int(text_ends(tokenizer, tokenizer([prompt]))) < limit - 1:
         return len(words)
     lengths = torch.tensor(_num_tokens(words, tokenizer))
     return int((lengths.cumsum(0) <= limit - 2).sum())
 
 
 def _num_tokens(texts: Sequence[str], tokenizer: Tokenizer) -> list[int]:
-    """Return the number of tokens of each text between start and end, as far as CLIP reads."""
-    counts: list[int] = (tokenizer(texts).argmax(dim=-1) - 1).tolist()
-    return counts
+    """Return the number of tokens of each text, without those of an empty text, as far as CLIP reads."""
+    counts: list[int] = (text_ends(tokenizer, tokenizer([*texts, ""]))).tolist()
+    return [count - counts[-1] for count in counts[:-1]]
 
 
 def _shortened(text: str, length: int = 60) -> str:

@@ -1,6 +1,6 @@
 """Encodes many prompts with CLIP's text tower, without redundant or unused tokens.
 
-The tower is causal: a token sees only itself and earlier tokens. Therefore tokens after end-of-text are skipped, the
+A causal tower: a token sees only itself and earlier tokens. Therefore tokens after end-of-text are skipped, the
 shared beginning of prompts (of one template) is computed once, and the last block is computed for end-of-text only.
 Prompts are sorted by the number of their remaining tokens, so they need little padding. For 847 classes in 14
 templates this takes 1/14 of the multiply-adds of 77 tokens each.
@@ -46,11 +46,15 @@ def encode_prompts(tower: TextTower, tokens: Tensor, kinds: Tensor, *, tokens_pe
 
     Args:
         tower: the text tower.
-        tokens: (N, T) ids on the CPU; the largest of a row is its end-of-text.
+        tokens: (N, T) ids on the CPU.
         kinds: (N,) int64 from 0; prompts of one kind (template) may share their beginning. Any numbers are correct.
         tokens_per_pass: approximate number of tokens per forward pass.
     """
-    ends = tokens.argmax(dim=-1)  # (N,)
+    if tower.foreign is not None or not tower.arch.text.causal:  # every token depends on all
+        rows = max(1, tokens_per_pass // tokens.shape[1])
+        parts = zip(tokens.split(rows), kinds.split(rows), strict=True)
+        return torch.cat([tower.encode_text(ids.to(tower.device), own.to(tower.device)) for ids, own in parts])
+    ends = tower.ends(tokens)  # (N,)
     lengths = shared_lengths(tokens, ends, kinds)
     beginnings = _begin(tower, tokens, kinds, lengths) if lengths.any() else Beginnings(lengths)
     own = lengths[kinds]  # (N,)
@@ -129,8 +133,7 @@ def _finish(tower: TextTower, tokens: Tensor, kinds: Tensor, ends: Tensor, begin
             q, x, seen = q[rows, :, last].unsqueeze(2), x[rows, last].unsqueeze(1), seen[rows, :, last].unsqueeze(2)
         x = block.finish(x, F.scaled_dot_product_attention(q, k, v, attn_mask=seen))
     with without_autocast(device):
-        embed: Tensor = tower.ln_final(x[:, 0].to(tower.text_projection.dtype)) @ tower.text_projection
-    return embed
+        return tower.project(tower.ln_final(x[:, 0].to(tower.text_projection.dtype)))
 
 
 def _blocks(tower: TextTower) -> list[Block]:

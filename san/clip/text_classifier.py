@@ -18,6 +18,7 @@ from san.clip.text_embedder import TextEmbedder, TextEmbeddings
 from san.clip.text_tower import TextTower
 from san.clip.tokenizer import Tokenizer
 from san.io.errors import excerpt, listed
+from san.record import FieldError
 from san.torch_defaults import torch_defaults, without_autocast
 from san.vocabulary.classes import ClassText
 
@@ -51,10 +52,17 @@ class TextClassifier(TextTower):
         super().__init__(arch)
         self.logit_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
         self.no_object_embed = nn.Parameter(torch.randn(1, arch.embed_dim) * arch.embed_dim**-0.5)
-        nn.init.normal_(self.token_embedding.weight, std=0.02)  # last, because random numbers depend on the order
+        if self.foreign is None:
+            nn.init.normal_(self.token_embedding.weight, std=0.02)  # last, because random numbers depend on the order
         self.embedder = TextEmbedder(tokenizer, prompts)
         self.context_offset: nn.Parameter | None = None
         if learnt_contexts(prompts):
+            if arch.text.tokenizer:  # its texts may begin without a token for the start
+                raise FieldError(
+                    "prompts with a learnt context need CLIP's own tokenizer, and this CLIP has "
+                    f"{arch.text.tokenizer!r}; set prompts.name to templates",
+                    "prompts.name",
+                )
             lengths = self.context_lengths()
             self.context_offset = nn.Parameter(torch.zeros(len(lengths), int(lengths.max()), arch.text.width))
             self.register_buffer("context_length", lengths, persistent=False)

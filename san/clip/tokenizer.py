@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from importlib.metadata import version
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from san.clip.arch import TextArch
-from san.clip.open_clip_adapter import open_clip_version, open_tokenizer, tokenize
-from san.io.errors import excerpt
+from san.clip.open_clip_adapter import open_clip_version, open_tokenizer, require_host, text_cleaner, tokenize
+from san.io.errors import excerpt, one_line, require_extra
+from san.record import FieldFileError
 
 Tokenizer = Callable[[Sequence[str]], Tensor]
-"""Texts to token ids (N, context_length), int64; the end-of-text token has the largest id of its row."""
+"""Texts to token ids (N, context_length), int64. The end-of-text token has the largest id of its row, unless the
+tokenizer has a method `ends`, see `text_ends`."""
 
 VOCAB_SIZE = 49408
 """Of CLIP's tokenizer (guarded by tests/clip/test_open_clip_adapter.py)."""
@@ -73,9 +77,83 @@ class CompactTokenizer:
         return tuple(word for word, never_met in zip(words, unknown, strict=True) if never_met)
 
 
+class HuggingFaceTokenizer:
+    """A tokenizer of transformers, loaded at first use in a process.
+
+    Args:
+        text: the tower's architecture, which names it.
+    """
+
+    def __init__(self, text: TextArch) -> None:
+        self.text = text
+
+    @property
+    def identity(self) -> str:
+        """Equal for tokenizers that give equal ids."""
+        text = self.text
+        return (
+            f"open_clip {open_clip_version()} ftfy {version('ftfy')} transformers {version('transformers')} "
+            f"{text.tokenizer} {text.clean} {text.context_length}"
+        )
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """Return ids (N, context_length), padded; a longer text is cut."""
+        clean = text_cleaner(self.text.clean)
+        found = _hugging_face_tokenizer(self.text.tokenizer, self.text.vocab_size)(
+            [clean(text) for text in texts],
+            return_tensors="pt",
+            max_length=self.text.context_length,
+            padding="max_length",
+            truncation=True,
+        )
+        ids: Tensor = found.input_ids
+        return ids
+
+    def ends(self, ids: Tensor) -> Tensor:
+        """Return the position (N,) of the first end-of-text token of ids (N, T); the last position without one."""
+        loaded = _hugging_face_tokenizer(self.text.tokenizer, self.text.vocab_size)
+        found = ids == loaded.eos_token_id
+        return torch.where(found.any(dim=-1), found.int().argmax(dim=-1), ids.shape[1] - 1)
+
+
+@cache
+def _hugging_face_tokenizer(name: str, vocab_size: int) -> Any:
+    """Return a tokenizer of transformers.
+
+    Raises:
+        FieldFileError: it is not on this machine and cannot be downloaded.
+        ValueError: its ids are more than the tower has.
+    """
+    require_extra("multilingual", f"the tokenizer {name}", "transformers")
+    from transformers import AutoTokenizer
+
+    try:
+        try:
+            loaded = AutoTokenizer.from_pretrained(name, local_files_only=True)
+        except OSError:
+            require_host()
+            loaded = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError, ImportError) as error:
+        raise FieldFileError(
+            f"the tokenizer {name!r} of this CLIP is not on this machine and cannot be downloaded "
+            f"({one_line(error, limit=200)}); "
+            f"download it elsewhere (hf download {name}) and copy it into the Hugging Face cache (HF_HOME)",
+            "clip.name",
+        ) from error
+    if len(loaded) > vocab_size:
+        raise ValueError(f"clip_arch.text.vocab_size is {vocab_size}, but the tokenizer {name!r} has {len(loaded)} ids")
+    return loaded
+
+
+def text_ends(tokenizer: Tokenizer, ids: Tensor) -> Tensor:
+    """Return the position (N,) of the end-of-text token of each row of a tokenizer's ids (N, T)."""
+    ends: Callable[[Tensor], Tensor] | None = getattr(tokenizer, "ends", None)
+    return ids.argmax(dim=-1) if ends is None else ends(ids)
+
+
 def tokenizer_identity(tokenizer: Tokenizer, texts: Sequence[str]) -> bytes:
     """Return the identity of a tokenizer: its name if it has one, else its ids of some texts."""
-    if isinstance(tokenizer, (BpeTokenizer, CompactTokenizer)):
+    if isinstance(tokenizer, (BpeTokenizer, CompactTokenizer, HuggingFaceTokenizer)):
         return tokenizer.identity.encode()
     return tokenizer(texts).numpy().tobytes()
 
@@ -116,6 +194,10 @@ def fitting_tokenizer(text: TextArch, ids: Sequence[int] | None) -> Tokenizer:
     Raises:
         ValueError: the tower does not have a row for every id.
     """
+    if text.tokenizer:
+        if ids is not None:
+            raise ValueError(f"a compact vocabulary (clip_token_ids) is of CLIP's tokenizer, not of {text.tokenizer!r}")
+        return HuggingFaceTokenizer(text)
     tokenizer = BpeTokenizer(text.context_length) if ids is None else compact_tokenizer(ids, text.context_length)
     needed = VOCAB_SIZE if ids is None else len(ids) + 1
     if text.vocab_size < needed:

@@ -7,35 +7,19 @@ Source: docs/method.md#2 and #5; arXiv 2302.12242, section 3.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from san.clip.arch import ClipArch
-from san.clip.blocks import Attention, Block, attend
+from san.clip.blocks import AnyBlock, Block, attend
 from san.clip.pos_embed import resize_pos_embed
+from san.clip.towers import FAMILIES, DeepTower, ShallowFeatures, ShallowTower, Towers
 from san.record import FieldError
 from san.torch_defaults import without_autocast
 
 
-@dataclass(frozen=True)
-class ShallowFeatures:
-    """States of the shallow blocks; index 0 is the state before block 1, index i the state after block i.
-
-    Attributes:
-        patch_tokens: (B, T, D) each, row by row over the grid.
-        class_tokens: (B, 1, D) each.
-        grid: (h, w).
-    """
-
-    patch_tokens: tuple[Tensor, ...]
-    class_tokens: tuple[Tensor, ...]
-    grid: tuple[int, int]
-
-
-class ShallowClip(nn.Module):
+class ShallowClip(ShallowTower):
     """Patch embedding and blocks 1..K of the ViT."""
 
     def __init__(self, arch: ClipArch, depth: int) -> None:
@@ -58,12 +42,7 @@ class ShallowClip(nn.Module):
         Raises:
             ValueError: the image is smaller than a patch.
         """
-        if min(images.shape[-2:]) < self.patch_size:
-            raise FieldError(
-                f"CLIP's input of {tuple(images.shape[-2:])} pixels is smaller than its patch of {self.patch_size}; "
-                "give larger images or raise clip.input_scale",
-                "clip.input_scale",
-            )
+        refuse_small(images, self.patch_size)
         x = self.conv1(images)  # (B, D, h, w)
         grid = (x.shape[-2], x.shape[-1])
         x = x.flatten(2).transpose(1, 2)  # (B, T, D)
@@ -81,7 +60,17 @@ class ShallowClip(nn.Module):
         return torch.cat([self.positional_embedding[:1], patches])
 
 
-class DeepClip(nn.Module):
+def refuse_small(images: Tensor, patch_size: int) -> None:
+    """Raise FieldError if images (B, 3, H, W) have no whole patch."""
+    if min(images.shape[-2:]) < patch_size:
+        raise FieldError(
+            f"CLIP's input of {tuple(images.shape[-2:])} pixels is smaller than its patch of {patch_size}; "
+            "give larger images or raise clip.input_scale",
+            "clip.input_scale",
+        )
+
+
+class DeepClip(DeepTower):
     """Blocks K+1..N: recognises every mask in one pass through its [SLS] token."""
 
     def __init__(self, arch: ClipArch, depth: int) -> None:
@@ -99,58 +88,61 @@ class DeepClip(nn.Module):
         patch_tokens: Tensor,
         sls_tokens: Tensor,
         attn_bias: Tensor,
+        grid: tuple[int, int] | None = None,
         mask_shares: Tensor | None = None,
     ) -> Tensor:
-        """Return one unit-length embedding per [SLS] token, and one per mask.
-
-        Args:
-            class_token: (B, 1, D) after block K.
-            patch_tokens: (B, T, D) after block K.
-            sls_tokens: (B, S, D).
-            attn_bias: (B, L, 1 or N_h, S, T) added to an [SLS] token's logits for the patch tokens; L is
-                1 (the same for all blocks) or the number of blocks.
-            mask_shares: (B, M, T), the share of each patch in a mask, summing to 1; see `pooled_tokens`.
-
-        Returns:
-            (B, S, E), or (B, S + M, E) with masks.
-        """
+        """See `DeepTower.forward`."""
         x, sls = torch.cat([class_token, patch_tokens], dim=1), sls_tokens
-        shared = attn_bias.shape[1] == 1
+        shared, rotation = attn_bias.shape[1] == 1, self.rotation(grid)
         for index, block in enumerate(self.resblocks):
-            assert isinstance(block, Block)
             bias = attn_bias[:, 0 if shared else index]
             last = index + 1 == len(self.resblocks)
-            x, sls = _recognise(block, x, sls, bias, mask_shares if last else None, keep_patches=not last)
-        with without_autocast(sls.device):  # of all roundings, this one would be seen most in the class logits
-            return F.normalize(self.ln_post(sls.to(self.proj.dtype)) @ self.proj, dim=-1)
+            x, sls = _recognise(block, x, sls, bias, rotation, mask_shares if last else None, keep_patches=not last)
+        return self.embed(sls)
+
+    def rotation(self, grid: tuple[int, int] | None) -> Tensor | None:
+        """Return what rotates queries and keys of the patch tokens of a grid; None without rotary positions."""
+        return None
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Return unit-length embeddings (B, S, E) of tokens (B, S, D) after the last block."""
+        with without_autocast(tokens.device):  # of all roundings, this one would be seen most in the class logits
+            return F.normalize(self.ln_post(tokens.to(self.proj.dtype)) @ self.proj, dim=-1)
 
 
 def _recognise(
-    block: Block, x: Tensor, sls: Tensor, bias: Tensor, mask_shares: Tensor | None = None, *, keep_patches: bool
+    block: nn.Module,
+    x: Tensor,
+    sls: Tensor,
+    bias: Tensor,
+    rotation: Tensor | None,
+    mask_shares: Tensor | None = None,
+    *,
+    keep_patches: bool,
 ) -> tuple[Tensor, Tensor]:
     """Apply a block to class and patch tokens (B, 1 + T, D), which see no [SLS] token, and [SLS] tokens (B, S, D).
 
     Tokens pooled under masks, if any, follow the latter.
     """
-    q, k, v = block.attn.project(block.ln_1(x))
-    sls_qkv = block.attn.project(block.ln_1(sls))
-    sls = block.finish(sls, sls_attention(*sls_qkv, k[:, :, 1:], v[:, :, 1:], bias))
+    assert isinstance(block, AnyBlock)
+    q, k, v = block.project(x) if rotation is None else block.project(x, rotation)
+    sls = block.finish(sls, sls_attention(*block.project(sls), k[:, :, 1:], v[:, :, 1:], bias))
     if mask_shares is not None:
-        pooled = pooled_tokens(block.attn, x[:, 1:], v[:, :, 1:], mask_shares)
+        pooled = pooled_tokens(block, x[:, 1:], v[:, :, 1:], mask_shares)
         sls = torch.cat([sls, pooled.to(sls.dtype)], dim=1)
     if keep_patches:
         x = block.finish(x, attend(q, k, v))
     return x, sls
 
 
-def pooled_tokens(attn: Attention, patch_tokens: Tensor, values: Tensor, mask_shares: Tensor) -> Tensor:
+def pooled_tokens(block: AnyBlock, patch_tokens: Tensor, values: Tensor, mask_shares: Tensor) -> Tensor:
     """Pool patches under masks: attention with the masks as its weights, added to the mean patch.
 
     CLIP was never trained to use what its last block gives for patches; the values of its attention are closer to names
     (arXiv 2112.01071). They are projected after pooling, once per mask instead of once per patch.
 
     Args:
-        attn: that of CLIP's last block.
+        block: CLIP's last.
         patch_tokens: (B, T, D) before the block.
         values: (B, N_h, T, d) of the patches.
         mask_shares: (B, M, T), summing to 1 over the patches.
@@ -161,8 +153,7 @@ def pooled_tokens(attn: Attention, patch_tokens: Tensor, values: Tensor, mask_sh
     with without_autocast(patch_tokens.device):  # in half precision, shares of many patches would be rounded
         shares = mask_shares.float()
         tokens, heads = shares @ patch_tokens.float(), shares.unsqueeze(1) @ values.float()
-    result: Tensor = tokens + attn.merge(heads.to(values.dtype))
-    return result
+    return block.attended(tokens, heads.to(values.dtype))
 
 
 def sls_attention(q: Tensor, k_self: Tensor, v_self: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
@@ -190,3 +181,9 @@ def sls_attention(q: Tensor, k_self: Tensor, v_self: Tensor, k: Tensor, v: Tenso
         probs = logits.softmax(dim=-1).to(v.dtype)
     result: Tensor = probs[..., 1:] @ v + probs[..., :1] * v_self
     return result
+
+
+@FAMILIES.register("vit")
+def vit_towers(arch: ClipArch, shallow_depth: int) -> Towers:
+    """Return both parts of a class-token ViT with open_clip's names."""
+    return ShallowClip(arch, shallow_depth), DeepClip(arch, arch.vision.depth - shallow_depth)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from san.clip.hugging_face import from_hugging_face, has_quick_gelu, is_hugging_face
+from san.clip.open_clip_names import from_open_clip
 from san.clip.weights_file import DAMAGED, kind_of_flaw, open_archive, read_tensors
 from san.io.errors import excerpt, listed, one_line
 from san.io.files import sha256_of
@@ -47,7 +48,8 @@ def read_clip_weights(
     quick_gelu = True if "input_resolution" in state else None  # OpenAI's own
     if is_hugging_face(state):
         state, quick_gelu = from_hugging_face(state), has_quick_gelu(path)
-    if "visual.class_embedding" not in state:
+    state = from_open_clip(state)
+    if "visual.positional_embedding" not in state:
         raise ValueError(
             f"{str(path)!r} contains no class-token ViT CLIP; give a file that open_clip reads, or the weights of "
             "transformers' CLIPModel"

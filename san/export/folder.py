@@ -76,6 +76,11 @@ def export_model(
         raise ValueError(f"an export is made of a model on the CPU in float32, not of {predictor}; load it so")
     if len(predictor.short_sides) > 1 or predictor.flip:
         raise ValueError(f"an export has one size and no mirror image, not those of {predictor}; give one short side")
+    if not predictor.model.arch.is_plain:
+        raise ValueError(
+            f"an export is made of a model on open_clip's class-token ViT with CLIP's own text tower, not on "
+            f"{predictor.model.config.clip.name!r}; use san predict or san.Predictor"
+        )
     if "onnx" in formats:
         require_extra("export", "exporting to ONNX", "onnx", "onnxscript", "onnxruntime")
         if torch_release() < ONNX_TORCH:

@@ -19,7 +19,7 @@ import san
 from san.checkpoint import fitting_tensors, load_checkpoint_file, load_weights
 from san.clip.arch import ClipArch
 from san.clip.loader import LoadedClip
-from san.clip.tokenizer import BpeTokenizer, CompactTokenizer, fitting_tokenizer
+from san.clip.tokenizer import BpeTokenizer, CompactTokenizer, HuggingFaceTokenizer, fitting_tokenizer
 from san.hub.card import model_card
 from san.hub.remote import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
 from san.io.errors import excerpt, listed, one_line
@@ -195,7 +195,7 @@ def describe(model: SANModel) -> FolderConfig:
     clip = model.config.clip
     config = describe_parts(replace(model.config, clip=replace(clip, pretrained=clip.public_pretrained)))
     tokenizer = model.text_classifier.embedder.tokenizer
-    if not isinstance(tokenizer, (BpeTokenizer, CompactTokenizer)):
+    if not isinstance(tokenizer, (BpeTokenizer, CompactTokenizer, HuggingFaceTokenizer)):
         raise ValueError(f"the model's tokenizer is {excerpt(tokenizer)}, which config.json cannot describe")
     ids = tokenizer.ids if isinstance(tokenizer, CompactTokenizer) else None
     plain = build_outline(model.config, LoadedClip(model.arch, None, tokenizer, fingerprint=""))

@@ -159,7 +159,8 @@ def clip_state_to_own(state_dict: Mapping[str, Tensor], shallow_depth: int) -> d
             )
             own[f"{part}.resblocks.{number}.{leaf}"] = value
         else:
-            own[f"{'deep_clip' if key == 'proj' or key.startswith('ln_post') else 'shallow_clip'}.{key}"] = value
+            deep = key.split(".")[0] in ("ln_post", "attn_pool", "proj", "proj_bias")
+            own[f"{'deep_clip' if deep else 'shallow_clip'}.{key}"] = value
     return own
 
 

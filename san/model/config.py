@@ -218,7 +218,7 @@ def resolve(config: SANConfig, arch: ClipArch) -> SANConfig:
         pixels = max(1, round(_AUTO_INPUT * vision.image_size / vision.patch_size)) * vision.patch_size
         scale = min(_scale(pixels, side.image_size), 2.0)
     pairs = usual_fusion(depth, side.depth) if side.fusion == AUTO else side.fusion
-    heads = vision.num_heads if bias.num_heads == AUTO else bias.num_heads
+    heads = vision.bias_heads if bias.num_heads == AUTO else bias.num_heads
     if (depth, scale, pairs, heads) == (clip.shallow_depth, clip.input_scale, side.fusion, bias.num_heads):
         return config
     return replace(
@@ -259,17 +259,20 @@ def check_against(config: SANConfig, arch: ClipArch) -> None:
         f"set clip.shallow_depth within 0..{vision.depth - 1}",
         "clip.shallow_depth",
     )
+    heads, layers = vision.bias_heads, vision.bias_layers(depth)
+    place = "its attention pooling" if vision.pool_heads else f"CLIP {name!r}"
     _require(
-        bias.num_heads in (1, vision.num_heads),
-        f"attention bias has {bias.num_heads} heads but CLIP {name!r} has {vision.num_heads}; "
-        f"set attn_bias.num_heads to {vision.num_heads}, or to 1 to share one",
+        bias.num_heads in (1, heads),
+        f"attention bias has {bias.num_heads} heads but {place} has {heads}; "
+        f"set attn_bias.num_heads to {heads}, or to 1 to share one",
         "attn_bias.num_heads",
     )
-    deep = vision.depth - depth
+    deep = f"CLIP {name!r} has {layers} deep blocks after K = {depth}"
     _require(
-        bias.num_layers in (1, deep),
-        f"attention bias has {bias.num_layers} layers but CLIP {name!r} has {deep} deep blocks after K = {depth}; "
-        f"set attn_bias.num_layers to {deep}, or to 1 to use one for all",
+        bias.num_layers in (1, layers),
+        f"attention bias has {bias.num_layers} layers but "
+        f"{'acts in the attention pooling alone' if vision.pool_heads else deep}; "
+        f"set attn_bias.num_layers to {layers}{'' if layers == 1 else ', or to 1 to use one for all'}",
         "attn_bias.num_layers",
     )
 
@@ -338,6 +341,22 @@ _SHAPES = SANConfig(
     attn_bias=AttnBiasConfig(num_heads=4),
 )
 VARIANTS = {"vit_b16": SANConfig(), "vit_l14_336": _VIT_L14_336, "shapes": _SHAPES, "tiny": _TINY}
+
+
+def variant_for_clip(name: str, pretrained: str | None) -> SANConfig:
+    """Return the published design for any CLIP: what depends on the CLIP is derived from it when a model is built.
+
+    Args:
+        name: see `ClipConfig.name`; docs/clips.md lists them.
+        pretrained: see `ClipConfig.pretrained`; None for random weights.
+    """
+    return SANConfig(
+        clip=ClipConfig(name=name, pretrained=pretrained, shallow_depth=AUTO, input_scale=AUTO),
+        side_adapter=SideAdapterConfig(fusion=AUTO),
+        attn_bias=AttnBiasConfig(num_heads=AUTO),
+    )
+
+
 SIDE_WIDTHS = {144: 6, 192: 6, 240: 6, 288: 6}
 """The published side widths and their heads."""
 

@@ -151,9 +151,11 @@ def unpack_int8(tensors: Mapping[str, Tensor], label: str) -> dict[str, Tensor]:
 
 def _quantisable(model: SANModel) -> Iterator[tuple[nn.Module, str, nn.Module]]:
     """Yield layers of sizes that PyTorch's int8 kernels support, multiples of 8: parent, name and layer."""
+    pending: list[nn.Module] = [model.shallow_clip, model.deep_clip, model.side_adapter]
     text = model.text_classifier
-    yield text, "token_embedding", text.token_embedding
-    pending: list[nn.Module] = [model.shallow_clip, model.deep_clip, model.side_adapter, text.transformer]
+    if text.foreign is None:
+        yield text, "token_embedding", text.token_embedding
+        pending.append(text.transformer)
     while pending:
         parent = pending.pop()
         for name, child in parent.named_children():

@@ -34,7 +34,7 @@ def round_weights(model: SANModel, dtype: torch.dtype) -> None:
     text = model.text_classifier
     text.embedder.amp_dtype = dtype
     image_side = (model.shallow_clip, model.deep_clip, model.side_adapter, model.mask_head, model.bias_head)
-    for part in (*image_side, text.transformer):
+    for part in (*image_side, text):
         for module in part.modules():
             if isinstance(module, (nn.Linear, nn.Conv2d)):
                 module.to(dtype)

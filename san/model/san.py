@@ -18,7 +18,7 @@ from san.clip.arch import ClipArch
 from san.clip.templates import PROMPTS, load_templates
 from san.clip.text_classifier import TextClassifier
 from san.clip.tokenizer import Tokenizer
-from san.clip.visual import DeepClip, ShallowClip, ShallowFeatures
+from san.clip.towers import FAMILIES, ShallowFeatures
 from san.io.errors import brief_repr
 from san.model.config import SANConfig, check_against, resolve
 from san.model.layers import mask_shares
@@ -115,8 +115,7 @@ class SANModel(nn.Module):
         self.weights_id = secrets.token_hex(8)  # identifies these weights; a copy in another process has the same
         clip, width = config.clip, arch.vision.width
         self.config, self.arch = config, arch
-        self.shallow_clip = ShallowClip(arch, clip.shallow_depth)
-        self.deep_clip = DeepClip(arch, arch.vision.depth - clip.shallow_depth)
+        self.shallow_clip, self.deep_clip = FAMILIES.get(arch.vision.family)(arch, clip.shallow_depth)
         prompts = PROMPTS.build(config.prompts, load_templates(clip.templates))
         self.text_classifier = TextClassifier(arch, tokenizer, prompts)
         self.side_adapter = SideAdapter(config, width)
@@ -135,7 +134,7 @@ class SANModel(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Remember whether a state has CLIP's weights; every way of loading calls this."""
         self.weights_id = secrets.token_hex(8)
-        self.has_clip_weights |= f"{prefix}deep_clip.proj" in state_dict
+        self.has_clip_weights |= any(key.startswith(f"{prefix}deep_clip.") for key in state_dict)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def stack(self, images: Sequence[Tensor]) -> Tensor:
@@ -228,12 +227,13 @@ class SANModel(nn.Module):
             pooled_masks: mask logits (B, Q, h_s, w_s) per supervised block, under which patches are pooled; or none.
         """
         class_token = clip.class_tokens[-1]
-        sls = self.sls_init(class_token)
+        sls = self.sls_init(self.deep_clip.start(class_token))
         if sls_share is not None:
             sls = sls_share.to(sls.dtype) @ sls  # (B, P, D)
         on_grid = torch.cat([self.bias_head.to_grid(bias, clip.grid) for bias in biases], dim=3)
         shares = torch.cat([mask_shares(each, clip.grid) for each in pooled_masks], dim=1) if pooled_masks else None
-        embed = self.deep_clip(class_token, clip.patch_tokens[-1], sls.repeat(1, len(biases), 1), on_grid, shares)
+        tokens = sls.repeat(1, len(biases), 1)
+        embed = self.deep_clip(class_token, clip.patch_tokens[-1], tokens, on_grid, clip.grid, shares)
         return tuple(embed.split(sls.shape[1], dim=1))
 
 

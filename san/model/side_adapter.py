@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from san.clip.pos_embed import resize_pos_embed
-from san.clip.visual import ShallowFeatures
+from san.clip.towers import ShallowFeatures
 from san.model.config import SANConfig
 from san.model.layers import SideBlock
 from san.model.parts import FUSIONS, SideFeatures

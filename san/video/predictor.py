@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from san.clip.visual import ShallowFeatures
+from san.clip.towers import ShallowFeatures
 from san.data.images import image_pixels
 from san.data.transforms import resize_image, resize_short_side
 from san.inference.predictor import Predictor
