@@ -1,6 +1,7 @@
 """CLIP families: the kinds of image towers, each cut into a shallow and a deep part; and what the parts exchange.
 
-B batch, D CLIP width, E joint embedding, N_h heads, T = h * w patch tokens of the (h, w) CLIP grid, S [SLS] tokens, M masks.
+B batch, D CLIP width, E joint embedding, N_h heads, T = h * w patch tokens of the (h, w) CLIP grid, S [SLS] tokens,
+M masks.
 """
 
 from __future__ import annotations
