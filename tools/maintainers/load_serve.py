@@ -16,6 +16,7 @@ import io
 import os
 import platform
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -102,6 +103,7 @@ def main() -> int:
     parser.add_argument("serve", nargs="*", help="options of san serve, after --")
     args = parser.parse_args()
     command = [sys.executable, "-m", "san", "serve", "--port", "0", *args.serve]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # ends the server, too
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None, "is a pipe"
