@@ -7,11 +7,13 @@ than the file.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import pickle
 import struct
 import tarfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,15 @@ MAX_HEADER = 4 << 20
 
 _MAX_DIRECTORY = 4 << 20  # bytes of a zip archive's list of members; that of 8000 tensors has 1 MB
 _END, _LOCATOR, _END64 = 22, 20, 56  # bytes of the records at the end of a zip archive
+
+
+@contextlib.contextmanager
+def writing_safetensors() -> Iterator[None]:
+    """Raise what safetensors raises, such as for a full disk, as an OSError."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(f"the weights cannot be written: {one_line(error)}") from error
 
 
 @torch_defaults()

@@ -20,6 +20,7 @@ from san.checkpoint import fitting_tensors, load_checkpoint_file, load_weights
 from san.clip.arch import ClipArch
 from san.clip.loader import LoadedClip
 from san.clip.tokenizer import BpeTokenizer, CompactTokenizer, HuggingFaceTokenizer, fitting_tokenizer
+from san.clip.weights_file import writing_safetensors
 from san.hub.card import model_card
 from san.hub.remote import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
 from san.io.errors import excerpt, listed, one_line
@@ -114,7 +115,8 @@ def save_pretrained(model: SANModel, folder: str | Path, *, half: bool = False, 
     if not (folder / CARD_FILE).exists():
         card = model_card(config.model, num_bytes=sum(value.nbytes for value in tensors.values()), dtype=dtype)
         writers[folder / CARD_FILE] = lambda path: path.write_text(card, encoding="utf-8")
-    write_together(writers)
+    with writing_safetensors():
+        write_together(writers)
     return folder
 
 

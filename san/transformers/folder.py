@@ -6,6 +6,7 @@ import os
 import tempfile
 from pathlib import Path
 
+from san.clip.weights_file import writing_safetensors
 from san.hub.card import model_card
 from san.hub.folder import refuse_rounded
 from san.hub.remote import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
@@ -32,7 +33,8 @@ def save_transformers(model: SANModel, folder: str | Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name[:40]}.") as beside:
         whole = Path(beside) / "whole"
         wrapped = SANForSegmentation.of(model)
-        wrapped.save_pretrained(whole)
+        with writing_safetensors():
+            wrapped.save_pretrained(whole)
         SANProcessor.of(model).save_pretrained(whole)
         # safetensors creates a file that only the user may read
         (whole / WEIGHTS_FILE).chmod((whole / CONFIG_FILE).stat().st_mode)

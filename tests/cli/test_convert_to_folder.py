@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import torch
 
 from san.cli.main import main
 from san.hub import SHAPES_CHECKPOINT, load_pretrained
+from tests.faults.test_full_disk import mount
 
 
 def test_a_checkpoint_becomes_a_folder(repo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -21,3 +24,22 @@ def test_a_checkpoint_becomes_a_folder(repo: Path, tmp_path: Path, capsys: pytes
     assert ours.config == theirs.config
     assert main(["convert", *command]) == 1
     assert "exists; remove it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", ["folder", "transformers"])
+def test_a_full_disk_is_one_line_and_leaves_nothing(
+    form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if form == "transformers" and importlib.util.find_spec("transformers") is None:
+        pytest.skip("transformers is not installed")
+    (disk := tmp_path / "disk").mkdir()
+    if not mount("-t", "tmpfs", "-o", "size=3m", "none", str(disk)):
+        pytest.skip("a file system cannot be mounted here")
+    try:
+        assert main(["convert", str(SHAPES_CHECKPOINT), "--to", form, "--out", str(disk / "model")]) == 1
+        error = capsys.readouterr().err.strip()
+        assert error.splitlines()[-1].startswith("error: the weights cannot be written")
+        assert "No space left" in error and "Traceback" not in error
+        assert not [each for each in disk.rglob("*") if each.is_file()]
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)

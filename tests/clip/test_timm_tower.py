@@ -57,6 +57,21 @@ def test_eva_equals_open_clip_and_trains(eva: tuple[Any, LoadedClip], tmp_path: 
     check_training(model)
 
 
+@torch.no_grad()
+def test_patches_are_pooled_under_masks(eva: tuple[Any, LoadedClip]) -> None:
+    """As the second opinion needs it; [SLS] tokens stay as they are without it."""
+    model = make_san(eva[1]).eval()
+    clip = model.shallow_clip(torch.randn(1, 3, 64, 64))
+    shares = torch.rand(1, 2, clip.patch_tokens[-1].shape[1]).softmax(dim=-1)
+    sls = model.deep_clip.start(clip.class_tokens[-1]).repeat(1, 3, 1)
+    given = (clip.class_tokens[-1], clip.patch_tokens[-1], sls, torch.zeros(1, 1, 1, 3, shares.shape[-1]), clip.grid)
+    plain, both = model.deep_clip(*given), model.deep_clip(*given, shares)
+    assert both.shape == (1, 5, plain.shape[-1])
+    close(both[:, :3], plain)
+    assert both.norm(dim=-1).allclose(torch.ones(1, 5), atol=1e-5)
+    assert not both[:, 3].allclose(both[:, 4])
+
+
 def test_rotary_positions_follow_the_grid_of_an_image() -> None:
     """As in timm's model for that image size: positions of the trained grid, interpolated."""
     torch.manual_seed(0)

@@ -270,7 +270,7 @@ def test_what_is_missing_is_named(loaded: tuple[Any, Any], folder: Path, tmp_pat
         processor(text="cat", return_tensors="np")
     command = ["convert", str(SHAPES_CHECKPOINT), "--to", "transformers", "--out", str(tmp_path / "x")]
     assert main([*command, "--half"]) == 1
-    assert "--half goes with" in capsys.readouterr().err and not (tmp_path / "x").exists()
+    assert "--to slim" in capsys.readouterr().err and not (tmp_path / "x").exists()
     rounded = Predictor.from_pretrained("shapes", dtype="bfloat16", text_cache=None).model
     with pytest.raises(ValueError, match="weights were rounded"):
         save_transformers(rounded, tmp_path / "x")
