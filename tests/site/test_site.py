@@ -32,8 +32,9 @@ def navigation() -> list[str]:
 def test_every_page_of_docs_is_in_the_navigation() -> None:
     listed = navigation()
     there = {path.relative_to(REPO / "docs").as_posix() for path in (REPO / "docs").rglob("*.md")}
-    assert not there - set(listed), "pages of docs/ that `nav` in mkdocs.yml does not list"
-    assert set(listed) - there == GENERATED, "pages of `nav` in mkdocs.yml that docs/ does not have"
+    missing, unknown = sorted(there - set(listed)), sorted(set(listed) - there - GENERATED)
+    assert missing == [], f"`nav` in mkdocs.yml does not list {', '.join(missing)}"
+    assert unknown == [], f"`nav` in mkdocs.yml lists {', '.join(unknown)}, which docs/ does not have"
     assert len(listed) == len(set(listed))
 
 
