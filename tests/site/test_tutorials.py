@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 import shlex
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -96,11 +97,19 @@ def test_both_pages_make_the_same_pictures() -> None:
 
 @pytest.mark.usefixtures("pictures")
 def test_label_my_photos(run: Callable[[str], dict[str, object]]) -> None:
-    run(section("Label my photos"))
+    run(re.sub(r"^san check .*\n", "", section("Label my photos"), flags=re.M))
     assert Path("toy/labels/coco/annotations/instances_train.json").is_file()
     labels = np.asarray(Image.open("toy/labels/png/labels/00000.png"))
     truth = np.asarray(Image.open("toy/shapes/annotations/val_seen/00000.png"))
     assert labels.shape == truth.shape
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("pictures")
+def test_label_my_photos_and_check_the_labels(folder: Path, run: Callable[[str], dict[str, object]]) -> None:
+    """The whole section; its charts take most of the time."""
+    shutil.rmtree(folder / "toy/labels", ignore_errors=True)
+    run(section("Label my photos"))
     check_picture(Path("toy/check/labels_train/samples.png"), "tutorial_check.png", width=720)
 
 
