@@ -60,7 +60,7 @@ versions: ## the tests with the oldest, a pinned and the newest releases, each i
 	$(PYTHON) tools/maintainers/check_versions.py $(if $(DETECTRON2),--detectron2 $(DETECTRON2))
 
 docs: ## the documentation as a web site, in site/; a broken link is an error
-	$(PYTHON) -m mkdocs build --strict --quiet
+	$(PYTHON) -m mkdocs build --strict
 
 package: ## wheel and source distribution, in dist/, checked as the package index does
 	rm -rf dist
