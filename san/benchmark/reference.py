@@ -130,6 +130,7 @@ class PlainDeepClip(DeepClip):
             x = block.finish(x, F.scaled_dot_product_attention(q, k, v, attn_mask=mask))
         tokens = x[:, :count]
         if mask_shares is not None:
+            assert isinstance(block, Block)
             patches = (before + block.attn.merge(v))[:, count + 1 :]
             tokens = torch.cat([tokens, mask_shares @ patches], dim=1)
         return F.normalize(self.ln_post(tokens) @ self.proj, dim=-1)
