@@ -169,7 +169,7 @@ def test_what_needs_an_extra_names_it_in_one_line(answers):
 
 def test_every_imported_package_is_declared_where_it_is_needed(requires):
     """Also those that another package requires; what `require_extra` checks is in the extra that it names."""
-    extras = ("", "train", "demo", "slurm", "video", "export", "label", "supervision", "fiftyone")
+    extras = ("", "train", "demo", "slurm", "video", "export", "label", "multilingual", "supervision", "fiftyone")
     declared: dict[str, set[str]] = {extra: set() for extra in extras}
     for requirement in map(Requirement, requires):
         for extra, names in declared.items():
