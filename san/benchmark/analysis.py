@@ -137,14 +137,15 @@ def count_multiply_adds(model: SANModel, piece: AnalysisInput, *, as_written: bo
         as_written: count the method without shortcuts, `san.benchmark.reference`.
 
     Returns:
-        multiply-adds by part; None for `as_written` with a custom bias head, which has no plain form.
+        multiply-adds by part; None for `as_written` with a custom bias head or another CLIP family than "vit", which
+        have no plain form.
 
     Raises:
         ValueError: a part reads values of tensors, which the copy does not have.
     """
-    if as_written and type(model.bias_head) is not AttentionBiasHead:
+    if as_written and (type(model.bias_head) is not AttentionBiasHead or model.arch.vision.family != "vit"):
         return None
-    model = (plain_on_meta(model) if as_written else on_meta(model)).eval()
+    model = (plain_on_meta(model) if as_written else on_meta(model)).eval().requires_grad_(False)
     run = make_run(model, piece, marks=PartMarks(model, fine=True), plain=as_written)
     with counting() as recorder_of:
         recorder = recorder_of()

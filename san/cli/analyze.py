@@ -209,7 +209,9 @@ def _notes(record: _Record) -> str:
     else:
         lines.append(f"The text tower is not counted: no label set has {record['classes']} names.")
     if record["multiply_adds_as_written"] is None:
-        lines.append("The method as written is not counted: the bias head is not SAN's own.")
+        lines.append(
+            "The method as written is not counted: the bias head is not SAN's own, or the CLIP's family not vit."
+        )
     timing = record.get("timing")
     if timing:
         machine = timing["machine"]

@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     if args.to in ("published", "mmsegmentation") and not model.arch.is_plain:
         raise ValueError(
             f"the files of --to {args.to} are of class-token ViTs of open_clip, not of CLIP {config.clip.name!r}; use "
-            "--to slim, full or folder"
+            "--to slim, own or folder"
         )
     if args.to == "folder":
         save_pretrained(model, args.out, dtype=args.dtype)

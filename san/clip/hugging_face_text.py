@@ -24,7 +24,7 @@ class HuggingFaceText(nn.Module):
     def __init__(self, arch: ClipArch) -> None:
         super().__init__()
         text = arch.text
-        require_extra("multilingual", f"the text tower {text.model}", "transformers")
+        require_extra("multilingual", "the text tower of this CLIP", "transformers")
         from transformers import RobertaConfig, RobertaModel, XLMRobertaConfig, XLMRobertaModel
 
         kinds = {"roberta": (RobertaModel, RobertaConfig), "xlm-roberta": (XLMRobertaModel, XLMRobertaConfig)}

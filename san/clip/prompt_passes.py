@@ -51,8 +51,8 @@ def encode_prompts(tower: TextTower, tokens: Tensor, kinds: Tensor, *, tokens_pe
         tokens_per_pass: approximate number of tokens per forward pass.
     """
     if tower.foreign is not None or not tower.arch.text.causal:  # every token depends on all
-        rows = max(1, tokens_per_pass // tokens.shape[1])
-        parts = zip(tokens.split(rows), kinds.split(rows), strict=True)
+        count = max(1, tokens_per_pass // tokens.shape[1])
+        parts = zip(tokens.split(count), kinds.split(count), strict=True)
         return torch.cat([tower.encode_text(ids.to(tower.device), own.to(tower.device)) for ids, own in parts])
     ends = tower.ends(tokens)  # (N,)
     lengths = shared_lengths(tokens, ends, kinds)

@@ -23,9 +23,16 @@ class Transformer(nn.Module):
         super().__init__()
         text = arch.text
         self.causal = text.causal
-        options = {"quick_gelu": arch.quick_gelu, "tanh_gelu": text.tanh_gelu, "norm_eps": text.norm_eps}
         self.resblocks = nn.ModuleList(
-            Block(text.width, text.num_heads, text.mlp_ratio, **options) for _ in range(text.depth)
+            Block(
+                text.width,
+                text.num_heads,
+                text.mlp_ratio,
+                quick_gelu=arch.quick_gelu,
+                tanh_gelu=text.tanh_gelu,
+                norm_eps=text.norm_eps,
+            )
+            for _ in range(text.depth)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -81,7 +88,8 @@ class TextTower(nn.Module):
     def encode_text(self, tokens: Tensor, kinds: Tensor | None = None) -> Tensor:
         """Return embeddings (N, E), not normalised, of token ids (N, T), read at `ends`."""
         if self.foreign is not None:
-            return self.foreign(tokens)
+            embed: Tensor = self.foreign(tokens)
+            return embed
         positions = torch.arange(tokens.shape[1], device=tokens.device)
         x: Tensor = self.ln_final(self.transformer(self.embed_tokens(tokens, positions, kinds)))
         return self.project(x[torch.arange(len(x), device=x.device), self.ends(tokens)])
@@ -100,7 +108,9 @@ class TextTower(nn.Module):
 
     def tower_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the weights that an embedding depends on, without those of a subclass."""
-        parts = ("token_embedding", "positional_embedding", "transformer", "ln_final", "text_projection")
-        parts += ("text_projection_bias", "foreign")
+        parts = (
+            "token_embedding", "positional_embedding", "transformer", "ln_final", "text_projection",
+            "text_projection_bias", "foreign",
+        )  # fmt: skip
         tensors = chain(self.named_parameters(), self.named_buffers())  # int8 weights are buffers
         return ((name, value) for name, value in tensors if name.split(".")[0] in parts)

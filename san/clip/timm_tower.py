@@ -163,7 +163,7 @@ class TimmBlock(AnyBlock):
 
 def _rotated(x: Tensor, rotation: Tensor) -> Tensor:
     """Rotate the last T of the queries or keys (B, N_h, ., d) by angles whose sines and cosines are (T, 2 d)."""
-    from timm.layers import apply_rot_embed_cat
+    from timm.layers.pos_embed_sincos import apply_rot_embed_cat
 
     first = x.shape[2] - rotation.shape[0]
     return torch.cat([x[:, :, :first], apply_rot_embed_cat(x[:, :, first:], rotation).to(x.dtype)], dim=2)
@@ -184,7 +184,7 @@ def _rotary(trunk: Any) -> Rotary | None:
 
 
 def _rotation(dim: int, options: dict[str, Any], grid: tuple[int, int], device: torch.device) -> Tensor:
-    from timm.layers import build_rotary_pos_embed
+    from timm.layers.pos_embed_sincos import build_rotary_pos_embed
 
     # the positions of another grid are those of the trained one, interpolated (ref_feat_shape)
     return torch.cat(build_rotary_pos_embed(list(grid), dim=dim, device=device, **options), dim=-1)

@@ -97,9 +97,13 @@ class HuggingFaceTokenizer:
         )
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        """Return ids (N, context_length), padded; a longer text is cut."""
+        """Return ids (N, context_length), padded; a longer text is cut.
+
+        Raises:
+            ValueError: an id is not below the tower's `vocab_size`.
+        """
         clean = text_cleaner(self.text.clean)
-        found = _hugging_face_tokenizer(self.text.tokenizer, self.text.vocab_size)(
+        found = _hugging_face_tokenizer(self.text.tokenizer)(
             [clean(text) for text in texts],
             return_tensors="pt",
             max_length=self.text.context_length,
@@ -107,24 +111,29 @@ class HuggingFaceTokenizer:
             truncation=True,
         )
         ids: Tensor = found.input_ids
+        if ids.numel() and int(ids.max()) >= self.text.vocab_size:
+            raise ValueError(
+                f"clip_arch.text.vocab_size is {self.text.vocab_size}, but the tokenizer {self.text.tokenizer!r} gives "
+                f"the id {int(ids.max())}; use the tokenizer of this CLIP"
+            )
         return ids
 
     def ends(self, ids: Tensor) -> Tensor:
         """Return the position (N,) of the first end-of-text token of ids (N, T); the last position without one."""
-        loaded = _hugging_face_tokenizer(self.text.tokenizer, self.text.vocab_size)
-        found = ids == loaded.eos_token_id
+        loaded = _hugging_face_tokenizer(self.text.tokenizer)
+        end = loaded.sep_token_id if loaded.eos_token_id is None else loaded.eos_token_id
+        found = ids == (-1 if end is None else end)
         return torch.where(found.any(dim=-1), found.int().argmax(dim=-1), ids.shape[1] - 1)
 
 
 @cache
-def _hugging_face_tokenizer(name: str, vocab_size: int) -> Any:
+def _hugging_face_tokenizer(name: str) -> Any:
     """Return a tokenizer of transformers.
 
     Raises:
         FieldFileError: it is not on this machine and cannot be downloaded.
-        ValueError: its ids are more than the tower has.
     """
-    require_extra("multilingual", f"the tokenizer {name}", "transformers")
+    require_extra("multilingual", "the tokenizer of this CLIP", "transformers")
     from transformers import AutoTokenizer
 
     try:
@@ -140,8 +149,6 @@ def _hugging_face_tokenizer(name: str, vocab_size: int) -> Any:
             f"download it elsewhere (hf download {name}) and copy it into the Hugging Face cache (HF_HOME)",
             "clip.name",
         ) from error
-    if len(loaded) > vocab_size:
-        raise ValueError(f"clip_arch.text.vocab_size is {vocab_size}, but the tokenizer {name!r} has {len(loaded)} ids")
     return loaded
 
 

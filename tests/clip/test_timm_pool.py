@@ -14,11 +14,14 @@ from timm.layers import LayerNorm
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 
+from san.benchmark.analysis import AnalysisInput, count_multiply_adds
 from san.clip.loader import LoadedClip, load_clip
 from san.clip.open_clip_adapter import models_and_tags
 from san.clip.timm_pool import DeepPool
 from san.clip.timm_tower import TRUNKS, Trunk, read_trunk
 from san.clip.weights import read_clip_weights
+from san.export.folder import export_model
+from san.inference.predictor import Predictor
 from san.model.build import build_san, clip_state_to_own
 from san.model.config import variant_for_clip
 from san.registry import PartConfig
@@ -68,6 +71,11 @@ def test_siglip_equals_open_clip_and_trains(
     assert not clip.arch.text.causal
     assert isinstance(model.deep_clip, DeepPool)
     check_parity(reference, model)
+    with pytest.raises(ValueError, match="on open_clip's class-token ViT with CLIP's own text tower, not on 'tiny'"):
+        export_model(Predictor(model, short_side=96), tmp_path / "exported")
+    size = AnalysisInput(96, 96, 3)
+    assert count_multiply_adds(model, size, as_written=True) is None  # has no plain form
+    assert (count_multiply_adds(model, size) or {})["deep CLIP"] > 0
     if release == 1:
         check_files(model, clip, tmp_path)
         torch.save(reference.state_dict(), tmp_path / "clip.pt")  # as open_clip saves it, with its logit bias
