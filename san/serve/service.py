@@ -134,7 +134,7 @@ class SegmentService:
 
         Args:
             task: what to compute.
-            receive: of its request, whose body was read; tells whether the client has gone.
+            receive: of its request, whose body was read; reports that the client has gone.
 
         Raises:
             Refusal: 503, it took too long, or `GONE`. It is then not computed, unless it runs already.
