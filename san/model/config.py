@@ -32,7 +32,7 @@ class ClipConfig(Options):
 
     PLACE: ClassVar[str] = "clip."
     FIRST_FIELDS = "name pretrained shallow_depth input_scale train_pos_embed templates sls_init"  # see `read_record`
-    name: str = option("ViT-B-16", "open_clip's name of a class-token ViT, shapes, or tiny (for tests)")
+    name: str = option("ViT-B-16", "open_clip's name of a CLIP of docs/clips.md, shapes, or tiny (for tests)")
     pretrained: str | None = option(
         "openai", "CLIP's weights: an open_clip tag, a file, shapes; empty: untrained", is_path=True
     )
