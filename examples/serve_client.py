@@ -16,7 +16,7 @@ from pathlib import Path
 
 
 def send(url: str, fields: dict, picture: bytes | None = None, name: str = "picture", key: str = "") -> bytes:
-    """Post a form and return the answer; a full server is asked again when it says so."""
+    """Post a form and return the answer; after 429 or 503 it is sent again."""
     boundary = secrets.token_hex(16)
     parts = [f'name="{field}"\r\n\r\n{value}'.encode() for field, value in fields.items()]
     if picture is not None:
