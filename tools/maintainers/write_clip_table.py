@@ -45,9 +45,14 @@ def main() -> None:
         except ValueError:
             continue
         rows[name] = measure(clip.arch) | {"tags": tags}
-    text = json.dumps(rows, indent=1, sort_keys=True)
-    write_whole(RECORD, text + "\n")
+    write_whole(RECORD, record(rows))
     write_whole(PAGE, page(rows))
+
+
+def record(rows: dict[str, Any]) -> str:
+    """Return the rows as JSON, a line each."""
+    lines = [f"{json.dumps(name)}: {json.dumps(rows[name], sort_keys=True)}" for name in sorted(rows)]
+    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def measure(arch: ClipArch) -> dict[str, Any]:
