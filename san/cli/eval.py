@@ -20,7 +20,7 @@ import argparse
 from pathlib import Path
 
 from san.cli import train
-from san.cli.options import path_or_name_option
+from san.cli.options import path_option, path_or_name_option
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,6 +47,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also analyse whether masks or names are wrong: oracle.html, oracle.json, confusions.csv, confusions.png "
         "in the report's folder (TEST.ORACLE; docs/error_analysis.md)",
     )
+    parser.add_argument(
+        "--vocab-file",
+        type=path_option,
+        metavar="FILE",
+        help="file of `san vocab`: its classes replace those of the same names (TEST.VOCABULARY_FILE; "
+        "docs/examples.md)",
+    )
     train.add_run_arguments(parser)
     parser.set_defaults(eval_only=True, keep_weights=True, move_aside=False)
     train.add_overrides(parser)
@@ -65,6 +72,8 @@ def run(args: argparse.Namespace) -> int:
         options += ["DATASETS.TEST_SUBSET", str(args.subset)]
     if args.oracle:
         options += ["TEST.ORACLE", "True"]
+    if args.vocab_file:
+        options += ["TEST.VOCABULARY_FILE", str(args.vocab_file)]
     args.opts = [*options, *args.opts]
     return train.run(args)
 
