@@ -3,6 +3,7 @@ r"""Make a vocabulary from examples instead of words: pictures of each class, wi
 Examples:
   san vocab mugs.yaml --out mugs.safetensors --model san_vit_b_16
   san vocab --dataset my_data/set.yaml --examples 16 --out my_classes.safetensors
+  san vocab --dataset my_data/set.yaml --examples 4 --words 1 --calibrate --out my_words.safetensors
   san predict photos/ --vocab-file mugs.safetensors --model san_vit_b_16
 
 mugs.yaml lists pictures, with paths relative to it:
@@ -61,6 +62,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="share of the words in the vector of a class with examples: 0 for examples alone (default: 0.85 with one "
         "example, 0.72 with 16)",
     )
+    parser.add_argument(
+        "--calibrate",
+        action="store_true",
+        help="add a bias to each class with which the examples are named best; needs examples of all classes",
+    )
     add_model_options(parser)
 
 
@@ -78,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
     from san.inference.examples import ClassExample, learn_classes
 
     examples = (ClassExample(each.name, each.image, each.mask, each.box) for each in pictures)
-    learnt = learn_classes(predictor, classes, examples, word_share=args.words)
+    learnt = learn_classes(predictor, classes, examples, word_share=args.words, calibrated=args.calibrate)
     learnt.save(args.out)
     for name, count in learnt.counts().items():
         print(f"{printable(name)}: {f'{count} example' + 's' * (count > 1) if count else 'words'}")

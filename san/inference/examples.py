@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -32,8 +32,10 @@ Box = tuple[float, float, float, float]
 
 _RIDGE = 1.0  # of the covariance, times its mean variance; docs/examples.md
 _BIAS_RIDGE = 0.05  # the same for the direction of a bias
+_BIAS_PENALTY = 0.1  # on the mean square of biases, beside the mean cross-entropy
+_NEWTON_STEPS = 50
 _POOR_MATCH = 0.25  # IoU of an example and the best mask proposal below which a warning is logged
-_WHOLE = 0.8  # diameter of the ellipse that stands for a picture without mask and box, as a share of its sides
+_WHOLE = 0.6  # diameter of the ellipse that stands for a picture without mask and box, as a share of its sides
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,46 +89,60 @@ class ClassExample:
         return found
 
 
-@dataclass(frozen=True, eq=False)
 class Background:
     """What [SLS] embeddings of the example pictures look like, to bring images and words to one scale.
 
-    Attributes:
-        queries: (M, E), of all mask proposals of all pictures.
-        mean: (E,), of them.
-        covariance: (E, E), of them.
+    Args:
+        width: E.
     """
 
-    queries: Tensor
-    mean: Tensor = field(init=False)
-    covariance: Tensor = field(init=False)
+    def __init__(self, width: int) -> None:
+        self._count = 0
+        self._sum = torch.zeros(width, dtype=torch.float64)
+        self._products = torch.zeros(width, width, dtype=torch.float64)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "mean", self.queries.mean(0))
-        centred = self.queries - self.mean
-        object.__setattr__(self, "covariance", centred.T @ centred / len(centred))
+    def add(self, embeds: Tensor) -> None:
+        """Count the embeddings (Q, E) of all mask proposals of a picture."""
+        embeds = embeds.double().cpu()
+        self._count += len(embeds)
+        self._sum += embeds.sum(0)
+        self._products += embeds.T @ embeds
+
+    @property
+    def mean(self) -> Tensor:
+        """(E,) float64."""
+        return self._sum / self._count
+
+    @property
+    def covariance(self) -> Tensor:
+        """(E, E) float64."""
+        return self._products / self._count - self.mean.outer(self.mean)
 
     def whitened(self, vectors: Tensor, ridge: float) -> Tensor:
-        """Return (..., E) vectors times the inverse of the covariance plus a share of its mean variance."""
-        size = len(self.mean)
-        shrunk = self.covariance + ridge * self.covariance.trace() / size * torch.eye(size)
-        return torch.linalg.solve(shrunk, vectors.reshape(-1, size).T).T.reshape(vectors.shape)
+        """Return vectors (K, E) times the inverse of the covariance plus a share of its mean variance."""
+        covariance = self.covariance
+        shrunk = covariance + ridge * covariance.diagonal().mean() * torch.eye(len(covariance), dtype=torch.float64)
+        return torch.linalg.solve(shrunk, vectors.double().T).T
 
     def constant(self) -> Tensor:
-        """Return (E,), a vector whose product with [SLS] embeddings is 1 on average and varies least."""
-        found = self.whitened(self.mean, _BIAS_RIDGE)
-        return found / (self.mean @ found)
+        """Return (E,) float32, a vector whose product with [SLS] embeddings is 1 on average and varies least."""
+        found = self.whitened(self.mean[None], _BIAS_RIDGE)[0]
+        return (found / (self.mean @ found)).float()
 
     def on_scale_of(self, words: Tensor, prototypes: Tensor) -> Tensor:
-        """Return vectors (K, E) of image prototypes (K, E) that score as words (C, E) do.
+        """Return vectors (K, E) float32 of image prototypes (K, E) that score as words (C, E) do.
 
-        Over all queries, a class from images has the mean and standard deviation of logits of a class from words.
+        Over all embeddings, a class from images has the mean and standard deviation of cosines that words have.
         """
         direction = self.whitened(prototypes - self.mean, _RIDGE)
-        of_words, of_images = self.queries @ words.T, self.queries @ direction.T
-        scale = of_words.std(0).mean() / of_images.std(0).clamp(min=1e-12)  # (K,)
-        offset = of_words.mean() - scale * of_images.mean(0)
-        return direction * scale[:, None] + offset[:, None] * self.constant()
+        scale = self._spread(words).mean() / self._spread(direction).clamp(min=1e-12)  # (K,)
+        offset = (words.double() @ self.mean).mean() - scale * (direction @ self.mean)
+        return (direction * scale[:, None]).float() + offset[:, None].float() * self.constant()
+
+    def _spread(self, vectors: Tensor) -> Tensor:
+        """Return the standard deviation (K,) of products with vectors (K, E)."""
+        vectors = vectors.double()
+        return ((vectors @ self.covariance) * vectors).sum(1).clamp(min=0).sqrt()
 
 
 def default_word_share(count: int) -> float:
@@ -142,6 +158,7 @@ def learn_classes(
     examples: Iterable[ClassExample],
     *,
     word_share: float | None = None,
+    calibrated: bool = False,
 ) -> LearntClasses:
     """Make the vectors of classes from examples and words.
 
@@ -151,42 +168,87 @@ def learn_classes(
         examples: read one after the other.
         word_share: of the words in each vector, 0..1: 0 takes examples alone, 1 words alone. By default
             `default_word_share`.
+        calibrated: whether every class also gets the bias of `class_biases`; every class needs an example then.
 
     Raises:
-        ValueError: an example is of no class or does not fit, the share is out of range, or there is no example.
+        ValueError: an example is of no class or does not fit, the share is out of range, there is no example, or one of
+            a class is missing for calibration.
         FileNotFoundError: a picture does not exist.
     """
     if word_share is not None and not 0 <= word_share <= 1:
         raise ValueError(f"the share of the words is {word_share}; give 0 (examples alone) to 1 (words alone)")
-    index = {each.name: number for number, each in enumerate(classes)}
-    found, owners, queries, last = [], [], [], None
+    embeds, owner, background = _embedded(predictor, [each.name for each in classes], examples)
+    counts = torch.bincount(owner, minlength=len(classes)).tolist()
+    if calibrated:
+        _check_complete(classes, counts)
+    classifier = predictor.model.text_classifier
+    words = classifier.embed(classes).float().cpu()  # (C, E)
+    with_examples = [number for number, count in enumerate(counts) if count]
+    prototypes = torch.stack([F.normalize(embeds[owner == number].mean(0), dim=0) for number in with_examples])
+    mixed, shares = words.clone(), torch.ones(len(classes))
+    for number, vector in zip(with_examples, background.on_scale_of(words, prototypes), strict=True):
+        shares[number] = default_word_share(counts[number]) if word_share is None else word_share
+        mixed[number] = shares[number] * words[number] + (1 - shares[number]) * vector
+    biases = torch.zeros(len(classes))
+    if calibrated:
+        scale = classifier.logit_scale.detach().float().exp().cpu()
+        biases = class_biases(scale * embeds @ mixed.T, owner)
+        mixed += biases[:, None] / scale * background.constant()
+    clip = f"{predictor.model.config.clip.name} {predictor.model.config.clip.public_pretrained}"
+    probe = classifier.embedder.probe(classifier).float().cpu().numpy()
+    learnt = tuple(
+        replace(each, separate=False, vector=as_vector(vector, clip, probe) if count else each.vector)
+        for each, vector, count in zip(classes, mixed, counts, strict=True)
+    )
+    return LearntClasses(learnt, clip, probe, embeds.numpy(), owner.numpy(), shares.numpy(), biases.numpy())
+
+
+def _embedded(
+    predictor: Predictor, names: Sequence[str], examples: Iterable[ClassExample]
+) -> tuple[Tensor, Tensor, Background]:
+    """Return the embeddings (N, E) of examples, the index (N,) of the class of each, and the background."""
+    found, owners, last = [], [], None
+    background = Background(predictor.model.arch.embed_dim)
     for example in examples:
-        if example.name not in index:
+        if example.name not in names:
             raise ValueError(f"an example is of class {excerpt(example.name)}, which is not among the classes")
         if last is None or last[0] is not example.image:
             last = (example.image, predictor.encode(example.image))
-            queries.append(last[1].proposals.sls_embed[0].cpu())
+            background.add(last[1].proposals.sls_embed[0])
         found.append(example_embedding(last[1], example).cpu())
-        owners.append(index[example.name])
+        owners.append(names.index(example.name))
     if not found:
         raise ValueError("there is no example; give at least one picture of a class")
-    classifier = predictor.model.text_classifier
-    words = classifier.embed(classes).float().cpu()  # (C, E)
-    embeds, owner = torch.stack(found), torch.tensor(owners)
-    counts = torch.bincount(owner, minlength=len(classes)).tolist()
-    with_examples = [number for number, count in enumerate(counts) if count]
-    prototypes = torch.stack([F.normalize(embeds[owner == number].mean(0), dim=0) for number in with_examples])
-    vectors = Background(torch.cat(queries)).on_scale_of(words, prototypes)
-    shares = torch.ones(len(classes))
-    clip = f"{predictor.model.config.clip.name} {predictor.model.config.clip.public_pretrained}"
-    probe = classifier.embedder.probe(classifier).float().cpu().numpy()
-    learnt = [replace(each, vector=None) for each in classes]
-    for number, vector in zip(with_examples, vectors, strict=True):
-        share = default_word_share(counts[number]) if word_share is None else word_share
-        mixed, shares[number] = share * words[number] + (1 - share) * vector, share
-        learnt[number] = replace(learnt[number], vector=as_vector(mixed, clip, probe))
-    parts = (probe, embeds.numpy(), owner.numpy(), shares.numpy(), np.zeros(len(classes), np.float32))
-    return LearntClasses(tuple(learnt), clip, *parts)
+    return torch.stack(found), torch.tensor(owners), background
+
+
+def _check_complete(classes: Sequence[ClassText], counts: Sequence[int]) -> None:
+    """Raise unless calibration is possible."""
+    missing = [each.name for each, count in zip(classes, counts, strict=True) if not count]
+    if missing:
+        raise ValueError(
+            f"calibration needs examples of every class, but {len(missing)} of {len(classes)} have none, such as "
+            f"{excerpt(missing[0])}; add some, or leave it out"
+        )
+    if len(classes) < 2:
+        raise ValueError("calibration compares classes, but there is one; give two classes or more, or leave it out")
+
+
+def class_biases(logits: Tensor, owner: Tensor) -> Tensor:
+    """Return the numbers (C,) to add to logits (N, C) of examples of classes (N,), so that they are named best.
+
+    They minimise the cross-entropy plus a penalty on their size, by Newton's method; it is convex.
+    """
+    count = logits.shape[1]
+    logits, biases = logits.double(), torch.zeros(count, dtype=torch.float64)
+    wanted, size = F.one_hot(owner, count).double().mean(0), len(logits)
+    penalty = 2 * _BIAS_PENALTY / count
+    for _ in range(_NEWTON_STEPS):
+        probs = (logits + biases).softmax(dim=1)  # (N, C)
+        gradient = probs.mean(0) - wanted + penalty * biases
+        curvature = torch.diag(probs.mean(0)) - probs.T @ probs / size + penalty * torch.eye(count, dtype=torch.float64)
+        biases = biases - torch.linalg.solve(curvature, gradient).clamp(-1, 1)
+    return biases.float()
 
 
 def example_embedding(encoded: EncodedImage, example: ClassExample) -> Tensor:
@@ -195,11 +257,12 @@ def example_embedding(encoded: EncodedImage, example: ClassExample) -> Tensor:
     Raises:
         ValueError: the mask or box does not fit the picture.
     """
-    target = example.target(*encoded.pixels.shape[:2])
-    masks = resized_masks(encoded.proposals.mask_logits[0], encoded.geometry).sigmoid().flatten(1)  # (Q, H * W)
-    wanted = torch.from_numpy(target).to(masks.device).flatten().float()
-    inside = masks @ wanted
-    iou = inside / (masks.sum(1) + wanted.sum() - inside)  # (Q,)
+    masks = resized_masks(encoded.proposals.mask_logits[0], encoded.geometry).sigmoid()  # (Q, H, W)
+    wanted = torch.from_numpy(example.target(*encoded.pixels.shape[:2])).to(masks.device).float()
+    if example.box is None:
+        iou = _soft_iou(masks.flatten(1), wanted.flatten())
+    else:  # things rarely fill their box: compare where rows and columns begin and end
+        iou = _soft_iou(masks.amax(2), wanted.amax(1)) * _soft_iou(masks.amax(1), wanted.amax(0))
     best = int(iou.argmax())
     if iou[best] < _POOR_MATCH:
         logger.warning(
@@ -209,6 +272,12 @@ def example_embedding(encoded: EncodedImage, example: ClassExample) -> Tensor:
             iou[best],
         )
     return encoded.proposals.sls_embed[0, best].float()
+
+
+def _soft_iou(probs: Tensor, wanted: Tensor) -> Tensor:
+    """Return the IoU (Q,) of probabilities (Q, P) with zeros and ones (P,)."""
+    inside = probs @ wanted
+    return inside / (probs.sum(1) + wanted.sum() - inside)
 
 
 def as_vector(values: Tensor, clip: str, probe: npt.NDArray[np.float32]) -> ClassVector:

@@ -9,12 +9,19 @@ import pytest
 import torch
 
 from san.evaluation import ConfusionMatrix, metrics
-from san.inference.examples import Background, ClassExample, default_word_share, example_embedding, learn_classes
+from san.inference.examples import (
+    Background,
+    ClassExample,
+    class_biases,
+    default_word_share,
+    example_embedding,
+    learn_classes,
+)
 from san.inference.predictor import Predictor
 from san.model.build import build_san
 from san.model.config import variant
 from san.shapes.render import render
-from san.shapes.world import NAMES, NOVEL, scene_at
+from san.shapes.world import NAMES, NOVEL, SceneStyle, scene_at
 from san.vocabulary.classes import ClassText
 from san.vocabulary.vocabulary import Vocabulary
 from san.vocabulary.vocabulary_file import LearntClasses
@@ -87,7 +94,9 @@ def test_images_score_on_the_scale_of_words():
     cone = torch.randn(40)
     queries = torch.nn.functional.normalize(torch.randn(500, 40) + 2 * cone, dim=1)
     words = torch.nn.functional.normalize(torch.randn(6, 40), dim=1)
-    background = Background(queries)
+    background = Background(40)
+    background.add(queries[:200])
+    background.add(queries[200:])
     assert (queries @ background.constant()).mean() == pytest.approx(1, abs=1e-4)
     vectors = background.on_scale_of(words, queries[:3])
     found, wanted = queries @ vectors.T, queries @ words.T
@@ -110,10 +119,26 @@ def test_a_box_finds_the_mask_of_its_object(shapes, pictures):
         assert by_mask.norm() == pytest.approx(1, abs=1e-5)
 
 
+def test_a_large_object_is_found_without_a_mask(shapes):
+    """The ground covers more of a large box, and of the picture, than a star or a bar."""
+    images, labels = render([scene_at(21, index, style=SceneStyle((1, 1), (84, 104), 0.5)) for index in range(12)])
+    found = {"box": 0, "neither": 0}
+    for image, truth in zip(images, labels, strict=True):
+        mask = np.array([not name.endswith("ground") for name in NAMES])[truth]
+        rows, columns = mask.any(1).nonzero()[0], mask.any(0).nonzero()[0]
+        left, top, right, bottom = columns[0] - 2, rows[0] - 2, columns[-1] + 3, rows[-1] + 3
+        box = (float(max(left, 0)), float(max(top, 0)), float(min(right, 128)), float(min(bottom, 128)))
+        encoded = shapes.encode(image)
+        by_mask = example_embedding(encoded, ClassExample("a", image, mask))
+        for kind, example in (("box", ClassExample("a", image, box=box)), ("neither", ClassExample("a", image))):
+            found[kind] += bool(by_mask @ example_embedding(encoded, example) > 0.95)
+    assert found["box"] >= 11 and found["neither"] >= 9
+
+
 def test_without_mask_and_box_the_object_is_in_the_middle():
     target = ClassExample("a", "x.jpg").target(100, 200)
-    assert target[50, 100] and target[50, 25] and not target[50, 15] and not target[2, 2]
-    assert target.mean() == pytest.approx(np.pi / 4 * 0.8**2, abs=0.01)
+    assert target[50, 100] and target[50, 45] and not target[50, 35] and not target[25, 50]
+    assert target.mean() == pytest.approx(np.pi / 4 * 0.6**2, abs=0.01)
 
 
 @pytest.mark.parametrize(
@@ -174,3 +199,36 @@ def test_classes_with_vectors_mix_with_words_and_context(shapes, learnt, picture
     assert result.names == (own.name, "plain ground", "striped ground", "dotted ground")
     with pytest.raises(ValueError, match="cannot be written in one line"):
         words.as_text()
+
+
+def test_biases_name_the_examples_best():
+    """At the minimum of a convex function: no other biases have a smaller penalised cross-entropy."""
+    torch.manual_seed(0)
+    owner = torch.randint(0, 5, (60,))
+    logits = 3 * torch.randn(60, 5) + 4 * torch.nn.functional.one_hot(owner, 5) + torch.tensor([6.0, 0, 0, -6, 0])
+
+    def cost(biases):
+        return torch.nn.functional.cross_entropy(logits + biases, owner) + 0.1 * biases.square().mean()
+
+    found = class_biases(logits, owner)
+    assert found[0] < -1 and found[3] > 1
+    biases = found.clone().requires_grad_()
+    cost(biases).backward()
+    assert biases.grad.abs().max() < 1e-5
+    assert class_biases(1000 * logits, owner).isfinite().all()
+
+
+def test_calibrated_words_are_the_text_with_a_bias(shapes, pictures):
+    classes = [ClassText("plain ground"), ClassText("red star"), ClassText("blue bar")]
+    examples = [ClassExample(each.name, pictures[0][index]) for index, each in enumerate(classes)]
+    learnt = learn_classes(shapes, classes, examples, word_share=1.0, calibrated=True)
+    classifier = shapes.model.text_classifier
+    queries = torch.cat([shapes.encode(each.image).proposals.sls_embed[0] for each in examples])
+    change = classifier.logits(queries, classifier.embed(learnt.classes))
+    change = change - classifier.logits(queries, classifier.embed(classes))
+    assert learnt.bias.std() > 0.1
+    assert change[:, :3].mean(0).detach() == pytest.approx(torch.from_numpy(learnt.bias), abs=0.05)
+    with pytest.raises(ValueError, match="1 of 3 have none, such as 'blue bar'"):
+        learn_classes(shapes, classes, examples[:2], calibrated=True)
+    with pytest.raises(ValueError, match="two classes or more"):
+        learn_classes(shapes, classes[:1], examples[:1], calibrated=True)
