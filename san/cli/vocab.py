@@ -76,9 +76,9 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ValueError, FileNotFoundError: the command line, a file or the model is wrong.
     """
-    from san.vocabulary.vocabulary_file import check_ending
+    from san.vocabulary.vocabulary_file import check_target
 
-    check_ending(args.out)
+    check_target(args.out)
     classes, pictures = _examples(args)
     predictor = load_predictor(args)
     from san.inference.examples import ClassExample, learn_classes

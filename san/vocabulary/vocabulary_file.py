@@ -79,8 +79,8 @@ class LearntClasses:
         if not ((self.example_class >= 0) & (self.example_class < count)).all():
             raise ValueError(f"example_class holds an index outside of 0..{count - 1}")
         for each in self.classes:
-            values = each.vector and np.frombuffer(each.vector.values, "<f4")
-            if values is not None and (values.shape != (width,) or not np.isfinite(values).all()):
+            values = np.frombuffer(each.vector.values, "<f4") if each.vector else self.probe
+            if values.shape != (width,) or not np.isfinite(values).all():
                 raise ValueError(f"the vector of class {excerpt(each.name)} is not {width} finite numbers")
 
     def counts(self) -> dict[str, int]:
@@ -92,14 +92,14 @@ class LearntClasses:
         """Write the file, whole or not at all; folders are created.
 
         Raises:
-            ValueError: the name does not end in ``.safetensors``.
+            ValueError: see `check_target`.
             OSError: it cannot be written.
         """
         import numpy as np
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
 
         path = Path(path)
-        check_ending(path)
+        check_target(path)
         vectors = np.zeros((len(self.classes), self.probe.size), np.float32)
         rows = []
         for index, each in enumerate(self.classes):
@@ -111,7 +111,7 @@ class LearntClasses:
         note = {"format": FORMAT, "version": VERSION, "clip": self.clip, "classes": json.dumps(rows)}
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as partial:
-            save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, partial, metadata=note)
+            partial.write_bytes(save({name: np.ascontiguousarray(each) for name, each in tensors.items()}, note))
 
 
 def read_learnt_classes(path: str | Path) -> LearntClasses:
@@ -144,12 +144,14 @@ def read_learnt_classes(path: str | Path) -> LearntClasses:
         raise ValueError(f"vocabulary file {path}: {one_line(error)}; make it again with `san vocab`") from error
 
 
-def check_ending(path: Path) -> None:
-    """Raise unless a file's name ends as that of a vocabulary file.
+def check_target(path: Path) -> None:
+    """Check that a vocabulary file can have this path, before any work.
 
     Raises:
-        ValueError: it does not.
+        ValueError: it does not end in ``.safetensors``, or it is a folder.
     """
+    if path.is_dir():
+        raise ValueError(f"the vocabulary file {str(path)!r} is a folder; give the name of a file")
     if path.suffix.lower() != ENDING:
         raise ValueError(f"the vocabulary file {str(path)!r} ends in {path.suffix!r}; give a name ending in {ENDING}")
 

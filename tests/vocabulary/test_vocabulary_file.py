@@ -97,14 +97,17 @@ def test_weights_are_no_vocabulary(repo):
         Vocabulary.from_file(repo / "san/shapes/assets/clip.safetensors")
 
 
-def test_the_name_of_a_file_tells_its_kind(tmp_path, learnt):
+def test_a_target_of_another_kind_is_refused(tmp_path, learnt):
+    (tmp_path / "folder.safetensors").mkdir()
+    with pytest.raises(ValueError, match="is a folder"):
+        learnt.save(tmp_path / "folder.safetensors")
     with pytest.raises(ValueError, match="ends in '.pth'"):
         learnt.save(tmp_path / "a.pth")
 
 
 def test_an_older_file_stays_if_writing_fails(path, learnt, monkeypatch):
     before = path.read_bytes()
-    monkeypatch.setattr("safetensors.numpy.save_file", lambda *_, **__: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(Path, "write_bytes", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         replace(learnt, clip="other").save(path)
     assert path.read_bytes() == before and [*path.parent.iterdir()] == [path]

@@ -1,4 +1,4 @@
-"""Measures classes from examples on shapes: the tables of docs/examples.md#measured-on-shapes.
+"""Measures classes from examples on shapes: the tables of docs/examples.md.
 
   python tools/maintainers/measure_examples.py --images 100 --seeds 0,1,2
 
