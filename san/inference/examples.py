@@ -122,7 +122,8 @@ class Background:
         """Return vectors (K, E) times the inverse of the covariance plus a share of its mean variance."""
         covariance = self.covariance
         shrunk = covariance + ridge * covariance.diagonal().mean() * torch.eye(len(covariance), dtype=torch.float64)
-        return torch.linalg.solve(shrunk, vectors.double().T).T
+        solved: Tensor = torch.linalg.solve(shrunk, vectors.double().T)
+        return solved.T
 
     def constant(self) -> Tensor:
         """Return (E,) float32, a vector whose product with [SLS] embeddings is 1 on average and varies least."""

@@ -18,7 +18,7 @@ from san.evaluation import ConfusionMatrix, metrics
 from san.inference.examples import ClassExample, learn_classes
 from san.inference.predictor import Predictor
 from san.inference.segmentation import EncodedImage
-from san.shapes.dataset import SHAPES_SPLITS, split_images
+from san.shapes.dataset import SHAPES_SPLITS, ShapesSplit, split_images
 from san.shapes.world import GROUNDS, NAMES, NOVEL, SEEN
 from san.vocabulary.classes import ClassText
 from san.vocabulary.vocabulary import Vocabulary
@@ -43,7 +43,7 @@ class Measurement:
         known = {id(encoded.pixels): encoded for encoded, _ in self.pool}
         self.predictor.encode = lambda image, **_: known[id(image)]  # type: ignore[method-assign]
 
-    def _encoded(self, split, seed: int, count: int) -> list[tuple[EncodedImage, np.ndarray]]:
+    def _encoded(self, split: ShapesSplit, seed: int, count: int) -> list[tuple[EncodedImage, np.ndarray]]:
         images, labels = split_images(split, seed, range(count))
         return list(zip(self.predictor.encode_batch(list(images), batch_size=8), labels, strict=True))
 
@@ -56,13 +56,10 @@ class Measurement:
                 mask, name = labels == number, NAMES[number]
                 if wanted.get(name, 0) and mask.mean() >= 0.002:
                     wanted[name] -= 1
-                    rows, columns = mask.any(1).nonzero()[0], mask.any(0).nonzero()[0]
-                    box = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
-                    yield (
-                        ClassExample(name, encoded.pixels, mask)
-                        if kind == "mask"
-                        else ClassExample(name, encoded.pixels, box=tuple(map(float, box)))
-                    )
+                    if kind == "mask":
+                        yield ClassExample(name, encoded.pixels, mask)
+                    else:
+                        yield ClassExample(name, encoded.pixels, box=box_of(mask))
 
     def evaluate(self, classes: tuple[ClassText, ...]) -> list[float]:
         """Return the figures of `COLUMNS`."""
@@ -74,6 +71,12 @@ class Measurement:
             values = metrics(matrix, NAMES, GROUPS)
             found.append(values["mIoU"])
         return [*found, *(values[f"mIoU-{group}"] for group in GROUPS)]
+
+
+def box_of(mask: np.ndarray) -> tuple[float, float, float, float]:
+    """Return left, top, right and bottom of a mask (H, W)."""
+    rows, columns = mask.any(1).nonzero()[0], mask.any(0).nonzero()[0]
+    return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
 
 
 ROWS = [
