@@ -30,7 +30,7 @@ from san.io.errors import printable
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from san.data.example_files import ExamplePicture
+    from san.data.example_files import ClassExample
     from san.vocabulary.classes import ClassText
 
 
@@ -49,7 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--classes",
         default="",
         metavar="NAMES",
-        help="classes that get examples, separated by commas; the others keep their words (default: all)",
+        help="classes that get examples, separated by commas, or by semicolons if names have commas; the others keep "
+        "their words (default: all)",
     )
     labelled.add_argument(
         "--seed", type=int, default=0, metavar="N", help="of the choice of examples (default: %(default)s)"
@@ -79,11 +80,10 @@ def run(args: argparse.Namespace) -> int:
     from san.vocabulary.vocabulary_file import check_target
 
     check_target(args.out)
-    classes, pictures = _examples(args)
+    classes, examples = _examples(args)
     predictor = load_predictor(args)
-    from san.inference.examples import ClassExample, learn_classes
+    from san.inference.examples import learn_classes
 
-    examples = (ClassExample(each.name, each.image, each.mask, each.box) for each in pictures)
     learnt = learn_classes(predictor, classes, examples, word_share=args.words, calibrated=args.calibrate)
     learnt.save(args.out)
     for name, count in learnt.counts().items():
@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _examples(args: argparse.Namespace) -> tuple[tuple[ClassText, ...], Iterable[ExamplePicture]]:
+def _examples(args: argparse.Namespace) -> tuple[tuple[ClassText, ...], Iterable[ClassExample]]:
     """Return the classes, and examples of some of them."""
     from san.data.custom import load_custom_dataset
     from san.data.example_files import examples_of_dataset, read_example_file, split_of
@@ -102,6 +102,7 @@ def _examples(args: argparse.Namespace) -> tuple[tuple[ClassText, ...], Iterable
     if args.pictures is not None:
         return read_example_file(args.pictures)
     dataset = load_custom_dataset(args.dataset)
-    names = [name.strip() for name in args.classes.split(",") if name.strip()]
+    separator = ";" if ";" in args.classes else ","
+    names = [name.strip() for name in args.classes.split(separator) if name.strip()]
     found = examples_of_dataset(dataset, split_of(dataset, args.split), args.examples, names=names, seed=args.seed)
     return dataset.classes, found

@@ -18,28 +18,65 @@ from san.io.image_files import read_label_map
 from san.io.plain_file import check_keys, read_plain_file, user_path
 from san.vocabulary.classes import ClassText, check_distinct, parse_class
 
+Box = tuple[float, float, float, float]
+
 _KEYS = ("image", "mask", "box")
+_WHOLE = 0.6  # diameter of the ellipse that stands for a picture without mask and box, as a share of its sides
 _LEAST_SHARE = 0.002  # of a picture's pixels that a class must have there to be an example; 32 pixels of 128 x 128
 
 
 @dataclass(frozen=True, eq=False)
-class ExamplePicture:
-    """One example of a class.
+class ClassExample:
+    """One picture of a class.
 
     Attributes:
         name: of the class.
-        image: file of the picture.
-        mask: (H, W) bool, where the object is; None if there is a box, or neither.
-        box: left, top, right, bottom in pixels.
+        image: the picture: a file, or anything else that `Segmenter.encode` takes.
+        mask: (H, W) bool, where the object is.
+        box: instead of a mask, left, top, right and bottom in pixels. With neither, the object is in the middle.
     """
 
     name: str
-    image: Path
+    image: Any
     mask: npt.NDArray[np.bool_] | None = None
-    box: tuple[float, float, float, float] | None = None
+    box: Box | None = None
+
+    @property
+    def source(self) -> str:
+        """The name of the picture in messages."""
+        return repr(str(self.image)) if isinstance(self.image, (str, Path)) else "a picture"
+
+    def target(self, height: int, width: int) -> npt.NDArray[np.bool_]:
+        """Return (H, W) bool, the pixels that the mask proposal should cover.
+
+        Raises:
+            ValueError: mask and box are given, one does not fit the picture, or it covers no pixel.
+        """
+        where = f"the example of class {excerpt(self.name)} in {self.source}"
+        if self.mask is not None and self.box is not None:
+            raise ValueError(f"{where} has a mask and a box; give one of them")
+        if self.mask is not None:
+            found = np.asarray(self.mask) > 0
+            if found.shape != (height, width):
+                raise ValueError(f"{where} has a mask of shape {found.shape}, but the picture is {(height, width)}")
+        elif self.box is not None:
+            found = np.zeros((height, width), np.bool_)
+            left, top, right, bottom = (round(value) for value in self.box)
+            if not (0 <= left < right <= width and 0 <= top < bottom <= height):
+                raise ValueError(
+                    f"{where} has the box {self.box} in a picture of {width} x {height} pixels; give left, top, right, "
+                    "bottom inside it"
+                )
+            found[top:bottom, left:right] = True
+        else:
+            y, x = np.linspace(-1, 1, height)[:, None], np.linspace(-1, 1, width)
+            found = x**2 + y**2 <= _WHOLE**2
+        if not found.any():
+            raise ValueError(f"{where} covers no pixel; mark the object")
+        return found
 
 
-def read_example_file(path: str | Path) -> tuple[tuple[ClassText, ...], list[ExamplePicture]]:
+def read_example_file(path: str | Path) -> tuple[tuple[ClassText, ...], list[ClassExample]]:
     """Read a YAML or JSON file that lists classes with their pictures; paths are relative to it.
 
     Its one key is ``classes``, a list of classes as in every vocabulary. A class with examples is a mapping with the
@@ -57,7 +94,7 @@ def read_example_file(path: str | Path) -> tuple[tuple[ClassText, ...], list[Exa
     if not isinstance(rows, list) or not rows:
         raise ValueError(f"classes in {where} is {excerpt(rows)}; give a list of classes")
     classes: list[ClassText] = []
-    pictures: list[ExamplePicture] = []
+    pictures: list[ClassExample] = []
     for index, row in enumerate(rows):
         place = f"classes[{index}] in {where}"
         listed = row.get("examples", []) if isinstance(row, Mapping) else []
@@ -76,7 +113,7 @@ def read_example_file(path: str | Path) -> tuple[tuple[ClassText, ...], list[Exa
     return tuple(classes), pictures
 
 
-def _picture(row: Any, name: str, folder: Path, where: str) -> ExamplePicture:
+def _picture(row: Any, name: str, folder: Path, where: str) -> ClassExample:
     """Parse one example."""
     row = check_keys(row, _KEYS, where)
     if "image" not in row:
@@ -91,7 +128,7 @@ def _picture(row: Any, name: str, folder: Path, where: str) -> ExamplePicture:
             raise ValueError(f"box of {where} is {excerpt(box)}; give [left, top, right, bottom] in pixels")
         box = tuple(map(float, numbers))
     mask = read_label_map(folder / user_path(row["mask"], where)) > 0 if "mask" in row else None
-    return ExamplePicture(name, folder / user_path(row["image"], where), mask, box)
+    return ClassExample(name, folder / user_path(row["image"], where), mask, box)
 
 
 def split_of(dataset: CustomDataset, split: str | None) -> CustomSplit:
@@ -111,7 +148,7 @@ def split_of(dataset: CustomDataset, split: str | None) -> CustomSplit:
 
 def examples_of_dataset(
     dataset: CustomDataset, split: CustomSplit, count: int, *, names: Sequence[str] = (), seed: int = 0
-) -> Iterator[ExamplePicture]:
+) -> Iterator[ClassExample]:
     """Yield up to `count` examples of each class from a labelled split, picture by picture.
 
     All pixels of a class in a picture are one example, if they are at least 0.2 % of it. Pictures are read in a random
@@ -142,4 +179,4 @@ def examples_of_dataset(
         for number, size in zip(numbers.tolist(), pixels.tolist(), strict=True):
             if wanted.get(number, 0) and size >= _LEAST_SHARE * truth.size:
                 wanted[number] -= 1
-                yield ExamplePicture(dataset.class_names[number], image, truth == number)
+                yield ClassExample(dataset.class_names[number], image, truth == number)

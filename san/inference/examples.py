@@ -1,6 +1,6 @@
 """Classes from examples instead of words: pictures of an object, with a mask or box or neither, become a vector.
 
-N examples, C classes, Q queries, E joint embedding, M queries of all pictures, (H, W) picture. docs/examples.md has the
+N examples, C classes, K of them with examples, Q queries, E joint embedding, (H, W) picture. docs/examples.md has the
 formulas and what was measured.
 """
 
@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -17,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from san.data.example_files import ClassExample
 from san.inference.predictor import Predictor
 from san.inference.segmentation import EncodedImage
-from san.inference.segmenter import ImageLike
 from san.io.errors import excerpt
 from san.postprocess import resized_masks
 from san.torch_defaults import torch_defaults
@@ -28,65 +27,11 @@ from san.vocabulary.vocabulary_file import LearntClasses
 
 logger = logging.getLogger(__name__)
 
-Box = tuple[float, float, float, float]
-
 _RIDGE = 1.0  # of the covariance, times its mean variance; docs/examples.md
 _BIAS_RIDGE = 0.05  # the same for the direction of a bias
 _BIAS_PENALTY = 0.1  # on the mean square of biases, beside the mean cross-entropy
 _NEWTON_STEPS = 50
 _POOR_MATCH = 0.25  # IoU of an example and the best mask proposal below which a warning is logged
-_WHOLE = 0.6  # diameter of the ellipse that stands for a picture without mask and box, as a share of its sides
-
-
-@dataclass(frozen=True, eq=False)
-class ClassExample:
-    """One picture of a class.
-
-    Attributes:
-        name: of the class.
-        image: the picture, see `Segmenter.encode`.
-        mask: (H, W) bool, where the object is.
-        box: instead of a mask, left, top, right and bottom in pixels. With neither, the object is in the middle.
-    """
-
-    name: str
-    image: ImageLike
-    mask: npt.NDArray[np.bool_] | None = None
-    box: Box | None = None
-
-    @property
-    def source(self) -> str:
-        """The name of the picture in messages."""
-        return repr(str(self.image)) if isinstance(self.image, (str, Path)) else "a picture"
-
-    def target(self, height: int, width: int) -> npt.NDArray[np.bool_]:
-        """Return (H, W) bool, the pixels that the mask proposal should cover.
-
-        Raises:
-            ValueError: mask and box are given, one does not fit the picture, or it covers no pixel.
-        """
-        where = f"the example of class {excerpt(self.name)} in {self.source}"
-        if self.mask is not None and self.box is not None:
-            raise ValueError(f"{where} has a mask and a box; give one of them")
-        if self.mask is not None:
-            found = np.asarray(self.mask) > 0
-            if found.shape != (height, width):
-                raise ValueError(f"{where} has a mask of shape {found.shape}, but the picture is {(height, width)}")
-        elif self.box is not None:
-            found = np.zeros((height, width), np.bool_)
-            left, top, right, bottom = (round(value) for value in self.box)
-            if not (0 <= left < right <= width and 0 <= top < bottom <= height):
-                raise ValueError(
-                    f"{where} has the box {self.box} in a picture of {width} x {height} pixels; give left, top, right, "
-                    "bottom inside it"
-                )
-            found[top:bottom, left:right] = True
-        else:
-            y, x = np.linspace(-1, 1, height)[:, None], np.linspace(-1, 1, width)
-            found = x**2 + y**2 <= _WHOLE**2
-        if not found.any():
-            raise ValueError(f"{where} covers no pixel; mark the object")
-        return found
 
 
 class Background:
@@ -284,3 +229,6 @@ def _soft_iou(probs: Tensor, wanted: Tensor) -> Tensor:
 def as_vector(values: Tensor, clip: str, probe: npt.NDArray[np.float32]) -> ClassVector:
     """Return numbers (E,) as the vector of a class."""
     return ClassVector(values.numpy().astype("<f4").tobytes(), clip, probe.astype("<f4").tobytes())
+
+
+__all__ = ["Background", "ClassExample", "class_biases", "default_word_share", "example_embedding", "learn_classes"]

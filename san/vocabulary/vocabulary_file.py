@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from san.io.errors import brief_repr, excerpt, one_line
 from san.io.files import check_file_size, replacing
-from san.vocabulary.classes import KINDS, ClassText, ClassVector, check_distinct, named_class
+from san.vocabulary.classes import KINDS, ClassText, ClassVector, check_distinct, named_class, text_key
 
 if TYPE_CHECKING:
     import numpy as np
@@ -187,8 +187,6 @@ def with_learnt(classes: Sequence[str | ClassText], learnt: Sequence[ClassText])
     Raises:
         ValueError: no class has such a name.
     """
-    from san.vocabulary.classes import text_key
-
     known = {text_key(each.name): each for each in learnt if each.vector is not None}
     names = [text_key(each.name if isinstance(each, ClassText) else each) for each in classes]
     if not known.keys() & {*names}:
