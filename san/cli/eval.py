@@ -20,7 +20,7 @@ import argparse
 from pathlib import Path
 
 from san.cli import train
-from san.cli.options import add_names_option, path_or_name_option
+from san.cli.options import add_names_option, path_option, path_or_name_option
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,6 +48,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "in the report's folder (TEST.ORACLE; docs/error_analysis.md)",
     )
     add_names_option(parser, "of the benchmarks' classes (DATASETS.NAMES)")
+    parser.add_argument(
+        "--vocab-file",
+        type=path_option,
+        metavar="FILE",
+        help="file of `san vocab`: its classes replace those of the same names (TEST.VOCABULARY_FILE; "
+        "docs/examples.md)",
+    )
     train.add_run_arguments(parser)
     parser.set_defaults(eval_only=True, keep_weights=True, move_aside=False)
     train.add_overrides(parser)
@@ -68,6 +75,8 @@ def run(args: argparse.Namespace) -> int:
         options += ["TEST.ORACLE", "True"]
     if args.names != "default":
         options += ["DATASETS.NAMES", args.names]
+    if args.vocab_file:
+        options += ["TEST.VOCABULARY_FILE", str(args.vocab_file)]
     args.opts = [*options, *args.opts]
     return train.run(args)
 

@@ -25,6 +25,7 @@ COMMANDS = {
     "predict": "segment pictures or folders of them with any words",
     "label": "write annotations of pictures for labelling tools and training: COCO, YOLO, VOC, CVAT and others",
     "video": "segment videos with any words",
+    "vocab": "make a vocabulary from example pictures instead of words",
     "demo": "serve a web page that segments pictures",
     "serve": "serve the model over HTTP: pictures and words in, label maps, overlays, run lengths or polygons out",
     "models": "list models: size, licence, and whether they are on this machine",

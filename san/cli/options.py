@@ -128,8 +128,8 @@ def add_word_options(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--vocab-file",
         metavar="FILE",
-        help="a file of classes: .txt with one a line (sofa|couch are synonyms, # begins a comment line), or .json or "
-        ".yaml with a list or a mapping",
+        help="a file of classes: .txt with one a line (sofa|couch are synonyms, # begins a comment line), .json or "
+        ".yaml with a list or a mapping, or .safetensors of `san vocab`",
     )
 
 

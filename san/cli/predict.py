@@ -4,6 +4,7 @@ Examples:
   san predict street.jpg --vocab "car, road, sky" --model san_vit_b_16
   san predict photos/ --recursive --vocab "cat; dog; sofa|couch" --context coco_stuff_171 --out masks
   san predict photos/ --vocab-file names.txt --none-of-these --format labels,json --overwrite
+  san predict photos/ --vocab-file mugs.safetensors --model san_vit_b_16
   san predict scan.png --label-set ade20k_150 --model my_san/ --device cuda --dtype bfloat16
   san predict street.jpg --vocab "car, road" --model san_vit_b_16 --scales 480,640,800 --flip
   san predict street.jpg --vocab "car, road" --model ensemble.yaml
@@ -199,7 +200,10 @@ def read_vocabulary(args: argparse.Namespace) -> Vocabulary:
 def settings_of(args: argparse.Namespace, vocabulary: Vocabulary) -> dict[str, Any]:
     """Return the options on which a prediction depends, as plain data, to compare with those of another job."""
     return {
-        "classes": [[each.name, *each.synonyms, *each.prompts] for each in vocabulary.classes],
+        "classes": [
+            [each.name, *each.synonyms, *each.prompts, *([repr(each.vector)] if each.vector else [])]
+            for each in vocabulary.classes
+        ],
         "context": vocabulary.num_context,
         **{
             name: getattr(args, name)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -24,15 +25,20 @@ from san.clip.prompts import Prompts
 from san.clip.text_cache import TextCache
 from san.clip.text_tower import TextTower
 from san.clip.tokenizer import CompactTokenizer, Tokenizer, tokenizer_identity
-from san.io.errors import brief_repr, listed
+from san.io.errors import brief_repr, excerpt, listed
 from san.torch_defaults import torch_defaults
-from san.vocabulary.classes import ClassText
+from san.vocabulary.classes import ClassText, ClassVector
 
 _MAX_CACHED = 32_768  # embeddings kept in memory; at a width of 512 that is 64 MB
 _MORE_ON_GPU = 8  # factor on the tokens per pass, because launching a pass takes long
 _FULL_PRECISION = ("highest", "ieee", "none")  # of matrix products, old and new names in PyTorch
 _MAX_TOKENS = 16  # number of vocabularies with cached token ids in training
 _NAME, _PROMPT = "t:", "p:"  # prefix of a cached text: a name, or a prompt
+_PROBES = ("red", "a photo of a star.", "plain ground")  # which the small CLIP of the shapes world knows, too
+_SAME_CLIP = 0.99  # least cosine of two embeddings of them; number types change it by less than 0.002
+
+Texts = tuple[str | ClassVector, ...]
+"""What the embedding of a class is made from: prefixed texts, or one vector."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +46,8 @@ class TextEmbeddings:
     """The embeddings of a vocabulary, with remarks for the user.
 
     Attributes:
-        vectors: (C, E), unit length. Shared by all callers with this vocabulary: do not modify it.
+        vectors: (C, E), of unit length, except for classes with a `ClassVector`. Shared by all callers with this
+            vocabulary: do not modify it.
         cut: a remark for each text that is too long for CLIP.
         unknown: words that a small CLIP does not know; their embeddings are not meaningful.
     """
@@ -89,8 +96,8 @@ class TextEmbedder:
 
     def _start_empty(self) -> None:
         self._cache: OrderedDict[str, Tensor] = OrderedDict()
-        self._vocabularies: OrderedDict[tuple[tuple[str, ...], ...], TextEmbeddings] = OrderedDict()
-        self._tokens: dict[tuple[tuple[str, ...], ...], tuple[Tensor, Tensor]] = {}
+        self._vocabularies: OrderedDict[tuple[Texts, ...], TextEmbeddings] = OrderedDict()
+        self._tokens: dict[tuple[Texts, ...], tuple[Tensor, Tensor]] = {}
         self._cache_key: object = None
         self._store: TextCache | None = None
         self._lock = threading.Lock()
@@ -119,7 +126,7 @@ class TextEmbedder:
             store: whether new embeddings may be written to `disk_cache`.
 
         Raises:
-            ValueError: there is no class, or one is blank.
+            ValueError: there is no class, one is blank, or one has a vector of another CLIP.
         """
         texts = tuple(_texts_of(each) for each in classes)
         if not texts:
@@ -130,9 +137,15 @@ class TextEmbedder:
             return self._embed_vocabulary(tower, texts, store) if found is None else found
 
     def embed_with_gradient(self, tower: TextTower, classes: Sequence[str | ClassText]) -> Tensor:
-        """Return the text embeddings (C, E) of `embed` with a gradient; they are not cached."""
+        """Return the text embeddings (C, E) of `embed` with a gradient; they are not cached.
+
+        Raises:
+            ValueError: a class has a vector, which has no gradient.
+        """
         texts = tuple(_texts_of(each) for each in classes)
-        prompts_of = {text: self._prompts_of(text) for own in texts for text in own}
+        prompts_of = self._prompts_of_all(texts)
+        if any(isinstance(text, ClassVector) for own in texts for text in own):
+            raise ValueError("a learnt context cannot be trained on classes with a vector; give their words alone")
         with self._lock:
             if texts not in self._tokens:
                 self._tokens = {texts: self._tokenised(prompts_of)} | dict(
@@ -141,15 +154,33 @@ class TextEmbedder:
             tokens = self._tokens[texts]
         with torch_defaults():
             vectors = self._encode(tower, prompts_of, *tokens)
-            return torch.stack([_mean_direction([vectors[text] for text in own]) for own in texts])
+            return torch.stack([_mean_direction([vectors[str(text)] for text in own]) for own in texts])
+
+    def probe(self, tower: TextTower, *, store: bool = True) -> Tensor:
+        """Return an embedding (E,), unit length, of fixed prompts, by which a CLIP is recognised in any number type.
+
+        Args:
+            tower: the text tower.
+            store: whether it may be written to `disk_cache`.
+        """
+        return self.embed(tower, [ClassText("probe", prompts=_PROBES)], store=store).vectors[0]
 
     def tokenise(self, classes: Sequence[ClassText]) -> PromptTokens:
         """Return the tokens of all prompts of classes, from which `embed_tokens` computes their embeddings.
 
         Args:
             classes: of a `Vocabulary`, so that no two have a text in common.
+
+        Raises:
+            ValueError: a class has a vector instead of texts.
         """
-        texts = [_texts_of(each) for each in classes]
+        learnt = [each.name for each in classes if each.vector is not None]
+        if learnt:
+            raise ValueError(
+                f"class {excerpt(learnt[0])} has a vector from examples, which tokens do not express; give embeddings "
+                "(text_embeds), or words"
+            )
+        texts = [_words_of(each) for each in classes]
         prompts_of = {text: self._prompts_of(text) for own in texts for text in own}
         class_ids = [index for index, own in enumerate(texts) for text in own for _ in prompts_of[text]]
         return PromptTokens(*self._tokenised(prompts_of), torch.tensor(class_ids))
@@ -169,7 +200,7 @@ class TextEmbedder:
 
     def remarks(self, classes: Sequence[ClassText], context_length: int) -> list[str]:
         """Return remarks for the user on texts that are too long for CLIP, and on words that a small CLIP lacks."""
-        plain = {text[len(_NAME) :]: self._prompts_of(text) for each in classes for text in _texts_of(each)}
+        plain = {text[len(_NAME) :]: self._prompts_of(text) for each in classes for text in _words_of(each)}
         unknown = self._unknown(plain)
         found = [*cut_remarks(plain, self.tokenizer, context_length).values()]
         return [*found, f"the small CLIP does not know {listed(unknown, 10)}"] if unknown else found
@@ -195,19 +226,33 @@ class TextEmbedder:
             digest.update(values.data)
         return digest.hexdigest()[:32]
 
-    def _embed_vocabulary(self, tower: TextTower, texts: tuple[tuple[str, ...], ...], store: bool) -> TextEmbeddings:
+    def _embed_vocabulary(self, tower: TextTower, texts: tuple[Texts, ...], store: bool) -> TextEmbeddings:
         """Embed the prefixed texts of each class, and remember the result."""
-        prompts_of = {text: self._prompts_of(text) for own in texts for text in own}
+        prompts_of = self._prompts_of_all(texts)
         # the result must not depend on the caller's inference mode, autocast and default number type
         with torch_defaults(), torch.inference_mode(False), torch.no_grad():
             vectors = self._vectors(tower, prompts_of, store)
-            means = torch.stack([_mean_direction([vectors[text] for text in own]) for own in texts])
+            means = torch.stack([self._mean(tower, own, vectors, store) for own in texts])
         plain = {text[len(_NAME) :]: prompts for text, prompts in prompts_of.items()}
         cut = cut_remarks(plain, self.tokenizer, tower.arch.text.context_length)
         result = self._vocabularies[texts] = TextEmbeddings(means, cut, self._unknown(plain))
         while len(self._vocabularies) > 1 and sum(map(len, list(self._vocabularies))) > _MAX_CACHED:
             self._vocabularies.popitem(last=False)
         return result
+
+    def _mean(self, tower: TextTower, own: Texts, vectors: Mapping[str, Tensor], store: bool) -> Tensor:
+        """Return the embedding (E,) of a class, given those of all prefixed texts."""
+        if not isinstance(own[0], ClassVector):
+            return _mean_direction([vectors[str(text)] for text in own])
+        probes = {_PROMPT + prompt: [prompt] for prompt in _PROBES}
+        found = self._vectors(tower, probes, store)
+        mine, theirs = _mean_direction([found[text] for text in probes]), _as_tensor(own[0].probe, tower.device)
+        if mine.shape != theirs.shape or mine @ theirs < _SAME_CLIP:
+            raise ValueError(
+                f"the vocabulary has vectors that were made with the CLIP {excerpt(own[0].clip)}, which is not the "
+                "CLIP of this model; make the vocabulary file again with this model (san vocab --model)"
+            )
+        return _as_tensor(own[0].values, tower.device)
 
     def _unknown(self, prompts_of: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
         if not isinstance(self.tokenizer, CompactTokenizer):
@@ -264,6 +309,10 @@ class TextEmbedder:
         with nullcontext() if amp is None or device == "meta" else torch.autocast(device, amp):
             return encode_prompts(tower, tokens, kinds, tokens_per_pass=self.tokens_per_pass * more)
 
+    def _prompts_of_all(self, texts: Sequence[Texts]) -> dict[str, Sequence[str]]:
+        """Return the prompts of each prefixed text."""
+        return {text: self._prompts_of(text) for own in texts for text in own if isinstance(text, str)}
+
     def _prompts_of(self, text: str) -> Sequence[str]:
         """Return the prompts of a prefixed text."""
         kind, words = text[: len(_NAME)], text[len(_NAME) :]
@@ -301,9 +350,14 @@ def _product_precision(device: torch.device) -> str:
     return torch.get_float32_matmul_precision() if found is None else found
 
 
-def _texts_of(each: str | ClassText) -> tuple[str, ...]:
-    """Return the prefixed texts of a class; its embedding is the mean of theirs."""
+def _texts_of(each: str | ClassText) -> Texts:
+    """Return the prefixed texts of a class, whose embedding is the mean of theirs, or its vector."""
     each = each if isinstance(each, ClassText) else ClassText(each)
+    return _words_of(each) if each.vector is None else (each.vector,)
+
+
+def _words_of(each: ClassText) -> tuple[str, ...]:
+    """Return the prefixed texts of a class."""
     if each.prompts:
         return tuple(_PROMPT + prompt for prompt in each.prompts)
     return tuple(_NAME + synonym for synonym in each.synonyms)
@@ -312,3 +366,8 @@ def _texts_of(each: str | ClassText) -> tuple[str, ...]:
 def _mean_direction(vectors: list[Tensor]) -> Tensor:
     """Return the normalised mean (E,) of unit vectors; a single vector is returned unchanged."""
     return vectors[0] if len(vectors) == 1 else F.normalize(torch.stack(vectors).mean(dim=0), dim=-1)
+
+
+def _as_tensor(values: bytes, device: torch.device) -> Tensor:
+    """Return the numbers of a `ClassVector`, (E,)."""
+    return torch.from_numpy(np.frombuffer(values, "<f4").astype(np.float32)).to(device)

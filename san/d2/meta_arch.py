@@ -281,7 +281,7 @@ class ScoredWords:
 def classes_of_dataset(name: str) -> tuple[str | ClassText, ...]:
     """Return the vocabulary of a registered data set."""
     metadata = metadata_of(name)
-    return tuple(metadata.get("class_texts") or metadata.stuff_classes)
+    return tuple(metadata.get("learnt_classes") or metadata.get("class_texts") or metadata.stuff_classes)
 
 
 class Prediction(Mapping[str, Any]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import html
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -42,6 +43,25 @@ _INVISIBLE = regex.compile(
 
 
 @dataclass(frozen=True)
+class ClassVector:
+    """A fixed embedding of a class, made from examples, instead of that of its texts.
+
+    Attributes:
+        values: E little-endian float32 numbers. [SLS] embeddings are compared with them as with a text embedding, but
+            they are of any length.
+        clip: name of the CLIP in whose joint space they are, for messages.
+        probe: E such numbers, an embedding by which that CLIP is recognised; see `TextEmbedder.probe`.
+    """
+
+    values: bytes
+    clip: str
+    probe: bytes
+
+    def __repr__(self) -> str:
+        return f"ClassVector({hashlib.sha256(self.values).hexdigest()[:16]}, {excerpt(self.clip)})"
+
+
+@dataclass(frozen=True)
 class ClassText:
     """One class of a vocabulary.
 
@@ -66,6 +86,7 @@ class ClassText:
     synonyms: tuple[str, ...] = ()
     prompts: tuple[str, ...] = ()
     separate: bool = False
+    vector: ClassVector | None = None
 
     def __post_init__(self) -> None:
         name = _checked(self.name, "the name of a class")

@@ -26,6 +26,8 @@ from san.vocabulary.classes import (
     text_key,
 )
 from san.vocabulary.label_sets import LABEL_SETS, NAMES, expanded_names, load_label_set
+from san.vocabulary.vocabulary_file import ENDING as VECTORS_ENDING
+from san.vocabulary.vocabulary_file import read_learnt_classes
 
 VocabularyLike = Union["Vocabulary", str, Path, Iterable[Any], Mapping[str, Any]]
 """Input types of `Vocabulary.parse`."""
@@ -134,13 +136,16 @@ class Vocabulary:
 
         Args:
             path: UTF-8 file; .txt with one class per line and | between synonyms, where blank lines and lines starting
-                with # are skipped; or .json, .yaml or .yml with a list or a mapping for `parse`.
+                with # are skipped; .json, .yaml or .yml with a list or a mapping for `parse`; or .safetensors, see
+                `san.vocabulary.vocabulary_file`.
 
         Raises:
             FileNotFoundError: the file does not exist.
             ValueError: the file has another extension, cannot be read, or `parse` refuses its content.
         """
         path = user_path(str(path), "the path of a vocabulary file")
+        if path.suffix.lower() == VECTORS_ENDING:
+            return Vocabulary(read_learnt_classes(path).classes)
         content, where = read_class_file(path, "vocabulary file"), f"vocabulary file {path}"
         if isinstance(content, list):
             return Vocabulary(parse_class_list(content, where))
@@ -170,14 +175,15 @@ class Vocabulary:
         """Format the vocabulary as a text that `parse` reads as the same classes.
 
         Raises:
-            ValueError: a class has no such form: it has prompts, a comma, or a name that is not its first synonym.
+            ValueError: a class has no such form: it has prompts, a vector, a comma, or a name that is not its first
+                synonym.
         """
         texts = ["|".join(each.synonyms) for each in self.classes]
         for each, text in zip(self.classes, texts, strict=True):
             if split_text(text) != [text] or parse_class(text) != each:
                 raise ValueError(
-                    f"the class {excerpt(each.name)} cannot be written in one line of words: it has prompts, a comma, "
-                    "or a name that is not its first synonym; change it"
+                    f"the class {excerpt(each.name)} cannot be written in one line of words: it has prompts, a "
+                    "vector, a comma, or a name that is not its first synonym; change it"
                 )
         return ", ".join(texts)
 

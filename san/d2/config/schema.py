@@ -177,6 +177,9 @@ class TestOptions(Options):
     save_label_maps: bool = option(False, "write every prediction as a PNG of class indices")
     save_rle: bool = option(False, "write all predictions as one COCO-style run-length JSON")
     oracle: bool = option(False, "also write oracle.html: whether masks or names are wrong (docs/error_analysis.md)")
+    vocabulary_file: str = option(
+        "", "file of `san vocab`: its classes replace those of the same names (docs/examples.md); empty: none", **_PATH
+    )
     scores: bool = option(False, "also return sem_seg, the scores (C, H, W) in float32: much memory")
 
 

@@ -5,7 +5,8 @@ If another package has registered the name of a benchmark (Detectron2 registers 
 so that class names and folders are those of `san.data.benchmarks`. A custom data set must not use the name of another.
 
 Metadata of a data set: ``stuff_classes`` and ``ignore_label``; optionally ``class_texts`` (inputs of the text encoder
-instead of the names), ``label_mapping`` (pixel values of the files to class indices), ``class_groups``.
+instead of the names), ``learnt_classes`` (instead of both, see `use_vocabulary_file`), ``label_mapping`` (pixel values
+of the files to class indices), ``class_groups``.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from san.data.subset import evenly_spread
 from san.io.files import user_path
 from san.io.image_files import read_label_map
 from san.vocabulary.classes import ClassText, text_key
+from san.vocabulary.vocabulary_file import read_learnt_classes, with_learnt
 
 logger = logging.getLogger("san.d2.datasets")
 
@@ -95,6 +97,32 @@ def prepare_datasets(cfg: CfgNode, *, training: bool = True) -> None:
     if comm.get_local_rank() == 0:  # once on every machine
         prepare_shapes([name for names in used.values() for name in names], cfg.DATASETS.ROOT)
     comm.synchronize()
+    if cfg.TEST.VOCABULARY_FILE:
+        if training:
+            raise ValueError("TEST.VOCABULARY_FILE is for evaluations alone (san eval); leave it empty in training")
+        use_vocabulary_file(cfg.TEST.VOCABULARY_FILE, cfg.DATASETS.TEST)
+
+
+def use_vocabulary_file(path: str | Path, names: Sequence[str]) -> None:
+    """Replace the classes of registered data sets that a vocabulary file has, too, by those of the file.
+
+    Args:
+        path: see `san.vocabulary.vocabulary_file`.
+        names: data sets; the metadata ``learnt_classes`` of each is set until it is registered again.
+
+    Raises:
+        FileNotFoundError, ValueError: the file is missing or invalid, or has no class of a data set.
+    """
+    learnt = read_learnt_classes(user_path(str(path), "TEST.VOCABULARY_FILE")).classes
+    for name in names:
+        metadata = metadata_of(name)
+        classes = metadata.get("class_texts") or metadata.stuff_classes
+        if metadata.get("learnt_classes"):
+            del metadata.learnt_classes  # Detectron2 refuses to replace a value
+        try:
+            metadata.set(learnt_classes=with_learnt(classes, learnt))
+        except ValueError as error:
+            raise ValueError(f"TEST.VOCABULARY_FILE {path}, data set {name}: {error}") from None
 
 
 def _register_benchmark(benchmark: Benchmark, root: Path, names: str) -> None:

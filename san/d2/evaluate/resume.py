@@ -24,6 +24,7 @@ from san.d2.api import CfgNode, DatasetEvaluator, comm
 from san.d2.checkpoints.checkpointer import damage_of, write_checkpoint
 from san.d2.data.datasets import class_texts
 from san.d2.data.loaders import Record
+from san.d2.meta_arch import classes_of_dataset
 from san.io.errors import one_line
 from san.io.files import write_whole
 from san.io.plain_file import read_plain_file
@@ -84,6 +85,8 @@ class ResumeConfig:
             "precision": cfg.FLOAT32_PRECISION,
             "outputs": [cfg.TEST.NUM_PANELS, cfg.TEST.SAVE_LABEL_MAPS, cfg.TEST.SAVE_RLE, cfg.TEST.ORACLE],
         }
+        if cfg.TEST.VOCABULARY_FILE:
+            described["vocabulary"] = repr(classes_of_dataset(name))
         if hasattr(model, "description"):  # of a `SegmenterModel`, which does not use INPUT
             described["sizes"] = model.description
         key = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()
