@@ -82,7 +82,7 @@ GUESTS = {
     "prometheus_client": "san/serve/",
     "selenium": "tests/",
     "matplotlib": "san/visualize/",
-    "transformers": "san/transformers/",
+    "transformers": ("san/transformers/", "san/clip/"),
     "fvcore": "san/d2/",
     "iopath": "san/d2/",
     "yacs": "san/d2/",

@@ -12,7 +12,7 @@ FOLDERS = ("san", "tools", "datasets")
 UNPICKLERS = {"san/preparation/unpickling.py"}  # by an allow-list, see its tests
 SUBPROCESSES = {  # this Python, git, and uv with what the project asks for: no input in them
     "san/benchmark/runner.py", "san/benchmark/machine.py", "san/cli/ablation_runs.py",
-    "tools/maintainers/check_versions.py",
+    "tools/maintainers/check_versions.py", "tools/maintainers/load_serve.py", "tools/maintainers/set_address.py",
 }  # fmt: skip
 READERS = {"san/clip/weights_file.py", "san/d2/standin/checkpoint.py"}  # of weights: bounded by `check_pickle`
 SCRIPTS = {"san/clip/weights.py"}  # TorchScript of OpenAI's own files, known by their SHA-256

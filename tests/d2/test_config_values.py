@@ -226,7 +226,11 @@ def test_the_stand_ins_messages_are_short(tmp_path: Path) -> None:
         ("MODEL.SIDE_ADAPTER.FUSION", "4->9", "set the right-hand sides of MODEL.SIDE_ADAPTER.FUSION within 0..8"),
         ("MODEL.SIDE_ADAPTER.FUSION", "11->1", "change MODEL.SIDE_ADAPTER.FUSION or MODEL.CLIP.SHALLOW_DEPTH"),
         ("MODEL.CLIP.SLS_INIT", "learned", "MODEL.CLIP.SLS_INIT is 'learned', .* did you mean 'learnt'"),
-        ("MODEL.SCORER.NAME", "mine", "MODEL.SCORER.NAME is 'mine', .* choose one of sls, or import the module"),
+        (
+            "MODEL.SCORER.NAME",
+            "mine",
+            "MODEL.SCORER.NAME is 'mine', .* choose one of sls, second_opinion, or import the module",
+        ),
         ("MODEL.FUSION.OPTIONS.GATE", "1", "unknown field 'MODEL.FUSION.OPTIONS.GATE'; there is none"),
         ("MODEL.LOSS.TERMS", "classes,mask", "MODEL.LOSS.TERMS is 'mask', .* did you mean 'masks'"),
         ("MODEL.LOSS.OPTIONS.MASKS.SIZE", "1", "unknown field 'MODEL.LOSS.OPTIONS.MASKS.SIZE'; there is none"),
