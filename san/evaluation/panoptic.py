@@ -1,6 +1,6 @@
 """Panoptic quality: PQ, SQ and RQ of segments.  C classes, (H, W) image.
 
-Source: arXiv 1801.00868.
+As arXiv 1801.00868 defines it.
 """
 
 from __future__ import annotations

@@ -9,11 +9,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from san.evaluation.panoptic import PanopticCounts, Segments
 from san.io.errors import brief_repr, excerpt, listed
-from san.io.image_files import MAX_PIXELS
+from san.io.image_files import decode, open_image
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,10 +49,10 @@ class PanopticSet:
         annotation = self.annotations[stem]
         path = self.folder / annotation["file_name"]
         try:
-            with Image.open(path) as image:
-                if image.mode != "RGB" or image.width * image.height > MAX_PIXELS:
-                    raise ValueError(f"it has the mode {image.mode} and {image.width} x {image.height} pixels")
-                pixels = np.asarray(image).astype(np.int64)
+            with open_image(path, "it") as image:
+                if image.mode != "RGB":
+                    raise ValueError(f"it has the mode {image.mode}")
+                pixels = np.asarray(decode(image, "it")).astype(np.int64)
         except FileNotFoundError:
             raise FileNotFoundError(f"{path}, named by {self.file}, does not exist; correct the folder") from None
         except (OSError, ValueError, SyntaxError) as error:

@@ -109,13 +109,15 @@ def test_an_interrupted_run_continues(
     monkeypatch.setattr(label, "load_segmenter", lambda args: SimpleNamespace(predict_batch=predict_batch, models=[]))
     assert main(command(images, tmp_path, "--format", "coco,png")) == 130
     assert [path.name for path in tmp_path.iterdir()] == [UNFINISHED]
+    kept = len([*tmp_path.rglob("*.npz")])  # the second may not have been written yet
+    assert 1 <= kept <= 2
     capsys.readouterr()
     assert main(command(images, tmp_path)) == 1
     assert "give --resume to continue it, or --overwrite" in capsys.readouterr().err
     assert main(command(images, tmp_path, "--resume", "--min-area", "9")) == 1
     assert "has another min_area, 0 instead of 9; give the same options" in capsys.readouterr().err
     assert main(command(images, tmp_path, "--format", "coco,png", "--resume")) == 0
-    assert seen == 4
+    assert seen == 3 + 3 - kept
     assert sorted(path.name for path in tmp_path.iterdir()) == ["coco", "png"]
     assert len(COCO(str(tmp_path / "coco/annotations/instances_train.json")).dataset["images"]) == 3
     assert main(command(images, tmp_path)) == 1

@@ -86,9 +86,9 @@ def test_a_configuration_beside_weights_imports_nothing(how: str, weights: str, 
     if how == "based on another":
         write_config(tmp_path / "base.yaml", module)
         Path(path).write_text("_BASE_: ../base.yaml\n")
-    with pytest.raises(ValueError, match=f"beside weights.*--import {module}"):
+    with pytest.raises(ValueError, match=f"in a folder with weights.*--import {module}"):
         load_config(path)
-    with pytest.raises(ValueError, match=f"beside weights.*--import {module}"):
+    with pytest.raises(ValueError, match=f"in a folder with weights.*--import {module}"):
         load_config(path, imports=["json"])
     assert module not in sys.modules
     assert [module] == load_config(path, imports=[module]).MODEL.IMPORTS

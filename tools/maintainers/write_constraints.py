@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
-"""Write docker/constraints.txt: the versions of this environment for all that SAN and its extras need.
+"""Writes docker/constraints.txt: the versions of this environment for all that SAN and its extras need.
 
-python tools/maintainers/write_constraints.py     # in an environment of `./install.sh --dev` in which the tests pass
+    python tools/maintainers/write_constraints.py    # in an environment of `./install.sh --dev` in which the tests pass
 
 Packages that are not installed here, such as those of an extra that only one tool needs, are left out.
 """
 
 from __future__ import annotations
 
+import argparse
 import platform
 from importlib import metadata
 from pathlib import Path
@@ -17,7 +18,7 @@ from packaging.utils import canonicalize_name
 
 REPO = Path(__file__).resolve().parents[2]
 PROJECT = "san-segmentation"
-NOT_FOR_USERS = ("dev", "test")
+NOT_FOR_USERS = ("dev", "docs", "release", "test")
 """Extras whose packages no image contains."""
 
 
@@ -45,6 +46,7 @@ def versions_of(project: str, extras: set[str]) -> dict[str, str]:
 
 def main() -> None:
     """Write the file."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     extras = {*(metadata.metadata(PROJECT).get_all("Provides-Extra") or ())}
     found = versions_of(PROJECT, extras.difference(NOT_FOR_USERS))
     lines = [
