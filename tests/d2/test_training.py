@@ -15,6 +15,7 @@ from PIL import Image
 from san.d2.api import META_ARCH_REGISTRY, HookBase, MetadataCatalog, build_model
 from san.d2.data.datasets import register_datasets
 from san.d2.run import run
+from san.d2.train import trainer as trainer_module
 from san.d2.train.trainer import Trainer
 
 MakeCfg = Callable[..., Any]
@@ -118,7 +119,22 @@ def test_hooks_say_when_they_read_losses(make_cfg: MakeCfg) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
-def test_mixed_precision_on_the_cpu(reference: Path, make_cfg: MakeCfg, dtype: str) -> None:
+def test_a_cpu_without_half_precision_computes_in_float32(
+    make_cfg: MakeCfg, dtype: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    cfg = make_cfg(SOLVER__AMP__ENABLED=True, SOLVER__AMP__DTYPE=dtype)
+    for able in (True, False):
+        monkeypatch.setattr(trainer_module, "computes_bfloat16", lambda device, able=able: able)
+        assert "computes in float32" not in caplog.text
+        assert (trainer_module.step_config(cfg).amp_dtype is None) is not able
+    assert f"instead of SOLVER.AMP.DTYPE {dtype}" in caplog.text
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_mixed_precision_on_the_cpu(
+    reference: Path, make_cfg: MakeCfg, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer_module, "computes_bfloat16", lambda device: True)
     cfg = make_cfg(SOLVER__AMP__ENABLED=True, SOLVER__AMP__DTYPE=dtype)
     run(cfg)
     found, exact = losses(cfg.OUTPUT_DIR), losses(reference)
