@@ -32,7 +32,8 @@ def instructions(path: str) -> list[tuple[str, str]]:
 
 
 def default_extras() -> set[str]:
-    (extras,) = (value for name, value in instructions("docker/Dockerfile.cpu") if name == "ARG")
+    given = (value for name, value in instructions("docker/Dockerfile.cpu") if name == "ARG")
+    (extras,) = (value for value in given if value.startswith("EXTRAS="))
     return {*extras.removeprefix("EXTRAS=").split(",")}
 
 
