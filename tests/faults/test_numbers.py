@@ -15,6 +15,7 @@ from san.cli.main import run_tool
 from san.cli.replay import read_dump
 from san.d2.processes.stopping import StopRequested
 from san.d2.run import run
+from san.d2.train import trainer
 from san.d2.train.iteration import NonFiniteError, Stepper
 
 MakeCfg = Callable[..., Any]
@@ -184,6 +185,13 @@ def start_scale(patch: pytest.MonkeyPatch, scale: float) -> None:
     patch.setattr(torch.amp.GradScaler, "__init__", init)
 
 
+@pytest.fixture
+def half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Computes in half precision on any CPU."""
+    monkeypatch.setattr(trainer, "computes_bfloat16", lambda device: True)
+
+
+@pytest.mark.usefixtures("half_precision")
 def test_an_overflow_of_scaled_gradients_is_the_scalers(make_cfg: MakeCfg) -> None:
     """With fp16 the first scale is far too large; the scaler halves it, and no update is counted as skipped."""
     cfg = make_cfg(SOLVER__AMP__ENABLED=True, SOLVER__AMP__DTYPE="fp16", SOLVER__MAX_NONFINITE=1, SOLVER__MAX_ITER=2)
@@ -194,6 +202,7 @@ def test_an_overflow_of_scaled_gradients_is_the_scalers(make_cfg: MakeCfg) -> No
     assert state["scale"] == 2.0**98
 
 
+@pytest.mark.usefixtures("half_precision")
 def test_a_gradient_that_scaling_cannot_mend_counts(make_cfg: MakeCfg, monkeypatch: pytest.MonkeyPatch) -> None:
     """The scale has fallen below 1 and the gradient is still not finite."""
     spoil(monkeypatch, {0, 1, 2, 3, 4, 5}, "gradient")

@@ -384,18 +384,14 @@ def step_config(cfg: CfgNode) -> StepConfig:
 
     An x86 CPU without bfloat16 instructions computes in float32, because half precision takes it 10 times as long.
     """
-    device, amp = torch.device(cfg.MODEL.DEVICE), bool(cfg.SOLVER.AMP.ENABLED)
+    device, amp, dtype = torch.device(cfg.MODEL.DEVICE), bool(cfg.SOLVER.AMP.ENABLED), cfg.SOLVER.AMP.DTYPE
     if amp and not computes_bfloat16(device):
-        logger.warning(
-            "This CPU has no instructions for half precision: the run computes in float32, which is faster here, "
-            "instead of SOLVER.AMP.DTYPE %s.",
-            cfg.SOLVER.AMP.DTYPE,
-        )
+        logger.warning("On this CPU float32 is faster than half precision: it replaces SOLVER.AMP.DTYPE %s.", dtype)
         amp = False
     return StepConfig(
         solver=solver_config(cfg),
         device=device.type,
-        amp_dtype=AMP_DTYPES[cfg.SOLVER.AMP.DTYPE] if amp else None,
+        amp_dtype=AMP_DTYPES[dtype] if amp else None,
         num_queries=cfg.MODEL.SIDE_ADAPTER.NUM_QUERIES,
         no_object_weight=cfg.MODEL.LOSS.NO_OBJECT_WEIGHT,
         find_unused=cfg.SOLVER.FIND_UNUSED_PARAMETERS,
