@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import ipaddress
 import logging
-import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from san.demo.guard import Guard
 from san.demo.hosts import KnownHosts
 from san.demo.limits import Limits
 from san.io.errors import excerpt
 from san.web.connections import BoundedConnection
-from san.web.listening import address_of, listen
+from san.web.listening import ListeningServer
 from san.web.uploads import App, Receive, Scope, Send
 
 logger = logging.getLogger(__name__)
 
 
-class DemoServer:
+class DemoServer(ListeningServer):
     """Serves a page on an address.
 
     Args:
@@ -61,9 +59,8 @@ class DemoServer:
         app: App = KnownHosts(guard, host, allowed_hosts)
         if not proxies:
             app = _ProxyWarning(app)
-        self._socket = listen(host, port)
+        super().__init__(host, port)
         self.port: int = self._socket.getsockname()[1]
-        self.url = address_of(host, self._socket)
         config = uvicorn.Config(
             app,
             http=Connection,
@@ -76,21 +73,6 @@ class DemoServer:
             ws="none",
         )
         self._server = uvicorn.Server(config)
-
-    def run(self) -> None:
-        """Serve until interrupted."""
-        self._server.run(sockets=[self._socket])
-
-    @contextlib.contextmanager
-    def running(self) -> Iterator[str]:
-        """Serve in a thread during the `with`; yields the page's address."""
-        thread = threading.Thread(target=self.run, daemon=True)
-        thread.start()
-        try:
-            yield self.url
-        finally:
-            self._server.should_exit = True
-            thread.join(timeout=10)
 
 
 class _ProxyWarning:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import signal
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
@@ -16,13 +14,13 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from san.serve.app import create_app
 from san.serve.service import SegmentService
 from san.web.connections import BoundedConnection
-from san.web.listening import address_of, listen
+from san.web.listening import ListeningServer
 
 _PAUSE_SECONDS = 75  # between requests of a connection; above the usual 60 s of load balancers
 
 
-class ServiceServer:
-    """Serves a service on an address.
+class ServiceServer(ListeningServer):
+    """Serves a service until a signal; then it finishes what was accepted. A second signal ends the process at once.
 
     Args:
         service: the model.
@@ -37,6 +35,8 @@ class ServiceServer:
         ValueError: the server cannot listen on the address.
     """
 
+    _end_seconds = 30.0
+
     def __init__(self, service: SegmentService, *, host: str = "127.0.0.1", port: int = 0) -> None:
         class Connection(BoundedConnection, H11Protocol):
             """uvicorn's connection with limits."""
@@ -46,8 +46,7 @@ class ServiceServer:
 
         logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of every damaged form
         self._service = service
-        self._socket = listen(host, port)
-        self.url = address_of(host, self._socket)
+        super().__init__(host, port)
         self.stopped_by: int | None = None
         config = uvicorn.Config(
             create_app(service),
@@ -61,21 +60,6 @@ class ServiceServer:
             ws="none",
         )
         self._server = _Server(config, self._stopping)
-
-    def run(self) -> None:
-        """Serve until a signal; then finish what was accepted, and return. A second signal ends the process at once."""
-        self._server.run(sockets=[self._socket])
-
-    @contextlib.contextmanager
-    def running(self) -> Iterator[str]:
-        """Serve in a thread during the `with`; yields the address."""
-        thread = threading.Thread(target=self.run, daemon=True)
-        thread.start()
-        try:
-            yield self.url
-        finally:
-            self._server.should_exit = True
-            thread.join(timeout=30)
 
     def _stopping(self, number: int) -> None:
         self.stopped_by, self._service.draining = number, True

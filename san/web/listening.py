@@ -1,8 +1,11 @@
-"""Opens the port of a server."""
+"""Opens the port of a server, and serves on it."""
 
 from __future__ import annotations
 
+import contextlib
 import socket
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 
@@ -34,3 +37,40 @@ def address_of(host: str, listener: socket.socket) -> str:
     """Return the http:// address of a listening socket."""
     shown = f"[{host}]" if ":" in host else host
     return f"http://{shown}:{listener.getsockname()[1]}/"
+
+
+class ListeningServer:
+    """Serves on a listening socket; a subclass calls `__init__` first, and sets `_server`, uvicorn's.
+
+    Args:
+        host: address to listen on.
+        port: 0 for any free one.
+
+    Attributes:
+        url: its address.
+
+    Raises:
+        ValueError: the server cannot listen there.
+    """
+
+    _server: Any
+    _end_seconds = 10.0  # to wait for the thread of `running`
+
+    def __init__(self, host: str, port: int) -> None:
+        self._socket = listen(host, port)
+        self.url = address_of(host, self._socket)
+
+    def run(self) -> None:
+        """Serve until a signal."""
+        self._server.run(sockets=[self._socket])
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[str]:
+        """Serve in a thread during the `with`; yields the address."""
+        thread = threading.Thread(target=self.run, daemon=True)
+        thread.start()
+        try:
+            yield self.url
+        finally:
+            self._server.should_exit = True
+            thread.join(timeout=self._end_seconds)

@@ -26,6 +26,7 @@ from san.clip.timm_tower import TRUNKS
 from san.clip.tokenizer import BpeTokenizer
 from san.model.build import build_outline, build_san, freeze
 from san.model.config import check_against, resolve, unseen_pixels, unusual_depth, variant, variant_for_clip
+from tests.clip.small_clips import check_training, close
 
 REPO = Path(__file__).resolve().parents[2]
 ROWS: dict[str, Any] = json.loads((REPO / "tests/clip/clips.json").read_text(encoding="utf-8"))
@@ -207,21 +208,4 @@ def assert_towers_equal(reference: torch.nn.Module, arch: ClipArch) -> None:
         found = model.deep_clip(features.class_tokens[-1], features.patch_tokens[-1], sls, no_bias)
         expected = reference.encode_image(images, normalize=True)  # type: ignore[operator]
         close(found, expected[:, None].expand(-1, 5, -1))
-    trained_exactly(model)
-
-
-def close(found: torch.Tensor, expected: torch.Tensor) -> None:
-    """Assert a relative error of at most 1e-5."""
-    assert ((found - expected).norm() / expected.norm()).item() <= 1e-5
-
-
-def trained_exactly(model: Any) -> None:
-    """Assert that a loss gives a gradient to every tensor that is to be trained, and to no other."""
-    model.train()
-    output = model(torch.randn(1, 3, 96, 96), model.text_classifier.embed(["cat", "dog"]))
-    layers = (output, *output.aux)
-    sum((each.mask_logits.square().mean() + each.class_logits.square().mean()) for each in layers).backward()
-    for name, parameter in model.named_parameters():
-        got = parameter.grad is not None and bool(parameter.grad.abs().sum() > 0)
-        assert got == parameter.requires_grad, name
-    assert model.shallow_clip.positional_embedding.requires_grad
+    check_training(model)
