@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import multiprocessing.process
 import multiprocessing.queues
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.util import Finalize
 from typing import Any
@@ -83,7 +82,7 @@ class Batches:
             san.d2.processes.stopping.StopRequested: a stop was requested before a batch arrived.
         """
         source = iter(self.loader)
-        watch = _Watch(self.timeout, getattr(source, "_workers", []))  # of the workers, if any
+        watch = _Watch(self.timeout, source)
         end = Finalize(None, _end_processes, args=(source,), exitpriority=0)  # also at the end of this process
         try:
             while (batch := self._next(source, watch)) is not None:
@@ -120,15 +119,15 @@ class _Watch:
 
     Args:
         limit: seconds; 0 kills nothing.
-        workers: the workers; without any, no thread is started.
+        source: the iterator of a `DataLoader`; without workers, no thread is started.
     """
 
-    def __init__(self, limit: float, workers: Sequence[multiprocessing.process.BaseProcess]) -> None:
+    def __init__(self, limit: float, source: Any) -> None:
         self.limit = limit
-        self.workers = workers
+        self.source = source
         self._since: float | None = None  # start of the wait (`time.monotonic`)
         self._done = threading.Event()
-        if workers:
+        if getattr(source, "_workers", ()):
             threading.Thread(target=self._run, daemon=True).start()
 
     @contextlib.contextmanager
@@ -150,8 +149,7 @@ class _Watch:
             since = self._since
             waited = 0.0 if since is None else time.monotonic() - since
             if 0 < self.limit <= waited:
-                for worker in self.workers:
-                    worker.kill()
+                _end_processes(self.source)
                 return
             if waited // WARN_AFTER > warned:
                 limit = f"{self.limit:g} s" if self.limit else "0, no limit"
@@ -166,7 +164,7 @@ def _end_processes(source: Any) -> None:
         source: the iterator of a `DataLoader`, which itself only sends SIGTERM and waits.
     """
     workers = [worker for worker in getattr(source, "_workers", ()) if worker.is_alive()]
-    if workers and source._worker_pids_set:  # otherwise PyTorch raises when they end
+    if workers and source._worker_pids_set:  # otherwise PyTorch raises when they end, anywhere in the main thread
         _remove_worker_pids(id(source))
         source._worker_pids_set = False
     for worker in workers:
