@@ -22,6 +22,7 @@ from san.inference.segmentation import Segmentation
 from san.model.build import build_san
 from san.model.config import variant
 from san.model.names import to_published
+from san.model.san import ImageSide
 from san.postprocess import Geometry, semantic_labels, semantic_scores
 from san.shapes.render import render
 from san.shapes.world import NAMES, scene_at
@@ -341,7 +342,10 @@ def test_int8_without_its_instructions_is_warned_of(
     assert "this CPU (it has no AVX512-VNNI): the weights take a quarter of the memory" in caplog.text
 
 
-def test_compiled_gives_the_same_labels() -> None:
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiled_gives_the_same_labels(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain_compile = ImageSide.compile
+    monkeypatch.setattr(ImageSide, "compile", lambda *args, **how: plain_compile(*args, backend=backend, **how))
     tiny = variant("tiny")
     # few blocks, because each takes seconds to compile
     few_blocks = replace(tiny.side_adapter, depth=2, supervised_blocks=(2,), fusion=((0, 0), (2, 1)))
