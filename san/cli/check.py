@@ -6,6 +6,7 @@ samples.png (image, coloured labels, legend).
 Examples:
   san check voc_sem_seg_val ade20k_sem_seg_val --data-root datasets --workers 4
   san check coco_2017_train_stuff_sem_seg --limit 1000
+  san check coco_2017_val_panoptic
   san check --dataset my_set.yaml --out output/check
 
 Exit codes: 0 all is well, 1 something is wrong, 2 wrong command line, 130 interrupted.
@@ -40,6 +41,8 @@ from san.data.checking import (
     write_check_report,
     write_classes,
 )
+from san.data.pairing import is_panoptic
+from san.data.panoptic import read_class_map
 from san.data.subset import evenly_spread
 from san.io.image_files import read_image, read_label_map
 from san.visualize import contact_sheet, drawing, plot_pixel_histogram
@@ -48,6 +51,7 @@ if TYPE_CHECKING:
     from san.d2.data.loaders import Record
 
 _RULE = "─" * 100
+_HIDDEN = {"size_mismatch", "segment_ids"}  # findings about pairs that are not drawn
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -184,7 +188,7 @@ class _ShownPairs:
     def watch(self, results: Iterable[PairResult]) -> Iterator[PairResult]:
         """Yield the results."""
         for result in results:
-            if result.size and result.values.size and all(each.kind != "size_mismatch" for each in result.findings):
+            if result.size and result.values.size and not _HIDDEN & {each.kind for each in result.findings}:
                 same_way_up = self.rotated if result.rotated else self.upright
                 same_way_up.append(result.index)
             yield result
@@ -204,7 +208,10 @@ def _write_samples(records: list[Record], positions: list[int], target: CheckTar
     samples = []
     for position in positions:
         record = records[position]
-        labels = read_label_map(record["sem_seg_file_name"])
+        if is_panoptic(record):
+            labels = read_class_map(record, target.ignore_label)
+        else:
+            labels = read_label_map(record["sem_seg_file_name"])
         if target.label_mapping is not None:
             labels = target.label_mapping.apply(labels)
         samples.append((Path(record["file_name"]).name, read_image(record["file_name"]), labels))
