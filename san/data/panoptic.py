@@ -187,22 +187,21 @@ def pair_panoptic(
     files = pair_files(image_dir, label_dir, image_ext, label_ext, remedy=remedy)
     segments = _segments_of(file, tuple(category_ids), remedy)
     pairs: list[Pair] = []
-    unlisted = []
+    unlisted, partners = [], set()
     for pair in files.pairs:
-        label = Path(pair["sem_seg_file_name"])
-        found = segments.get(label.relative_to(label_dir).as_posix().removesuffix(f".{label_ext}"))
+        label = pair["sem_seg_file_name"]
+        stem = Path(label).relative_to(label_dir).as_posix().removesuffix(f".{label_ext}")
+        found = segments.get(stem)
         if found is None:
             unlisted.append(pair["file_name"])
         else:
-            pairs.append(
-                {"file_name": pair["file_name"], "pan_seg_file_name": pair["sem_seg_file_name"], "segments_info": found}
-            )
+            partners.add(stem)
+            pairs.append({"file_name": pair["file_name"], "pan_seg_file_name": label, "segments_info": found})
     if not pairs:
         raise FileNotFoundError(f"no image in {image_dir} is in {file}; {remedy}")
     lonely = {*files.images_without_label, *unlisted}
-    known = {Path(each["pan_seg_file_name"]).relative_to(label_dir).with_suffix("").as_posix() for each in pairs}
-    pictures = {Path(each).relative_to(image_dir).with_suffix("").as_posix() for each in lonely}
-    missing = {str(label_dir / f"{stem}.{label_ext}") for stem in segments.keys() - known - pictures}
+    partners |= {Path(each).relative_to(image_dir).as_posix().removesuffix(f".{image_ext}") for each in lonely}
+    missing = {str(label_dir / f"{stem}.{label_ext}") for stem in segments.keys() - partners}
     return Pairing(
         pairs=tuple(pairs),
         images_without_label=tuple(sorted(lonely)),

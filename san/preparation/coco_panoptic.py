@@ -41,8 +41,9 @@ def segments_part(split: str) -> DownloadPart:
     """Return the part with the PNGs of a split, whose archive is in that of the annotations."""
     folder = f"panoptic_{split}2017"
     archives = (f"{folder}.zip", f"annotations/{folder}.zip")
+    places = tuple(f"{place}{folder}" for place in ("coco/", "", "coco/annotations/", "annotations/"))
     return DownloadPart(
-        f"COCO segment ids {folder}", (f"coco/{folder}", folder, f"annotations/{folder}"), "", archives,
+        f"COCO segment ids {folder}", places, "", archives,
         f"coco/{folder}", rf"(?:.*/)?{folder}/([^/]+\.png)", f"{ARCHIVE} from cocodataset.org",
     )  # fmt: skip
 
