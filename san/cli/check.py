@@ -31,6 +31,7 @@ from san.data.checking import (
     Finding,
     Folder,
     PairResult,
+    check_annotations,
     check_folders,
     check_pairs,
     failed_report,
@@ -122,7 +123,7 @@ def _check(name: str, args: argparse.Namespace) -> CheckReport:
     start = time.perf_counter()
     try:
         prepare_shapes([name], args.data_root)
-        pairs = _pairs(name)
+        pairs, annotation_findings = _pairs(name)
     except (ValueError, OSError) as error:
         report = failed_report(target, error, _folder_findings(target))
         write_check_report(report, folder / "report.json")
@@ -133,7 +134,7 @@ def _check(name: str, args: argparse.Namespace) -> CheckReport:
     shown = _ShownPairs()
     seldom = 0.1 if sys.stderr.isatty() else 10.0  # seconds; in a log file every update is a line
     bar = tqdm(results, name, len(positions), unit="pair", leave=False, dynamic_ncols=True, mininterval=seldom)
-    report = summarise(target, pairs, shown.watch(bar), _folder_findings(target))
+    report = summarise(target, pairs, shown.watch(bar), [*_folder_findings(target), *annotation_findings])
     seconds = time.perf_counter() - start
     write_check_report(report, folder / "report.json")
     write_classes(report, folder / "classes.csv")
@@ -146,13 +147,17 @@ def _check(name: str, args: argparse.Namespace) -> CheckReport:
     return report
 
 
-def _pairs(name: str) -> list[Record]:
-    """Return the pairs of a data set, even if some names are ambiguous."""
+def _pairs(name: str) -> tuple[list[Record], list[Finding]]:
+    """Return the pairs of a data set, even if names are ambiguous, and findings about a panoptic set's JSON file."""
     from san.d2.data.datasets import load_records, metadata_of, pairing_of
 
-    if metadata_of(name).get("files") is None:  # registered by other code
-        return load_records(name)
-    return [dict(pair) for pair in pairing_of(name).pairs]
+    metadata = metadata_of(name)
+    if metadata.get("files") is None:  # registered by other code
+        return load_records(name), []
+    pairing = pairing_of(name)
+    panoptic = metadata.evaluator_type == "panoptic_seg"
+    findings = check_annotations(pairing, Path(metadata.sem_seg_root), metadata.label_ext) if panoptic else []
+    return [dict(pair) for pair in pairing.pairs], findings
 
 
 def _target(name: str, *, partial: bool) -> CheckTarget:

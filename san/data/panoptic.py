@@ -255,10 +255,10 @@ def _segments(infos: Sequence[Any], indices: Mapping[int, int], file: Path, png:
     return [*found.values()]
 
 
-def unlisted_ids(ids: Ids, segments: Sequence[Segment]) -> list[int]:
-    """Return the ids of a PNG that its annotation does not list, ascending."""
+def unlisted_ids(ids: Ids, segments: Sequence[Segment]) -> tuple[Ids, npt.NDArray[np.intp]]:
+    """Return the ids of a PNG that its annotation does not list, ascending, and the pixels of each."""
     known, places = _places(ids, segments)
-    return [int(number) for number in np.unique(ids[known[places] != ids])]
+    return np.unique(ids[known[places] != ids], return_counts=True)
 
 
 def class_map(ids: Ids, segments: Sequence[Segment], ignore_label: int, source: str) -> npt.NDArray[np.int32]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from tqdm import tqdm
 
 from san.data.benchmarks import PANOPTIC_BENCHMARKS
 from san.data.pairing import pair_files
@@ -71,7 +72,7 @@ def _plan_split(split: str, scenes: Path, instances: Path, options: PreparationO
     problems = unpaired_problems(pairing)
     result = plan_pairs(benchmark, options, pairs, label_bytes=sizes.__getitem__, problems=problems)
     assert benchmark.annotations is not None
-    write = partial(write_index, benchmark.folders(options.root)[1], sorted(pairs), options.workers)
+    write = partial(write_index, benchmark.folders(options.root)[1], sorted(pairs), options.workers, options.progress)
     result.index = FileJob(options.root / benchmark.annotations, write)
     return result
 
@@ -118,20 +119,23 @@ def _tables() -> tuple[Array, Array]:
     return stuff, things
 
 
-def write_index(folder: Path, stems: list[str], workers: int, path: Path) -> None:
+def write_index(folder: Path, stems: list[str], workers: int, progress: bool, path: Path) -> None:
     """Write the JSON file of a split from its PNGs.
 
     Args:
         folder: folder of the PNGs.
         stems: images of the split; those without a PNG are left out.
         workers: number of processes.
+        progress: show a progress bar on a terminal.
         path: the JSON file.
 
     Raises:
         ValueError: a PNG is damaged, or not one of this preparation.
     """
     files = [file for stem in stems if (file := folder / f"{stem}.png").is_file()]
-    found = sorted(run_in_processes(_describe, files, workers=workers, lost=_lost))
+    described = run_in_processes(_describe, files, workers=workers, lost=_lost)
+    bar = tqdm(described, path.name, len(files), unit="file", disable=None if progress else True, mininterval=0.5)
+    found = sorted(bar, key=lambda each: each[0])
     labels = load_label_set(LABEL_SET)
     write_bytes(path, format_panoptic_file(found, labels.classes, labels.things).encode())
 

@@ -261,7 +261,7 @@ def test_every_fault_of_a_panoptic_set_is_found_in_one_run(panoptic_root: Path) 
             (folder / path).write_bytes((folder / path.replace(f"/{stem}.", "/a.")).read_bytes())
     file = folder / "ade20k_panoptic_val.json"
     content = json.loads(file.read_text())
-    for stem in ("d", "e"):
+    for stem in ("d", "e", "lost"):
         content["annotations"].append({**content["annotations"][0], "file_name": f"{stem}.png"})
     content["annotations"][0] = {**content["annotations"][0], "segments_info": [
         {"id": 1, "category_id": 0}, {"id": 5, "category_id": 3},
@@ -273,8 +273,10 @@ def test_every_fault_of_a_panoptic_set_is_found_in_one_run(panoptic_root: Path) 
     report = report_of(panoptic_root, PANOPTIC)
     found = {finding["kind"]: finding for finding in report["findings"]}
     assert {kind for kind, finding in found.items() if finding["wrong"]} == {
-        "segment_ids", "size_mismatch", "unreadable_label",
+        "segment_ids", "size_mismatch", "unreadable_label", "image_without_label", "label_without_image",
     }  # fmt: skip
+    assert "1 images whose PNG the JSON file does not list" in found["image_without_label"]["message"]
+    assert "1 PNGs that the JSON file lists do not exist" in found["label_without_image"]["message"]
     messages = [each["message"] for each in report["findings"] if each["kind"] == "segment_ids"]
     assert messages == [
         "ids that the annotation lacks: 300 (100 px), 70000 (100 px)",

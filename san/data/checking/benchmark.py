@@ -8,7 +8,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from san.data.benchmarks import PUBLISHED_BENCHMARKS, Benchmark
-from san.data.checking.folders import Folder, check_folders
+from san.data.checking.folders import Folder, check_annotations, check_folders
 from san.data.checking.pair import CheckTarget, Finding
 from san.data.checking.processes import check_pairs
 from san.data.checking.report import CheckReport, failed_report, summarise
@@ -72,6 +72,8 @@ def check_benchmark(
         pairing = benchmark.pairing(root, remedy="prepare the set")
     except (ValueError, OSError) as error:
         return failed_report(target, error, findings)
+    if benchmark.annotations is not None:
+        findings += check_annotations(pairing, label_dir, benchmark.label_ext)
     results = check_pairs(pairing.pairs, target, workers=workers)
     bar = tqdm(results, target.name, len(pairing.pairs), unit="pair", disable=None if progress else True)
     return summarise(target, pairing.pairs, bar, findings)

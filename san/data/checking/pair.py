@@ -136,9 +136,9 @@ def _read_segments(record: ImagePair, target: CheckTarget) -> tuple[Array, list[
     file, segments = label_file(record), record["segments_info"]
     ids = read_segment_ids(file)
     findings = []
-    unlisted = unlisted_ids(ids, segments)
-    if unlisted:
-        shown = [f"{number} ({int((ids == number).sum()):,} px)" for number in unlisted]
+    unlisted, counts = unlisted_ids(ids, segments)
+    if len(unlisted):
+        shown = [f"{number} ({count:,} px)" for number, count in zip(unlisted, counts, strict=True)]
         findings.append(Finding("segment_ids", f"ids that the annotation lacks: {listed(shown, _NUM_SHOWN)}", file))
         ids = np.where(np.isin(ids, unlisted), 0, ids)
     empty = sorted({each["id"] for each in segments} - {*np.unique(ids).tolist()})
