@@ -6,6 +6,7 @@ samples.png (image, coloured labels, legend).
 Examples:
   san check voc_sem_seg_val ade20k_sem_seg_val --data-root datasets --workers 4
   san check coco_2017_train_stuff_sem_seg --limit 1000
+  san check coco_2017_val_panoptic
   san check --dataset my_set.yaml --out output/check
 
 Exit codes: 0 all is well, 1 something is wrong, 2 wrong command line, 130 interrupted.
@@ -30,6 +31,7 @@ from san.data.checking import (
     Finding,
     Folder,
     PairResult,
+    check_annotations,
     check_folders,
     check_pairs,
     failed_report,
@@ -40,6 +42,8 @@ from san.data.checking import (
     write_check_report,
     write_classes,
 )
+from san.data.pairing import is_panoptic
+from san.data.panoptic import read_class_map
 from san.data.subset import evenly_spread
 from san.io.image_files import read_image, read_label_map
 from san.visualize import contact_sheet, drawing, plot_pixel_histogram
@@ -48,6 +52,7 @@ if TYPE_CHECKING:
     from san.d2.data.loaders import Record
 
 _RULE = "─" * 100
+_HIDDEN = {"size_mismatch", "segment_ids"}  # findings about pairs that are not drawn
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -118,7 +123,7 @@ def _check(name: str, args: argparse.Namespace) -> CheckReport:
     start = time.perf_counter()
     try:
         prepare_shapes([name], args.data_root)
-        pairs = _pairs(name)
+        pairs, annotation_findings = _pairs(name)
     except (ValueError, OSError) as error:
         report = failed_report(target, error, _folder_findings(target))
         write_check_report(report, folder / "report.json")
@@ -129,7 +134,7 @@ def _check(name: str, args: argparse.Namespace) -> CheckReport:
     shown = _ShownPairs()
     seldom = 0.1 if sys.stderr.isatty() else 10.0  # seconds; in a log file every update is a line
     bar = tqdm(results, name, len(positions), unit="pair", leave=False, dynamic_ncols=True, mininterval=seldom)
-    report = summarise(target, pairs, shown.watch(bar), _folder_findings(target))
+    report = summarise(target, pairs, shown.watch(bar), [*_folder_findings(target), *annotation_findings])
     seconds = time.perf_counter() - start
     write_check_report(report, folder / "report.json")
     write_classes(report, folder / "classes.csv")
@@ -142,13 +147,17 @@ def _check(name: str, args: argparse.Namespace) -> CheckReport:
     return report
 
 
-def _pairs(name: str) -> list[Record]:
-    """Return the pairs of a data set, even if some names are ambiguous."""
+def _pairs(name: str) -> tuple[list[Record], list[Finding]]:
+    """Return the pairs of a data set, even if names are ambiguous, and findings about a panoptic set's JSON file."""
     from san.d2.data.datasets import load_records, metadata_of, pairing_of
 
-    if metadata_of(name).get("files") is None:  # registered by other code
-        return load_records(name)
-    return [dict(pair) for pair in pairing_of(name).pairs]
+    metadata = metadata_of(name)
+    if metadata.get("files") is None:  # registered by other code
+        return load_records(name), []
+    pairing = pairing_of(name)
+    panoptic = metadata.evaluator_type == "panoptic_seg"
+    findings = check_annotations(pairing, Path(metadata.sem_seg_root), metadata.label_ext) if panoptic else []
+    return [dict(pair) for pair in pairing.pairs], findings
 
 
 def _target(name: str, *, partial: bool) -> CheckTarget:
@@ -184,7 +193,7 @@ class _ShownPairs:
     def watch(self, results: Iterable[PairResult]) -> Iterator[PairResult]:
         """Yield the results."""
         for result in results:
-            if result.size and result.values.size and all(each.kind != "size_mismatch" for each in result.findings):
+            if result.size and result.values.size and not _HIDDEN & {each.kind for each in result.findings}:
                 same_way_up = self.rotated if result.rotated else self.upright
                 same_way_up.append(result.index)
             yield result
@@ -204,7 +213,10 @@ def _write_samples(records: list[Record], positions: list[int], target: CheckTar
     samples = []
     for position in positions:
         record = records[position]
-        labels = read_label_map(record["sem_seg_file_name"])
+        if is_panoptic(record):
+            labels = read_class_map(record, target.ignore_label)
+        else:
+            labels = read_label_map(record["sem_seg_file_name"])
         if target.label_mapping is not None:
             labels = target.label_mapping.apply(labels)
         samples.append((Path(record["file_name"]).name, read_image(record["file_name"]), labels))

@@ -27,7 +27,16 @@ if TYPE_CHECKING:
     from san.preparation import SplitSummary, Summary
 
 _MAX_LINES = 20
-_SETS = ("ade20k", "ade20k_full", "coco_stuff", "pcontext", "pcontext_full", "voc")
+_SETS = (
+    "ade20k",
+    "ade20k_full",
+    "ade20k_panoptic",
+    "coco_panoptic",
+    "coco_stuff",
+    "pcontext",
+    "pcontext_full",
+    "voc",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

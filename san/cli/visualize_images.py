@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from san.data.label_mapping import LabelMapping
 from san.data.label_maps import read_truth
+from san.data.panoptic import Segment, class_map, read_segment_ids
 from san.evaluation.per_image import Entry, ImageScore, decode_entries, score_image
 from san.io.errors import one_line
 from san.io.files import write_whole
@@ -42,6 +43,7 @@ class Task:
         name: of the image, as shown: its path below the data set's image folder.
         stem: of the files written for it.
         image, label: its files.
+        segments: `segments_info` of the record of a panoptic set, whose label is a PNG of segment ids; else None.
         prediction: its run-length entries, or the file of its label map; a text with the reason if there is none.
     """
 
@@ -50,6 +52,7 @@ class Task:
     image: str
     label: str
     prediction: list[Entry] | Path | str
+    segments: Sequence[Segment] | None = None
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,7 @@ class ImageWorker:
         return Outcome(task, saved.score, saved.thumb_size if drawn else None)
 
     def _made(self, task: Task, key: str) -> Outcome:
-        image, truth = read_image(task.image), self._truth(task.label)
+        image, truth = read_image(task.image), self._truth(task)
         check_same_size(image, truth, f"image {task.image}", f"label map {task.label}")
         if isinstance(task.prediction, Path):
             prediction = read_label_map(task.prediction)
@@ -156,9 +159,11 @@ class ImageWorker:
         write_whole(self.score_path(task), json.dumps(asdict(SavedScore(key, score, size))))
         return Outcome(task, score, size)
 
-    def _truth(self, path: str) -> Array:
+    def _truth(self, task: Task) -> Array:
         """Read the label map, mapped and checked as in an evaluation."""
-        return read_truth(path, len(self.names), self.ignore_label, self.label_mapping)
+        if task.segments is not None:
+            return class_map(read_segment_ids(task.label), task.segments, self.ignore_label, task.label)
+        return read_truth(task.label, len(self.names), self.ignore_label, self.label_mapping)
 
     def _key(self, task: Task) -> str:
         """Return a key of everything that the result depends on."""
@@ -168,6 +173,8 @@ class ImageWorker:
         truth = [self.names, self.ignore_label, repr(self.label_mapping)]
         categories = sorted((self.categories or {}).items())
         parts: Any = [FORMAT, truth, categories, files, stats, entries]
+        if task.segments is not None:
+            parts.append([dict(each) for each in task.segments])
         return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 
 

@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from san.cli.options import add_data_root_option, path_option, path_or_name_option
 from san.cli.visualize_images import FORMAT, ImageWorker, Outcome, Task, rounded
+from san.data.pairing import label_file
 from san.evaluation.per_image import ORACLE_PAGE, ClassScore, Predictions, common_folder, distinct_stems
 from san.io.errors import printable
 from san.io.files import write_whole
@@ -171,19 +172,20 @@ def _tasks(name: str, predictions: Predictions) -> list[Task]:
 
     metadata = metadata_of(name)
     records = load_records(name)
-    images, labels = ([record[key] for record in records] for key in ("file_name", "sem_seg_file_name"))
+    images, labels = [record["file_name"] for record in records], [label_file(record) for record in records]
+    segments = [record.get("segments_info") for record in records]
     image_root = metadata.get("image_root") or common_folder(images)
     label_root = metadata.get("sem_seg_root") or common_folder(labels)
     stems, label_stems = distinct_stems(images, image_root), distinct_stems(labels, label_root)
     tasks = []
-    for image, label, stem, label_stem in zip(images, labels, stems, label_stems, strict=True):
+    for image, label, stem, label_stem, own in zip(images, labels, stems, label_stems, segments, strict=True):
         prediction: Any
         try:
             prediction = predictions.of(image, image_root, label_stem)
         except (ValueError, OSError) as error:
             prediction = str(error)
         shown = stem + Path(image).suffix
-        tasks.append(Task(shown, stem, image, label, prediction))
+        tasks.append(Task(shown, stem, image, label, prediction, own))
     if all(isinstance(task.prediction, str) for task in tasks):
         raise ValueError(f"none of the {len(tasks)} images of {name} has a prediction: {tasks[0].prediction}")
     return tasks

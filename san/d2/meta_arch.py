@@ -194,7 +194,7 @@ class SAN(nn.Module):
         return losses
 
     def _target(self, sample: dict[str, Any], num_classes: int, size: Sequence[int]) -> LabelMapTarget:
-        """Return the classes of a sample, and its label map padded to the batch's size with the ignore label."""
+        """Return the masks of a sample: its classes, and its map padded to the batch's size with the ignore label."""
         label_map, ignore = sample["sem_seg"], self._ignore_label(sample)
         classes = sample.get("classes")
         if classes is None:
@@ -202,7 +202,8 @@ class SAN(nn.Module):
             classes = classes_present(label_map, ignore, num_classes, source=source)
         padding = (0, size[1] - label_map.shape[1], 0, size[0] - label_map.shape[0])
         label_map = label_map.to(self.device, non_blocking=True)
-        return LabelMapTarget(classes, F.pad(label_map, padding, value=ignore))  # (M,), (H, W)
+        padded = F.pad(label_map, padding, value=ignore)  # (H, W)
+        return LabelMapTarget(classes, padded, sample.get("mask_values"))
 
     def _predict(self, samples: list[dict[str, Any]]) -> list[Mapping[str, Any]]:
         """Return the predictions of a batch; images of one vocabulary go through the network together."""

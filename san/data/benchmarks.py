@@ -1,6 +1,7 @@
-"""The table of the six benchmarks: registered names, folders under the datasets root, file types, image counts.
+"""The tables of the six benchmarks and of the panoptic sets: names, folders under the datasets root, image counts.
 
-The layout is the one published with SAN, so folders prepared for it can be used unchanged.
+The layout is the one published with SAN, and for panoptic sets that of Mask2Former, so folders prepared for them can be
+used unchanged.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from san.data.pairing import REMEDY, Pairing, pair_files
+from san.data.panoptic import pair_panoptic
 from san.vocabulary.label_sets import LabelSet, expanded_names, load_label_set
 
 
@@ -23,6 +26,8 @@ class Benchmark:
         num_images: number of image and label pairs of the complete split.
         image_ext, label_ext: file endings without the dot.
         shared_images: whether several splits share the image folder, so that images without a label are expected.
+        annotations: JSON file of a panoptic set, relative to the datasets root; None for a semantic set. The label
+            files of a panoptic set are its PNGs of segment ids.
     """
 
     name: str
@@ -33,6 +38,7 @@ class Benchmark:
     image_ext: str = "jpg"
     label_ext: str = "png"
     shared_images: bool = False
+    annotations: str | None = None
 
     @property
     def labels(self) -> LabelSet:
@@ -47,6 +53,28 @@ class Benchmark:
     def folders(self, root: str | Path) -> tuple[Path, Path]:
         """Image and label folder under the datasets root."""
         return Path(root) / self.image_dir, Path(root) / self.label_dir
+
+    @property
+    def category_ids(self) -> tuple[int, ...]:
+        """Category id of each class in the JSON file of a panoptic set: COCO's, else the class index."""
+        labels = self.labels
+        return labels.category_ids or tuple(range(labels.num_classes))
+
+    def pairing(self, root: str | Path, *, remedy: str = REMEDY) -> Pairing:
+        """Return the files of the split.
+
+        Args:
+            root: datasets root.
+            remedy: remedy for what is missing, for the message.
+
+        Raises:
+            FileNotFoundError, ValueError: see `pair_files` and `pair_panoptic`.
+        """
+        folders, endings = self.folders(root), (self.image_ext, self.label_ext)
+        if self.annotations is not None:
+            file = Path(root) / self.annotations
+            return pair_panoptic(*folders, file, self.category_ids, *endings, remedy=remedy)
+        return pair_files(*folders, *endings, shared_images=self.shared_images, remedy=remedy)
 
 
 _COCO = "coco/stuffthingmaps_detectron2"
@@ -93,3 +121,25 @@ YTVIS_SPLITS: dict[str, tuple[str, str]] = {
 
 BENCHMARKS: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in _TABLE}
 """The twelve real splits by registered name; the embedded `shapes_*` splits are registered by `san.shapes`."""
+
+# fmt: off
+_PANOPTIC_TABLE = (
+    # Detectron2 registers these two names itself, with the same files.
+    Benchmark("coco_2017_train_panoptic", "coco_panoptic_133", "coco/train2017", "coco/panoptic_train2017", 118_287,
+              annotations="coco/annotations/panoptic_train2017.json"),
+    Benchmark("coco_2017_val_panoptic", "coco_panoptic_133", "coco/val2017", "coco/panoptic_val2017", 5_000,
+              annotations="coco/annotations/panoptic_val2017.json"),
+    Benchmark("ade20k_panoptic_train", "ade20k_150",
+              f"{_ADE_150}/images/training", f"{_ADE_150}/ade20k_panoptic_train", 20_210,
+              annotations=f"{_ADE_150}/ade20k_panoptic_train.json"),
+    Benchmark("ade20k_panoptic_val", "ade20k_150",
+              f"{_ADE_150}/images/validation", f"{_ADE_150}/ade20k_panoptic_val", 2_000,
+              annotations=f"{_ADE_150}/ade20k_panoptic_val.json"),
+)
+# fmt: on
+
+PANOPTIC_BENCHMARKS: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in _PANOPTIC_TABLE}
+"""The four real panoptic splits by registered name."""
+
+PUBLISHED_BENCHMARKS: dict[str, Benchmark] = BENCHMARKS | PANOPTIC_BENCHMARKS
+"""All real splits, whose numbers of images are known."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from san.io.errors import excerpt, listed
 from san.io.listing import Skipped, describe_skipped, list_files
@@ -19,8 +20,18 @@ REMEDY = (
 )
 """Remedy for a benchmark folder that is missing or empty."""
 
-Pair = dict[str, str]
-"""One image with its label map: `file_name` and `sem_seg_file_name`."""
+Pair = dict[str, Any]
+"""One image with its labels: `file_name`, and `sem_seg_file_name` or the entries that `san.data.panoptic` describes."""
+
+
+def is_panoptic(record: Mapping[str, Any]) -> bool:
+    """Whether a record has segments instead of a label map."""
+    return "pan_seg_file_name" in record
+
+
+def label_file(record: Mapping[str, Any]) -> str:
+    """Return the file of a record's labels: its label map, or the segment ids of a panoptic set."""
+    return str(record["pan_seg_file_name" if is_panoptic(record) else "sem_seg_file_name"])
 
 
 @dataclass(frozen=True)

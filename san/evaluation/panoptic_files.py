@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from san.data.panoptic import read_panoptic_file, read_segment_ids
 from san.evaluation.panoptic import PanopticCounts, Segments
 from san.io.errors import brief_repr, excerpt, listed
-from san.io.image_files import decode, open_image
+from san.vocabulary.label_sets import load_label_set
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +20,7 @@ class PanopticSet:
     Attributes:
         file: the JSON file.
         folder: of the PNGs.
-        names: category id -> class name.
+        names: category id -> class name; COCO's names are those of the label set coco_panoptic_133.
         things: names of the classes that are things.
         annotations: path of an image's PNG without its ending -> its annotation.
     """
@@ -49,16 +47,9 @@ class PanopticSet:
         annotation = self.annotations[stem]
         path = self.folder / annotation["file_name"]
         try:
-            with open_image(path, "it") as image:
-                if image.mode != "RGB":
-                    raise ValueError(f"it has the mode {image.mode}")
-                pixels = np.asarray(decode(image, "it")).astype(np.int64)
+            ids = read_segment_ids(path)
         except FileNotFoundError:
             raise FileNotFoundError(f"{path}, named by {self.file}, does not exist; correct the folder") from None
-        except (OSError, ValueError, SyntaxError) as error:
-            raise ValueError(
-                f"{path} cannot be read as segment ids ({error}); give RGB PNGs of COCO's format"
-            ) from None
         classes, crowd = {}, set()
         for each in annotation["segments_info"]:
             try:
@@ -71,7 +62,7 @@ class PanopticSet:
                     f"{self.file} has the segment {excerpt(each)} in {annotation['file_name']}, which needs an id and "
                     "a category_id of its categories"
                 ) from None
-        return Segments(pixels @ np.array([1, 256, 65_536]), classes, frozenset(crowd))
+        return Segments(ids, classes, frozenset(crowd))
 
 
 def read_panoptic(file: Path, folder: Path | None = None) -> PanopticSet:
@@ -88,30 +79,17 @@ def read_panoptic(file: Path, folder: Path | None = None) -> PanopticSet:
     """
     candidates = [folder] if folder else [file.with_suffix(""), file.parent.parent / "panoptic"]
     found = next((each for each in candidates if each.is_dir()), None)
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        categories = {int(each["id"]): str(each["name"]) for each in content["categories"]}
-        things = frozenset(str(each["name"]) for each in content["categories"] if each["isthing"])
-        annotations = {
-            str(PurePosixPath(each["file_name"]).with_suffix("")): {
-                "file_name": str(each["file_name"]),
-                "segments_info": [*each["segments_info"]],
-            }
-            for each in content["annotations"]
-        }
-    except FileNotFoundError:
-        raise FileNotFoundError(
-            f"{file} does not exist; give the JSON file of a set in COCO's panoptic format"
-        ) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is not of COCO's panoptic format ({type(error).__name__}: {error})") from None
-    if len(set(categories.values())) != len(categories):
+    content = read_panoptic_file(file)
+    plain = load_label_set("coco_panoptic_133").official_names
+    names = {number: plain.get(name, name) for number, name in content.names.items()}
+    if len(set(names.values())) != len(names):
         raise ValueError(f"{file} has two categories of one name; give each a name of its own")
     if found is None:
         raise FileNotFoundError(
             f"there is no folder {listed(map(str, candidates), 2)} with the PNGs of {file}; give it"
         )
-    return PanopticSet(file, found, categories, things, annotations)
+    things = frozenset(names[number] for number in content.things)
+    return PanopticSet(file, found, names, things, content.annotations)
 
 
 def compare_panoptic(

@@ -35,18 +35,25 @@ class Target:
 
 @dataclass(frozen=True)
 class LabelMapTarget:
-    """The targets of one image as a label map: each of its classes is one target.
+    """The targets of one image as a map whose values number them: each value is one target.
 
     Attributes:
-        labels: (M,) int64 classes present, each once, in [0, C); M may be 0. On the CPU it avoids a GPU
-            synchronization.
-        label_map: (H, W) integers, padded like the image; a value that is not in `labels` belongs to no mask.
+        labels: (M,) int64 class of each target, in [0, C); M may be 0. On the CPU it avoids a GPU synchronization.
+        label_map: (H, W) integers, padded like the image; a value of no target belongs to no mask.
+        values: (M,) int64 value of each target in the map, each once; several targets may have one class. None: the
+            map contains class indices, and each class is one target.
     """
 
     labels: Tensor
     label_map: Tensor
+    values: Tensor | None = None
 
     __repr__ = brief_repr
+
+    @property
+    def map_values(self) -> Tensor:
+        """Value of each target in the map (M,)."""
+        return self.labels if self.values is None else self.values
 
 
 AnyTarget = Target | LabelMapTarget | Mapping[str, Tensor]
@@ -101,7 +108,7 @@ class MaskTargetBatch(TargetBatch):
 
 
 class LabelMapTargetBatch(TargetBatch):
-    """Targets given as label maps: a target's value at a point is the bilinear weight of the pixels of its class.
+    """Targets given as label maps: a target's value at a point is the bilinear weight of the pixels of its value.
 
     Equal to sampling the masks (guarded by tests/losses/test_targets.py), with four small reads per point and without
     (sum M, H, W) floats. The maps are padded by one pixel without a class, so that every point has four neighbours and
@@ -112,7 +119,10 @@ class LabelMapTargetBatch(TargetBatch):
         self.counts = [len(target.labels) for target in targets]
         self.labels = torch.cat([target.labels for target in targets]).to(device, non_blocking=True)
         wide = any(target.label_map.dtype == torch.int64 for target in targets)
-        self._values = self.labels.to(torch.int64 if wide else torch.int32)  # type of `maps`, to avoid casts
+        values = self.labels
+        if any(target.values is not None for target in targets):
+            values = torch.cat([target.map_values for target in targets]).to(device, non_blocking=True)
+        self._values = values.to(torch.int64 if wide else torch.int32)  # type of `maps`, to avoid casts
         images = torch.arange(len(targets)).repeat_interleave(torch.tensor(self.counts))
         self._images = images.to(device, non_blocking=True)  # (sum M,), for each target
         height, width = targets[0].label_map.shape
@@ -169,7 +179,7 @@ def target_batch(targets: Sequence[AnyTarget], num_images: int, num_classes: int
     """Check the targets of a batch against the outputs, and prepare them for sampling.
 
     Args:
-        targets: one per image; mappings have `labels` and either `masks` or `label_map`.
+        targets: one per image; mappings have `labels`, and either `masks`, or `label_map` and optionally `values`.
         num_images: B.
         num_classes: C.
         device: device of the outputs.
@@ -197,7 +207,7 @@ def target_batch(targets: Sequence[AnyTarget], num_images: int, num_classes: int
 
 def _from_mapping(target: Mapping[str, Any]) -> Target | LabelMapTarget:
     if "label_map" in target:
-        return LabelMapTarget(target["labels"], target["label_map"])
+        return LabelMapTarget(target["labels"], target["label_map"], target.get("values"))
     return Target(target["labels"], target["masks"])
 
 
@@ -208,6 +218,11 @@ def _checked_size(target: Target | LabelMapTarget) -> tuple[int, ...]:
             raise ValueError(
                 f"labels of shape {tuple(target.labels.shape)} with a label map of shape "
                 f"{tuple(target.label_map.shape)}; give (M,) and (H, W)"
+            )
+        if target.map_values.shape != target.labels.shape:
+            raise ValueError(
+                f"labels of shape {tuple(target.labels.shape)} with values of shape {tuple(target.map_values.shape)}; "
+                "give (M,) both"
             )
         return tuple(target.label_map.shape)
     if target.masks.dim() != 3 or target.labels.shape != target.masks.shape[:1]:
@@ -221,5 +236,5 @@ def _checked_size(target: Target | LabelMapTarget) -> tuple[int, ...]:
 def _as_masks(target: Target | LabelMapTarget) -> Target:
     if isinstance(target, Target):
         return target
-    labels = target.labels.to(target.label_map.device)
-    return Target(labels, target.label_map == labels[:, None, None])
+    labels, values = (each.to(target.label_map.device) for each in (target.labels, target.map_values))
+    return Target(labels, target.label_map == values[:, None, None])

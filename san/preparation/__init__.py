@@ -1,4 +1,4 @@
-"""Converts the publishers' downloads of the six benchmarks to the folders that `san.data.benchmarks` registers.
+"""Converts the publishers' downloads of the benchmarks to the folders that `san.data.benchmarks` registers.
 
 `prepare(name, PreparationOptions(root=...))` converts, and `check` checks the result with `san.data.checking`;
 `datasets/prepare_<name>.py` are the command lines.

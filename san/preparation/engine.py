@@ -12,6 +12,8 @@ from san.data.checking import CheckReport, check_benchmark
 from san.io.errors import listed
 from san.preparation.ade20k import ADE20K
 from san.preparation.ade20k_full import ADE20K_FULL
+from san.preparation.ade20k_panoptic import ADE20K_PANOPTIC
+from san.preparation.coco_panoptic import COCO_PANOPTIC
 from san.preparation.coco_stuff import COCO_STUFF
 from san.preparation.files import STATE_FOLDER, check_disk_space, only_run, remove_partial_files
 from san.preparation.jobs import FileJob, run_jobs
@@ -30,8 +32,10 @@ PREPARATIONS: dict[str, Preparation] = {
     "pcontext_full": PCONTEXT_FULL,
     "ade20k": ADE20K,
     "ade20k_full": ADE20K_FULL,
+    "coco_panoptic": COCO_PANOPTIC,
+    "ade20k_panoptic": ADE20K_PANOPTIC,
 }
-"""The six sets, keyed by the name of their script, `datasets/prepare_<name>.py`."""
+"""The six sets and the panoptic ones, keyed by the name of their script, `datasets/prepare_<name>.py`."""
 
 
 @dataclass
@@ -137,12 +141,22 @@ def _run(plan: SplitPlan, missing: list[FileJob], options: PreparationOptions) -
     summary = SplitSummary(benchmark.name, benchmark.num_images, notes=plan.notes)
     written, failures = run_jobs(missing, workers=options.workers, progress=options.progress, title=benchmark.name)
     summary.written, summary.present = written, len(plan.images) + len(plan.labels) - len(missing)
+    if plan.index is not None and _is_stale(plan.index.path, plan.labels):
+        failures += run_jobs([plan.index], workers=1, progress=False, title=plan.index.path.name)[1]
     label_dir = benchmark.folders(options.root)[1]
     there = existing_files(label_dir, f".{benchmark.label_ext}")
     summary.labels = len(there)
     summary.problems += failures + _surplus(there, (job.path.name for job in plan.labels), label_dir)
     _compare_count(summary, plan.problems, options)
     return summary
+
+
+def _is_stale(index: Path, labels: Iterable[FileJob]) -> bool:
+    """Whether the file that lists the labels is missing, empty, or older than one of them."""
+    if not index.is_file() or not index.stat().st_size:
+        return True
+    written = index.stat().st_mtime_ns
+    return any(job.path.is_file() and job.path.stat().st_mtime_ns > written for job in labels)
 
 
 def _compare_count(summary: SplitSummary, problems: list[str], options: PreparationOptions) -> None:

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from san.data.benchmarks import BENCHMARKS, Benchmark
+from san.data.benchmarks import PUBLISHED_BENCHMARKS, Benchmark
+from san.data.pairing import Pairing
+from san.io.errors import listed
 from san.preparation.files import place_file
 from san.preparation.jobs import FileJob
 from san.preparation.sources import PreparationOptions
@@ -24,6 +26,7 @@ class SplitPlan:
         images, labels: one job per file.
         problems: errors of the download as a whole (files without a partner, wrong lists).
         notes: remarks that are not errors.
+        index: file that lists the labels, written when it is missing or older than one of them.
     """
 
     benchmark: Benchmark
@@ -31,6 +34,7 @@ class SplitPlan:
     labels: list[FileJob] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    index: FileJob | None = None
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class Preparation:
 
     def benchmarks(self, splits: Iterable[str]) -> list[Benchmark]:
         """Return the registered benchmarks of some splits."""
-        return [BENCHMARKS[self.registered[split]] for split in splits]
+        return [PUBLISHED_BENCHMARKS[self.registered[split]] for split in splits]
 
 
 def plan_pairs(
@@ -81,6 +85,16 @@ def plan_pairs(
             plan.images.append(FileJob(target, partial(place_image, image, link=options.link), size))
         plan.labels.append(FileJob(label_dir / f"{stem}.{benchmark.label_ext}", make_label, label_bytes(stem)))
     return plan
+
+
+def unpaired_problems(pairing: Pairing) -> list[str]:
+    """Return a line about the label files without an image, and one about the images without a label file."""
+    unpaired = {
+        "label files without an image": pairing.labels_without_image,
+        "images without a label file": pairing.images_without_label,
+    }
+    remedy = "unpack both downloads again"
+    return [f"{len(files)} {what}: {listed(files)}; {remedy}" for what, files in unpaired.items() if files]
 
 
 def file_size(path: Path) -> int:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 from san.data.benchmarks import Benchmark
 from san.data.pairing import pair_files
-from san.io.errors import listed
 from san.preparation.encoding import check_raw_values, class_table, fit_to_image, read_indices, write_labels
-from san.preparation.plan import MakeLabel, SplitPlan, file_size, plan_pairs
+from san.preparation.plan import MakeLabel, SplitPlan, file_size, plan_pairs, unpaired_problems
 from san.preparation.sources import PreparationOptions
 from san.vocabulary.label_sets import load_label_set
 
@@ -62,12 +60,4 @@ def plan_png_split(
         image, label = Path(pair["file_name"]), Path(pair["sem_seg_file_name"])
         pairs[image.stem] = image, partial(convert_png, label, image, benchmark.label_set)
         sizes[image.stem] = file_size(label)
-    problems = [
-        *_lonely("label files without an image", pairing.labels_without_image),
-        *_lonely("images without a label file", pairing.images_without_label),
-    ]
-    return plan_pairs(benchmark, options, pairs, label_bytes=sizes.__getitem__, problems=problems)
-
-
-def _lonely(what: str, files: Sequence[str]) -> list[str]:
-    return [f"{len(files)} {what}: {listed(files)}; unpack both downloads again"] if files else []
+    return plan_pairs(benchmark, options, pairs, label_bytes=sizes.__getitem__, problems=unpaired_problems(pairing))

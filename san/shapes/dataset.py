@@ -14,6 +14,9 @@ The splits, all evaluated with the mixed vocabulary of 36 names (`world.NAMES`):
 
 The narrow training split contains none of the words `world.FAR_WORDS`, so that a CLIP trained on it can forget them. It
 is written only for runs that use it, and evaluated on the pictures of ``val_mixed``.
+
+The panoptic splits, ``shapes_panoptic_*``, have scenes of their own, in which a name may occur several times. They are
+written only for runs that use them, to ``ROOT/shapes/panoptic``, see `san.shapes.panoptic`.
 """
 
 from __future__ import annotations
@@ -22,15 +25,18 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from san.data.benchmarks import Benchmark
 from san.io.plain_file import read_plain_file
+from san.shapes.panoptic import write_panoptic
 from san.shapes.render import render
 from san.shapes.world import (
     FAR,
@@ -43,6 +49,7 @@ from san.shapes.world import (
     SEEN,
     THINGS,
     class_index,
+    repeated_scene_at,
     scene_at,
 )
 from san.vocabulary.label_sets import LabelSet, expanded_names, load_label_set
@@ -86,6 +93,13 @@ SHAPES_SPLITS: tuple[ShapesSplit, ...] = (
 
 NARROW_TRAIN = ShapesSplit("shapes_narrow_sem_seg_train", "train_narrow", NARROW_SEEN, NARROW_SEEN + GROUNDS, 4000)
 NARROW_VAL = "shapes_narrow_sem_seg_val"
+
+PANOPTIC_SPLITS: tuple[ShapesSplit, ...] = (
+    ShapesSplit("shapes_panoptic_train", "train", SEEN, NAMES[:NUM_TRAIN_CLASSES], 4000),
+    ShapesSplit("shapes_panoptic_val_seen", "val_seen", SEEN, NAMES, 200),
+    ShapesSplit("shapes_panoptic_val_mixed", "val_mixed", THINGS, NAMES, 200, required=NOVEL),
+)
+_PANOPTIC = "panoptic"  # folder of these splits
 
 
 @dataclass(frozen=True)
@@ -132,6 +146,7 @@ class ShapesBenchmark(Benchmark):
             load_label_set("shapes_36"),
             name=self.label_set,
             classes=self.classes,
+            things=tuple(name for name in self.classes if name in THINGS),
             raw_values=tuple(range(len(self.classes))),
             groups=self.groups,
         )
@@ -154,11 +169,23 @@ def _benchmark(split: ShapesSplit) -> ShapesBenchmark:
     )
 
 
+def _panoptic_benchmark(split: ShapesSplit) -> ShapesBenchmark:
+    """Return what is registered of a panoptic split."""
+    folder = f"{FOLDER}/{_PANOPTIC}"
+    return replace(
+        _benchmark(split),
+        image_dir=f"{folder}/images/{split.folder}",
+        label_dir=f"{folder}/{split.folder}",
+        annotations=f"{folder}/{split.folder}.json",
+    )
+
+
 _NARROW_GROUPS = {"seen": NARROW_SEEN, "near": NEAR, "far": FAR, "grounds": GROUNDS}
 
 BENCHMARKS: dict[str, Benchmark] = {
     **{split.name: _benchmark(split) for split in SHAPES_SPLITS},
     NARROW_TRAIN.name: _benchmark(NARROW_TRAIN),
+    **{split.name: _panoptic_benchmark(split) for split in PANOPTIC_SPLITS},
     NARROW_VAL: replace(_benchmark(SHAPES_SPLITS[-1]), name=NARROW_VAL, groups=_NARROW_GROUPS),
 }
 """The splits by registered name; the narrow evaluation has the pictures of ``val_mixed``, and groups of its own."""
@@ -229,32 +256,47 @@ def write_shapes(root: str | Path, sizes: ShapesSizes | None = None, *, overwrit
 
 
 def ensure_written(root: str | Path, names: Sequence[str] = ()) -> Path:
-    """Run `write_shapes` with the existing sizes, else the default ones; add the narrow split if it is among the names.
+    """Run `write_shapes` with the existing sizes, else the default ones, and add splits that are written on demand.
 
     Args:
         root: folder of the data sets.
-        names: registered names to be used.
+        names: registered names to be used; the narrow split and panoptic splits are written if they are among them.
 
     Returns:
         the folder ``root/shapes``.
     """
     target = write_shapes(root)
-    if NARROW_TRAIN.name in names and not (target / "images" / NARROW_TRAIN.folder).is_dir():
-        found = _read_manifest(target) or {}
-        _add_split(target, NARROW_TRAIN, ShapesSizes(**{key: found[key] for key in asdict(ShapesSizes())}))
+    found = _read_manifest(target) or {}
+    sizes = ShapesSizes(**{key: found[key] for key in asdict(ShapesSizes()) if key in found})
+    if NARROW_TRAIN.name in names:
+        parts = [f"{kind}/{NARROW_TRAIN.folder}" for kind in ("annotations", "images")]
+        _add(target, parts, lambda work: _write_split(work, NARROW_TRAIN, sizes))
+    for stream, split in enumerate(PANOPTIC_SPLITS, start=1):
+        if split.name in names:
+            parts = [f"{_PANOPTIC}/{part}" for part in (f"images/{split.folder}", split.folder, f"{split.folder}.json")]
+            _add(target, parts, partial(_write_panoptic_split, split=split, stream=stream, sizes=sizes))
     return target
 
 
-def _add_split(target: Path, split: ShapesSplit, sizes: ShapesSizes) -> None:
-    """Write a split into an existing benchmark; its folder of images appears last."""
+def _add(target: Path, parts: Sequence[str], write: Callable[[Path], Any]) -> None:
+    """Write a split into an existing benchmark unless it is there.
+
+    Args:
+        target: folder of the benchmark.
+        parts: files and folders of the split; the last appears last.
+        write: writes them below a folder.
+    """
+    if (target / parts[-1]).exists():
+        return
     work = Path(tempfile.mkdtemp(prefix=f".{FOLDER}-", dir=target.parent))
     try:
-        _write_split(work, split, sizes)
-        for part in ("annotations", "images"):
+        write(work)
+        for part in parts:
+            (target / part).parent.mkdir(parents=True, exist_ok=True)
             try:
-                os.rename(work / part / split.folder, target / part / split.folder)
+                os.rename(work / part, target / part)
             except OSError:  # another process was faster, with the same files
-                if not (target / part / split.folder).is_dir():
+                if not (target / part).exists():
                     raise
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -293,6 +335,18 @@ def _write_split(folder: Path, split: ShapesSplit, sizes: ShapesSizes) -> None:
     for start in range(0, count, chunk):
         indices = range(start, min(start + chunk, count))
         for index, image, label in zip(indices, *split_images(split, sizes.seed, indices), strict=True):
-            picture = Image.fromarray(image)
-            picture.save(image_dir / f"{index:05d}.jpg", quality=_JPEG_QUALITY, subsampling=0)
+            _save_picture(image, image_dir / f"{index:05d}.jpg")
             Image.fromarray(label).save(label_dir / f"{index:05d}.png")
+
+
+def _save_picture(image: np.ndarray[Any, np.dtype[np.uint8]], path: Path) -> None:
+    """Write a picture (S, S, 3) as JPEG."""
+    Image.fromarray(image).save(path, quality=_JPEG_QUALITY, subsampling=0)
+
+
+def _write_panoptic_split(folder: Path, split: ShapesSplit, stream: int, sizes: ShapesSizes) -> None:
+    """Write one panoptic split."""
+    draw = partial(repeated_scene_at, sizes.seed, stream, things=split.things, required=split.required)
+    scenes = [partial(draw, index) for index in range(sizes.count(split))]
+    things = [name for name in split.classes if name in THINGS]
+    write_panoptic(folder / _PANOPTIC / split.folder, scenes, split.classes, things, _save_picture)

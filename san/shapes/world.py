@@ -11,7 +11,7 @@ All lengths are in scene pixels: a scene is `SCENE_SIZE` x `SCENE_SIZE`, at any 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -70,6 +70,10 @@ class SceneStyle:
     thing_size: tuple[float, float] = (32.0, 72.0)
     margin: float = 0.35
     spread: float = 0.6
+
+
+REPEATED_STYLE = SceneStyle(num_things=(3, 5), thing_size=(30.0, 58.0))
+"""Ranges of the scenes in which a name may occur several times."""
 
 
 @dataclass(frozen=True)
@@ -161,9 +165,14 @@ def draw_scene(
     drawn: list[Thing] = []
     for name in names:
         drawn.append(_draw_thing(rng, name, style, drawn))
+    return _scene_of(rng, drawn)
+
+
+def _scene_of(rng: np.random.Generator, things: Sequence[Thing]) -> Scene:
+    """Draw what a scene has besides its things."""
     return Scene(
         ground=_draw_ground(rng),
-        things=tuple(drawn),
+        things=tuple(things),
         light=(float(rng.uniform(0.88, 1.08)), float(rng.uniform(-0.12, 0.12)), float(rng.uniform(-0.12, 0.12))),
         noise=float(rng.uniform(0.015, 0.05)),
         blur=float(rng.uniform(0.0, 0.22)),
@@ -181,6 +190,55 @@ def scene_at(
 ) -> Scene:
     """Return scene ``index`` of the infinite stream ``seed``; deterministic."""
     return draw_scene(np.random.default_rng((seed, index)), things, style, required=required)
+
+
+def repeated_scene_at(
+    seed: int, stream: int, index: int, things: Sequence[str] = THINGS, *, required: Sequence[str] = ()
+) -> Scene:
+    """Return scene ``index`` of an infinite stream of scenes in which a name may occur several times; deterministic.
+
+    A scene has 3 to 5 things. In most scenes one name occurs two or three times; half of these copies touch or overlap
+    an earlier one.
+
+    Args:
+        seed: seed of the streams.
+        stream: number of the stream, 1 or more; the scenes of `scene_at` are others.
+        index: number of the scene.
+        things: names to draw things from, five or more.
+        required: if given (a subset of ``things``), the scene contains at least one of these names.
+    """
+    assert stream > 0, "a 0 would repeat the numbers of scene_at"
+    rng = np.random.default_rng((seed, index, stream))
+    count = int(rng.integers(REPEATED_STYLE.num_things[0], REPEATED_STYLE.num_things[1] + 1))
+    copies = int(rng.choice(3, p=(0.15, 0.5, 0.35))) + 1
+    num_names = count - copies + 1
+    names = [str(name) for name in rng.choice(np.asarray(things, dtype=object), size=num_names, replace=False)]
+    if required and not set(names) & set(required):
+        names[int(rng.integers(num_names))] = str(rng.choice(np.asarray(required, dtype=object)))
+    names += names[:1] * (copies - 1)
+    drawn: list[Thing] = []
+    for place in rng.permutation(count).tolist():
+        thing = _draw_thing(rng, names[place], REPEATED_STYLE, drawn)
+        siblings = [other for other in drawn if other.name == thing.name]
+        if siblings and rng.random() < 0.5:
+            thing = replace(thing, centre=_beside(rng, thing, siblings[-1], drawn))
+        drawn.append(thing)
+    return _scene_of(rng, drawn)
+
+
+def _beside(rng: np.random.Generator, thing: Thing, sibling: Thing, others: Sequence[Thing]) -> tuple[float, float]:
+    """Draw the centre (y, x) of a thing that touches or overlaps another one, far from the centres of the others."""
+    radius = max(thing.radius)
+    distance = rng.uniform(0.75, 1.05) * (radius + max(sibling.radius))
+    angles = rng.uniform(0.0, 2 * np.pi, size=12)
+    candidates = np.array(sibling.centre) + distance * np.stack([np.sin(angles), np.cos(angles)], axis=1)
+    margin = REPEATED_STYLE.margin * 2 * radius
+    candidates = np.clip(candidates, margin, SCENE_SIZE - margin)
+    centres = np.array([other.centre for other in others])
+    radii = np.array([max(other.radius) for other in others])
+    gaps = np.linalg.norm(candidates[:, None] - centres, axis=-1) / (radii + radius)
+    y, x = candidates[int(gaps.min(axis=1).argmax())]
+    return float(y), float(x)
 
 
 def _draw_thing(rng: np.random.Generator, name: str, style: SceneStyle, others: Sequence[Thing]) -> Thing:

@@ -1,4 +1,4 @@
-"""Class names and label encodings of the six benchmarks and the shapes world, stored as JSON files in `labels/`.
+"""Class names and label encodings of the benchmarks and the shapes world, stored as JSON files in `labels/`.
 
 Legend: C classes; the class index of a name is its position in `LabelSet.classes`.
 """
@@ -22,6 +22,7 @@ LABEL_SETS = (
     "pascal_context_459",
     "ade20k_150",
     "ade20k_847",
+    "coco_panoptic_133",
     "shapes_36",
 )
 
@@ -41,6 +42,9 @@ class LabelSet:
         label_dtype: "uint8" or "uint16", the pixel type of the converted label maps.
         raw_values: value of each class in the downloaded annotation; every other value becomes `ignore_label`.
         raw_values_are: place of those values in the download.
+        things: names of the classes that are things, each instance of which is a segment, in the order of the
+            download's instance numbers; the others are stuff. () for a semantic set.
+        official_names: name in the download -> name in `classes`, where the download's is no plain word.
         num_thing_classes: number of thing classes, which come first; None if the benchmark does not distinguish them.
         category_ids: COCO's category ids, used in prediction files instead of class indices; None for other sets.
         official_numbers: PASCAL Context's 1-based numbers of the 59 classes, in a different order; None for other sets.
@@ -55,6 +59,8 @@ class LabelSet:
     label_dtype: str
     raw_values: tuple[int, ...]
     raw_values_are: str
+    things: tuple[str, ...] = ()
+    official_names: Mapping[str, str] = field(default_factory=dict)
     num_thing_classes: int | None = None
     category_ids: tuple[int, ...] | None = None
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

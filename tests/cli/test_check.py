@@ -14,6 +14,8 @@ from PIL import Image
 from san.cli import check
 from san.cli.main import main as san_main
 from san.d2.api import DatasetCatalog, MetadataCatalog
+from san.data.panoptic import describe_segments, encode_segment_ids, format_panoptic_file
+from san.vocabulary.label_sets import load_label_set
 
 REPO = Path(__file__).resolve().parents[2]
 NAME = "voc_sem_seg_val"
@@ -215,3 +217,70 @@ def test_two_processes(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(root, NAME, "--partial", "--workers", "2") == 1
     assert "images that cannot be read: 1" in capsys.readouterr().out
     assert report_of(root)["checked"] == 15
+
+
+@pytest.fixture
+def panoptic_root(tmp_path: Path) -> Path:
+    """Three images of ADE's panoptic layout: two beds, a wall and a strip without a segment in each."""
+    folder = tmp_path / "ADEChallengeData2016"
+    annotations = []
+    for stem in ("a", "b", "c"):
+        ids = np.full((20, 30), 1)
+        ids[:5], ids[10:, :10], ids[10:, 20:] = 0, 300, 70_000
+        for path in (folder / f"images/validation/{stem}.jpg", folder / f"ade20k_panoptic_val/{stem}.png"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (30, 20)).save(folder / f"images/validation/{stem}.jpg")
+        (folder / f"ade20k_panoptic_val/{stem}.png").write_bytes(encode_segment_ids(ids))
+        annotations.append((stem, (20, 30), describe_segments(ids, {1: 0, 300: 7, 70_000: 7})))
+    labels = load_label_set("ade20k_150")
+    text = format_panoptic_file(annotations, labels.classes, labels.things)
+    (folder / "ade20k_panoptic_val.json").write_text(text)
+    return tmp_path
+
+
+PANOPTIC = "ade20k_panoptic_val"
+
+
+def test_a_panoptic_set(panoptic_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(panoptic_root, "--partial", PANOPTIC) == 0
+    assert "pairs    3 (published: 2,000), 3 read in" in capsys.readouterr().out
+    report = report_of(panoptic_root, PANOPTIC)
+    assert kinds(report) == {"wrong_count": False, "absent_class": False}
+    assert [(row["pixels"], row["images"]) for row in (report["classes"][0], report["classes"][7])] == [
+        (3 * 250, 3), (3 * 200, 3),
+    ]  # fmt: skip
+    assert report["ignored_pixels"] == 3 * 150
+    with Image.open(panoptic_root / "out" / PANOPTIC / "samples.png") as image:
+        assert min(image.size) > 100
+
+
+def test_every_fault_of_a_panoptic_set_is_found_in_one_run(panoptic_root: Path) -> None:
+    folder = panoptic_root / "ADEChallengeData2016"
+    for stem in ("d", "e", "f"):
+        for path in (f"images/validation/{stem}.jpg", f"ade20k_panoptic_val/{stem}.png"):
+            (folder / path).write_bytes((folder / path.replace(f"/{stem}.", "/a.")).read_bytes())
+    file = folder / "ade20k_panoptic_val.json"
+    content = json.loads(file.read_text())
+    for stem in ("d", "e", "lost"):
+        content["annotations"].append({**content["annotations"][0], "file_name": f"{stem}.png"})
+    content["annotations"][0] = {**content["annotations"][0], "segments_info": [
+        {"id": 1, "category_id": 0}, {"id": 5, "category_id": 3},
+    ]}  # fmt: skip
+    file.write_text(json.dumps(content))
+    Image.new("RGB", (31, 20)).save(folder / "images/validation/d.jpg")
+    Image.new("L", (30, 20)).save(folder / "ade20k_panoptic_val/e.png")
+    assert run(panoptic_root, "--partial", PANOPTIC) == 1
+    report = report_of(panoptic_root, PANOPTIC)
+    found = {finding["kind"]: finding for finding in report["findings"]}
+    assert {kind for kind, finding in found.items() if finding["wrong"]} == {
+        "segment_ids", "size_mismatch", "unreadable_label", "image_without_label", "label_without_image",
+    }  # fmt: skip
+    assert "1 images whose PNG the JSON file does not list" in found["image_without_label"]["message"]
+    assert "1 PNGs that the JSON file lists do not exist" in found["label_without_image"]["message"]
+    messages = [each["message"] for each in report["findings"] if each["kind"] == "segment_ids"]
+    assert messages == [
+        "ids that the annotation lacks: 300 (100 px), 70000 (100 px)",
+        "ids of the annotation that have no pixel: 5",
+    ]
+    assert report["pairs"] == report["checked"] == 5  # f is not in the file
+    assert (panoptic_root / "out" / PANOPTIC / "samples.png").is_file()

@@ -26,7 +26,7 @@ from san.d2.data.datasets import (
     register_folder,
     shapes_benchmarks,
 )
-from san.data.benchmarks import BENCHMARKS
+from san.data.benchmarks import BENCHMARKS, PANOPTIC_BENCHMARKS, PUBLISHED_BENCHMARKS
 from san.vocabulary.classes import ClassText
 from tests.d2.conftest import write_voc
 
@@ -45,6 +45,11 @@ def test_twelve_names_with_their_folders_again_and_again(tmp_path: Path) -> None
             assert metadata.ignore_label == benchmark.labels.ignore_label
             assert metadata.evaluator_type == "sem_seg"
             assert class_texts(name) == tuple(ClassText(each) for each in benchmark.labels.classes)
+    for name, benchmark in PANOPTIC_BENCHMARKS.items():
+        metadata = metadata_of(name)
+        assert (Path(metadata.image_root), Path(metadata.sem_seg_root)) == benchmark.folders(root)
+        assert (tuple(metadata.stuff_classes), metadata.things) == (benchmark.labels.classes, benchmark.labels.things)
+        assert (metadata.evaluator_type, metadata.ignore_label) == ("panoptic_seg", 255)
     ids = metadata_of("coco_2017_test_stuff_sem_seg").stuff_dataset_id_to_contiguous_id
     assert (ids[1], ids[13], ids[182], len(ids)) == (0, 11, 170, 171)
 
@@ -64,14 +69,14 @@ SCRIPT = """
 import sys
 import san.d2
 from san.d2.api import BACKEND, DatasetCatalog, MetadataCatalog
-from san.data.benchmarks import BENCHMARKS
+from san.data.benchmarks import PUBLISHED_BENCHMARKS
 before = set(DatasetCatalog.list())
 assert BACKEND == sys.argv[1]
-theirs = {"ade20k_sem_seg_train", "ade20k_sem_seg_val"}
-assert (set(BENCHMARKS) & before) == (theirs if BACKEND == "detectron2" else set()), "registered on import"
+theirs = {"ade20k_sem_seg_train", "ade20k_sem_seg_val", "coco_2017_train_panoptic", "coco_2017_val_panoptic"}
+assert (set(PUBLISHED_BENCHMARKS) & before) == (theirs if BACKEND == "detectron2" else set()), "registered on import"
 for _ in range(2):
     san.d2.register_datasets("root")
-for name, benchmark in BENCHMARKS.items():
+for name, benchmark in PUBLISHED_BENCHMARKS.items():
     assert tuple(MetadataCatalog.get(name).stuff_classes) == benchmark.labels.classes, name
     assert str(MetadataCatalog.get(name).sem_seg_root).startswith("root/"), name
 assert before <= set(DatasetCatalog.list())
@@ -81,7 +86,7 @@ print("fine")
 
 @pytest.mark.parametrize("backend", ["standin", pytest.param("detectron2", marks=pytest.mark.detectron2)])
 def test_registration_is_explicit_and_keeps_others(backend: str) -> None:
-    """Detectron2 registers ade20k_sem_seg_* itself, on import."""
+    """Detectron2 registers ade20k_sem_seg_* and coco_2017_*_panoptic itself, on import."""
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, backend],
         capture_output=True, text=True, check=False, cwd=REPO, env=os.environ | {"SAN_BACKEND": backend},
@@ -171,7 +176,8 @@ def test_names_of_others_are_refused(tmp_path: Path) -> None:
 
 def test_expanded_names_replace_texts_and_nothing_else(tmp_path: Path) -> None:
     register_datasets(tmp_path)
-    before = {name: list(MetadataCatalog.get(name).stuff_classes) for name in (*BENCHMARKS, *shapes_benchmarks())}
+    names = (*PUBLISHED_BENCHMARKS, *shapes_benchmarks())
+    before = {name: list(MetadataCatalog.get(name).stuff_classes) for name in names}
     register_datasets(tmp_path, "expanded")
     for name, classes in before.items():
         assert MetadataCatalog.get(name).stuff_classes == classes

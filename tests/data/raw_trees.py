@@ -1,4 +1,4 @@
-"""Fake raw downloads of the six benchmarks, in the true raw formats, with the label maps they must be converted to.
+"""Fake raw downloads of the benchmarks, in the true raw formats, with the label maps they must be converted to.
 
     tree = make_raw_tree("voc", folder)                  # unpacked, as the publisher's archives unpack
     tree = make_raw_tree("voc", folder, archives=True)   # the archives themselves
@@ -40,11 +40,13 @@ class RawTree:
         name: the set, a key of `san.preparation.PREPARATIONS`.
         raw: the folder that holds the download; good for `--raw`, or itself as `--root`.
         expected: registered name -> stem -> (H, W) label map after the conversion, upright.
+        segments: the same for a panoptic set: the number of the segment at each pixel, 0 for none.
     """
 
     name: str
     raw: Path
     expected: dict[str, dict[str, Labels]] = field(default_factory=dict)
+    segments: dict[str, dict[str, Labels]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def make_raw_tree(name: str, folder: Path, *, archives: bool = False, sizes: Siz
     """Write the raw download of a set into `folder`, unpacked or as archives of the publisher's names."""
     folder.mkdir(parents=True, exist_ok=True)
     tree = RawTree(name, folder)
-    packs = MAKERS[name](tree, sizes or Sizes())
+    packs = (MAKERS | PANOPTIC_MAKERS)[name](tree, sizes or Sizes())
     if archives:
         for archive, content in packs.items():
             _pack(folder, archive, content)
@@ -368,4 +370,93 @@ MAKERS: dict[str, Callable[[RawTree, Sizes], dict[str, str]]] = {
     "pcontext_full": make_pcontext_full,
     "ade20k": make_ade20k,
     "ade20k_full": make_ade20k_full,
+}
+
+
+def _instances(labels: LabelSet, values: Labels, rng: np.random.Generator) -> Labels:
+    """Numbers the segments of a map: up to three instances of each thing class in an image, one region of stuff."""
+    things = np.array([name in labels.things for name in labels.classes])
+    copy = np.kron(rng.integers(0, 3, (-(-values.shape[0] // 8), -(-values.shape[1] // 8))), np.ones((8, 8), np.int64))
+    keys = np.where(values < 0, -1, 3 * values + copy[: values.shape[0], : values.shape[1]] * things[values.clip(0)])
+    known = [key for key in np.unique(keys).tolist() if key >= 0]
+    return np.where(keys < 0, 0, np.searchsorted(known, keys) + 1)
+
+
+def make_coco_panoptic(tree: RawTree, sizes: Sizes) -> dict[str, str]:
+    """JSON files, and archives of PNGs in the archive of annotations; an image's last segment is a crowd."""
+    labels = load_label_set("coco_panoptic_133")
+    folder = tree.raw / "annotations"
+    for seed, (split, count) in enumerate(_splits(sizes)):
+        registered, stems = f"coco_2017_{split}_panoptic", []
+        annotations = []
+        for index, sample in enumerate(_samples(labels, sizes, count, seed)):
+            stem = f"{1000 * seed + index * 13 + 9:012d}"
+            stems.append(stem)
+            write_jpeg(tree.raw / f"coco/{split}2017/{stem}.jpg", Sample(sample.labels, IMAGE_KINDS[index % 2]))
+            numbers = _instances(labels, sample.labels, np.random.default_rng([seed, index]))
+            ids = np.where(numbers > 0, numbers * 70_001, 0)
+            rgb = np.stack([ids % 256, ids // 256 % 256, ids // 65_536], axis=-1).astype(np.uint8)
+            (folder / f"panoptic_{split}2017").mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rgb).save(folder / f"panoptic_{split}2017/{stem}.png")
+            segments = [
+                {
+                    "id": number * 70_001,
+                    "category_id": labels.raw_values[sample.labels[numbers == number][0]],
+                    "area": int((numbers == number).sum()), "bbox": [0, 0, 1, 1],
+                    "iscrowd": int(number == numbers.max()),
+                }
+                for number in range(1, int(numbers.max()) + 1)
+            ]  # fmt: skip
+            annotations.append({"image_id": int(stem), "file_name": f"{stem}.png", "segments_info": segments})
+            _expect(tree, registered, labels, stem, sample.labels)
+            tree.segments.setdefault(registered, {})[stem] = numbers
+        content = {
+            "info": {"year": 2018},
+            "images": [{"id": int(stem), "file_name": f"{stem}.jpg", "height": 1, "width": 1} for stem in stems],
+            "annotations": annotations,
+            "categories": [
+                {"id": number, "name": f"{name}-merged", "isthing": int(name in labels.things), "color": [0, 0, 0]}
+                for number, name in zip(labels.raw_values, labels.classes, strict=True)
+            ],
+        }
+        (folder / f"panoptic_{split}2017.json").write_text(json.dumps(content))
+        _pack(folder, f"panoptic_{split}2017.zip", f"panoptic_{split}2017")
+        shutil.rmtree(folder / f"panoptic_{split}2017")
+    return {
+        "train2017.zip": "coco/train2017",
+        "val2017.zip": "coco/val2017",
+        "panoptic_annotations_trainval2017.zip": "annotations",
+    }
+
+
+def make_ade20k_panoptic(tree: RawTree, sizes: Sizes) -> dict[str, str]:
+    """Class maps, and PNGs whose red channel is the number of a thing class and green that of an instance."""
+    packs = make_ade20k(tree, sizes)
+    labels = load_label_set("ade20k_150")
+    things = {labels.classes.index(name): number for number, name in enumerate(labels.things, start=1)}
+    folder = tree.raw / "annotations_instance"
+    for seed, (split, count) in enumerate(_splits(sizes)):
+        registered, split_folder = f"ade20k_panoptic_{split}", {"train": "training", "val": "validation"}[split]
+        for index, sample in enumerate(_samples(labels, sizes, count, seed)):
+            stem = f"ADE_{split}_{index + 1:08d}"
+            values = np.array(sample.labels)
+            numbers = _instances(labels, values, np.random.default_rng([seed, index]))
+            red = np.vectorize(lambda value: things.get(value, 0))(values)
+            green = np.where(red > 0, numbers % 256, 0)
+            red[:3], green[:3] = 0, 0  # pixels of a thing's class without an instance
+            (folder / split_folder).mkdir(parents=True, exist_ok=True)
+            rgb = np.stack([red, green, np.zeros_like(red)], axis=-1).astype(np.uint8)
+            Image.fromarray(rgb).save(folder / split_folder / f"{stem}.png")
+            bare = np.isin(values, [*things]) & (red == 0)
+            values[bare], numbers[bare] = -1, 0
+            turned = [Sample(each, sample.kind).upright for each in (values, numbers)]
+            _expect(tree, registered, labels, stem, turned[0])
+            tree.segments.setdefault(registered, {})[stem] = turned[1]
+    tree.expected = {name: found for name, found in tree.expected.items() if "panoptic" in name}
+    return packs | {"annotations_instance.tar": "annotations_instance"}
+
+
+PANOPTIC_MAKERS: dict[str, Callable[[RawTree, Sizes], dict[str, str]]] = {
+    "coco_panoptic": make_coco_panoptic,
+    "ade20k_panoptic": make_ade20k_panoptic,
 }

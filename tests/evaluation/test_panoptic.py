@@ -157,6 +157,18 @@ def test_a_part_is_measured_with_coco_s_layout(
     assert "1 of 2 images" in shown and "100.0  100.0  100.0" not in shown
 
 
+def test_coco_s_own_names_are_those_of_the_label_set(scenes: tuple[Path, Path], tmp_path: Path) -> None:
+    """The truth of the download and a prediction with our names, or with COCO's, are compared."""
+    folder = str(scenes[0].parent.parent / "panoptic")
+    for name in ("sky-other-merged", "sky"):
+        content = json.loads(scenes[0].read_text(encoding="utf-8"))
+        content["categories"][0]["name"] = name
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    truth, prediction = str(tmp_path / "sky-other-merged.json"), str(tmp_path / "sky.json")
+    for pair in ((truth, prediction), (prediction, truth)):
+        assert main(["pq", *pair, "--truth-folder", folder, "--prediction-folder", folder]) == 0
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

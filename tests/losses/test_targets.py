@@ -52,6 +52,74 @@ def test_values_at_points_equal_those_of_masks(dtype):
     assert 0.05 < values.mean() < 0.5
 
 
+def numbered(num_images: int = 3) -> list[LabelMapTarget]:
+    """The same maps with a number per mask: values 100, 101, ... of which several are of one class."""
+    targets = []
+    for target in label_maps(torch.int32, num_images):
+        values = 100 + torch.arange(len(target.labels))
+        label_map = torch.full_like(target.label_map, 255)
+        for label, value in zip(target.labels, values, strict=True):
+            label_map[target.label_map == label] = value
+        targets.append(LabelMapTarget(target.labels % 3, label_map, values))
+    return targets
+
+
+def test_several_masks_of_one_class_are_sampled_each() -> None:
+    targets = numbered()
+    masks = [Target(t.labels, t.label_map == t.values[:, None, None]) for t in targets]
+    assert any(len(t.labels.unique()) < len(t.labels) for t in targets)
+    one, other = LabelMapTargetBatch(targets, CPU), MaskTargetBatch(masks, CPU)
+    points = points_with_borders(len(targets), 400)
+    torch.testing.assert_close(one.at_shared_points(points), other.at_shared_points(points), rtol=0, atol=2e-6)
+    images, pairs = torch.tensor([0, 0, 2]), torch.tensor([1, 2, one.counts[0] + 1])
+    points = points_with_borders(3, 200)
+    found = one.at_pair_points(images, pairs, points)
+    torch.testing.assert_close(found, other.at_pair_points(images, pairs, points), rtol=0, atol=2e-6)
+    mixed = target_batch([targets[0], masks[1], masks[2]], 3, 7, CPU)  # maps become masks
+    torch.testing.assert_close(mixed.at_pair_points(images, pairs, points), found, rtol=0, atol=2e-6)
+
+
+def test_values_of_the_classes_compute_what_none_do() -> None:
+    """Bit for bit, also beside an image whose masks are numbered."""
+    plain = label_maps(torch.int32)
+    spelled = [LabelMapTarget(t.labels, t.label_map, t.labels) for t in plain]
+    points = torch.rand(3, 100, 2)
+    expected = LabelMapTargetBatch(plain, CPU).at_shared_points(points)
+    assert torch.equal(LabelMapTargetBatch(spelled, CPU).at_shared_points(points), expected)
+    mixed = LabelMapTargetBatch([numbered()[0], *plain[1:]], CPU)
+    assert torch.equal(mixed.at_shared_points(points)[mixed.counts[0] :], expected[mixed.counts[0] :])
+
+
+def test_losses_of_numbered_masks_are_those_of_masks() -> None:
+    """With the structure term; duplicates of a class are matched to queries of their own."""
+    torch.manual_seed(1)
+    targets = numbered()
+    config = LossConfig(num_points=4000, terms=("classes", "masks", "structure"))
+    outputs = {
+        "pred_logits": torch.randn(3, 9, 8),
+        "pred_masks": torch.randn(3, 9, 23, 31),
+        "text_embed": torch.nn.functional.normalize(torch.randn(7, 5), dim=-1),
+        "sls_embed": torch.nn.functional.normalize(torch.randn(3, 9, 5), dim=-1),
+    }
+    for target, logits in zip(targets, outputs["pred_masks"], strict=True):  # each mask has a query that fits
+        for query, value in enumerate(target.values.tolist()):
+            logits[query] = torch.where(target.label_map == value, 8.0, -8.0)
+    masks = [{"labels": t.labels, "masks": t.label_map == t.values[:, None, None]} for t in targets]
+    maps = [{"labels": t.labels, "label_map": t.label_map, "values": t.values} for t in targets]
+    criterion_ = SetCriterion(config)
+    one, other = criterion_(outputs, maps, seeds=[1, 2, 3]), criterion_(outputs, masks, seeds=[1, 2, 3])
+    assert one.keys() == other.keys() == {"loss_ce", "loss_mask", "loss_dice", "loss_structure"}
+    for name, loss in one.items():
+        torch.testing.assert_close(loss, other[name], rtol=1e-4, atol=1e-5)
+    assert one["loss_mask"] < 0.5 * config.mask_weight, "every mask is matched to the query that fits"
+
+
+def test_values_of_another_number_are_refused() -> None:
+    target = LabelMapTarget(torch.tensor([0, 1]), torch.zeros(4, 5), torch.tensor([3]))
+    with pytest.raises(ValueError, match=r"labels of shape \(2,\) with values of shape \(1,\)"):
+        target_batch([target], 1, 7, CPU)
+
+
 @pytest.mark.parametrize(("dtype", "label"), [(torch.uint8, 255), (torch.int16, 0), (torch.int64, 2**40)])
 def test_a_class_of_the_whole_map_fades_towards_outside(dtype, label):
     """Points outside the map have no class, for any values; half a pixel at the border reads half of it."""

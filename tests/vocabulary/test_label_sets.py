@@ -22,7 +22,7 @@ PUBLISHED = {
     "ade20k_150": 150,
     "ade20k_847": 847,
 }
-COUNTS = PUBLISHED | {"shapes_36": 36}
+COUNTS = PUBLISHED | {"coco_panoptic_133": 133, "shapes_36": 36}
 
 HERE = Path(__file__).resolve().parent
 OUTSIDE = Path(os.environ.get("SAN_LABELS_DIR") or HERE.parents[2] / "shared" / "labels")
@@ -122,6 +122,36 @@ def test_what_only_some_sets_have() -> None:
     assert len(load_label_set("pascal_context_459").absent_in_val) == 459 - 345
     assert sorted(load_label_set("pascal_context_59").official_numbers or ()) == list(range(1, 60))
     assert load_label_set("voc_20").category_ids is None
+
+
+def test_coco_s_panoptic_classes() -> None:
+    """The 80 things of COCO-Stuff with their ids, then 53 stuff classes, of which those from 184 on are merged."""
+    labels, stuff = load_label_set("coco_panoptic_133"), load_label_set("coco_stuff_171")
+    assert labels.things == labels.classes[:80] == stuff.classes[:80]
+    assert labels.category_ids == labels.raw_values and stuff.category_ids is not None
+    assert labels.raw_values[:80] == stuff.category_ids[:80] and [*labels.raw_values] == sorted(labels.raw_values)
+    names = dict(zip(labels.raw_values, labels.classes, strict=True))
+    assert (names[92], names[118], names[145], names[171]) == ("banner", "wooden floor", "playing field", "brick wall")
+    assert (names[184], names[187], names[199], names[200]) == ("tree", "sky", "wall", "rug")
+    assert sum(184 <= value <= 200 for value in labels.raw_values) == 17
+    assert not any(word in name for name in labels.classes for word in ("-", "merged", "other"))
+    assert len(labels.official_names) == 28 and {*labels.official_names.values()} <= {*labels.classes[80:]}
+    assert labels.official_names["wall-other-merged"] == "wall" and "river" not in labels.official_names
+
+
+def test_ade_s_instance_classes() -> None:
+    """The 100 classes of the instance benchmark, in its order, which is that of the scene-parsing classes."""
+    labels = load_label_set("ade20k_150")
+    assert len(labels.things) == len(set(labels.things)) == 100 and {*labels.things} < {*labels.classes}
+    indices = [labels.classes.index(name) for name in labels.things]
+    assert indices == sorted(indices)
+    of_number = {number: labels.things[number - 1].split(",")[0] for number in (1, 4, 31, 59, 66, 78, 92, 100)}
+    assert of_number == {
+        1: "bed", 4: "person", 31: "stairs", 59: "plane", 66: "ship", 78: "step", 92: "trash can", 100: "flag",
+    }  # fmt: skip
+    stuff = {name.split(",")[0] for name in labels.classes} - {name.split(",")[0] for name in labels.things}
+    assert {"wall", "base", "grandstand", "tower", "crt screen", "pier", "blanket", "tank", "cradle"} <= stuff
+    assert len(stuff) == 50 and load_label_set("coco_stuff_171").things == ()
 
 
 def test_unknown_label_set_names_the_nearest() -> None:

@@ -31,7 +31,7 @@ from PIL import Image
 from pycocotools import mask as coco_rle
 
 from san.cli.main import guarded
-from san.preparation import PREPARATIONS, PreparationOptions, prepare
+from san.preparation import PreparationOptions, prepare
 from san.vocabulary.label_sets import load_label_set
 
 SIZES = {  # height, width, classes in an image
@@ -193,7 +193,7 @@ def timed_run(name: str, raw: Path, workers: int) -> tuple[float, float, int, in
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read the command line and run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sets", nargs="+", choices=tuple(PREPARATIONS), default=list(PREPARATIONS), metavar="SET")
+    parser.add_argument("--sets", nargs="+", choices=tuple(SIZES), default=list(SIZES), metavar="SET")
     parser.add_argument("--images", type=int, default=200, help="images of each set (default: %(default)s)")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="worker counts (default: 1 2)")
     args = parser.parse_args(arguments)

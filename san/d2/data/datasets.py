@@ -1,12 +1,13 @@
-"""Registers data sets: the six benchmarks, the shapes benchmark, and custom ones described by a file or arguments.
+"""Registers data sets: the benchmarks, the shapes benchmark, and custom ones described by a file or arguments.
 
 Nothing is registered on import. `register_datasets` and `register_custom` may be called again, also with another root.
-If another package has registered the name of a benchmark (Detectron2 registers ``ade20k_sem_seg_*``), it is replaced,
-so that class names and folders are those of `san.data.benchmarks`. A custom data set must not use the name of another.
+If another package has registered the name of a benchmark (as Detectron2 does), it is replaced, so that class names and
+folders are those of `san.data.benchmarks`. A custom data set must not use the name of another.
 
 Metadata of a data set: ``stuff_classes`` and ``ignore_label``; optionally ``class_texts`` (inputs of the text encoder
 instead of the names), ``learnt_classes`` (instead of both, see `use_vocabulary_file`), ``label_mapping`` (pixel values
-of the files to class indices), ``class_groups``.
+of the files to class indices), ``class_groups``. A panoptic set has ``evaluator_type`` "panoptic_seg" and ``things``
+(names of things), and ``stuff_classes`` has all of its classes, too.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any
 
 from san.d2.api import CfgNode, DatasetCatalog, MetadataCatalog, comm
 from san.d2.data.loaders import Record
-from san.data.benchmarks import BENCHMARKS, YTVIS_SPLITS, Benchmark
+from san.data.benchmarks import PUBLISHED_BENCHMARKS, YTVIS_SPLITS, Benchmark
 from san.data.checking.pair import count_values
 from san.data.custom import load_custom_dataset
 from san.data.label_mapping import LabelMapping
@@ -48,14 +49,14 @@ def datasets_root(root: str | Path | None = None) -> Path:
 
 
 def register_datasets(root: str | Path | None = None, names: str = "default") -> None:
-    """Register the six benchmarks and the shapes benchmark; reads no data.
+    """Register the benchmarks, semantic and panoptic, and the shapes benchmark; reads no data.
 
     Args:
         root: folder of the data sets, see `datasets_root`.
         names: texts of their classes, of `san.vocabulary.label_sets.NAMES`.
     """
     folder = datasets_root(root)
-    for benchmark in (*BENCHMARKS.values(), *shapes_benchmarks().values()):
+    for benchmark in (*PUBLISHED_BENCHMARKS.values(), *shapes_benchmarks().values()):
         _register_benchmark(benchmark, folder, names)
 
 
@@ -127,9 +128,11 @@ def use_vocabulary_file(path: str | Path, names: Sequence[str]) -> None:
 
 def _register_benchmark(benchmark: Benchmark, root: Path, names: str) -> None:
     """Register one split under its name."""
-    image_dir, label_dir = benchmark.folders(root)
     labels = benchmark.labels
-    extra: dict[str, Any] = {"expected_images": benchmark.num_images} if benchmark.name in BENCHMARKS else {}
+    published = benchmark.name in PUBLISHED_BENCHMARKS
+    extra: dict[str, Any] = {"expected_images": benchmark.num_images} if published else {}
+    if benchmark.annotations is not None:
+        extra |= {"evaluator_type": "panoptic_seg", "things": labels.things}
     if labels.category_ids is not None:
         extra["stuff_dataset_id_to_contiguous_id"] = {c: i for i, c in enumerate(labels.category_ids)}
     if labels.groups:
@@ -137,15 +140,12 @@ def _register_benchmark(benchmark: Benchmark, root: Path, names: str) -> None:
     if names == "expanded":
         texts = benchmark.expanded_names
         extra["class_texts"] = tuple(ClassText(each, texts.get(each, ())) for each in labels.classes)
-    register_folder(
+    _register(
         benchmark.name,
-        image_dir,
-        label_dir,
-        labels.classes,
+        functools.partial(benchmark.pairing, root),
+        stuff_classes=list(labels.classes),
         ignore_label=labels.ignore_label,
-        image_ext=benchmark.image_ext,
-        label_ext=benchmark.label_ext,
-        shared_images=benchmark.shared_images,
+        **_folders(*benchmark.folders(root), benchmark.image_ext, benchmark.label_ext),
         **extra,
     )
 
@@ -205,7 +205,7 @@ def _register(name: str, files: Callable[[], Pairing], **metadata: Any) -> None:
     if name in MetadataCatalog.list():
         MetadataCatalog.remove(name)
     DatasetCatalog.register(name, functools.partial(_records, name, files))
-    MetadataCatalog.get(name).set(evaluator_type="sem_seg", files=files, **metadata)
+    MetadataCatalog.get(name).set(**{"evaluator_type": "sem_seg", "files": files, **metadata})
 
 
 def _records(name: str, files: Callable[[], Pairing]) -> list[Record]:
@@ -267,7 +267,7 @@ def register_custom_files(paths: Sequence[str | Path]) -> list[str]:
 
 def _check_free(name: str, path: Path) -> None:
     """Raise if a name belongs to another data set."""
-    taken = name in BENCHMARKS or name in shapes_benchmarks()
+    taken = name in PUBLISHED_BENCHMARKS or name in shapes_benchmarks()
     if name in DatasetCatalog.list() and not taken:
         taken = MetadataCatalog.get(name).get("custom_file") is None
     if taken:
@@ -315,12 +315,13 @@ def load_records(name: str) -> list[Record]:
     records: list[Record] = DatasetCatalog.get(name)
     if not records:
         raise ValueError(f"data set {name!r} is empty; prepare it (see docs/datasets.md)")
-    expected = MetadataCatalog.get(name).get("expected_images")
+    metadata = MetadataCatalog.get(name)
+    expected = metadata.get("expected_images")
     if expected is not None and expected != len(records):
         logger.warning("%s has %d images, not %d: the results are not those of the benchmark",
                        name, len(records), expected)  # fmt: skip
-    metadata = MetadataCatalog.get(name)
-    if name not in BENCHMARKS and metadata.get("files") is not None:  # registered by SAN
+    own = name not in PUBLISHED_BENCHMARKS and metadata.get("files") is not None  # registered by SAN
+    if own and metadata.evaluator_type == "sem_seg":
         files = tuple(record["sem_seg_file_name"] for record in evenly_spread(records, _NUM_INSPECTED))
         _warn_of_masks(name, files, metadata.ignore_label, metadata.get("label_mapping"))
     return records

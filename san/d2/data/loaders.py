@@ -21,7 +21,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from san.d2.data.batches import BadSample, Batches, BatchSample, set_up_worker
 
 Record = dict[str, Any]
-"""One registered sample of a data set: at least file_name and sem_seg_file_name."""
+"""One registered sample of a data set: at least file_name, and sem_seg_file_name or, in a panoptic set,
+pan_seg_file_name and segments_info (`san.data.panoptic`)."""
 
 TrainMapping = Callable[[Record, np.random.Generator], BatchSample]
 EvalMapping = Callable[[Record], BatchSample]

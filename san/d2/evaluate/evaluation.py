@@ -32,6 +32,7 @@ from san.d2.evaluate.out_of_memory import OutOfMemoryFallback
 from san.d2.evaluate.resume import ResumeConfig, SavedCounts, forget, weights_digest
 from san.d2.evaluate.state import pack_state, unpack_oracle, unpack_state
 from san.d2.processes import stopping
+from san.data.pairing import label_file
 from san.data.subset import evenly_spread
 from san.devices import image_streams, in_streams
 from san.evaluation import ConfusionMatrix, RLEWriter, format_summary, metrics, write_label_map, write_report
@@ -150,7 +151,7 @@ class SemSegEvaluator(DatasetEvaluator):
     @cached_property
     def _stems(self) -> dict[tuple[str, str], str]:
         """Return the label maps' names by pair of files; they depend on the whole data set, as in their readers."""
-        pairs = [(record["file_name"], record["sem_seg_file_name"]) for record in load_records(self.name)]
+        pairs = [(record["file_name"], label_file(record)) for record in load_records(self.name)]
         labels = [label for _, label in pairs]
         return dict(zip(pairs, distinct_stems(labels, self.label_root or common_folder(labels)), strict=True))
 
@@ -176,8 +177,7 @@ class SemSegEvaluator(DatasetEvaluator):
             self.rle.merge(entries)
             if self.oracle is not None:
                 self.oracle.merge(oracle)
-        folder = self.output.folder
-        subset = self.output.subset
+        folder, subset = self.output.folder, self.output.subset
         title = f"{self.name}, {subset}" if subset else self.name
         heading = f"IoU per class, {title}"
         with self._optional_file():

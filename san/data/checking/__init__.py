@@ -5,7 +5,7 @@
 """
 
 from san.data.checking.benchmark import check_benchmark, make_target
-from san.data.checking.folders import Folder, check_folders
+from san.data.checking.folders import Folder, check_annotations, check_folders
 from san.data.checking.pair import CheckTarget, Finding, PairResult, check_pair
 from san.data.checking.processes import check_pairs
 from san.data.checking.report import CheckReport, failed_report, summarise
@@ -17,6 +17,7 @@ __all__ = [
     "Finding",
     "Folder",
     "PairResult",
+    "check_annotations",
     "check_benchmark",
     "check_folders",
     "check_pair",

@@ -7,13 +7,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from san.data.benchmarks import BENCHMARKS, Benchmark
-from san.data.checking.folders import Folder, check_folders
+from san.data.benchmarks import PUBLISHED_BENCHMARKS, Benchmark
+from san.data.checking.folders import Folder, check_annotations, check_folders
 from san.data.checking.pair import CheckTarget, Finding
 from san.data.checking.processes import check_pairs
 from san.data.checking.report import CheckReport, failed_report, summarise
 from san.data.label_mapping import LabelMapping
-from san.data.pairing import pair_files
 
 
 def make_target(
@@ -24,7 +23,7 @@ def make_target(
     *,
     partial: bool = False,
 ) -> CheckTarget:
-    """Build the expected properties of a data set; more is known about the twelve benchmark splits than about others.
+    """Build the expected properties of a data set; more is known about the splits of benchmarks than about others.
 
     Args:
         name: as registered.
@@ -33,9 +32,10 @@ def make_target(
         label_mapping: values of the label files -> class indices; None if the files contain class indices.
         partial: the folders contain a part of the published set.
     """
-    benchmark = BENCHMARKS.get(name)
+    benchmark = PUBLISHED_BENCHMARKS.get(name)
     absent = None
-    if benchmark is not None and (not benchmark.labels.absent_in_val or "_train" not in name):
+    panoptic = benchmark is not None and benchmark.annotations is not None  # not known which classes have no segment
+    if benchmark is not None and not panoptic and (not benchmark.labels.absent_in_val or "_train" not in name):
         absent = frozenset(benchmark.labels.absent_in_val)  # what PC-459's train split lacks is not published
     return CheckTarget(
         name=name,
@@ -69,9 +69,11 @@ def check_benchmark(
         folders = Folder(image_dir, (benchmark.image_ext,)), Folder(label_dir, (benchmark.label_ext,))
         findings = check_folders(*folders, shared_images=target.shared_images)
     try:
-        pairing = pair_files(image_dir, label_dir, benchmark.image_ext, benchmark.label_ext, remedy="prepare the set")
+        pairing = benchmark.pairing(root, remedy="prepare the set")
     except (ValueError, OSError) as error:
         return failed_report(target, error, findings)
+    if benchmark.annotations is not None:
+        findings += check_annotations(pairing, label_dir, benchmark.label_ext)
     results = check_pairs(pairing.pairs, target, workers=workers)
     bar = tqdm(results, target.name, len(pairing.pairs), unit="pair", disable=None if progress else True)
     return summarise(target, pairing.pairs, bar, findings)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from san.data.checking.pair import Finding
+from san.data.pairing import Pairing
 from san.io.errors import listed
 from san.io.image_files import image_endings
 from san.io.listing import Skipped, list_files
@@ -73,6 +74,28 @@ def check_folders(images: Folder, labels: Folder, *, shared_images: bool = True)
             findings.append(Finding("label_without_image", message, str(file.path)))
     findings += _unlabelled(image_stems - label_stems, len(image_stems), images.path, wrong=not shared_images)
     return findings
+
+
+def check_annotations(pairing: Pairing, label_dir: Path, label_ext: str) -> list[Finding]:
+    """Compare the JSON file of a panoptic set with its folders, which `check_folders` compares with each other.
+
+    Args:
+        pairing: of the set, see `san.data.panoptic.pair_panoptic`.
+        label_dir: folder of the PNGs.
+        label_ext: their extension, without the dot.
+    """
+    pngs = {path.name for path in list_files(label_dir, lambda name: name.endswith(f".{label_ext}")).files}
+    unlisted = [each for each in pairing.images_without_label if f"{Path(each).stem}.{label_ext}" in pngs]
+    missing = [each for each in pairing.labels_without_image if Path(each).name not in pngs]
+    reported = (
+        ("image_without_label", "images whose PNG the JSON file does not list", unlisted),
+        ("label_without_image", "PNGs that the JSON file lists do not exist", missing),
+    )
+    return [
+        Finding(kind, f"{len(files):,} {what}: {listed(files, _NUM_SHOWN)}", str(label_dir))
+        for kind, what, files in reported
+        if files
+    ]
 
 
 def _pictures(folder: Folder, other: Folder) -> tuple[list[_File], tuple[Skipped, ...]]:

@@ -11,6 +11,8 @@ import numpy.typing as npt
 
 from san.data.label_mapping import LabelMapping
 from san.data.label_maps import needs_16_bits
+from san.data.pairing import is_panoptic, label_file
+from san.data.panoptic import class_map, read_segment_ids, unlisted_ids
 from san.io.errors import listed, one_line
 from san.io.image_files import open_image, orientation, read_image, read_label_map
 
@@ -90,10 +92,10 @@ def check_pair(index: int, record: ImagePair, target: CheckTarget) -> PairResult
 
     Args:
         index: position in the records.
-        record: has ``file_name`` and ``sem_seg_file_name``.
+        record: of a semantic or a panoptic set.
         target: the expected properties.
     """
-    image_file, label_file = str(record["file_name"]), str(record["sem_seg_file_name"])
+    image_file, labels_file = str(record["file_name"]), label_file(record)
     findings: list[Finding] = []
     size, turn = None, 1
     try:
@@ -105,24 +107,45 @@ def check_pair(index: int, record: ImagePair, target: CheckTarget) -> PairResult
         message = f"EXIF orientation {turn}: upright it is {_by(size or ())}; see that its label map is upright"
         findings.append(Finding("rotated_image", message, image_file, wrong=False))
     try:
-        findings += _type_findings(label_file, target)
-        labels = read_label_map(label_file)
+        if is_panoptic(record):
+            labels, wrong = _read_segments(record, target)
+            findings += wrong
+        else:
+            findings += _type_findings(labels_file, target)
+            labels = read_label_map(labels_file)
     except Exception as error:
         if not any(finding.kind == "label_type" for finding in findings):
-            findings.append(Finding("unreadable_label", _one_line(error, label_file), label_file))
+            findings.append(Finding("unreadable_label", _one_line(error, labels_file), labels_file))
         return PairResult(index, tuple(findings), size, turn != 1)
     if size is not None and labels.shape != size:
-        findings.append(Finding("size_mismatch", _mismatch(size, labels.shape, turn, image_file), label_file))
+        findings.append(Finding("size_mismatch", _mismatch(size, labels.shape, turn, image_file), labels_file))
     if target.label_mapping is not None:
         try:
-            findings += _unmapped_findings(labels, label_file, target.label_mapping)
-            labels = target.label_mapping.apply(labels, source=label_file)
+            findings += _unmapped_findings(labels, labels_file, target.label_mapping)
+            labels = target.label_mapping.apply(labels, source=labels_file)
         except ValueError as error:
-            findings.append(Finding("illegal_values", _one_line(error, label_file), label_file))
+            findings.append(Finding("illegal_values", _one_line(error, labels_file), labels_file))
             return PairResult(index, tuple(findings), size, turn != 1)
     values, counts = count_values(labels)
-    findings += _value_findings(values, counts, label_file, target)
+    findings += _value_findings(values, counts, labels_file, target)
     return PairResult(index, tuple(findings), size, turn != 1, values, counts)
+
+
+def _read_segments(record: ImagePair, target: CheckTarget) -> tuple[Array, list[Finding]]:
+    """Read the class map of a panoptic set's image (H, W), and compare the ids of its PNG with its annotation."""
+    file, segments = label_file(record), record["segments_info"]
+    ids = read_segment_ids(file)
+    findings = []
+    unlisted, counts = unlisted_ids(ids, segments)
+    if len(unlisted):
+        shown = [f"{number} ({count:,} px)" for number, count in zip(unlisted, counts, strict=True)]
+        findings.append(Finding("segment_ids", f"ids that the annotation lacks: {listed(shown, _NUM_SHOWN)}", file))
+        ids = np.where(np.isin(ids, unlisted), 0, ids)
+    empty = sorted({each["id"] for each in segments} - {*np.unique(ids).tolist()})
+    if empty:
+        message = f"ids of the annotation that have no pixel: {listed(empty, _NUM_SHOWN)}"
+        findings.append(Finding("segment_ids", message, file))
+    return class_map(ids, segments, target.ignore_label, file), findings
 
 
 def count_values(labels: Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 
 from san.data.checking.pair import CheckTarget, Finding, ImagePair, PairResult, check_pair
+from san.data.pairing import label_file
 from san.io.pool import run_in_processes
 
 
@@ -37,5 +38,5 @@ def _check_item(item: tuple[int, ImagePair], *, target: CheckTarget) -> PairResu
 
 def _lost(item: tuple[int, ImagePair]) -> PairResult:
     index, record = item
-    message = f"the process that read it and {record['sem_seg_file_name']} died (out of memory?)"
+    message = f"the process that read it and {label_file(record)} died (out of memory?)"
     return PairResult(index, (Finding("unreadable_image", message, str(record["file_name"])),))

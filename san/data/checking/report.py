@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from san.data.checking.pair import CheckTarget, Finding, ImagePair, PairResult
 from san.data.label_maps import doubt_about_masks
+from san.data.pairing import label_file
 
 HEADLINES = {
     "no_data": "the data set cannot be read",
@@ -20,6 +21,7 @@ HEADLINES = {
     "unreadable_label": "label maps that cannot be read",
     "size_mismatch": "label maps of another size than their image",
     "illegal_values": "label maps with values outside the label set",
+    "segment_ids": "segment ids of a PNG and its annotation that differ",
     "label_type": "label maps of a wrong file type",
     "doubtful_masks": "masks of two values instead of class indices",
     "duplicate_stem": "names that occur more than once",
@@ -161,8 +163,9 @@ def _count_findings(target: CheckTarget, num_listed: int) -> list[Finding]:
 
 def _repeat_findings(records: Sequence[ImagePair]) -> list[Finding]:
     findings = []
-    for key, kind in (("file_name", "image"), ("sem_seg_file_name", "label map")):
-        for file, count in Counter(str(record[key]) for record in records).items():
+    images = Counter(str(record["file_name"]) for record in records)
+    for kind, files in (("image", images), ("label map", Counter(map(label_file, records)))):
+        for file, count in files.items():
             if count > 1:
                 findings.append(Finding("repeated_file", f"{kind} of {count} pairs", file))
     return findings
