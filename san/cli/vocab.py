@@ -68,6 +68,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="add a bias to each class with which the examples are named best; needs examples of all classes",
     )
+    parser.add_argument(
+        "--bank",
+        action="store_true",
+        help="keep every example: the nearest ones of a mask change its class probabilities, beside the vectors",
+    )
     add_model_options(parser)
 
 
@@ -82,12 +87,15 @@ def run(args: argparse.Namespace) -> int:
     check_target(args.out)
     classes, examples = _examples(args)
     predictor = load_predictor(args)
-    from san.inference.examples import learn_classes
+    from san.inference.examples import BankOptions, learn_classes
 
-    learnt = learn_classes(predictor, classes, examples, word_share=args.words, calibrated=args.calibrate)
+    bank = BankOptions() if args.bank else None
+    learnt = learn_classes(predictor, classes, examples, word_share=args.words, calibrated=args.calibrate, bank=bank)
     learnt.save(args.out)
     for name, count in learnt.counts().items():
         print(f"{printable(name)}: {f'{count} example' + 's' * (count > 1) if count else 'words'}")
+    if bank is not None:
+        print(f"bank: {len(learnt.examples)} examples")
     print(f"written: {args.out}")
     return 0
 

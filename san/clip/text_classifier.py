@@ -78,13 +78,26 @@ class TextClassifier(TextTower):
         """Return text embeddings (C, E), see `TextEmbedder.embed`; logs each remark once.
 
         In training with a learnt context, every call computes them with a gradient.
+
+        Raises:
+            ValueError: see `TextEmbedder.embed`; or the classes have a bank, which the result cannot express.
         """
         learns = self.context_offset is not None and self.context_offset.requires_grad
         if self.training and learns and torch.is_grad_enabled():
             return self.embedder.embed_with_gradient(self, classes)
+        text = self.embed_with_bank(classes)
+        if text.bank is not None:
+            raise ValueError(
+                "the vocabulary has a bank of examples, which works only where masks are classified by san itself "
+                "(Predictor, san predict, label, video, eval); make the file without --bank for this"
+            )
+        return text.vectors
+
+    def embed_with_bank(self, classes: Sequence[str | ClassText]) -> TextEmbeddings:
+        """Return the text embeddings of `embed`, without a gradient, and the examples for `SANModel.classify`."""
         text = self.embedder.embed(self, classes)
         self._log_remarks(text)
-        return text.vectors
+        return text
 
     def logits(self, sls_embed: Tensor, text_embed: Tensor) -> Tensor:
         """Return class logits (B, Q, C + 1), "no object" last, for unit vectors of [SLS] (B, Q, E) and names (C, E).

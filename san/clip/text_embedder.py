@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from san.clip.example_bank import ExampleBank
 from san.clip.prompt_length import cut_remarks
 from san.clip.prompt_passes import encode_prompts
 from san.clip.prompts import Prompts
@@ -50,11 +51,13 @@ class TextEmbeddings:
             vocabulary: do not modify it.
         cut: a remark for each text that is too long for CLIP.
         unknown: words that a small CLIP does not know; their embeddings are not meaningful.
+        bank: single examples that masks are compared with, too; see `SANModel.classify`.
     """
 
     vectors: Tensor
     cut: Mapping[str, str] = field(default_factory=dict)
     unknown: tuple[str, ...] = ()
+    bank: ExampleBank | None = None
 
     __repr__ = brief_repr
 
@@ -126,7 +129,7 @@ class TextEmbedder:
             store: whether new embeddings may be written to `disk_cache`.
 
         Raises:
-            ValueError: there is no class, one is blank, or one has a vector of another CLIP.
+            ValueError: there is no class, one is blank, one has a vector of another CLIP, or two have different banks.
         """
         texts = tuple(_texts_of(each) for each in classes)
         if not texts:
@@ -233,10 +236,12 @@ class TextEmbedder:
         with torch_defaults(), torch.inference_mode(False), torch.no_grad():
             vectors = self._vectors(tower, prompts_of, store)
             means = torch.stack([self._mean(tower, own, vectors, store) for own in texts])
+            found = [own[0] if isinstance(own[0], ClassVector) else None for own in texts]
+            bank = ExampleBank.of_classes(found, tower.device)
         plain = {text[len(_NAME) :]: prompts for text, prompts in prompts_of.items()}
         cut = cut_remarks(plain, self.tokenizer, tower.arch.text.context_length)
-        result = self._vocabularies[texts] = TextEmbeddings(means, cut, self._unknown(plain))
-        while len(self._vocabularies) > 1 and sum(map(len, list(self._vocabularies))) > _MAX_CACHED:
+        result = self._vocabularies[texts] = TextEmbeddings(means, cut, self._unknown(plain), bank)
+        while len(self._vocabularies) > 1 and sum(map(_num_kept, self._vocabularies.values())) > _MAX_CACHED:
             self._vocabularies.popitem(last=False)
         return result
 
@@ -348,6 +353,11 @@ def _product_precision(device: torch.device) -> str:
     backend = torch.backends.mkldnn if device.type == "cpu" else torch.backends.cuda
     found: str | None = getattr(getattr(backend, "matmul", None), "fp32_precision", None)  # later versions of torch
     return torch.get_float32_matmul_precision() if found is None else found
+
+
+def _num_kept(text: TextEmbeddings) -> int:
+    """Return the number of embeddings in memory, those of a bank included."""
+    return len(text.vectors) + (0 if text.bank is None else len(text.bank))
 
 
 def _texts_of(each: str | ClassText) -> Texts:

@@ -215,7 +215,8 @@ class SAN(nn.Module):
         for classes, members in groups.items():
             batch = images if len(members) == len(samples) else images[members]  # a list as index synchronizes
             scored = ScoredWords(classes)
-            output = self.model(batch, self.model.text_classifier.embed(scored.words))
+            text = self.model.text_classifier.embed_with_bank(scored.words)
+            output = self.model(batch, text.vectors, text.bank)
             for row, index in enumerate(members):
                 results[index] = self._result(output, row, samples[index], (height, width), scored)
             non_finite.append(have_non_finite(output.mask_logits, output.class_logits))

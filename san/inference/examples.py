@@ -22,6 +22,7 @@ from san.inference.segmentation import EncodedImage
 from san.io.errors import excerpt
 from san.postprocess import resized_masks
 from san.torch_defaults import torch_defaults
+from san.vocabulary.bank import BankOptions, BankSettings
 from san.vocabulary.classes import ClassText, ClassVector
 from san.vocabulary.vocabulary_file import LearntClasses
 
@@ -70,6 +71,12 @@ class Background:
         solved: Tensor = torch.linalg.solve(shrunk, vectors.double().T)
         return solved.T
 
+    def whitening(self) -> Tensor:
+        """Return (E, E) float64, the inverse square root of the covariance plus its mean variance."""
+        values, axes = torch.linalg.eigh(self.covariance)  # (E,), (E, E)
+        root: Tensor = axes @ torch.diag((values.clamp(min=0) + _RIDGE * values.mean()).rsqrt()) @ axes.T
+        return root
+
     def constant(self) -> Tensor:
         """Return (E,) float32, a vector whose product with [SLS] embeddings is 1 on average and varies least."""
         found = self.whitened(self.mean[None], _BIAS_RIDGE)[0]
@@ -105,6 +112,7 @@ def learn_classes(
     *,
     word_share: float | None = None,
     calibrated: bool = False,
+    bank: BankOptions | None = None,
 ) -> LearntClasses:
     """Make the vectors of classes from examples and words.
 
@@ -115,6 +123,7 @@ def learn_classes(
         word_share: of the words in each vector, 0..1: 0 takes examples alone, 1 words alone. By default
             `default_word_share`.
         calibrated: whether every class also gets the bias of `class_biases`; every class needs an example then.
+        bank: how masks are compared with single examples, too; None if they are not.
 
     Raises:
         ValueError: an example is of no class or does not fit, the share is out of range, there is no example, or one of
@@ -146,7 +155,11 @@ def learn_classes(
         replace(each, separate=False, vector=as_vector(vector, clip, probe) if count else each.vector)
         for each, vector, count in zip(classes, mixed, counts, strict=True)
     )
-    return LearntClasses(learnt, clip, probe, embeds.numpy(), owner.numpy(), shares.numpy(), biases.numpy())
+    found = LearntClasses(learnt, clip, probe, embeds.numpy(), owner.numpy(), shares.numpy(), biases.numpy())
+    if bank is None:
+        return found
+    parts = (each.float().numpy().astype("<f4").tobytes() for each in (background.mean, background.whitening()))
+    return found.with_bank(BankSettings(bank, *parts))
 
 
 def _embedded(
@@ -231,4 +244,12 @@ def as_vector(values: Tensor, clip: str, probe: npt.NDArray[np.float32]) -> Clas
     return ClassVector(values.numpy().astype("<f4").tobytes(), clip, probe.astype("<f4").tobytes())
 
 
-__all__ = ["Background", "ClassExample", "class_biases", "default_word_share", "example_embedding", "learn_classes"]
+__all__ = [
+    "Background",
+    "BankOptions",
+    "ClassExample",
+    "class_biases",
+    "default_word_share",
+    "example_embedding",
+    "learn_classes",
+]

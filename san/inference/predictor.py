@@ -250,13 +250,13 @@ class Predictor(Segmenter):
         """See `Segmenter.evidence`."""
         if encoded._weights_id != self.model.weights_id:
             raise ValueError("the image was encoded by another model; encode it with this predictor")
-        text_embed = self.model.text_classifier.embed(classes) if text is None else text.vectors
-        if len(text_embed) != len(classes):
-            raise ValueError(f"text has embeddings of {len(text_embed)} classes, the vocabulary has {len(classes)}")
-        output = self.model.classify(encoded.proposals, text_embed)
+        text = self.model.text_classifier.embed_with_bank(classes) if text is None else text
+        if len(text.vectors) != len(classes):
+            raise ValueError(f"text has embeddings of {len(text.vectors)} classes, the vocabulary has {len(classes)}")
+        output = self.model.classify(encoded.proposals, text.vectors, text.bank)
         others = []
         for each in encoded.others:
-            other = self.model.classify(each.proposals, text_embed)
+            other = self.model.classify(each.proposals, text.vectors, text.bank)
             others.append(View(other.mask_logits[0], other.class_logits[0], each.geometry, each.mirrored))
         parts = (output.mask_logits[0], output.class_logits[0], output.attn_bias[0])
         return Evidence(*parts, encoded.geometry, others=tuple(others))

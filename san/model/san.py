@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from san.clip.arch import ClipArch
+from san.clip.example_bank import ExampleBank
 from san.clip.templates import PROMPTS, load_templates
 from san.clip.text_classifier import TextClassifier
 from san.clip.tokenizer import Tokenizer
@@ -148,17 +149,18 @@ class SANModel(nn.Module):
         """
         return normalised_batch(images, self.pixel_mean, self.pixel_std, self.config.size_divisibility)
 
-    def forward(self, images: Tensor, text_embed: Tensor) -> SANOutput:
+    def forward(self, images: Tensor, text_embed: Tensor, bank: ExampleBank | None = None) -> SANOutput:
         """Predict masks and their classes for a vocabulary.
 
         Args:
             images: (B, 3, H, W), from `stack`.
             text_embed: (C, E), from `text_classifier.embed`.
+            bank: see `classify`.
 
         Returns:
             The prediction of the last block; in training those of earlier supervised blocks are in `aux`.
         """
-        *earlier, last = (self.classify(proposals, text_embed) for proposals in self.image_side(self, images))
+        *earlier, last = (self.classify(proposals, text_embed, bank) for proposals in self.image_side(self, images))
         return last._replace(aux=tuple(earlier))
 
     def propose(self, images: Tensor) -> list[MaskProposals]:
@@ -198,8 +200,14 @@ class SANModel(nn.Module):
         others = embeds[count:] or (embeds[0].new_empty(0),) * count
         return [MaskProposals(*parts) for parts in zip(logits, biases, embeds[:count], others, strict=True)]
 
-    def classify(self, proposals: MaskProposals, text_embed: Tensor) -> SANOutput:
-        """Classify the masks; the only step that depends on the vocabulary (C, E)."""
+    def classify(self, proposals: MaskProposals, text_embed: Tensor, bank: ExampleBank | None = None) -> SANOutput:
+        """Classify the masks; the only step that depends on the vocabulary (C, E), and on its examples if it has some.
+
+        Args:
+            proposals: of `propose`.
+            text_embed: (C, E), from `text_classifier.embed`, or the vectors of `text_classifier.embed_with_bank`.
+            bank: examples of the same C classes.
+        """
         needed = {name: getattr(proposals, name) for name in self.scorer.needs}
         if missing := [name for name, value in needed.items() if not value.numel()]:
             raise ValueError(
@@ -207,6 +215,8 @@ class SANModel(nn.Module):
                 f"the image with this model, and return it from {type(self).__name__}.propose if that is your own"
             )
         class_logits = self.scorer(proposals.sls_embed, text_embed, self.text_classifier, **needed)
+        if bank is not None:
+            class_logits = bank.mix(class_logits, proposals.sls_embed)
         return SANOutput(proposals.mask_logits, class_logits, proposals.attn_bias, proposals.sls_embed)
 
     def _recognise(

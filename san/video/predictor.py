@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from san.clip.text_embedder import TextEmbeddings
 from san.clip.towers import ShallowFeatures
 from san.data.images import image_pixels
 from san.data.transforms import resize_image, resize_short_side
@@ -130,8 +131,8 @@ class VideoPredictor:
         checked = _of_one_size(frames, self.predictor.max_pixels)
         if not self.options.shared:
             return self._frame_by_frame(checked, words, found)
-        text_embed = self.predictor.model.text_classifier.embed(words.classes)
-        return self._shared(checked, words, text_embed, found)
+        text = self.predictor.model.text_classifier.embed_with_bank(words.classes)
+        return self._shared(checked, words, text, found)
 
     def _frame_by_frame(
         self, frames: Iterator[Frame], words: Vocabulary, found: dict[str, Any]
@@ -144,11 +145,11 @@ class VideoPredictor:
                 number += 1
 
     def _shared(
-        self, frames: Iterator[Frame], words: Vocabulary, text_embed: Tensor, found: dict[str, Any]
+        self, frames: Iterator[Frame], words: Vocabulary, text: TextEmbeddings, found: dict[str, Any]
     ) -> Iterator[Segmentation]:
         done = 0
         for chunk, own in overlapping_chunks(self._features(frames), self.options.chunk, self.options.overlap):
-            mask_logits, class_logits = self._outputs(chunk, text_embed, own, first=done)
+            mask_logits, class_logits = self._outputs(chunk, text, own, first=done)
             for features, masks in zip(chunk[own], mask_logits, strict=True):
                 yield self._segmentation(features, masks, class_logits, words, found)
             done += len(mask_logits)
@@ -178,12 +179,14 @@ class VideoPredictor:
 
     @torch_defaults()
     @torch.inference_mode()
-    def _outputs(self, chunk: list[FrameFeatures], text_embed: Tensor, own: slice, first: int) -> tuple[Tensor, Tensor]:
+    def _outputs(
+        self, chunk: list[FrameFeatures], text: TextEmbeddings, own: slice, first: int
+    ) -> tuple[Tensor, Tensor]:
         """Return mask logits (own frames, P, h_s, w_s), and the class logits (P, C + 1) of the chunk.
 
         Args:
             chunk: the frames.
-            text_embed: (C, E).
+            text: of the C classes.
             own: which of them belong to the chunk.
             first: number of the first of these in the video, for messages.
         """
@@ -203,7 +206,7 @@ class VideoPredictor:
             kept = proposals._replace(attn_bias=proposals.attn_bias.new_empty(0))  # biases take most of the memory
             found.append([part.float() for part in kept])
         whole = MaskProposals(*map(torch.cat, zip(*found, strict=True)))  # of all frames
-        output = self.predictor.model.classify(whole, text_embed)  # (frames, P, ...)
+        output = self.predictor.model.classify(whole, text.vectors, text.bank)  # (frames, P, ...)
         non_finite = have_non_finite(output.mask_logits, output.class_logits)
         refuse_non_finite(non_finite, [f"frame {first - own.start + index}" for index in range(len(chunk))])
         return output.mask_logits[own], output.class_logits.mean(dim=0)

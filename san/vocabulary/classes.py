@@ -14,6 +14,7 @@ import ftfy
 import regex
 
 from san.io.errors import excerpt
+from san.vocabulary.bank import BankSettings
 
 KINDS = ("synonyms", "prompts")
 """Keys that a class written as a mapping may have besides its name."""
@@ -51,14 +52,20 @@ class ClassVector:
             they are of any length.
         clip: name of the CLIP in whose joint space they are, for messages.
         probe: E such numbers, an embedding by which that CLIP is recognised; see `TextEmbedder.probe`.
+        examples: n x E little-endian float16 numbers, the embedding of each example, unit length, if there is a bank.
+        bank: how masks are compared with single examples, too; None if they are not.
     """
 
     values: bytes
     clip: str
     probe: bytes
+    examples: bytes = b""
+    bank: BankSettings | None = None
 
     def __repr__(self) -> str:
-        return f"ClassVector({hashlib.sha256(self.values).hexdigest()[:16]}, {excerpt(self.clip)})"
+        more = "" if self.bank is None else f", {self.bank}"
+        numbers = hashlib.sha256(self.values + self.examples).hexdigest()[:16]
+        return f"ClassVector({numbers}, {excerpt(self.clip)}{more})"
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,21 @@
 """The file of a vocabulary that was made from examples: classes, their vectors, and what these were made from.
 
 A ``.safetensors`` file with the tensors `TENSORS`, and the metadata ``format``, ``version``, ``clip`` and ``classes``
-(JSON). C classes, N examples, E joint embedding.
+(JSON). With a bank also `BANK_TENSORS` and ``bank`` (JSON). C classes, N examples, E joint embedding.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from san.io.errors import brief_repr, excerpt, one_line
 from san.io.files import check_file_size, replacing
+from san.record import parse_json, read_record
+from san.vocabulary.bank import BankOptions, BankSettings
 from san.vocabulary.classes import KINDS, ClassText, ClassVector, check_distinct, named_class, text_key
 
 if TYPE_CHECKING:
@@ -23,8 +25,9 @@ if TYPE_CHECKING:
     Floats = npt.NDArray[np.float32]
 
 ENDING = ".safetensors"
-FORMAT, VERSION = "san-vocabulary", "1"
+FORMAT, VERSION, BANK_VERSION = "san-vocabulary", "1", "2"
 TENSORS = ("vectors", "probe", "examples", "example_class", "word_share", "bias")
+BANK_TENSORS = ("bank_mean", "bank_whitening")
 _MAX_BYTES, _MAX_HEADER = 1 << 30, 4 << 20
 
 
@@ -36,10 +39,11 @@ class LearntClasses:
         classes: C classes; one without a vector is embedded from its words.
         clip: name of the CLIP whose joint space the vectors are in.
         probe: (E,), see `ClassVector`.
-        examples: (N, E), the embedding of each example, unit length.
+        examples: (N, E), the embedding of each example, unit length; float16 if there is a bank.
         example_class: (N,) int64, index of its class.
         word_share: (C,), share of the words in the vector of each class, 0..1.
         bias: (C,), what calibration added to the class's logit.
+        bank: how masks are compared with single examples, too; None if they are not. See `with_bank`.
 
     Raises:
         ValueError: shapes do not agree, a value is NaN or infinite, or classes are equal.
@@ -48,10 +52,11 @@ class LearntClasses:
     classes: tuple[ClassText, ...]
     clip: str
     probe: Floats
-    examples: Floats
+    examples: Floats | npt.NDArray[np.float16]
     example_class: npt.NDArray[np.int64]
     word_share: Floats
     bias: Floats
+    bank: BankSettings | None = None
 
     __repr__ = brief_repr
 
@@ -67,9 +72,10 @@ class LearntClasses:
             "word_share": (count,),
             "bias": (count,),
         }
+        kinds = {"example_class": np.int64, "examples": np.float32 if self.bank is None else np.float16}
         for name, shape in wanted.items():
             found = getattr(self, name)
-            kind = np.int64 if name == "example_class" else np.float32
+            kind = kinds.get(name, np.float32)
             if found.shape != shape or found.dtype != kind:
                 raise ValueError(
                     f"{name} has shape {found.shape} and type {found.dtype}, not {shape} and {np.dtype(kind)}"
@@ -82,6 +88,20 @@ class LearntClasses:
             values = np.frombuffer(each.vector.values, "<f4") if each.vector else self.probe
             if values.shape != (width,) or not np.isfinite(values).all():
                 raise ValueError(f"the vector of class {excerpt(each.name)} is not {width} finite numbers")
+        if self.bank is not None:
+            _check_bank(self.bank, width)
+
+    def with_bank(self, bank: BankSettings) -> LearntClasses:
+        """Return the same classes, with whose examples masks are compared, too."""
+        import numpy as np
+
+        examples = self.examples.astype("<f2")
+        classes = [
+            each if each.vector is None else replace(each, vector=replace(each.vector, examples=rows, bank=bank))
+            for index, each in enumerate(self.classes)
+            for rows in [examples[self.example_class == index].tobytes()]
+        ]
+        return replace(self, classes=tuple(classes), examples=examples.astype(np.float16), bank=bank)
 
     def counts(self) -> dict[str, int]:
         """Return the number of examples of each class, by name."""
@@ -109,6 +129,10 @@ class LearntClasses:
                 vectors[index] = np.frombuffer(each.vector.values, "<f4")
         tensors = {name: getattr(self, name) for name in TENSORS[1:]} | {"vectors": vectors}
         note = {"format": FORMAT, "version": VERSION, "clip": self.clip, "classes": json.dumps(rows)}
+        if self.bank is not None:
+            note |= {"version": BANK_VERSION, "bank": json.dumps(asdict(self.bank.options))}
+            whitening = np.frombuffer(self.bank.whitening, "<f4").reshape(-1, self.probe.size)
+            tensors |= {"bank_mean": np.frombuffer(self.bank.mean, "<f4"), "bank_whitening": whitening}
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as partial:
             partial.write_bytes(save({name: np.ascontiguousarray(each) for name, each in tensors.items()}, note))
@@ -135,11 +159,13 @@ def read_learnt_classes(path: str | Path) -> LearntClasses:
             note = content.metadata() or {}
             if note.get("format") != FORMAT:
                 raise ValueError("it holds no vocabulary, but perhaps weights; `san vocab` writes vocabularies")
-            if note.get("version") != VERSION:
-                raise ValueError(f"it has version {excerpt(note.get('version'))}, but this SAN reads {VERSION}")
-            if set(content.keys()) != set(TENSORS):
-                raise ValueError(f"its tensors are {excerpt(sorted(content.keys()))}, not {', '.join(TENSORS)}")
-            return _learnt(note, {name: content.get_tensor(name) for name in TENSORS})
+            names = {VERSION: TENSORS, BANK_VERSION: (*TENSORS, *BANK_TENSORS)}.get(note.get("version", ""))
+            if names is None:
+                known = f"{VERSION} and {BANK_VERSION}"
+                raise ValueError(f"it has version {excerpt(note.get('version'))}, but this SAN reads {known}")
+            if set(content.keys()) != set(names):
+                raise ValueError(f"its tensors are {excerpt(sorted(content.keys()))}, not {', '.join(names)}")
+            return _learnt(note, {name: content.get_tensor(name) for name in names})
     except (SafetensorError, ValueError, KeyError, TypeError, RecursionError, OSError) as error:
         raise ValueError(f"vocabulary file {path}: {one_line(error)}; make it again with `san vocab`") from error
 
@@ -167,7 +193,26 @@ def _learnt(note: Mapping[str, str], tensors: Mapping[str, Any]) -> LearntClasse
         raise ValueError(f"its vectors are {vectors.dtype}, not float32")
     probe = tensors["probe"].astype("<f4").tobytes()
     classes = [_class(row, vectors[index], note["clip"], probe) for index, row in enumerate(rows)]
-    return LearntClasses(tuple(classes), note["clip"], **{name: tensors[name] for name in TENSORS[1:]})
+    parts = {name: tensors[name] for name in TENSORS[1:]}
+    if note["version"] == VERSION:
+        return LearntClasses(tuple(classes), note["clip"], **parts)
+    for name, kind in {"examples": np.float16, **dict.fromkeys(BANK_TENSORS, np.float32)}.items():
+        if tensors[name].dtype != kind:
+            raise ValueError(f"its {name} are {tensors[name].dtype}, not {np.dtype(kind)}")
+    options = read_record(BankOptions, parse_json(note["bank"]), "bank.")
+    bank = BankSettings(options, *(tensors[name].astype("<f4").tobytes() for name in BANK_TENSORS))
+    parts["examples"] = parts["examples"].astype(np.float32)
+    return LearntClasses(tuple(classes), note["clip"], **parts).with_bank(bank)
+
+
+def _check_bank(bank: BankSettings, width: int) -> None:
+    """Raise unless a bank's numbers are of embeddings of some width."""
+    import numpy as np
+
+    for name, values, count in (("mean", bank.mean, width), ("whitening", bank.whitening, width * width)):
+        found = np.frombuffer(values, "<f4")
+        if found.size != count or not np.isfinite(found).all():
+            raise ValueError(f"the {name} of the bank is not {count} finite numbers")
 
 
 def _class(row: Mapping[str, Any], vector: Floats, clip: str, probe: bytes) -> ClassText:

@@ -55,14 +55,17 @@ def test_a_data_set_gives_examples_that_an_evaluation_uses(folder, tmp_path, cap
     assert main([*arguments, "--classes", novel, "--words", "0"]) == 0
     assert {name for name, count in read_learnt_classes(vocabulary).counts().items() if count} <= {*novel.split(", ")}
     capsys.readouterr()
+    banked = tmp_path / "bank.safetensors"
+    assert main([*arguments[:-1], str(banked), "--classes", novel, "--words", "0", "--bank"]) == 0
+    assert "bank: " in capsys.readouterr().out
     metrics = []
-    for more in ([], ["--vocab-file", str(vocabulary)]):
-        out = tmp_path / f"out{len(more)}"
+    for number, more in enumerate(([], ["--vocab-file", str(vocabulary)], ["--vocab-file", str(banked)])):
+        out = tmp_path / f"out{number}"
         evaluation = ["eval", "--config-file", "configs/shapes/san_shapes.yaml", "--weights", "shapes", *more]
         keys = ["DATASETS.TEST", "own", "TEST.NUM_PANELS", "0", "OUTPUT_DIR", str(out)]
         assert main([*evaluation, "--dataset", str(folder / "set.json"), *keys]) == 0
         metrics.append(json.loads((out / "inference" / "own" / "metrics.json").read_text(encoding="utf-8")))
-    assert metrics[0] != metrics[1]
+    assert metrics[0] != metrics[1] != metrics[2]
 
 
 @pytest.mark.parametrize(

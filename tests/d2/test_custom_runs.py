@@ -107,8 +107,9 @@ def test_synonyms_reach_the_text_encoder(make_cfg: MakeCfg, seats: Path, monkeyp
     model = build_model(make_cfg(DATASETS__CUSTOM=[str(seats)]))
     model.eval()
     asked: list[Any] = []
-    embed = model.model.text_classifier.embed
-    monkeypatch.setattr(model.model.text_classifier, "embed", lambda classes: asked.append(classes) or embed(classes))
+    classifier = model.model.text_classifier
+    embed, with_bank = classifier.embed, classifier.embed_with_bank
+    monkeypatch.setattr(classifier, "embed_with_bank", lambda classes: asked.append(classes) or with_bank(classes))
     image = torch.zeros(3, 64, 64, dtype=torch.uint8)
     with torch.no_grad():
         model([{"image": image, "dataset_name": "seats_val"}])

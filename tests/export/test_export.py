@@ -21,6 +21,8 @@ from san.export.folder import export_model, tokens_of, torch_release
 from san.export.formats import ONNX_TORCH, onnx_path
 from san.export.graphs import PixelGraph, ProposalGraph, TextGraph
 from san.inference.predictor import Predictor
+from san.vocabulary.bank import BankOptions, BankSettings
+from san.vocabulary.classes import ClassText, ClassVector
 from san.vocabulary.vocabulary import Vocabulary
 from tests.model.test_tracing import settings
 
@@ -222,6 +224,17 @@ def test_unknown_forms(predictor: Predictor, tmp_path: Path) -> None:
         export_model(predictor, tmp_path, precisions=("int4",))
     with pytest.raises(ValueError, match="no format 'tflite'"):
         export_model(predictor, tmp_path, formats=("tflite",))
+
+
+def test_a_bank_of_examples_is_refused(predictor: Predictor, tmp_path: Path) -> None:
+    classifier = predictor.model.text_classifier
+    vector = classifier.embedder.probe(classifier).cpu().numpy()
+    width, numbers = len(vector), vector.astype("<f4").tobytes()
+    bank = BankSettings(BankOptions(), numbers, np.eye(width, dtype="<f4").tobytes())
+    own = ClassText("cat", vector=ClassVector(numbers, "tiny", numbers, vector.astype("<f2").tobytes(), bank))
+    with pytest.raises(ValueError, match="bank of examples.* make the file without --bank"):
+        export_model(predictor, tmp_path, vocabulary=Vocabulary((own,)))
+    assert not [*tmp_path.iterdir()]
 
 
 @pytest.mark.slow

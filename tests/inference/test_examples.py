@@ -11,6 +11,7 @@ import torch
 from san.evaluation import ConfusionMatrix, metrics
 from san.inference.examples import (
     Background,
+    BankOptions,
     ClassExample,
     class_biases,
     default_word_share,
@@ -232,3 +233,77 @@ def test_calibrated_words_are_the_text_with_a_bias(shapes, pictures):
         learn_classes(shapes, classes, examples[:2], calibrated=True)
     with pytest.raises(ValueError, match="two classes or more"):
         learn_classes(shapes, classes[:1], examples[:1], calibrated=True)
+
+
+@pytest.fixture(scope="module")
+def banked(shapes, examples) -> LearntClasses:
+    return learn_classes(shapes, CLASSES, examples, bank=BankOptions())
+
+
+def test_whitened_embeddings_have_the_same_variance_in_all_directions():
+    torch.manual_seed(0)
+    embeds = torch.randn(400, 12) @ torch.randn(12, 12) + 3
+    background = Background(12)
+    background.add(embeds)
+    found = torch.linalg.inv(background.whitening() @ background.whitening())
+    ridge = background.covariance.diagonal().mean() * torch.eye(12, dtype=torch.float64)
+    torch.testing.assert_close(found, background.covariance + ridge)
+
+
+def test_a_bank_keeps_the_vectors_and_finds_each_example(shapes, learnt, banked):
+    text = shapes.model.text_classifier.embed_with_bank(banked.classes)
+    assert torch.equal(text.vectors, shapes.model.text_classifier.embed(learnt.classes))
+    cosines, found = text.bank.nearest(torch.from_numpy(banked.examples.astype(np.float32)))
+    assert text.bank.owner[found[:, 0]].tolist() == banked.example_class.tolist()
+    assert cosines[:, 0] == pytest.approx(1, abs=1e-3)
+
+
+def test_without_a_bank_scores_are_those_of_the_vectors_bit_for_bit(shapes, learnt, banked, pictures):
+    encoded, classifier = shapes.encode(pictures[0][0]), shapes.model.text_classifier
+    for classes in (CLASSES, learnt.classes):
+        plain = shapes.model.scorer(encoded.proposals.sls_embed, classifier.embed(classes), classifier)
+        assert torch.equal(shapes.evidence(encoded, classes).class_logits, plain[0])
+    mixed = shapes.evidence(encoded, banked.classes).class_logits.softmax(-1)
+    before, has = plain[0].softmax(-1), [*(count > 0 for count in banked.counts().values()), False]
+    assert torch.equal((mixed - before).abs().amax(0) > 1e-4, torch.tensor(has))  # others and "no object" are the same
+    torch.testing.assert_close(mixed.sum(1), torch.ones(len(mixed)))
+
+
+def test_a_bank_works_at_several_scales_in_ensembles_and_batches(shapes, banked, pictures):
+    words, images = Vocabulary(banked.classes), [*pictures[0][:2]]
+    single = shapes.predict_batch(images, words)
+    assert np.array_equal(single[1].labels, shapes.predict(images[1], words).labels)
+    both = Predictor.ensemble([shapes, shapes]).predict(images[0], words)
+    assert (both.labels == single[0].labels).mean() > 0.999
+    scales = Predictor(shapes.model, short_sides=(128, 160), flip=True)
+    encoded = scales.encode(images[0])
+    views = scales.evidence(encoded, words.classes).views
+    bank = shapes.model.text_classifier.embed_with_bank(banked.classes).bank
+    for view, each in zip(views, (encoded, *encoded.others), strict=True):
+        text = shapes.model.text_classifier.embed_with_bank(words.classes).vectors
+        plain = shapes.model.classify(each.proposals, text).class_logits
+        assert torch.equal(view.class_logits, bank.mix(plain, each.proposals.sls_embed)[0])
+    assert len(views) == 4
+
+
+def test_a_part_of_the_classes_has_a_part_of_the_bank(shapes, banked, pictures):
+    own = [each for each in banked.classes if each.vector is not None][:2]
+    words = Vocabulary((*own, ClassText("plain ground"))).with_context("striped ground")
+    text = shapes.model.text_classifier.embed_with_bank(words.classes)
+    assert len(text.bank) == sum(banked.counts()[each.name] for each in own)
+    assert text.bank.has_examples.tolist() == [True, True, False, False]
+    assert shapes.predict(pictures[0][0], words).labels.max() <= 3
+
+
+def test_a_bank_is_refused_where_it_would_be_left_out(shapes, banked, pictures, tmp_path):
+    torch.manual_seed(0)
+    other = Predictor(build_san(variant("shapes", pretrained=None)), short_side=64)
+    for predictor in (other, Predictor.ensemble([shapes, other])):
+        with pytest.raises(ValueError, match="which is not the CLIP of this model"):
+            predictor.predict(pictures[0][0], Vocabulary(banked.classes))
+    with pytest.raises(ValueError, match="make the file without --bank"):
+        shapes.model.text_classifier.embed(banked.classes)
+    with pytest.raises(ValueError, match="tokens do not express"):
+        shapes.model.text_classifier.embedder.tokenise(banked.classes)
+    with pytest.raises(ValueError, match="cannot be written in one line"):  # the pages of demo and service
+        Vocabulary(banked.classes).as_text()

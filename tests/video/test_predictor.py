@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from san.inference.examples import BankOptions, ClassExample, learn_classes
 from san.inference.predictor import Predictor
 from san.model.build import build_san
 from san.model.config import variant
@@ -18,6 +19,8 @@ from san.postprocess import labels_and_scores
 from san.record import FieldError
 from san.shapes.clips import MotionStyle, clip_at, render_clip
 from san.video.predictor import FrameFeatures, VideoOptions, VideoPredictor
+from san.vocabulary.classes import ClassText
+from san.vocabulary.vocabulary import Vocabulary
 
 WORDS = "shapes_36"
 
@@ -46,7 +49,7 @@ def test_one_frame_with_a_centre_per_query_is_the_image(shapes: Predictor, clip:
     order = share.argmax(dim=1)
     assert sorted(order.tolist()) == list(range(shapes.model.config.side_adapter.num_queries))
     assert torch.equal(queries[0], feature.side.queries[0, order])
-    text = shapes.model.text_classifier.embed(["red star", "plain ground"])
+    text = shapes.model.text_classifier.embed_with_bank(["red star", "plain ground"])
     (masks,), logits = video._outputs([feature], text, slice(0, 1), first=0)
     plain = shapes.segment(["red star", "plain ground"], encoded=shapes.encode(clip[0])).evidence
     assert plain is not None
@@ -58,6 +61,18 @@ def test_one_frame_with_a_centre_per_query_is_the_image(shapes: Predictor, clip:
     assert result.best_scores is not None
     np.testing.assert_allclose(result.best_scores, expected.best_scores, atol=1e-4)
     assert np.array_equal(result.image, clip[0])
+
+
+def test_a_bank_of_examples_works_in_a_video(shapes: Predictor, clip: np.ndarray) -> None:
+    classes = [ClassText(each) for each in ("red star", "plain ground", "striped ground")]
+    examples = [ClassExample("red star", clip[0]), ClassExample("striped ground", clip[3])]
+    learnt = learn_classes(shapes, classes, examples, word_share=1, bank=BankOptions(weight=0.9))
+    words = Vocabulary(learnt.classes)
+    (found,) = VideoPredictor(shapes).segment(clip[:1], words)
+    expected, plain = shapes.predict(clip[0], words), shapes.predict(clip[0], Vocabulary(tuple(classes)))
+    assert found.best_scores is not None and plain.best_scores is not None
+    np.testing.assert_allclose(found.best_scores, expected.best_scores, atol=1e-4)
+    assert not np.allclose(found.best_scores, plain.best_scores, atol=0.01)
 
 
 @pytest.mark.parametrize("sls_init", ["learnt", "learnt_plus_class_token"])
@@ -72,7 +87,7 @@ def test_sls_tokens_of_an_index_go_with_their_queries(sls_init: str) -> None:
     video = VideoPredictor(predictor)
     (feature,) = video._features_of([image])
     order = video._shared_queries([feature])[1].argmax(dim=1)
-    text = model.text_classifier.embed(["cat", "dog"])
+    text = model.text_classifier.embed_with_bank(["cat", "dog"])
     _, logits = video._outputs([feature], text, slice(0, 1), first=0)
     plain = predictor.predict(image, "cat, dog").evidence
     assert plain is not None

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from san.vocabulary.bank import BankOptions, BankSettings
 from san.vocabulary.classes import ClassText, ClassVector
 from san.vocabulary.vocabulary import Vocabulary
 from san.vocabulary.vocabulary_file import LearntClasses, read_learnt_classes, with_learnt
@@ -48,8 +50,6 @@ def test_what_is_written_is_read_again(path, learnt):
 
 def rewritten(path: Path, note: dict[str, str] | None = None, **tensors: np.ndarray | None) -> Path:
     """The file with other metadata or tensors."""
-    from safetensors import safe_open
-
     with safe_open(path, "np") as file:
         metadata = file.metadata() | (note or {})
     content = load_file(path) | tensors
@@ -60,7 +60,8 @@ def rewritten(path: Path, note: dict[str, str] | None = None, **tensors: np.ndar
 @pytest.mark.parametrize(
     ("note", "tensors", "message"),
     [
-        ({"version": "2"}, {}, "version '2', but this SAN reads 1"),
+        ({"version": "3"}, {}, "version '3', but this SAN reads 1 and 2"),
+        ({"version": "2"}, {}, "its tensors are"),
         ({"format": "pt"}, {}, "holds no vocabulary"),
         ({"classes": "{"}, {}, "make it again"),
         ({"classes": "[]"}, {}, "does not fit its classes"),
@@ -80,6 +81,56 @@ def test_a_file_that_is_damaged_or_of_another_kind_is_refused(path, note, tensor
     with pytest.raises(ValueError, match=message) as error:
         read_learnt_classes(rewritten(path, note, **tensors))
     assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.fixture
+def banked(learnt) -> LearntClasses:
+    random = np.random.default_rng(1)
+    parts = (random.normal(size=size).astype("<f4").tobytes() for size in (WIDTH, WIDTH**2))
+    return learnt.with_bank(BankSettings(BankOptions(5, 0.1, 0.25), *parts))
+
+
+@pytest.fixture
+def banked_path(tmp_path: Path, banked: LearntClasses) -> Path:
+    banked.save(tmp_path / "bank.safetensors")
+    return tmp_path / "bank.safetensors"
+
+
+def test_a_bank_is_read_as_it_was_written(banked, banked_path, learnt, path):
+    found = read_learnt_classes(banked_path)
+    assert found.bank == banked.bank and found.classes == banked.classes and banked.classes != learnt.classes
+    assert found.examples.dtype == np.float16 and np.array_equal(found.examples, learnt.examples.astype(np.float16))
+    vector, plain = (each.classes[0].vector for each in (found, learnt))
+    assert np.array_equal(np.frombuffer(vector.examples, "<f2").reshape(2, WIDTH), found.examples)
+    assert vector.values == plain.values and repr(vector) != repr(plain) and len(repr(vector)) < 180
+    assert found.classes[1:] == learnt.classes[1:]  # without examples
+    other = replace(banked.bank, options=BankOptions(5, 0.1, 0.3))
+    assert repr(banked.with_bank(other).classes[0].vector) != repr(vector)  # `san predict` compares them
+    with safe_open(path, "np") as content:  # without a bank it is a file that an older SAN reads
+        assert content.metadata()["version"] == "1" and "bank" not in content.metadata()
+
+
+@pytest.mark.parametrize(
+    ("note", "tensors", "message"),
+    [
+        ({"version": "1"}, {}, "its tensors are"),
+        ({"bank": "{"}, {}, "make it again"),
+        ({"bank": "[" * 100_000}, {}, "nested too deeply"),
+        ({"bank": '{"weight": 2}'}, {}, "bank.weight is 2"),
+        ({"bank": '{"weigth": 0.2}'}, {}, "did you mean 'weight'"),
+        ({}, {"bank_mean": None}, "its tensors are"),
+        ({}, {"bank_mean": np.zeros(3, np.float32)}, "mean of the bank is not 8 finite"),
+        ({}, {"bank_whitening": np.full((WIDTH, WIDTH), np.nan, np.float32)}, "whitening of the bank is not 64 finite"),
+        ({}, {"bank_whitening": np.zeros((WIDTH, WIDTH))}, "bank_whitening are float64, not float32"),
+        ({}, {"examples": np.zeros((2, WIDTH), np.float32)}, "examples are float32, not float16"),
+        ({}, {"examples": np.full((2, WIDTH), np.inf, np.float16)}, "examples holds NaN or infinite"),
+        ({}, {"examples": np.zeros((3, WIDTH), np.float16)}, "examples has shape"),
+    ],
+)
+def test_a_damaged_bank_is_refused(banked_path, note, tensors, message):
+    with pytest.raises(ValueError, match=message) as error:
+        read_learnt_classes(rewritten(banked_path, note, **tensors))
+    assert str(banked_path) in str(error.value) and "\n" not in str(error.value)
 
 
 def test_no_part_of_a_file_is_read_as_a_whole_one(path, tmp_path):

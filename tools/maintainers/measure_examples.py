@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from san.evaluation import ConfusionMatrix, metrics
-from san.inference.examples import ClassExample, learn_classes
+from san.inference.examples import BankOptions, ClassExample, learn_classes
 from san.inference.predictor import Predictor
 from san.inference.segmentation import EncodedImage
 from san.shapes.dataset import SHAPES_SPLITS, ShapesSplit, split_images
@@ -87,8 +87,17 @@ ROWS = [
     ("all 36, examples alone", NAMES, 16, 0.0, False, "mask"),
     *(("all 36, words alone, calibrated", NAMES, count, 1.0, True, "mask") for count in (1, 4, 16)),
     *(("all 36, calibrated", NAMES, count, None, True, "mask") for count in (1, 4, 16)),
+    *(("the 8 novel, bank", NOVEL, count, None, False, "mask") for count in (1, 4, 16)),
+    *(("all 36, bank", NAMES, count, None, False, "mask") for count in (1, 4, 16)),
+    *(("all 36, words alone, bank", NAMES, count, 1.0, False, "mask") for count in (1, 4, 16)),
+    *(("all 36, words alone, calibrated, bank", NAMES, count, 1.0, True, "mask") for count in (1, 4, 16)),
+    *((f"all 36{bank}", NAMES, 64, None, False, "mask") for bank in ("", ", bank")),
+    ("all 36, words alone, bank", NAMES, 64, 1.0, False, "mask"),
+    *((f"all 36, words alone, calibrated{bank}", NAMES, 64, 1.0, True, "mask") for bank in ("", ", bank")),
 ]
-"""Label, classes with examples, examples of each, share of the words, whether calibrated, kind of example."""
+"""Label, classes with examples, examples of each at most, share of the words, whether calibrated, kind of example.
+
+With a bank if the label ends in that."""
 
 
 def main() -> None:
@@ -105,7 +114,10 @@ def main() -> None:
         figures = []
         for seed in seeds:
             examples = measurement.examples(names, count, seed, kind)
-            learnt = learn_classes(measurement.predictor, CLASSES, examples, word_share=share, calibrated=calibrated)
+            bank = BankOptions() if label.endswith("bank") else None
+            learnt = learn_classes(
+                measurement.predictor, CLASSES, examples, word_share=share, calibrated=calibrated, bank=bank
+            )
             figures.append(measurement.evaluate(learnt.classes))
         print(_row(label, count, figures), flush=True)
 
