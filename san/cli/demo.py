@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from san.cli.options import add_model_options, load_predictor, parse_words, path_or_name_option
@@ -71,7 +72,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     words = parser.add_mutually_exclusive_group()
     words.add_argument("--words", help="the words that each picture of --examples starts with")
-    words.add_argument("--vocab-file", metavar="FILE", help="these words in a file, as `san predict` takes it")
+    words.add_argument(
+        "--vocab-file",
+        metavar="FILE",
+        help="these words in a file, as `san predict` takes it; with one of `san vocab`, which needs no --examples, "
+        "words that are names in it are recognised from its examples",
+    )
     add_limit_options(parser, Limits, _LIMITS)
 
 
@@ -124,11 +130,14 @@ def make_service(args: argparse.Namespace) -> DemoService:
     from san.vocabulary.vocabulary import Vocabulary
 
     limits = read_limits(args, Limits)
-    words = args.words if args.vocab_file is None else Vocabulary.from_file(args.vocab_file).as_text()
+    words, classes = args.words, () if args.vocab_file is None else Vocabulary.from_file(args.vocab_file).classes
+    learnt = [each for each in classes if each.vector is not None]
+    if classes and (args.examples is not None or not learnt):
+        words = Vocabulary(tuple(replace(each, vector=None) for each in classes)).as_text()
     if (args.examples is None) != (words is None):
         raise ValueError("--examples and --words (or --vocab-file) belong together; give both or neither")
     if words is not None:
         parse_words(words, "--words")
     examples = folder_examples(args.examples, words, limits) if words is not None else shapes_examples()
     known = frozenset(word for name in NAMES for word in name.split() if args.model == "shapes")
-    return DemoService(load_predictor(args), examples, limits, known_words=known)
+    return DemoService(load_predictor(args), examples, limits, known_words=known, learnt=learnt)

@@ -216,7 +216,8 @@ class SAN(nn.Module):
             batch = images if len(members) == len(samples) else images[members]  # a list as index synchronizes
             scored = ScoredWords(classes)
             text = self.model.text_classifier.embed_with_bank(scored.words)
-            output = self.model(batch, text.vectors, text.bank)
+            more = {} if text.bank is None else {"bank": text.bank}  # a model of one's own need not know banks
+            output = self.model(batch, text.vectors, **more)
             for row, index in enumerate(members):
                 results[index] = self._result(output, row, samples[index], (height, width), scored)
             non_finite.append(have_non_finite(output.mask_logits, output.class_logits))

@@ -21,6 +21,9 @@ import numpy.typing as npt
 from san.demo.examples import Example
 from san.demo.limits import Limits
 from san.io.errors import one_line
+from san.vocabulary.classes import ClassText
+from san.vocabulary.vocabulary import Vocabulary
+from san.vocabulary.vocabulary_file import with_learnt
 from san.web.words import Words
 
 if TYPE_CHECKING:
@@ -71,9 +74,10 @@ class DemoService:
         examples: example pictures, at least one; every visitor starts with the first.
         limits: limits of visitors.
         known_words: all words that a small model knows, for remarks.
+        learnt: classes of a vocabulary file; a visitor's word that is the name of one is recognised from its examples.
 
     Raises:
-        ValueError: there is no example.
+        ValueError: there is no example, or a learnt class is of another CLIP.
     """
 
     def __init__(
@@ -83,11 +87,14 @@ class DemoService:
         limits: Limits,
         *,
         known_words: frozenset[str] = frozenset(),
+        learnt: Sequence[ClassText] = (),
     ) -> None:
         if not examples:
             raise ValueError("the demo needs at least one example picture, got none")
         self.limits, self.examples = limits, tuple(examples)
-        self._predictor, self._known_words = predictor, known_words
+        self._predictor, self._known_words, self._learnt = predictor, known_words, tuple(learnt)
+        if learnt:
+            predictor.model.text_classifier.embed_with_bank(learnt)  # raises if they do not fit
         # one thread, as the model itself uses all cores
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="san-demo")
         self._computing = threading.Lock()
@@ -125,7 +132,8 @@ class DemoService:
         Raises:
             ValueError: the words are not valid, or it took too long. The message is for the visitor.
         """
-        vocabulary = words.vocabulary(self.limits)
+        asked = words.vocabulary(self.limits)
+        vocabulary = Vocabulary(with_learnt(asked.classes, self._learnt, required=False), asked.num_context)
 
         def task() -> Answer:
             start = time.perf_counter()

@@ -226,15 +226,22 @@ def _class(row: Mapping[str, Any], vector: Floats, clip: str, probe: bytes) -> C
     return ClassText(each.name, each.synonyms, each.prompts, vector=found)
 
 
-def with_learnt(classes: Sequence[str | ClassText], learnt: Sequence[ClassText]) -> tuple[str | ClassText, ...]:
+def with_learnt(
+    classes: Sequence[str | ClassText], learnt: Sequence[ClassText], *, required: bool = True
+) -> tuple[str | ClassText, ...]:
     """Return classes, those with the name of a learnt one replaced by it.
 
+    Args:
+        classes: names or classes.
+        learnt: classes of a vocabulary file; those without a vector replace nothing.
+        required: whether at least one is to be replaced.
+
     Raises:
-        ValueError: no class has such a name.
+        ValueError: no class has such a name, but `required`.
     """
     known = {text_key(each.name): each for each in learnt if each.vector is not None}
     names = [text_key(each.name if isinstance(each, ClassText) else each) for each in classes]
-    if not known.keys() & {*names}:
+    if required and not known.keys() & {*names}:
         shown = excerpt([each.name for each in learnt[:5]])
         raise ValueError(f"none of the {len(classes)} classes is in the vocabulary file, which has {shown}")
     return tuple(known.get(name, each) for name, each in zip(names, classes, strict=True))

@@ -16,13 +16,16 @@ from PIL import Image
 from san.cli import demo
 from san.cli.demo import make_service
 from san.cli.main import make_parser
+from san.data.example_files import ClassExample
 from san.demo.examples import folder_examples, shapes_examples
 from san.demo.limits import Limits
 from san.demo.service import DemoService, explain
 from san.demo.view import picture_view, result_view
+from san.inference.examples import learn_classes
 from san.inference.segmentation import Segmentation
 from san.shapes.world import NAMES
 from san.visualize import palette
+from san.vocabulary.classes import ClassText
 from san.vocabulary.vocabulary import Vocabulary
 from san.web.words import Words
 
@@ -218,3 +221,27 @@ def test_there_must_be_an_example(service):
     for wrong in (9, -1, "0", None, True and 99):
         with pytest.raises(ValueError, match="no example"):
             service.open_example(wrong)
+
+
+@pytest.mark.parametrize("with_folder", [False, True])
+def test_words_of_a_vocabulary_file_are_recognised_from_its_examples(service, tmp_path, monkeypatch, with_folder):
+    monkeypatch.setattr("san.cli.demo.load_predictor", lambda args: service._predictor)
+    example = service.examples[0]
+    _, *others = Vocabulary.parse(example.words).names
+    expected = service._predictor.predict(example.pixels, example.words).labels == 0
+    shown = ClassExample("my thing", example.pixels, mask=expected)
+    learnt = learn_classes(service._predictor, [ClassText("my thing")], [shown], word_share=0.0)
+    learnt.save(tmp_path / "mine.safetensors")
+    options = ["--vocab-file", str(tmp_path / "mine.safetensors")]
+    if with_folder:
+        Image.fromarray(example.pixels).save(tmp_path / "a.png")
+        options += ["--examples", str(tmp_path)]
+    made = make_service(make_parser(demo).parse_args(options))
+    try:
+        if with_folder:
+            assert made.examples[0].words == "my thing"
+        answer = made.segment(upload(made, example.pixels), Words(", ".join(["my thing", *others])))
+        assert (answer.result.labels == 0)[expected].mean() > 0.9
+        assert not answer.notes  # its name is no word of the small CLIP
+    finally:
+        made.close()
