@@ -30,14 +30,16 @@ from san.registry import PartConfig
 
 _WRAPPERS = r"^(module\.|_orig_mod\.)+"  # of DistributedDataParallel and torch.compile
 _SLIM = "trained tensors only"
-_NOTE = ("format", "clip", "clip_fingerprint")
+_NOTE = ("format", "clip", "clip_fingerprint", "clip_tensors")
 
 logger = logging.getLogger(__name__)
 
 
-def brings_clip(state_dict: Mapping[str, Any]) -> bool:
-    """Whether tensors, with any loadable names, include those of the frozen CLIP."""
-    names = [re.sub(_WRAPPERS, "", key) for key in state_dict]
+def brings_clip(content: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint (see `load_checkpoint_file`), with any loadable names, has the whole CLIP of its model."""
+    if "clip_fingerprint" in content:  # a slim file, of which CLIP's tuned tensors are a part
+        return False
+    names = [re.sub(_WRAPPERS, "", key) for key in content["model"]]
     naming = naming_of(names)
     own = [naming.own_name(name) for name in names] if naming else [name.removeprefix("model.") for name in names]
     return any(name.startswith("deep_clip.") for name in own)
@@ -175,7 +177,7 @@ def fitting_tensors(
     _check_parts(san, content.get("parts"), label)
     wanted: dict[str, Tensor] = model.state_dict()
     found = _under_names_of(wanted, content["model"] if isinstance(content.get("model"), Mapping) else content, inner)
-    frozen = {inner + name for name in san.state_dict().keys() - trained_names(san)}
+    frozen = {inner + name for name in frozen_names(san, content)}
     if frozen.isdisjoint(found):
         noted = content.get("clip_fingerprint") is not None
         if noted:
@@ -212,7 +214,7 @@ def fits(model: SANModel, content: Mapping[str, Any]) -> bool:
     """
     wanted: dict[str, Tensor] = model.state_dict()
     found = _under_names_of(wanted, content["model"], "")
-    trained = {name: wanted[name] for name in trained_names(model)}
+    trained = {name: value for name, value in wanted.items() if name not in frozen_names(model, content)}
     return not tensor_mismatches(found, wanted) or not tensor_mismatches(found, trained)
 
 
@@ -288,19 +290,29 @@ def trained_names(model: SANModel) -> set[str]:
     return names | {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def frozen_fingerprint(model: SANModel) -> str:
-    """Return a fingerprint, in half precision, of the frozen weights that a slim checkpoint needs."""
-    trained = trained_names(model)
-    return weights_fingerprint(
-        {name: value.half() for name, value in model.state_dict().items() if name not in trained}
-    )
+def frozen_names(model: SANModel, note: Mapping[str, Any]) -> set[str]:
+    """Return the names of CLIP's tensors that a slim file leaves out.
+
+    Args:
+        model: any SAN.
+        note: the file's, with ``clip_tensors``, the names of CLIP's tensors that it has; without, it has those that
+            this model trains.
+    """
+    has = set(note["clip_tensors"]) if isinstance(note.get("clip_tensors"), list) else trained_names(model)
+    return {name for name in model.state_dict() if is_clip_tensor(name)} - has
+
+
+def frozen_fingerprint(model: SANModel, note: Mapping[str, Any]) -> str:
+    """Return a fingerprint, in half precision, of the frozen weights that a slim file with this note needs."""
+    frozen = frozen_names(model, note)
+    return weights_fingerprint({name: value.half() for name, value in model.state_dict().items() if name in frozen})
 
 
 def save_slim(model: SANModel, path: str | Path, *, half: bool = False) -> None:
     """Write only the trained tensors, a few MB, with a note about the CLIP they need.
 
     Args:
-        model: any SAN.
+        model: any SAN. Tensors of CLIP that are tuned require a gradient.
         path: a `.pth` file.
         half: write half precision, at half the size.
     """
@@ -308,11 +320,12 @@ def save_slim(model: SANModel, path: str | Path, *, half: bool = False) -> None:
     tensors = {name: value.detach().cpu() for name, value in model.state_dict().items() if name in trained}
     tensors = {name: value.half() if half else value.clone() for name, value in tensors.items()}
     clip = model.config.clip
-    note = {
+    note: dict[str, Any] = {
         "format": _SLIM,
         "clip": f"{clip.name} {clip.public_pretrained}",
-        "clip_fingerprint": frozen_fingerprint(model),
+        "clip_tensors": sorted(filter(is_clip_tensor, trained)),
     }
+    note["clip_fingerprint"] = frozen_fingerprint(model, note)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     torch.save({"model": _with_note(tensors, note)} | note, path)
 
@@ -322,13 +335,13 @@ def check_clip(model: SANModel, note: Mapping[str, Any], label: str) -> None:
 
     Args:
         model: the model with its frozen weights.
-        note: the file's ``clip`` and ``clip_fingerprint``.
+        note: the file's ``clip``, ``clip_fingerprint`` and ``clip_tensors``.
         label: name of the file in the message.
 
     Raises:
         ValueError: the fingerprints differ.
     """
-    found = frozen_fingerprint(model)
+    found = frozen_fingerprint(model, note)
     if note["clip_fingerprint"] != found:
         raise FieldError(
             f"{label} was trained with the frozen CLIP {excerpt(note.get('clip'))} "

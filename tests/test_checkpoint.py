@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from san.checkpoint import load_checkpoint_file, load_weights, save_slim, trained_names
+from san.checkpoint import brings_clip, fits, load_checkpoint_file, load_weights, save_slim, trained_names
 from san.clip.loader import load_clip
 from san.hub.loading import recognised_variant
 from san.model.build import build_outline, build_san
@@ -199,6 +199,36 @@ def test_slim_file_of_another_clip_is_refused(tmp_path: Path) -> None:
     save_slim(make(0), tmp_path / "slim.pth")
     with pytest.raises(ValueError, match=r"trained with the frozen CLIP 'tiny None'.*clip.pretrained"):
         load_weights(make(1), tmp_path / "slim.pth")
+
+
+def test_slim_file_has_the_tensors_of_clip_that_were_tuned(tmp_path: Path) -> None:
+    source = make(0)
+    source.deep_clip.requires_grad_(True)
+    with torch.no_grad():
+        source.deep_clip.ln_post.weight.add_(1.0)
+    save_slim(source, tmp_path / "slim.pth")
+    content = load_checkpoint_file(tmp_path / "slim.pth")
+    assert any(name.startswith("deep_clip.") for name in content["model"])
+    assert not any(name.startswith("shallow_clip.resblocks.") for name in content["model"])
+    assert not brings_clip(content)
+    target = make(0)  # it does not know what was tuned
+    assert fits(target, content)
+    load_weights(target, tmp_path / "slim.pth")
+    for name, value in source.state_dict().items():
+        assert torch.equal(target.state_dict()[name], value), name
+    with pytest.raises(ValueError, match="trained with the frozen CLIP"):
+        load_weights(make(1), tmp_path / "slim.pth")
+
+
+def test_slim_file_without_the_list_of_clip_tensors(tmp_path: Path) -> None:
+    """Files of earlier versions: they have what the model trains."""
+    source = make(0)
+    save_slim(source, tmp_path / "slim.pth")
+    content = load_checkpoint_file(tmp_path / "slim.pth")
+    del content["clip_tensors"]
+    target = make(0)
+    load_weights(target, content)
+    assert torch.equal(target.side_adapter.query_embed, source.side_adapter.query_embed)
 
 
 class Bomb:

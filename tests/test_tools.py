@@ -101,6 +101,16 @@ def test_convert_to_slim_halves_and_refuses_to_overwrite(
     assert "exists; remove it" in capsys.readouterr().err
 
 
+def test_convert_to_slim_keeps_what_the_rules_tune(tiny_run: tuple[Path, Path], tmp_path: Path) -> None:
+    checkpoint, config = tiny_run
+    rules = 'SOLVER: {PARAM_RULES: [{MATCH: "model.deep_clip.resblocks.0.*", FROZEN: false}]}\n'
+    config.write_text(TINY + rules)
+    arguments = [str(checkpoint), "--config-file", str(config), "--to", "slim", "--out", str(tmp_path / "s.pth")]
+    assert main(["convert", *arguments]) == 0
+    deep = {name for name in load_checkpoint_file(tmp_path / "s.pth")["model"] if name.startswith("deep_clip.")}
+    assert deep and all(name.startswith("deep_clip.resblocks.0.") for name in deep)
+
+
 def test_convert_refuses_what_does_not_fit(
     tiny_run: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,12 +19,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from san.cli.options import path_option
 
 if TYPE_CHECKING:
     from san.model.config import SANConfig
+    from san.model.san import SANModel
 
 
 FORMS = ("published", "mmsegmentation", "own", "slim", "folder", "transformers")
@@ -75,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     content.pop("ema", None)
     config, naming = _config(args, content)
     with naming:
-        model = build_san(config, clip_weights=not brings_clip(content["model"]))
+        model = build_san(config, clip_weights=not brings_clip(content))
         load_weights(model, content)
     if args.to in ("published", "mmsegmentation") and not model.arch.is_plain:
         raise ValueError(
@@ -91,6 +93,8 @@ def run(args: argparse.Namespace) -> int:
     else:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         if args.to == "slim":
+            if args.config_file is not None:
+                _mark_tuned(model, args)
             save_slim(model, args.out, half=args.dtype == "float16")
         else:
             state = model.state_dict()
@@ -102,6 +106,16 @@ def run(args: argparse.Namespace) -> int:
     files = list(args.out.iterdir()) if args.out.is_dir() else [args.out]
     print(f"{args.out}: {sum(file.stat().st_size for file in files) / 1e6:.1f} MB")
     return 0
+
+
+def _mark_tuned(model: SANModel, args: argparse.Namespace) -> None:
+    """Let exactly those tensors require a gradient that the configuration's SOLVER.PARAM_RULES train."""
+    from san.d2.config.keys import load_config, solver_config
+
+    for rule in solver_config(load_config(args.config_file, imports=args.imports)).rules:
+        for name, parameter in model.named_parameters():
+            if rule.frozen is not None and fnmatchcase(f"model.{name}", rule.match):
+                parameter.requires_grad_(not rule.frozen)
 
 
 def _config(args: argparse.Namespace, content: Mapping[str, Any]) -> tuple[SANConfig, AbstractContextManager[Any]]:

@@ -173,11 +173,11 @@ def _load_file(
     clip = load_clip(
         resolved.clip.name,
         resolved.clip.pretrained,
-        weights=not brings_clip(content["model"]),
+        weights=not brings_clip(content),
         cache_dir=cache_dir,
         local_files_only=local_files_only,
     )
-    complete = clip.state_dict is not None or brings_clip(content["model"])
+    complete = clip.state_dict is not None or brings_clip(content)
     model = build_san(resolved, clip=clip, model_class=model_class, drawn=not complete)
     try:
         load_weights(model, content)

@@ -49,6 +49,7 @@ OPTIONS = {
     "coupled head, blocked gradient": replace(tiny(attn_bias={"stop_gradient": True}), bias_head=PartConfig("coupled")),
     "gated fusion": replace(variant("tiny"), fusion=PartConfig("gated")),
     "cross-attention fusion": replace(variant("tiny"), fusion=PartConfig("cross_attention", {"num_heads": 4})),
+    "fine masks": replace(variant("tiny"), mask_head=PartConfig("fine", {"factor": 3})),
     "no fusion": tiny(side_adapter={"fusion": ()}),
     "fusion after the last block": tiny(side_adapter={"fusion": ((1, 8), (3, 0))}),
     "one CLIP feature twice": tiny(side_adapter={"fusion": ((1, 1), (1, 2))}),
@@ -72,7 +73,8 @@ def test_option_trains(config: SANConfig) -> None:
     model = build_san(config).train()
     output = model(images(), model.text_classifier.embed(NAMES))
     queries = config.side_adapter.num_queries
-    assert output.mask_logits.shape == (2, queries, 4, 6)
+    fine = config.mask_head.options.get("factor", 1)
+    assert output.mask_logits.shape == (2, queries, 4 * fine, 6 * fine)
     assert output.class_logits.shape == (2, queries, len(NAMES) + 1)
     layers, heads = config.attn_bias.num_layers, config.attn_bias.num_heads
     assert output.attn_bias.shape == (2, layers, heads, queries, 4, 6)

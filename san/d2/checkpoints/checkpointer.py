@@ -346,7 +346,7 @@ def slim_note(path: str) -> dict[str, Any] | None:
         path: MODEL.WEIGHTS.
 
     Returns:
-        ``clip`` and ``clip_fingerprint`` if the file has them; an empty dict for "" and URLs; None if the file contains
+        ``clip``, ``clip_fingerprint`` and ``clip_tensors`` if the file has them; an empty dict for "" and URLs; None if the file contains
         CLIP's weights, or if only the main process can read it and sends all weights.
 
     Raises:
@@ -361,9 +361,9 @@ def slim_note(path: str) -> dict[str, Any] | None:
     if not path or "://" in path:
         return {}
     content = load_checkpoint_file(path, averaged=False)
-    if brings_clip(content["model"]):
+    if brings_clip(content):
         return None
-    return {key: content[key] for key in ("clip", "clip_fingerprint") if key in content}
+    return {key: content[key] for key in ("clip", "clip_fingerprint", "clip_tensors") if key in content}
 
 
 def starting_weights(weights: str, folder: str, *, resume: bool) -> str:
