@@ -1,4 +1,4 @@
-"""Reads COCO's panoptic format, a JSON file and a PNG of segment ids per image, and compares two such sets."""
+"""COCO's panoptic format, a JSON file and a PNG of segment ids per image: its pictures, reading, comparison."""
 
 from __future__ import annotations
 
@@ -9,10 +9,17 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+from PIL import Image
 
 from san.evaluation.panoptic import PanopticCounts, Segments
 from san.io.errors import brief_repr, excerpt, listed
 from san.io.image_files import decode, open_image
+
+
+def id_image(ids: npt.NDArray[Any]) -> Image.Image:
+    """Return segment ids (H, W) as a picture: id = R + 256 G + 65536 B."""
+    return Image.fromarray(np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=-1).astype(np.uint8))
 
 
 @dataclass(frozen=True, eq=False)
