@@ -13,9 +13,10 @@ Examples:
 Separate classes by commas, semicolons or line breaks, and synonyms by |; a file has one class per line. The results of
 a picture DIR/street.jpg are, below --out, street_overlay.png (class colours over the picture), street_labels.png (class
 indices), street_rle.json (one run-length mask per class, for pycocotools), street.json (names, areas, confidences) and
-street_panel.png (picture, classes and legend). A class has the same colour in every picture. A picture that cannot be
-read, or for which the network returns NaN, is reported and skipped. In a folder, all files that the installed Pillow
-opens are used, except hidden and system files; a line names the first skipped ones.
+street_panel.png (picture, classes and legend). With --things the overlay shows, and the JSON lists, segments. A class
+has the same colour in every picture. A picture that cannot be read, or for which the network returns NaN, is reported
+and skipped. In a folder, all files that the installed Pillow opens are used, except hidden and system files; a line
+names the first skipped ones.
 
 Exit codes: 0 all done, 1 error, 2 wrong command line, 3 some pictures were skipped or left out, 130 interrupted.
 """

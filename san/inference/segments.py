@@ -21,8 +21,7 @@ from san.vocabulary.vocabulary import Vocabulary
 SegmentSource = Literal["queries", "components"]
 """Where segments come from: the queries of the network, or connected components of the label map."""
 
-
-SEMANTIC = PanopticOptions(0.8, 0.8, connected=True)
+SEMANTIC = PanopticOptions(object_threshold=0.2, connected=True)
 """For models that were trained on semantic labels: measured on shapes (docs/panoptic.md#semantic)."""
 
 

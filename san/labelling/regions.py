@@ -245,7 +245,8 @@ def thing_indices(things: str | Iterable[str] | None, names: Sequence[str]) -> t
 def things_of(label_set: str) -> tuple[str, ...]:
     """Return the classes of a label set that are things; none if it does not distinguish them."""
     found = load_label_set(label_set)
-    return found.classes[: found.num_thing_classes or 0]
+    known: tuple[str, ...] = getattr(found, "things", ()) or found.classes[: found.num_thing_classes or 0]
+    return known
 
 
 def _classes(
