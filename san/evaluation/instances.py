@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import importlib
 import io
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
@@ -16,10 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from san.evaluation.panoptic import Segments
+from san.io.errors import MissingExtraError, require_extra
 from san.panoptic_merge import Instance
-
-PACKAGE = "pycocotools.cocoeval"
-"""Without it there is no average precision."""
 
 THRESHOLDS = 10
 _IMAGE, _CLASS, _MATCHED, _IGNORED = range(4)  # columns of `found`
@@ -32,8 +29,8 @@ Numbers = npt.NDArray[np.int64]
 def missing_package() -> str:
     """Return why pycocotools cannot be imported; "" if it can."""
     try:
-        importlib.import_module(PACKAGE)
-    except ImportError as error:
+        require_extra("train", "average precision of instances", "pycocotools")
+    except MissingExtraError as error:
         return str(error)
     return ""
 

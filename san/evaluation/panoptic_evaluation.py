@@ -30,7 +30,7 @@ PANOPTIC_FILE, PANOPTIC_FOLDER = "panoptic_predictions.json", "panoptic_predicti
 
 @functools.cache  # once per run
 def _warn_of(reason: str) -> None:
-    logger.warning("AP of instances is left out, because pycocotools cannot be imported (%s)", reason)
+    logger.warning("AP is left out: %s", reason)
 
 
 class PanopticEvaluation:

@@ -14,7 +14,7 @@ from san.evaluation.panoptic_files import id_image
 from san.evaluation.predictions import default_image_id
 from san.inference.segments import (
     ImageSegment,
-    SegmentSource,
+    SegmentOrigin,
     check_source,
     component_segments,
     id_map,
@@ -74,7 +74,7 @@ class RegionExports:
         self,
         *,
         things: str | Iterable[str] | None = None,
-        source: SegmentSource | None = None,
+        source: SegmentOrigin | None = None,
         connected: bool = False,
         object_threshold: float | None = None,
         overlap_threshold: float | None = None,

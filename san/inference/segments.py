@@ -18,7 +18,7 @@ from san.labelling.regions import Region, RegionMap, RegionOptions, find_regions
 from san.panoptic_merge import PanopticOptions, merge_queries
 from san.vocabulary.vocabulary import Vocabulary
 
-SegmentSource = Literal["queries", "components"]
+SegmentOrigin = Literal["queries", "components"]
 """Where segments come from: the queries of the network, or connected components of the label map."""
 
 SEMANTIC = PanopticOptions(object_threshold=0.2, connected=True)
@@ -137,8 +137,8 @@ def component_segments(
     return SegmentMap(find_regions(labels, scores, len(vocabulary.free), options), None, options.things or ())
 
 
-def check_source(source: str | None, *, has_evidence: bool) -> SegmentSource:
-    """Return where segments come from: `source`, by default the queries if they are known.
+def check_source(source: str | None, *, has_evidence: bool) -> SegmentOrigin:
+    """Return what segments are made of; None takes the queries if they are known.
 
     Raises:
         ValueError: it is unknown, or needs queries that are not known.
