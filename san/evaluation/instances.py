@@ -91,7 +91,7 @@ class InstanceMatches:
     @property
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Everything but the images' names: found (N, 4) int64, scores (N,) float64, true (M, 4) int64."""
-        parts = {"found": self._found, "scores": self._scores, "true": self._true}
+        parts: dict[str, list[Any]] = {"found": self._found, "scores": self._scores, "true": self._true}
         return {name: np.concatenate(part) for name, part in parts.items()}
 
     def merge(self, images: Sequence[str], arrays: Mapping[str, npt.NDArray[Any]]) -> None:
@@ -101,7 +101,7 @@ class InstanceMatches:
             ValueError: they do not belong together; nothing is added in that case.
         """
         found, scores, true = (arrays.get(name) for name in ("found", "scores", "true"))
-        tables = [each for each in (found, true) if _is_table(each, len(images))]
+        tables: list[Any] = [each for each in (found, true) if _is_table(each, len(images))]
         if len(tables) < 2 or not isinstance(scores, np.ndarray) or scores.dtype != np.float64:
             raise ValueError("the matches of instances are damaged")
         if scores.shape != (len(tables[0]),):

@@ -63,8 +63,11 @@ class PanopticCounts:
         own = self.arrays
         for name, values in own.items():
             found = arrays.get(name)
-            same = isinstance(found, np.ndarray) and (found.dtype, found.shape) == (values.dtype, values.shape)
-            if not same or not (found >= 0).all():
+            if (
+                not isinstance(found, np.ndarray)
+                or (found.dtype, found.shape) != (values.dtype, values.shape)
+                or not (found >= 0).all()  # NaN is not
+            ):
                 raise ValueError(f"the counts {name!r} of segments are none of {len(self.found)} classes")
         for name, values in own.items():
             values += arrays[name]

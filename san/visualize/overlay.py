@@ -152,7 +152,7 @@ def _diagonals(top: int, shape: tuple[int, ...]) -> npt.NDArray[np.int64]:
 
 def _widened(edges: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     """Return edges that are one pixel wider, to the right and down."""
-    wider = edges.copy()
+    wider: npt.NDArray[np.bool_] = edges.copy()
     wider[:, 1:] |= edges[:, :-1]
     wider[1:] |= edges[:-1]
     return wider

@@ -243,7 +243,7 @@ def test_wrong_sets_and_models_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"the sample of 1.png has no segments; let its mapper return"):
         target.process([sample], [{"sem_seg_labels": labels}])
     sample["segments"] = Segments(labels.numpy(), {})
-    with pytest.raises(ValueError, match="panoptic sets need the model's proposals, but its output has none"):
+    with pytest.raises(ValueError, match="like a panoptic set, needs the model's proposals, but its output has none"):
         target.process([sample], [{"sem_seg_labels": labels}])
     name = f"{target.name}_odd"
     MetadataCatalog.get(name).set(stuff_classes=["a"], ignore_label=255, things=("z",), evaluator_type="panoptic_seg")

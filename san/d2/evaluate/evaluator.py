@@ -205,7 +205,7 @@ class SemSegEvaluator(DatasetEvaluator):
         title = f"{self.name}, {subset}" if subset else self.name
         heading = f"IoU per class, {title}"
         segments = {} if self.panoptic is None else self.panoptic.figures()
-        report = {"groups": self.groups, "title": heading, "subset": subset, "segments": segments}
+        report: dict[str, Any] = {"groups": self.groups, "title": heading, "subset": subset, "segments": segments}
         with self._optional_file():
             write_report(folder, self.matrix, self.classes, **report)
         if self.oracle is not None:
