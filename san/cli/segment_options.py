@@ -62,7 +62,7 @@ def add_min_area_option(group: argparse._ActionsContainer) -> None:
         type=int,
         default=0,
         metavar="PIXELS",
-        help="drop connected components that are smaller (default: %(default)s)",
+        help="drop connected components, and segments of queries, that are smaller (default: %(default)s)",
     )
 
 

@@ -101,13 +101,15 @@ class RegionExports:
             score_threshold: segments with a lower score are left out.
 
         Raises:
-            ValueError: a thing is none of the classes, a value is out of range, or the queries are those of several
-                views (sizes, mirror images, models).
+            ValueError: a thing is none of the classes, a value is out of range, components are given an option of
+                queries, or the queries are those of several views (sizes, mirror images, models).
             MissingExtraError: SciPy or Shapely cannot be imported.
         """
         indices = thing_indices(things, [each.name for each in self.vocabulary.free])
         options = RegionOptions(True, min_area, score_threshold, indices)
         if check_source(source, has_evidence=self.evidence is not None) == "components":
+            if connected or object_threshold is not None or overlap_threshold is not None:
+                raise ValueError("connected and thresholds are of queries, not of components; leave them out")
             found = component_segments(self.labels, self.best_scores, self.vocabulary, options)
         else:
             assert self.evidence is not None

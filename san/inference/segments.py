@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from san.inference.evidence import Evidence
-from san.io.errors import excerpt
+from san.io.errors import excerpt, require_extra
 from san.labelling.regions import Region, RegionMap, RegionOptions, find_regions
 from san.panoptic_merge import PanopticOptions, merge_queries
 from san.vocabulary.vocabulary import Vocabulary
@@ -110,6 +110,7 @@ def query_segments(
 
     Raises:
         ValueError: there are several views.
+        MissingExtraError: SciPy or Shapely cannot be imported.
     """
     if evidence.others:
         raise ValueError(
@@ -117,6 +118,7 @@ def query_segments(
             "models), whose queries do not belong together; predict with one size and model, without flip, or take "
             "segments of components"
         )
+    require_extra("label", "panoptic segments", "scipy", "shapely")
     things = options.things or ()
     found = merge_queries(evidence.views[0], things, merging)
     free = found.labels < len(vocabulary.free)

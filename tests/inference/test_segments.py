@@ -77,6 +77,11 @@ def test_connected_queries_and_components() -> None:
         no_evidence.segments(source="queries")
     with pytest.raises(ValueError, match="the source of segments is 'masks'; give queries or components"):
         plain.segments(source="masks")  # type: ignore[arg-type]
+    for options in ({"connected": True}, {"object_threshold": 0.5}, {"overlap_threshold": 0.5}):
+        with pytest.raises(ValueError, match="are of queries, not of components; leave them out"):
+            plain.segments(source="components", **options)
+        with pytest.raises(ValueError, match="are of queries, not of components; leave them out"):
+            no_evidence.segments(**options)
     with pytest.raises(ValueError, match="the thing 'zebra' is none of the classes"):
         plain.segments(things="zebra")
     with pytest.raises(ValueError, match=r"panoptic.overlap_threshold is 3; set it within 0..1"):
