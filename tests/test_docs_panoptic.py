@@ -35,5 +35,5 @@ def test_thresholds_are_those_of_the_page(repo: Path) -> None:
 
 def test_the_command_of_the_readme_runs(tmp_path: Path) -> None:
     Image.new("RGB", (64, 64), (200, 30, 30)).save(tmp_path / "scene.png")
-    words = ["--vocab", "red star, blue ring, striped ground", "--things", "red star, blue ring"]
+    words = ["--vocab", "red star, striped ground", "--things", "red star"]
     assert main(["predict", str(tmp_path / "scene.png"), *words, "--out", str(tmp_path / "out"), "--quiet"]) == 0
