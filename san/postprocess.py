@@ -116,7 +116,7 @@ def mean_scores(views: Sequence[View], *, shrink: int = 1) -> Tensor:
     Raises:
         ValueError: there is no view, shapes do not match, or the weights have no mean.
     """
-    class_probs = _class_probs(views)[:, :-1]  # (Q, C)
+    class_probs = query_probs(views)[:, :-1]  # (Q, C)
     num_rows = _rows_of_band(_BAND_VALUES // shrink, class_probs, views)
     scores = torch.empty(class_probs.shape[1], *views[0].geometry.output_size, device=class_probs.device)
     for rows, columns, mask_probs in mask_bands(views, num_rows):
@@ -154,7 +154,7 @@ def mean_labels(
     Raises:
         ValueError: there is no view, shapes do not match, or the weights have no mean.
     """
-    class_probs = _class_probs(views).t().contiguous()  # (C+1, Q)
+    class_probs = query_probs(views).t().contiguous()  # (C+1, Q)
     class_probs, no_object = class_probs[:-1], class_probs[-1]
     on_cpu, num_queries = class_probs.device.type == "cpu", class_probs.shape[1]
     prune = on_cpu and len(class_probs) > min(_FEW_CLASSES, 1.5 * num_queries)
@@ -298,8 +298,8 @@ def resized_masks(mask_logits: Tensor, geometry: Geometry) -> Tensor:
     return rows @ mask_logits.float() @ columns.T
 
 
-def _class_probs(views: Sequence[View]) -> Tensor:
-    """Return (Q, C+1) float32 for the queries of all views, multiplied by the normalised weight of their view."""
+def query_probs(views: Sequence[View]) -> Tensor:
+    """Return class probabilities (Q, C+1) of all views' queries times their view's share; ValueError for odd views."""
     if not views:
         raise ValueError("there is no view to make a result of; give at least one")
     total = sum(view.weight for view in views)

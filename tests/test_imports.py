@@ -26,8 +26,9 @@ ROOMS: dict[str, set[str]] = {
     "preparation": {"data", "vocabulary"},
     "visualize": {"data", "vocabulary"},
     "postprocess": set(),
-    "evaluation": {"data", "postprocess", "visualize", "vocabulary"},
-    "labelling": {"evaluation", "visualize", "vocabulary"},
+    "panoptic_merge": {"postprocess"},
+    "evaluation": {"data", "panoptic_merge", "postprocess", "visualize", "vocabulary"},
+    "labelling": {"data", "evaluation", "visualize", "vocabulary"},
     "checkpoint": {"model", "clip"},
     "allocator": set(),
     "record": set(),
@@ -40,14 +41,14 @@ ROOMS: dict[str, set[str]] = {
     "hub": {"model", "clip", "checkpoint", "data", "vocabulary"},
     "inference": {
         "model", "clip", "checkpoint", "data", "postprocess", "evaluation", "visualize", "vocabulary", "hub",
-        "labelling",
+        "labelling", "panoptic_merge",
     },
     "video": {"model", "clip", "data", "postprocess", "inference", "vocabulary", "evaluation", "visualize"},
     "transformers": {"model", "clip", "data", "postprocess", "vocabulary", "hub"},
     "export": {"model", "clip", "data", "postprocess", "inference", "vocabulary"},
     "d2": {
         "allocator", "clip", "model", "losses", "data", "shapes", "visualize", "postprocess", "evaluation",
-        "checkpoint", "inference", "vocabulary", "hub", "part", "user_modules",
+        "checkpoint", "inference", "vocabulary", "hub", "part", "user_modules", "panoptic_merge",
     },
     "": {"clip", "model", "checkpoint", "data", "inference", "vocabulary", "hub"},  # the public API
 }  # fmt: skip
@@ -91,7 +92,7 @@ GUESTS = {
     "onnx": "san/export/",
     "onnxscript": "san/export/",
     "onnxruntime": "san/export/",
-    "pycocotools": ("san/preparation/", "tools/maintainers/"),
+    "pycocotools": ("san/preparation/", "san/evaluation/", "tools/maintainers/"),
 }
 # Packages of several files, named.
 SHARED = {"huggingface_hub": {"san/clip/open_clip_adapter.py", "san/hub/remote.py"}}

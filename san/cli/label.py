@@ -5,6 +5,7 @@ Examples:
   san label photos/ --vocab-file names.txt --none-of-these --format png
   san label photos/ --vocab "car, person" --context coco_stuff_171 --instances --min-area 50 --format yolo-seg,cvat
   san label photos/ --vocab "car, road, sky" --things car --format coco-panoptic
+  san label photos/ --label-set coco_stuff_171 --things coco_stuff_171 --segments queries --format coco-panoptic,coco
   san label photos/ --vocab "car, road" --format label-studio --outlines masks --score-threshold 0.5
   san label photos/ --vocab "car, road" --format coco --resume              # after an interruption
   san label photos/ --vocab "car, road" --shard 3/16                        # one of 16 jobs, 0/16 to 15/16
@@ -53,6 +54,7 @@ from san.cli.predict import (
     add_work_options,
     read_vocabulary,
 )
+from san.cli.segment_options import THINGS_HELP, add_min_area_option, add_segment_options, check_segments, merging_of
 from san.io.errors import excerpt, require_extra
 from san.io.files import LABEL_FORMATS
 from san.io.listing import Skipped, describe_skipped
@@ -71,19 +73,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="one annotation per connected component (default: one per class and picture)",
     )
-    apart.add_argument(
-        "--things",
-        metavar="WORDS",
-        help="--instances for these classes alone, separated by commas; the others are stuff: one annotation per class "
-        "and picture",
-    )
-    regions.add_argument(
-        "--min-area",
-        type=int,
-        default=0,
-        metavar="PIXELS",
-        help="drop connected components that are smaller (default: %(default)s)",
-    )
+    apart.add_argument("--things", metavar="WORDS", help=THINGS_HELP)
+    add_segment_options(regions)
+    add_min_area_option(regions)
     regions.add_argument(
         "--score-threshold",
         type=float,
@@ -128,18 +120,18 @@ def run(args: argparse.Namespace) -> int:
     """
     require_extra("label", "`san label`", "scipy", "shapely")
     from san.labelling.formats import WRITERS
-    from san.labelling.regions import RegionOptions, class_indices
+    from san.labelling.regions import RegionOptions, thing_indices
     from san.labelling.sets import SetOptions, set_name
-    from san.vocabulary.classes import split_text
 
     _check_modes(args)
     jobs, skipped = _find_jobs(args)
     if not args.tolerance >= 0:
         raise ValueError(f"--tolerance is {args.tolerance}; give a number of pixels, 0 or more")
     vocabulary = read_vocabulary(args)
+    check_segments(args, vocabulary)
     names, things = [each.name for each in vocabulary.free], None
     if args.things is not None:
-        things = class_indices(split_text(args.things), names)
+        things = thing_indices(args.things, names)
     instances = args.instances or things is not None
     regions = RegionOptions(instances, args.min_area, args.score_threshold, things)
     options = SetOptions(
@@ -159,8 +151,9 @@ def run(args: argparse.Namespace) -> int:
         print(f"left out: {line}", file=sys.stderr)
     left = [] if args.merge else work.begin(args.shard)
     if left:
-        write = partial(work.write, num_classes=len(options.classes), options=regions)
-        PredictionRun(args, left, load_segmenter(args), vocabulary, write).run()
+        segmenter = load_segmenter(args)
+        write = partial(work.write, num_classes=len(options.classes), options=regions, merging=merging_of(args))
+        PredictionRun(args, left, segmenter, vocabulary, write).run()
     complete = not any(each.missed for each in skipped) and not work.without_result(args.shard)
     if args.shard:
         work.finish(args.shard)

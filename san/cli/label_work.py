@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from san.cli.jobs import Job, unfinished
 from san.cli.predict import settings_of
+from san.cli.segment_options import segment_settings
 from san.cli.shards import SETTINGS, Shard, ShardRecords, join_jobs, picture_name
 from san.io.files import PARTIAL, write_together
 
 if TYPE_CHECKING:
     from san.labelling.regions import RegionOptions
     from san.labelling.sets import LabelledImage
+    from san.panoptic_merge import PanopticOptions
     from san.vocabulary.vocabulary import Vocabulary
 
 UNFINISHED = ".unfinished"
@@ -53,6 +55,8 @@ class LabelWork:
         if args.merge and not any(self._top.glob(f"*/{_SHARDS}/*/{SETTINGS}")):
             raise ValueError(f"no shard has begun in {str(self._top)!r}; run each with --shard, then --merge")
         regions = {name: getattr(args, name) for name in ("instances", "things", "min_area", "score_threshold")}
+        if args.segments != "components":
+            regions |= segment_settings(args)
         remedy = "give the same options, or --overwrite"
         if args.shard or args.merge:
             remedy = f"give the same options, or remove {str(self._top)!r}"
@@ -94,15 +98,28 @@ class LabelWork:
         """Return the pictures that have a result, in the order of the run."""
         return [job for job in self.jobs if job.outputs([_ENDING])[0].exists()]
 
-    def write(self, job: Job, result: Any, *, num_classes: int, options: RegionOptions) -> None:
+    def write(
+        self, job: Job, result: Any, *, num_classes: int, options: RegionOptions, merging: PanopticOptions | None = None
+    ) -> None:
         """Keep the regions of a picture's `Segmentation`.
+
+        Args:
+            job: the picture.
+            result: its segmentation.
+            num_classes: C.
+            options: which regions.
+            merging: how queries become regions; None takes those of the label map.
 
         Raises:
             FileNotFoundError: the run was ended by another job.
         """
+        from san.inference.segments import query_segments
         from san.labelling.regions import find_regions
 
-        found = find_regions(result.labels, result.best_scores, num_classes, options)
+        if merging is None:
+            found = find_regions(result.labels, result.best_scores, num_classes, options)
+        else:
+            found = query_segments(result.evidence, result.vocabulary, merging, options).regions
         self._check_still_there()
         write_together({job.outputs([_ENDING])[0]: found.save})
 

@@ -28,8 +28,11 @@ _OF_THE_NAME = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.EEXIST, er
 class Writable(Protocol):
     """Result of a model for one image (`san.inference.segmentation.Segmentation`)."""
 
-    def write(self, files: Mapping[str, Path], *, file_name: str = ...) -> None:
+    def write(self, files: Mapping[str, Path], *, file_name: str = ..., segments: Any = ...) -> None:
         """Write the file of each format, all or none; the files contain the image's name."""
+
+    def segments(self, **options: Any) -> Any:
+        """Return its panoptic segments."""
 
 
 @dataclass(frozen=True)
@@ -150,21 +153,25 @@ def _predict(
     return list(zip((job for job, _ in batch), results, strict=True))
 
 
-def write_results(job: Job, result: Writable, endings: Mapping[str, str]) -> None:
+def write_results(
+    job: Job, result: Writable, endings: Mapping[str, str], segments: Mapping[str, Any] | None = None
+) -> None:
     """Write the files of a result; all of them complete, or none.
 
     Args:
         job: names the files.
         result: the result.
         endings: endings of the file names by format, as in `san.io.files.FORMATS`.
+        segments: arguments of its method `segments`, to write those, too; None writes none.
 
     Raises:
         ValueError: a file cannot be written because of its name.
         OSError: nothing can be written in the folder.
     """
     files = dict(zip(endings, job.outputs(endings.values()), strict=True))
+    more = {} if segments is None else {"segments": result.segments(**segments)}
     try:
-        result.write(files, file_name=str(job.image))
+        result.write(files, file_name=str(job.image), **more)
     except (OSError, ValueError) as error:
         reason = error.__cause__ or error
         shown = getattr(reason, "strerror", None) or reason  # without the temporary file's name

@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     """
     from tqdm import tqdm
 
-    from san.evaluation.panoptic import panoptic_metrics
+    from san.evaluation.panoptic import panoptic_metrics, panoptic_rows
     from san.evaluation.panoptic_files import compare_panoptic, read_panoptic
     from san.io.errors import excerpt
     from san.io.files import write_text
@@ -52,9 +52,7 @@ def run(args: argparse.Namespace) -> int:
     groups = {"things": [*truth.things], "stuff": [name for name in names if name not in truth.things]}
     figures = panoptic_metrics(counts, names, groups)
     print(f"{len(prediction.annotations)} of {len(truth.annotations)} images")
-    print(f"{'':8}{'PQ':>7}{'SQ':>7}{'RQ':>7}")
-    for title, suffix in (("all", ""), ("things", "-things"), ("stuff", "-stuff")):
-        print(f"{title:8}" + "".join(f"{figures[kind + suffix]:7.1f}" for kind in ("PQ", "SQ", "RQ")))
+    print(panoptic_rows(figures, [*groups]))
     if args.out is not None:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         plain = {name: None if value != value else value for name, value in figures.items()}  # JSON has no NaN

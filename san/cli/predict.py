@@ -8,13 +8,15 @@ Examples:
   san predict scan.png --label-set ade20k_150 --model my_san/ --device cuda --dtype bfloat16
   san predict street.jpg --vocab "car, road" --model san_vit_b_16 --scales 480,640,800 --flip
   san predict street.jpg --vocab "car, road" --model ensemble.yaml
+  san predict street.jpg --vocab "car, person, road, sky" --things "car, person" --min-area 50
 
 Separate classes by commas, semicolons or line breaks, and synonyms by |; a file has one class per line. The results of
 a picture DIR/street.jpg are, below --out, street_overlay.png (class colours over the picture), street_labels.png (class
 indices), street_rle.json (one run-length mask per class, for pycocotools), street.json (names, areas, confidences) and
-street_panel.png (picture, classes and legend). A class has the same colour in every picture. A picture that cannot be
-read, or for which the network returns NaN, is reported and skipped. In a folder, all files that the installed Pillow
-opens are used, except hidden and system files; a line names the first skipped ones.
+street_panel.png (picture, classes and legend). With --things the overlay shows, and the JSON lists, segments. A class
+has the same colour in every picture. A picture that cannot be read, or for which the network returns NaN, is reported
+and skipped. In a folder, all files that the installed Pillow opens are used, except hidden and system files; a line
+names the first skipped ones.
 
 Exit codes: 0 all done, 1 error, 2 wrong command line, 3 some pictures were skipped or left out, 130 interrupted.
 """
@@ -45,6 +47,14 @@ from san.cli.options import (
     read_words,
 )
 from san.cli.pipeline import PipelineSteps, run_pipeline, write_results
+from san.cli.segment_options import (
+    THINGS_HELP,
+    add_min_area_option,
+    add_segment_options,
+    check_segments,
+    segment_arguments,
+    segment_settings,
+)
 from san.cli.shards import describe_pictures, join_jobs, picture_name
 from san.io.errors import one_line, printable
 from san.io.files import FORMATS
@@ -65,6 +75,10 @@ DEFAULT_FORMATS = "overlay,labels,rle,json"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     add_picture_options(parser)
+    segments = parser.add_argument_group("segments, shown in the overlay and listed in the JSON (docs/panoptic.md)")
+    segments.add_argument("--things", metavar="WORDS", help=THINGS_HELP)
+    add_segment_options(segments)
+    add_min_area_option(segments)
     output = parser.add_argument_group("results")
     output.add_argument(
         "--out", type=path_option, default=Path("predictions"), metavar="DIR", help="default: %(default)s"
@@ -133,15 +147,18 @@ def run(args: argparse.Namespace) -> int:
     elif not args.overwrite:
         refuse_existing(jobs, endings)
     vocabulary = read_vocabulary(args)
+    check_segments(args, vocabulary)
     prepare_output(args.out)
     if args.shard:
-        run_of_all = {"number of shards": args.shard.count, **describe_pictures(names), **settings_of(args, vocabulary)}
+        settings = settings_of(args, vocabulary) | segment_settings(args)
+        run_of_all = {"number of shards": args.shard.count, **describe_pictures(names), **settings}
         remedy = f"give the same, or another --out; remove {str(args.out / SHARDS)!r} to begin again"
         join_jobs(args.out / SHARDS, run_of_all, remedy=remedy)
     for line in describe_skipped(skipped):
         print(f"left out: {line}", file=sys.stderr)
     if jobs:
-        write = partial(write_results, endings={name: FORMATS[name] for name in args.format})
+        endings_of = {name: FORMATS[name] for name in args.format}
+        write = partial(write_results, endings=endings_of, segments=segment_arguments(args))
         num_failed = PredictionRun(args, jobs, load_segmenter(args), vocabulary, write).run()
     else:
         num_failed = 0

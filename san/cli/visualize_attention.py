@@ -22,8 +22,9 @@ from san.visualize.attention import AttentionView, attention_panel
 from san.visualize.palette import palette
 
 if TYPE_CHECKING:
+    from san.inference.evidence import ProposedMask
     from san.inference.predictor import Predictor
-    from san.inference.segmentation import ProposedMask, Segmentation
+    from san.inference.segmentation import Segmentation
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -112,8 +112,8 @@ class SAN(nn.Module):
         Returns:
             In training the weighted losses by name, scalars. In evaluation one mapping per image:
             ``sem_seg_labels`` (height, width) int64, and ``sem_seg`` (C, height, width), the scores, computed on
-            access or, with TEST.SCORES, at once. With TEST.ORACLE also ``proposals``, a
-            `san.evaluation.oracle.Proposals`.
+            access or, with TEST.SCORES, at once. With TEST.ORACLE, and for samples with ``segments``, also
+            ``proposals``, a `san.evaluation.oracle.Proposals`.
 
         Raises:
             ValueError: the vocabulary is unknown, the weights of MODEL.WEIGHTS were not loaded, or an
@@ -239,7 +239,7 @@ class SAN(nn.Module):
         parts = (output.mask_logits[row], output.class_logits[row], Geometry(padded_size, (height, width), size))
         masks, logits, geometry = parts
         more = {}
-        if self.return_proposals:
+        if self.return_proposals or "segments" in sample:
             more["proposals"] = Proposals(masks, scored.logits(logits), geometry, self._band_shrink)
         scores_of = partial(scored.scores, partial(semantic_scores, *parts, shrink=self._band_shrink))
         if not self.return_scores:

@@ -23,7 +23,8 @@ from san.d2.config.yaml_file import flatten, warn_without_effect
 from san.d2.data.bad_data import BadData
 from san.d2.data.batches import Batches, BatchSample
 from san.d2.data.train_data import stream_config, train_batches, training_data
-from san.d2.evaluate.evaluation import SemSegEvaluator, eval_loader, eval_records, output_config
+from san.d2.evaluate.evaluation import eval_loader, eval_records, output_config
+from san.d2.evaluate.evaluator import SemSegEvaluator
 from san.d2.solver import SolverConfig, build_lr_scheduler, build_optimizer, clip_gradient
 
 logger = logging.getLogger("san.d2.recipe")

@@ -14,7 +14,8 @@ from san.d2.checkpoints.run_folder import check_kinds, check_weights_stay, make_
 from san.d2.config.world_size import scale_to_processes
 from san.d2.data.datasets import prepare_datasets
 from san.d2.evaluate.averaging import FOLDER, SUFFIX, augmented, check_averaging, side_by_side
-from san.d2.evaluate.evaluation import evaluate, metric_names, summary
+from san.d2.evaluate.evaluation import evaluate, summary
+from san.d2.evaluate.evaluator import metric_names
 from san.d2.processes import stopping
 from san.d2.processes.launcher import setup_run
 from san.d2.sources import load_ensemble_model, load_model
@@ -172,9 +173,11 @@ def check_expected(cfg: CfgNode) -> None:
     names = list(dict.fromkeys(cfg.DATASETS.TEST))
     alias = {"sem_seg": names[0]} if len(names) == 1 else {}
     alias |= {name + SUFFIX: name for name in names if cfg.TEST.AUG.ENABLED}
+    ensemble = is_ensemble_file(cfg.MODEL.WEIGHTS)
     for entry in cfg.TEST.EXPECTED_RESULTS:
         dataset = alias.get(entry[0], entry[0])
-        if dataset not in names or entry[1] not in metric_names(dataset):
+        averaged = ensemble or (entry[0] not in names and entry[0] != "sem_seg")
+        if dataset not in names or entry[1] not in metric_names(dataset, averaged=averaged):
             raise ValueError(
                 f"TEST.EXPECTED_RESULTS holds {list(entry)}; give [data set, metric, value, tolerance], a data set of "
                 f"DATASETS.TEST ({', '.join([*names, *alias]) or 'which is empty'}) and a metric such as mIoU"

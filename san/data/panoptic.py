@@ -105,11 +105,15 @@ def read_segment_ids(path: str | Path) -> Ids:
     return ids
 
 
+def id_image(ids: Array) -> Image.Image:
+    """Return segment ids (H, W), 0..`MAX_ID`, as a picture: id = R + 256 G + 65536 B."""
+    return Image.fromarray(np.stack([ids & 255, ids >> 8 & 255, ids >> 16], axis=-1).astype(np.uint8))
+
+
 def encode_segment_ids(ids: Array) -> bytes:
     """Return the PNG of (H, W) segment ids, 0..`MAX_ID`, as the content of a file."""
-    rgb = np.stack([ids & 255, ids >> 8 & 255, ids >> 16], axis=-1).astype(np.uint8)
     buffer = BytesIO()
-    Image.fromarray(rgb).save(buffer, "PNG")
+    id_image(ids).save(buffer, "PNG")
     return buffer.getvalue()
 
 

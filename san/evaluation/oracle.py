@@ -59,8 +59,9 @@ def proposals_of(output: Mapping[str, Any]) -> Proposals:
     found = output.get("proposals")
     if not isinstance(found, Proposals):
         raise ValueError(
-            "the error analysis (TEST.ORACLE) needs the model's proposals, but its output has none; let the forward of "
-            "your meta-architecture return what that of san.d2.SAN does, or set TEST.ORACLE False"
+            "the error analysis (TEST.ORACLE), like a panoptic set, needs the model's proposals, but its output has "
+            "none; let the forward of your meta-architecture return what that of san.d2.SAN does, or set TEST.ORACLE "
+            "False"
         )
     return found
 

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from san.io.errors import brief_repr
+
+_STEPS = 2**30
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,12 +41,36 @@ class PanopticCounts:
         found: (C,) int64, pairs of a predicted and a true segment of the class whose IoU is above 0.5.
         wrong: (C,) predicted segments without such a partner.
         missed: (C,) true segments without such a partner.
-        iou: (C,) float64, summed IoU of the pairs.
+        iou: (C,) float64, summed IoU of the pairs, each rounded to a multiple of 2**-30: such sums are exact, so that
+            they do not depend on the order of images.
     """
 
     def __init__(self, num_classes: int) -> None:
         self.found, self.wrong, self.missed = (np.zeros(num_classes, np.int64) for _ in range(3))
         self.iou = np.zeros(num_classes)
+
+    @property
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """All counts by name."""
+        return {"found": self.found, "wrong": self.wrong, "missed": self.missed, "iou": self.iou}
+
+    def merge(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Add another worker's `arrays`.
+
+        Raises:
+            ValueError: a name, type or shape differs, or a count is negative; nothing is added in that case.
+        """
+        own = self.arrays
+        for name, values in own.items():
+            found = arrays.get(name)
+            if (
+                not isinstance(found, np.ndarray)
+                or (found.dtype, found.shape) != (values.dtype, values.shape)
+                or not (found >= 0).all()  # NaN is not
+            ):
+                raise ValueError(f"the counts {name!r} of segments are none of {len(self.found)} classes")
+        for name, values in own.items():
+            values += arrays[name]
 
     def update(self, prediction: Segments, truth: Segments, *, file_name: str = "the image") -> None:
         """Count one image.
@@ -75,7 +102,7 @@ class PanopticCounts:
                 union = predicted[mine] + true[theirs] - overlap - pairs.get((mine, 0), 0)
                 if 2 * overlap > union:  # at most one partner has so much
                     self.found[label] += 1
-                    self.iou[label] += overlap / union
+                    self.iou[label] += round(overlap / union * _STEPS) / _STEPS
                     matched_predictions.add(mine)
                     matched_truths.add(theirs)
         for theirs in true.keys() - matched_truths - truth.crowd:
@@ -114,6 +141,31 @@ def panoptic_metrics(
     for index, name in enumerate(names):
         result[f"PQ-{name}"] = float(values["PQ"][index]) if occurs[index] else float("nan")
     return result
+
+
+def panoptic_rows(figures: Mapping[str, float], groups: Sequence[str]) -> str:
+    """Format PQ, SQ, RQ, and AP where it is known, of all classes and of groups, as a table.
+
+    Args:
+        figures: of `panoptic_metrics`, or of `PanopticEvaluation.figures`.
+        groups: names of groups, such as things and stuff.
+    """
+    kinds = ["PQ", "SQ", "RQ", *(["AP"] if "AP" in figures else [])]
+    width = max(8, *(len(group) + 1 for group in groups))
+    lines = ["".join([" " * width, *(f"{kind:>7}" for kind in kinds)])]
+    for group in ("", *groups):
+        keys = [f"{kind}-{group}" if group else kind for kind in kinds]
+        if "AP" in figures:
+            keys[-1] = {"": "", "things": "AP"}.get(group, keys[-1])
+        cells = [_shown(figures.get(key, float("nan"))) for key in keys]
+        lines.append((group or "all").ljust(width) + "".join(cell.rjust(7) for cell in cells))
+    if "AP" in figures:
+        lines.append(f"AP50 {_shown(figures['AP50'])}, AP75 {_shown(figures['AP75'])} (AP is that of things)")
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _shown(value: float) -> str:
+    return "–" if value != value else f"{value:.1f}"
 
 
 def _overlaps(first: npt.NDArray[np.int64], second: npt.NDArray[np.int64]) -> dict[tuple[int, int], int]:

@@ -1,4 +1,4 @@
-"""Reads COCO's panoptic format, a JSON file and a PNG of segment ids per image, and compares two such sets."""
+"""Compares two sets in COCO's panoptic format, a JSON file and a PNG of segment ids per image."""
 
 from __future__ import annotations
 

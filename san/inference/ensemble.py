@@ -16,7 +16,8 @@ from torch import nn
 from san.clip.text_embedder import TextEmbeddings
 from san.data.images import Layout, image_pixels
 from san.hub import MODELS
-from san.inference.segmentation import EncodedImage, Evidence
+from san.inference.evidence import Evidence
+from san.inference.segmentation import EncodedImage
 from san.inference.segmenter import ImageLike, Segmenter, name_of_image
 from san.io.errors import USER_ERRORS, excerpt, one_line
 from san.io.plain_file import check_keys, read_plain_file

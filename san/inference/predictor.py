@@ -22,7 +22,8 @@ from san.data.transforms import resize_image, resize_short_side
 from san.devices import checked_device, computes_bfloat16, multiplies_int8
 from san.hub import SHAPES_CHECKPOINT, load_pretrained
 from san.inference.ensemble import Ensemble, is_ensemble_file, load_ensemble
-from san.inference.segmentation import EncodedImage, Evidence, Segmentation
+from san.inference.evidence import Evidence
+from san.inference.segmentation import EncodedImage, Segmentation
 from san.inference.segmenter import ImageLike, Segmenter, name_of_image
 from san.io.errors import excerpt
 from san.io.image_files import MAX_PIXELS

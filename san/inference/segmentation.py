@@ -1,6 +1,6 @@
 """Results of a predictor: the label map of an image, what it was computed from, and its pictures and files.
 
-Legend: (H, W) image, C classes, Q mask proposals, L bias layers, N bias heads, (h_s, w_s) side grid.
+Legend: (H, W) image, C classes.
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from torch import Tensor
 
 from san.evaluation.predictions import default_image_id, rle_entries
+from san.inference.evidence import Evidence, ProposedMask
 from san.inference.exports import RegionExports
+from san.inference.segments import ImageSegment, id_map
 from san.io.errors import brief_repr, printable
 from san.io.files import FORMATS, write_text, write_together
 from san.model.san import MaskProposals
-from san.postprocess import Geometry, View, mean_scores, resized_masks
-from san.visualize import overlay, panel
+from san.postprocess import Geometry, mean_scores
+from san.visualize import overlay, panel, segment_overlay
 from san.visualize.palette import short_name
 from san.visualize.panel import preview
 from san.vocabulary.vocabulary import Vocabulary
@@ -59,72 +60,6 @@ class EncodedImage:
     members: tuple[EncodedImage, ...] = field(repr=False, default=())
 
     __repr__ = brief_repr
-
-
-@dataclass(frozen=True, eq=False)
-class Evidence:
-    """What a label map was computed from: one view of the image, and the others if several were averaged.
-
-    Attributes:
-        mask_logits: (Q, h_s, w_s), before the sigmoid.
-        class_logits: (Q, C + 1), "no object" last.
-        attn_bias: (L, N, Q, h_s, w_s), before pooling to the CLIP grid.
-        geometry: the image's sizes.
-        weight: of this view among all.
-        others: further scales, mirror images or models.
-    """
-
-    mask_logits: Tensor
-    class_logits: Tensor
-    attn_bias: Tensor
-    geometry: Geometry
-    weight: float = 1.0
-    others: tuple[View, ...] = field(repr=False, default=())
-
-    __repr__ = brief_repr
-
-    @property
-    def views(self) -> tuple[View, ...]:
-        """All views that scores are averaged over."""
-        return (View(self.mask_logits, self.class_logits, self.geometry, weight=self.weight), *self.others)
-
-
-@dataclass(frozen=True, eq=False)
-class ProposedMask:
-    """One mask that the model proposed, whether or not the label map contains it.
-
-    Attributes:
-        query: its number, 0..Q-1.
-        name: the class it most likely shows; None where "no object" is likelier than every class.
-        probability: of that class, or of "no object", 0..1.
-        evidence: that of the image.
-    """
-
-    query: int
-    name: str | None
-    probability: float
-    evidence: Evidence = field(repr=False)
-
-    __repr__ = brief_repr
-
-    def mask(self) -> npt.NDArray[np.bool_]:
-        """Return (H, W), true where the probability of the mask is above 0.5."""
-        return (self._logits() > 0).cpu().numpy()
-
-    def mask_probs(self) -> npt.NDArray[np.float32]:
-        """Return (H, W) float32, 0..1."""
-        return self._logits().sigmoid().cpu().numpy()
-
-    @property
-    def attn_bias(self) -> npt.NDArray[np.float32]:
-        """Return (L, N, h_s, w_s) float32: the bias of this [SLS] token's attention, per layer and head."""
-        return self.evidence.attn_bias[:, :, self.query].float().cpu().numpy()
-
-    @torch.inference_mode()
-    def _logits(self) -> Tensor:
-        """(H, W)."""
-        one = self.evidence.mask_logits[self.query : self.query + 1]
-        return resized_masks(one, self.evidence.geometry)[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,12 +174,16 @@ class Segmentation(RegionExports):
         ]
         return tuple(sorted(found, key=lambda mask: (mask.name is None, -mask.probability))[:limit])
 
-    def overlay(self, alpha: float = 0.7) -> Image.Image:
+    def overlay(self, alpha: float = 0.7, *, segments: Sequence[ImageSegment] | None = None) -> Image.Image:
         """Return the image blended with its class colours.
 
         Args:
             alpha: weight of the colour against the image, 0..1.
+            segments: of `segments`: shown instead of classes, each in a shade of its class's colour with an outline.
         """
+        if segments is not None:
+            ids, classes = id_map(segments, self.image.shape[:2]), [each.label for each in segments]
+            return Image.fromarray(segment_overlay(self.image, ids, classes, self.names, alpha=alpha))
         return Image.fromarray(overlay(self.image, self.labels, self.names, alpha=alpha))
 
     def panel(self, path: str | Path | None = None) -> Image.Image:
@@ -273,11 +212,17 @@ class Segmentation(RegionExports):
                 entry["score"] = scores[name]
         return entries
 
-    def to_dict(self, file_name: str = "", *, image_id: int | str | None = None) -> dict[str, Any]:
+    def to_dict(
+        self,
+        file_name: str = "",
+        *,
+        image_id: int | str | None = None,
+        segments: Sequence[ImageSegment] | None = None,
+    ) -> dict[str, Any]:
         """Return the result for JSON: id, file and size of the image; name, area, share and confidence per class.
 
         All classes are listed in the order of the vocabulary, also those without a pixel (confidence None).
-        `file_name` and `image_id` as in `to_coco_rle`.
+        `file_name` and `image_id` as in `to_coco_rle`. With `segments` they are listed, too, without their masks.
         """
         scores = self.confidences() if self.best_scores is not None else {}
         num_free = len(self.vocabulary.free)
@@ -302,6 +247,7 @@ class Segmentation(RegionExports):
             "width": width,
             "none_share": self.none_area(),
             "classes": classes,
+            **({} if segments is None else {"segments": [each.to_dict() for each in segments]}),
         }
 
     def save(
@@ -337,19 +283,27 @@ class Segmentation(RegionExports):
         self.write(files, file_name=file_name, image_id=image_id)
         return files
 
-    def write(self, files: Mapping[str, Path], *, file_name: str = "", image_id: int | str | None = None) -> None:
+    def write(
+        self,
+        files: Mapping[str, Path],
+        *,
+        file_name: str = "",
+        image_id: int | str | None = None,
+        segments: Sequence[ImageSegment] | None = None,
+    ) -> None:
         """Write files with given names: all of them or, after an error, none; older files then stay.
 
         Args:
             files: the file of each format, one of `FORMATS`; folders are created.
             file_name: of the image, noted in "rle" and "json".
             image_id: noted there too; see `to_coco_rle`.
+            segments: see `overlay` and `to_dict`.
 
         Raises:
             ValueError: a format is unknown, two formats have one file, or a file cannot be written.
         """
         _check_formats(files)
-        writers = {file: self._writer(each, file_name, image_id) for each, file in files.items()}
+        writers = {file: self._writer(each, file_name, image_id, segments) for each, file in files.items()}
         if len(writers) < len(files):
             raise ValueError(f"two formats in one file of {', '.join(map(str, files.values()))}; give each its own")
         try:
@@ -363,14 +317,21 @@ class Segmentation(RegionExports):
         none, dtype = (255, np.uint8) if len(self.names) <= 255 else (65535, np.uint16)
         return Image.fromarray(np.where(self.labels == NONE, none, self.labels).astype(dtype))
 
-    def _writer(self, kind: str, file_name: str, image_id: int | str | None) -> Callable[[Path], None]:
+    def _writer(
+        self, kind: str, file_name: str, image_id: int | str | None, segments: Sequence[ImageSegment] | None
+    ) -> Callable[[Path], None]:
         """Return the function that writes a format to a file."""
         if kind in ("rle", "json"):
-            make = self.to_coco_rle if kind == "rle" else self.to_dict
+            make = self.to_coco_rle if kind == "rle" else partial(self.to_dict, segments=segments)
             content = make(file_name, image_id=image_id)
-            text = json.dumps(content, indent=1, ensure_ascii=False)
-            return partial(_write_text, text=text)
-        picture = {"overlay": self.overlay, "labels": self.label_image, "panel": self.panel}[kind]()
+            return partial(write_text, text=json.dumps(content, indent=1, ensure_ascii=False))
+        overlay = partial(self.overlay, segments=segments)
+        drawn: dict[str, Callable[[], Image.Image]] = {
+            "overlay": overlay,
+            "labels": self.label_image,
+            "panel": self.panel,
+        }
+        picture = drawn[kind]()
         level = 6 if kind == "labels" else 3  # of photographs a third of the time, for 2 to 11 % more bytes
         return lambda path: picture.save(path, "PNG", compress_level=level)
 
@@ -383,10 +344,6 @@ class Segmentation(RegionExports):
         if self.evidence is None:
             raise ValueError("this segmentation has a label map only; take one that a Predictor made")
         return self.evidence
-
-
-def _write_text(path: Path, text: str) -> None:
-    write_text(path, text)
 
 
 def _check_formats(formats: Iterable[str]) -> None:

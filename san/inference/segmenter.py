@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from san.clip.text_embedder import TextEmbeddings
 from san.data.images import Layout
-from san.inference.segmentation import EncodedImage, Evidence, Segmentation
+from san.inference.evidence import Evidence
+from san.inference.segmentation import EncodedImage, Segmentation
 from san.postprocess import have_non_finite, mean_labels, refuse_non_finite
 from san.torch_defaults import torch_defaults
 from san.vocabulary.classes import ClassText

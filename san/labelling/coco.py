@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
+from san.data.panoptic import id_image
 from san.evaluation.predictions import default_image_id, rle_entries
 from san.io.files import write_text
 from san.labelling.outlines import joined_ring, region_polygons
@@ -55,6 +53,23 @@ def coco_annotation(region: Region, image_id: int | str, *, polygons: bool, tole
         "iscrowd": 0,
     }
     return annotation if region.score is None else annotation | {"score": round(region.score, 4)}
+
+
+def panoptic_segments(regions: Iterable[Region]) -> list[dict[str, Any]]:
+    """Return COCO's segments_info of regions whose ids are 1, 2, ... in their order."""
+    return [
+        {"id": index, "category_id": each.label + 1, "area": each.area, "bbox": list(each.box), "iscrowd": 0}
+        for index, each in enumerate(regions, start=1)
+    ]
+
+
+def panoptic_categories(names: Sequence[str], things: Collection[int]) -> list[dict[str, Any]]:
+    """Return COCO's panoptic categories of classes; `things` are class indices."""
+    colors = palette(names).tolist()
+    return [
+        {**each, "isthing": int(index in things), "color": colors[index]}
+        for index, each in enumerate(coco_categories(names))
+    ]
 
 
 class CocoWriter(AnnotationWriter):
@@ -104,30 +119,21 @@ class PanopticWriter(AnnotationWriter):
     def add(self, image: LabelledImage) -> None:
         """See `AnnotationWriter`."""
         self.place_image(image, f"images/{image.name}")
-        ids, (height, width) = image.region_map.ids, image.size
-        file = f"{image.stem}.png"
-        rgb = np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=-1).astype(np.uint8)
-        Image.fromarray(rgb).save(self.place(f"panoptic/{file}"))
+        file, (height, width) = f"{image.stem}.png", image.size
+        id_image(image.region_map.ids).save(self.place(f"panoptic/{file}"))
         number = self._ids[image.name]
         self._images.append({"id": number, "file_name": image.name, "height": height, "width": width})
-        segments = [
-            {"id": index, "category_id": each.label + 1, "area": each.area, "bbox": list(each.box), "iscrowd": 0}
-            for index, each in enumerate(image.regions, start=1)
-        ]
+        segments = panoptic_segments(image.regions)
         self._annotations.append({"image_id": number, "file_name": file, "segments_info": segments})
 
     def finish(self) -> None:
         """See `AnnotationWriter`."""
-        colors = palette(self.options.names).tolist()
-        categories = [
-            {**each, "isthing": int(self.options.is_thing(index)), "color": colors[index]}
-            for index, each in enumerate(coco_categories(self.options.names))
-        ]
+        things = [index for index in range(len(self.options.names)) if self.options.is_thing(index)]
         content = {
             "info": {"description": self.options.name},
             "licenses": [],
             "images": self._images,
             "annotations": self._annotations,
-            "categories": categories,
+            "categories": panoptic_categories(self.options.names, things),
         }
         write_text(self.place("annotations/panoptic_train.json"), json.dumps(content))

@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from san.io.errors import brief_repr, excerpt, listed, require_extra
-from san.vocabulary.classes import text_key
+from san.vocabulary.classes import split_text, text_key
+from san.vocabulary.label_sets import LABEL_SETS, load_label_set
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,13 @@ class RegionMap:
         table = np.concatenate([[none], self.labels + first])
         return np.where(self.dropped, dropped, table[self.ids])
 
+    def filtered(self, options: RegionOptions) -> RegionMap:
+        """Return the regions without those that are too small or have a too low score, which count as dropped."""
+        areas = np.bincount(self.ids.ravel(), minlength=len(self.labels) + 1)[1:]
+        good = (areas >= options.min_area) & (np.isnan(self.scores) | (self.scores >= options.score_threshold))
+        ids, labels = _kept(self.ids, self.labels, good)
+        return RegionMap(ids, labels, self.scores[good], self.dropped | ((self.ids > 0) & (ids == 0)))
+
     def save(self, path: Path) -> None:
         """Write everything to an .npz file."""
         with path.open("wb") as file:
@@ -206,6 +214,39 @@ def class_indices(things: Iterable[str], names: Sequence[str]) -> tuple[int, ...
             raise ValueError(f"the thing {excerpt(thing)} is none of the classes {listed(map(excerpt, names), 10)}")
         indices.append(found[text_key(thing)])
     return tuple(sorted(set(indices)))
+
+
+def thing_indices(things: str | Iterable[str] | None, names: Sequence[str]) -> tuple[int, ...]:
+    """Return the class indices of things as a user gives them.
+
+    Args:
+        things: names; a text that separates them by commas; or a label set's name, for its things among the names.
+            None: those of the label set that the names are; all names if there is none, or without things.
+        names: all classes, in index order.
+
+    Raises:
+        ValueError: a thing is none of the names, or the label set does not distinguish things.
+    """
+    if isinstance(things, str) and things.strip() in LABEL_SETS:
+        known = things_of(things.strip())
+        if not known:
+            raise ValueError(f"the label set {things.strip()} does not distinguish things; give their names")
+        keys = {text_key(name) for name in names}
+        return class_indices([each for each in known if text_key(each) in keys], names)
+    if things is not None:
+        return class_indices(split_text(things) if isinstance(things, str) else things, names)
+    for label_set in LABEL_SETS:
+        known = things_of(label_set)
+        if known and load_label_set(label_set).classes == tuple(names):
+            return class_indices(known, names)
+    return tuple(range(len(names)))
+
+
+def things_of(label_set: str) -> tuple[str, ...]:
+    """Return the classes of a label set that are things; none if it does not distinguish them."""
+    found = load_label_set(label_set)
+    known: tuple[str, ...] = getattr(found, "things", ()) or found.classes[: found.num_thing_classes or 0]
+    return known
 
 
 def _classes(

@@ -5,7 +5,7 @@ The only package that imports matplotlib, and it does so only when a plot is dra
 
 from san.visualize.attention import AttentionView, attention_panel
 from san.visualize.legend import legend
-from san.visualize.overlay import error_map, overlay
+from san.visualize.overlay import error_map, overlay, segment_overlay
 from san.visualize.palette import class_color, palette
 from san.visualize.panel import Sample, contact_sheet, panel, panels
 from san.visualize.plots import drawing, plot_curves, plot_per_class, plot_pixel_histogram
@@ -28,4 +28,5 @@ __all__ = [
     "plot_curves",
     "plot_per_class",
     "plot_pixel_histogram",
+    "segment_overlay",
 ]

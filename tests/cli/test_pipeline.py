@@ -261,7 +261,7 @@ def test_files_appear_whole_and_together(tmp_path: Path, monkeypatch: pytest.Mon
         path.write_text(text[:9])
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr("san.inference.segmentation._write_text", full)
+    monkeypatch.setattr("san.inference.segmentation.write_text", full)
     again = Job(Path("in/b.png"), tmp_path / "out" / "b")
     with pytest.raises(OSError, match=r"cannot write the results of 'in/b.png' to .*No space left") as caught:
         write_results(again, segmentation(), endings)

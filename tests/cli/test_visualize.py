@@ -18,7 +18,7 @@ from san.cli import main as cli
 from san.cli.visualize_images import FORMAT
 from san.cli.visualize_predictions import choose_dataset
 from san.d2.data.datasets import register_custom
-from san.d2.evaluate.evaluation import OutputConfig, SemSegEvaluator
+from san.d2.evaluate.evaluator import OutputConfig, SemSegEvaluator
 from san.evaluation import ConfusionMatrix, RLEWriter, metrics, write_label_map
 
 CLASSES = ["cat", "<script>alert(1)</script>", "sky & sea"]

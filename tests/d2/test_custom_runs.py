@@ -17,7 +17,7 @@ from san.d2.api import build_model
 from san.d2.config.keys import load_config
 from san.d2.data.datasets import metadata_of, register_custom, register_datasets
 from san.d2.data.mapper import EvalMapper, dataset_info, read_labels
-from san.d2.evaluate.evaluation import OutputConfig, SemSegEvaluator
+from san.d2.evaluate.evaluator import OutputConfig, SemSegEvaluator
 from san.d2.run import run
 from san.vocabulary.classes import ClassText
 from tests.d2.conftest import TINY, as_arguments

@@ -13,7 +13,7 @@ from PIL import Image
 
 from san.cli import main as cli
 from san.d2.api import DatasetCatalog, MetadataCatalog, comm
-from san.d2.evaluate.evaluation import OutputConfig, SemSegEvaluator
+from san.d2.evaluate.evaluator import OutputConfig, SemSegEvaluator
 from san.evaluation.oracle import Proposals
 from san.postprocess import Geometry
 from san.shapes.dataset import ShapesSizes, write_shapes

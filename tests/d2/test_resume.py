@@ -19,7 +19,7 @@ from PIL import Image
 
 from san.d2.api import DatasetCatalog, MetadataCatalog
 from san.d2.checkpoints.checkpointer import write_checkpoint
-from san.d2.evaluate.evaluation import OutputConfig, SemSegEvaluator
+from san.d2.evaluate.evaluator import OutputConfig, SemSegEvaluator
 from san.d2.evaluate.resume import RESULT, SavedCounts
 
 STATE = {"counts": torch.ones(2, 2, dtype=torch.int64)}

@@ -17,7 +17,7 @@ from san.d2.api import MetadataCatalog, build_model
 from san.d2.config.keys import solver_config
 from san.d2.data.datasets import check_distinct_classes, load_records, register_datasets, register_folder
 from san.d2.data.mapper import DatasetInfo, TrainMapper
-from san.d2.evaluate.evaluation import OutputConfig, SemSegEvaluator, metric_names
+from san.d2.evaluate.evaluator import OutputConfig, SemSegEvaluator, metric_names
 from san.d2.evaluate.resume import ResumeConfig
 from san.d2.run import run
 from san.d2.train.iteration import StepConfig, Stepper

@@ -16,7 +16,7 @@ import torch
 from san.cli.main import main
 from san.d2.checkpoints.checkpointer import write_checkpoint
 from san.d2.config.keys import load_config
-from san.d2.evaluate.evaluation import SemSegEvaluator
+from san.d2.evaluate.evaluator import SemSegEvaluator
 from san.d2.processes import stopping
 from san.d2.run import run
 from tests.d2.conftest import TINY, as_arguments

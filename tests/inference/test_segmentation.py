@@ -15,7 +15,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from san.inference.segmentation import EncodedImage, Evidence, Segmentation
+from san.inference.evidence import Evidence
+from san.inference.segmentation import EncodedImage, Segmentation
 from san.io.files import FORMATS
 from san.model.san import MaskProposals
 from san.postprocess import Geometry, semantic_labels
@@ -242,7 +243,7 @@ def test_what_cannot_be_written_is_said_and_nothing_is_lost(
         (tmp_path / "a.json").mkdir()
     else:
         monkeypatch.setattr(
-            "san.inference.segmentation._write_text", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "full"))
+            "san.inference.segmentation.write_text", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "full"))
         )
     with pytest.raises(ValueError, match="cannot write .*give a folder that can be written to"):
         made().save(target)

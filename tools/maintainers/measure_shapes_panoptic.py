@@ -34,6 +34,7 @@ def main() -> None:
         "--min-area", default="0", help="components that are smaller are dropped (default: %(default)s)"
     )
     parser.add_argument("--model", default="shapes", help="default: %(default)s")
+    parser.add_argument("--options", default="", help="further ones of `san label`, such as '--segments connected'")
     args = parser.parse_args()
     rows = []
     for index, split in enumerate(SHAPES_SPLITS[1:], start=1):
@@ -42,7 +43,7 @@ def main() -> None:
         truth = write_truth(folder, split, scenes)
         command = ["label", str(folder / "pictures"), "--label-set", "shapes_36", "--things", ",".join(THINGS)]
         command += ["--format", "coco-panoptic", "--min-area", args.min_area, "--model", args.model, "--quiet"]
-        assert san([*command, "--out", str(folder / "labels")]) == 0
+        assert san([*command, *args.options.split(), "--out", str(folder / "labels")]) == 0
         found = folder / "labels/coco-panoptic/annotations/panoptic_train.json"
         assert san(["pq", str(truth), str(found), "--out", str(folder / "pq.json")]) == 0
         rows.append((split.folder, json.loads((folder / "pq.json").read_text(encoding="utf-8"))))

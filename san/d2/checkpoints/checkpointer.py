@@ -346,8 +346,8 @@ def slim_note(path: str) -> dict[str, Any] | None:
         path: MODEL.WEIGHTS.
 
     Returns:
-        ``clip``, ``clip_fingerprint`` and ``clip_tensors`` if the file has them; an empty dict for "" and URLs; None if the file contains
-        CLIP's weights, or if only the main process can read it and sends all weights.
+        ``clip``, ``clip_fingerprint`` and ``clip_tensors`` if the file has them; an empty dict for "" and URLs; None if
+        the file contains CLIP's weights, or if only the main process can read it and sends all weights.
 
     Raises:
         FileNotFoundError, ValueError: as when loading it.

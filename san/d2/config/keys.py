@@ -40,6 +40,7 @@ from san.io.errors import excerpt
 from san.losses import TERMS, LossConfig
 from san.model.config import SANConfig
 from san.model.parts import REGISTRIES, check_parts
+from san.panoptic_merge import PanopticOptions
 from san.record import FieldError, FieldFileError, Options
 from san.registry import PartConfig, Registry, options_class
 
@@ -263,6 +264,13 @@ def augmentation_config(cfg: CfgNode, ignore_label: int = 255) -> AugmentationCo
     with naming_keys():
         config: AugmentationConfig = _record(_section(AugmentationConfig), cfg, ignore_label=ignore_label)
         return config
+
+
+def panoptic_options(cfg: CfgNode) -> PanopticOptions:
+    """Return how queries become segments, TEST.PANOPTIC; raises ValueError if a value is out of range."""
+    with naming_keys():
+        options: PanopticOptions = _record(_section(PanopticOptions), cfg)
+        return options
 
 
 def solver_config(cfg: CfgNode) -> SolverConfig:

@@ -19,6 +19,7 @@ from san.io.errors import excerpt
 from san.losses.config import LossConfig
 from san.model.config import AttnBiasConfig, ClipConfig, HeadConfig, SANConfig, SideAdapterConfig
 from san.model.parts import REGISTRIES
+from san.panoptic_merge import PanopticOptions
 from san.record import AUTO, Constraint, FieldError, Options, option
 from san.registry import PartConfig, Registry
 from san.vocabulary.label_sets import NAMES
@@ -174,7 +175,9 @@ class TestOptions(Options):
         "show panel and per-class table of evaluations during training in TensorBoard, and in Weights & Biases where "
         "WANDB.ENABLED",
     )
-    save_label_maps: bool = option(False, "write every prediction as a PNG of class indices")
+    save_label_maps: bool = option(
+        False, "write every prediction as a PNG of class indices; of panoptic sets also in COCO's panoptic format"
+    )
     save_rle: bool = option(False, "write all predictions as one COCO-style run-length JSON")
     oracle: bool = option(False, "also write oracle.html: whether masks or names are wrong (docs/error_analysis.md)")
     vocabulary_file: str = option(
@@ -279,6 +282,7 @@ SECTIONS: tuple[Section, ...] = (
     Section("SOLVER.EARLY_STOP.", EarlyStopOptions),
     Section("TEST.", TestOptions),
     Section("TEST.AUG.", TestAugOptions),
+    Section("TEST.PANOPTIC.", PanopticOptions),
     Section("WANDB.", WandbOptions),
 )
 

@@ -22,8 +22,10 @@ import san
 from san.clip.weights_file import read_tensors
 from san.d2.api import CfgNode, DatasetEvaluator, comm
 from san.d2.checkpoints.checkpointer import damage_of, write_checkpoint
-from san.d2.data.datasets import class_texts
+from san.d2.config.keys import panoptic_options
+from san.d2.data.datasets import class_texts, metadata_of
 from san.d2.data.loaders import Record
+from san.d2.evaluate.evaluator import has_segments
 from san.d2.meta_arch import classes_of_dataset
 from san.io.errors import one_line
 from san.io.files import write_whole
@@ -85,6 +87,8 @@ class ResumeConfig:
             "precision": cfg.FLOAT32_PRECISION,
             "outputs": [cfg.TEST.NUM_PANELS, cfg.TEST.SAVE_LABEL_MAPS, cfg.TEST.SAVE_RLE, cfg.TEST.ORACLE],
         }
+        if has_segments(name):
+            described["panoptic"] = [repr(panoptic_options(cfg)), repr(metadata_of(name).get("things"))]
         if cfg.TEST.VOCABULARY_FILE:
             described["vocabulary"] = repr(classes_of_dataset(name))
         if hasattr(model, "description"):  # of a `SegmenterModel`, which does not use INPUT

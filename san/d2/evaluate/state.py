@@ -11,6 +11,7 @@ import torch
 
 from san.evaluation import ConfusionMatrix
 from san.evaluation.oracle import OracleCounts
+from san.evaluation.panoptic_evaluation import PanopticEvaluation
 from san.io.errors import excerpt
 from san.io.plain_file import is_file
 from san.record import parse_json
@@ -19,21 +20,27 @@ Row = tuple[str, np.ndarray, np.ndarray]  # file, prediction and truth of a pane
 
 
 def pack_state(
-    matrix: ConfusionMatrix, entries: list[dict[str, Any]], rows: list[Row], oracle: OracleCounts | None
+    matrix: ConfusionMatrix,
+    entries: list[dict[str, Any]],
+    rows: list[Row],
+    oracle: OracleCounts | None,
+    panoptic: PanopticEvaluation | None = None,
 ) -> dict[str, Any]:
-    """Return the state of an evaluator, for `unpack_state` and `unpack_oracle`.
+    """Return the state of an evaluator, for `unpack_state`, `unpack_oracle` and `unpack_panoptic`.
 
     Args:
         matrix: its counts (C, C).
         entries: run-length entries of its predictions.
         rows: rows of its panel.
         oracle: its error analysis; None without one.
+        panoptic: its counts of segments; None for label maps alone.
     """
     return {
         "counts": torch.from_numpy(matrix.counts),
-        "rle": torch.frombuffer(bytearray(json.dumps(entries), "utf-8"), dtype=torch.uint8),
+        "rle": _as_tensor(entries),
         "rows": [(file, torch.from_numpy(prediction), torch.from_numpy(truth)) for file, prediction, truth in rows],
         "oracle": {name: torch.from_numpy(counts) for name, counts in oracle.counts.items()} if oracle else {},
+        "panoptic": _packed_panoptic(panoptic.state) if panoptic else {},
     }
 
 
@@ -46,7 +53,7 @@ def unpack_state(
         ValueError: it is not such a state.
     """
     try:
-        counts, entries = state["counts"].numpy(), parse_json(state["rle"].numpy().tobytes().decode("utf-8"))
+        counts, entries = state["counts"].numpy(), _from_tensor(state["rle"])
         rows = [(file, prediction.numpy(), truth.numpy()) for file, prediction, truth in state["rows"]]
     except (LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"it is not a state of an evaluation ({type(error).__name__}: {error})") from error
@@ -71,3 +78,36 @@ def unpack_oracle(state: dict[str, Any]) -> dict[str, np.ndarray]:
         return {name: values.numpy() for name, values in state["oracle"].items()}
     except (LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"it holds no error analysis ({type(error).__name__}: {error})") from error
+
+
+def unpack_panoptic(state: dict[str, Any]) -> dict[str, Any]:
+    """Return the counts of segments in an evaluator's state; `PanopticEvaluation.merge` checks them.
+
+    Raises:
+        ValueError: there are none.
+    """
+    try:
+        packed = state["panoptic"]
+        arrays = {
+            part: {name: values.numpy() for name, values in packed[part].items()} for part in ("counts", "instances")
+        }
+        return {**arrays, **{part: _from_tensor(packed[part]) for part in ("images", "written")}}
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"it holds no counts of segments ({type(error).__name__}: {error})") from error
+
+
+def _packed_panoptic(state: dict[str, Any]) -> dict[str, Any]:
+    arrays = {
+        part: {name: torch.from_numpy(values) for name, values in state[part].items()}
+        for part in ("counts", "instances")
+    }
+    return {**arrays, **{part: _as_tensor(state[part]) for part in ("images", "written")}}
+
+
+def _as_tensor(content: Any) -> torch.Tensor:
+    """Return plain data as the bytes of its JSON."""
+    return torch.frombuffer(bytearray(json.dumps(content), "utf-8"), dtype=torch.uint8)
+
+
+def _from_tensor(packed: torch.Tensor) -> Any:
+    return parse_json(packed.numpy().tobytes().decode("utf-8"))
