@@ -132,8 +132,7 @@ class DemoService:
         Raises:
             ValueError: the words are not valid, or it took too long. The message is for the visitor.
         """
-        asked = words.vocabulary(self.limits)
-        vocabulary = Vocabulary(with_learnt(asked.classes, self._learnt, required=False), asked.num_context)
+        vocabulary = self._recognised(words.vocabulary(self.limits))
 
         def task() -> Answer:
             start = time.perf_counter()
@@ -144,6 +143,11 @@ class DemoService:
             return Answer(result, time.perf_counter() - start, self._notes(own))
 
         return self._run(task)
+
+    def _recognised(self, vocabulary: Vocabulary) -> Vocabulary:
+        """Return a vocabulary with the learnt classes that have the name of one of its own."""
+        classes = Vocabulary.parse(with_learnt(vocabulary.classes, self._learnt, required=False)).classes
+        return Vocabulary(classes, vocabulary.num_context)
 
     def _notes(self, text: TextEmbeddings) -> tuple[str, ...]:
         """Return remarks on a visitor's words."""
