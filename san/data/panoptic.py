@@ -75,9 +75,11 @@ def read_panoptic_file(file: Path, *, remedy: str = _REMEDY) -> PanopticFile:
             }
             for each in content["annotations"]
         }
+        if len(names) < len(content["categories"]) or len(annotations) < len(content["annotations"]):
+            raise ValueError("two categories have one id, or two annotations one file name")
     except FileNotFoundError:
         raise FileNotFoundError(f"{file} does not exist; {remedy}") from None
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise ValueError(f"{file} is not of COCO's panoptic format ({type(error).__name__}: {error})") from None
     return PanopticFile(names, things, annotations)
 

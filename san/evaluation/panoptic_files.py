@@ -57,7 +57,7 @@ class PanopticSet:
                 classes[int(each["id"])] = indices[name]
                 if each.get("iscrowd"):
                     crowd.add(int(each["id"]))
-            except (KeyError, TypeError, ValueError):
+            except (KeyError, TypeError, ValueError, OverflowError):
                 raise ValueError(
                     f"{self.file} has the segment {excerpt(each)} in {annotation['file_name']}, which needs an id and "
                     "a category_id of its categories"

@@ -168,6 +168,9 @@ def change_segment(**changes: Any) -> Any:
         (lambda content: content["categories"].pop(), r"has the category ids 1, 3, and not those .*: 92 are in one"),
         (lambda content: content.pop("annotations"), r"is not of COCO's panoptic format \(KeyError: 'annotations'\)"),
         (lambda content: content["annotations"][1].update(segments_info=5), "is not of COCO's panoptic format"),
+        (lambda content: content["categories"][0].update(id=float("inf")), "format .OverflowError"),
+        (lambda content: content["annotations"].append(content["annotations"][0]), "two annotations one file name"),
+        (lambda content: content["categories"].append(content["categories"][0]), "two categories have one id"),
     ],
 )  # fmt: skip
 def test_a_malformed_file_is_named_with_the_value(folder: Path, change: Any, message: str) -> None:

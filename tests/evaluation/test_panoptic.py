@@ -172,6 +172,7 @@ def test_coco_s_own_names_are_those_of_the_label_set(scenes: tuple[Path, Path], 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (lambda content: content["annotations"][0]["segments_info"][0].update(id=float("inf")), "which needs an id"),
         (lambda content: content.pop("categories"), "is not of COCO's panoptic format (KeyError: 'categories')"),
         (lambda content: content["categories"][0].update(name="other"), "has the category 'other', which is none of"),
         (lambda content: content["annotations"][0].update(file_name="9.png"), "has the image '9', which"),
