@@ -147,6 +147,8 @@ def run(args: argparse.Namespace) -> int:
     elif not args.overwrite:
         refuse_existing(jobs, endings)
     vocabulary = read_vocabulary(args)
+    if args.things is None and args.min_area:
+        raise ValueError("--min-area is of segments, and there are none; give --things")
     check_segments(args, vocabulary)
     prepare_output(args.out)
     if args.shard:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -156,8 +156,27 @@ def check_source(source: str, *, has_evidence: bool) -> None:
         )
 
 
-def id_map(segments: Iterable[Region], size: tuple[int, int]) -> npt.NDArray[np.int32]:
-    """Return (H, W) ids 1, 2, ... of segments in their order; 0 for pixels of none."""
+def check_sizes(segments: Iterable[Region], size: tuple[int, int]) -> None:
+    """Raise unless segments are of images of a size (H, W).
+
+    Raises:
+        ValueError: one is not.
+    """
+    for each in segments:
+        if each.size != size:
+            raise ValueError(
+                f"a segment is of an image of {each.size[0]}x{each.size[1]} (height x width), but this one has "
+                f"{size[0]}x{size[1]}; give the segments of this image"
+            )
+
+
+def id_map(segments: Sequence[Region], size: tuple[int, int]) -> npt.NDArray[np.int32]:
+    """Return (H, W) ids 1, 2, ... of segments in their order; 0 for pixels of none.
+
+    Raises:
+        ValueError: see `check_sizes`.
+    """
+    check_sizes(segments, size)
     ids = np.zeros(size, np.int32)
     for number, each in enumerate(segments, start=1):
         left, top, width, height = each.box

@@ -225,14 +225,22 @@ def thing_indices(things: str | Iterable[str] | None, names: Sequence[str]) -> t
         names: all classes, in index order.
 
     Raises:
-        ValueError: a thing is none of the names, or the label set does not distinguish things.
+        ValueError: a thing is none of the names, the text has none, or the label set has no thing among them.
     """
     if isinstance(things, str) and things.strip() in LABEL_SETS:
         known = things_of(things.strip())
         if not known:
             raise ValueError(f"the label set {things.strip()} does not distinguish things; give their names")
         keys = {text_key(name) for name in names}
-        return class_indices([each for each in known if text_key(each) in keys], names)
+        found = class_indices([each for each in known if text_key(each) in keys], names)
+        if not found:
+            raise ValueError(
+                f"no thing of the label set {things.strip()} is among the classes {listed(map(excerpt, names), 5)}; give "
+                "names of classes"
+            )
+        return found
+    if isinstance(things, str) and not split_text(things):
+        raise ValueError(f"the things {things!r} have no name; give names of classes, separated by commas")
     if things is not None:
         return class_indices(split_text(things) if isinstance(things, str) else things, names)
     for label_set in LABEL_SETS:

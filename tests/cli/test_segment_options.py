@@ -96,6 +96,7 @@ def test_an_unfinished_run_of_other_segments_is_not_continued(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--things", ","], "the things ',' have no name"),
         (["--things", "dog"], "the thing 'dog' is none of the classes 'red ring'"),
         (["--things", "voc_20"], "the label set voc_20 does not distinguish things; give their names"),
         (["--segments", "queries"], "--segments is of segments, and there are none; give --things"),
@@ -122,6 +123,11 @@ def test_wrong_options_are_refused_before_any_work(
     assert main([command, str(images), "--label-set", "shapes_36", "--out", str(out), *options]) == 1
     assert message in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_a_prediction_without_things_has_no_segments_to_drop(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", str(images), *WORDS[:2], "--min-area", "9", "--out", "none"]) == 1
+    assert "--min-area is of segments, and there are none; give --things" in capsys.readouterr().err
 
 
 def test_a_share_is_a_number_from_0_to_1(images: Path, capsys: pytest.CaptureFixture[str]) -> None:

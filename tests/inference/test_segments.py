@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,18 @@ def test_things_of_a_label_set() -> None:
     )
     with pytest.raises(ValueError, match="voc_20 does not distinguish things"):
         thing_indices("voc_20", ["cat"])
+    with pytest.raises(ValueError, match="no thing of the label set coco_stuff_171 is among the classes 'red star'"):
+        thing_indices("coco_stuff_171", ["red star"])
+    with pytest.raises(ValueError, match="the things ' , ' have no name; give names"):
+        thing_indices(" , ", ["cat"])
+
+
+def test_segments_of_an_image_of_another_size_are_refused() -> None:
+    result = made()
+    found = [replace(each, size=(7, 9)) for each in result.segments()]
+    for use in (result.overlay, result.to_dict, result.to_coco, result.to_polygons):
+        with pytest.raises(ValueError, match=r"a segment is of an image of 7x9 \(height x width\), but this one has"):
+            use(segments=found)
 
 
 def test_every_export_takes_segments(tmp_path: Path) -> None:
