@@ -235,8 +235,8 @@ def thing_indices(things: str | Iterable[str] | None, names: Sequence[str]) -> t
         found = class_indices([each for each in known if text_key(each) in keys], names)
         if not found:
             raise ValueError(
-                f"no thing of the label set {things.strip()} is among the classes {listed(map(excerpt, names), 5)}; give "
-                "names of classes"
+                f"no thing of the label set {things.strip()} is among the classes {listed(map(excerpt, names), 5)}; "
+                "give names of classes"
             )
         return found
     if isinstance(things, str) and not split_text(things):
