@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -21,9 +21,8 @@ import numpy.typing as npt
 from san.demo.examples import Example
 from san.demo.limits import Limits
 from san.io.errors import one_line
-from san.vocabulary.classes import ClassText
+from san.vocabulary.classes import ClassText, text_key
 from san.vocabulary.vocabulary import Vocabulary
-from san.vocabulary.vocabulary_file import with_learnt
 from san.web.words import Words
 
 if TYPE_CHECKING:
@@ -145,9 +144,10 @@ class DemoService:
         return self._run(task)
 
     def _recognised(self, vocabulary: Vocabulary) -> Vocabulary:
-        """Return a vocabulary with the learnt classes that have the name of one of its own."""
-        classes = Vocabulary.parse(with_learnt(vocabulary.classes, self._learnt, required=False)).classes
-        return Vocabulary(classes, vocabulary.num_context)
+        """Return a vocabulary with the vectors of the learnt classes of the same names; a visitor's words stay."""
+        vectors = {text_key(each.name): each.vector for each in self._learnt}
+        classes = (replace(each, vector=vectors.get(text_key(each.name))) for each in vocabulary.classes)
+        return Vocabulary(tuple(classes), vocabulary.num_context)
 
     def _notes(self, text: TextEmbeddings) -> tuple[str, ...]:
         """Return remarks on a visitor's words."""

@@ -186,11 +186,16 @@ def _learnt(note: Mapping[str, str], tensors: Mapping[str, Any]) -> LearntClasse
     """Return the content of a file, checked."""
     import numpy as np
 
+    entries = ("clip", "classes") if note["version"] == VERSION else ("clip", "classes", "bank")
+    for entry in entries:
+        if entry not in note:
+            raise ValueError(f"its metadata has no {entry!r}")
     rows, vectors = json.loads(note["classes"]), tensors["vectors"]
     if not isinstance(rows, list) or vectors.shape != (len(rows), tensors["probe"].size) or not len(rows):
         raise ValueError(f"its vectors have shape {vectors.shape}, which does not fit its classes and probe")
-    if vectors.dtype != np.float32 or tensors["probe"].dtype != np.float32:
-        raise ValueError(f"its vectors are {vectors.dtype}, not float32")
+    for name in ("vectors", "probe"):
+        if tensors[name].dtype != np.float32:
+            raise ValueError(f"its {name} are {tensors[name].dtype}, not float32")
     probe = tensors["probe"].astype("<f4").tobytes()
     classes = [_class(row, vectors[index], note["clip"], probe) for index, row in enumerate(rows)]
     parts = {name: tensors[name] for name in TENSORS[1:]}
@@ -226,22 +231,19 @@ def _class(row: Mapping[str, Any], vector: Floats, clip: str, probe: bytes) -> C
     return ClassText(each.name, each.synonyms, each.prompts, vector=found)
 
 
-def with_learnt(
-    classes: Sequence[str | ClassText], learnt: Sequence[ClassText], *, required: bool = True
-) -> tuple[str | ClassText, ...]:
+def with_learnt(classes: Sequence[str | ClassText], learnt: Sequence[ClassText]) -> tuple[str | ClassText, ...]:
     """Return classes, those with the name of a learnt one replaced by it.
 
     Args:
         classes: names or classes.
         learnt: classes of a vocabulary file; those without a vector replace nothing.
-        required: whether at least one is to be replaced.
 
     Raises:
-        ValueError: no class has such a name, but `required`.
+        ValueError: no class has such a name.
     """
     known = {text_key(each.name): each for each in learnt if each.vector is not None}
     names = [text_key(each.name if isinstance(each, ClassText) else each) for each in classes]
-    if required and not known.keys() & {*names}:
+    if not known.keys() & {*names}:
         shown = excerpt([each.name for each in learnt[:5]])
         raise ValueError(f"none of the {len(classes)} classes is in the vocabulary file, which has {shown}")
     return tuple(known.get(name, each) for name, each in zip(names, classes, strict=True))
