@@ -48,11 +48,12 @@ def test_what_is_written_is_read_again(path, learnt):
     assert Vocabulary.parse(path) == Vocabulary(learnt.classes)
 
 
-def rewritten(path: Path, note: dict[str, str] | None = None, **tensors: np.ndarray | None) -> Path:
+def rewritten(path: Path, note: dict[str, str | None] | None = None, **tensors: np.ndarray | None) -> Path:
     """The file with other metadata or tensors."""
     with safe_open(path, "np") as file:
         metadata = file.metadata() | (note or {})
     content = load_file(path) | tensors
+    metadata = {name: value for name, value in metadata.items() if value is not None}
     save_file({name: value for name, value in content.items() if value is not None}, path, metadata)
     return path
 
@@ -73,6 +74,7 @@ def rewritten(path: Path, note: dict[str, str] | None = None, **tensors: np.ndar
         ({}, {"bias": np.full(3, np.nan, np.float32)}, "bias holds NaN"),
         ({}, {"vectors": np.full((3, WIDTH), np.inf, np.float32)}, "not 8 finite numbers"),
         ({}, {"vectors": np.zeros((3, WIDTH))}, "not float32"),
+        ({}, {"probe": np.zeros(WIDTH)}, "its probe are float64, not float32"),
         ({}, {"examples": np.zeros((2, 4), np.float32)}, "examples has shape"),
         ({}, {"example_class": np.array([0, 3])}, "index outside of 0..2"),
     ],
@@ -115,6 +117,7 @@ def test_a_bank_is_read_as_it_was_written(banked, banked_path, learnt, path):
     [
         ({"version": "1"}, {}, "its tensors are"),
         ({"bank": "{"}, {}, "make it again"),
+        ({"bank": None}, {}, "its metadata has no 'bank'"),
         ({"bank": "[" * 100_000}, {}, "nested too deeply"),
         ({"bank": '{"weight": 2}'}, {}, "bank.weight is 2"),
         ({"bank": '{"weigth": 0.2}'}, {}, "did you mean 'weight'"),
