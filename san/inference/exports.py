@@ -15,7 +15,7 @@ from san.evaluation.predictions import default_image_id
 from san.inference.segments import (
     ImageSegment,
     SegmentOrigin,
-    check_sizes,
+    check_segment_sizes,
     check_source,
     component_segments,
     id_map,
@@ -127,7 +127,7 @@ class RegionExports:
             return self.regions(**options)
         if options:
             raise ValueError(f"segments are given, and options of regions: {', '.join(options)}; give one of the two")
-        check_sizes(segments, (self.labels.shape[0], self.labels.shape[1]))
+        check_segment_sizes(segments, (self.labels.shape[0], self.labels.shape[1]))
         return segments
 
     def to_polygons(

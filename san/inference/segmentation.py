@@ -22,7 +22,7 @@ from PIL import Image
 from san.evaluation.predictions import default_image_id, rle_entries
 from san.inference.evidence import Evidence, ProposedMask
 from san.inference.exports import RegionExports
-from san.inference.segments import ImageSegment, check_sizes, id_map
+from san.inference.segments import ImageSegment, check_segment_sizes, id_map
 from san.io.errors import brief_repr, printable
 from san.io.files import FORMATS, write_text, write_together
 from san.model.san import MaskProposals
@@ -224,7 +224,7 @@ class Segmentation(RegionExports):
         All classes are listed in the order of the vocabulary, also those without a pixel (confidence None).
         `file_name` and `image_id` as in `to_coco_rle`. With `segments` they are listed, too, without their masks.
         """
-        check_sizes(segments or (), self.image.shape[:2])
+        check_segment_sizes(segments or (), self.image.shape[:2])
         scores = self.confidences() if self.best_scores is not None else {}
         num_free = len(self.vocabulary.free)
         classes = [

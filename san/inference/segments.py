@@ -156,7 +156,7 @@ def check_source(source: str, *, has_evidence: bool) -> None:
         )
 
 
-def check_sizes(segments: Iterable[Region], size: tuple[int, int]) -> None:
+def check_segment_sizes(segments: Iterable[Region], size: tuple[int, int]) -> None:
     """Raise unless segments are of images of a size (H, W).
 
     Raises:
@@ -174,9 +174,9 @@ def id_map(segments: Sequence[Region], size: tuple[int, int]) -> npt.NDArray[np.
     """Return (H, W) ids 1, 2, ... of segments in their order; 0 for pixels of none.
 
     Raises:
-        ValueError: see `check_sizes`.
+        ValueError: see `check_segment_sizes`.
     """
-    check_sizes(segments, size)
+    check_segment_sizes(segments, size)
     ids = np.zeros(size, np.int32)
     for number, each in enumerate(segments, start=1):
         left, top, width, height = each.box
