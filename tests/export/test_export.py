@@ -227,6 +227,7 @@ def test_unknown_forms(predictor: Predictor, tmp_path: Path) -> None:
 
 
 def test_a_bank_of_examples_is_refused(predictor: Predictor, tmp_path: Path) -> None:
+    need_onnx()
     classifier = predictor.model.text_classifier
     vector = classifier.embedder.probe(classifier).cpu().numpy()
     width, numbers = len(vector), vector.astype("<f4").tobytes()

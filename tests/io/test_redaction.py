@@ -194,6 +194,7 @@ def redacted(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 
 def test_the_terminal(planted: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Output of other packages: iopath's log and bar, a stack trace."""
+    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)  # torchmetrics 1.4.0 replaces it when it is imported
     with redacted(capsys, monkeypatch):
         print("on stdout", TOKEN)
         with tqdm(total=2, desc=f"x.pth?token=abcdef&t={TOKEN}") as bar:
