@@ -214,7 +214,8 @@ def fits(model: SANModel, content: Mapping[str, Any]) -> bool:
     """
     wanted: dict[str, Tensor] = model.state_dict()
     found = _under_names_of(wanted, content["model"], "")
-    trained = {name: value for name, value in wanted.items() if name not in frozen_names(model, content)}
+    frozen = frozen_names(model, content)
+    trained = {name: value for name, value in wanted.items() if name not in frozen}
     return not tensor_mismatches(found, wanted) or not tensor_mismatches(found, trained)
 
 

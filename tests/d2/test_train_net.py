@@ -90,13 +90,21 @@ def summary(folder: Path) -> dict[str, float]:
 
 
 LAUNCHERS: dict[str, Callable[..., Done]] = {
-    "launch": lambda folder, *arguments: start(*arguments),
+    "launch": start_forked,
+    "launch, spawned": lambda folder, *arguments: start(*arguments),
     "as torchrun": start_as_torchrun,
     "torchrun": lambda folder, *arguments: start(*arguments, launcher=TORCHRUN),
 }
 
 
-@pytest.mark.parametrize("launcher", ["launch", "as torchrun", pytest.param("torchrun", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        "launch",
+        "as torchrun",
+        *(pytest.param(launcher, marks=pytest.mark.slow) for launcher in ("launch, spawned", "torchrun")),
+    ],
+)
 def test_two_processes_do_what_one_does(launcher: str, config_file: str, reference: Path, tmp_path: Path) -> None:
     code, output = LAUNCHERS[launcher](
         tmp_path, "--config-file", config_file, *(() if "torchrun" in launcher else LAUNCH), "MODEL.DEVICE", "cpu",
