@@ -150,9 +150,9 @@ def find_instances(
     queries = torch.tensor(sorted(pairs), dtype=torch.int64, device=view.class_logits.device)
     for query, mask_probs in zip(sorted(pairs), _mask_probs(view, queries, shrink), strict=True):
         for mask in _parts_of(mask_probs > 0.5, connected):
-            sureness = float(mask_probs[mask].mean(dtype=np.float64))
+            mask_score = float(mask_probs[mask].mean(dtype=np.float64))
             for place in pairs[query]:
-                yield Instance(classes[place], float(probs[query, place]) * sureness, mask)
+                yield Instance(classes[place], float(probs[query, place]) * mask_score, mask)
 
 
 def _rows(num_values: int, width: int, shrink: int) -> int:

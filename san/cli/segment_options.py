@@ -119,7 +119,8 @@ def merging_of(args: argparse.Namespace) -> PanopticOptions | None:
 
 def segment_settings(args: argparse.Namespace) -> dict[str, Any]:
     """Return the options on which segments depend, to compare with those of another job; none without --things."""
-    return {} if args.things is None else {"segments": args.segments, **(segment_arguments(args) or {})}
+    found = segment_arguments(args) or {}
+    return {"segments" if name == "source" else name: value for name, value in found.items()}
 
 
 def _option(name: str) -> str:

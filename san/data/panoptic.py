@@ -9,7 +9,7 @@ Legend: (H, W) image, S segments, V values of a target map.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from io import BytesIO
@@ -136,6 +136,16 @@ def describe_segments(ids: Array, categories: Mapping[int, int]) -> list[dict[st
     return segments
 
 
+def describe_categories(
+    category_ids: Iterable[int], names: Sequence[str], things: Collection[str]
+) -> list[dict[str, Any]]:
+    """Return `categories` of the JSON file: an id per class, and which names are things."""
+    return [
+        {"id": number, "name": name, "isthing": int(name in things)}
+        for number, name in zip(category_ids, names, strict=True)
+    ]
+
+
 def format_panoptic_file(
     annotations: Sequence[tuple[str, tuple[int, int], Sequence[Mapping[str, Any]]]],
     names: Sequence[str],
@@ -156,7 +166,7 @@ def format_panoptic_file(
         {"image_id": number, "file_name": f"{stem}.png", "segments_info": [*segments]}
         for number, (stem, _, segments) in enumerate(annotations, start=1)
     ]
-    categories = [{"id": index, "name": name, "isthing": int(name in things)} for index, name in enumerate(names)]
+    categories = describe_categories(range(len(names)), names, things)
     return json.dumps({"images": images, "annotations": found, "categories": categories}, ensure_ascii=False) + "\n"
 
 
@@ -205,12 +215,12 @@ def pair_panoptic(
             pairs.append({"file_name": pair["file_name"], "pan_seg_file_name": label, "segments_info": found})
     if not pairs:
         raise FileNotFoundError(f"no image in {image_dir} is in {file}; {remedy}")
-    lonely = {*files.images_without_label, *unlisted}
-    partners |= {Path(each).relative_to(image_dir).as_posix().removesuffix(f".{image_ext}") for each in lonely}
+    unpaired = {*files.images_without_label, *unlisted}
+    partners |= {Path(each).relative_to(image_dir).as_posix().removesuffix(f".{image_ext}") for each in unpaired}
     missing = {str(label_dir / f"{stem}.{label_ext}") for stem in segments.keys() - partners}
     return Pairing(
         pairs=tuple(pairs),
-        images_without_label=tuple(sorted(lonely)),
+        images_without_label=tuple(sorted(unpaired)),
         labels_without_image=tuple(sorted({*files.labels_without_image, *missing})),
         duplicates=files.duplicates,
         skipped=files.skipped,

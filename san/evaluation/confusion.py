@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -78,3 +79,26 @@ class ConfusionMatrix:
             counted = values[~ignored]
             if counted.size and (counted.min() < 0 or counted.max() >= self.num_classes):
                 check_label_values(np.unique(counted), self.num_classes, ignore_label, source=source)
+
+
+def add_counts(own: Mapping[str, npt.NDArray[Any]], more: Mapping[str, npt.NDArray[Any]], complaint: str) -> None:
+    """Add another worker's counts to arrays, in place.
+
+    Args:
+        own: the arrays by name.
+        more: what is added to each.
+        complaint: what is wrong with counts that do not fit, for the message.
+
+    Raises:
+        ValueError: a name, type or shape differs, or a count is negative; nothing is added in that case.
+    """
+    for name, values in own.items():
+        found = more.get(name)
+        if (
+            not isinstance(found, np.ndarray)
+            or (found.dtype, found.shape) != (values.dtype, values.shape)
+            or not (found >= 0).all()  # NaN is not
+        ):
+            raise ValueError(f"the counts {name!r} {complaint}")
+    for name, values in own.items():
+        values += more[name]

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from san.evaluation.confusion import ConfusionMatrix
+from san.evaluation.confusion import ConfusionMatrix, add_counts
 from san.postprocess import Geometry, View, mask_bands, semantic_labels
 from san.torch_defaults import torch_defaults
 from san.vocabulary.label_sets import check_label_values
@@ -102,17 +102,7 @@ class OracleCounts:
         Raises:
             ValueError: a name, type or shape differs, or a count is negative; nothing is added in that case.
         """
-        own = self.counts
-        for name, values in own.items():
-            found = counts.get(name)
-            if (
-                not isinstance(found, np.ndarray)
-                or (found.dtype, found.shape) != (values.dtype, values.shape)
-                or (found < 0).any()
-            ):
-                raise ValueError(f"the counts {name!r} of an error analysis are none of {len(self.segments)} classes")
-        for name, values in own.items():
-            values += counts[name]
+        add_counts(self.counts, counts, f"of an error analysis are none of {len(self.segments)} classes")
 
     @torch.no_grad()
     @torch_defaults()

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from san.evaluation.confusion import add_counts
 from san.io.errors import brief_repr
 
 _STEPS = 2**30
@@ -60,17 +61,7 @@ class PanopticCounts:
         Raises:
             ValueError: a name, type or shape differs, or a count is negative; nothing is added in that case.
         """
-        own = self.arrays
-        for name, values in own.items():
-            found = arrays.get(name)
-            if (
-                not isinstance(found, np.ndarray)
-                or (found.dtype, found.shape) != (values.dtype, values.shape)
-                or not (found >= 0).all()  # NaN is not
-            ):
-                raise ValueError(f"the counts {name!r} of segments are none of {len(self.found)} classes")
-        for name, values in own.items():
-            values += arrays[name]
+        add_counts(self.arrays, arrays, f"of segments are none of {len(self.found)} classes")
 
     def update(self, prediction: Segments, truth: Segments, *, file_name: str = "the image") -> None:
         """Count one image.

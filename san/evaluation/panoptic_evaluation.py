@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from san.data.panoptic import id_image
+from san.data.panoptic import describe_categories, describe_segments, id_image
 from san.evaluation.instances import InstanceMatches, missing_package
 from san.evaluation.oracle import Proposals
 from san.evaluation.panoptic import PanopticCounts, Segments, panoptic_metrics
@@ -115,11 +115,8 @@ class PanopticEvaluation:
         """
         path.parent.mkdir(parents=True, exist_ok=True)
         id_image(found.ids).save(path)
-        areas = np.bincount(found.ids.ravel(), minlength=len(found.labels) + 1)[1:].tolist()
-        segments = [
-            {"id": number, "category_id": self.category_ids[label], "area": area, "iscrowd": 0}
-            for number, (label, area) in enumerate(zip(found.labels.tolist(), areas, strict=True), start=1)
-        ]
+        category_of = {number: self.category_ids[label] for number, label in enumerate(found.labels.tolist(), start=1)}
+        segments = describe_segments(found.ids, category_of)
         height, width = found.ids.shape
         self.written.append(
             {
@@ -142,10 +139,7 @@ class PanopticEvaluation:
         content = {
             "images": [each["image"] for each in entries],
             "annotations": [each["annotation"] for each in entries],
-            "categories": [
-                {"id": number, "name": name, "isthing": int(index in self.things)}
-                for index, (number, name) in enumerate(zip(self.category_ids, self.names, strict=True))
-            ],
+            "categories": describe_categories(self.category_ids, self.names, self.groups["things"]),
         }
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(content))

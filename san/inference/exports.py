@@ -116,8 +116,9 @@ class RegionExports:
             found = component_segments(self.labels, self.best_scores, self.vocabulary, options)
         else:
             assert self.evidence is not None
-            thresholds = {"object_threshold": object_threshold, "overlap_threshold": overlap_threshold}
-            merging = merging_options(connected=source == "connected", **thresholds)
+            merging = merging_options(
+                connected=source == "connected", object_threshold=object_threshold, overlap_threshold=overlap_threshold
+            )
             found = query_segments(self.evidence, self.vocabulary, merging, options)
         return found.segments(self.vocabulary)
 

@@ -228,7 +228,7 @@ def thing_indices(things: str | Iterable[str] | None, names: Sequence[str]) -> t
         ValueError: a thing is none of the names, the text has none, or the label set has no thing among them.
     """
     if isinstance(things, str) and things.strip() in LABEL_SETS:
-        known = things_of(things.strip())
+        known = load_label_set(things.strip()).things
         if not known:
             raise ValueError(f"the label set {things.strip()} does not distinguish things; give their names")
         keys = {text_key(name) for name in names}
@@ -244,17 +244,10 @@ def thing_indices(things: str | Iterable[str] | None, names: Sequence[str]) -> t
     if things is not None:
         return class_indices(split_text(things) if isinstance(things, str) else things, names)
     for label_set in LABEL_SETS:
-        known = things_of(label_set)
-        if known and load_label_set(label_set).classes == tuple(names):
-            return class_indices(known, names)
+        found_set = load_label_set(label_set)
+        if found_set.things and found_set.classes == tuple(names):
+            return class_indices(found_set.things, names)
     return tuple(range(len(names)))
-
-
-def things_of(label_set: str) -> tuple[str, ...]:
-    """Return the classes of a label set that are things; none if it does not distinguish them."""
-    found = load_label_set(label_set)
-    known: tuple[str, ...] = getattr(found, "things", ()) or found.classes[: found.num_thing_classes or 0]
-    return known
 
 
 def _classes(

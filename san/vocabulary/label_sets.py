@@ -43,9 +43,8 @@ class LabelSet:
         raw_values: value of each class in the downloaded annotation; every other value becomes `ignore_label`.
         raw_values_are: place of those values in the download.
         things: names of the classes that are things, each instance of which is a segment, in the order of the
-            download's instance numbers; the others are stuff. () for a semantic set.
+            download's instance numbers; the others are stuff. () if the benchmark does not distinguish them.
         official_names: name in the download -> name in `classes`, where the download's is no plain word.
-        num_thing_classes: number of thing classes, which come first; None if the benchmark does not distinguish them.
         category_ids: COCO's category ids, used in prediction files instead of class indices; None for other sets.
         official_numbers: PASCAL Context's 1-based numbers of the 59 classes, in a different order; None for other sets.
         absent_in_val: classes without a pixel in the validation images.
@@ -61,7 +60,6 @@ class LabelSet:
     raw_values_are: str
     things: tuple[str, ...] = ()
     official_names: Mapping[str, str] = field(default_factory=dict)
-    num_thing_classes: int | None = None
     category_ids: tuple[int, ...] | None = None
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     official_numbers: tuple[int, ...] | None = None

@@ -48,11 +48,6 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(predict, "load_segmenter", lambda args: pytest.fail("the model was loaded"))
 
 
-@pytest.fixture(scope="module")
-def predictor() -> Predictor:
-    return Predictor.from_pretrained("shapes")
-
-
 @pytest.fixture
 def loaded(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
     """The model is loaded once for all tests."""

@@ -27,11 +27,6 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def predictor() -> Predictor:
-    return Predictor.from_pretrained("shapes")
-
-
 @pytest.fixture(autouse=True)
 def loaded(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
     """The model is loaded once for all tests."""

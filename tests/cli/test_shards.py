@@ -39,11 +39,6 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def predictor() -> Predictor:
-    return Predictor.from_pretrained("shapes")
-
-
 @pytest.fixture(autouse=True)
 def loaded(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The model is loaded once for all tests; returns a list that gets an entry for each use."""

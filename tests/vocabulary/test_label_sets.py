@@ -49,7 +49,7 @@ def test_label_set_is_the_published_one(name: str, folder: Path) -> None:
     assert labels.ignore_label not in range(labels.num_classes)
     ids = next(facts[key] for key in ("raw_values", "original_ids", "ids") if key in facts)
     assert list(labels.raw_values) == ids
-    assert labels.num_thing_classes == facts.get("num_thing_classes")
+    assert labels.things[: facts.get("num_thing_classes", 0)] == labels.classes[: facts.get("num_thing_classes", 0)]
     assert list(labels.absent_in_val) == facts.get("val_absent_indices", [])
     assert labels.official_numbers == (tuple(facts["official_59_numbers"]) if "official_59_numbers" in facts else None)
     if name == "coco_stuff_171":
@@ -117,7 +117,9 @@ def test_classes_and_raw_values(name: str, index: int, text: str, raw_value: int
 
 def test_what_only_some_sets_have() -> None:
     coco = load_label_set("coco_stuff_171")
-    assert coco.num_thing_classes == 80
+    assert coco.things == coco.classes[:80]
+    semantic = {name for name in LABEL_SETS if not load_label_set(name).things}
+    assert semantic == {"voc_20", "pascal_context_59", "pascal_context_459", "ade20k_847"}
     assert coco.category_ids == tuple(value + 1 for value in coco.raw_values)
     assert len(load_label_set("pascal_context_459").absent_in_val) == 459 - 345
     assert sorted(load_label_set("pascal_context_59").official_numbers or ()) == list(range(1, 60))
@@ -151,7 +153,7 @@ def test_ade_s_instance_classes() -> None:
     }  # fmt: skip
     stuff = {name.split(",")[0] for name in labels.classes} - {name.split(",")[0] for name in labels.things}
     assert {"wall", "base", "grandstand", "tower", "crt screen", "pier", "blanket", "tank", "cradle"} <= stuff
-    assert len(stuff) == 50 and load_label_set("coco_stuff_171").things == ()
+    assert len(stuff) == 50
 
 
 def test_unknown_label_set_names_the_nearest() -> None:
