@@ -112,7 +112,7 @@ class LearntClasses:
         """Write the file, whole or not at all; folders are created.
 
         Raises:
-            ValueError: see `check_target`.
+            ValueError: see `check_target`; or the file would be larger than is read.
             OSError: it cannot be written.
         """
         import numpy as np
@@ -133,9 +133,16 @@ class LearntClasses:
             note |= {"version": BANK_VERSION, "bank": json.dumps(asdict(self.bank.options))}
             whitening = np.frombuffer(self.bank.whitening, "<f4").reshape(-1, self.probe.size)
             tensors |= {"bank_mean": np.frombuffer(self.bank.mean, "<f4"), "bank_whitening": whitening}
+        content = save({name: np.ascontiguousarray(each) for name, each in tensors.items()}, note)
+        header = int.from_bytes(content[:8], "little")
+        if len(content) > _MAX_BYTES or header > _MAX_HEADER:
+            raise ValueError(
+                f"the vocabulary file {path} would have {len(content):,} bytes, {header:,} of them names and prompts, "
+                f"but at most {_MAX_BYTES:,} and {_MAX_HEADER:,} are read; use fewer examples or classes"
+            )
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as partial:
-            partial.write_bytes(save({name: np.ascontiguousarray(each) for name, each in tensors.items()}, note))
+            partial.write_bytes(content)
 
 
 def read_learnt_classes(path: str | Path) -> LearntClasses:

@@ -167,6 +167,18 @@ def test_an_older_file_stays_if_writing_fails(path, learnt, monkeypatch):
     assert path.read_bytes() == before and [*path.parent.iterdir()] == [path]
 
 
+@pytest.mark.parametrize("limit", ["_MAX_BYTES", "_MAX_HEADER"])
+def test_a_file_that_would_not_be_read_is_not_written(limit, path, learnt, monkeypatch):
+    before = path.read_bytes()
+    monkeypatch.setattr(f"san.vocabulary.vocabulary_file.{limit}", 100)
+    with pytest.raises(ValueError, match="at most .*100.* are read; use fewer examples or classes"):
+        learnt.save(path)
+    assert path.read_bytes() == before
+    monkeypatch.undo()
+    learnt.save(path)
+    assert read_learnt_classes(path).classes == learnt.classes
+
+
 def test_classes_of_a_data_set_are_replaced_by_name(learnt):
     mug, wall = learnt.classes[0], ClassText("wall")
     assert with_learnt(["My  MUG", wall, "sign"], learnt.classes) == (mug, wall, "sign")
