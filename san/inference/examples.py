@@ -220,8 +220,9 @@ def example_embedding(encoded: EncodedImage, example: ClassExample) -> Tensor:
     wanted = torch.from_numpy(example.target(*encoded.pixels.shape[:2])).to(masks.device).float()
     if example.box is None:
         iou = _soft_iou(masks.flatten(1), wanted.flatten())
-    else:  # things rarely fill their box: compare where rows and columns begin and end
+    else:  # things rarely fill their box: compare where rows and columns begin and end, and how much lies in the box
         iou = _soft_iou(masks.amax(2), wanted.amax(1)) * _soft_iou(masks.amax(1), wanted.amax(0))
+        iou = iou * (masks * wanted).sum((1, 2)) / masks.sum((1, 2))
     best = int(iou.argmax())
     if iou[best] < _POOR_MATCH:
         logger.warning(

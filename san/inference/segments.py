@@ -23,7 +23,7 @@ SegmentOrigin = Literal["components", "queries", "connected"]
 components of these masks."""
 
 SEMANTIC = PanopticOptions(object_threshold=0.2, connected=True)
-"""For models that were trained on semantic labels: measured on shapes (docs/panoptic.md#semantic)."""
+"""For models that were trained on semantic labels; docs/panoptic.md#semantic says how they were chosen."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -338,6 +338,7 @@ _SHAPES = SANConfig(
         supervised_blocks=(4, 5),
     ),
     head=HeadConfig(embed_channels=64, mlp_channels=96),
+    mask_head=PartConfig("fine"),
     attn_bias=AttnBiasConfig(num_heads=4),
 )
 VARIANTS = {"vit_b16": SANConfig(), "vit_l14_336": _VIT_L14_336, "shapes": _SHAPES, "tiny": _TINY}

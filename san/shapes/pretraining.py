@@ -2,13 +2,14 @@
 
 Legend: N pictures, M captions, F facts (`FACTS`), S picture size, (h, w) CLIP grid.
 Pictures are rendered at half the scenes' size, as SAN's CLIP sees a scene at an input scale of 0.5. Training gets no
-masks: a picture has the set of its facts, a caption the set of facts that it states.
+outlines: a picture has the set of its facts, a caption the set of facts that it states.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,12 +60,17 @@ def _chunks(scenes: Sequence[Scene], size: int) -> NDArray[np.uint8]:
     return np.concatenate([render(scenes[i : i + 256], size)[0] for i in range(0, len(scenes), 256)])
 
 
+def fact_table(names: Sequence[Sequence[str]]) -> NDArray[np.bool_]:
+    """Return the facts that are true of pictures with these names, (N, F)."""
+    found = np.zeros((len(names), len(FACTS)), dtype=bool)
+    for row, own in zip(found, names, strict=True):
+        row[[_FACT_INDEX[fact] for fact in facts(own)]] = True
+    return found
+
+
 def _bank(images: NDArray[np.uint8], scenes: Sequence[Scene]) -> Bank:
     names = tuple(scene.names for scene in scenes)
-    holds = np.zeros((len(scenes), len(FACTS)), dtype=bool)
-    for row, found in zip(holds, names, strict=True):
-        row[[_FACT_INDEX[fact] for fact in facts(found)]] = True
-    return Bank(images, names, holds)
+    return Bank(images, names, fact_table(names))
 
 
 def picture_bank(seed: int, count: int, style: SceneStyle, size: int = PICTURE_SIZE) -> Bank:
@@ -126,12 +132,16 @@ def true_pairs(holds: NDArray[np.bool_], captions: Sequence[Caption]) -> NDArray
     return pairs
 
 
-def turned(rng: np.random.Generator, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Rotate a batch by a random multiple of 90 degrees and randomly mirror it; names do not depend on either."""
-    images = np.rot90(images, int(rng.integers(4)), (1, 2))
-    if rng.random() < 0.5:
-        images = images[:, :, ::-1]
-    return np.ascontiguousarray(images)
+def turned(rng: np.random.Generator, *batches: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+    """Rotate pictures by a random multiple of 90 degrees and randomly mirror them; names do not depend on either.
+
+    Args:
+        rng: the only source of randomness.
+        batches: pictures (N, S, S, 3) and maps of them (N, G, G, any), which are turned the same way.
+    """
+    turns, mirrored = int(rng.integers(4)), rng.random() < 0.5
+    rotated = [np.rot90(batch, turns, (1, 2)) for batch in batches]
+    return tuple(np.ascontiguousarray(batch[:, :, ::-1] if mirrored else batch) for batch in rotated)
 
 
 def zero_shot(

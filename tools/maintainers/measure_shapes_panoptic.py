@@ -1,4 +1,4 @@
-"""Measures the panoptic quality of a semantic checkpoint on the shapes world (docs/label.md#panoptic).
+"""Measures the panoptic quality of a checkpoint on the shapes world (docs/label.md#panoptic).
 
     python tools/maintainers/measure_shapes_panoptic.py --out /tmp/shapes_panoptic
 
