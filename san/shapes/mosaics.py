@@ -24,8 +24,12 @@ MAX_REGIONS = 5
 _BARE = SceneStyle(num_things=(0, 0))
 _BARE_SHARE = 0.2
 """Probability that a picture of a mosaic without inserts shows a ground alone."""
-_SPARSE_SHARE = 0.3
-"""Probability that a region has only some of its patches, as a mask with gaps."""
+_SPARSE_SHARE, _KEPT = 0.3, (0.4, 0.9)
+"""Probability that a region has only some of its patches, as a mask with gaps, and the share of these."""
+_INSERTS_SHARE, _INSERT_RADIUS = 0.5, (1.0, 1.5)
+"""Probability that the pictures are discs on a ground, and their radii as a share of their thing's."""
+_THING_REACH, _GROUND_REACH = (14.0, 60.0), (20.0, 90.0)
+"""Distances in scene pixels from a picture's centre within which its patches are of the region."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,7 @@ def draw_mosaic(rng: np.random.Generator) -> Mosaic:
     """Draw a mosaic: in half of them pictures share the area, in half they are discs around things on a bare ground."""
     count = int(rng.integers(2, MAX_REGIONS))  # one less than MAX_REGIONS, for the ground of discs
     things = draw_scene(rng, THINGS, SceneStyle(num_things=(count, count))).things
-    inserts = bool(rng.random() < 0.5)
+    inserts = bool(rng.random() < _INSERTS_SHARE)
     pictures = []
     for thing in things:
         bare = draw_scene(rng, THINGS, _BARE)
@@ -89,7 +93,7 @@ def draw_mosaic(rng: np.random.Generator) -> Mosaic:
     centres = np.array([thing.centre for thing in things])
     if not inserts:
         return Mosaic(tuple(pictures), centres, None)
-    radii = np.array([max(thing.radius) for thing in things]) * rng.uniform(1.0, 1.5, size=count)
+    radii = np.array([max(thing.radius) for thing in things]) * rng.uniform(*_INSERT_RADIUS, size=count)
     return Mosaic((*pictures, draw_scene(rng, THINGS, _BARE)), centres, radii)
 
 
@@ -124,7 +128,7 @@ def _regions(
 ) -> list[tuple[str, NDArray[np.bool_]]]:
     """Return the name and the patches (G, G) of each picture that is seen; of the patches, those near its centre.
 
-    How near is drawn, since the size of the thing is not known.
+    How near is drawn, whatever the size of the thing.
     """
     step = len(owners) // grid
     distances = mosaic.distances(grid)
@@ -132,9 +136,9 @@ def _regions(
     for number, picture in enumerate(mosaic.pictures):
         patches = (owners == number).reshape(grid, step, grid, step).mean(axis=(1, 3)) >= 0.5
         if number < len(distances):
-            patches &= distances[number] <= (rng.uniform(14, 60) if picture.things else rng.uniform(20, 90))
+            patches &= distances[number] <= rng.uniform(*(_THING_REACH if picture.things else _GROUND_REACH))
         if rng.random() < _SPARSE_SHARE:
-            fewer = patches & (rng.random(patches.shape) < rng.uniform(0.4, 0.9))
+            fewer = patches & (rng.random(patches.shape) < rng.uniform(*_KEPT))
             patches = fewer if fewer.any() else patches
         if patches.any():
             found.append((picture.names[0], patches))
