@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ import torch
 
 from san.cli.main import main
 from san.hub import SHAPES_CHECKPOINT, load_pretrained
-from san.model.parts import MASK_HEADS
+from san.model.parts import describe_parts
 from tests.faults.test_full_disk import mount
 
 
@@ -23,7 +22,7 @@ def test_a_checkpoint_becomes_a_folder(repo: Path, tmp_path: Path, capsys: pytes
     assert "4.9 MB" in capsys.readouterr().out
     ours, theirs = load_pretrained(tmp_path / "model"), load_pretrained("shapes")
     torch.testing.assert_close(dict(ours.state_dict()), dict(theirs.state_dict()), atol=1e-3, rtol=1e-3)
-    assert ours.config == replace(theirs.config, mask_head=MASK_HEADS.described(theirs.config.mask_head))
+    assert ours.config == describe_parts(theirs.config)
     assert main(["convert", *command]) == 1
     assert "exists; remove it" in capsys.readouterr().err
 

@@ -71,8 +71,8 @@ def test_examples_of_novel_things_improve_on_their_words(shapes, learnt, example
     words = miou_of_novel(shapes, Vocabulary(CLASSES))
     alone = learn_classes(shapes, CLASSES, examples, word_share=0.0)
     assert words > 85
-    assert miou_of_novel(shapes, Vocabulary(learnt.classes)) > words + 0.3
-    assert miou_of_novel(shapes, Vocabulary(alone.classes)) > words + 1
+    assert miou_of_novel(shapes, Vocabulary(learnt.classes)) > words + 0.8
+    assert miou_of_novel(shapes, Vocabulary(alone.classes)) > words + 2
 
 
 def test_only_classes_with_examples_change(shapes, learnt, pictures):
@@ -268,8 +268,8 @@ def test_without_a_bank_scores_are_those_of_the_vectors_bit_for_bit(shapes, lear
         assert torch.equal(shapes.evidence(encoded, classes).class_logits, plain[0])
     mixed = shapes.evidence(encoded, banked.classes).class_logits.softmax(-1)
     has = torch.tensor([*(count > 0 for count in banked.counts().values()), False])
-    change = (mixed - plain[0].softmax(-1)).abs().amax(0)
-    assert change[~has].max() < 1e-6 < 1e-3 < change[has].max()  # others and "no object" are the same
+    ratio = mixed / plain[0].softmax(-1)
+    assert torch.equal((ratio - 1).abs().amax(0) > 1e-3, has)  # others and "no object" are the same
     torch.testing.assert_close(mixed.sum(1), torch.ones(len(mixed)))
 
 

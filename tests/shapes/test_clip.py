@@ -219,8 +219,9 @@ def test_a_region_of_a_mosaic_is_recognised_as_in_san() -> None:
     bank = mosaic_bank(3, 4, 64, 8)
     state = clip_state_to_own(model.state_dict(), 3)
     shallow, deep = ShallowClip(arch, 3), DeepClip(arch, 3)
-    for name, tower in (("shallow_clip", shallow), ("deep_clip", deep)):
-        tower.load_state_dict({k.removeprefix(f"{name}."): v for k, v in state.items() if k.startswith(f"{name}.")})
+    part = load_tool(TOOL.with_name("check_shapes_clip.py")).part
+    shallow.load_state_dict(part(state, "shallow_clip"))
+    deep.load_state_dict(part(state, "deep_clip"))
     with torch.no_grad():
         embed = F.normalize(towers.mosaics(bank.images, bank.regions), dim=-1)
         plain = F.normalize(towers.images(bank.images, fast=False), dim=-1)

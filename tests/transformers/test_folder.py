@@ -23,7 +23,7 @@ from san.hub import SHAPES_CHECKPOINT, load_pretrained
 from san.inference.predictor import Predictor
 from san.model.build import build_san
 from san.model.config import variant
-from san.model.parts import MASK_HEADS
+from san.model.parts import describe_parts
 from san.registry import PartConfig
 from san.shapes.render import render
 from san.shapes.world import scene_at
@@ -164,7 +164,7 @@ def test_a_round_trip_keeps_every_bit(loaded: tuple[Any, Any], folder: Path, tmp
 def test_san_reads_the_folder(folder: Path) -> None:
     ours, theirs = load_pretrained(folder), load_pretrained("shapes")
     torch.testing.assert_close(dict(ours.state_dict()), dict(theirs.state_dict()), atol=0, rtol=0)
-    assert ours.config == replace(theirs.config, mask_head=MASK_HEADS.described(theirs.config.mask_head))
+    assert ours.config == describe_parts(theirs.config)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
